@@ -1,0 +1,103 @@
+"""The token grid, its blocks and the forwards each block may take.
+
+Shapes: B rows, L canvas, N blocks of a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Right-padded rows, so that the position of a token is its column.
+
+    Blanks are the positions that held the mask id at the start; everything else is given and
+    never changes. Blocks of `block_length` positions are counted from a row's first blank.
+    """
+
+    tokens: Tensor  # int64 [B, L]
+    blank: Tensor  # bool [B, L]
+    start: Tensor  # int64 [B], first blank
+    stop: Tensor  # int64 [B], one past the last blank
+    budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
+    row: Tensor  # int64 [B], index of the prompt this row belongs to
+    row_key: Tensor  # int64 [B], keys the noise of the row
+
+    def select(self, index: Tensor, length: int) -> "Canvas":
+        """The rows `index`, with only the first `length` columns."""
+        kept = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        kept["tokens"] = kept["tokens"][:, :length]
+        kept["blank"] = kept["blank"][:, :length]
+        return Canvas(**kept)
+
+
+def build(
+    rows: Sequence[Sequence[int]],
+    *,
+    mask_id: int,
+    pad_id: int,
+    block_length: int,
+    steps: int | None,
+    row_keys: Sequence[int],
+    device: torch.device,
+) -> Canvas:
+    """Lay out rows of ids, each with at least one mask.
+
+    Args:
+        rows: token ids, the mask id wherever a token is to be decoded.
+        mask_id: id that marks a blank.
+        pad_id: id behind the end of shorter rows.
+        block_length: positions, at least 1.
+        steps: forwards budget of each row, shared evenly by its blocks; None for no limit.
+        row_keys: one 64-bit int for each row.
+        device: where the canvas lives.
+    """
+    width = max(map(len, rows))
+    padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.int64)
+    inside = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+    blank = (tokens == mask_id) & inside
+    start = blank.int().argmax(-1)
+    stop = width - blank.flip(-1).int().argmax(-1)
+    budget = forwards_per_block(blank, start, block_length, steps)
+    keys = torch.tensor([wrap(key) for key in row_keys], dtype=torch.int64)
+    index = torch.arange(len(rows))
+    parts = (tokens, blank, start, stop, budget, index, keys)
+    return Canvas(*(part.to(device) for part in parts))
+
+
+def wrap(key: int) -> int:
+    """An int in [-2^63, 2^64) as the int64 with the same 64 bits."""
+    return key - (1 << 64) if key >= 1 << 63 else key
+
+
+def forwards_per_block(
+    blank: Tensor, start: Tensor, block_length: int, steps: int | None
+) -> Tensor:
+    """Share `steps` evenly among the blocks of each row that have blanks, earlier ones first.
+
+    A block with blanks takes one forward at least, so fewer `steps` than blocks means one each.
+
+    Args:
+        blank: bool [B, L].
+        start: int64 [B], where block 0 of each row begins.
+        block_length: positions.
+        steps: forwards of a row; None gives 0 everywhere, which stands for no limit.
+
+    Returns:
+        int64 [B, N].
+    """
+    block = (torch.arange(blank.shape[1]) - start[:, None]).div(block_length, rounding_mode="floor")
+    count = int(block.max()) + 1
+    blanks = torch.zeros(blank.shape[0], count, dtype=torch.int64)
+    blanks.scatter_add_(1, block.clamp(min=0), blank.long())
+    if steps is None:
+        return torch.zeros_like(blanks)
+    open_blocks = blanks > 0
+    ordinal = open_blocks.cumsum(-1) - 1
+    total = open_blocks.sum(-1, keepdim=True)
+    share = steps // total + (ordinal < steps % total)
+    return torch.where(open_blocks, share.clamp(min=1), 0)

@@ -1,0 +1,244 @@
+"""Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dlm.canvas import build
+from dlm.models.model import Model
+from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts
+from dlm.runtime import Step, denoise
+from dlm.settings import Settings
+from dlm.trajectory import Trajectory, collect
+from dlm.types import AnyDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished batch, row by row in the order of the prompts."""
+
+    tokens: list[list[int]]  # the generated span
+    texts: list[str] | None  # up to the first stop token; None without a tokenizer
+    forwards: list[int]  # NFE
+    query_tokens: list[int]  # positions forwarded, guidance counted twice, padding not at all
+    trajectory: list[Trajectory] | None = None
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Positions of the generated spans over forwards, both summed over rows."""
+        return sum(map(len, self.tokens)) / sum(self.forwards)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One row right after one forward."""
+
+    forward: int  # forwards made
+    tokens: list[int]  # the generated span, masks included
+    text: str | None  # what is final: up to the first mask or stop token
+    committed: list[int]  # span positions this forward committed
+    remasked: list[int]
+    edited: list[int]
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows to decode, and where in each row the span begins and ends that is handed back."""
+
+    rows: list[list[int]]
+    spans: list[tuple[int, int]]
+    settings: Settings
+
+    def steps(self, model: Model) -> Iterator[Step]:
+        """Every forward of the job."""
+        settings, spec = self.settings, model.spec
+        longest = max(map(len, self.rows))
+        if longest > spec.max_length:
+            raise ValueError(
+                f"prompt and generation must fit the model's {spec.max_length} positions, "
+                f"got {longest} tokens"
+            )
+        settings.check_tokens(spec.vocab_size)
+        keys = range(len(self.rows)) if settings.row_keys is None else settings.row_keys
+        if len(keys) != len(self.rows):
+            raise ValueError(
+                f"row_keys must hold one int for each of the {len(self.rows)} prompts, "
+                f"got {len(keys)}"
+            )
+        canvas = build(
+            self.rows,
+            mask_id=spec.mask_id,
+            pad_id=spec.eos_id,
+            block_length=settings.block_length or longest,
+            steps=settings.steps,
+            row_keys=keys,
+            device=model.device,
+        )
+        return denoise(model, canvas, [len(row) for row in self.rows], settings)
+
+
+def generate(  # noqa: PLR0913 (the options users know by these names)
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    decoder: str | AnyDecoder = "low_confidence",
+    decoder_options: Mapping[str, Any] | None = None,
+    gen_length: int = 256,
+    block_length: int | None = 32,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    cfg_scale: float = 0.0,
+    cache: str = "none",
+    seed: int = 0,
+    row_keys: Sequence[int] | None = None,
+    stop_at_eos: bool = True,
+    suppress_tokens: Sequence[int] = (),
+    begin_suppress_tokens: Sequence[int] = (),
+    confidence_eos_eot_inf: bool = False,
+    return_trajectory: bool = False,
+) -> Generation:
+    """Continue every prompt by `gen_length` tokens, decoded block by block.
+
+    A row depends on its prompt, its key and the options alone, never on the rest of the batch.
+
+    Args:
+        model: what `dlm.load` gave.
+        prompts: text (as it stands), token ids, chat messages (through the chat template), or a
+            list of one of those.
+        decoder: name out of `dlm.decoders.DECODERS`, or an instance.
+        decoder_options: hyperparameters for a name.
+        gen_length: tokens to decode, at least 1.
+        block_length: tokens that may be committed at a time, left to right; None for all.
+        steps: forwards budget of a row, shared evenly by its blocks (one each at least); None
+            lets the decoder use as many as it needs.
+        temperature: samples from softmax(logits / temperature); 0 takes the arg max.
+        top_k: samples among the k most likely tokens.
+        top_p: samples among the most likely tokens that hold this much probability.
+        cfg_scale: guided logits are l_u + (cfg_scale + 1) (l_c - l_u), with the prompt masked
+            in l_u; 0 for none.
+        cache: "none".
+        seed: with a row's key, a position and a forward, decides all noise.
+        row_keys: one 64-bit int for each prompt, its index by default.
+        stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
+            with end of text.
+        suppress_tokens: ids never sampled.
+        begin_suppress_tokens: ids never sampled at the first generated position.
+        confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
+            did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
+            name, as documented there, at every temperature).
+        return_trajectory: keep what every forward saw and changed.
+
+    Raises:
+        ValueError: a bad option or prompt, named in the message.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("model", "prompts")}
+    options["decoder_options"] = decoder_options or {}
+    return finish(model, generation_job(model, prompts, Settings(**options)))
+
+
+def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
+    """Continue one prompt, yielding a snapshot after each forward.
+
+    Args:
+        model: what `dlm.load` gave.
+        prompt: one prompt, as in `generate`.
+        **options: as in `generate`.
+
+    Raises:
+        ValueError: as in `generate`, when called; and more than one prompt.
+    """
+    settings = Settings.of(options)
+    job = generation_job(model, prompt, settings)
+    if len(job.rows) != 1:
+        raise ValueError(f"stream takes one prompt, got {len(job.rows)}")
+    return snapshots(model, job)
+
+
+def infill(
+    model: Model, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], **options: Any
+) -> Generation:
+    """Fill blanks anywhere in a text, with what stands on both sides in view.
+
+    Args:
+        model: what `dlm.load` gave.
+        text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
+            ids holding the mask id; or a list of one of those.
+        **options: as in `generate`, without `gen_length`; `stop_at_eos` is off by default, as
+            what follows a blank is given.
+
+    Returns:
+        The whole rows, blanks filled.
+
+    Raises:
+        ValueError: as in `generate`, and a text without a blank.
+    """
+    if "gen_length" in options:
+        raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
+    settings = Settings.of({"stop_at_eos": False, **options})
+    rows = [encode_blanks(model, one) for one in as_list(text)]  # type: ignore[arg-type]
+    return finish(model, Job(rows, [(0, len(row)) for row in rows], settings))
+
+
+def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
+    """Prompts with `gen_length` masks behind each."""
+    encoded = encode_prompts(model, prompts)
+    rows = [[*row, *[model.spec.mask_id] * settings.gen_length] for row in encoded]
+    return Job(rows, [(len(p), len(r)) for p, r in zip(encoded, rows, strict=True)], settings)
+
+
+@torch.inference_mode()
+def finish(model: Model, job: Job) -> Generation:
+    """Run a job to its end."""
+    count = len(job.rows)
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    forwards = [0] * count
+    steps = []
+    for step in job.steps(model):
+        if job.settings.return_trajectory:
+            steps.append(step)
+        over = [line for line, done in enumerate(step.done) if done]
+        for line, row in zip(over, step.before.row[over].tolist(), strict=True):
+            begin, end = job.spans[row]
+            tokens[row] = step.tokens[line, begin:end].tolist()
+            forwards[row] = step.number + 1
+    rows_forwarded = 2 if job.settings.cfg_scale else 1
+    trajectory = None
+    if job.settings.return_trajectory:
+        trajectory = collect(steps, job.spans)
+    return Generation(
+        tokens=tokens,
+        texts=None if model.tokenizer is None else [decode_text(model, row) for row in tokens],
+        forwards=forwards,
+        query_tokens=[
+            rows_forwarded * n * len(row) for n, row in zip(forwards, job.rows, strict=True)
+        ],
+        trajectory=trajectory,
+    )
+
+
+@torch.inference_mode()
+def snapshots(model: Model, job: Job) -> Iterator[Snapshot]:
+    """The forwards of a job of one row, as snapshots."""
+    (begin, end) = job.spans[0]
+    for step in job.steps(model):
+        span = step.tokens[0, begin:end].tolist()
+        final = span.index(model.spec.mask_id) if model.spec.mask_id in span else len(span)
+        masks = (step.decision.commit, step.decision.remask, step.decision.edit)
+        committed, remasked, edited = (
+            [] if mask is None else (step.view.positions[0][mask[0]] - begin).tolist()
+            for mask in masks
+        )
+        yield Snapshot(
+            forward=step.number + 1,
+            tokens=span,
+            text=None if model.tokenizer is None else decode_text(model, span[:final]),
+            committed=committed,
+            remasked=remasked,
+            edited=edited,
+            done=step.done[0],
+        )

@@ -1,0 +1,224 @@
+"""Loading a checkpoint: through transformers, from safetensors, with no remote code."""
+
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
+from dlm.options import known
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+BUILT_IN = "tiny"
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+RELEASED_LLADA_VOCAB = 126464
+RELEASED_LLADA_TOKENS = 126349
+RELEASED_LLADA_EOT = 126348
+
+
+def load(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str = "sdpa",
+    device_map: Any = None,
+    mask_id: int | None = None,
+) -> Model:
+    """Load a masked-diffusion language model and its tokenizer.
+
+    Args:
+        name_or_path: a folder or a Hugging Face id; None for the built-in tiny model.
+        device: where to put it, such as "cuda"; the CPU if absent.
+        dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
+        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention".
+        device_map: as in transformers, to spread a large model; excludes `device`.
+        mask_id: overrides the checkpoint's mask id.
+
+    Raises:
+        ValueError: unknown family, weights that do not fit, an option out of its rule.
+        FileNotFoundError: a path that is not there.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError(f"give device or device_map, not both: {device!r} and {device_map!r}")
+    known("attn_implementation", attn_implementation, ATTENTION)
+    target = check_device(device)
+    wanted = check_dtype(dtype)
+    if name_or_path is None:
+        with as_file(files("dlm") / "assets" / BUILT_IN) as folder:
+            source = str(folder)
+            return _load(source, target, wanted, attn_implementation, device_map, mask_id)
+    source = os.fspath(name_or_path)
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if looks_local and not Path(source).expanduser().is_dir():
+        raise FileNotFoundError(f"no model folder at {source!r}")
+    if Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser())
+    return _load(source, target, wanted, attn_implementation, device_map, mask_id)
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be a torch device, got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here")
+    return target
+
+
+def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The dtype for transformers."""
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating dtype, got {dtype}")
+        return dtype
+    known("dtype", dtype, DTYPES)
+    return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def _load(
+    source: str,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    attention: str,
+    device_map: Any,
+    mask_id: int | None,
+) -> Model:
+    config = read_config(source)
+    network = read_network(source, config, dtype, attention, device_map)
+    if device_map is None:
+        network.to(device)
+    tokenizer = read_tokenizer(source)
+    spec = resolve(config, read_stops(source), tokenizer, mask_id)
+    return Model(network, tokenizer, spec)
+
+
+def read_config(source: str) -> "PreTrainedConfig":
+    """The configuration, of a family we know."""
+    from transformers import AutoConfig
+
+    from dlm.models.configs import LladaConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read the configuration of {source!r}: {error}. "
+            f"Families: {LladaConfig.model_type}"
+        ) from error
+    if not isinstance(config, LladaConfig):
+        raise ValueError(
+            f"{source!r} has model_type {config.model_type!r}, which is not a masked-diffusion "
+            f"family known here. Families: {LladaConfig.model_type}"
+        )
+    return config
+
+
+def read_network(
+    source: str, config: Any, dtype: str | torch.dtype, attention: str, device_map: Any
+) -> Any:
+    """The network with every weight in its place."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        network, report = AutoModelForMaskedLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if wrong:
+        listed = "; ".join(f"{kind}: {', '.join(keys[:4])}" for kind, keys in wrong.items())
+        raise ValueError(f"the weights of {source!r} do not fit its configuration: {listed}")
+    network.requires_grad_(False)
+    return network.eval()
+
+
+def read_tokenizer(source: str) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer, or None where a folder holds none."""
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "tokenizer.json").exists():
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def read_stops(source: str) -> list[int]:
+    """Stop ids of `generation_config.json`, where there is one."""
+    from transformers import GenerationConfig
+
+    try:
+        return _ids(GenerationConfig.from_pretrained(source).eos_token_id)
+    except OSError:
+        return []
+
+
+def resolve(
+    config: Any, declared_stops: list[int], tokenizer: Any, mask_id: int | None = None
+) -> ModelSpec:
+    """The facts of a LLaDA checkpoint, cross-checked.
+
+    The mask id is the argument, else the configuration's, else the tokenizer's. Stop ids are those
+    of the configurations, the released end of turn, and the tokenizer's `<|eot_id|>`.
+
+    Raises:
+        ValueError: no mask id, one outside the vocabulary, or one the tokenizer contradicts.
+    """
+    rows = int(config.embedding_size)
+    declared = None if tokenizer is None else tokenizer.mask_token_id
+    chosen = next((i for i in (mask_id, config.mask_token_id, declared) if i is not None), None)
+    if chosen is None or not 0 <= chosen < rows:
+        raise ValueError(f"mask_id must be an id below the vocabulary size {rows}, got {chosen}")
+    if mask_id is None and declared is not None and declared != chosen:
+        raise ValueError(
+            f"the configuration's mask_token_id {chosen} and the tokenizer's {declared} "
+            "disagree; pass mask_id"
+        )
+    stops = [*declared_stops, *_ids(config.eos_token_id)]
+    if not stops:
+        raise ValueError("the configuration names no eos_token_id")
+    released = rows == RELEASED_LLADA_VOCAB
+    if released:
+        stops.append(RELEASED_LLADA_EOT)
+    tokens = RELEASED_LLADA_TOKENS if released else rows
+    if tokenizer is not None:
+        tokens = min(len(tokenizer), rows)
+        end_of_turn = tokenizer.get_vocab().get("<|eot_id|>")
+        stops += [] if end_of_turn is None else [end_of_turn]
+    return ModelSpec(
+        family=config.model_type,
+        vocab_size=rows,
+        mask_id=chosen,
+        eos_id=stops[0],
+        stop_ids=tuple(dict.fromkeys(stops)),
+        max_length=int(config.max_sequence_length),
+        unused=(tokens, rows),
+    )
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    """Token ids of a field that may hold none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,53 @@
+"""A network, its tokenizer and its facts, behind the two calls that decoding makes.
+
+Shapes: B rows, L tokens, N positions, D model width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dlm.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dlm.models.transformer import TransformerForMaskedLM
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model. `dlm.load` makes one."""
+
+    network: "TransformerForMaskedLM"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    spec: ModelSpec
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        return self.network.get_input_embeddings().weight.device
+
+    def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        """Final hidden states [B, L, D].
+
+        Args:
+            tokens: int64 [B, L].
+            positions: int64 [B or 1, L].
+            valid: bool [B, L], False at padding; None where there is none.
+        """
+        out = self.network.model(tokens, valid, positions)
+        return torch.as_tensor(out.last_hidden_state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D], in the dtype of the network."""
+        return torch.as_tensor(self.network.lm_head(hidden))
+
+    @torch.inference_mode()
+    def raw_logits(self, input_ids: Tensor) -> Tensor:
+        """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted."""
+        tokens = input_ids.to(self.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return self.logits(self.hidden(tokens, positions, None))

@@ -1,0 +1,112 @@
+"""What users give as a prompt, as token ids."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlm.models.model import Model
+from dlm.options import integer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text, token ids, or chat messages with `role` and `content`."""
+
+BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+
+
+def encode_prompts(model: Model, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of one prompt or of each of several.
+
+    Text is tokenized as it stands; chat messages go through the chat template.
+
+    Raises:
+        ValueError: an empty prompt, an id outside the vocabulary or equal to the mask id, or text
+            for a model without a tokenizer.
+    """
+    rows = [encode_prompt(model, prompt) for prompt in as_list(prompts)]
+    if not rows:
+        raise ValueError("prompts must hold at least one prompt, got none")
+    for number, row in enumerate(rows):
+        if model.spec.mask_id in row:
+            raise ValueError(
+                f"prompt {number} holds the mask id {model.spec.mask_id}: use dlm.infill for blanks"
+            )
+    return rows
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """One prompt as a list of one; several as they are."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int | Mapping):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
+    """Token ids of one prompt."""
+    if isinstance(prompt, str):
+        ids = tokenizer_of(model, "a text prompt")(prompt)["input_ids"]
+    elif prompt and isinstance(prompt[0], Mapping):
+        tokenizer = tokenizer_of(model, "chat messages")
+        if tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template: give text or token ids")
+        ids = tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, return_dict=False
+        )
+    else:
+        ids = [integer("a prompt's token id", token, least=0) for token in prompt]
+    if not ids:
+        raise ValueError(f"a prompt must hold at least one token, got {prompt!r}")
+    if max(ids) >= model.spec.vocab_size:
+        raise ValueError(
+            f"token ids must be below the vocabulary size {model.spec.vocab_size}, got {max(ids)}"
+        )
+    return list(ids)
+
+
+def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
+    """Token ids of a text with blanks: `[MASK]` is one masked token, `[MASK:8]` eight.
+
+    Token ids may hold the mask id directly.
+
+    Raises:
+        ValueError: nothing to fill.
+    """
+    mask_id = model.spec.mask_id
+    if isinstance(text, str):
+        tokenizer = tokenizer_of(model, "a text")
+        ids: list[int] = []
+        end = 0
+        for match in BLANK.finditer(text):
+            before = text[end : match.start()]
+            ids += tokenizer(before, add_special_tokens=not end)["input_ids"] if before else []
+            ids += [mask_id] * int(match.group(1) or 1)
+            end = match.end()
+        rest = text[end:]
+        ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
+    else:
+        ids = encode_prompt(model, text)
+    if mask_id not in ids:
+        raise ValueError("the text has no blank: write [MASK] or [MASK:8] where tokens are missing")
+    return ids
+
+
+def tokenizer_of(model: Model, what: str) -> Any:
+    """The tokenizer, which `what` needs.
+
+    Raises:
+        ValueError: the model was loaded from a folder without one.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"{what} needs a tokenizer and this model has none: give token ids")
+    return model.tokenizer
+
+
+def decode_text(model: Model, tokens: Sequence[int]) -> str:
+    """Text up to the first stop token, without special tokens."""
+    tokenizer = tokenizer_of(model, "decoding")
+    end = next((i for i, token in enumerate(tokens) if token in model.spec.stop_ids), len(tokens))
+    text: str = tokenizer.decode(
+        list(tokens[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text

@@ -1,0 +1,1 @@
+"""Training: masked-diffusion fine-tuning on generated or own examples."""

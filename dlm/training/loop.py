@@ -1,0 +1,175 @@
+"""The training loop: AdamW, cosine decay, checkpoints that resume to the same numbers."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlm.training.batches import Batch, Batches
+from dlm.training.loss import (
+    mask_counts,
+    mask_exactly,
+    masked_diffusion_loss,
+    stratified_levels,
+)
+
+STATE = "training_state.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the result of a run, besides the network and its tokenizer."""
+
+    tasks: dict[str, float] = field(default_factory=dict)  # share of the batches
+    steps: int = 1000
+    tokens_per_batch: int = 8192
+    max_extra: int = 16  # end-of-text tokens beyond the longest response
+    learning_rate: float = 3e-3
+    warmup: int = 100  # steps
+    weight_decay: float = 0.01
+    clip: float = 1.0  # gradient norm
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens_per_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("max_extra", "warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        if not self.tasks or min(self.tasks.values()) <= 0:
+            raise ValueError(f"tasks must name a positive share for each task, got {self.tasks}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then half a cosine to a hundredth."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one step reports."""
+
+    step: int  # steps done
+    task: str
+    loss: float  # nats per masked token
+    tokens_per_second: float
+    learning_rate: float
+
+
+def corrupt(batch: Batch, mask_id: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mask exactly k of the response positions of each row, k uniform and stratified.
+
+    Returns:
+        tokens int64 [B, L] with masks, and the mask bool [B, L].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = batch.tokens.shape[0]
+    level = stratified_levels(rows, torch.rand((), generator=generator, dtype=torch.float64))
+    count = mask_counts(batch.maskable.sum(-1), level)
+    noise = torch.rand(batch.tokens.shape, generator=generator)
+    masked = mask_exactly(batch.maskable, count, noise)
+    return batch.tokens.masked_fill(masked, mask_id), masked
+
+
+class Trainer:
+    """One run: a network, its optimizer and how far it has come."""
+
+    def __init__(
+        self, network: nn.Module, batches: Batches, recipe: Recipe, *, mask_id: int, out: Path
+    ) -> None:
+        self.network = network
+        self.batches = batches
+        self.recipe = recipe
+        self.mask_id = mask_id
+        self.out = out
+        self.step = 0
+        self.device = next(network.parameters()).device
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        vectors = [p for p in network.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": recipe.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+
+    def update(self) -> Progress:
+        """Train on one batch."""
+        began = time.perf_counter()
+        batch = self.batches[self.step]
+        tokens, masked = corrupt(batch, self.mask_id, self.recipe.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
+        ):
+            logits = self.network(tokens.to(self.device)).logits
+            loss = masked_diffusion_loss(
+                logits, batch.tokens.to(self.device), masked.to(self.device)
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.step += 1
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"loss became {value} at step {self.step}: lower the rate")
+        seconds = time.perf_counter() - began
+        rate = self.optimizer.param_groups[0]["lr"]
+        return Progress(self.step, batch.task, value, tokens.numel() / seconds, rate)
+
+    def save(self) -> None:
+        """Write the checkpoint in one atomic step."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, self.out / (STATE + ".part"))
+        os.replace(self.out / (STATE + ".part"), self.out / STATE)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint of the folder.
+
+        Raises:
+            ValueError: the checkpoint belongs to another recipe.
+        """
+        path = self.out / STATE
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        mine = asdict(self.recipe)
+        if state["recipe"] != mine:
+            differ = sorted(k for k in mine if state["recipe"].get(k) != mine[k])
+            raise ValueError(f"{path} was written by another recipe; these differ: {differ}")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def run(self, report: Callable[[Progress], None], *, save_every: int = 200) -> None:
+        """Train to the end of the recipe, saving on the way and when interrupted."""
+        self.network.train()
+        try:
+            while self.step < self.recipe.steps:
+                report(self.update())
+                if self.step % save_every == 0:
+                    self.save()
+        finally:
+            self.save()
+        self.network.eval()

@@ -1,0 +1,61 @@
+"""The masked-diffusion training objective.
+
+Shapes: B rows, L tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def mask_counts(lengths: Tensor, level: Tensor) -> Tensor:
+    """How many of `lengths` positions to mask at noise level `level`: floor(level * n) + 1.
+
+    Args:
+        lengths: int64 [B], maskable positions of each row, at least 1.
+        level: float [B] in [0, 1).
+
+    Returns:
+        int64 [B] in [1, lengths].
+    """
+    return torch.minimum((level * lengths).long() + 1, lengths)
+
+
+def mask_exactly(maskable: Tensor, count: Tensor, noise: Tensor) -> Tensor:
+    """Mask `count` maskable positions of each row, uniformly chosen.
+
+    Args:
+        maskable: bool [B, L].
+        count: int64 [B], at most the maskable positions of the row.
+        noise: float [B, L], independent uniforms.
+
+    Returns:
+        bool [B, L].
+    """
+    rank = noise.masked_fill(~maskable, float("inf")).argsort(-1).argsort(-1)
+    return maskable & (rank < count[:, None])
+
+
+def stratified_levels(rows: int, offset: Tensor) -> Tensor:
+    """`rows` noise levels spread evenly over [0, 1) from a common offset, each uniform by itself."""
+    return (offset + torch.arange(rows, dtype=offset.dtype) / rows) % 1.0
+
+
+def masked_diffusion_loss(logits: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
+    """Bound on the negative log-likelihood per response token, nats.
+
+    With k of n response positions masked uniformly, E[(n / k) sum_masked -ln p] bounds
+    -ln p(response | prompt), and dividing by n leaves the mean over the masked positions
+    (Nie et al. 2025, arXiv:2502.09992, eq. 5, in its exactly-k form).
+
+    Args:
+        logits: [B, L, V].
+        targets: int64 [B, L].
+        masked: bool [B, L], at least one position in each row.
+
+    Returns:
+        float32 scalar, the mean over rows.
+    """
+    loss = functional.cross_entropy(logits[masked].float(), targets[masked], reduction="none")
+    weight = (1.0 / masked.sum(-1)).unsqueeze(-1).expand(masked.shape)[masked]
+    return (loss * weight).sum() / masked.shape[0]

@@ -1,0 +1,96 @@
+"""One training run from nothing to a folder that `dlm.load` reads."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlm.data import Example
+from dlm.training.batches import Batches
+from dlm.training.loop import STATE, Progress, Recipe, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size of a LLaDA-shaped network."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp_width: int = 352
+    max_length: int = 512  # positions
+    rope_theta: float = 10000.0
+
+
+def new_network(shape: Shape, tokenizer: Any, seed: int) -> Any:
+    """A randomly initialised LLaDA network for the tokenizer's vocabulary."""
+    from dlm.models.configs import LladaConfig
+    from dlm.models.llada import LLaDAModelLM
+
+    torch.manual_seed(seed)
+    config = LladaConfig(
+        d_model=shape.width,
+        n_layers=shape.layers,
+        n_heads=shape.heads,
+        mlp_hidden_size=shape.mlp_width,
+        max_sequence_length=shape.max_length,
+        rope_theta=shape.rope_theta,
+        vocab_size=len(tokenizer),
+        weight_tying=True,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LLaDAModelLM(config)
+
+
+def train(
+    recipe: Recipe,
+    shape: Shape,
+    tokenizer: Any,
+    out: Path,
+    *,
+    device: torch.device,
+    held_out: frozenset[str] = frozenset(),
+    examples: Sequence[Example] = (),
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train a network and write it with its tokenizer to `out`.
+
+    Args:
+        recipe: what decides the result.
+        shape: size of the network.
+        tokenizer: fast tokenizer with mask, end-of-text and end-of-turn tokens.
+        out: folder for the result, and for checkpoints on the way.
+        device: where to train; bfloat16 autocast on CUDA.
+        held_out: prompts never to train on.
+        examples: the user's own, for the task "file".
+        resume: continue from the checkpoint in `out`.
+        report: called after every step.
+
+    Raises:
+        ValueError: `out` holds a run and `resume` is not set, or the other way round.
+    """
+    if (out / STATE).exists() != resume:
+        state = "no run to resume" if resume else "a run already: resume it or choose another folder"
+        raise ValueError(f"out={str(out)!r} holds {state}")
+    network = new_network(shape, tokenizer, recipe.seed).to(device)
+    batches = Batches(
+        tokenizer,
+        recipe.tasks,
+        tokens_per_batch=recipe.tokens_per_batch,
+        max_extra=recipe.max_extra,
+        seed=recipe.seed,
+        held_out=held_out,
+        examples=examples,
+    )
+    trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
+    if resume:
+        trainer.resume()
+    trainer.run(report)
+    network.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -1,0 +1,23 @@
+"""Token statistics and exact categorical sampling over large vocabularies. Needs torch only."""
+
+from dlm.kernels.noise import NoiseKey, exponential_from_bits, philox4x32, uniform
+from dlm.kernels.reference import token_statistics_reference
+from dlm.kernels.statistics import STATISTICS, TokenStatistics, categorical, token_statistics
+from dlm.kernels.tiles import TILE
+
+# transformers 5.0 to 5.12 takes any importable `kernels` for the Hugging Face package of that
+# name and dies unless it finds a version to parse, which happens with the repository on sys.path.
+__version__ = "0.0.0"
+
+__all__ = [
+    "STATISTICS",
+    "TILE",
+    "NoiseKey",
+    "TokenStatistics",
+    "categorical",
+    "exponential_from_bits",
+    "philox4x32",
+    "token_statistics",
+    "token_statistics_reference",
+    "uniform",
+]

@@ -1,0 +1,84 @@
+"""Refusals shared by the streamed statistics and their reference.
+
+Shapes: N rows, V vocabulary.
+"""
+
+import math
+from collections.abc import Collection
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from dlm.kernels.noise import NoiseKey
+
+STATISTICS = frozenset({"confidence", "margin", "entropy", "token_probability"})
+"""What `wanted` may name."""
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse options that describe no distribution.
+
+    Raises:
+        ValueError: If an option breaks its rule.
+    """
+    if not _is_real(temperature) or not math.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if top_k is not None and (not whole or top_k < 1):
+        raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
+    if top_p is not None and not (_is_real(top_p) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
+def check_wanted(wanted: Collection[str]) -> None:
+    """Refuse statistics that do not exist.
+
+    Raises:
+        ValueError: With the closest name and the list.
+    """
+    for name in wanted:
+        if name not in STATISTICS:
+            close = get_close_matches(name, STATISTICS, 1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            known = ", ".join(sorted(STATISTICS))
+            raise ValueError(f"wanted must name statistics out of {known}; got {name!r}{hint}")
+
+
+def check_tensors(
+    logits: Tensor,
+    wanted: Collection[str],
+    temperature: float,
+    suppressed: Tensor | None,
+    tokens: Tensor | None,
+    key: NoiseKey | None,
+) -> None:
+    """Refuse tensors of another shape or dtype, and absent ones that are needed.
+
+    Raises:
+        ValueError: Naming the argument, the rule and what was found.
+    """
+    if logits.dim() != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point of shape [N, V], got {_found(logits)}")
+    num_rows, vocabulary = logits.shape
+    _check_shape("suppressed", suppressed, torch.bool, vocabulary)
+    _check_shape("tokens", tokens, torch.int64, num_rows)
+    if tokens is None and "token_probability" in wanted:
+        raise ValueError("tokens must be given for 'token_probability', got None")
+    if key is None and temperature > 0:
+        raise ValueError(f"key must be given for temperature {temperature}, got None")
+    if key is not None and len(key) != num_rows:
+        raise ValueError(f"key must have one entry a row, {num_rows}, got {len(key)}")
+
+
+def _check_shape(name: str, value: Tensor | None, dtype: torch.dtype, length: int) -> None:
+    if value is not None and (value.dtype != dtype or value.shape != (length,)):
+        raise ValueError(f"{name} must be {dtype} of shape [{length}], got {_found(value)}")
+
+
+def _found(value: Tensor) -> str:
+    return f"{value.dtype} {list(value.shape)}"
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,165 @@
+"""Counter-based noise: every draw is a function of (seed, row key, position, draw), of nothing else.
+
+Shapes: N rows, C counters of a row.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+TILE_RACE: Final = 0
+"""Purpose of the noise that picks a tile of the vocabulary."""
+TOKEN_RACE: Final = 1
+"""Purpose of the noise that picks a token of the chosen tile."""
+POSITION_NOISE: Final = 2
+"""Purpose of the noise that ranks positions, not tokens."""
+
+_WORD: Final = 0xFFFFFFFF
+_ROUNDS: Final = 10
+_MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
+_WEYL: Final = (0x9E3779B9, 0xBB67AE85)
+_ROW_TAG: Final = 0x646C6D31  # sets row keys apart from any other use of the same seed
+_BELOW_ONE: Final = 1.0 - 2.0**-24
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Philox4x32-10, four pseudo-random words for each counter and key.
+
+    Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11), Sec. 4.3.
+    The low 64 bits of a product are the same signed and unsigned, so int64 arithmetic is exact.
+
+    Args:
+        counter: Four int64 tensors that broadcast, holding unsigned 32-bit words.
+        key: Two int64 tensors that broadcast with them, likewise.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, each value in [0, 2**32).
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter, *key)[:4]
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0 = (p0 >> 32).bitwise_and_(_WORD)
+        high1 = (p1 >> 32).bitwise_and_(_WORD)
+        c0, c1, c2, c3 = (
+            high1.bitwise_xor_(c1).bitwise_xor_(k0),
+            p1.bitwise_and_(_WORD),
+            high0.bitwise_xor_(c3).bitwise_xor_(k1),
+            p0.bitwise_and_(_WORD),
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseStream:
+    """The noise of N rows, once their Philox keys are derived. Slice it to take some rows."""
+
+    key: tuple[Tensor, Tensor]  # int64 [N, 1], words
+    position: Tensor  # int64 [N, 1], words
+    draw: Tensor  # int64 [N, 1], words
+
+    def __getitem__(self, rows: slice) -> "NoiseStream":
+        key = (self.key[0][rows], self.key[1][rows])
+        return NoiseStream(key, self.position[rows], self.draw[rows])
+
+    def words(self, purpose: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Two 64-bit words for each counter (index, position, draw, purpose).
+
+        Args:
+            purpose: `TILE_RACE`, `TOKEN_RACE` or `POSITION_NOISE`.
+            index: int64 [1, C] or [N, C]; item 2i and 2i + 1 share the counter index i.
+
+        Returns:
+            High and low halves, int64 [N, 2C].
+        """
+        tag = torch.full_like(self.position, purpose)
+        x0, x1, x2, x3 = philox4x32((index, self.position, self.draw, tag), self.key)
+        return torch.stack((x0, x2), -1).flatten(-2), torch.stack((x1, x3), -1).flatten(-2)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseKey:
+    """What the noise of N rows depends on.
+
+    The key of a row is the first two words of Philox((row_low, row_high, tag, 0), seed), so that
+    any two (seed, row) pairs have unrelated streams. Positions and draws count modulo 2**32.
+
+    Raises:
+        ValueError: If the seed is no integer in [-2**63, 2**64), or the tensors are not int64 [N].
+    """
+
+    seed: int
+    row: Tensor  # int64 [N], any 64 bits: which request this is
+    position: Tensor  # int64 [N], canvas index
+    draw: Tensor  # int64 [N], number of the forward
+
+    def __post_init__(self) -> None:
+        seed = self.seed
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not whole or not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed must be an integer in [-2**63, 2**64), got {seed!r}")
+        for name in ("row", "position", "draw"):
+            value: Tensor = getattr(self, name)
+            if value.dtype != torch.int64 or value.shape != (len(self),):
+                found = f"{value.dtype} {list(value.shape)}"
+                raise ValueError(f"{name} must be int64 of shape [{len(self)}], got {found}")
+
+    def __len__(self) -> int:
+        return self.row.shape[0] if self.row.dim() else 0
+
+    def stream(self) -> NoiseStream:
+        """Derive the Philox key of every row."""
+        row = self.row[:, None]
+        none = torch.zeros_like(row)
+        counter = (row & _WORD, (row >> 32) & _WORD, torch.full_like(row, _ROW_TAG), none)
+        key = (
+            torch.full_like(row, self.seed & _WORD),
+            torch.full_like(row, (self.seed >> 32) & _WORD),
+        )
+        first, second, _, _ = philox4x32(counter, key)
+        return NoiseStream(
+            (first, second), self.position[:, None] & _WORD, self.draw[:, None] & _WORD
+        )
+
+
+def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of the uniform (k + 1/2) 2**-64 to the nearer end of (0, 1), and which end.
+
+    Either half of the 64-bit integers fits a positive int64, which converts to float32 with
+    round-to-nearest: distances keep 24 significant bits down to 2**-65.
+    """
+    bits = (high << 32) | low
+    upper = bits < 0
+    return ((bits ^ (bits >> 63)).float() + 0.5) * 2.0**-64, upper
+
+
+def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
+    """Standard exponential variates from 64 random bits, fine where a race is won: near 0.
+
+    E = -ln(1 - u), u = (k + 1/2) 2**-64, k = high 2**32 + low. Small u goes through log1p and large u
+    through the logarithm of the exact complement, so both tails reach 2**-65 and E is never
+    infinite: an infinite E of the likeliest token, at probability 2**-25, would hand that much
+    mass to the tail.
+
+    Args:
+        high: int64 of any shape, words in [0, 2**32).
+        low: Likewise.
+
+    Returns:
+        float32 of the same shape, in [2**-65, 45.1], rising with k.
+    """
+    distance, upper = _near_end(high, low)
+    return torch.where(upper, -distance.log(), -(-distance).log1p())
+
+
+def uniform(key: NoiseKey) -> Tensor:
+    """One U(0, 1) variate a row, for ranking positions; float32 [N], never 0 or 1."""
+    first = torch.zeros_like(key.row)[:, None]
+    high, low = key.stream().words(POSITION_NOISE, first)
+    distance, upper = _near_end(high[:, 0], low[:, 0])
+    return torch.where(upper, (1.0 - distance).clamp_(max=_BELOW_ONE), distance)

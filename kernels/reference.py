@@ -1,0 +1,113 @@
+"""Token statistics the plain way: float64, everything materialised. The oracle of the tests.
+
+Shapes: N rows, V vocabulary, K tiles.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dlm.kernels.checks import check_sampling, check_tensors, check_wanted
+from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseKey, NoiseStream
+from dlm.kernels.statistics import TokenStatistics
+from dlm.kernels.tiles import TILE
+
+
+def token_statistics_reference(  # noqa: PLR0913
+    logits: Tensor,
+    wanted: Collection[str],
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    suppressed: Tensor | None = None,
+    tokens: Tensor | None = None,
+    key: NoiseKey | None = None,
+) -> TokenStatistics:
+    """`token_statistics` in float64, with statistics returned in float64.
+
+    It draws from the same random words in the same two heats, so its samples are those of the
+    streamed path but for near-ties within float32 rounding.
+
+    Args:
+        logits: As in `token_statistics`, and so are the other arguments.
+        wanted: Likewise.
+        temperature: Likewise.
+        top_k: Likewise.
+        top_p: Likewise.
+        suppressed: Likewise.
+        tokens: Likewise.
+        key: Likewise.
+
+    Returns:
+        The sample and the wanted statistics, the latter float64 [N].
+
+    Raises:
+        ValueError: If an option, a name, a shape or a dtype breaks its rule.
+    """
+    check_sampling(temperature, top_k, top_p)
+    check_wanted(wanted)
+    check_tensors(logits, wanted, temperature, suppressed, tokens, key)
+    values = _cleaned(logits, suppressed)
+    log_p = values.log_softmax(1)
+    if key is None or temperature == 0:
+        sampled = values.argmax(1)
+    else:
+        kept = _survivors(values / temperature, top_k, top_p)
+        sampled = _race((values / temperature).masked_fill(~kept, -torch.inf), key.stream())
+    p = log_p.exp()
+    ranked = pad(p, (0, 1)).sort(dim=1, descending=True).values
+    every = {
+        "confidence": p.gather(1, sampled[:, None])[:, 0],
+        "margin": ranked[:, 0] - ranked[:, 1],
+        "entropy": torch.special.entr(p).sum(1),
+        "token_probability": None if tokens is None else p.gather(1, tokens[:, None])[:, 0],
+    }
+    return TokenStatistics(sampled, **{name: every[name] for name in wanted})
+
+
+def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
+    """Suppressed tokens at -inf; rows without a finite logit at 0 elsewhere."""
+    banned = torch.zeros_like(logits[0], dtype=torch.bool) if suppressed is None else suppressed
+    values = logits.double().masked_fill(banned, -torch.inf)
+    nothing = (values == -torch.inf).all(1, keepdim=True)
+    return values.masked_fill(nothing & ~banned, 0.0)
+
+
+def _survivors(values: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Whether each token passes top-k and then top-p; bool [N, V]."""
+    order = values.sort(dim=1, descending=True, stable=True).indices
+    p = values.gather(1, order).softmax(1)
+    kept = torch.ones_like(p, dtype=torch.bool)
+    if top_k is not None:
+        kept[:, top_k:] = False
+    if top_p is not None:
+        p = p.where(kept, 0.0)
+        before = p.cumsum(1) - p
+        kept &= before < top_p * p.sum(1, keepdim=True)
+    return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+def _race(scores: Tensor, noise: NoiseStream) -> Tensor:
+    """Both heats of the Gumbel race over float64 scores l / T; int64 [N]."""
+    num_rows, vocabulary = scores.shape
+    width = min(TILE, vocabulary)
+    scores = pad(scores, (0, -vocabulary % width), value=-torch.inf)
+    tiles = scores.unflatten(1, (-1, width))
+    count = tiles.shape[1]
+    index = torch.arange((count + 1) // 2, device=scores.device)[None]
+    tile = (tiles.logsumexp(2) + _gumbel(noise, TILE_RACE, index)[:, :count]).argmax(1)
+    inside = tiles[torch.arange(num_rows, device=scores.device), tile]
+    pairs = torch.arange((width + 1) // 2, device=scores.device)
+    index = tile[:, None] * (TILE // 2) + pairs
+    token = (inside + _gumbel(noise, TOKEN_RACE, index)[:, :width]).argmax(1)
+    return tile * width + token
+
+
+def _gumbel(noise: NoiseStream, purpose: int, index: Tensor) -> Tensor:
+    """Standard Gumbel variates -ln(-ln(1 - u)), u = (k + 1/2) 2**-64; float64."""
+    high, low = noise.words(purpose, index)
+    u = high.double() * 2.0**-32 + (low.double() + 0.5) * 2.0**-64
+    return -(-(-u).log1p()).log()
