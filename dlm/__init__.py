@@ -1,8 +1,64 @@
-"""A decoding engine for masked-diffusion language models."""
+"""A decoding engine for masked-diffusion language models.
+
+    import dlm
+
+    model = dlm.load()
+    print(dlm.generate(model, [{"role": "user", "content": "..."}]).texts[0])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dlm._version import __version__
 from dlm.models.registry import register
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from dlm import decoders, kernels
+    from dlm.generation import Generation, Snapshot, generate, infill, stream
+    from dlm.likelihood import log_likelihood
+    from dlm.models.loading import load
+    from dlm.models.model import Model
+    from dlm.trajectory import Trajectory
+
+__all__ = [
+    "Generation",
+    "Model",
+    "Snapshot",
+    "Trajectory",
+    "__version__",
+    "decoders",
+    "generate",
+    "infill",
+    "kernels",
+    "load",
+    "log_likelihood",
+    "stream",
+]
+
+_HOMES = {
+    "Generation": "dlm.generation",
+    "Model": "dlm.models.model",
+    "Snapshot": "dlm.generation",
+    "Trajectory": "dlm.trajectory",
+    "generate": "dlm.generation",
+    "infill": "dlm.generation",
+    "load": "dlm.models.loading",
+    "log_likelihood": "dlm.likelihood",
+    "stream": "dlm.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch alone takes seconds."""
+    if name in ("decoders", "kernels"):
+        return import_module(f"dlm.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 register()

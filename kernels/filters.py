@@ -1,9 +1,10 @@
 """Top-k and top-p as one bound a row, so that a streamed pass can apply them.
 
-Shapes: N rows, V vocabulary, S sorted tokens, W tokens of a tile.
+Shapes: N rows, V vocabulary, S ranked tokens, K tiles.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from torch.nn.functional import pad
 
 from dlm.kernels.tiles import TILE
 
+SHORTLIST: Final = 8 * TILE
+"""Tokens among which a nucleus is looked for first: ranking these costs a fifth of a full sort."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The last token that survives a filter, in the order (logit descending, id ascending)."""
 
     value: Tensor  # float32 [N, 1]
-    token: Tensor  # int64 [N, 1]
+    token: Tensor  # int32 [N, 1]
 
     def __getitem__(self, rows: slice) -> "Cut":
         return Cut(self.value[rows], self.token[rows])
@@ -43,42 +47,81 @@ def filter_cut(values: Tensor, temperature: float, top_k: int | None, top_p: flo
     Returns:
         The cut of each row.
     """
-    if top_k is not None and top_k < values.shape[1]:
-        ranked = values.topk(top_k).values
-    else:
-        ranked = values.sort(dim=1, descending=True).values
+    size = values.shape[1] if top_k is None else min(top_k, values.shape[1])
     if top_p is None:
-        count = torch.full_like(ranked[:, :1], ranked.shape[1], dtype=torch.int64)
+        ranked = values.topk(size).values
+        count = torch.full_like(ranked[:, :1], size, dtype=torch.int64)
     else:
-        weights = (ranked - ranked[:, :1]).div_(temperature).exp_()
-        count = _prefix_length(weights, top_p)
+        ranked, count = _nucleus(values, size, temperature, top_p)
+        count.clamp_(max=ranked.shape[1])  # the last tile may be part padding
     last = ranked.gather(1, count - 1)
     ties_kept = count - (ranked > last).sum(1, keepdim=True)
-    del ranked
+    del ranked  # before the running count needs as much memory
     seen = (values == last).cumsum(1, dtype=torch.int32)
-    return Cut(last, torch.searchsorted(seen, ties_kept.int()))
+    return Cut(last, torch.searchsorted(seen, ties_kept.int(), out_int32=True))
 
 
-def _prefix_length(weights: Tensor, share: float) -> Tensor:
-    """Length of the shortest prefix that holds `share` of the weight of each row.
+def _nucleus(values: Tensor, size: int, temperature: float, share: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens in order, and how many of them hold `share` of the mass.
+
+    Args:
+        values: float32 [N, V].
+        size: Only this many likeliest tokens have mass.
+        temperature: Above 0.
+        share: In (0, 1].
+
+    Returns:
+        Ranked logits, float32 [N, S], and a count in [1, S], int64 [N, 1].
+    """
+    top = values.amax(1, keepdim=True)
+    if size < values.shape[1]:
+        ranked = values.topk(size).values
+        ends, weights = _running_mass(ranked, top, temperature)
+        return ranked, _prefix_length(ends, weights, share * ends[:, -1:])
+    # The total comes from the unsorted row, so that both paths below give the same count.
+    target = share * _running_mass(values, top, temperature)[0][:, -1:]
+    if size > SHORTLIST and values.device.type == "cpu":  # elsewhere the question would sync
+        ranked = values.topk(SHORTLIST).values
+        ends, weights = _running_mass(ranked, top, temperature)
+        if bool((ends[:, -1:] >= target).all()):
+            return ranked, _prefix_length(ends, weights, target)
+    ranked = values.sort(dim=1, descending=True).values
+    return ranked, _prefix_length(*_running_mass(ranked, top, temperature), target)
+
+
+def _running_mass(values: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tempered weights exp((l - top) / T) in tiles, and their running sum at the end of each.
 
     Sums run over tiles first: a float32 running sum over V would lose the whole tail, and float64
     is affordable only for one tile.
 
     Args:
-        weights: float32 [N, S], descending.
-        share: In (0, 1].
+        values: float32 [N, S].
+        top: float32 [N, 1], the largest logit.
+        temperature: Above 0.
 
     Returns:
-        int64 [N, 1], in [1, S].
+        Sums, float64 [N, K], and weights, float32 [N, K, TILE].
     """
-    size = weights.shape[1]
-    tiles = pad(weights, (0, -size % TILE)).unflatten(1, (-1, TILE))
-    ends = tiles.sum(-1).double().cumsum(1)
-    target = share * ends[:, -1:]
-    # Rounding may leave the last sum short of its own share: the clamps then keep the row's end.
-    full = (ends < target).sum(1, keepdim=True).clamp_(max=tiles.shape[1] - 1)
-    start = pad(ends, (1, 0)).gather(1, full)
-    inside = tiles.take_along_dim(full[:, :, None], 1)[:, 0].double().cumsum(1).add_(start)
-    rest = (inside < target).sum(1, keepdim=True).clamp_(max=TILE - 1)
-    return (full * TILE + rest + 1).clamp_(max=size)
+    weights = (values - top).div_(temperature).exp_()
+    tiles = pad(weights, (0, -values.shape[1] % TILE)).view(values.shape[0], -1, TILE)
+    return tiles.sum(-1).double().cumsum(1), tiles
+
+
+def _prefix_length(ends: Tensor, tiles: Tensor, target: Tensor) -> Tensor:
+    """Length of the shortest prefix that weighs at least `target`.
+
+    Args:
+        ends: float64 [N, K], running sum at the end of each tile.
+        tiles: float32 [N, K, TILE], descending.
+        target: float64 [N, 1].
+
+    Returns:
+        int64 [N, 1], at least 1.
+    """
+    # Rounding may leave the last sum short of the target: the clamps then keep the row's end.
+    full = (ends < target).sum(1, keepdim=True).clamp_(max=ends.shape[1] - 1)
+    start = (ends - tiles.sum(-1)).gather(1, full)
+    inside = tiles[torch.arange(len(full), device=full.device), full[:, 0]]
+    rest = (inside.double().cumsum(1) + start < target).sum(1, keepdim=True)
+    return full * TILE + rest.clamp_(max=TILE - 1) + 1

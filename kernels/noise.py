@@ -1,4 +1,4 @@
-"""Counter-based noise: every draw is a function of (seed, row key, position, draw), of nothing else.
+"""Counter-based noise: a draw depends on (seed, row key, position, draw) and on nothing else.
 
 Shapes: N rows, C counters of a row.
 """
@@ -29,8 +29,8 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10, four pseudo-random words for each counter and key.
 
-    Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11), Sec. 4.3.
-    The low 64 bits of a product are the same signed and unsigned, so int64 arithmetic is exact.
+    Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11). The
+    low 64 bits of a product are the same signed and unsigned, so int64 arithmetic is exact.
 
     Args:
         counter: Four int64 tensors that broadcast, holding unsigned 32-bit words.
@@ -39,16 +39,14 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     Returns:
         Four int64 tensors of the broadcast shape, each value in [0, 2**32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter, *key)[:4]
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0 = (p0 >> 32).bitwise_and_(_WORD)
-        high1 = (p1 >> 32).bitwise_and_(_WORD)
         c0, c1, c2, c3 = (
-            high1.bitwise_xor_(c1).bitwise_xor_(k0),
+            (p1 >> 32).bitwise_and_(_WORD) ^ c1 ^ k0,
             p1.bitwise_and_(_WORD),
-            high0.bitwise_xor_(c3).bitwise_xor_(k1),
+            (p0 >> 32).bitwise_and_(_WORD) ^ c3 ^ k1,
             p0.bitwise_and_(_WORD),
         )
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
@@ -141,10 +139,10 @@ def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
 def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
     """Standard exponential variates from 64 random bits, fine where a race is won: near 0.
 
-    E = -ln(1 - u), u = (k + 1/2) 2**-64, k = high 2**32 + low. Small u goes through log1p and large u
-    through the logarithm of the exact complement, so both tails reach 2**-65 and E is never
-    infinite: an infinite E of the likeliest token, at probability 2**-25, would hand that much
-    mass to the tail.
+    E = -ln(1 - u), u = (k + 1/2) 2**-64, k = high 2**32 + low. Small u goes through log1p and
+    large u through the logarithm of the exact complement, so both tails reach 2**-65 and E is
+    never infinite: an infinite E of the likeliest token, at probability 2**-25, would hand that
+    much mass to the tail.
 
     Args:
         high: int64 of any shape, words in [0, 2**32).

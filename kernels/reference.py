@@ -15,7 +15,7 @@ from dlm.kernels.statistics import TokenStatistics
 from dlm.kernels.tiles import TILE
 
 
-def token_statistics_reference(  # noqa: PLR0913
+def token_statistics_reference(
     logits: Tensor,
     wanted: Collection[str],
     *,
@@ -95,7 +95,7 @@ def _race(scores: Tensor, noise: NoiseStream) -> Tensor:
     num_rows, vocabulary = scores.shape
     width = min(TILE, vocabulary)
     scores = pad(scores, (0, -vocabulary % width), value=-torch.inf)
-    tiles = scores.unflatten(1, (-1, width))
+    tiles = scores.view(num_rows, -1, width)
     count = tiles.shape[1]
     index = torch.arange((count + 1) // 2, device=scores.device)[None]
     tile = (tiles.logsumexp(2) + _gumbel(noise, TILE_RACE, index)[:, :count]).argmax(1)

@@ -33,7 +33,7 @@ class TokenStatistics:
     token_probability: Tensor | None = None  # float32 [N], p(tokens)
 
 
-def token_statistics(  # noqa: PLR0913
+def token_statistics(
     logits: Tensor,
     wanted: Collection[str],
     *,
@@ -82,7 +82,7 @@ def token_statistics(  # noqa: PLR0913
     if temperature > 0:
         temperature = min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
     law = _Law(temperature, top_k, None if top_p == 1 else top_p)
-    tiled = TiledLogits(logits.detach(), suppressed)
+    tiled = TiledLogits.of(logits.detach(), suppressed)
     scan = _scan(tiled, law, wanted)
     if key is None or temperature == 0:
         sampled = _arg_max(tiled, scan.tile_maximum)
@@ -170,7 +170,7 @@ def _scan(tiled: TiledLogits, law: _Law, wanted: Collection[str]) -> _Scan:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return tiled.logits.new_empty(shape, dtype=dtype)
 
-    cut = Cut(empty(num_rows, 1), empty(num_rows, 1, dtype=torch.int64)) if law.filtered else None
+    cut = Cut(empty(num_rows, 1), empty(num_rows, 1, dtype=torch.int32)) if law.filtered else None
     mass, maximum = empty(num_rows, tiled.tiles), empty(num_rows, tiled.tiles)
     scan = _Scan(maximum, mass, empty(num_rows), empty(num_rows), cut)
     scratch = tiled.scratch(), tiled.scratch()
@@ -194,7 +194,9 @@ def _scan_block(
     if scan.cut is not None:
         cut = filter_cut(values, law.temperature, law.top_k, law.top_p)
         scan.cut.value[rows], scan.cut.token[rows] = cut.value, cut.token
-        dropped = cut.drops(values, torch.arange(values.shape[1], device=values.device))
+        ids = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
+        dropped = cut.drops(values, ids)
+        del ids
     scan.tile_maximum[rows] = values.view(shape).amax(2)
     values.sub_(scan.tile_maximum[rows].amax(1, keepdim=True))
     weights = scratch[1][: values.shape[0]]

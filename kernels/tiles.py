@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TILE: Final = 1024
-"""Tokens of a tile. Part of the noise contract: another size draws other samples, of the same law."""
+"""Tokens of a tile. Part of the noise contract: another size draws other samples of one law."""
 
 CPU_BLOCK = 1 << 17
 """Elements of a temporary on the CPU: 0.5 MB of float32, which stays in the cache."""
@@ -39,6 +39,15 @@ class TiledLogits:
 
     logits: Tensor  # float of any kind [N, V]
     suppressed: Tensor | None  # bool [V]
+    suppressed_ids: Tensor | None  # int64, the same on the CPU; elsewhere None
+
+    @classmethod
+    def of(cls, logits: Tensor, suppressed: Tensor | None) -> "TiledLogits":
+        """Prepare logits [N, V] and the bool [V] of tokens that have probability 0."""
+        # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
+        if suppressed is None or logits.device.type != "cpu":
+            return cls(logits, suppressed, None)
+        return cls(logits, suppressed, suppressed.nonzero()[:, 0])
 
     @property
     def vocabulary(self) -> int:
@@ -68,7 +77,9 @@ class TiledLogits:
         """Fill `scratch` with some rows, the last tile padded; float32 [R, K W]."""
         block = scratch[: rows.stop - rows.start]
         values = block[:, : self.vocabulary].copy_(self.logits[rows]).clamp_(min=LOWEST)
-        if self.suppressed is not None:
+        if self.suppressed_ids is not None:
+            values.index_fill_(1, self.suppressed_ids, SUPPRESSED)
+        elif self.suppressed is not None:
             values.masked_fill_(self.suppressed, SUPPRESSED)
         block[:, self.vocabulary :] = PADDING
         return block

@@ -87,7 +87,15 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # A piece occurs less often than there are characters, so the role names are merged first.
-    characters = sum(map(len, texts)) + 1
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    # The role names of the chat template come up often enough to be merged whatever the texts.
+    roles = [role for role in ROLES for _ in range(len(texts) + 1)]
+    tokenizer.train_from_iterator([*texts, *roles], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=EOS_TOKEN,
+        mask_token=MASK_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

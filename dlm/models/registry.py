@@ -7,6 +7,7 @@ already, else right after its import.
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -34,20 +35,25 @@ def register_networks() -> None:
     register_conversion()
 
 
+def load_networks() -> None:
+    """Import our networks, unless it is their import that brought the Auto classes in."""
+    import_module("dlm.models.llada")
+
+
 STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
-    "transformers.models.auto.modeling_auto": register_networks,
+    "transformers.models.auto.modeling_auto": load_networks,
+    "dlm.models.llada": register_networks,
 }
-"""What to register after which module of transformers."""
+"""What to do after the import of which module."""
 
 
 def register() -> None:
-    """Register every step now or, if its module is not loaded yet, right after its import."""
+    """Take every step whose module is loaded now, and the others right after their import."""
+    sys.meta_path.insert(0, _AfterImport())
     for module, step in STEPS.items():
         if module in sys.modules:
             step()
-    if any(module not in sys.modules for module in STEPS):
-        sys.meta_path.insert(0, _AfterImport())
 
 
 class _AfterImport(MetaPathFinder):

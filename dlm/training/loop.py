@@ -87,7 +87,7 @@ class Trainer:
     """One run: a network, its optimizer and how far it has come."""
 
     def __init__(
-        self, network: nn.Module, batches: Batches, recipe: Recipe, *, mask_id: int, out: Path
+        self, network: Any, batches: Batches, recipe: Recipe, *, mask_id: int, out: Path
     ) -> None:
         self.network = network
         self.batches = batches
@@ -118,10 +118,10 @@ class Trainer:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
         ):
-            logits = self.network(tokens.to(self.device)).logits
-            loss = masked_diffusion_loss(
-                logits, batch.tokens.to(self.device), masked.to(self.device)
-            )
+            masked = masked.to(self.device)
+            hidden = self.network.model(tokens.to(self.device)).last_hidden_state
+            logits = self.network.lm_head(hidden[masked])
+            loss = masked_diffusion_loss(logits, batch.tokens.to(self.device), masked)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)

@@ -1,6 +1,6 @@
 """The masked-diffusion training objective.
 
-Shapes: B rows, L tokens, V vocabulary.
+Shapes: B rows, L tokens, M masked positions, V vocabulary.
 """
 
 import torch
@@ -49,13 +49,13 @@ def masked_diffusion_loss(logits: Tensor, targets: Tensor, masked: Tensor) -> Te
     (Nie et al. 2025, arXiv:2502.09992, eq. 5, in its exactly-k form).
 
     Args:
-        logits: [B, L, V].
+        logits: [M, V], at the masked positions in row order.
         targets: int64 [B, L].
-        masked: bool [B, L], at least one position in each row.
+        masked: bool [B, L] with M true, at least one in each row.
 
     Returns:
         float32 scalar, the mean over rows.
     """
-    loss = functional.cross_entropy(logits[masked].float(), targets[masked], reduction="none")
-    weight = (1.0 / masked.sum(-1)).unsqueeze(-1).expand(masked.shape)[masked]
+    loss = functional.cross_entropy(logits.float(), targets[masked], reduction="none")
+    weight = (1.0 / masked.sum(-1, keepdim=True)).expand(masked.shape)[masked]
     return (loss * weight).sum() / masked.shape[0]
