@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least
+from dlm.options import number
 from dlm.types import Decision, StepView
 
 
@@ -13,7 +14,8 @@ class Threshold(Stateless):
     """Commit every position with p(sampled) >= `threshold`, and at least `quota`.
 
     Confidence-aware parallel decoding of Wu et al. 2025 (Fast-dLLM, arXiv:2505.22618), Alg. 1,
-    with at least one position a forward; a `steps` budget raises that minimum.
+    with at least one position a forward; a `steps` budget raises that minimum. A threshold above
+    1 commits one position a forward.
     """
 
     threshold: float = 0.9
@@ -21,11 +23,7 @@ class Threshold(Stateless):
     needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
 
     def __post_init__(self) -> None:
-        if not self.threshold >= 0:
-            raise ValueError(
-                f"threshold must be a probability, or above 1 for one position a forward, "
-                f"got {self.threshold}"
-            )
+        number("threshold", self.threshold, least=0.0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """All above the threshold, the best ones at least."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dlm.canvas import build
+from dlm.canvas import Canvas, build
 from dlm.models.model import Model
 from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts
 from dlm.runtime import Step, denoise
@@ -46,38 +46,49 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Rows to decode, and where in each row the span begins and ends that is handed back."""
+    """Rows to decode, checked and laid out."""
 
     rows: list[list[int]]
-    spans: list[tuple[int, int]]
+    spans: list[tuple[int, int]]  # of each row, what is handed back
+    canvas: Canvas
     settings: Settings
 
     def steps(self, model: Model) -> Iterator[Step]:
         """Every forward of the job."""
-        settings, spec = self.settings, model.spec
-        longest = max(map(len, self.rows))
-        if longest > spec.max_length:
-            raise ValueError(
-                f"prompt and generation must fit the model's {spec.max_length} positions, "
-                f"got {longest} tokens"
-            )
-        settings.check_tokens(spec.vocab_size)
-        keys = range(len(self.rows)) if settings.row_keys is None else settings.row_keys
-        if len(keys) != len(self.rows):
-            raise ValueError(
-                f"row_keys must hold one int for each of the {len(self.rows)} prompts, "
-                f"got {len(keys)}"
-            )
-        canvas = build(
-            self.rows,
-            mask_id=spec.mask_id,
-            pad_id=spec.eos_id,
-            block_length=settings.block_length or longest,
-            steps=settings.steps,
-            row_keys=keys,
-            device=model.device,
+        return denoise(model, self.canvas, [len(row) for row in self.rows], self.settings)
+
+
+def make_job(
+    model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
+) -> Job:
+    """Lay out rows that hold the mask id at every position to decode.
+
+    Raises:
+        ValueError: they do not fit the model, or an option does not fit them.
+    """
+    spec = model.spec
+    longest = max(map(len, rows))
+    if longest > spec.max_length:
+        raise ValueError(
+            f"prompt and generation must fit the model's {spec.max_length} positions, "
+            f"got {longest} tokens"
         )
-        return denoise(model, canvas, [len(row) for row in self.rows], settings)
+    settings.check_tokens(spec.vocab_size)
+    keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
+    if len(keys) != len(rows):
+        raise ValueError(
+            f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
+        )
+    canvas = build(
+        rows,
+        mask_id=spec.mask_id,
+        pad_id=spec.eos_id,
+        block_length=settings.block_length or longest,
+        steps=settings.steps,
+        row_keys=keys,
+        device=model.device,
+    )
+    return Job(rows, spans, canvas, settings)
 
 
 def generate(  # noqa: PLR0913 (the options users know by these names)
@@ -181,14 +192,15 @@ def infill(
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
     settings = Settings.of({"stop_at_eos": False, **options})
     rows = [encode_blanks(model, one) for one in as_list(text)]  # type: ignore[arg-type]
-    return finish(model, Job(rows, [(0, len(row)) for row in rows], settings))
+    return finish(model, make_job(model, rows, [(0, len(row)) for row in rows], settings))
 
 
 def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
     """Prompts with `gen_length` masks behind each."""
     encoded = encode_prompts(model, prompts)
     rows = [[*row, *[model.spec.mask_id] * settings.gen_length] for row in encoded]
-    return Job(rows, [(len(p), len(r)) for p, r in zip(encoded, rows, strict=True)], settings)
+    spans = [(len(p), len(r)) for p, r in zip(encoded, rows, strict=True)]
+    return make_job(model, rows, spans, settings)
 
 
 @torch.inference_mode()

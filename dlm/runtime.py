@@ -15,8 +15,9 @@ from dlm.canvas import Canvas
 from dlm.contract import violations
 from dlm.kernels import NoiseKey, TokenStatistics, token_statistics, uniform
 from dlm.models.model import Model
+from dlm.options import known
 from dlm.settings import Settings
-from dlm.types import AnyDecoder, Decision, StepView
+from dlm.types import STATISTICS, AnyDecoder, Decision, StepView
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ def denoise(
         block = window.block
         view = plan.view(canvas, lengths, window, spent, number)
         state, decision = decoder.step(state, view)
+        broken = violations(decision, view, window.editable, decoder)
         tokens = write(canvas.tokens, view, decision, model.spec.mask_id)
         tokens, finished = plan.stop(tokens, canvas)
-        broken = violations(decision, view, window.editable, decoder)
         report = torch.cat((torch.stack(list(broken.values())), finished)).tolist()
         for name, bad in zip(broken, report, strict=False):
             if bad:
@@ -129,6 +130,8 @@ class Plan:
         device = model.device
         self.model = model
         self.settings = settings
+        for name in decoder.needs:
+            known(f"statistic needed by {type(decoder).__name__}", name, STATISTICS)
         self.needs = decoder.needs | ({"confidence"} if settings.return_trajectory else frozenset())
         self.statistics = self.needs - {"uniform", "logits"}
         self.block_length = block_length

@@ -70,7 +70,8 @@ def token_statistics_reference(
 
 def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
     """Suppressed tokens at -inf; rows without a finite logit at 0 elsewhere."""
-    banned = torch.zeros_like(logits[0], dtype=torch.bool) if suppressed is None else suppressed
+    nothing_banned = logits.new_zeros(logits.shape[1], dtype=torch.bool)
+    banned = nothing_banned if suppressed is None else suppressed
     values = logits.double().masked_fill(banned, -torch.inf)
     nothing = (values == -torch.inf).all(1, keepdim=True)
     return values.masked_fill(nothing & ~banned, 0.0)

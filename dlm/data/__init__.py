@@ -31,9 +31,7 @@ __all__ = [
 ]
 
 TASKS: dict[str, Task] = {
-    "sudoku": Task(
-        "sudoku", sudoku.generate, sudoku.is_correct, "Complete a 4x4 sudoku."
-    ),
+    "sudoku": Task("sudoku", sudoku.generate, sudoku.is_correct, "Complete a 4x4 sudoku."),
     "countdown": Task(
         "countdown", countdown.generate, countdown.is_correct, "Reach a number from three others."
     ),

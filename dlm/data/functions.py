@@ -99,13 +99,13 @@ def _normal_form(source: str) -> str | None:
 
 
 def _local_names(function: ast.FunctionDef) -> dict[str, str]:
-    """Maps the names that the function assigns, arguments excepted, to v0, v1, ..."""
+    """Maps the names that the function assigns, arguments excepted, to "0", "1", ..."""
     arguments = {argument.arg for argument in function.args.args}
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # the new names are no identifiers, so nothing else has them
     for node in ast.walk(function):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            if node.id not in arguments:
-                names.setdefault(node.id, f"v{len(names)}")
+        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Name) and stored and node.id not in arguments:
+            names.setdefault(node.id, str(len(names)))
     return names
 
 
@@ -124,14 +124,15 @@ class _Normaliser(ast.NodeTransformer):
         if not isinstance(node.target, ast.Name):
             return self.generic_visit(node)
         value = ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value)
-        return self.visit(ast.Assign([node.target], value))
+        assignment: ast.AST = self.visit(ast.Assign([node.target], value))
+        return assignment
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         """Writes a number on the right of `+` and `*`."""
         self.generic_visit(node)
-        if isinstance(node.op, ast.Add | ast.Mult) and _is_number(node.left):
-            if not _is_number(node.right):
-                node.left, node.right = node.right, node.left
+        commutes = isinstance(node.op, ast.Add | ast.Mult)
+        if commutes and _is_number(node.left) and not _is_number(node.right):
+            node.left, node.right = node.right, node.left
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:

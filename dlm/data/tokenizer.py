@@ -74,13 +74,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
 
     texts = list(texts)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -90,7 +90,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     # The role names of the chat template come up often enough to be merged whatever the texts.
     roles = [role for role in ROLES for _ in range(len(texts) + 1)]
     tokenizer.train_from_iterator([*texts, *roles], trainer)
-    return PreTrainedTokenizerFast(
+    if any(tokenizer.token_to_id(role) is None for role in ROLES):
+        raise ValueError(f"vocab_size must leave room for {ROLES}, got {vocab_size}")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,

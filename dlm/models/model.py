@@ -45,7 +45,7 @@ class Model:
         """Vocabulary logits [..., V] of hidden states [..., D], in the dtype of the network."""
         return torch.as_tensor(self.network.lm_head(hidden))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def raw_logits(self, input_ids: Tensor) -> Tensor:
         """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted."""
         tokens = input_ids.to(self.device)

@@ -138,7 +138,7 @@ def test_float32_noise_loses_the_tail(gap: float, num_rows: int) -> None:
 @pytest.mark.parametrize("exponent", [30, 40, 50])
 @pytest.mark.parametrize("rival", [2**20, 2**62, 2**63 + 12345, 2**64 - 2**30, 2**64 - 1])
 def test_rare_token_wins_at_the_exact_word(exponent: int, rival: int) -> None:
-    """T2.6: with injected words, token 2 of mass 2**-j wins up to word k* = P(E2 < mass E1) 2**64."""
+    """T2.6: with injected words, token 2 of mass 2**-j wins in just its share of the 2**64."""
     logits = torch.tensor([[0.0, -exponent * math.log(2)]])
     mass = logits.exp()
 
@@ -298,7 +298,7 @@ def test_a_row_without_finite_logits_is_uniform() -> None:
 
 
 def test_clocks_are_never_infinite() -> None:
-    """An E of infinity would let a token of mass 0 tie with, and at a lower id beat, the only one."""
+    """An E of infinity would let a lower token of mass 0 tie with the only one, and win."""
     last = torch.tensor([[0, 0xFFFFFFFF]])
     assert exponential_from_bits(last, last).isfinite().all()
     assert int(race(torch.tensor([[0.0, 1.0]]), last, last)) == 1

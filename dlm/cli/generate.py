@@ -1,0 +1,141 @@
+"""`dlm generate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
+from dlm.cli.job import Job
+from dlm.cli.loading import load_model
+from dlm.cli.options import JSON, decoding, output, sampling, source
+
+GEN_LENGTH = 256
+BUILT_IN_GEN_LENGTH = 64
+
+
+def generate(  # noqa: PLR0913 (the parameters are the command line)
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts; if none, one a line from --file or a pipe."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        source(help='Prompts one a line, or JSONL with "prompt" or "messages".'),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        source(
+            "--chat/--no-chat",
+            help="Make each prompt a user message.",
+            show_default="on for the built-in model",
+        ),
+    ] = None,
+    infill: Annotated[
+        bool,
+        source("--infill", help="Fill the blanks of texts: [MASK] is one token, [MASK:8] eight."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
+    ] = None,
+    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
+    dtype: Annotated[
+        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
+    ] = "auto",
+    batch_size: Annotated[
+        int, source(min=1, help="Prompts decoded at a time; changes no result.")
+    ] = 16,
+    decoder: Annotated[
+        str, decoding(help="Which tokens to commit: see dlm decoders.")
+    ] = "low_confidence",
+    option: Annotated[
+        list[str] | None,
+        decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
+    ] = None,
+    gen_length: Annotated[
+        int | None,
+        decoding(
+            help="Tokens to decode.",
+            show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
+        ),
+    ] = None,
+    block_length: Annotated[
+        int, decoding(help="Tokens of a block; blocks are decoded left to right.")
+    ] = 32,
+    steps: Annotated[
+        int | None,
+        decoding(help="Forwards budget.", show_default="as many as the decoder needs"),
+    ] = None,
+    stop_at_eos: Annotated[
+        bool | None,
+        decoding(
+            "--stop-at-eos/--no-stop-at-eos",
+            help="End at the first stop token.",
+            show_default="on, off with --infill",
+        ),
+    ] = None,
+    cache: Annotated[str, decoding(help="What later forwards may reuse.")] = "none",
+    temperature: Annotated[float, sampling(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, sampling(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None,
+        sampling(help="Sample among the likeliest tokens that hold this probability."),
+    ] = None,
+    cfg_scale: Annotated[float, sampling(help="Classifier-free guidance; 0 for none.")] = 0.0,
+    seed: Annotated[int, sampling(help="Decides all noise.")] = 0,
+    watch: Annotated[
+        bool, output("--watch", help="Draw the canvas of one prompt, forward by forward.")
+    ] = False,
+    json: Annotated[bool, JSON] = False,
+) -> None:
+    """Continue prompts, or fill the blanks of texts."""
+    rows = read_prompts(prompts or [], file)
+    refuse(rows, watch=watch, json=json, infill=infill, chat=chat)
+    if gen_length is None and not infill:
+        gen_length = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
+    options: dict[str, Any] = {
+        "decoder": decoder,
+        "decoder_options": {
+            key: parse_value(value) for key, value in parse_pairs("--option", option or []).items()
+        },
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "steps": steps,
+        "stop_at_eos": stop_at_eos,
+        "cache": cache,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
+        "seed": seed,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    wrap = not infill and (model is None if chat is None else chat)
+    job = Job(rows, given, chat=wrap, infill=infill)
+    job.check()
+    loaded = load_model(model, device, dtype)
+    if watch:
+        job.watch(loaded)
+    else:
+        job.run(loaded, batch_size, machine=json)
+
+
+def refuse(
+    rows: list[str | Messages], *, watch: bool, json: bool, infill: bool, chat: bool | None
+) -> None:
+    """Refuse options that cannot work together.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if watch and len(rows) != 1:
+        raise ValueError(f"--watch draws one prompt, got {len(rows)}")
+    if watch and json:
+        raise ValueError("--watch and --json both write to stdout: give one of them")
+    if watch and infill:
+        raise ValueError("--watch draws what follows a prompt: leave --infill out")
+    if infill and chat:
+        raise ValueError("--infill takes texts as they stand: leave --chat out")
+    if infill and not all(isinstance(row, str) for row in rows):
+        raise ValueError('--infill takes texts: give "prompt", not "messages"')

@@ -1,0 +1,85 @@
+"""Prompts to decode, batch by batch."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import track
+
+from dlm.cli.inputs import Messages, as_chat
+from dlm.cli.results import Result, print_result
+
+if TYPE_CHECKING:
+    from dlm.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to decode, and how."""
+
+    rows: list[str | Messages]
+    options: dict[str, Any]  # of `dlm.generate`
+    chat: bool  # texts are user messages
+    infill: bool  # texts have blanks
+
+    def check(self) -> None:
+        """Refuse bad options before a model is loaded."""
+        from dlm.settings import Settings
+
+        if self.infill and "gen_length" in self.options:
+            raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
+        Settings.of(self.options)
+
+    def prompts(self) -> list[str | Messages]:
+        """Prompts as the library takes them."""
+        return [as_chat(row) for row in self.rows] if self.chat else self.rows
+
+    def watch(self, model: "Model") -> None:
+        """Draw the one prompt's canvas."""
+        from dlm.cli.watch import watch
+
+        watch(model, self.prompts()[0], self.options)
+
+    def run(self, model: "Model", batch_size: int, *, machine: bool) -> None:
+        """Print the result of every prompt as soon as its batch is done."""
+        starts = range(0, len(self.rows), batch_size)
+        console = Console(stderr=True)
+        # A bar would get between texts that appear on the same terminal.
+        shown = len(starts) > 1 and console.is_terminal and not sys.stdout.isatty()
+        for start in track(starts, "decoding", console=console, transient=True, disable=not shown):
+            for result in self.batch(model, range(len(self.rows))[start : start + batch_size]):
+                print_result(result, machine=machine)
+
+    def batch(self, model: "Model", numbers: range) -> Iterator[Result]:
+        """Decode some prompts; a prompt's number keys its noise, so batches change nothing."""
+        from dlm.generation import generate, infill
+
+        prompts = [self.prompts()[number] for number in numbers]
+        began = time.perf_counter()
+        call: Any = infill if self.infill else generate
+        out = call(model, prompts, row_keys=numbers, **self.options)
+        seconds = time.perf_counter() - began
+        for line, number in enumerate(numbers):
+            row = self.rows[number]
+            decoded = blanks(row) if self.infill else len(out.tokens[line])
+            yield Result(
+                prompt=row,
+                text=out.texts[line],
+                tokens=out.tokens[line],
+                forwards=out.forwards[line],
+                query_tokens=out.query_tokens[line],
+                tokens_per_forward=decoded / out.forwards[line],
+                seconds=seconds,
+                seed=self.options["seed"],
+                decoder=self.options["decoder"],
+            )
+
+
+def blanks(text: str | Messages) -> int:
+    """Masks that the blanks of a text stand for."""
+    from dlm.prompts import BLANK
+
+    return sum(int(match.group(1) or 1) for match in BLANK.finditer(str(text)))

@@ -1,0 +1,48 @@
+"""What `dlm generate` prints."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One prompt and what came of it: a line of `--json`."""
+
+    prompt: Any  # text, or chat messages
+    text: str
+    tokens: list[int]
+    forwards: int
+    query_tokens: int
+    tokens_per_forward: float
+    seconds: float  # of the whole batch
+    seed: int
+    decoder: str
+
+
+def print_json(record: Any) -> None:
+    """One object on one line."""
+    typer.echo(json.dumps(record))
+
+
+def print_result(result: Result, *, machine: bool) -> None:
+    """JSON for machines; for people the text, and on stderr what it took."""
+    if machine:
+        print_json(asdict(result))
+        return
+    typer.echo(result.text)
+    note(summary(result.forwards, result.tokens_per_forward, result.seconds))
+
+
+def summary(forwards: int, tokens_per_forward: float, seconds: float) -> str:
+    """What a generation took."""
+    many = "" if forwards == 1 else "s"
+    return f"{forwards} forward{many}, {tokens_per_forward:.2f} tokens per forward, {seconds:.2f} s"
+
+
+def note(text: str) -> None:
+    """A dim line on stderr."""
+    Console(stderr=True, highlight=False).print(text, style="dim", markup=False, soft_wrap=True)

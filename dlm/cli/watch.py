@@ -1,0 +1,206 @@
+"""`dlm generate --watch`: the canvas as it fills."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from dlm.cli.results import note, summary
+
+if TYPE_CHECKING:
+    from dlm.generation import Snapshot
+    from dlm.models.model import Model
+
+FRAME = 0.08  # seconds that every forward stays on the screen, at least
+AGES = (
+    "bold black on bright_green",
+    "bold color(120)",
+    "color(114)",
+    "color(114)",
+    "color(108)",
+    "color(108)",
+    "color(108)",
+    "color(151)",
+    "color(151)",
+)
+"""Style of a token by the forwards since it was committed; older ones are plain."""
+EDITED = "bold black on bright_yellow"
+REMASKED = "bold bright_red"
+MASKED = "bright_black"
+SPECIAL = "bright_black"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """What stands for tokens without a text of their own."""
+
+    mask: str = "\u2591"
+    special: str = "\u00b7"
+    newline: str = "\u21b5"
+
+    @classmethod
+    def of(cls, encoding: str) -> "Symbols":
+        """Those that an encoding can write."""
+        try:
+            f"{cls().mask}{cls().special}{cls().newline}".encode(encoding)
+        except (LookupError, UnicodeEncodeError):
+            return cls("_", ".", "\\")
+        return cls()
+
+
+@dataclass(slots=True)
+class Picture:
+    """The canvas of one row after the latest forward."""
+
+    tokenizer: Any
+    mask_id: int
+    tokens: list[int]
+    symbols: Symbols
+    born: dict[int, int] = field(default_factory=dict)  # position -> forward of its commit
+    edited: list[int] = field(default_factory=list)  # by the latest forward
+    remasked: list[int] = field(default_factory=list)
+    forward: int = 0
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Take the outcome of a forward in."""
+        self.forward = snapshot.forward
+        self.tokens = snapshot.tokens
+        self.edited = snapshot.edited
+        self.remasked = snapshot.remasked
+        self.born |= dict.fromkeys([*snapshot.committed, *snapshot.edited], snapshot.forward)
+
+    def piece(self, position: int) -> str:
+        """What to draw for a position; a line break stays one, behind its symbol."""
+        token = self.tokens[position]
+        if token == self.mask_id:
+            return self.symbols.mask
+        if token in self.tokenizer.all_special_ids:
+            return self.symbols.special
+        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        text = text.replace("\r\n", "\n").replace("\t", "    ")
+        shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+        return shown.replace("\n", self.symbols.newline + "\n")
+
+    def style(self, position: int) -> str:
+        """How to draw a position."""
+        token = self.tokens[position]
+        if token == self.mask_id:
+            return REMASKED if position in self.remasked else MASKED
+        if position in self.edited:
+            return EDITED
+        age = self.forward - self.born.get(position, -len(AGES))
+        if age < len(AGES):
+            return AGES[age]
+        return SPECIAL if token in self.tokenizer.all_special_ids else ""
+
+    def lines(self, width: int) -> list[Text]:
+        """The canvas, cut at `width` cells wherever that falls: words would jump about."""
+        lines = [Text()]
+        column = 0
+        for position in range(len(self.tokens)):
+            style = self.style(position)
+            for char in self.piece(position):
+                if char == "\n" or column + cell_len(char) > width:
+                    lines.append(Text())
+                    column = 0
+                if char != "\n":
+                    lines[-1].append(char, style)
+                    column += cell_len(char)
+        return lines
+
+    def plain(self) -> str:
+        """The canvas on one line."""
+        return "".join(map(self.piece, range(len(self.tokens)))).replace("\n", "")
+
+    @property
+    def left(self) -> int:
+        """Masks on the canvas."""
+        return self.tokens.count(self.mask_id)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per forward so far."""
+        return (len(self.tokens) - self.left) / max(self.forward, 1)
+
+    def caption(self) -> str:
+        """Where the decoding is."""
+        return f"forward {self.forward}   {self.rate:.2f} tokens per forward   {self.left} left"
+
+    def frame(self, width: int, height: int) -> RenderableType:
+        """Canvas and caption; of a canvas taller than the screen, the part where masks are."""
+        lines = self.lines(width)
+        room = max(height - 3, 1)
+        masks = (n for n, line in enumerate(lines) if self.symbols.mask in line.plain)
+        first = max(min(next(masks, 0) - room // 2, len(lines) - room), 0)
+        return Group(*lines[first : first + room], Text(), Text(self.caption(), "dim"))
+
+
+def watch(model: "Model", prompt: Any, options: Mapping[str, Any]) -> None:
+    """Decode one prompt before the user's eyes, then print as usual."""
+    from dlm.generation import stream
+    from dlm.prompts import tokenizer_of
+    from dlm.settings import Settings
+
+    console = Console(highlight=False)
+    length = Settings.of(options).gen_length
+    picture = Picture(
+        tokenizer=tokenizer_of(model, "--watch"),
+        mask_id=model.spec.mask_id,
+        tokens=[model.spec.mask_id] * length,
+        symbols=Symbols.of(console.encoding),
+    )
+    clock = Clock()
+    snapshots = clock.timed(stream(model, prompt, **options))
+    if console.is_terminal and not console.is_dumb_terminal:
+        text = draw(snapshots, picture, console)
+    else:
+        note("stdout is no terminal: one line a forward")
+        text = print_lines(snapshots, picture)
+    typer.echo(text)
+    note(summary(picture.forward, picture.rate, clock.seconds))
+
+
+def draw(snapshots: Iterator["Snapshot"], picture: Picture, console: Console) -> str:
+    """Show every forward in place; returns the text in the end."""
+    text = ""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for snapshot in snapshots:
+            picture.update(snapshot)
+            live.update(picture.frame(*console.size), refresh=True)
+            text = snapshot.text or ""
+            time.sleep(FRAME)
+        time.sleep(FRAME)
+    return text
+
+
+def print_lines(snapshots: Iterator["Snapshot"], picture: Picture) -> str:
+    """Print every forward on a line of its own; returns the text in the end."""
+    text = ""
+    for snapshot in snapshots:
+        picture.update(snapshot)
+        typer.echo(f"{picture.forward:4d} {picture.plain()}")
+        text = snapshot.text or ""
+    return text
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent inside an iterator, without what its consumer does in between."""
+
+    seconds: float = 0.0
+
+    def timed(self, steps: Iterator["Snapshot"]) -> Iterator["Snapshot"]:
+        """The same steps, with their time taken."""
+        while True:
+            began = time.perf_counter()
+            step = next(steps, None)
+            self.seconds += time.perf_counter() - began
+            if step is None:
+                return
+            yield step

@@ -1,0 +1,87 @@
+"""Fixtures that every kind of test shares.
+
+Shapes: B rows, L canvas, C contexts, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dlm
+from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+VOCAB = 8
+MASK = 7
+EOS = 6
+EOT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TableModel(Model):
+    """A mask predictor that looks its logits up by a hash of the row's real tokens.
+
+    Integer arithmetic, so that a row's logits are the same bits in any batch.
+    """
+
+    table: Tensor  # float [C, V]
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        weight = (positions + 3) * (positions + 7) * (tokens + 1)
+        if valid is not None:
+            weight = weight * valid
+        context = weight.sum(-1, keepdim=True) * 2654435761 + positions * 40503
+        return ((context >> 7) % self.table.shape[0])[..., None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.table[hidden[..., 0]]
+
+
+def table_model(table: Tensor, **facts: Any) -> TableModel:
+    rows = table.shape[1]
+    spec = {
+        "family": "table",
+        "vocab_size": rows,
+        "mask_id": rows - 1,
+        "eos_id": rows - 2,
+        "stop_ids": (rows - 2, rows - 3),
+        "max_length": 512,
+        "unused": (rows, rows),
+    } | facts
+    return TableModel(None, None, ModelSpec(**spec), table)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def toy() -> Callable[..., Model]:
+    """Makes a toy model of V = 8 (mask 7, end of text 6, end of turn 5) from a seed or a table."""
+
+    def make(source: int | Tensor = 0, scale: float = 2.0, **facts: Any) -> Model:
+        if isinstance(source, Tensor):
+            return table_model(source, **facts)
+        generator = torch.Generator().manual_seed(source)
+        return table_model(scale * torch.randn(97, VOCAB, generator=generator), **facts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """A small random LLaDA checkpoint written by the official code."""
+    return Path(__file__).parent / "golden" / "tiny-llada"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder: Path) -> Model:
+    return dlm.load(golden_folder, dtype="float32")

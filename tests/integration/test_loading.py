@@ -1,0 +1,252 @@
+"""Real checkpoints: released layout, no remote code, clear refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import dlm
+from dlm.models.model import Model
+
+LOGITS = Path(__file__).parent.parent / "golden" / "logits.json"
+
+
+def edited(source: Path, target: Path, **changes: Any) -> Path:
+    """A copy of a checkpoint folder with other configuration values; None removes a key."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text()) | changes
+    kept = {key: value for key, value in config.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(kept))
+    return target
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_official_logits(golden_folder: Path, attention: str) -> None:
+    model = dlm.load(golden_folder, dtype="float32", attn_implementation=attention)
+    cases = json.loads(LOGITS.read_text())
+    assert len(cases) == 3
+    for case in cases:
+        ids = torch.tensor(case["input_ids"])
+        found = model.raw_logits(ids if ids.ndim == 2 else ids[None])
+        expected = torch.tensor(case["logits"]).reshape(found.shape)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_official_logits_flex_attention(golden_folder: Path) -> None:
+    model = dlm.load(golden_folder, dtype="float32", attn_implementation="flex_attention")
+    case = json.loads(LOGITS.read_text())[0]
+    ids = torch.tensor(case["input_ids"])
+    found = model.raw_logits(ids if ids.ndim == 2 else ids[None])
+    expected = torch.tensor(case["logits"]).reshape(found.shape)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_padding_does_not_change_a_row(golden: Model) -> None:
+    short, width = torch.tensor([[5, 6, 7, 511]]), 9
+    padded = torch.cat((short, torch.full((1, width - 4), 3)), 1)
+    valid = torch.arange(width)[None] < 4
+    columns = torch.arange(width)[None]
+    with torch.no_grad():
+        alone = golden.logits(golden.hidden(short, columns[:, :4], None))
+        among = golden.logits(golden.hidden(padded, columns, valid))[:, :4]
+        open_ = golden.logits(golden.hidden(padded, columns, None))[:, :4]
+    torch.testing.assert_close(among, alone, atol=2e-5, rtol=0)
+    assert (open_ - alone).abs().max() > 1e-3, "the mask must have made the difference"
+
+
+def test_attention_looks_both_ways(golden: Model) -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    later = torch.tensor([[5, 6, 7, 9]])
+    assert (golden.raw_logits(ids)[0, 0] - golden.raw_logits(later)[0, 0]).abs().max() > 1e-4
+
+
+def test_rotary_frequencies_survive_loading(golden: Model) -> None:
+    frequencies = golden.network.model.rotary_emb.inv_freq
+    assert frequencies.dtype == torch.float32
+    assert frequencies[0] == 1.0
+    assert (frequencies.diff() < 0).all()
+
+
+def test_bfloat16_keeps_rotary_frequencies_in_float32(golden_folder: Path) -> None:
+    model = dlm.load(golden_folder, dtype="bfloat16")
+    assert model.raw_logits(torch.tensor([[1, 2]])).dtype == torch.bfloat16
+    assert model.network.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_8b_parameter_count() -> None:
+    from transformers import AutoModelForMaskedLM
+
+    from dlm.models.configs import LladaConfig
+
+    with torch.device("meta"):
+        network = AutoModelForMaskedLM.from_config(LladaConfig())
+    assert sum(p.numel() for p in network.parameters()) == 8_015_581_184
+
+
+def test_save_keeps_the_released_names(golden_folder: Path, golden: Model, tmp_path: Path) -> None:
+    golden.network.save_pretrained(tmp_path)
+    before = load_file(golden_folder / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["LLaDAModelLM"]
+    assert "auto_map" not in saved
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(dlm.load(tmp_path).raw_logits(ids), golden.raw_logits(ids))
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("trust", [False, True])
+def test_auto_classes_run_no_remote_code(
+    golden_folder: Path, tmp_path: Path, auto: str, trust: bool
+) -> None:
+    import transformers
+
+    folder = edited(golden_folder, tmp_path / "bait")
+    for name in ("configuration_llada", "modeling_llada"):
+        (folder / f"{name}.py").write_text("raise SystemExit('remote code ran')")
+    network = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=trust)
+    assert type(network).__module__ == "dlm.models.llada"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import dlm; from transformers import AutoModelForMaskedLM",
+        "from transformers import AutoModelForMaskedLM; import dlm",
+        "import transformers; import dlm; from transformers import AutoModelForMaskedLM",
+        "from dlm.models.llada import LLaDAModelLM; from transformers import AutoModelForMaskedLM",
+    ],
+)
+def test_registration_whatever_the_import_order(order: str, golden_folder: Path) -> None:
+    code = f"{order}; print(type(AutoModelForMaskedLM.from_pretrained({str(golden_folder)!r})))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "dlm.models.llada.LLaDAModelLM" in out.stdout
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, dlm; print([m for m in ('torch', 'transformers') if m in sys.modules]);"
+        "dlm.decoders.DECODERS; print('transformers' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split("\n")[:2] == ["[]", "False"]
+
+
+def test_sharded_checkpoint(golden: Model, tmp_path: Path) -> None:
+    golden.network.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(dlm.load(tmp_path).raw_logits(ids), golden.raw_logits(ids))
+
+
+def test_device_map(golden_folder: Path, golden: Model) -> None:
+    model = dlm.load(golden_folder, device_map="auto", dtype="float32")
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.raw_logits(ids), golden.raw_logits(ids))
+
+
+def test_facts_of_the_released_checkpoint() -> None:
+    from dlm.models.configs import LladaConfig
+    from dlm.models.loading import resolve
+
+    spec = resolve(LladaConfig(), [126081], None)
+    assert spec.mask_id == 126336
+    assert spec.stop_ids == (126081, 126348)
+    assert set(spec.banned) == {126336, *range(126349, 126464)}
+    assert spec.max_length == 4096
+
+
+def test_mask_id_is_cross_checked(golden_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(dlm.__file__).parent / "assets" / "tiny")
+    folder = edited(golden_folder, tmp_path / "other")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="mask_token_id 511 and the tokenizer's 5 disagree"):
+        dlm.load(folder)
+    assert dlm.load(folder, mask_id=7).spec.mask_id == 7
+
+
+def corrupt(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+def rename(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.transformer.blocks.0.q_norm.weight"] = tensors.pop(
+        "model.transformer.blocks.0.q_proj.weight"
+    )
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        torch.save({k: file.get_tensor(k) for k in file.keys()}, folder / "pytorch_model.bin")  # noqa: SIM118
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        (corrupt, {}, "cannot load the weights"),
+        (rename, {}, "do not fit its configuration: .*q_"),
+        (pickled, {}, "cannot load the weights"),
+        (None, {"d_model": 32}, "cannot load the weights|do not fit"),
+        (None, {"d_model": 65}, "n_heads must divide d_model"),
+        (None, {"model_type": "bert"}, "not a masked-diffusion family"),
+        (None, {"model_type": "unheard-of"}, "cannot read the configuration"),
+        (None, {"architectures": ["LLaDAMoEModelLM"]}, "LLaDA-MoE"),
+        (None, {"alibi": True}, "alibi must be False"),
+        (None, {"mask_token_id": 512}, "mask_id must be an id below the vocabulary size 512"),
+    ],
+)
+def test_foreign_and_corrupt_checkpoints(
+    golden_folder: Path, tmp_path: Path, damage: Any, changes: dict[str, Any], message: str
+) -> None:
+    folder = edited(golden_folder, tmp_path / "bad", **changes)
+    if damage is not None:
+        damage(folder)
+    with pytest.raises(ValueError, match=message):
+        dlm.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float23"}, "unknown dtype 'float23'. Did you mean 'float32'"),
+        ({"dtype": torch.int64}, "floating dtype"),
+        ({"attn_implementation": "spda"}, "Did you mean 'sdpa'"),
+        ({"device": "gpu0"}, "device must be a torch device, got 'gpu0'"),
+        ({"device": "cpu", "device_map": "auto"}, "device or device_map, not both"),
+    ],
+)
+def test_bad_load_options(golden_folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dlm.load(golden_folder, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_absent(golden_folder: Path) -> None:
+    with pytest.raises(ValueError, match="'cuda' was asked for, but torch sees no CUDA device"):
+        dlm.load(golden_folder, device="cuda")
+
+
+def test_no_such_folder() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model folder at './nowhere'"):
+        dlm.load("./nowhere")
+
+
+def test_folder_without_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read the configuration"):
+        dlm.load(tmp_path)

@@ -1,0 +1,236 @@
+"""`generate`, `stream` and `infill`: what users pass in and get back."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.decoders import DECODERS, Threshold
+from dlm.models.model import Model
+
+Toy = Callable[..., Model]
+BUILT_IN = Path(dlm.__file__).parent / "assets" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def talker() -> Model:
+    """A random network of our own with the built-in tokenizer."""
+    from transformers import AutoTokenizer
+
+    from dlm.models.loading import resolve
+    from dlm.training.run import Shape, new_network
+
+    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
+    network = new_network(Shape(width=32, layers=1, heads=2, mlp_width=64), tokenizer, 0).eval()
+    return Model(network, tokenizer, resolve(network.config, [], tokenizer))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_rows_are_independent_on_a_network(
+    golden: Model, decoder: str, temperature: float
+) -> None:
+    """Bit-equal tokens alone, batched, shuffled, and with other rows finishing earlier."""
+    rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+    options: dict[str, Any] = {"decoder": decoder, "block_length": 5, "temperature": temperature}
+    options |= {"stop_at_eos": False, "gen_length": 16, "seed": 3}
+    keys = [40, 41, 42]
+    together = dlm.generate(golden, rows, row_keys=keys, **options)
+    turned = dlm.generate(golden, rows[::-1], row_keys=keys[::-1], **options)
+    assert turned.tokens == together.tokens[::-1]
+    for row, key, tokens in zip(rows, keys, together.tokens, strict=True):
+        assert dlm.generate(golden, [row], row_keys=[key], **options).tokens == [tokens]
+    # In one batch with a row that is done after a single forward.
+    blanks = [[*row, *[511] * 16] for row in rows]
+    early = dlm.infill(golden, [[1, 511], *blanks], row_keys=[7, *keys], **{
+        name: value for name, value in options.items() if name != "gen_length"
+    })  # fmt: skip
+    assert early.forwards[0] == 1 < early.forwards[1]
+    assert [row[-16:] for row in early.tokens[1:]] == together.tokens
+
+
+def test_seed_and_row_key_decide_the_noise(golden: Model) -> None:
+    options: dict[str, Any] = {"gen_length": 16, "temperature": 1.0, "stop_at_eos": False}
+
+    def one(**noise: Any) -> list[int]:
+        return dlm.generate(golden, [[5, 6]], **options, **noise).tokens[0]
+
+    assert one() == one() == one(seed=0, row_keys=[0])
+    assert one() != one(seed=1)
+    assert one() != one(row_keys=[1])
+    pair = dlm.generate(golden, [[5, 6], [5, 6]], **options).tokens
+    assert pair[0] == one() != pair[1] == one(row_keys=[1])
+
+
+def test_stream_is_generate_step_by_step(golden: Model) -> None:
+    options: dict[str, Any] = {"gen_length": 12, "block_length": 5, "decoder": "threshold",
+                               "decoder_options": {"threshold": 0.2}}  # fmt: skip
+    out = dlm.generate(golden, [[5, 6, 7]], return_trajectory=True, **options)
+    snapshots = list(dlm.stream(golden, [5, 6, 7], **options))
+    trajectory = out.trajectory[0]  # type: ignore[index]
+    assert snapshots[-1].tokens == out.tokens[0]
+    assert [s.done for s in snapshots] == [False] * (out.forwards[0] - 1) + [True]
+    assert [s.forward for s in snapshots] == list(range(1, out.forwards[0] + 1))
+    assert [s.tokens for s in snapshots[:-1]] == trajectory.canvases[1:].tolist()
+    for snapshot in snapshots:
+        made = [c.position for c in trajectory.commits if c.step == snapshot.forward - 1]
+        assert sorted(snapshot.committed) == sorted(made)
+
+
+def test_trajectory_confidence_is_untempered(golden: Model) -> None:
+    out = dlm.generate(
+        golden, [[5, 6, 7]], gen_length=6, temperature=0.7, decoder="left_to_right",
+        return_trajectory=True, stop_at_eos=False,
+    )  # fmt: skip
+    trajectory = out.trajectory[0]  # type: ignore[index]
+    for step, change in enumerate(trajectory.commits):
+        row = torch.tensor([[5, 6, 7, *trajectory.canvases[step].tolist()]])
+        logits = golden.raw_logits(row)[0, 3 + change.position]
+        logits[511] = -math.inf
+        expected = logits.softmax(-1)[change.token]
+        assert change.confidence == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_infill_keeps_both_sides(golden: Model) -> None:
+    text = [5, 511, 6, 7, 511, 511, 8, 9]
+    out = dlm.infill(golden, text, block_length=2)
+    filled = out.tokens[0]
+    assert [filled[i] for i in (0, 2, 3, 6, 7)] == [5, 6, 7, 8, 9]
+    assert 511 not in filled
+    assert out.forwards == [3]
+    other = dlm.infill(golden, [*text[:-1], 10], block_length=2).tokens[0]
+    assert filled[:7] != other[:7], "the right side must matter"
+
+
+def test_infill_reads_blanks_in_text(talker: Model) -> None:
+    out = dlm.infill(talker, "Sudoku: 12[MASK]4[MASK:3]1", seed=1)
+    tokenizer = talker.tokenizer
+    assert tokenizer is not None
+    left, middle, right = tokenizer("Sudoku: 12")["input_ids"], tokenizer("4")["input_ids"], [
+        *tokenizer("1")["input_ids"]
+    ]  # fmt: skip
+    row = out.tokens[0]
+    assert row[: len(left)] == left
+    assert row[len(left) + 1 : len(left) + 2] == middle
+    assert row[-1:] == right
+    assert len(row) == len(left) + 1 + 1 + 3 + 1
+    assert tokenizer.mask_token_id not in row
+
+
+def test_prompts_of_every_kind(talker: Model) -> None:
+    tokenizer = talker.tokenizer
+    assert tokenizer is not None
+    message = [{"role": "user", "content": "Sudoku: 12"}]
+    chat = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    options: dict[str, Any] = {"gen_length": 6}
+    ids = dlm.generate(talker, [chat], **options)
+    assert dlm.generate(talker, message, **options) == ids
+    assert dlm.generate(talker, [message], **options) == ids
+    text = dlm.generate(talker, "Sudoku: 12", **options)
+    assert dlm.generate(talker, ["Sudoku: 12"], **options) == text
+    assert dlm.generate(talker, tokenizer("Sudoku: 12")["input_ids"], **options) == text
+    assert isinstance(text.texts, list)
+
+
+def test_text_ends_at_the_first_stop_token(talker: Model) -> None:
+    from dlm.prompts import decode_text
+
+    tokenizer = talker.tokenizer
+    assert tokenizer is not None
+    word = tokenizer("apples")["input_ids"]
+    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    assert set(stops) == set(talker.spec.stop_ids)
+    for stop in stops:
+        assert decode_text(talker, [*word, stop, *word]) == "apples"
+
+
+def test_without_a_tokenizer_there_is_no_text(golden: Model) -> None:
+    assert dlm.generate(golden, [[5]], gen_length=2).texts is None
+    assert next(iter(dlm.stream(golden, [5], gen_length=2))).text is None
+
+
+def test_tokens_per_forward(golden: Model) -> None:
+    out = dlm.generate(golden, [[5], [6]], gen_length=12, steps=3, stop_at_eos=False,
+                       block_length=None)  # fmt: skip
+    assert out.forwards == [3, 3]
+    assert out.tokens_per_forward == 4.0
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"decoder": "low_confidense"}, "unknown decoder 'low_confidense'. Did you mean 'low_conf"),
+    ({"decoder_options": {"threshhold": 1}, "decoder": "threshold"}, "Did you mean 'threshold'"),
+    ({"decoder_options": {"threshold": "high"}, "decoder": "threshold"}, "threshold must be"),
+    ({"decoder_options": {"threshold": math.nan}, "decoder": "threshold"}, "threshold must be"),
+    ({"decoder_options": {"threshold": 0.5}, "decoder": Threshold()}, "decoder_options go with"),
+    ({"gen_length": 0}, "gen_length must be an int >= 1, got 0"),
+    ({"gen_length": 8.0}, "gen_length must be an int >= 1, got 8.0"),
+    ({"gen_length": True}, "gen_length must be an int >= 1, got True"),
+    ({"gen_length": 255}, "256 positions, got 257"),
+    ({"block_length": 0}, "block_length must be an int >= 1, got 0"),
+    ({"block_length": 1.5}, "block_length must be an int >= 1, got 1.5"),
+    ({"steps": 0}, "steps must be an int >= 1, got 0"),
+    ({"steps": "8"}, "steps must be an int >= 1, got '8'"),
+    ({"temperature": math.nan}, "temperature must be a finite number"),
+    ({"temperature": -0.1}, "temperature must be a finite number"),
+    ({"temperature": "hot"}, "temperature must be a finite number"),
+    ({"top_k": 0}, "top_k must be an int >= 1, got 0"),
+    ({"top_k": 2.0}, "top_k must be an int >= 1, got 2.0"),
+    ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+    ({"top_p": 1.1}, "top_p must be a finite number"),
+    ({"cfg_scale": math.inf}, "cfg_scale must be a finite number"),
+    ({"cache": "dul"}, "unknown cache 'dul'"),
+    ({"seed": 1.0}, "seed must be an int"),
+    ({"seed": 1 << 64}, "seed must be below 2"),
+    ({"row_keys": [1, 2]}, "row_keys must hold one int for each of the 1 prompts, got 2"),
+    ({"row_keys": ["a"]}, "row_keys must be an int"),
+    ({"suppress_tokens": [512]}, "suppress_tokens must hold ids below the vocabulary size 512"),
+    ({"begin_suppress_tokens": [-1]}, "begin_suppress_tokens must be an int >= 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[f"{o}"[:60] for o, _ in BAD])
+def test_bad_options(golden: Model, options: dict[str, Any], message: str) -> None:
+    options = {"gen_length": 8} | options
+    with pytest.raises(ValueError, match=message):
+        dlm.generate(golden, [[1, 2]], **options)
+    with pytest.raises(ValueError, match=message):
+        dlm.stream(golden, [1, 2], **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "at least one prompt"),
+        ([[]], "at least one token"),
+        ([[1, 2.0]], "token id must be an int >= 0, got 2.0"),
+        ([[1, 512]], "below the vocabulary size 512, got 512"),
+        ([[1, 511]], "holds the mask id 511: use dlm.infill"),
+        ("text", "needs a tokenizer"),
+        ([{"role": "user", "content": "hi"}], "needs a tokenizer"),
+    ],
+)
+def test_bad_prompts(golden: Model, prompt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dlm.generate(golden, prompt, gen_length=2)
+
+
+def test_bad_infills(golden: Model, talker: Model) -> None:
+    with pytest.raises(ValueError, match="no blank"):
+        dlm.infill(golden, [1, 2])
+    with pytest.raises(ValueError, match="no blank"):
+        dlm.infill(talker, "nothing missing")
+    with pytest.raises(ValueError, match="gen_length is for generate"):
+        dlm.infill(golden, [1, 511], gen_length=4)
+    with pytest.raises(ValueError, match="Did you mean 'temperature'"):
+        dlm.infill(golden, [1, 511], temprature=1.0)
+    with pytest.raises(ValueError, match="stream takes one prompt"):
+        dlm.stream(golden, [[1], [2]], gen_length=2)  # type: ignore[list-item]
+
+
+def test_empty_text_is_refused(talker: Model) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        dlm.generate(talker, "", gen_length=2)

@@ -1,0 +1,136 @@
+"""Log-likelihood estimators against enumeration."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+
+import dlm
+from dlm.likelihood import Scorer, stratified_counts
+from dlm.models.model import Model
+
+Toy = Callable[..., Model]
+MASK = 2
+PROMPT, ANSWER = [0], [1, 0, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def model(toy: Toy) -> Model:
+    """V = 2 and a mask."""
+    table = torch.randn(97, 3, generator=torch.Generator().manual_seed(4)).double()
+    return toy(table, mask_id=MASK, eos_id=1, stop_ids=(1,))
+
+
+def log_probabilities(model: Model, masked: Iterable[int]) -> list[float]:
+    """ln p of every true answer token given the others, float64, the mask never an option."""
+    row = PROMPT + [MASK if i in set(masked) else token for i, token in enumerate(ANSWER)]
+    logits = model.raw_logits(torch.tensor([row]))[0, 1:]
+    logits[:, MASK] = -math.inf
+    found = logits.log_softmax(-1)[torch.arange(4), torch.tensor(ANSWER)]
+    return [float(x) for x in found]
+
+
+def bound(model: Model) -> float:
+    """Mean over all counts and subsets of (n / k) times the masked log-probabilities."""
+    by_count = []
+    for count in range(1, 5):
+        scores = [
+            4 / count * sum(log_probabilities(model, subset)[i] for i in subset)
+            for subset in itertools.combinations(range(4), count)
+        ]
+        by_count.append(sum(scores) / len(scores))
+    return sum(by_count) / 4
+
+
+def chain(model: Model, order: Iterable[int]) -> float:
+    order = list(order)
+    return sum(log_probabilities(model, order[j:])[i] for j, i in enumerate(order))
+
+
+def test_counts_and_orders_agree(model: Model) -> None:
+    """T1.5: exactly-k masking and the average chain rule are one number."""
+    orders = [chain(model, order) for order in itertools.permutations(range(4))]
+    assert bound(model) == pytest.approx(sum(orders) / len(orders), abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["monte_carlo", "chain"])
+def test_estimators_converge_to_the_bound(model: Model, estimator: str) -> None:
+    def estimate(samples: int, seed: int) -> float:
+        return dlm.log_likelihood(
+            model, PROMPT, ANSWER, estimator=estimator, samples=samples, batch_size=64, seed=seed
+        )
+
+    several = torch.tensor([estimate(64, seed) for seed in range(16)])
+    error = float(several.std()) / 4
+    assert abs(float(several.mean()) - bound(model)) < 4 * error + 1e-4
+    assert float(several.std()) > 0
+
+
+def test_scorer_equals_the_network(model: Model) -> None:
+    masks = torch.tensor(list(itertools.product([False, True], repeat=4))[1:])
+    found = Scorer(model, PROMPT, ANSWER, 0.0, 0).token_log_probabilities(masks)
+    for row, mask in zip(found.tolist(), masks.tolist(), strict=True):
+        subset = [i for i, on in enumerate(mask) if on]
+        expected = log_probabilities(model, subset)
+        assert row == pytest.approx([e if on else 0 for e, on in zip(expected, mask, strict=True)],
+                                    abs=1e-5)  # fmt: skip
+
+
+def test_fixed_orders(model: Model) -> None:
+    left = dlm.log_likelihood(model, PROMPT, ANSWER, estimator="chain", order="left_to_right")
+    assert left == pytest.approx(chain(model, range(4)), abs=1e-5)
+    order, rest = [], {0, 1, 2, 3}
+    while rest:
+        scores = log_probabilities(model, rest)
+        best = max(sorted(rest), key=scores.__getitem__)
+        order.append(best)
+        rest.remove(best)
+    sure = dlm.log_likelihood(model, PROMPT, ANSWER, estimator="chain", order="confidence")
+    assert sure == pytest.approx(chain(model, order), abs=1e-5)
+
+
+def test_guidance_minus_one_ignores_the_prompt(golden: Model) -> None:
+    scores = [
+        dlm.log_likelihood(golden, [p], [5, 6], estimator="chain", order="left_to_right",
+                           cfg_scale=-1.0)
+        for p in (1, 2)
+    ]  # fmt: skip
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1, 1), (4, 2), (5, 3), (7, 16), (16, 7)])
+def test_counts_are_stratified(length: int, rows: int) -> None:
+    """T1.5: over a sweep of the offset every count comes equally often."""
+    found = [stratified_counts(k, rows, length).tolist() for k in range(1, length + 1)]
+    flat = [count for row in found for count in row]
+    assert sorted(set(flat)) == list(range(1, length + 1))
+    assert {flat.count(count) for count in set(flat)} == {rows}
+
+
+def test_batch_size_does_not_change_chains(model: Model) -> None:
+    scores = [
+        dlm.log_likelihood(model, PROMPT, ANSWER, estimator="chain", samples=8, batch_size=size)
+        for size in (1, 5, 64)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-9) == pytest.approx(scores[2], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "montecarlo"}, "monte_carlo"),
+        ({"order": "confidence_"}, "confidence"),
+        ({"samples": 0}, "samples must be an int >= 1, got 0"),
+        ({"batch_size": 2.0}, "batch_size must be an int >= 1, got 2.0"),
+        ({"answer": []}, "at least one token"),
+        ({"prompt": []}, "at least one"),
+        ({"answer": "text"}, "tokenizer"),
+        ({"answer": [1] * 600}, "512 positions"),
+    ],
+)
+def test_bad_input(model: Model, options: dict[str, object], message: str) -> None:
+    arguments = {"prompt": PROMPT, "answer": ANSWER} | options
+    with pytest.raises(ValueError, match=message):
+        dlm.log_likelihood(model, **arguments)  # type: ignore[arg-type]

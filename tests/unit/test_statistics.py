@@ -1,0 +1,356 @@
+"""Statistics against the float64 reference, ties, edge rows, memory and refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dlm.kernels import (
+    STATISTICS,
+    NoiseKey,
+    TokenStatistics,
+    categorical,
+    filters,
+    statistics,
+    tiles,
+    token_statistics,
+    token_statistics_reference,
+)
+
+SIZES = (1, 2, 7, 1023, 1024, 1025, 2047, 2049, 3000)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = sorted(STATISTICS)
+FILTERS: tuple[dict[str, Any], ...] = (
+    {},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10**6},
+    {"top_p": 1e-9},
+    {"top_p": 0.8},
+    {"top_p": 1.0},
+    {"top_p": 1 - 1e-12},
+    {"top_k": 20, "top_p": 0.8},
+)
+
+
+def make_key(num_rows: int, seed: int = 0) -> NoiseKey:
+    count = torch.arange(num_rows)
+    return NoiseKey(seed, count, count, torch.zeros_like(count))
+
+
+def random_logits(num_rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(num_rows, vocabulary, generator=source)
+
+
+def distinct(tokens: Tensor) -> list[int]:
+    return sorted(set(tokens.tolist()))
+
+
+def field(result: TokenStatistics, name: str) -> Tensor:
+    value: Tensor | None = getattr(result, name)
+    assert value is not None
+    return value
+
+
+def plain(logits: Tensor, sampled: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """What a careful float32 implementation writes, for the size of its errors."""
+    p = logits.float().softmax(1)
+    log_p = logits.float().log_softmax(1)
+    top = torch.nn.functional.pad(p, (0, 1)).topk(2).values
+    return {
+        "confidence": p.gather(1, sampled[:, None])[:, 0],
+        "margin": top[:, 0] - top[:, 1],
+        "entropy": -(p * log_p).nan_to_num(0.0).sum(1),
+        "token_probability": p.gather(1, tokens[:, None])[:, 0],
+    }
+
+
+@pytest.mark.parametrize("vocabulary", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_errors_are_those_of_float32(vocabulary: int, dtype: torch.dtype, scale: float) -> None:
+    logits = random_logits(33, vocabulary, scale=scale).to(dtype)
+    tokens = torch.arange(33) % vocabulary
+    ours = token_statistics(logits, STATISTICS, temperature=1.0, tokens=tokens, key=make_key(33))
+    exact = token_statistics_reference(
+        logits, STATISTICS, temperature=1.0, tokens=tokens, key=make_key(33)
+    )
+    assert torch.equal(ours.sampled, exact.sampled)
+    float32 = plain(logits, ours.sampled, tokens)
+    for name in NAMES:
+        value, truth = field(ours, name), field(exact, name)
+        assert value.dtype == torch.float32
+        assert value.shape == (33,)
+        error, allowed = (value - truth).abs().max(), (float32[name] - truth).abs().max()
+        assert error <= 2 * allowed + 2e-7 * max(1.0, float(truth.max())), name
+
+
+@pytest.mark.parametrize("options", FILTERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("vocabulary", [7, 1025, 3000])
+def test_samples_equal_the_reference(
+    options: dict[str, Any], temperature: float, vocabulary: int
+) -> None:
+    logits = random_logits(40, vocabulary, seed=1).round(decimals=1)  # with ties
+    logits[:, ::3] = -torch.inf
+    suppressed = torch.arange(vocabulary) % 5 == 1
+    given_options = {**options, "temperature": temperature, "suppressed": suppressed}
+    ours = token_statistics(logits, NAMES[:3], key=make_key(40), **given_options)
+    exact = token_statistics_reference(logits, NAMES[:3], key=make_key(40), **given_options)
+    assert torch.equal(ours.sampled, exact.sampled)
+    for name in NAMES[:3]:
+        torch.testing.assert_close(
+            field(ours, name).double(), field(exact, name), rtol=2e-5, atol=1e-6
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_any_strides_and_no_writes(data: st.DataObject) -> None:
+    vocabulary = data.draw(st.sampled_from(SIZES))
+    dtype = data.draw(st.sampled_from((*DTYPES, torch.float64)))
+    base = random_logits(12, 2 * vocabulary, seed=2).to(dtype)
+    views = {
+        "columns": base[:, ::2],
+        "rows": base[::2, :vocabulary],
+        "transposed": base[:, :vocabulary].t().contiguous().t(),
+        "expanded": base[:1, :vocabulary].expand(9, -1),
+        "none": base[:0, :vocabulary],
+        "trained": base[:, :vocabulary].clone().requires_grad_(),
+    }
+    logits = views[data.draw(st.sampled_from(sorted(views)))]
+    before = logits.detach().clone()
+    tokens = torch.zeros(len(logits), dtype=torch.int64)
+    options: dict[str, Any] = dict(data.draw(st.sampled_from(FILTERS)))
+    options |= {"temperature": 0.8, "tokens": tokens, "key": make_key(len(logits))}
+    ours = token_statistics(logits, STATISTICS, **options)
+    same = token_statistics(before.contiguous(), STATISTICS, **options)
+    assert torch.equal(logits, before)
+    for name in ("sampled", *NAMES):
+        assert torch.equal(field(ours, name), field(same, name))
+        assert not field(ours, name).requires_grad
+
+
+@pytest.mark.parametrize("vocabulary", [9, 1024, 4000])
+@pytest.mark.parametrize("block", [1, 1 << 14])
+def test_ties_go_to_the_lower_token(
+    vocabulary: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "CPU_BLOCK", block)
+    logits = torch.zeros(6, vocabulary)
+    first = torch.tensor([0, 1, 3, 5, vocabulary - 2, vocabulary - 1])
+    for index, token in enumerate(first.tolist()):
+        logits[index, token:] = 1.0
+    result = token_statistics(logits, ("margin",))
+    assert torch.equal(result.sampled, first)
+    assert torch.equal(field(result, "margin")[:5], torch.zeros(5))
+    for top_k in (1, 2, 4):
+        allowed = (torch.arange(vocabulary) >= first[:5, None]).cumsum(1)
+        allowed = (allowed >= 1) & (allowed <= top_k)
+        for seed in range(20):
+            key = make_key(5, seed)
+            sampled = categorical(logits[:5], temperature=1.0, top_k=top_k, key=key)[0]
+            row = torch.arange(5)
+            room = vocabulary - first[:5] >= top_k
+            assert allowed[row, sampled][room].all()
+
+
+def test_top_k_keeps_exactly_k_equal_tokens() -> None:
+    sampled = categorical(torch.zeros(3000, 2500), temperature=1.0, top_k=40, key=make_key(3000))[0]
+    assert distinct(sampled) == list(range(40))
+
+
+def test_top_p_keeps_the_shortest_prefix_that_reaches_p() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log().expand(2000, -1)
+    for top_p, kept in ((0.5, 1), (0.51, 2), (0.75, 2), (0.875, 3), (0.876, 4)):
+        sampled = categorical(logits, temperature=1.0, top_p=top_p, key=make_key(2000))[0]
+        assert distinct(sampled) == list(range(kept))
+    flat = torch.zeros(1, 4096).expand(9000, -1)  # the prefix ends where a tile does
+    sampled = categorical(flat, temperature=1.0, top_p=0.5, key=make_key(9000))[0]
+    assert int(sampled.max()) == 2047
+    assert len(distinct(sampled)) > 1900
+
+
+def test_top_p_works_on_the_survivors_of_top_k() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(2000, -1)
+    drawn = {
+        top_k: categorical(logits, temperature=1.0, top_k=top_k, top_p=0.6, key=make_key(2000))[0]
+        for top_k in (2, 3, 4)
+    }
+    # 0.4 / 0.7 < 0.6 keeps two of two; 0.4 / 0.9 keeps two of three; 0.4 and 0.3 of four.
+    assert all(distinct(tokens) == list(range(2)) for tokens in drawn.values())
+    narrow = categorical(logits, temperature=1.0, top_k=2, top_p=0.57, key=make_key(2000))[0]
+    assert distinct(narrow) == list(range(1))
+
+
+def test_a_nucleus_beyond_the_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full ranking and the shortlist cut alike, so a row ignores which its block took."""
+    logits = torch.cat((random_logits(8, 9000, scale=3.0), random_logits(8, 9000, scale=0.01)))
+    options: dict[str, Any] = {"temperature": 1.0, "top_p": 0.97, "key": make_key(16)}
+    both = token_statistics(logits, (), **options).sampled
+    monkeypatch.setattr(filters, "SHORTLIST", 10**6)
+    assert torch.equal(token_statistics(logits, (), **options).sampled, both)
+    assert torch.equal(token_statistics_reference(logits, (), **options).sampled, both)
+
+
+def test_suppressed_tokens_leave_the_distribution() -> None:
+    logits = random_logits(5, 1500, seed=3)
+    banned = torch.zeros(1500, dtype=torch.bool)
+    banned[logits.argmax(1)] = True
+    banned[1499] = True
+    poisoned = logits.masked_fill(banned, torch.nan)  # an untrained row of the embedding
+    tokens = torch.tensor([1499, 1499, 0, 1, 2])
+    got = token_statistics(poisoned, STATISTICS, suppressed=banned, tokens=tokens)
+    cut = logits.masked_fill(banned, -torch.inf)
+    assert torch.equal(got.sampled, cut.argmax(1))
+    assert torch.equal(field(got, "token_probability")[:2], torch.zeros(2))
+    exact = token_statistics_reference(cut, STATISTICS, tokens=tokens)
+    for name in NAMES:
+        torch.testing.assert_close(field(got, name).double(), field(exact, name))
+
+
+def test_rows_without_a_finite_logit_are_uniform_over_the_rest() -> None:
+    logits = torch.full((2, 1300), -torch.inf)
+    banned = torch.arange(1300) % 2 == 0
+    got = token_statistics(logits, STATISTICS, suppressed=banned, tokens=torch.tensor([1, 2]))
+    assert got.sampled.tolist() == [1, 1]
+    torch.testing.assert_close(field(got, "entropy"), torch.tensor(650.0).log().expand(2))
+    torch.testing.assert_close(field(got, "confidence"), torch.full((2,), 1 / 650))
+    assert field(got, "margin").tolist() == [0.0, 0.0]
+    assert field(got, "token_probability").tolist() == [pytest.approx(1 / 650), 0.0]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("options", FILTERS)
+def test_a_bad_logit_shows_in_its_own_row_only(
+    bad: float, temperature: float, options: dict[str, Any]
+) -> None:
+    logits = random_logits(6, 1100)
+    clean = token_statistics(logits, NAMES[:3], temperature=temperature, key=make_key(6), **options)
+    logits[2, 1050] = bad
+    got = token_statistics(logits, NAMES[:3], temperature=temperature, key=make_key(6), **options)
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert 0 <= int(got.sampled[2]) < 1100
+    for name in NAMES[:3]:
+        assert field(got, name)[2].isnan()
+        assert torch.equal(field(got, name)[others], field(clean, name)[others])
+    assert torch.equal(got.sampled[others], clean.sampled[others])
+
+
+def test_peaked_rows_keep_their_digits() -> None:
+    """p2 = e**-20 of two tokens: the entropy is 21 e**-20, which 1 - p1 in float32 would lose."""
+    got = token_statistics(torch.tensor([[20.0, 0.0]]), ("entropy", "margin"))
+    assert float(field(got, "entropy")) == pytest.approx(21 * 2.0611536e-9, rel=0.06)
+    assert float(field(got, "margin")) == 1.0
+
+
+def test_only_the_wanted_is_computed() -> None:
+    logits = random_logits(3, 50)
+    for wanted in ((), ("margin",), {"entropy", "confidence"}, ["token_probability"]):
+        got = token_statistics(logits, wanted, tokens=torch.zeros(3, dtype=torch.int64))
+        assert {name for name in NAMES if getattr(got, name) is not None} == set(wanted)
+
+
+def test_categorical_is_the_sample_and_its_untempered_probability() -> None:
+    logits, key = random_logits(20, 1200), make_key(20)
+    sampled, probability = categorical(logits, temperature=2.0, top_k=9, key=key)
+    expected = token_statistics(logits, ("confidence",), temperature=2.0, top_k=9, key=key)
+    assert torch.equal(sampled, expected.sampled)
+    assert torch.equal(probability, field(expected, "confidence"))
+    truth = logits.double().softmax(1).gather(1, sampled[:, None])[:, 0]
+    torch.testing.assert_close(probability.double(), truth)
+
+
+def peak_bytes(options: dict[str, Any], logits: Tensor) -> int:
+    """Most bytes that torch's allocator held at once for one call, its inputs apart."""
+    num_rows, vocabulary = logits.shape
+    suppressed = torch.arange(vocabulary) >= vocabulary - 100
+    key, tokens = make_key(num_rows), torch.zeros(num_rows, dtype=torch.int64)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        token_statistics(
+            logits, STATISTICS, suppressed=suppressed, tokens=tokens, key=key, **options
+        )
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    steps = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    assert steps
+    live = torch.tensor([size for _, size in steps]).cumsum(0)
+    return int(live.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"temperature": 0.7, "top_k": 50},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"temperature": 0.7, "top_k": 5000, "top_p": 0.9},
+    ],
+)
+def test_memory_stays_below_one_percent_of_float64(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Of one float64 copy of the logits of a 256-token canvas; the usual path holds three."""
+    logits = random_logits(32, 126_464).to(dtype)
+    assert peak_bytes(options, logits) < 0.01 * 256 * 126_464 * 8
+
+
+BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"temperature": float("nan")}, "temperature must be finite and at least 0, got nan"),
+    ({"temperature": float("inf")}, "temperature must be finite and at least 0, got inf"),
+    ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
+    ({"temperature": True}, "temperature must be finite and at least 0, got True"),
+    ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+    ({"top_k": 2.0}, "top_k must be an integer of at least 1, got 2.0"),
+    ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
+    ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+    ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+    ({"top_p": float("nan")}, r"top_p must be in \(0, 1\], got nan"),
+    ({"temperature": 1.0}, "key must be given for temperature 1.0, got None"),
+    ({"temperature": 1.0, "key": make_key(3)}, "key must have one entry a row, 4, got 3"),
+    (
+        {"suppressed": torch.zeros(9, dtype=torch.bool)},
+        r"suppressed must be torch.bool of shape \[8\]",
+    ),
+    ({"suppressed": torch.zeros(8)}, r"suppressed must be torch.bool .* got torch.float32 \[8\]"),
+    ({"tokens": torch.zeros(4)}, r"tokens must be torch.int64 of shape \[4\], got torch.float32"),
+    (
+        {"tokens": torch.zeros(4, 1, dtype=torch.int64)},
+        r"tokens must be .* got torch.int64 \[4, 1\]",
+    ),
+)
+
+
+@pytest.mark.parametrize("function", [token_statistics, token_statistics_reference])
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused(function: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(torch.zeros(4, 8), (), **options)
+
+
+@pytest.mark.parametrize("function", [token_statistics, token_statistics_reference])
+def test_bad_names_and_logits_are_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match="got 'confidance', did you mean 'confidence'"):
+        function(torch.zeros(4, 8), ("confidance",))
+    with pytest.raises(ValueError, match=r"wanted must name .* got 'xyz'$"):
+        function(torch.zeros(4, 8), ("xyz",))
+    with pytest.raises(ValueError, match="tokens must be given for 'token_probability', got None"):
+        function(torch.zeros(4, 8), ("token_probability",))
+    for bad in (torch.zeros(8), torch.zeros(4, 8, dtype=torch.int64), torch.zeros(4, 0)):
+        with pytest.raises(
+            ValueError, match=r"logits must be floating point of shape \[N, V\], got"
+        ):
+            function(bad, ())
+
+
+def test_statistics_names_are_those_of_the_result() -> None:
+    assert set(TokenStatistics.__dataclass_fields__) == {"sampled", *statistics.STATISTICS}
