@@ -1,9 +1,9 @@
 """A decoding engine for masked-diffusion language models.
 
-    import dlm
+import dlm
 
-    model = dlm.load()
-    print(dlm.generate(model, [{"role": "user", "content": "..."}]).texts[0])
+model = dlm.load()
+print(dlm.generate(model, [{"role": "user", "content": "..."}]).texts[0])
 """
 
 from importlib import import_module

@@ -171,7 +171,9 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
 
 
 def infill(
-    model: Model, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], **options: Any
+    model: Model,
+    text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    **options: Any,
 ) -> Generation:
     """Fill blanks anywhere in a text, with what stands on both sides in view.
 

@@ -119,7 +119,7 @@ class Scorer:
         self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
 
     def token_log_probabilities(self, masked: Tensor) -> Tensor:
-        """ln p of the true token where masked, 0 elsewhere. float32 [B, n] of bool [B, n]."""
+        """Score the true token where masked: ln p, 0 elsewhere. float32 [B, n] of bool [B, n]."""
         rows = self.row.repeat(masked.shape[0], 1)
         rows[:, self.start :].masked_fill_(masked, self.model.spec.mask_id)
         positions = torch.arange(rows.shape[1], device=rows.device)[None]

@@ -16,9 +16,7 @@ def integer(name: str, value: object, *, least: int) -> int:
     return value
 
 
-def number(
-    name: str, value: object, *, least: float = -math.inf, most: float = math.inf
-) -> float:
+def number(name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> float:
     """`value` as a float if it is a finite number in [`least`, `most`].
 
     Raises:

@@ -193,9 +193,7 @@ class Plan:
             else None,
         )
 
-    def logits(
-        self, canvas: Canvas, lengths: list[int], row: Tensor, position: Tensor
-    ) -> Tensor:
+    def logits(self, canvas: Canvas, lengths: list[int], row: Tensor, position: Tensor) -> Tensor:
         """Logits [N, V] at the positions asked for, guided, first-position bans applied."""
         tokens = canvas.tokens
         batch, width = tokens.shape
@@ -285,14 +283,14 @@ def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> T
 
 
 def mark(vocab_size: int, ids: Sequence[int], device: torch.device) -> Tensor:
-    """bool [V], True at `ids`."""
+    """Mark ids of the vocabulary: bool [V], True at `ids`."""
     marked = torch.zeros(vocab_size, dtype=torch.bool, device=device)
     marked[torch.tensor(ids, dtype=torch.int64, device=device)] = True
     return marked
 
 
 def mark_like(logits: Tensor, ids: Tensor) -> Tensor:
-    """bool [V] for the last axis of `logits`, True at `ids`."""
+    """Mark ids on the last axis of `logits`: bool [V], True at `ids`."""
     return torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(
         0, ids, True
     )

@@ -53,10 +53,9 @@ def collect(steps: list[Step], spans: list[tuple[int, int]]) -> list[Trajectory]
                 continue
             token = view.tokens if kind == "remasks" else view.sampled
             probability = view.token_probability if kind == "remasks" else view.confidence
-            for line, *change in listed(step.number, mask, view.positions, token, probability):
-                number, position, value, confidence = change
+            for line, change in listed(step.number, mask, view.positions, token, probability):
                 row = rows[line]
-                made = Change(number, position - spans[row][0], value, confidence)
+                made = change._replace(position=change.position - spans[row][0])
                 getattr(out[row], kind).append(made)
     for trajectory, seen in zip(out, canvases, strict=True):
         trajectory.canvases = torch.stack(seen)
@@ -65,12 +64,12 @@ def collect(steps: list[Step], spans: list[tuple[int, int]]) -> list[Trajectory]
 
 def listed(
     number: int, mask: Tensor, positions: Tensor, token: Tensor, probability: Tensor | None
-) -> list[tuple[int, int, int, int, float]]:
-    """(line, step, position, token, confidence) of each marked position, in row order."""
+) -> list[tuple[int, Change]]:
+    """The line of each marked position with what changed there, in row order."""
     line, column = mask.nonzero(as_tuple=True)
-    if probability is None:
-        chance = torch.full(line.shape, torch.nan)
-    else:
-        chance = probability[line, column]
-    columns = (line, positions[line, column], token[line, column], chance)
-    return [(i, number, p, t, c) for i, p, t, c in zip(*(x.tolist() for x in columns), strict=True)]
+    chance = torch.full(mask.shape, torch.nan) if probability is None else probability
+    columns = (line, *(x[line, column] for x in (positions, token, chance)))
+    return [
+        (i, Change(number, p, t, c))
+        for i, p, t, c in zip(*(x.tolist() for x in columns), strict=True)
+    ]

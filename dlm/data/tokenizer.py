@@ -92,7 +92,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     tokenizer.train_from_iterator([*texts, *roles], trainer)
     if any(tokenizer.token_to_id(role) is None for role in ROLES):
         raise ValueError(f"vocab_size must leave room for {ROLES}, got {vocab_size}")
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,

@@ -80,7 +80,7 @@ class LladaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what the released file may leave null, and refuse what no release has."""
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.embedding_size is None:

@@ -4,7 +4,7 @@ Covers `GSAI-ML/LLaDA-8B-Base`, `LLaDA-8B-Instruct` and `LLaDA-1.5`, all of one 
 """
 
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from dlm.models.configs import LladaConfig
 from dlm.models.transformer import TransformerForMaskedLM
@@ -36,5 +36,7 @@ RENAMINGS = (
 
 def register_conversion() -> None:
     """Teach transformers the released weight names, in both directions."""
-    renamings = [WeightRenaming(source, target) for source, target in RENAMINGS]
+    renamings: list[WeightConverter | WeightRenaming] = [
+        WeightRenaming(source, target) for source, target in RENAMINGS
+    ]
     register_checkpoint_conversion_mapping("llada", renamings, overwrite=True)

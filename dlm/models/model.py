@@ -28,7 +28,8 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
-        return self.network.get_input_embeddings().weight.device
+        device: torch.device = self.network.model.embed_tokens.weight.device
+        return device
 
     def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
         """Final hidden states [B, L, D].

@@ -1,6 +1,6 @@
 """The bidirectional decoder-shaped transformer that the Llama-like families share.
 
-Shapes: B rows, L tokens, D model width, H query heads, K key/value heads, E head width, V vocabulary.
+Shapes: B rows, L tokens, D model width, H heads, E head width, V vocabulary.
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ class RotaryEmbedding(nn.Module):
         """theta^(-2i/E), float32 [E/2]."""
         width = config.hidden_size // config.num_attention_heads
         exponent = torch.arange(0, width, 2, dtype=torch.float32) / width
-        return torch.as_tensor(1.0 / config.rope_theta**exponent)
+        frequencies: Tensor = 1.0 / config.rope_theta**exponent
+        return frequencies
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, float32 [B, 1, L, E], of int64 positions [B, L]."""
@@ -45,7 +46,8 @@ class RotaryEmbedding(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [B, H, L, E] in float32, back in its own dtype (LLaDA's `rope_full_precision`)."""
     wide = x.float()
-    return (wide * cos + rotate_half(wide) * sin).to(x.dtype)
+    rotated: Tensor = wide * cos + rotate_half(wide) * sin
+    return rotated.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -94,7 +96,7 @@ class Layer(GradientCheckpointingLayer):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         x = x + self.self_attn(self.input_layernorm(x), angles, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return torch.as_tensor(x + self.mlp(self.post_attention_layernorm(x)))
 
 
 class Bidirectional(PreTrainedModel):
@@ -110,7 +112,7 @@ class Bidirectional(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         # Loading builds on the meta device and fills no buffer that the checkpoint lacks:
         # without this the rotary frequencies are uninitialised memory.
         if isinstance(module, RotaryEmbedding):
@@ -127,7 +129,7 @@ class TransformerModel(Bidirectional):
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -169,15 +171,7 @@ class TransformerForMaskedLM(Bidirectional):
         super().__init__(config)
         self.model = TransformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Token embedding."""
-        return self.model.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Vocabulary projection."""
-        return self.lm_head
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,

@@ -75,9 +75,11 @@ class Batches:
         """Set the sources up.
 
         Args:
+            tokenizer: with a chat template, end-of-text and end-of-turn tokens.
             weights: share of the batches of each task.
             tokens_per_batch: rows times length, about.
             max_extra: most end-of-text tokens beyond the longest response.
+            seed: with the step number, decides a batch.
             held_out: prompts that must never be trained on.
             examples: the user's own, task "file".
         """
@@ -88,8 +90,8 @@ class Batches:
         self.seed = seed
         self.held_out = held_out
         self.examples = [e for e in examples if e.prompt not in held_out]
-        self.eot_id = int(tokenizer.convert_tokens_to_ids("<|eot_id|>"))
-        self.eos_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+        self.eot_id = tokenizer.get_vocab()["<|eot_id|>"]
+        self.eos_id = tokenizer.get_vocab()["<|endoftext|>"]
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")

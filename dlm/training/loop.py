@@ -115,9 +115,7 @@ class Trainer:
         tokens, masked = corrupt(batch, self.mask_id, self.recipe.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             masked = masked.to(self.device)
             hidden = self.network.model(tokens.to(self.device)).last_hidden_state
             logits = self.network.lm_head(hidden[masked])

@@ -37,7 +37,7 @@ def mask_exactly(maskable: Tensor, count: Tensor, noise: Tensor) -> Tensor:
 
 
 def stratified_levels(rows: int, offset: Tensor) -> Tensor:
-    """`rows` noise levels spread evenly over [0, 1) from a common offset, each uniform by itself."""
+    """Spread `rows` noise levels evenly over [0, 1) from one offset; each is uniform by itself."""
     return (offset + torch.arange(rows, dtype=offset.dtype) / rows) % 1.0
 
 

@@ -47,7 +47,7 @@ def new_network(shape: Shape, tokenizer: Any, seed: int) -> Any:
     return LLaDAModelLM(config)
 
 
-def train(
+def train(  # noqa: PLR0913 (what a run is made of)
     recipe: Recipe,
     shape: Shape,
     tokenizer: Any,
@@ -76,7 +76,9 @@ def train(
         ValueError: `out` holds a run and `resume` is not set, or the other way round.
     """
     if (out / STATE).exists() != resume:
-        state = "no run to resume" if resume else "a run already: resume it or choose another folder"
+        state = (
+            "no run to resume" if resume else "a run already: resume it or choose another folder"
+        )
         raise ValueError(f"out={str(out)!r} holds {state}")
     network = new_network(shape, tokenizer, recipe.seed).to(device)
     batches = Batches(

@@ -35,9 +35,7 @@ def options(case: Case) -> dict[str, Any]:
 
 
 CASES = [c for c in DATA["cases"] if c["policy"] in ("low_confidence", "threshold")]
-GROUPS = [
-    list(group) for _, group in groupby(CASES, key=lambda c: (c["policy"], str(c["params"])))
-]
+GROUPS = [list(group) for _, group in groupby(CASES, key=lambda c: (c["policy"], str(c["params"])))]
 
 
 @pytest.fixture(scope="module")

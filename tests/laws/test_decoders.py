@@ -42,14 +42,12 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
 def test_fills_the_canvas_and_nothing_else(
     toy: Toy, name: str, rows: list[list[int]], options: dict[str, Any], seed: int
 ) -> None:
-    """I1, I2, I4, I5, I8: each forward commits masks of the active block only, until none is left."""
+    """I1, I2, I4, I5, I8: each forward commits masks of the active block only, to the last."""
     model = toy(seed)
     out = dlm.generate(model, rows, decoder=name, return_trajectory=True, **options)
     block_length = options["block_length"] or options["gen_length"] + 5
     assert out.trajectory is not None
-    for tokens, forwards, trajectory in zip(
-        out.tokens, out.forwards, out.trajectory, strict=True
-    ):
+    for tokens, forwards, trajectory in zip(out.tokens, out.forwards, out.trajectory, strict=True):
         assert len(tokens) == options["gen_length"]
         assert MASK not in tokens
         assert 1 <= forwards <= options["gen_length"]
@@ -86,7 +84,10 @@ def test_a_canvas_is_the_one_before_plus_its_commits(
 @every_decoder
 @law
 @given(
-    rows=prompts, options=generations(), seed=st.integers(0, 99), order=st.randoms(use_true_random=False)
+    rows=prompts,
+    options=generations(),
+    seed=st.integers(0, 99),
+    order=st.randoms(use_true_random=False),
 )
 def test_rows_are_independent(
     toy: Toy, name: str, rows: list[list[int]], options: dict[str, Any], seed: int, order: Any
@@ -110,9 +111,7 @@ def test_rows_are_independent(
 @every_decoder
 @law
 @given(steps=st.integers(1, 20), length=st.integers(1, 12), block=st.integers(1, 12))
-def test_steps_bound_the_forwards(
-    toy: Toy, name: str, steps: int, length: int, block: int
-) -> None:
+def test_steps_bound_the_forwards(toy: Toy, name: str, steps: int, length: int, block: int) -> None:
     """I7: no forward without a quota, and no more than the budget (or one a block)."""
     out = dlm.generate(
         toy(3), [[1, 2]], decoder=name, gen_length=length, block_length=block, steps=steps,
@@ -149,7 +148,7 @@ def test_is_a_frozen_value(name: str) -> None:
     assert decoder == make(name)
     assert hash(decoder) == hash(make(name))
     with pytest.raises((AttributeError, TypeError)):
-        decoder.surprise = 1
+        decoder.surprise = 1  # type: ignore[attr-defined]
 
 
 @every_decoder
@@ -190,7 +189,7 @@ def test_threshold_above_one_is_low_confidence(
     toy: Toy, seed: int, length: int, block: int
 ) -> None:
     """Reduction C3: nothing is sure enough, so the best position goes alone."""
-    options = {"gen_length": length, "block_length": block}
+    options: dict[str, Any] = {"gen_length": length, "block_length": block}
     sure = dlm.generate(
         toy(seed), [[1]], decoder="threshold", decoder_options={"threshold": 1.5}, **options
     )

@@ -31,9 +31,7 @@ def talker() -> Model:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_rows_are_independent_on_a_network(
-    golden: Model, decoder: str, temperature: float
-) -> None:
+def test_rows_are_independent_on_a_network(golden: Model, decoder: str, temperature: float) -> None:
     """Bit-equal tokens alone, batched, shuffled, and with other rows finishing earlier."""
     rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
     options: dict[str, Any] = {"decoder": decoder, "block_length": 5, "temperature": temperature}
@@ -125,7 +123,9 @@ def test_prompts_of_every_kind(talker: Model) -> None:
     tokenizer = talker.tokenizer
     assert tokenizer is not None
     message = [{"role": "user", "content": "Sudoku: 12"}]
-    chat = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    chat: Any = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_dict=False
+    )
     options: dict[str, Any] = {"gen_length": 6}
     ids = dlm.generate(talker, [chat], **options)
     assert dlm.generate(talker, message, **options) == ids
@@ -228,7 +228,7 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
     with pytest.raises(ValueError, match="Did you mean 'temperature'"):
         dlm.infill(golden, [1, 511], temprature=1.0)
     with pytest.raises(ValueError, match="stream takes one prompt"):
-        dlm.stream(golden, [[1], [2]], gen_length=2)  # type: ignore[list-item]
+        dlm.stream(golden, [[1], [2]], gen_length=2)  # type: ignore[arg-type]
 
 
 def test_empty_text_is_refused(talker: Model) -> None:

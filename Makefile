@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test test-all lint format types wheel gpu clean
+
+setup: .venv/dev
+demo: .venv/base
+	$(BIN)/dlm generate "Sudoku: 3102200002100320" --gen-length 20 --decoder threshold --watch
+	$(BIN)/dlm generate "Nora has 6 pears. Ben has 3 more than Nora. How many pears do both have?" "Countdown: 54,40,8,22" --decoder threshold
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+test-all: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+lint: .venv/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+format: .venv/dev
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+types: .venv/dev
+	$(BIN)/mypy
+wheel: .venv/dev
+	rm -rf dist && $(BIN)/python -m build --outdir dist .
+gpu: .venv/dev
+	$(BIN)/pytest -m gpu
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+.venv/dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch .venv/base $@

@@ -1,0 +1,90 @@
+"""The checkout, pyproject.toml and the wheel name the same modules; arrows point one way."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
+
+
+def packages_on_disk() -> set[str]:
+    found = set()
+    for package, folder in FOLDERS.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((package, *parts)))
+    return found
+
+
+def test_every_package_is_listed() -> None:
+    assert set(SETUPTOOLS["packages"]) == packages_on_disk()
+
+
+@pytest.mark.parametrize("package", [p for p in FOLDERS if "." in p])
+def test_link_mirrors_installed_layout(package: str) -> None:
+    link = ROOT / package.replace(".", "/")
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / FOLDERS[package]
+
+
+def test_no_bare_top_level_names() -> None:
+    code = (
+        "import importlib.util as u;"
+        "print([n for n in ('decoders','kernels','eval') if (s := u.find_spec(n))"
+        f" and {str(ROOT)!r} in str(s.origin)])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+ALLOWED = {
+    "kernels": {"dlm.kernels"},
+    "decoders": {"dlm.decoders", "dlm.kernels", "dlm.types", "dlm.options"},
+    "eval": {"dlm", "dlm.eval", "dlm.decoders", "dlm.data"},
+}
+"""What each folder may import of ours: kernels, decoders, dlm and eval in this order."""
+
+
+def imports(file: Path) -> set[str]:
+    """Absolute names a file imports of ours, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] == "dlm"}
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_dependencies_point_one_way(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imports(file):
+            allowed = any(
+                name == root or name.startswith(root + ".")
+                for root in ALLOWED[folder]
+                if root != "dlm"
+            ) or (name == "dlm" and "dlm" in ALLOWED[folder])
+            assert allowed, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_files_stay_short() -> None:
+    for folder in set(FOLDERS.values()) | {"tests"}:
+        for file in (ROOT / folder).rglob("*.py"):
+            assert len(file.read_text().splitlines()) <= 400, file
+
+
+def test_source_is_ascii() -> None:
+    for folder in set(FOLDERS.values()):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert file.read_text().isascii(), file

@@ -1,0 +1,50 @@
+"""The selection rules decoders share."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlm.decoders.select import at_least, rank, top
+
+scores_and_masks = st.integers(1, 9).flatmap(
+    lambda width: st.tuples(
+        st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0]), min_size=width, max_size=width),
+        st.lists(st.booleans(), min_size=width, max_size=width),
+    )
+)
+
+
+@given(scores_and_masks, st.integers(0, 10))
+def test_top_is_the_sorted_prefix(case: tuple[list[float], list[bool]], count: int) -> None:
+    scores, allowed = case
+    order = sorted((i for i, on in enumerate(allowed) if on), key=lambda i: (-scores[i], i))
+    found = top(torch.tensor([scores]), torch.tensor([allowed]), torch.tensor([count]))
+    assert [i for i, on in enumerate(found[0].tolist()) if on] == sorted(order[:count])
+
+
+@given(scores_and_masks, st.data())
+def test_at_least_adds_only_what_is_missing(
+    case: tuple[list[float], list[bool]], data: st.DataObject
+) -> None:
+    scores, allowed = case
+    chosen = [on and data.draw(st.booleans()) for on in allowed]
+    count = data.draw(st.integers(0, 10))
+    found = at_least(
+        torch.tensor([chosen]), torch.tensor([scores]), torch.tensor([allowed]),
+        torch.tensor([count]),
+    )[0].tolist()  # fmt: skip
+    assert all(now for now, before in zip(found, chosen, strict=True) if before)
+    assert sum(found) == max(sum(chosen), min(count, sum(allowed)))
+
+
+def test_forbidden_scores_rank_behind_the_worst_allowed() -> None:
+    scores = torch.tensor([[9.0, -torch.inf, 1.0]])
+    allowed = torch.tensor([[False, True, True]])
+    assert rank(scores, allowed).tolist() == [[2, 1, 0]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ties_go_to_the_lower_position(count: int) -> None:
+    found = top(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), torch.tensor([count]))
+    assert found.tolist() == [[True, count > 1, False]]

@@ -1,0 +1,182 @@
+"""The objective, the batches and a run that can be interrupted."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dlm
+from dlm.data import Example
+from dlm.training.batches import Batches, collate
+from dlm.training.loop import STATE, Progress, Recipe, Trainer, corrupt
+from dlm.training.loss import (
+    mask_counts,
+    mask_exactly,
+    masked_diffusion_loss,
+    stratified_levels,
+)
+from dlm.training.run import Shape, train
+
+SHAPE = Shape(width=32, layers=1, heads=2, mlp_width=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(Path(dlm.__file__).parent / "assets" / "tiny")
+
+
+@given(st.integers(1, 9), st.integers(0, 2**31))
+def test_masks_exactly_k_of_the_response(length: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maskable = torch.rand(6, 12, generator=generator) < 0.5
+    maskable[:, length] = True
+    levels = stratified_levels(6, torch.rand((), generator=generator))
+    count = mask_counts(maskable.sum(-1), levels)
+    masked = mask_exactly(maskable, count, torch.rand(6, 12, generator=generator))
+    assert (masked & ~maskable).sum() == 0
+    assert masked.sum(-1).tolist() == count.tolist()
+    assert count.min() >= 1
+
+
+def test_counts_are_uniform() -> None:
+    levels = stratified_levels(700, torch.tensor(0.3, dtype=torch.float64))
+    counts = mask_counts(torch.full((700,), 7), levels)
+    found = torch.bincount(counts).tolist()
+    assert found[0] == 0
+    assert sum(found) == 700
+    assert all(abs(count - 100) <= 1 for count in found[1:])
+
+
+def test_loss_is_the_mean_over_masked_positions_of_each_row() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 4), torch.randint(0, 4, (2, 5))
+    masked = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+    found = masked_diffusion_loss(logits[masked], targets, masked)
+    surprise = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    expected = (surprise[0, 0] + surprise[1, 1:].mean()) / 2
+    torch.testing.assert_close(found, expected)
+
+
+def test_responses_end_in_one_end_of_turn_and_learned_padding() -> None:
+    batch = collate("t", [[1, 2], [3]], [[7], [8, 8, 8]], eot_id=9, eos_id=0, extra=1)
+    assert batch.tokens.tolist() == [[1, 2, 7, 9, 0, 0], [3, 8, 8, 8, 9, 0]]
+    assert batch.maskable.tolist() == [[False] * 2 + [True] * 4, [False] + [True] * 5]
+
+
+def test_batches_are_a_function_of_seed_and_step(tokenizer: Any) -> None:
+    def batches(seed: int) -> Batches:
+        return Batches(tokenizer, {"sudoku": 1.0}, tokens_per_batch=500, max_extra=4, seed=seed)
+
+    assert torch.equal(batches(1)[3].tokens, batches(1)[3].tokens)
+    assert not torch.equal(batches(1)[3].tokens, batches(1)[4].tokens)
+    assert not torch.equal(batches(1)[3].tokens, batches(2)[3].tokens)
+
+
+def test_prompts_are_never_corrupted(tokenizer: Any) -> None:
+    batch = Batches(tokenizer, {"functions": 1.0}, tokens_per_batch=900, max_extra=4, seed=0)[0]
+    tokens, masked = corrupt(batch, tokenizer.mask_token_id, 5)
+    assert torch.equal(tokens[~batch.maskable], batch.tokens[~batch.maskable])
+    assert (tokens == tokenizer.mask_token_id).equal(masked)
+
+
+def test_own_examples_leave_out_what_is_held_out(tokenizer: Any) -> None:
+    examples = [Example("file", "one", "1"), Example("file", "two", "2")]
+    source = Batches(
+        tokenizer, {"file": 1.0}, tokens_per_batch=200, max_extra=0, seed=0,
+        held_out=frozenset({"two"}), examples=examples,
+    )  # fmt: skip
+    text = tokenizer.batch_decode(source[0].tokens)
+    assert all("one" in row and "two" not in row for row in text)
+
+
+RECIPE = Recipe(tasks={"sudoku": 1.0}, steps=6, tokens_per_batch=400, warmup=2)
+
+
+def run(tokenizer: Any, out: Path, stop_after: int | None = None, **options: Any) -> list[float]:
+    """Train; optionally die after some steps."""
+    losses: list[float] = []
+
+    def report(progress: Progress) -> None:
+        losses.append(progress.loss)
+        if len(losses) == stop_after:
+            raise KeyboardInterrupt
+
+    train(RECIPE, SHAPE, tokenizer, out, device=torch.device("cpu"), report=report, **options)
+    return losses
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path: Path) -> None:
+    whole = run(tokenizer, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, tmp_path / "halves", stop_after=3)
+    rest = run(tokenizer, tmp_path / "halves", resume=True)
+    assert rest == whole[3:]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "halves")]
+    assert weights[0] == weights[1]
+    model = dlm.load(tmp_path / "whole")
+    assert model.tokenizer is not None
+    assert dlm.generate(model, "Sudoku: 12", gen_length=4).texts is not None
+
+
+def test_a_run_is_not_overwritten_nor_mixed_up(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run to resume"):
+        run(tokenizer, tmp_path, resume=True)
+    run(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(tokenizer, tmp_path)
+    other = Recipe(tasks={"sudoku": 1.0}, steps=7, tokens_per_batch=400, warmup=2)
+    with pytest.raises(ValueError, match=r"another recipe; these differ: \['steps'\]"):
+        train(other, SHAPE, tokenizer, tmp_path, device=torch.device("cpu"), resume=True)
+    assert (tmp_path / STATE).exists()
+
+
+def test_learning_lowers_the_loss(tokenizer: Any, tmp_path: Path) -> None:
+    recipe = Recipe(tasks={"sudoku": 1.0}, steps=40, tokens_per_batch=800, warmup=5)
+    losses: list[float] = []
+    train(recipe, SHAPE, tokenizer, tmp_path, device=torch.device("cpu"),
+          report=lambda p: losses.append(p.loss))  # fmt: skip
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_diverging_run_says_so(tokenizer: Any, tmp_path: Path) -> None:
+    from dlm.training.run import new_network
+
+    network = new_network(SHAPE, tokenizer, 0)
+    with torch.no_grad():
+        network.lm_head.weight.fill_(torch.inf)
+    source = Batches(tokenizer, {"sudoku": 1.0}, tokens_per_batch=200, max_extra=0, seed=0)
+    trainer = Trainer(network, source, RECIPE, mask_id=tokenizer.mask_token_id, out=tmp_path)
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        trainer.update()
+
+
+def test_rate_warms_up_and_decays() -> None:
+    recipe = Recipe(tasks={"sudoku": 1.0}, steps=100, warmup=10, learning_rate=1.0)
+    rates: Sequence[float] = [recipe.rate(step) for step in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == 1.0
+    assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite"),
+        ({"clip": 0.0}, "clip must be finite and > 0"),
+        ({"warmup": -1}, "warmup must be >= 0, got -1"),
+        ({"tasks": {}}, "tasks must name a positive share"),
+        ({"tasks": {"sudoku": 0.0}}, "tasks must name a positive share"),
+    ],
+)
+def test_bad_recipes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**({"tasks": {"sudoku": 1.0}} | options))
