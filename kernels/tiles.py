@@ -16,7 +16,7 @@ TILE: Final = 1024
 CPU_BLOCK = 1 << 17
 """Elements of a temporary on the CPU: 0.5 MB of float32, which stays in the cache."""
 CUDA_BLOCK = 1 << 22
-"""Elements of a temporary on other devices: 16 MB, as smaller kernels cost more to launch than run."""
+"""Elements of a temporary elsewhere: 16 MB, as smaller kernels cost more to launch than to run."""
 
 # Stand-ins for -inf, all with exp(x - maximum) = 0. They are finite so that 0 * (x - maximum) is 0,
 # and apart so that a row without any finite logit is uniform over its unsuppressed tokens.

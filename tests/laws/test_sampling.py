@@ -109,7 +109,7 @@ def test_farther_tail_keeps_its_mass() -> None:
 
 
 def check_tail(gap: float, num_rows: int) -> None:
-    """T2.5: a head and 65,536 tail tokens `gap` below it, the head in a tile of its own."""
+    """T2.5 by tiles: a head alone in its tile and 65,536 tail tokens `gap` below it."""
     logits = torch.full((65_536 + TILE,), -gap)
     logits[:TILE] = -torch.inf
     logits[0] = 0.0
@@ -118,6 +118,27 @@ def check_tail(gap: float, num_rows: int) -> None:
     tail = 65_536 * math.exp(-gap)
     mean = num_rows * tail / (1 + tail)
     assert abs(int((winner != 0).sum()) - mean) < 4 * math.sqrt(mean)
+
+
+@pytest.mark.parametrize(
+    ("gap", "num_rows"), [(15.0, 60_000), (17.5, 200_000), (20.0, 400_000), (22.0, 1_000_000)]
+)
+def test_our_noise_keeps_the_tail_of_a_flat_race(gap: float, num_rows: int) -> None:
+    """T2.5 in one heat, where tiles do not help: a tail token wins only with its top 16 bits 0, so
+    just those words are drawn, as a Poisson number of (row, token) pairs."""
+    source = seeded(1)
+
+    def clocks(count: int, top: int) -> Tensor:
+        high = torch.randint(top, (count,), generator=source)
+        return exponential_from_bits(high, torch.randint(2**32, (count,), generator=source))
+
+    head = clocks(num_rows, 2**32)
+    pairs = int(torch.poisson(torch.tensor(65_536 * num_rows / 2**16), generator=source))
+    row = torch.randint(num_rows, (pairs,), generator=source)
+    wins = math.exp(-gap) / clocks(pairs, 2**16) > 1 / head[row]
+    tail = 65_536 * math.exp(-gap)
+    mean = num_rows * tail / (1 + tail)
+    assert abs(len(set(row[wins].tolist())) - mean) < 4 * math.sqrt(mean)
 
 
 @pytest.mark.parametrize(("gap", "num_rows"), [(17.5, 60_000), (20.0, 300_000), (22.0, 1_000_000)])
