@@ -21,14 +21,15 @@ class Generation:
 
     tokens: list[list[int]]  # the generated span
     texts: list[str] | None  # up to the first stop token; None without a tokenizer
+    decoded: list[int]  # positions that were masked at the start
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded, guidance counted twice, padding not at all
     trajectory: list[Trajectory] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
-        """Positions of the generated spans over forwards, both summed over rows."""
-        return sum(map(len, self.tokens)) / sum(self.forwards)
+        """Positions that were masked over forwards, both summed over rows."""
+        return sum(self.decoded) / sum(self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,7 @@ def finish(model: Model, job: Job) -> Generation:
     return Generation(
         tokens=tokens,
         texts=None if model.tokenizer is None else [decode_text(model, row) for row in tokens],
+        decoded=job.canvas.blank.sum(-1).tolist(),
         forwards=forwards,
         query_tokens=[
             rows_forwarded * n * len(row) for n, row in zip(forwards, job.rows, strict=True)

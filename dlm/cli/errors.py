@@ -1,34 +1,65 @@
 """How commands end when something is wrong."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+WRONG = 2
 INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
-    """The commands: bad input ends one in a line on stderr and exit code 2, not in a traceback."""
+    """The commands. Bad input ends one in a line on stderr, not in a traceback."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options before the command."""
+        with one_line_each():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
+        """Read the options of the command and run it."""
+        with one_line_each():
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # a closed pipe, as in `dlm generate | head`: typer ends quietly
-            typer.echo(f"error: {one_line(error)}", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error on one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror.lower()}: {str(error.filename)!r}"
-    lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line) or type(error).__name__
+@contextmanager
+def one_line_each() -> Iterator[None]:
+    """Print an error on one line and end the command: 2 for bad input, 130 for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(WRONG) from error
+
+
+def message_of(error: Exception) -> str | None:
+    """What to tell the user on one line; None for what is our fault, or no fault at all."""
+    if isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer hides
+        text = uncapitalized(error.format_message())  # type: ignore[attr-defined]
+    elif isinstance(error, OSError):
+        if error.errno == errno.EPIPE:
+            return None  # as in `dlm generate | head`: typer ends quietly
+        named = error.strerror is not None and error.filename is not None
+        text = f"{error.strerror}: {str(error.filename)!r}" if named else str(error)
+        text = uncapitalized(text)
+    elif isinstance(error, ValueError | FloatingPointError):
+        text = str(error)
+    else:
+        return None
+    lines = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return lines or type(error).__name__
+
+
+def uncapitalized(text: str) -> str:
+    """The text as it goes on behind "error: "."""
+    return text[:1].lower() + text[1:]

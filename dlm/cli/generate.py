@@ -8,7 +8,7 @@ import typer
 from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
-from dlm.cli.options import JSON, decoding, output, sampling, source
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source
 
 GEN_LENGTH = 256
 BUILT_IN_GEN_LENGTH = 64
@@ -21,7 +21,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     file: Annotated[
         Path | None,
-        source(help='Prompts one a line, or JSONL with "prompt" or "messages".'),
+        source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
     ] = None,
     chat: Annotated[
         bool | None,
@@ -44,7 +44,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
     ] = "auto",
     batch_size: Annotated[
-        int, source(min=1, help="Prompts decoded at a time; changes no result.")
+        int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,
     decoder: Annotated[
         str, decoding(help="Which tokens to commit: see dlm decoders.")
@@ -58,14 +58,15 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         decoding(
             help="Tokens to decode.",
             show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
+            **WHOLE,
         ),
     ] = None,
     block_length: Annotated[
-        int, decoding(help="Tokens of a block; blocks are decoded left to right.")
+        int, decoding(help="Tokens of a block; blocks are decoded left to right.", **WHOLE)
     ] = 32,
     steps: Annotated[
         int | None,
-        decoding(help="Forwards budget.", show_default="as many as the decoder needs"),
+        decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
     ] = None,
     stop_at_eos: Annotated[
         bool | None,
@@ -76,14 +77,18 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         ),
     ] = None,
     cache: Annotated[str, decoding(help="What later forwards may reuse.")] = "none",
-    temperature: Annotated[float, sampling(help="0 takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, sampling(help="Sample among the k likeliest tokens.")] = None,
+    temperature: Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)] = 0.0,
+    top_k: Annotated[
+        int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)
+    ] = None,
     top_p: Annotated[
         float | None,
-        sampling(help="Sample among the likeliest tokens that hold this probability."),
+        sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
     ] = None,
-    cfg_scale: Annotated[float, sampling(help="Classifier-free guidance; 0 for none.")] = 0.0,
-    seed: Annotated[int, sampling(help="Decides all noise.")] = 0,
+    cfg_scale: Annotated[
+        float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
+    ] = 0.0,
+    seed: Annotated[int, sampling(help="Decides all noise.", **WHOLE)] = 0,
     watch: Annotated[
         bool, output("--watch", help="Draw the canvas of one prompt, forward by forward.")
     ] = False,

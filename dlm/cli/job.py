@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from dlm.cli.inputs import Messages, as_chat
 from dlm.cli.results import Result, print_result
@@ -49,9 +49,12 @@ class Job:
         console = Console(stderr=True)
         # A bar would get between texts that appear on the same terminal.
         shown = len(starts) > 1 and console.is_terminal and not sys.stdout.isatty()
-        for start in track(starts, "decoding", console=console, transient=True, disable=not shown):
-            for result in self.batch(model, range(len(self.rows))[start : start + batch_size]):
-                print_result(result, machine=machine)
+        with Progress(
+            console=console, transient=True, redirect_stdout=False, disable=not shown
+        ) as bar:
+            for start in bar.track(starts, description="decoding"):
+                for result in self.batch(model, range(len(self.rows))[start : start + batch_size]):
+                    print_result(result, machine=machine)
 
     def batch(self, model: "Model", numbers: range) -> Iterator[Result]:
         """Decode some prompts; a prompt's number keys its noise, so batches change nothing."""
@@ -63,23 +66,14 @@ class Job:
         out = call(model, prompts, row_keys=numbers, **self.options)
         seconds = time.perf_counter() - began
         for line, number in enumerate(numbers):
-            row = self.rows[number]
-            decoded = blanks(row) if self.infill else len(out.tokens[line])
             yield Result(
-                prompt=row,
+                prompt=self.rows[number],
                 text=out.texts[line],
                 tokens=out.tokens[line],
                 forwards=out.forwards[line],
                 query_tokens=out.query_tokens[line],
-                tokens_per_forward=decoded / out.forwards[line],
+                tokens_per_forward=out.decoded[line] / out.forwards[line],
                 seconds=seconds,
                 seed=self.options["seed"],
                 decoder=self.options["decoder"],
             )
-
-
-def blanks(text: str | Messages) -> int:
-    """Masks that the blanks of a text stand for."""
-    from dlm.prompts import BLANK
-
-    return sum(int(match.group(1) or 1) for match in BLANK.finditer(str(text)))

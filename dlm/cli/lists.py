@@ -3,8 +3,10 @@
 import inspect
 import json as json_format
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,8 @@ from rich.text import Text
 from dlm.cli.options import JSON
 from dlm.cli.results import print_json
 
-WIDE = 200  # columns where no terminal sets them
+WIDE = 250  # cells where no terminal sets them
+NARROW = 140  # cells that a table needs
 
 
 def decoders(
@@ -33,17 +36,9 @@ def decoders(
         for row in rows:
             print_json(row)
         return
-    table = new_table("decoder", "rule", "options", "paper")
-    if verbose:
-        table.add_column("needs")
-        table.add_column("changes committed tokens")
-    for row in rows:
-        options = "\n".join(f"{name}={value}" for name, value in row["options"].items())
-        cells = [row["name"], row["summary"], options, row["paper"]]
-        if verbose:
-            cells += [", ".join(row["needs"]), "yes" if row["mutates_committed"] else "no"]
-        table.add_row(*(Text(cell) for cell in cells))
-    print_table(table)
+    head = ["decoder", "rule", "options", "paper"]
+    head += ["needs", "changes committed tokens"] if verbose else []
+    print_table(head, [decoder_cells(row)[: len(head)] for row in rows])
 
 
 def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
@@ -56,6 +51,13 @@ def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
         "needs": sorted(decoder.needs),
         "mutates_committed": decoder.mutates_committed,
     }
+
+
+def decoder_cells(row: dict[str, Any]) -> list[str]:
+    """A policy for people, column by column."""
+    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    changes = "yes" if row["mutates_committed"] else "no"
+    return [row["name"], row["summary"], options, row["paper"], ", ".join(row["needs"]), changes]
 
 
 def default(field: "Field[Any]") -> Any:
@@ -80,35 +82,28 @@ def models(json: Annotated[bool, JSON] = False) -> None:
         for row in rows:
             print_json(row)
         return
-    table = new_table("model", "family", "parameters", "licence", "verified")
-    table.columns[2].justify = "right"
-    for row in rows:
-        cells = [*row.values()]
-        cells[2] = size(row["parameters"])
-        table.add_row(*(Text(cell) for cell in cells))
-    print_table(table)
+    cells = [[*(row | {"parameters": size(row["parameters"])}).values()] for row in rows]
+    print_table(["model", "family", "parameters", "licence", "verified"], cells)
 
 
 def built_in() -> dict[str, Any]:
     """The model that comes with the package, in the fields of the catalog."""
+    weights = files("dlm") / "assets" / "tiny" / "model.safetensors"
     return {
         "name": "built-in",
         "family": "llada",
-        "parameters": built_in_parameters(),
+        "parameters": count_parameters(weights) if weights.is_file() else None,
         "licence": "Apache-2.0",
-        "verified": "trained by this project: loads without a name",
+        "verified": "trained by this project; load it without a name",
     }
 
 
-def built_in_parameters() -> int | None:
-    """Parameters of the built-in model out of its file's header; None without the file."""
-    weights = files("dlm") / "assets" / "tiny" / "model.safetensors"
-    if not weights.is_file():
-        return None
+def count_parameters(weights: Traversable) -> int:
+    """Parameters of a safetensors file, out of its header."""
     with weights.open("rb") as stream:
         header = json_format.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     tensors = (entry for name, entry in header.items() if name != "__metadata__")
-    return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    return sum(math.prod(map(int, tensor["shape"])) for tensor in tensors)
 
 
 def size(parameters: int | None) -> str:
@@ -121,17 +116,21 @@ def size(parameters: int | None) -> str:
     return str(parameters)
 
 
-def new_table(*columns: str) -> Table:
-    """A table with a rule below its head and nothing more."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column == columns[0])
-    return table
-
-
-def print_table(table: Table) -> None:
-    """Print to the width of the terminal, or wide where there is none."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a column for each of `head`, or two on a terminal too narrow for them."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    narrow = console.width < NARROW
+    for column in head[:2] if narrow else head:
+        table.add_column(column, no_wrap=column == head[0])
+    for row in rows:
+        table.add_row(*(stacked(head, row) if narrow else map(Text, row)))
     console.print(table)
+
+
+def stacked(head: Sequence[str], row: Sequence[str]) -> tuple[Text, Text]:
+    """A row in two columns: the others below the second, each behind its name."""
+    rest = (f"{name}: {cell}" for name, cell in zip(head[2:], row[2:], strict=True) if cell)
+    return Text(row[0]), Text.assemble(row[1], "\n", ("   ".join(rest), "dim"))

@@ -14,7 +14,7 @@ from dlm.cli.errors import INTERRUPTED
 from dlm.cli.inputs import parse_shares
 from dlm.cli.loading import silence
 from dlm.cli.meter import Display
-from dlm.cli.options import JSON, data, network, optimiser, output
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, data, network, optimiser, run
 from dlm.cli.results import note
 from dlm.data import read_held_out
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def train(  # noqa: PLR0913 (the parameters are the command line)
-    out: Annotated[Path, output(help="Folder for checkpoints and the trained model.")],
-    resume: Annotated[bool, output("--resume", help="Go on from the checkpoint in --out.")] = False,
+    out: Annotated[Path, run(metavar="DIR", help="Folder for checkpoints and the trained model.")],
+    resume: Annotated[bool, run("--resume", help="Go on from the checkpoint in --out.")] = False,
     log_every: Annotated[
-        int, output(min=1, help="Steps between lines, with --json or without a terminal.")
+        int, run(help="Steps between lines, with --json or without a terminal.", **COUNT)
     ] = 50,
     json: Annotated[bool, JSON] = False,
     task: Annotated[
@@ -39,40 +39,64 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
         ),
     ] = None,
     data_file: Annotated[
-        Path | None, data("--data", help='Your own JSONL with "prompt" and "response".')
+        Path | None,
+        data("--data", metavar="FILE", help='Your own JSONL with "prompt" and "response".'),
     ] = None,
     held_out: Annotated[
         list[Path] | None,
-        data(help="Published sudoku or countdown file never to train on; repeatable."),
+        data(
+            metavar="FILE", help="Published sudoku or countdown file never to train on; repeatable."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, data(help="Folder of a tokenizer.", show_default="the built-in one")
+        Path | None,
+        data(metavar="DIR", help="Folder of a tokenizer.", show_default="the built-in one"),
     ] = None,
-    steps: Annotated[int, optimiser(help="Updates.")] = 1000,
-    tokens_per_batch: Annotated[int, optimiser(help="Rows times length, about.")] = 8192,
+    steps: Annotated[int, optimiser(help="Updates.", **WHOLE)] = 1000,
+    tokens_per_batch: Annotated[int, optimiser(help="Rows times length, about.", **WHOLE)] = 8192,
     max_extra: Annotated[
-        int, optimiser(help="Most end-of-text tokens beyond the longest response.")
+        int, optimiser(help="Most end-of-text tokens beyond the longest response.", **WHOLE)
     ] = 16,
-    learning_rate: Annotated[float, optimiser(help="Its peak.")] = 3e-3,
-    warmup: Annotated[int, optimiser(help="Steps of rising learning rate.")] = 100,
-    weight_decay: Annotated[float, optimiser(help="Of matrices.")] = 0.01,
-    clip: Annotated[float, optimiser(help="Largest norm of the gradient.")] = 1.0,
-    seed: Annotated[int, optimiser(help="Decides weights, data and masks.")] = 0,
+    learning_rate: Annotated[float, optimiser(help="Its peak.", **REAL)] = 3e-3,
+    warmup: Annotated[int, optimiser(help="Steps of rising learning rate.", **WHOLE)] = 100,
+    weight_decay: Annotated[float, optimiser(help="Of matrices.", **REAL)] = 0.01,
+    clip: Annotated[float, optimiser(help="Largest norm of the gradient.", **REAL)] = 1.0,
+    seed: Annotated[int, optimiser(help="Decides weights, data and masks.", **WHOLE)] = 0,
     device: Annotated[str | None, optimiser(help="Such as cuda.", show_default="cpu")] = None,
-    width: Annotated[int, network(help="Of the hidden states.")] = 128,
-    layers: Annotated[int, network(help="Transformer blocks.")] = 4,
-    heads: Annotated[int, network(help="Attention heads; they divide the width.")] = 4,
-    mlp_width: Annotated[int, network(help="Hidden units of an MLP.")] = 352,
+    width: Annotated[
+        int | None, network(help="Of the hidden states.", show_default="128", **WHOLE)
+    ] = None,
+    layers: Annotated[
+        int | None, network(help="Transformer blocks.", show_default="4", **WHOLE)
+    ] = None,
+    heads: Annotated[
+        int | None,
+        network(help="Attention heads; they divide the width.", show_default="4", **WHOLE),
+    ] = None,
+    mlp_width: Annotated[
+        int | None, network(help="Hidden units of an MLP.", show_default="352", **WHOLE)
+    ] = None,
+    init: Annotated[
+        Path | None,
+        network(metavar="DIR", help="Start from this model's weights, with its tokenizer."),
+    ] = None,
 ) -> None:
-    """Train a LLaDA-shaped model from nothing."""
+    """Train a LLaDA-shaped model from nothing, or further."""
     tasks = choose_tasks(parse_shares(task or []), data_file)
     held = read_held_out(held_out or [])
     examples = read_user_examples(data_file, held)
 
     from dlm.models.loading import check_device
     from dlm.training.loop import Recipe
-    from dlm.training.run import Shape
 
+    shape = {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}
+    with silence():
+        start, words = starting_point(
+            {name: value for name, value in shape.items() if value is not None},
+            init,
+            tokenizer,
+            seed,
+        )
     options: dict[str, Any] = {
         "recipe": Recipe(
             tasks=tasks,
@@ -85,23 +109,22 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
             clip=clip,
             seed=seed,
         ),
-        "shape": Shape(width=width, layers=layers, heads=heads, mlp_width=mlp_width),
-        "tokenizer": load_tokenizer(tokenizer),
+        "network": start.to(check_device(device)),
+        "tokenizer": words,
         "out": out,
-        "device": check_device(device),
         "held_out": held,
         "examples": examples,
         "resume": resume,
     }
     with Display(steps, every=log_every, machine=json) as display, silence():
-        finished = run(options, display)
+        finished = run_until_stopped(options, display)
     if not finished:
         raise typer.Exit(INTERRUPTED)
     if not json:
         note(f"wrote {out}: try it with dlm generate --chat --model {out}")
 
 
-def run(options: dict[str, Any], display: Display) -> bool:
+def run_until_stopped(options: dict[str, Any], display: Display) -> bool:
     """Train to the end, or to the user's Ctrl-C; returns whether it was the end."""
     from dlm.training.loop import STATE
     from dlm.training.run import train as train_model
@@ -146,6 +169,28 @@ def stop_after_step() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def starting_point(
+    shape: dict[str, int], init: Path | None, tokenizer: Path | None, seed: int
+) -> tuple[Any, Any]:
+    """The network to train and its tokenizer.
+
+    Raises:
+        ValueError: weights to start from, and a shape or a tokenizer that is not theirs.
+    """
+    from dlm.models.loading import load
+    from dlm.prompts import tokenizer_of
+    from dlm.training.run import Shape, new_network
+
+    if init is None:
+        words = load_tokenizer(tokenizer)
+        return new_network(Shape(**shape), words, seed), words
+    if shape or tokenizer is not None:
+        given = [*shape, *(["tokenizer"] if tokenizer is not None else [])]
+        raise ValueError(f"--init brings its own shape and tokenizer: leave out {given}")
+    model = load(init, dtype="float32")
+    return model.network, tokenizer_of(model, "training")
 
 
 def load_tokenizer(folder: Path | None) -> Any:

@@ -61,6 +61,7 @@ class Picture:
     tokenizer: Any
     mask_id: int
     tokens: list[int]
+    special: frozenset[int]  # ids without a text
     symbols: Symbols
     born: dict[int, int] = field(default_factory=dict)  # position -> forward of its commit
     edited: list[int] = field(default_factory=list)  # by the latest forward
@@ -80,7 +81,7 @@ class Picture:
         token = self.tokens[position]
         if token == self.mask_id:
             return self.symbols.mask
-        if token in self.tokenizer.all_special_ids:
+        if token in self.special:
             return self.symbols.special
         text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         text = text.replace("\r\n", "\n").replace("\t", "    ")
@@ -97,7 +98,7 @@ class Picture:
         age = self.forward - self.born.get(position, -len(AGES))
         if age < len(AGES):
             return AGES[age]
-        return SPECIAL if token in self.tokenizer.all_special_ids else ""
+        return SPECIAL if token in self.special else ""
 
     def lines(self, width: int) -> list[Text]:
         """The canvas, cut at `width` cells wherever that falls: words would jump about."""
@@ -149,10 +150,13 @@ def watch(model: "Model", prompt: Any, options: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False)
     length = Settings.of(options).gen_length
+    tokenizer = tokenizer_of(model, "--watch")
+    added = tokenizer.added_tokens_decoder.items()
     picture = Picture(
-        tokenizer=tokenizer_of(model, "--watch"),
+        tokenizer=tokenizer,
         mask_id=model.spec.mask_id,
         tokens=[model.spec.mask_id] * length,
+        special=frozenset((*model.spec.stop_ids, *(id for id, token in added if token.special))),
         symbols=Symbols.of(console.encoding),
     )
     clock = Clock()
@@ -175,7 +179,7 @@ def draw(snapshots: Iterator["Snapshot"], picture: Picture, console: Console) ->
             live.update(picture.frame(*console.size), refresh=True)
             text = snapshot.text or ""
             time.sleep(FRAME)
-        time.sleep(FRAME)
+        time.sleep(4 * FRAME)
     return text
 
 

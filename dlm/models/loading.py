@@ -112,7 +112,7 @@ def read_config(source: str) -> "PreTrainedConfig":
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot read the configuration of {source!r}: {error}. "
+            f"cannot read the configuration of {source!r}: {error}\n"
             f"Families: {LladaConfig.model_type}"
         ) from error
     if not isinstance(config, LladaConfig):

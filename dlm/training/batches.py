@@ -58,6 +58,18 @@ def collate(
     return Batch(task, tokens, maskable)
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token that training needs.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ValueError(f"the tokenizer must have a token {token!r}, and has none")
+    return found
+
+
 class Batches:
     """The batch of every step, a pure function of the seed and the step number."""
 
@@ -90,8 +102,8 @@ class Batches:
         self.seed = seed
         self.held_out = held_out
         self.examples = [e for e in examples if e.prompt not in held_out]
-        self.eot_id = tokenizer.get_vocab()["<|eot_id|>"]
-        self.eos_id = tokenizer.get_vocab()["<|endoftext|>"]
+        self.eot_id = token_id(tokenizer, "<|eot_id|>")
+        self.eos_id = token_id(tokenizer, "<|endoftext|>")
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")

@@ -120,14 +120,17 @@ class Trainer:
             hidden = self.network.model(tokens.to(self.device)).last_hidden_state
             logits = self.network.lm_head(hidden[masked])
             loss = masked_diffusion_loss(logits, batch.tokens.to(self.device), masked)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} at step {self.step}: lower learning_rate, "
+                f"which was {self.recipe.rate(self.step):g}"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.step += 1
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"loss became {value} at step {self.step}: lower the rate")
         seconds = time.perf_counter() - began
         rate = self.optimizer.param_groups[0]["lr"]
         return Progress(self.step, batch.task, value, tokens.numel() / seconds, rate)
@@ -148,7 +151,7 @@ class Trainer:
         """Continue from the checkpoint of the folder.
 
         Raises:
-            ValueError: the checkpoint belongs to another recipe.
+            ValueError: the checkpoint belongs to another recipe or another network.
         """
         path = self.out / STATE
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
@@ -156,18 +159,27 @@ class Trainer:
         if state["recipe"] != mine:
             differ = sorted(k for k in mine if state["recipe"].get(k) != mine[k])
             raise ValueError(f"{path} was written by another recipe; these differ: {differ}")
+        shapes = {name: value.shape for name, value in self.network.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state["network"].items()}:
+            raise ValueError(f"{path} was written for a network of another shape")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
     def run(self, report: Callable[[Progress], None], *, save_every: int = 200) -> None:
-        """Train to the end of the recipe, saving on the way and when interrupted."""
+        """Train to the end of the recipe, saving on the way.
+
+        An interruption that `report` raises comes between two steps and is saved too; one that
+        strikes inside a step, or an error, leaves the last checkpoint as it was.
+        """
         self.network.train()
-        try:
-            while self.step < self.recipe.steps:
-                report(self.update())
-                if self.step % save_every == 0:
-                    self.save()
-        finally:
-            self.save()
+        while self.step < self.recipe.steps:
+            progress = self.update()
+            try:
+                report(progress)
+            except KeyboardInterrupt:
+                self.save()
+                raise
+            if self.step % save_every == 0 or self.step == self.recipe.steps:
+                self.save()
         self.network.eval()

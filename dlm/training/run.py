@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dlm.data import Example
+from dlm.options import integer, number
 from dlm.training.batches import Batches
 from dlm.training.loop import STATE, Progress, Recipe, Trainer
 
@@ -22,6 +23,11 @@ class Shape:
     mlp_width: int = 352
     max_length: int = 512  # positions
     rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "mlp_width", "max_length"):
+            integer(name, getattr(self, name), least=1)
+        number("rope_theta", self.rope_theta, least=1.0)
 
 
 def new_network(shape: Shape, tokenizer: Any, seed: int) -> Any:
@@ -47,13 +53,12 @@ def new_network(shape: Shape, tokenizer: Any, seed: int) -> Any:
     return LLaDAModelLM(config)
 
 
-def train(  # noqa: PLR0913 (what a run is made of)
+def train(
     recipe: Recipe,
-    shape: Shape,
+    network: Any,
     tokenizer: Any,
     out: Path,
     *,
-    device: torch.device,
     held_out: frozenset[str] = frozenset(),
     examples: Sequence[Example] = (),
     resume: bool = False,
@@ -63,10 +68,10 @@ def train(  # noqa: PLR0913 (what a run is made of)
 
     Args:
         recipe: what decides the result.
-        shape: size of the network.
+        network: where to start from: `new_network`, or one that was loaded. Trained in place, on
+            the device it is on; bfloat16 autocast on CUDA.
         tokenizer: fast tokenizer with mask, end-of-text and end-of-turn tokens.
         out: folder for the result, and for checkpoints on the way.
-        device: where to train; bfloat16 autocast on CUDA.
         held_out: prompts never to train on.
         examples: the user's own, for the task "file".
         resume: continue from the checkpoint in `out`.
@@ -80,7 +85,7 @@ def train(  # noqa: PLR0913 (what a run is made of)
             "no run to resume" if resume else "a run already: resume it or choose another folder"
         )
         raise ValueError(f"out={str(out)!r} holds {state}")
-    network = new_network(shape, tokenizer, recipe.seed).to(device)
+    network.requires_grad_(True)
     batches = Batches(
         tokenizer,
         recipe.tasks,

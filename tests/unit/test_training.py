@@ -20,7 +20,7 @@ from dlm.training.loss import (
     masked_diffusion_loss,
     stratified_levels,
 )
-from dlm.training.run import Shape, train
+from dlm.training.run import Shape, new_network, train
 
 SHAPE = Shape(width=32, layers=1, heads=2, mlp_width=64)
 
@@ -108,7 +108,7 @@ def run(tokenizer: Any, out: Path, stop_after: int | None = None, **options: Any
         if len(losses) == stop_after:
             raise KeyboardInterrupt
 
-    train(RECIPE, SHAPE, tokenizer, out, device=torch.device("cpu"), report=report, **options)
+    train(RECIPE, new_network(SHAPE, tokenizer, 0), tokenizer, out, report=report, **options)
     return losses
 
 
@@ -133,28 +133,73 @@ def test_a_run_is_not_overwritten_nor_mixed_up(tokenizer: Any, tmp_path: Path) -
         run(tokenizer, tmp_path)
     other = Recipe(tasks={"sudoku": 1.0}, steps=7, tokens_per_batch=400, warmup=2)
     with pytest.raises(ValueError, match=r"another recipe; these differ: \['steps'\]"):
-        train(other, SHAPE, tokenizer, tmp_path, device=torch.device("cpu"), resume=True)
+        train(other, new_network(SHAPE, tokenizer, 0), tokenizer, tmp_path, resume=True)
+    wider = new_network(Shape(width=64, layers=1, heads=2, mlp_width=64), tokenizer, 0)
+    with pytest.raises(ValueError, match="network of another shape"):
+        train(RECIPE, wider, tokenizer, tmp_path, resume=True)
     assert (tmp_path / STATE).exists()
 
 
 def test_learning_lowers_the_loss(tokenizer: Any, tmp_path: Path) -> None:
     recipe = Recipe(tasks={"sudoku": 1.0}, steps=40, tokens_per_batch=800, warmup=5)
     losses: list[float] = []
-    train(recipe, SHAPE, tokenizer, tmp_path, device=torch.device("cpu"),
-          report=lambda p: losses.append(p.loss))  # fmt: skip
+    network = new_network(SHAPE, tokenizer, 0)
+    train(recipe, network, tokenizer, tmp_path, report=lambda p: losses.append(p.loss))
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_a_diverging_run_says_so(tokenizer: Any, tmp_path: Path) -> None:
-    from dlm.training.run import new_network
-
     network = new_network(SHAPE, tokenizer, 0)
     with torch.no_grad():
         network.lm_head.weight.fill_(torch.inf)
     source = Batches(tokenizer, {"sudoku": 1.0}, tokens_per_batch=200, max_extra=0, seed=0)
     trainer = Trainer(network, source, RECIPE, mask_id=tokenizer.mask_token_id, out=tmp_path)
-    with pytest.raises(FloatingPointError, match="at step 1"):
+    with pytest.raises(FloatingPointError, match="at step 0: lower learning_rate"):
         trainer.update()
+
+
+def test_an_error_leaves_the_last_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
+    recipe = Recipe(tasks={"sudoku": 1.0}, steps=4, tokens_per_batch=400, warmup=0)
+    network = new_network(SHAPE, tokenizer, 0)
+    source = Batches(tokenizer, {"sudoku": 1.0}, tokens_per_batch=200, max_extra=0, seed=0)
+    trainer = Trainer(network, source, recipe, mask_id=tokenizer.mask_token_id, out=tmp_path)
+
+    def break_it(progress: Progress) -> None:
+        if progress.step == 2:
+            with torch.no_grad():
+                network.lm_head.weight.fill_(torch.inf)
+
+    with pytest.raises(FloatingPointError):
+        trainer.run(break_it, save_every=1)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert state["step"] == 2
+
+
+def test_training_goes_on_from_a_loaded_model(tokenizer: Any, tmp_path: Path) -> None:
+    run(tokenizer, tmp_path / "first")
+    first = dlm.load(tmp_path / "first")
+    losses: list[float] = []
+    train(RECIPE, first.network, tokenizer, tmp_path / "second",
+          report=lambda p: losses.append(p.loss))  # fmt: skip
+    fresh = run(tokenizer, tmp_path / "fresh")
+    assert losses[0] < fresh[0]
+
+
+@pytest.mark.parametrize("name", ["width", "layers", "heads", "mlp_width", "max_length"])
+def test_bad_shapes(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be an int >= 1, got 0"):
+        Shape(**{name: 0})
+
+
+def test_a_tokenizer_without_end_of_turn_is_refused() -> None:
+    from dlm.training.batches import token_id
+
+    class Bare:
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0}
+
+    with pytest.raises(ValueError, match=r"must have a token '<\|eot_id\|>'"):
+        token_id(Bare(), "<|eot_id|>")  # type: ignore[arg-type]
 
 
 def test_rate_warms_up_and_decays() -> None:

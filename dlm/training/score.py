@@ -1,0 +1,85 @@
+"""How many problems of each task a model solves, by decoder: the table of the built-in model.
+
+python -m dlm.training.score --sudoku ../shared/data/sudoku_4x4.csv
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlm.data import TASKS, Example, generate_examples, sudoku
+from dlm.generation import generate
+from dlm.models.loading import load
+from dlm.models.model import Model
+
+WAYS: dict[str, dict[str, Any]] = {
+    "low_confidence, one token a forward": {"decoder": "low_confidence"},
+    "low_confidence, four tokens a forward": {"decoder": "low_confidence", "share": 4},
+    "threshold 0.9": {"decoder": "threshold"},
+    "entropy, one token a forward": {"decoder": "entropy"},
+    "margin, one token a forward": {"decoder": "margin"},
+    "random, one token a forward": {"decoder": "random"},
+    "left_to_right, one token a forward": {"decoder": "left_to_right"},
+    "all at once": {"decoder": "low_confidence", "steps": 1},
+}
+LENGTHS = {"sudoku": 20, "countdown": 24, "word_problems": 40, "functions": 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One cell of the table."""
+
+    solved: float  # share of the examples
+    forwards: float  # mean of a row
+
+
+def score(model: Model, examples: Sequence[Example], length: int, way: dict[str, Any]) -> Score:
+    """Decode every example in one block of `length` tokens and check it."""
+    options = dict(way)
+    share = options.pop("share", None)
+    if share is not None:
+        options["steps"] = -(-length // share)
+    prompts = [[{"role": "user", "content": example.prompt}] for example in examples]
+    out = generate(model, prompts, gen_length=length, block_length=None, **options)
+    assert out.texts is not None
+    right = [
+        TASKS[example.task].is_correct(example.prompt, text)
+        for example, text in zip(examples, out.texts, strict=True)
+    ]
+    return Score(sum(right) / len(right), sum(out.forwards) / len(right))
+
+
+def held_out(task: str, count: int, sudokus: Path | None) -> list[Example]:
+    """The file's sudokus where given, else distinct examples of the test split."""
+    if task == "sudoku" and sudokus is not None:
+        return sudoku.read_csv(sudokus)[:count]
+    found: dict[str, Example] = {}
+    for example in generate_examples(task, 1, count=20 * count, split="test"):
+        found.setdefault(example.prompt, example)
+    return list(found.values())[:count]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder; the built-in model if absent")
+    parser.add_argument("--sudoku", type=Path, help="CSV of puzzles instead of generated ones")
+    parser.add_argument("--count", type=int, default=500, help="problems of each task")
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="default: all")
+    arguments = parser.parse_args()
+    model = load(arguments.model)
+    print("| task | decoder | solved | forwards |\n|---|---|---|---|")
+    for task in arguments.task or TASKS:
+        examples = held_out(task, arguments.count, arguments.sudoku)
+        for name, way in WAYS.items():
+            cell = score(model, examples, LENGTHS[task], way)
+            print(
+                f"| {task} ({len(examples)}) | {name} | {cell.solved:.1%} | {cell.forwards:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
