@@ -64,7 +64,7 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train a network and write it with its tokenizer to `out`.
+    """Train a network and write it with its tokenizer to `out`, also when interrupted.
 
     Args:
         recipe: what decides the result.
@@ -98,6 +98,15 @@ def train(
     trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
     if resume:
         trainer.resume()
-    trainer.run(report)
+    try:
+        trainer.run(report)
+    except KeyboardInterrupt:
+        write(network, tokenizer, out)
+        raise
+    write(network, tokenizer, out)
+
+
+def write(network: Any, tokenizer: Any, out: Path) -> None:
+    """Write what `dlm.load` reads."""
     network.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -116,6 +116,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path
     whole = run(tokenizer, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tokenizer, tmp_path / "halves", stop_after=3)
+    assert dlm.load(tmp_path / "halves").spec.mask_id == tokenizer.mask_token_id
     rest = run(tokenizer, tmp_path / "halves", resume=True)
     assert rest == whole[3:]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "halves")]
