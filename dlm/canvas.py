@@ -77,9 +77,11 @@ def wrap(key: int) -> int:
 def forwards_per_block(
     blank: Tensor, start: Tensor, block_length: int, steps: int | None
 ) -> Tensor:
-    """Share `steps` evenly among the blocks of each row that have blanks, earlier ones first.
+    """Share `steps` among the blocks of each row in proportion to their blanks.
 
-    A block with blanks takes one forward at least, so fewer `steps` than blocks means one each.
+    A block with c blanks takes one forward and its share of the rest by the c - 1 others, rounded
+    up along the row, so that all `steps` are used while they do not outnumber the blanks. Fewer
+    `steps` than blocks means one each.
 
     Args:
         blank: bool [B, L].
@@ -91,13 +93,13 @@ def forwards_per_block(
         int64 [B, N].
     """
     block = (torch.arange(blank.shape[1]) - start[:, None]).div(block_length, rounding_mode="floor")
-    count = int(block.max()) + 1
-    blanks = torch.zeros(blank.shape[0], count, dtype=torch.int64)
+    blanks = torch.zeros(blank.shape[0], int(block.max()) + 1, dtype=torch.int64)
     blanks.scatter_add_(1, block.clamp(min=0), blank.long())
     if steps is None:
         return torch.zeros_like(blanks)
-    open_blocks = blanks > 0
-    ordinal = open_blocks.cumsum(-1) - 1
-    total = open_blocks.sum(-1, keepdim=True)
-    share = steps // total + (ordinal < steps % total)
-    return torch.where(open_blocks, share.clamp(min=1), 0)
+    first = (blanks > 0).long()
+    others = (blanks - first).cumsum(-1)
+    total = others[:, -1:]
+    spare = (steps - first.sum(-1, keepdim=True)).clamp(min=0).minimum(total)
+    shared = -(-spare * others // total.clamp(min=1))
+    return first + shared.diff(dim=-1, prepend=torch.zeros_like(total))

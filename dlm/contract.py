@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from dlm.types import AnyDecoder, Decision, StepView
+from dlm.types import AnyDecoder, Decision, StepView, may_mutate
 
 
 class Violation(Enum):
@@ -20,15 +20,18 @@ class Violation(Enum):
     NAN = "the network returned NaN or infinite logits"
 
 
-def violations(
-    decision: Decision, view: StepView, editable: Tensor, decoder: AnyDecoder
-) -> dict[Violation, Tensor]:
+def gain(decision: Decision) -> Tensor:
+    """Net commits of each row: commits less remasks, int64 [B]."""
+    commits = decision.commit.sum(-1)
+    return commits if decision.remask is None else commits - decision.remask.sum(-1)
+
+
+def violations(decision: Decision, view: StepView, decoder: AnyDecoder) -> dict[Violation, Tensor]:
     """Whether each rule is broken, bool scalars on the device of the view.
 
     Args:
         decision: what the decoder chose.
         view: what it saw.
-        editable: bool [B, W], blanks of the block, committed or not.
         decoder: who chose.
 
     Raises:
@@ -36,30 +39,25 @@ def violations(
             edits without declaring it.
     """
     name = type(decoder).__name__
+    if not isinstance(decision, Decision):
+        raise ValueError(f"{name}: step must return (state, Decision), got {decision!r}")
     changes = {"remask": decision.remask, "edit": decision.edit}
     given = {field: mask for field, mask in changes.items() if mask is not None}
     for field, mask in {"commit": decision.commit, **given}.items():
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"{name}: {field} must be a bool tensor, got {mask!r}")
         if mask.dtype != torch.bool or mask.shape != view.masked.shape:
             raise ValueError(
                 f"{name}: {field} must be bool {tuple(view.masked.shape)}, "
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
-    if given and not decoder.mutates_committed:
+    if given and not may_mutate(decoder):
         raise ValueError(f"{name}: {' and '.join(given)} needs mutates_committed = True")
-    gain = decision.commit.sum(-1)
-    foul = torch.zeros((), dtype=torch.bool, device=gain.device)
+    foul = torch.zeros((), dtype=torch.bool, device=view.masked.device)
     for mask in given.values():
-        foul = foul | (mask & (view.masked | ~editable)).any()
-    if decision.remask is not None:
-        gain = gain - decision.remask.sum(-1)
-    measured = (view.confidence, view.margin, view.entropy, view.token_probability)
-    nan = torch.zeros_like(foul)
-    for statistic in measured:
-        if statistic is not None:
-            nan = nan | statistic.isnan().any()
+        foul = foul | (mask & ~view.editable).any()
     return {
-        Violation.NAN: nan,
         Violation.COMMIT: (decision.commit & ~view.masked).any(),
         Violation.CHANGE: foul,
-        Violation.PROGRESS: ((gain < 1) & view.masked.any(-1)).any(),
+        Violation.PROGRESS: ((gain(decision) < 1) & view.masked.any(-1)).any(),
     }

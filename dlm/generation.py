@@ -1,17 +1,18 @@
 """Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dlm.canvas import Canvas, build
+from dlm.contract import gain
 from dlm.models.model import Model
-from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts
+from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
 from dlm.runtime import Step, denoise
 from dlm.settings import Settings
-from dlm.trajectory import Trajectory, collect
+from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
 
 
@@ -21,14 +22,14 @@ class Generation:
 
     tokens: list[list[int]]  # the generated span
     texts: list[str] | None  # up to the first stop token; None without a tokenizer
-    decoded: list[int]  # positions that were masked at the start
+    decoded: list[int]  # positions that forwards committed; what follows a stop token is not
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded, guidance counted twice, padding not at all
     trajectory: list[Trajectory] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
-        """Positions that were masked over forwards, both summed over rows."""
+        """Committed positions over forwards, both summed over rows."""
         return sum(self.decoded) / sum(self.forwards)
 
 
@@ -59,6 +60,15 @@ class Job:
         return denoise(model, self.canvas, [len(row) for row in self.rows], self.settings)
 
 
+def check_length(model: Model, length: int) -> None:
+    """Refuse rows longer than the model can place."""
+    if length > model.spec.max_length:
+        raise ValueError(
+            f"prompt and generation must fit the model's {model.spec.max_length} positions, "
+            f"got {length} tokens"
+        )
+
+
 def make_job(
     model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
 ) -> Job:
@@ -69,12 +79,8 @@ def make_job(
     """
     spec = model.spec
     longest = max(map(len, rows))
-    if longest > spec.max_length:
-        raise ValueError(
-            f"prompt and generation must fit the model's {spec.max_length} positions, "
-            f"got {longest} tokens"
-        )
-    settings.check_tokens(spec.vocab_size)
+    check_length(model, longest)
+    settings.check_tokens(spec)
     keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
     if len(keys) != len(rows):
         raise ValueError(
@@ -149,8 +155,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         ValueError: a bad option or prompt, named in the message.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "prompts")}
-    options["decoder_options"] = decoder_options or {}
-    return finish(model, generation_job(model, prompts, Settings(**options)))
+    return finish(model, generation_job(model, prompts, Settings(**options)), decode_text)
 
 
 def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
@@ -165,6 +170,8 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
         ValueError: as in `generate`, when called; and more than one prompt.
     """
     settings = Settings.of(options)
+    if settings.return_trajectory:
+        raise ValueError("return_trajectory is for generate: a snapshot tells what its step did")
     job = generation_job(model, prompt, settings)
     if len(job.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(job.rows)}")
@@ -186,7 +193,7 @@ def infill(
             what follows a blank is given.
 
     Returns:
-        The whole rows, blanks filled.
+        The whole rows, blanks filled; texts without special tokens.
 
     Raises:
         ValueError: as in `generate`, and a text without a blank.
@@ -195,45 +202,48 @@ def infill(
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
     settings = Settings.of({"stop_at_eos": False, **options})
     rows = [encode_blanks(model, one) for one in as_list(text)]  # type: ignore[arg-type]
-    return finish(model, make_job(model, rows, [(0, len(row)) for row in rows], settings))
+    job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
+    return finish(model, job, whole_text)
 
 
 def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
     """Prompts with `gen_length` masks behind each."""
     encoded = encode_prompts(model, prompts)
+    check_length(model, max(map(len, encoded)) + settings.gen_length)
     rows = [[*row, *[model.spec.mask_id] * settings.gen_length] for row in encoded]
     spans = [(len(p), len(r)) for p, r in zip(encoded, rows, strict=True)]
     return make_job(model, rows, spans, settings)
 
 
 @torch.inference_mode()
-def finish(model: Model, job: Job) -> Generation:
-    """Run a job to its end."""
+def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
+    """Run a job to its end; `text_of` tells how a row's tokens read."""
     count = len(job.rows)
     tokens: list[list[int]] = [[] for _ in range(count)]
     forwards = [0] * count
-    steps = []
+    decoded = torch.zeros(count, dtype=torch.int64, device=model.device)
+    recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     for step in job.steps(model):
-        if job.settings.return_trajectory:
-            steps.append(step)
+        if recorder is not None:
+            recorder.add(step)
+        decoded.index_add_(0, step.before.row, gain(step.decision))
         over = [line for line, done in enumerate(step.done) if done]
-        for line, row in zip(over, step.before.row[over].tolist(), strict=True):
-            begin, end = job.spans[row]
-            tokens[row] = step.tokens[line, begin:end].tolist()
-            forwards[row] = step.number + 1
+        if over:
+            ended = zip(step.before.row[over].tolist(), step.tokens[over].tolist(), strict=True)
+            for row, line in ended:
+                begin, end = job.spans[row]
+                tokens[row] = line[begin:end]
+                forwards[row] = step.number + 1
     rows_forwarded = 2 if job.settings.cfg_scale else 1
-    trajectory = None
-    if job.settings.return_trajectory:
-        trajectory = collect(steps, job.spans)
     return Generation(
         tokens=tokens,
-        texts=None if model.tokenizer is None else [decode_text(model, row) for row in tokens],
-        decoded=job.canvas.blank.sum(-1).tolist(),
+        texts=None if model.tokenizer is None else [text_of(model, row) for row in tokens],
+        decoded=decoded.tolist(),
         forwards=forwards,
         query_tokens=[
             rows_forwarded * n * len(row) for n, row in zip(forwards, job.rows, strict=True)
         ],
-        trajectory=trajectory,
+        trajectory=None if recorder is None else recorder.trajectories(),
     )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dlm.kernels import NoiseKey, token_statistics, uniform
 from dlm.models.model import Model
-from dlm.options import integer, known, number
-from dlm.prompts import Prompt, encode_prompt, encode_prompts
+from dlm.options import integer, integers, known, number
+from dlm.prompts import Prompt, encode_prompts
 
 ESTIMATORS = ("monte_carlo", "chain")
 ORDERS = ("random", "left_to_right", "confidence")
@@ -58,6 +58,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     """
     known("estimator", estimator, ESTIMATORS)
     known("order", order, ORDERS)
+    if estimator != "chain" and order != "random":
+        raise ValueError(f"order is for estimator='chain', got order={order!r} with {estimator!r}")
     integer("samples", samples, least=1)
     integer("batch_size", batch_size, least=1)
     number("cfg_scale", cfg_scale, least=-1.0)
@@ -70,21 +72,31 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
             f"prompt and answer must fit the model's {model.spec.max_length} positions, "
             f"got {len(rows[0]) + len(target)} tokens"
         )
+    banned = set(model.spec.banned) & set(target)
+    if banned:
+        raise ValueError(f"answer must not hold the mask or unused ids, got {sorted(banned)}")
     scorer = Scorer(model, rows[0], target, cfg_scale, seed)
     if estimator == "monte_carlo":
-        return scorer.monte_carlo(samples, batch_size)
-    if order == "random":
-        return scorer.random_chains(samples, batch_size)
-    return scorer.confidence_chain() if order == "confidence" else scorer.left_to_right(batch_size)
+        score = scorer.monte_carlo(samples, batch_size)
+    elif order == "random":
+        score = scorer.random_chains(samples, batch_size)
+    elif order == "left_to_right":
+        score = scorer.left_to_right(batch_size)
+    else:
+        score = scorer.confidence_chain()
+    if math.isnan(score):
+        raise ValueError("the network returned NaN or infinite logits")
+    return score
 
 
 def encode_answer(model: Model, answer: str | list[int]) -> list[int]:
     """Token ids of an answer, without the tokens a tokenizer puts around a text."""
     if not isinstance(answer, str):
-        return encode_prompt(model, answer)
-    if model.tokenizer is None:
+        ids = integers("answer", answer, least=0, most=model.spec.vocab_size - 1)
+    elif model.tokenizer is None:
         raise ValueError("a text answer needs a tokenizer and this model has none: give token ids")
-    ids: list[int] = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    else:
+        ids = list(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(f"answer must hold at least one token, got {answer!r}")
     return ids
@@ -118,12 +130,17 @@ class Scorer:
         self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
         self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
 
-    def token_log_probabilities(self, masked: Tensor) -> Tensor:
-        """Score the true token where masked: ln p, 0 elsewhere. float32 [B, n] of bool [B, n]."""
+    def token_log_probabilities(self, masked: Tensor, scored: Tensor) -> Tensor:
+        """Score true tokens: ln p where scored, 0 elsewhere; float32 [B, n].
+
+        Args:
+            masked: bool [B, n], what the network does not see.
+            scored: bool [B, n], which of them to score.
+        """
         rows = self.row.repeat(masked.shape[0], 1)
         rows[:, self.start :].masked_fill_(masked, self.model.spec.mask_id)
         positions = torch.arange(rows.shape[1], device=rows.device)[None]
-        line, column = masked.nonzero(as_tuple=True)
+        line, column = scored.nonzero(as_tuple=True)
         logits = self.model.logits(
             self.model.hidden(rows, positions, None)[line, column + self.start]
         )
@@ -134,13 +151,13 @@ class Scorer:
             logits = free + (self.cfg_scale + 1) * (logits - free)
         found = token_statistics(
             logits,
-            {"token_probability"},
+            {"token_log_probability"},
             suppressed=self.banned,
             tokens=self.answer[column],
-        ).token_probability
+        ).token_log_probability
         assert found is not None
-        out = torch.zeros(masked.shape, dtype=found.dtype, device=found.device)
-        return out.index_put((line, column), found.log())
+        out = torch.zeros(scored.shape, dtype=found.dtype, device=found.device)
+        return out.index_put((line, column), found)
 
     def noise(self, draw: Tensor) -> Tensor:
         """Independent uniforms for each answer position of each draw. float32 [B, n]."""
@@ -165,7 +182,7 @@ class Scorer:
             offset = min(int(pick[0, -1] * self.length) + 1, self.length)
             count = stratified_counts(offset, rows, self.length).to(noise.device)
             masked = noise.argsort(-1).argsort(-1) < count[:, None]
-            score = self.token_log_probabilities(masked).double().sum(-1)
+            score = self.token_log_probabilities(masked, masked).double().sum(-1)
             total += float((score * self.length / count).sum())
         return total / samples
 
@@ -176,8 +193,10 @@ class Scorer:
         for chunk in chunks(pairs, batch_size):
             orders, steps = (torch.tensor(x, device=rank.device) for x in zip(*chunk, strict=True))
             ranks = rank[orders]
-            scores = self.token_log_probabilities(ranks >= steps[:, None])
-            total += float(scores[ranks == steps[:, None]].double().sum())
+            now = ranks == steps[:, None]
+            total += float(
+                self.token_log_probabilities(ranks >= steps[:, None], now).double().sum()
+            )
         return total / rank.shape[0]
 
     def random_chains(self, samples: int, batch_size: int) -> float:
@@ -194,7 +213,7 @@ class Scorer:
         masked = torch.ones(1, self.length, dtype=torch.bool, device=self.row.device)
         total = 0.0
         for _ in range(self.length):
-            scores = self.token_log_probabilities(masked)
+            scores = self.token_log_probabilities(masked, masked)
             best = scores.masked_fill(~masked, -math.inf).argmax(-1)
             total += float(scores[0, best[0]])
             masked[0, best[0]] = False

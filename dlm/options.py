@@ -1,18 +1,43 @@
 """Checks of options, one wording for all: the option, the rule, the value."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 
-def integer(name: str, value: object, *, least: int) -> int:
-    """`value` if it is an int >= `least`.
+def integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
+    """`value` if it is an int in [`least`, `most`].
 
     Raises:
         ValueError: it is not; booleans and floats do not count as ints.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must be an int <= {most}, got {value}")
+    return int(value)
+
+
+def integers(name: str, values: object, *, least: int, most: int | None = None) -> list[int]:
+    """`values` as a list if it is a sequence of ints in [`least`, `most`].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a sequence of ints, got {values!r}")
+    return [integer(name, value, least=least, most=most) for value in values]
+
+
+def boolean(name: str, value: object) -> bool:
+    """`value` if it is True or False.
+
+    Raises:
+        ValueError: it is not; a text such as "no" would count as true.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
     return value
 
 
@@ -22,21 +47,24 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     Raises:
         ValueError: it is not; booleans and strings do not count as numbers.
     """
-    rule = f"{name} must be a finite number in [{least:g}, {most:g}], got {value!r}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    bounds = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+    rule = f"{name} must be a finite number {bounds}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(rule)
-    if not math.isfinite(value) or not least <= value <= most:
+    if not math.isfinite(value) or not least <= float(value) <= most:
         raise ValueError(rule)
     return float(value)
 
 
-def known(kind: str, name: str, names: Iterable[str]) -> str:
+def known(kind: str, name: object, names: Iterable[str]) -> str:
     """`name` if it is one of `names`.
 
     Raises:
         ValueError: it is not; the message has the close match and the list.
     """
     listed = sorted(names)
+    if not isinstance(name, str):
+        raise ValueError(f"{kind} must be one of {', '.join(listed)}, got {name!r}")
     if name in listed:
         return name
     close = get_close_matches(name, listed, n=1)

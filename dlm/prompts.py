@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlm.models.model import Model
-from dlm.options import integer
+from dlm.options import integer, integers
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
@@ -23,8 +23,6 @@ def encode_prompts(model: Model, prompts: Prompt | Sequence[Prompt]) -> list[lis
             for a model without a tokenizer.
     """
     rows = [encode_prompt(model, prompt) for prompt in as_list(prompts)]
-    if not rows:
-        raise ValueError("prompts must hold at least one prompt, got none")
     for number, row in enumerate(rows):
         if model.spec.mask_id in row:
             raise ValueError(
@@ -37,7 +35,12 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     """One prompt as a list of one; several as they are."""
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and isinstance(prompts[0], int | Mapping):
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(
+            "prompts must be a text, token ids, chat messages or a non-empty list of those, "
+            f"got {prompts!r}"
+        )
+    if isinstance(prompts[0], int | Mapping):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
 
@@ -47,14 +50,16 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids = tokenizer_of(model, "a text prompt")(prompt)["input_ids"]
     elif prompt and isinstance(prompt[0], Mapping):
-        tokenizer = tokenizer_of(model, "chat messages")
+        tokenizer = tokenizer_of(model, "a chat prompt")
+        for message in prompt:
+            check_message(message)
         if tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: give text or token ids")
         ids = tokenizer.apply_chat_template(
             list(prompt), add_generation_prompt=True, return_dict=False
         )
     else:
-        ids = [integer("a prompt's token id", token, least=0) for token in prompt]
+        ids = integers("a prompt's token ids", prompt, least=0)
     if not ids:
         raise ValueError(f"a prompt must hold at least one token, got {prompt!r}")
     if max(ids) >= model.spec.vocab_size:
@@ -62,6 +67,13 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
             f"token ids must be below the vocabulary size {model.spec.vocab_size}, got {max(ids)}"
         )
     return list(ids)
+
+
+def check_message(message: Any) -> None:
+    """Refuse what is no chat message."""
+    texts = isinstance(message, Mapping) and [message.get("role"), message.get("content")]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a chat message must have texts role and content, got {message!r}")
 
 
 def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
@@ -80,7 +92,7 @@ def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
         for match in BLANK.finditer(text):
             before = text[end : match.start()]
             ids += tokenizer(before, add_special_tokens=not end)["input_ids"] if before else []
-            ids += [mask_id] * int(match.group(1) or 1)
+            ids += [mask_id] * integer("the length of a blank", int(match.group(1) or 1), least=1)
             end = match.end()
         rest = text[end:]
         ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
@@ -102,11 +114,16 @@ def tokenizer_of(model: Model, what: str) -> Any:
     return model.tokenizer
 
 
-def decode_text(model: Model, tokens: Sequence[int]) -> str:
-    """Text up to the first stop token, without special tokens."""
+def whole_text(model: Model, tokens: Sequence[int]) -> str:
+    """Text of a whole row, without special tokens."""
     tokenizer = tokenizer_of(model, "decoding")
-    end = next((i for i, token in enumerate(tokens) if token in model.spec.stop_ids), len(tokens))
     text: str = tokenizer.decode(
-        list(tokens[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return text
+
+
+def decode_text(model: Model, tokens: Sequence[int]) -> str:
+    """Text up to the first stop token, without special tokens."""
+    end = next((i for i, token in enumerate(tokens) if token in model.spec.stop_ids), len(tokens))
+    return whole_text(model, tokens[:end])

@@ -4,6 +4,7 @@ Shapes: B rows, L canvas, W window (the active block of each row), N positions t
 prediction, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas
-from dlm.contract import violations
+from dlm.contract import Violation, violations
 from dlm.kernels import NoiseKey, TokenStatistics, token_statistics, uniform
 from dlm.models.model import Model
-from dlm.options import known
 from dlm.settings import Settings
-from dlm.types import STATISTICS, AnyDecoder, Decision, StepView
+from dlm.types import AnyDecoder, Decision, StepView, may_mutate, needs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ def denoise(
         window = locate(canvas, model.spec.mask_id, block_length)
         spent = torch.where(window.block == block, spent, 0)
         block = window.block
-        view = plan.view(canvas, lengths, window, spent, number)
+        view, finite = plan.view(canvas, lengths, window, spent, number)
         state, decision = decoder.step(state, view)
-        broken = violations(decision, view, window.editable, decoder)
+        broken = {Violation.NAN: ~finite, **violations(decision, view, decoder)}
         tokens = write(canvas.tokens, view, decision, model.spec.mask_id)
         tokens, finished = plan.stop(tokens, canvas)
         report = torch.cat((torch.stack(list(broken.values())), finished)).tolist()
@@ -130,29 +130,28 @@ class Plan:
         device = model.device
         self.model = model
         self.settings = settings
-        for name in decoder.needs:
-            known(f"statistic needed by {type(decoder).__name__}", name, STATISTICS)
-        self.needs = decoder.needs | ({"confidence"} if settings.return_trajectory else frozenset())
+        self.needs = needs_of(decoder) | (
+            {"confidence"} if settings.return_trajectory else frozenset()
+        )
         self.statistics = self.needs - {"uniform", "logits"}
         self.block_length = block_length
-        self.hold_stop = decoder.mutates_committed
-        self.suppressed = mark(
-            model.spec.vocab_size, (*model.spec.banned, *settings.suppress_tokens), device
-        )
-        self.unranked = self.suppressed
-        if settings.confidence_eos_eot_inf:
-            self.unranked = self.suppressed | mark(
-                model.spec.vocab_size, model.spec.stop_ids, device
-            )
-        self.begin = torch.tensor(settings.begin_suppress_tokens, dtype=torch.int64, device=device)
-        self.stop_ids = torch.tensor(model.spec.stop_ids, dtype=torch.int64, device=device)
+        self.mutates = may_mutate(decoder)
+        self.stop_ids = ids(model.spec.stop_ids, device)
+        self.begin = ids(settings.begin_suppress_tokens, device)
+        self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
+        self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
+        self.wordless = self.suppressed.index_fill(0, self.stop_ids, True)
 
     def view(
         self, canvas: Canvas, lengths: list[int], window: Window, spent: Tensor, number: int
-    ) -> StepView:
-        """Forward, project and measure just the positions the decoder reads."""
+    ) -> tuple[StepView, Tensor]:
+        """Forward, project and measure just the positions the decoder reads.
+
+        Returns:
+            The view, and a bool scalar: whether every logit it rests on was finite.
+        """
         wanted = window.masked
-        if "token_probability" in self.needs:
+        if self.mutates or "token_probability" in self.needs:
             wanted = window.editable
         if "logits" in self.needs:
             wanted = torch.ones_like(window.masked)
@@ -175,7 +174,7 @@ class Plan:
         left = window.limit - spent
         masks = window.masked.sum(-1)
         quota = torch.where(window.limit > 0, -(-masks // left.clamp(min=1)), 1)
-        return StepView(
+        view = StepView(
             tokens=window.tokens,
             masked=window.masked,
             sampled=sampled,
@@ -183,6 +182,7 @@ class Plan:
             block_start=window.start,
             step=spent,
             quota=quota,
+            editable=window.editable & ~window.masked,
             confidence=spread(measured.confidence),
             margin=spread(measured.margin),
             entropy=spread(measured.entropy),
@@ -192,6 +192,7 @@ class Plan:
             if "logits" in self.needs
             else None,
         )
+        return view, measured.maximum.isfinite().all()
 
     def logits(self, canvas: Canvas, lengths: list[int], row: Tensor, position: Tensor) -> Tensor:
         """Logits [N, V] at the positions asked for, guided, first-position bans applied."""
@@ -208,23 +209,23 @@ class Plan:
             blind = tokens.masked_fill(~canvas.blank, self.model.spec.mask_id)
             tokens = torch.cat((tokens, blind))
             valid = None if valid is None else torch.cat((valid, valid))
-        hidden = self.model.hidden(tokens, columns[None], valid)
-        logits = self.model.logits(hidden[row, position])
+        hidden = self.model.hidden(tokens, columns[None], valid).to(tokens.device)
+        logits = self.model.logits(hidden[row, position]).to(tokens.device)
         if scale:
-            free = self.model.logits(hidden[row + batch, position])
+            free = self.model.logits(hidden[row + batch, position]).to(tokens.device)
             logits = free + (scale + 1) * (logits - free)
         if self.begin.numel():
-            first = position == canvas.start[row]
-            banned = first[:, None] & mark_like(logits, self.begin)
-            logits = logits.masked_fill(banned, -torch.inf)
+            first = (position == canvas.start[row])[:, None]
+            logits[:, self.begin] = logits[:, self.begin].masked_fill(first, -torch.inf)
         return logits
 
     def measure(self, logits: Tensor, tokens: Tensor, key: NoiseKey) -> TokenStatistics:
-        """Sample and measure; with `confidence_eos_eot_inf`, rank as if no stop token existed."""
+        """Sample, and measure what the decoder reads."""
         options = self.settings
+        last = options.confidence_eos_eot_inf
         drawn = token_statistics(
             logits,
-            self.statistics if self.unranked is self.suppressed else (),
+            () if last else self.statistics,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
@@ -232,15 +233,29 @@ class Plan:
             tokens=tokens,
             key=key,
         )
-        if self.unranked is self.suppressed:
-            return drawn
+        return self.rank_stops_last(logits, drawn) if last else drawn
+
+    def rank_stops_last(self, logits: Tensor, drawn: TokenStatistics) -> TokenStatistics:
+        """Measure as if stop tokens did not exist; a position that drew one is the least sure."""
         ranked = token_statistics(
             logits,
             self.statistics | {"token_probability"},
-            suppressed=self.unranked,
+            suppressed=self.wordless,
             tokens=drawn.sampled,
         )
-        return replace(ranked, sampled=drawn.sampled, confidence=ranked.token_probability)
+        ends = self.wordless[drawn.sampled]
+        margin, entropy = ranked.margin, ranked.entropy
+        return replace(
+            ranked,
+            sampled=drawn.sampled,
+            maximum=drawn.maximum,
+            confidence=ranked.token_probability,
+            margin=None if margin is None else margin.masked_fill(ends, 0.0),
+            entropy=None
+            if entropy is None
+            else entropy.masked_fill(ends, math.log(logits.shape[-1])),
+            token_probability=None,
+        )
 
     def stop(self, tokens: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
         """Fill rows behind a final stop token with end of text, and tell which rows are done.
@@ -254,7 +269,7 @@ class Plan:
             return tokens, done
         width = tokens.shape[1]
         first_open = torch.where(done, width, open_.int().argmax(-1))
-        if self.hold_stop:
+        if self.mutates:
             into = (first_open - canvas.start) % self.block_length
             first_open = torch.where(done, width, first_open - into)
         ends = canvas.blank & torch.isin(tokens, self.stop_ids)
@@ -282,18 +297,9 @@ def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> T
     return torch.where(inside & change.gather(1, column), fresh.gather(1, column), tokens)
 
 
-def mark(vocab_size: int, ids: Sequence[int], device: torch.device) -> Tensor:
-    """Mark ids of the vocabulary: bool [V], True at `ids`."""
-    marked = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-    marked[torch.tensor(ids, dtype=torch.int64, device=device)] = True
-    return marked
-
-
-def mark_like(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mark ids on the last axis of `logits`: bool [V], True at `ids`."""
-    return torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(
-        0, ids, True
-    )
+def ids(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """Token ids as an index, int64 [n]."""
+    return torch.tensor(tokens, dtype=torch.int64, device=device)
 
 
 def select_rows(state: Any, index: Tensor) -> Any:

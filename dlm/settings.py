@@ -1,14 +1,16 @@
 """The options of a generation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dlm.decoders import make
-from dlm.options import integer, known, number
-from dlm.types import AnyDecoder
+from dlm.models.spec import ModelSpec
+from dlm.options import boolean, integer, integers, known, number
+from dlm.types import AnyDecoder, may_mutate, needs_of
 
 CACHES = ("none",)
+LARGEST = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Settings:
     """
 
     decoder: str | AnyDecoder = "low_confidence"  # name or instance
-    decoder_options: Mapping[str, Any] = field(default_factory=dict)  # for a name
+    decoder_options: Mapping[str, Any] | None = None  # for a name
     gen_length: int = 256  # tokens
     block_length: int | None = 32  # tokens; None for one block over all
     steps: int | None = None  # forwards budget of a row; None for as many as it takes
@@ -40,24 +42,36 @@ class Settings:
     def __post_init__(self) -> None:
         integer("gen_length", self.gen_length, least=1)
         if self.block_length is not None:
-            integer("block_length", self.block_length, least=1)
+            integer("block_length", self.block_length, least=1, most=LARGEST)
         if self.steps is not None:
-            integer("steps", self.steps, least=1)
+            integer("steps", self.steps, least=1, most=LARGEST)
         number("temperature", self.temperature, least=0.0)
         if self.top_k is not None:
-            integer("top_k", self.top_k, least=1)
+            integer("top_k", self.top_k, least=1, most=LARGEST)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
+            raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
         number("cfg_scale", self.cfg_scale, least=-1.0)
         known("cache", self.cache, CACHES)
-        sixty_four_bits("seed", self.seed)
-        for key in self.row_keys or ():
-            sixty_four_bits("row_keys", key)
-        policy = self.policy()
-        if self.confidence_eos_eot_inf and "token_probability" in policy.needs:
+        integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
+        if self.row_keys is not None:
+            integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
+        for name in ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory"):
+            boolean(name, getattr(self, name))
+        self._check_ranking(self.policy())
+
+    def _check_ranking(self, policy: AnyDecoder) -> None:
+        """Refuse to rank stop tokens last for a decoder that does not rank by certainty."""
+        if not self.confidence_eos_eot_inf:
+            return
+        if may_mutate(policy) or "token_probability" in needs_of(policy):
             raise ValueError(
                 f"confidence_eos_eot_inf ranks masked positions only, and {self.decoder!r} also "
                 "ranks committed ones: use suppress_tokens to keep stop tokens away"
+            )
+        if not needs_of(policy) & {"confidence", "margin", "entropy"}:
+            raise ValueError(
+                f"confidence_eos_eot_inf changes confidence, margin and entropy, and "
+                f"{self.decoder!r} reads none of them: use suppress_tokens"
             )
 
     @classmethod
@@ -70,25 +84,26 @@ class Settings:
     def policy(self) -> AnyDecoder:
         """The decoder, made from its name if need be."""
         if isinstance(self.decoder, str):
-            return make(self.decoder, **self.decoder_options)
+            options = self.decoder_options or {}
+            if not isinstance(options, Mapping):
+                raise ValueError(f"decoder_options must map names to values, got {options!r}")
+            return make(self.decoder, **options)
+        if isinstance(self.decoder, type) or not callable(getattr(self.decoder, "step", None)):
+            raise ValueError(f"decoder must be a name or a decoder instance, got {self.decoder!r}")
         if self.decoder_options:
             raise ValueError(
                 "decoder_options go with a decoder's name; this decoder is an instance, "
-                f"got {dict(self.decoder_options)}"
+                f"got {self.decoder_options!r}"
             )
         return self.decoder
 
-    def check_tokens(self, vocab_size: int) -> None:
-        """Refuse suppressed ids outside the vocabulary."""
-        for name in ("suppress_tokens", "begin_suppress_tokens"):
-            for token in getattr(self, name):
-                if integer(name, token, least=0) >= vocab_size:
-                    raise ValueError(
-                        f"{name} must hold ids below the vocabulary size {vocab_size}, got {token}"
-                    )
-
-
-def sixty_four_bits(name: str, value: int) -> None:
-    """Refuse what is no int in [-2^63, 2^64)."""
-    if integer(name, value, least=-(1 << 63)) >= 1 << 64:
-        raise ValueError(f"{name} must be below 2^64, got {value}")
+    def check_tokens(self, spec: ModelSpec) -> None:
+        """Refuse suppressed ids outside the vocabulary, and a vocabulary with none left."""
+        most = spec.vocab_size - 1
+        never = integers("suppress_tokens", self.suppress_tokens, least=0, most=most)
+        first = integers("begin_suppress_tokens", self.begin_suppress_tokens, least=0, most=most)
+        if len({*spec.banned, *never, *first}) >= spec.vocab_size:
+            raise ValueError(
+                "suppress_tokens and begin_suppress_tokens must leave a token to sample, "
+                f"got {len(never)} and {len(first)} of {spec.vocab_size}"
+            )

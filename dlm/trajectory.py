@@ -3,7 +3,7 @@
 Shapes: B rows, W window, G generated span.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,48 +18,57 @@ class Change(NamedTuple):
     step: int  # forward, from 0
     position: int  # index into the generated span
     token: int  # what stands there afterwards; for a remask, what stood there before
-    confidence: float  # p(token) under the untempered model; NaN where it was not measured
+    confidence: float  # p(token), untempered, as the decoder saw it; NaN where not measured
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """The forwards of one row."""
 
     canvases: Tensor  # int64 [forwards, G], the generated span as each forward saw it
-    commits: list[Change] = field(default_factory=list)
-    remasks: list[Change] = field(default_factory=list)
-    edits: list[Change] = field(default_factory=list)
+    commits: list[Change]
+    remasks: list[Change]
+    edits: list[Change]
 
 
-def collect(steps: list[Step], spans: list[tuple[int, int]]) -> list[Trajectory]:
-    """The trajectory of each row of a finished generation.
+class Recorder:
+    """Collects the forwards of a generation as they are made."""
 
-    Args:
-        steps: every forward, in order.
-        spans: first position of the generated span of each row, and one past its last.
-    """
-    canvases: list[list[Tensor]] = [[] for _ in spans]
-    out = [Trajectory(torch.empty(0)) for _ in spans]
-    for step in steps:
+    def __init__(self, spans: list[tuple[int, int]]) -> None:
+        """Take the first position of the generated span of each row, and one past its last."""
+        self.spans = spans
+        self.canvases: list[list[Tensor]] = [[] for _ in spans]
+        self.changes: list[dict[str, list[Change]]] = [
+            {"commits": [], "remasks": [], "edits": []} for _ in spans
+        ]
+
+    def add(self, step: Step) -> None:
+        """Keep what a forward saw and changed."""
         tokens = step.before.tokens.cpu()
         rows = step.before.row.tolist()
         for line, row in enumerate(rows):
-            begin, end = spans[row]
-            canvases[row].append(tokens[line, begin:end])
+            begin, end = self.spans[row]
+            self.canvases[row].append(tokens[line, begin:end])
         view, decision = step.view, step.decision
-        masks = (decision.commit, decision.remask, decision.edit)
-        for kind, mask in zip(("commits", "remasks", "edits"), masks, strict=True):
+        now, before = (view.sampled, view.confidence), (view.tokens, view.token_probability)
+        for kind, mask, (token, probability) in (
+            ("commits", decision.commit, now),
+            ("remasks", decision.remask, before),
+            ("edits", decision.edit, now),
+        ):
             if mask is None:
                 continue
-            token = view.tokens if kind == "remasks" else view.sampled
-            probability = view.token_probability if kind == "remasks" else view.confidence
             for line, change in listed(step.number, mask, view.positions, token, probability):
                 row = rows[line]
-                made = change._replace(position=change.position - spans[row][0])
-                getattr(out[row], kind).append(made)
-    for trajectory, seen in zip(out, canvases, strict=True):
-        trajectory.canvases = torch.stack(seen)
-    return out
+                made = change._replace(position=change.position - self.spans[row][0])
+                self.changes[row][kind].append(made)
+
+    def trajectories(self) -> list[Trajectory]:
+        """One for each row."""
+        return [
+            Trajectory(torch.stack(seen), **changes)
+            for seen, changes in zip(self.canvases, self.changes, strict=True)
+        ]
 
 
 def listed(
@@ -67,7 +76,11 @@ def listed(
 ) -> list[tuple[int, Change]]:
     """The line of each marked position with what changed there, in row order."""
     line, column = mask.nonzero(as_tuple=True)
-    chance = torch.full(mask.shape, torch.nan) if probability is None else probability
+    chance = (
+        torch.full(mask.shape, torch.nan, device=mask.device)
+        if probability is None
+        else probability
+    )
     columns = (line, *(x[line, column] for x in (positions, token, chance)))
     return [
         (i, Change(number, p, t, c))

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
+from dlm.options import known
+
 S = TypeVar("S")
 
 STATISTICS = frozenset(
@@ -20,17 +22,19 @@ STATISTICS = frozenset(
 class StepView:
     """What a decoder may read in one denoising step. Read-only.
 
-    Fields typed `Tensor | None` hold a tensor when the decoder names them in `needs`. Columns
-    that are not masked hold 0 in `confidence`, `margin` and `entropy`.
+    Fields typed `Tensor | None` hold a tensor when the decoder names them in `needs`. Committed
+    columns are measured too where the decoder declares `mutates_committed` or needs
+    `token_probability`; columns that are not measured hold 0.
     """
 
     tokens: Tensor  # int64 [B, W], x_t
     masked: Tensor  # bool [B, W], open for committing
-    sampled: Tensor  # int64 [B, W], x_0 drawn by the runtime; meaningful where masked
+    sampled: Tensor  # int64 [B, W], x_0 drawn by the runtime, where measured
     positions: Tensor  # int64 [B, W], canvas index of each column
     block_start: Tensor  # int64 [B], canvas index of the first position of the block
     step: Tensor  # int64 [B], forwards already spent on this block
     quota: Tensor  # int64 [B], fewest commits now for the block to keep its forwards budget
+    editable: Tensor  # bool [B, W], committed and open for remasking and editing
     confidence: Tensor | None = None  # float32 [B, W], p(sampled), untempered
     margin: Tensor | None = None  # float32 [B, W], largest minus second largest probability
     entropy: Tensor | None = None  # float32 [B, W], nats
@@ -60,7 +64,8 @@ class Decoder(Protocol[S]):
 
     A decoder never calls the model, samples, writes tokens or syncs with the host. Its state is
     `None`, a tensor or a (named) tuple of those, with a leading row axis: the runtime drops and
-    reorders rows of it.
+    reorders rows of it. One that declares nothing gets every statistic but `logits`, and may
+    remask and edit; to declare saves work.
     """
 
     paper: ClassVar[str]
@@ -82,3 +87,24 @@ class Decoder(Protocol[S]):
 
 
 AnyDecoder = Decoder[Any]
+
+
+def needs_of(decoder: AnyDecoder) -> frozenset[str]:
+    """The statistics a decoder reads: those it declares, else all but `logits`.
+
+    Raises:
+        ValueError: it declares something else than a set of known names.
+    """
+    needs: object = getattr(decoder, "needs", STATISTICS - {"logits"})
+    if not isinstance(needs, frozenset | set):
+        raise ValueError(
+            f"{type(decoder).__name__}.needs must be a set of statistics, got {needs!r}"
+        )
+    for name in needs:
+        known(f"statistic needed by {type(decoder).__name__}", name, STATISTICS)
+    return frozenset(needs)
+
+
+def may_mutate(decoder: AnyDecoder) -> bool:
+    """Whether a decoder may remask or edit: what it declares, else yes."""
+    return bool(getattr(decoder, "mutates_committed", True))

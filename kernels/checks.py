@@ -6,13 +6,16 @@ Shapes: N rows, V vocabulary.
 import math
 from collections.abc import Collection
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from dlm.kernels.noise import NoiseKey
 
-STATISTICS = frozenset({"confidence", "margin", "entropy", "token_probability"})
+STATISTICS = frozenset(
+    {"confidence", "margin", "entropy", "token_probability", "token_log_probability"}
+)
 """What `wanted` may name."""
 
 
@@ -24,7 +27,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
     """
     if not _is_real(temperature) or not math.isfinite(temperature) or temperature < 0:
         raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
-    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
     if top_k is not None and (not whole or top_k < 1):
         raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
     if top_p is not None and not (_is_real(top_p) and 0 < top_p <= 1):
@@ -63,8 +66,9 @@ def check_tensors(
     num_rows, vocabulary = logits.shape
     _check_shape("suppressed", suppressed, torch.bool, vocabulary)
     _check_shape("tokens", tokens, torch.int64, num_rows)
-    if tokens is None and "token_probability" in wanted:
-        raise ValueError("tokens must be given for 'token_probability', got None")
+    for name in ("token_probability", "token_log_probability"):
+        if tokens is None and name in wanted:
+            raise ValueError(f"tokens must be given for {name!r}, got None")
     if key is None and temperature > 0:
         raise ValueError(f"key must be given for temperature {temperature}, got None")
     if key is not None and len(key) != num_rows:
@@ -81,4 +85,4 @@ def _found(value: Tensor) -> str:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)

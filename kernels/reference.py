@@ -63,9 +63,10 @@ def token_statistics_reference(
         "confidence": p.gather(1, sampled[:, None])[:, 0],
         "margin": ranked[:, 0] - ranked[:, 1],
         "entropy": torch.special.entr(p).sum(1),
+        "token_log_probability": None if tokens is None else log_p.gather(1, tokens[:, None])[:, 0],
         "token_probability": None if tokens is None else p.gather(1, tokens[:, None])[:, 0],
     }
-    return TokenStatistics(sampled, **{name: every[name] for name in wanted})
+    return TokenStatistics(sampled, values.amax(1), **{name: every[name] for name in wanted})
 
 
 def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from dlm.kernels.checks import STATISTICS, check_sampling, check_tensors, check_
 from dlm.kernels.filters import Cut, filter_cut
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
-from dlm.kernels.tiles import PADDING, TiledLogits, row_blocks
+from dlm.kernels.tiles import LOWEST, PADDING, TiledLogits, row_blocks
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
@@ -27,10 +27,12 @@ class TokenStatistics:
     """One sample a row and what the untempered, unfiltered model says about the row."""
 
     sampled: Tensor  # int64 [N]
+    maximum: Tensor  # float32 [N], largest logit; not finite where the row is broken
     confidence: Tensor | None = None  # float32 [N], p(sampled)
     margin: Tensor | None = None  # float32 [N], largest minus second largest probability
     entropy: Tensor | None = None  # float32 [N], nats
     token_probability: Tensor | None = None  # float32 [N], p(tokens)
+    token_log_probability: Tensor | None = None  # float32 [N], ln p(tokens), without underflow
 
 
 def token_statistics(
@@ -67,7 +69,7 @@ def token_statistics(
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
         suppressed: bool [V], tokens of probability 0. At least one must be left.
-        tokens: int64 [N], for `token_probability`.
+        tokens: int64 [N], for `token_probability` and `token_log_probability`.
         key: The noise of the rows; needed when T > 0.
 
     Returns:
@@ -92,12 +94,18 @@ def token_statistics(
         sampled = race_tokens(tiled, tile, temperature, scan.cut, noise)
     return TokenStatistics(
         sampled,
+        scan.tile_maximum.amax(1),
         confidence=scan.probability(tiled, sampled) if "confidence" in wanted else None,
         margin=_margin(tiled, scan) if "margin" in wanted else None,
         entropy=scan.entropy if "entropy" in wanted else None,
         token_probability=(
             scan.probability(tiled, tokens)
             if tokens is not None and "token_probability" in wanted
+            else None
+        ),
+        token_log_probability=(
+            scan.log_probability(tiled, tokens)
+            if tokens is not None and "token_log_probability" in wanted
             else None
         ),
     )
@@ -161,6 +169,11 @@ class _Scan:
     def probability(self, tiled: TiledLogits, tokens: Tensor) -> Tensor:
         """p(tokens), float32 [N]."""
         return (tiled.token(tokens) - self.tile_maximum.amax(1)).exp_().div_(self.partition)
+
+    def log_probability(self, tiled: TiledLogits, tokens: Tensor) -> Tensor:
+        """Return ln p(tokens), float32 [N]; -inf for tokens of probability 0."""
+        value = tiled.token(tokens) - self.tile_maximum.amax(1) - self.partition.log()
+        return value.masked_fill_(value < LOWEST / 2, -torch.inf)
 
 
 def _scan(tiled: TiledLogits, law: _Law, wanted: Collection[str]) -> _Scan:

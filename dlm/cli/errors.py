@@ -44,6 +44,8 @@ def one_line_each() -> Iterator[None]:
 
 def message_of(error: Exception) -> str | None:
     """What to tell the user on one line; None for what is our fault, or no fault at all."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return None  # `dlm` alone: its help has been printed
     if isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer hides
         text = uncapitalized(error.format_message())  # type: ignore[attr-defined]
     elif isinstance(error, OSError):

@@ -12,7 +12,6 @@ import typer
 from dlm.cli.corpus import choose_tasks, read_user_examples
 from dlm.cli.errors import INTERRUPTED
 from dlm.cli.inputs import parse_shares
-from dlm.cli.loading import silence
 from dlm.cli.meter import Display
 from dlm.cli.options import COUNT, JSON, REAL, WHOLE, data, network, optimiser, run
 from dlm.cli.results import note
@@ -33,9 +32,9 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
         list[str] | None,
         data(
             metavar="NAME=SHARE",
-            help="Share of the batches: sudoku, countdown, word_problems, functions, or file "
-            "for --data; repeatable.",
-            show_default="all four alike, or file alone with --data",
+            help="Share of the batches: sudoku, countdown, word_problems, functions, arithmetic, "
+            "or file for --data; repeatable.",
+            show_default="all alike, or file alone with --data",
         ),
     ] = None,
     data_file: Annotated[
@@ -86,7 +85,7 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
     held = read_held_out(held_out or [])
     examples = read_user_examples(data_file, held)
 
-    from dlm.models.loading import check_device
+    from dlm.models.loading import check_device, silence
     from dlm.training.loop import Recipe
 
     shape = {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}

@@ -1,4 +1,4 @@
-"""Training and test data of the built-in model: four generated tasks and readers for files.
+"""Training and test data of the built-in model: five generated tasks and readers for files.
 
     for example in generate_examples("sudoku", seed=0, count=3):
         print(example.prompt, example.response)
@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from dlm.data import countdown, functions, sudoku, word_problems
+from dlm.data import arithmetic, countdown, functions, sudoku, word_problems
 from dlm.data.example import Example, Task, load_examples
 from dlm.data.splits import is_held_out
 
@@ -46,6 +46,9 @@ TASKS: dict[str, Task] = {
         functions.generate,
         functions.is_correct,
         "Complete a small Python function from its docstring.",
+    ),
+    "arithmetic": Task(
+        "arithmetic", arithmetic.generate, arithmetic.is_correct, "Compute four results."
     ),
 }
 

@@ -13,15 +13,21 @@ FIXED = {
     "attention_layer_norm": False,
     "bias_for_layer_norm": False,
     "block_type": "llama",
+    "clip_qkv": None,
     "include_bias": False,
     "include_qkv_bias": False,
     "input_emb_norm": False,
     "layer_norm_type": "rms",
     "rope": True,
     "rope_full_precision": True,
+    "rope_scaling": None,
     "scale_logits": False,
 }
 """Switches of the upstream code that every released checkpoint sets this way."""
+
+
+ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
+"""What a dense LLaDA declares itself to be."""
 
 
 class LladaConfig(PreTrainedConfig):
@@ -70,12 +76,14 @@ class LladaConfig(PreTrainedConfig):
     attention_layer_norm: bool = False
     bias_for_layer_norm: bool = False
     block_type: str = "llama"
+    clip_qkv: float | None = None
     include_bias: bool = False
     include_qkv_bias: bool = False
     input_emb_norm: bool = False
     layer_norm_type: str = "rms"
     rope: bool = True
     rope_full_precision: bool = True
+    rope_scaling: dict[str, Any] | None = None
     scale_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -100,11 +108,16 @@ class LladaConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Build from `config.json`, without the pointer to remote code."""
-        architecture = (config_dict.get("architectures") or [""])[0]
+        architecture = (config_dict.get("architectures") or [ARCHITECTURES[0]])[0]
         if architecture.startswith("LLaDAMoE") or "num_experts" in config_dict:
             raise ValueError(
                 "model_type 'llada' with a mixture of experts is LLaDA-MoE, which is not "
                 f"supported yet (architectures[0] = {architecture!r})"
+            )
+        if architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architectures[0] of model_type 'llada' must be one of {ARCHITECTURES}, "
+                f"got {architecture!r}"
             )
         kept = {k: v for k, v in config_dict.items() if k != "auto_map"}
         config: Self = super().from_dict(kept, **kwargs)

@@ -1,6 +1,10 @@
 """Loading a checkpoint: through transformers, from safetensors, with no remote code."""
 
+import contextlib
+import json
 import os
+import sys
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +13,7 @@ import torch
 
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
-from dlm.options import known
+from dlm.options import integer, known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -56,12 +60,28 @@ def load(
             source = str(folder)
             return _load(source, target, wanted, attn_implementation, device_map, mask_id)
     source = os.fspath(name_or_path)
+    if not source:
+        raise ValueError("name_or_path must be a folder or a Hugging Face id, got ''")
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local and not Path(source).expanduser().is_dir():
         raise FileNotFoundError(f"no model folder at {source!r}")
     if Path(source).expanduser().is_dir():
         source = str(Path(source).expanduser())
     return _load(source, target, wanted, attn_implementation, device_map, mask_id)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep the progress bars of transformers off."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
@@ -94,7 +114,8 @@ def _load(
     mask_id: int | None,
 ) -> Model:
     config = read_config(source)
-    network = read_network(source, config, dtype, attention, device_map)
+    with contextlib.nullcontext() if sys.stderr.isatty() else silence():
+        network = read_network(source, config, dtype, attention, device_map)
     if device_map is None:
         network.to(device)
     tokenizer = read_tokenizer(source)
@@ -103,23 +124,33 @@ def _load(
 
 
 def read_config(source: str) -> "PreTrainedConfig":
-    """The configuration, of a family we know."""
-    from transformers import AutoConfig
+    """The configuration, of a family we know; no code that it may point to is looked at.
+
+    Raises:
+        ValueError: there is none, or it is of another family.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
 
     from dlm.models.configs import LladaConfig
 
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        raw, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the configuration of {source!r}: {error}") from error
+    if not raw.get("model_type"):
         raise ValueError(
-            f"cannot read the configuration of {source!r}: {error}\n"
-            f"Families: {LladaConfig.model_type}"
-        ) from error
-    if not isinstance(config, LladaConfig):
-        raise ValueError(
-            f"{source!r} has model_type {config.model_type!r}, which is not a masked-diffusion "
-            f"family known here. Families: {LladaConfig.model_type}"
+            f"cannot read the configuration of {source!r}: "
+            "config.json is missing or names no model_type"
         )
+    if raw["model_type"] != LladaConfig.model_type:
+        raise ValueError(
+            f"{source!r} has model_type {raw['model_type']!r}, which is not a masked-diffusion "
+            f"family known here. Known: {LladaConfig.model_type}"
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the configuration of {source!r} does not fit: {error}") from error
     return config
 
 
@@ -152,26 +183,47 @@ def read_network(
 
 
 def read_tokenizer(source: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer, or None where a folder holds none."""
+    """The tokenizer, or None where a folder holds none.
+
+    Raises:
+        ValueError: it is corrupt.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(source)
-    if folder.is_dir() and not (folder / "tokenizer.json").exists():
+    names = ("tokenizer.json", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).exists() for name in names):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source, trust_remote_code=False
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the tokenizer of {source!r}: {error}") from error
     return tokenizer
 
 
 def read_stops(source: str) -> list[int]:
-    """Stop ids of `generation_config.json`, where there is one."""
-    from transformers import GenerationConfig
+    """Stop ids of `generation_config.json`, where there is one.
 
-    try:
-        return _ids(GenerationConfig.from_pretrained(source).eos_token_id)
-    except OSError:
+    Raises:
+        ValueError: it is corrupt.
+    """
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(
+        source,
+        "generation_config.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
         return []
+    try:
+        return _ids(json.loads(Path(path).read_text()).get("eos_token_id"))
+    except ValueError as error:
+        raise ValueError(f"cannot read generation_config.json of {source!r}: {error}") from error
 
 
 def resolve(
@@ -183,9 +235,12 @@ def resolve(
     of the configurations, the released end of turn, and the tokenizer's `<|eot_id|>`.
 
     Raises:
-        ValueError: no mask id, one outside the vocabulary, or one the tokenizer contradicts.
+        ValueError: no mask id, one outside the vocabulary, one the tokenizer contradicts, or a
+            stop id that is none.
     """
     rows = int(config.embedding_size)
+    if mask_id is not None:
+        integer("mask_id", mask_id, least=0)
     declared = None if tokenizer is None else tokenizer.mask_token_id
     chosen = next((i for i in (mask_id, config.mask_token_id, declared) if i is not None), None)
     if chosen is None or not 0 <= chosen < rows:
@@ -201,11 +256,16 @@ def resolve(
     released = rows == RELEASED_LLADA_VOCAB
     if released:
         stops.append(RELEASED_LLADA_EOT)
-    tokens = RELEASED_LLADA_TOKENS if released else rows
+    tokens = RELEASED_LLADA_TOKENS if released else min(int(config.vocab_size), rows)
     if tokenizer is not None:
         tokens = min(len(tokenizer), rows)
         end_of_turn = tokenizer.get_vocab().get("<|eot_id|>")
         stops += [] if end_of_turn is None else [end_of_turn]
+    if not all(0 <= stop < rows and stop != chosen for stop in stops):
+        raise ValueError(
+            f"stop ids must be ids below the vocabulary size {rows} other than the mask's "
+            f"{chosen}, got {stops}"
+        )
     return ModelSpec(
         family=config.model_type,
         vocab_size=rows,

@@ -48,7 +48,25 @@ class Model:
 
     @torch.no_grad()
     def raw_logits(self, input_ids: Tensor) -> Tensor:
-        """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted."""
+        """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted.
+
+        Raises:
+            ValueError: ids of another shape or type, outside the vocabulary, or too many.
+        """
+        if input_ids.dtype != torch.int64 or input_ids.dim() != 2 or not input_ids.numel():
+            raise ValueError(
+                f"input_ids must be int64 [B, L], got {input_ids.dtype} {list(input_ids.shape)}"
+            )
+        if input_ids.shape[1] > self.spec.max_length:
+            raise ValueError(
+                f"input_ids must fit the model's {self.spec.max_length} positions, "
+                f"got {input_ids.shape[1]}"
+            )
+        if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.spec.vocab_size:
+            raise ValueError(
+                f"input_ids must be below the vocabulary size {self.spec.vocab_size} and >= 0, "
+                f"got {int(input_ids.min())} to {int(input_ids.max())}"
+            )
         tokens = input_ids.to(self.device)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         return self.logits(self.hidden(tokens, positions, None))

@@ -6,6 +6,7 @@ Shapes: B rows, L tokens, D model width, H heads, E head width, V vocabulary.
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
@@ -69,18 +70,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        batch, length, _ = x.shape
-        shape = (batch, length, -1, self.head_dim)
-        query = rotate(self.q_proj(x).view(shape).transpose(1, 2), *angles)
-        key = rotate(self.k_proj(x).view(shape).transpose(1, 2), *angles)
-        value = self.v_proj(x).view(shape).transpose(1, 2)
+        query, key, value = (
+            rearrange(project(x), "b l (h e) -> b h l e", e=self.head_dim)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, *angles), rotate(key, *angles)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         out, _ = attend(
             self, query, key, value, mask, dropout=0.0, scaling=self.scaling, is_causal=False
         )
-        return torch.as_tensor(self.o_proj(out.reshape(batch, length, -1)))
+        return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
 
 
 class Layer(GradientCheckpointingLayer):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.decoders import DECODERS
 from dlm.models.model import Model
 
 HERE = Path(__file__).parent
@@ -24,17 +25,17 @@ def options(case: Case) -> dict[str, Any]:
     out = {
         "decoder": case["policy"],
         "gen_length": params["gen_length"],
-        "block_length": params["block_length"],
+        "block_length": params.get("block_length"),
         "cfg_scale": params.get("cfg_scale", 0.0),
         "stop_at_eos": False,
         "return_trajectory": True,
     }
-    if case["policy"] == "low_confidence":
-        return out | {"steps": params["steps"]}
-    return out | {"decoder_options": {"threshold": params["threshold"]}}
+    if case["policy"] == "threshold":
+        return out | {"decoder_options": {"threshold": params["threshold"]}}
+    return out | {"steps": params["steps"]}
 
 
-CASES = [c for c in DATA["cases"] if c["policy"] in ("low_confidence", "threshold")]
+CASES = [c for c in DATA["cases"] if c["policy"] in DECODERS]
 GROUPS = [list(group) for _, group in groupby(CASES, key=lambda c: (c["policy"], str(c["params"])))]
 
 
@@ -60,6 +61,8 @@ def check(out: dlm.Generation, row: int, case: Case) -> None:
 def test_the_cases_are_all_there() -> None:
     assert [c["policy"] for c in CASES].count("low_confidence") == 21
     assert [c["policy"] for c in CASES].count("threshold") == 12
+    assert [c["policy"] for c in CASES].count("entropy") == 6
+    assert [c["policy"] for c in CASES].count("margin") == 6
     assert all(len(group) == 3 for group in GROUPS)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 import dlm
-from dlm.cli.loading import silence
-from dlm.models.loading import BUILT_IN, load, read_tokenizer
+from dlm.models.loading import BUILT_IN, load, read_tokenizer, silence
 from dlm.models.model import Model
 from dlm.training.run import Shape, new_network
 

@@ -17,10 +17,9 @@ import dlm
 from dlm.cli import app, generate, lists, train
 from dlm.cli.inputs import parse_value
 from dlm.cli.job import Job
-from dlm.cli.loading import silence
 from dlm.decoders import DECODERS
 from dlm.models.catalog import CHECKPOINTS
-from dlm.models.loading import BUILT_IN, load
+from dlm.models.loading import BUILT_IN, load, silence
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.training.loop import Recipe
@@ -274,7 +273,7 @@ BAD: list[tuple[str, Sequence[str]]] = [
     ("'--gen-length': must be an int, got '1.5'", ["generate", "x", "--gen-length=1.5"]),
     ("'--temperature': must be a number, got 'hot'", ["generate", "x", "--temperature=hot"]),
     (
-        "temperature must be a finite number in [0, inf], got -1",
+        "temperature must be a finite number >= 0, got -1",
         ["generate", "x", "--temperature=-1"],
     ),
     ("'--batch-size': must be an int >= 1, got '0'", ["generate", "x", "--batch-size=0"]),

@@ -205,7 +205,11 @@ def pickled(folder: Path) -> None:
         (None, {"d_model": 32}, "cannot load the weights|do not fit"),
         (None, {"d_model": 65}, "n_heads must divide d_model"),
         (None, {"model_type": "bert"}, "not a masked-diffusion family"),
-        (None, {"model_type": "unheard-of"}, "cannot read the configuration"),
+        (None, {"model_type": "unheard-of"}, "not a masked-diffusion family"),
+        (None, {"architectures": ["Other"]}, r"architectures\[0\] .* got 'Other'"),
+        (None, {"clip_qkv": 0.1}, "clip_qkv must be None"),
+        (None, {"eos_token_id": 9999}, "stop ids must be ids below"),
+        (None, {"eos_token_id": 511}, "other than the mask's 511"),
         (None, {"architectures": ["LLaDAMoEModelLM"]}, "LLaDA-MoE"),
         (None, {"alibi": True}, "alibi must be False"),
         (None, {"mask_token_id": 512}, "mask_id must be an id below the vocabulary size 512"),
@@ -250,3 +254,47 @@ def test_no_such_folder() -> None:
 def test_folder_without_configuration(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot read the configuration"):
         dlm.load(tmp_path)
+
+
+def test_rows_beyond_the_vocabulary_are_never_sampled(golden_folder: Path, tmp_path: Path) -> None:
+    folder = edited(golden_folder, tmp_path / "padded", vocab_size=500, embedding_size=512)
+    model = dlm.load(folder)
+    assert model.spec.unused == (500, 512)
+    out = dlm.generate(model, [[1]], gen_length=64, temperature=50.0, stop_at_eos=False)
+    assert max(out.tokens[0]) < 500
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json"])
+def test_corrupt_side_files_are_refused(golden_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = edited(golden_folder, tmp_path / "bad")
+    (folder / name).write_text('{"eos_token_id": 5')
+    with pytest.raises(ValueError, match=f"cannot read .*{name.split('_')[0].split('.')[0]}"):
+        dlm.load(folder)
+
+
+def test_stop_ids_of_both_configurations(golden_folder: Path, tmp_path: Path) -> None:
+    folder = edited(golden_folder, tmp_path / "two")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [508, 50]}')
+    assert dlm.load(folder).spec.stop_ids == (508, 50)
+
+
+def test_foreign_code_is_never_offered(golden_folder: Path, tmp_path: Path) -> None:
+    folder = edited(golden_folder, tmp_path / "foreign", model_type="unheard-of")
+    with pytest.raises(ValueError, match="unheard-of") as caught:
+        dlm.load(folder)
+    assert "trust_remote_code" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mask_id", [7.5, True, "7", 512])
+def test_bad_mask_ids(golden_folder: Path, mask_id: Any) -> None:
+    with pytest.raises(ValueError, match="mask_id must be an"):
+        dlm.load(golden_folder, mask_id=mask_id)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [torch.tensor([1]), torch.tensor([[1.0]]), torch.tensor([[600]]), torch.ones(1, 257).long()],
+)
+def test_bad_raw_inputs(golden: Model, ids: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="input_ids must"):
+        golden.raw_logits(ids)

@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import dlm
 from dlm.decoders import DECODERS, make
+from dlm.generation import generation_job
 from dlm.models.model import Model
+from dlm.settings import Settings
 
 MASK, EOS, EOT = 7, 6, 5
 Toy = Callable[..., Model]
 
-law = settings(
+law = examples(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 every_decoder = pytest.mark.parametrize("name", DECODERS)
@@ -58,6 +61,22 @@ def test_fills_the_canvas_and_nothing_else(
             assert all(canvas[position] == MASK for position in now)
             active = canvas.index(MASK) // block_length
             assert {position // block_length for position in now} == {active}
+
+
+@every_decoder
+@law
+@given(rows=prompts, options=generations(), seed=st.integers(0, 99))
+def test_given_tokens_never_change(
+    toy: Toy, name: str, rows: list[list[int]], options: dict[str, Any], seed: int
+) -> None:
+    """I3: after every forward the prompts and the padding are what they were."""
+    model = toy(seed)
+    job = generation_job(model, rows, Settings(decoder=name, **options))
+    for step in job.steps(model):
+        kept = ~step.before.blank
+        assert torch.equal(
+            step.tokens[kept], job.canvas.tokens[step.before.row][:, : kept.shape[1]][kept]
+        )
 
 
 @every_decoder

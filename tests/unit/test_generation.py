@@ -179,15 +179,29 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "hot"}, "temperature must be a finite number"),
     ({"top_k": 0}, "top_k must be an int >= 1, got 0"),
     ({"top_k": 2.0}, "top_k must be an int >= 1, got 2.0"),
-    ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+    ({"top_p": 0.0}, "top_p must be above 0, got 0.0"),
     ({"top_p": 1.1}, "top_p must be a finite number"),
     ({"cfg_scale": math.inf}, "cfg_scale must be a finite number"),
     ({"cache": "dul"}, "unknown cache 'dul'"),
     ({"seed": 1.0}, "seed must be an int"),
-    ({"seed": 1 << 64}, "seed must be below 2"),
+    ({"seed": 1 << 64}, "seed must be an int <= 18446744073709551615"),
     ({"row_keys": [1, 2]}, "row_keys must hold one int for each of the 1 prompts, got 2"),
     ({"row_keys": ["a"]}, "row_keys must be an int"),
-    ({"suppress_tokens": [512]}, "suppress_tokens must hold ids below the vocabulary size 512"),
+    ({"suppress_tokens": [512]}, "suppress_tokens must be an int <= 511, got 512"),
+    ({"decoder": None}, "decoder must be a name or a decoder instance, got None"),
+    ({"decoder": Threshold}, "decoder must be a name or a decoder instance"),
+    ({"decoder_options": [1], "decoder": "threshold"}, "decoder_options must map names"),
+    ({"cache": None}, "cache must be one of none, got None"),
+    ({"row_keys": 1}, "row_keys must be a sequence of ints, got 1"),
+    ({"suppress_tokens": 5}, "suppress_tokens must be a sequence of ints, got 5"),
+    ({"suppress_tokens": range(511)}, "must leave a token to sample"),
+    ({"suppress_tokens": range(1, 511), "begin_suppress_tokens": [0]}, "must leave a token"),
+    ({"stop_at_eos": "no"}, "stop_at_eos must be True or False, got 'no'"),
+    ({"confidence_eos_eot_inf": 1}, "confidence_eos_eot_inf must be True or False, got 1"),
+    ({"confidence_eos_eot_inf": True, "decoder": "random"}, "reads none of them"),
+    ({"confidence_eos_eot_inf": True, "decoder": "left_to_right"}, "reads none of them"),
+    ({"gen_length": 10**12}, "256 positions, got 1000000000002"),
+    ({"steps": 10**20}, "steps must be an int <= 2147483647"),
     ({"begin_suppress_tokens": [-1]}, "begin_suppress_tokens must be an int >= 0, got -1"),
 ]
 
@@ -204,9 +218,13 @@ def test_bad_options(golden: Model, options: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "at least one prompt"),
+        ([], "non-empty list"),
+        (None, "prompts must be a text"),
+        (torch.tensor([[1]]), "prompts must be a text"),
+        ([None], "must be a sequence of ints, got None"),
+        (b"ab", "must be a sequence of ints"),
         ([[]], "at least one token"),
-        ([[1, 2.0]], "token id must be an int >= 0, got 2.0"),
+        ([[1, 2.0]], "token ids must be an int >= 0, got 2.0"),
         ([[1, 512]], "below the vocabulary size 512, got 512"),
         ([[1, 511]], "holds the mask id 511: use dlm.infill"),
         ("text", "needs a tokenizer"),
@@ -227,6 +245,14 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
         dlm.infill(golden, [1, 511], gen_length=4)
     with pytest.raises(ValueError, match="Did you mean 'temperature'"):
         dlm.infill(golden, [1, 511], temprature=1.0)
+    with pytest.raises(ValueError, match="non-empty"):
+        dlm.infill(golden, [])
+    with pytest.raises(ValueError, match="length of a blank must be an int >= 1, got 0"):
+        dlm.infill(talker, "a [MASK:0] b")
+    with pytest.raises(ValueError, match="return_trajectory is for generate"):
+        dlm.stream(golden, [1], gen_length=2, return_trajectory=True)
+    with pytest.raises(ValueError, match="texts role and content"):
+        dlm.generate(talker, [{"role": "user"}], gen_length=2)
     with pytest.raises(ValueError, match="stream takes one prompt"):
         dlm.stream(golden, [[1], [2]], gen_length=2)  # type: ignore[arg-type]
 
@@ -234,3 +260,59 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
 def test_empty_text_is_refused(talker: Model) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         dlm.generate(talker, "", gen_length=2)
+
+
+def test_top_k_and_top_p_reach_the_sampler(golden: Model) -> None:
+    options: dict[str, Any] = {"gen_length": 12, "stop_at_eos": False}
+    greedy = dlm.generate(golden, [[5, 6]], decoder="left_to_right", **options).tokens
+    options |= {"decoder": "left_to_right", "temperature": 5.0}
+    assert dlm.generate(golden, [[5, 6]], top_k=1, **options).tokens == greedy
+    assert dlm.generate(golden, [[5, 6]], top_p=1e-6, **options).tokens == greedy
+    assert dlm.generate(golden, [[5, 6]], **options).tokens != greedy
+
+
+def test_infill_texts_are_whole(talker: Model) -> None:
+    text = "<|eot_id|>one [MASK:2] two"
+    out = dlm.infill(talker, text, suppress_tokens=range(6, 768))
+    assert out.texts == ["one  two"], "blanks that drew special tokens leave the given text"
+
+
+def test_infill_that_stops_keeps_what_is_given(toy: Toy) -> None:
+    table = torch.zeros(97, 8)
+    table[:, 6] = 9.0
+    row = [1, 6, 7, 7, 2, 7, 3]
+    out = dlm.infill(toy(table), row, stop_at_eos=True, block_length=1)
+    assert out.tokens == [[1, 6, 6, 6, 2, 6, 3]]
+    assert out.forwards == [1]
+    assert out.decoded == [1]
+
+
+def test_filling_behind_a_stop_is_not_decoding(toy: Toy) -> None:
+    table = torch.zeros(97, 8)
+    table[:, 6] = 9.0
+    out = dlm.generate(toy(table), [[1]], gen_length=100, block_length=1)
+    assert out.forwards == out.decoded == [1]
+    assert out.tokens_per_forward == 1.0
+
+
+def test_guided_infill_blinds_both_sides(golden: Model) -> None:
+    one = dlm.infill(golden, [5, 511, 511, 9], cfg_scale=-1.0)
+    other = dlm.infill(golden, [6, 511, 511, 8], cfg_scale=-1.0)
+    assert one.tokens[0][1:3] == other.tokens[0][1:3]
+
+
+def test_snapshot_text_ends_at_the_first_mask(talker: Model) -> None:
+    from dlm.prompts import decode_text
+
+    for snapshot in dlm.stream(talker, "a", gen_length=8, seed=2, temperature=1.0):
+        mask = talker.spec.mask_id
+        end = snapshot.tokens.index(mask) if mask in snapshot.tokens else None
+        assert snapshot.text == decode_text(talker, snapshot.tokens[:end])
+
+
+def test_numpy_numbers_are_numbers(golden: Model) -> None:
+    import numpy as np
+
+    plain = dlm.generate(golden, [[5]], gen_length=4, temperature=0.5)
+    options: dict[str, Any] = {"gen_length": np.int64(4), "temperature": np.float32(0.5)}
+    assert plain.tokens == dlm.generate(golden, [[np.int64(5)]], **options).tokens  # type: ignore[arg-type]

@@ -50,17 +50,26 @@ def chain(model: Model, order: Iterable[int]) -> float:
 
 
 def test_counts_and_orders_agree(model: Model) -> None:
-    """T1.5: exactly-k masking and the average chain rule are one number."""
-    orders = [chain(model, order) for order in itertools.permutations(range(4))]
-    assert bound(model) == pytest.approx(sum(orders) / len(orders), abs=1e-12)
+    """T1.5: exactly-k masking and the average chain rule are one number, ours too."""
+    orders = list(itertools.permutations(range(4)))
+    expected = sum(chain(model, order) for order in orders) / len(orders)
+    assert bound(model) == pytest.approx(expected, abs=1e-12)
+    scorer = Scorer(model, PROMPT, ANSWER, 0.0, 0)
+    assert scorer.chain(torch.tensor(orders), 16) == pytest.approx(expected, abs=1e-5)
+    masks = torch.tensor(list(itertools.product([False, True], repeat=4))[1:])
+    subsets = torch.tensor([math.comb(4, int(k)) for k in masks.sum(-1)])
+    scores = scorer.token_log_probabilities(masks, masks).sum(-1)
+    assert float((scores / masks.sum(-1) / subsets).sum()) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("estimator", ["monte_carlo", "chain"])
-def test_estimators_converge_to_the_bound(model: Model, estimator: str) -> None:
+def test_estimators_converge_to_the_bound(model: Model, estimator: str, batch_size: int) -> None:
     def estimate(samples: int, seed: int) -> float:
         return dlm.log_likelihood(
-            model, PROMPT, ANSWER, estimator=estimator, samples=samples, batch_size=64, seed=seed
-        )
+            model, PROMPT, ANSWER, estimator=estimator, samples=samples, batch_size=batch_size,
+            seed=seed,
+        )  # fmt: skip
 
     several = torch.tensor([estimate(64, seed) for seed in range(16)])
     error = float(several.std()) / 4
@@ -70,7 +79,7 @@ def test_estimators_converge_to_the_bound(model: Model, estimator: str) -> None:
 
 def test_scorer_equals_the_network(model: Model) -> None:
     masks = torch.tensor(list(itertools.product([False, True], repeat=4))[1:])
-    found = Scorer(model, PROMPT, ANSWER, 0.0, 0).token_log_probabilities(masks)
+    found = Scorer(model, PROMPT, ANSWER, 0.0, 0).token_log_probabilities(masks, masks)
     for row, mask in zip(found.tolist(), masks.tolist(), strict=True):
         subset = [i for i, on in enumerate(mask) if on]
         expected = log_probabilities(model, subset)
@@ -89,6 +98,34 @@ def test_fixed_orders(model: Model) -> None:
         rest.remove(best)
     sure = dlm.log_likelihood(model, PROMPT, ANSWER, estimator="chain", order="confidence")
     assert sure == pytest.approx(chain(model, order), abs=1e-5)
+
+
+def test_unlikely_answers_do_not_underflow(toy: Toy) -> None:
+    table = torch.zeros(97, 3)
+    table[:, 0] = 150.0
+    score = dlm.log_likelihood(
+        toy(table, mask_id=MASK, eos_id=1, stop_ids=(1,)), [0], [1, 1], estimator="chain"
+    )
+    assert score == pytest.approx(-300.0)
+
+
+def test_nan_is_refused(toy: Toy) -> None:
+    broken = toy(torch.full((97, 3), torch.nan), mask_id=MASK, eos_id=1, stop_ids=(1,))
+    with pytest.raises(ValueError, match="NaN"):
+        dlm.log_likelihood(broken, [0], [1], samples=2)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_guidance_mixes_the_logits(golden: Model, scale: float) -> None:
+    score = dlm.log_likelihood(
+        golden, [4, 5], [6], estimator="chain", order="left_to_right", cfg_scale=scale
+    )
+    seen, free = (
+        golden.raw_logits(torch.tensor([row]))[0, 2] for row in ([4, 5, 511], [511, 511, 511])
+    )
+    mixed = free + (scale + 1) * (seen - free)
+    mixed[511] = -math.inf
+    assert score == pytest.approx(float(mixed.log_softmax(-1)[6]), abs=1e-4)
 
 
 def test_guidance_minus_one_ignores_the_prompt(golden: Model) -> None:
@@ -125,7 +162,10 @@ def test_batch_size_does_not_change_chains(model: Model) -> None:
         ({"samples": 0}, "samples must be an int >= 1, got 0"),
         ({"batch_size": 2.0}, "batch_size must be an int >= 1, got 2.0"),
         ({"answer": []}, "at least one token"),
-        ({"prompt": []}, "at least one"),
+        ({"prompt": []}, "non-empty"),
+        ({"order": "confidence", "estimator": "monte_carlo"}, "order is for estimator='chain'"),
+        ({"answer": [1, MASK]}, "mask or unused ids"),
+        ({"answer": None}, "answer must be a sequence of ints, got None"),
         ({"answer": "text"}, "tokenizer"),
         ({"answer": [1] * 600}, "512 positions"),
     ],

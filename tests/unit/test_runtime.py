@@ -1,8 +1,7 @@
 """The loop: quotas, stopping, guidance, suppression, dropped rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 
 import dlm
 from dlm.canvas import build, forwards_per_block
-from dlm.decoders.base import Stateless
+from dlm.decoders import DECODERS
 from dlm.models.model import Model
-from dlm.types import Decision, StepView
 
 MASK, EOS, EOT = 7, 6, 5
 Toy = Callable[..., Model]
@@ -76,9 +74,11 @@ def test_blocks_of_one_are_left_to_right(toy: Toy, seed: int, length: int) -> No
     ("blanks", "steps", "expected"),
     [
         ([1, 1, 1, 1, 1, 1], 6, [2, 2, 2]),
-        ([1, 1, 1, 1, 1, 1], 7, [3, 2, 2]),
+        ([1, 1, 1, 1, 1, 1], 5, [2, 2, 1]),
         ([1, 1, 1, 1, 1, 1], 1, [1, 1, 1]),
-        ([1, 1, 0, 0, 1, 1], 5, [3, 0, 2]),
+        ([1, 1, 0, 0, 1, 1], 3, [2, 0, 1]),
+        ([1, 1, 0, 0, 1, 1], 99, [2, 0, 2]),
+        ([1, 1, 1, 1, 1, 0], 4, [2, 1, 1]),
         ([1, 1, 0, 0, 1, 1], None, [0, 0, 0]),
     ],
 )
@@ -187,94 +187,44 @@ def test_stop_tokens_are_committed_last(toy: Toy, temperature: float) -> None:
         temperature=temperature, stop_at_eos=False, return_trajectory=True,
     )  # fmt: skip
     assert out.trajectory is not None
-    kinds = [change.token == EOS for change in out.trajectory[0].commits]
-    plain = [change.confidence for change in out.trajectory[0].commits]
-    assert any(kinds)
-    for step, change in enumerate(out.trajectory[0].commits):
-        if change.token == EOS:
-            assert plain[step] == 0.0
-        else:
-            assert plain[step] == pytest.approx(1.0)
+    ends = [change.token == EOS for change in out.trajectory[0].commits]
+    assert any(ends)
+    for change in out.trajectory[0].commits:
+        assert change.confidence == pytest.approx(0.0 if change.token == EOS else 1.0)
 
 
-def test_a_word_outranks_a_surer_end(toy: Toy) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1e-3])
+@pytest.mark.parametrize("decoder", ["low_confidence", "entropy", "margin", "threshold"])
+def test_a_word_outranks_a_surer_end(toy: Toy, decoder: str, temperature: float) -> None:
     """T1.4 on one canvas: the only word is committed first although every end is surer."""
     model = by_position(toy, script([0, EOS, EOT, 1], [9, 9, 9, 2]))
     options: dict[str, Any] = {
         "gen_length": 3, "block_length": None, "stop_at_eos": False, "return_trajectory": True,
+        "decoder": decoder, "temperature": temperature,
     }  # fmt: skip
+    if decoder == "threshold":
+        options["decoder_options"] = {"threshold": 2.0}
     ranked = dlm.generate(model, [[0]], confidence_eos_eot_inf=True, **options)
     plain = dlm.generate(model, [[0]], **options)
     assert [c.token for c in ranked.trajectory[0].commits] == [1, EOS, EOT]  # type: ignore[index]
     assert [c.token for c in plain.trajectory[0].commits] == [EOS, EOT, 1]  # type: ignore[index]
 
 
-@dataclass(frozen=True)
-class Rule(Stateless):
-    """A decoder that follows a function."""
-
-    decide: Callable[[StepView], Decision]
-    paper: ClassVar[str] = "none"
-    needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
-
-    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        return None, self.decide(view)
-
-
-@dataclass(frozen=True)
-class Changing(Rule):
-    """One that may remask and edit."""
-
-    mutates_committed: ClassVar[bool] = True
-
-
-def first(view: StepView) -> Tensor:
-    return view.masked & (view.masked.cumsum(-1) == 1)
-
-
-@pytest.mark.parametrize(
-    ("decide", "mutates", "message"),
-    [
-        (lambda v: Decision(torch.ones_like(v.masked)), False, "not masked"),
-        (lambda v: Decision(torch.zeros_like(v.masked)), False, "no net progress"),
-        (lambda v: Decision(v.masked.long()), False, "commit must be bool"),
-        (lambda v: Decision(v.masked[:, :1]), False, "commit must be bool"),
-        (lambda v: Decision(first(v), remask=~v.masked), False, "needs mutates_committed"),
-        (lambda v: Decision(first(v), remask=v.masked), True, "remasked or edited"),
-        (lambda v: Decision(first(v), remask=~v.masked), True, "no net progress"),
-    ],
-)
-def test_contract_is_enforced(
-    toy: Toy, decide: Callable[[StepView], Decision], mutates: bool, message: str
-) -> None:
-    rule = Changing(decide) if mutates else Rule(decide)
-    with pytest.raises(ValueError, match=message):
-        dlm.generate(toy(), [[1]], decoder=rule, gen_length=3, block_length=2, stop_at_eos=False)
-
-
-def test_remasks_and_edits_are_written_and_recorded(toy: Toy) -> None:
-    def decide(view: StepView) -> Decision:
-        everything = view.masked
-        again = ~view.masked & (view.positions == 1)
-        if bool(again.any()) and bool(everything.any()):
-            return Decision(everything, edit=again)
-        return Decision(everything & (view.positions != 3))
-
-    out = dlm.generate(
-        toy(5), [[1]], decoder=Changing(decide), gen_length=3, return_trajectory=True,
-        stop_at_eos=False, temperature=1.0,
-    )  # fmt: skip
-    trajectory = out.trajectory[0]  # type: ignore[index]
-    assert out.forwards == [2]
-    assert [(c.step, c.position) for c in trajectory.edits] == [(1, 0)]
-    assert trajectory.edits[0].token == out.tokens[0][0]
-
-
-def test_nan_logits_are_refused(toy: Toy) -> None:
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", DECODERS)
+def test_broken_logits_are_refused(toy: Toy, name: str, bad: float) -> None:
     table = torch.zeros(97, 8)
-    table[:, 2] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
-        dlm.generate(toy(table), [[1]], gen_length=4)
+    table[:, 2] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        dlm.generate(toy(table), [[1]], gen_length=4, decoder=name)
+
+
+def test_guidance_is_no_more_than_its_formula(golden: Model) -> None:
+    out = dlm.generate(golden, [[5, 6]], gen_length=1, cfg_scale=1.5)
+    seen, free = (golden.raw_logits(torch.tensor([r]))[0, 2] for r in ([5, 6, 511], [511] * 3))
+    mixed = free + 2.5 * (seen - free)
+    mixed[511] = -torch.inf
+    assert out.tokens == [[int(mixed.argmax())]]
 
 
 def test_canvas_pads_to_the_right() -> None:

@@ -67,6 +67,7 @@ def plain(logits: Tensor, sampled: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         "margin": top[:, 0] - top[:, 1],
         "entropy": -(p * log_p).nan_to_num(0.0).sum(1),
         "token_probability": p.gather(1, tokens[:, None])[:, 0],
+        "token_log_probability": log_p.gather(1, tokens[:, None])[:, 0],
     }
 
 
@@ -87,7 +88,7 @@ def test_errors_are_those_of_float32(vocabulary: int, dtype: torch.dtype, scale:
         assert value.dtype == torch.float32
         assert value.shape == (33,)
         error, allowed = (value - truth).abs().max(), (float32[name] - truth).abs().max()
-        assert error <= 2 * allowed + 2e-7 * max(1.0, float(truth.max())), name
+        assert error <= 2 * allowed + 2e-7 * max(1.0, float(truth.abs().max())), name
 
 
 @pytest.mark.parametrize("options", FILTERS)
@@ -353,4 +354,24 @@ def test_bad_names_and_logits_are_refused(function: Any) -> None:
 
 
 def test_statistics_names_are_those_of_the_result() -> None:
-    assert set(TokenStatistics.__dataclass_fields__) == {"sampled", *statistics.STATISTICS}
+    assert set(TokenStatistics.__dataclass_fields__) == {
+        "sampled",
+        "maximum",
+        *statistics.STATISTICS,
+    }
+
+
+def test_log_probabilities_do_not_underflow() -> None:
+    logits = torch.tensor([[0.0, -200.0, -torch.inf], [0.0, 0.0, 5.0]])
+    got = token_statistics(
+        logits, {"token_log_probability"}, tokens=torch.tensor([1, 2]), suppressed=logits[1] == 5.0
+    )
+    assert field(got, "token_log_probability").tolist() == [-200.0, -torch.inf]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_maximum_tells_broken_rows(value: float) -> None:
+    logits = random_logits(3, 1500)
+    logits[1, 1200] = value
+    got = token_statistics(logits, ())
+    assert got.maximum.isfinite().tolist() == [True, False, True]

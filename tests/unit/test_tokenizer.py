@@ -127,6 +127,7 @@ LONGEST = {
     "countdown": (24, 48),
     "word_problems": (48, 80),
     "functions": (48, 72),
+    "arithmetic": (44, 84),
 }
 
 
