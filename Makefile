@@ -4,16 +4,22 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all lint format types wheel gpu clean
+.PHONY: setup demo test test-all bench lint format types wheel gpu clean
 
 setup: .venv/dev
 demo: .venv/base
-	$(BIN)/dlm generate "Sudoku: 3102200002100320" --gen-length 20 --decoder threshold --watch
-	$(BIN)/dlm generate "Nora has 6 pears. Ben has 3 more than Nora. How many pears do both have?" "Countdown: 54,40,8,22" --decoder threshold
+	@echo "A 4x4 sudoku, the most confident token of every forward:"
+	$(BIN)/dlm generate "Sudoku: 3102200002100320" --gen-length 20 --watch
+	@echo "The same, with all tokens that are confident enough:"
+	$(BIN)/dlm generate "Sudoku: 3102200002100320" --gen-length 20 --decoder threshold
+	@echo "Some arithmetic:"
+	$(BIN)/dlm generate "Compute: 6*8, 9*7, 5*4, 12+6" --gen-length 42 --decoder threshold
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 test-all: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest
+bench: .venv/dev
+	$(BIN)/python -m dlm.kernels.bench
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 format: .venv/dev

@@ -24,7 +24,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "left_to_right, one token a forward": {"decoder": "left_to_right"},
     "all at once": {"decoder": "low_confidence", "steps": 1},
 }
-LENGTHS = {"sudoku": 20, "countdown": 24, "word_problems": 40, "functions": 40}
+LENGTHS = {
+    "sudoku": 20, "countdown": 24, "word_problems": 36, "functions": 36, "arithmetic": 42,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,15 @@ def main() -> None:
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles instead of generated ones")
     parser.add_argument("--count", type=int, default=500, help="problems of each task")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="default: all")
+    parser.add_argument("--decoder", action="append", help="rows of it alone; default: all")
     arguments = parser.parse_args()
     model = load(arguments.model)
     print("| task | decoder | solved | forwards |\n|---|---|---|---|")
     for task in arguments.task or TASKS:
         examples = held_out(task, arguments.count, arguments.sudoku)
         for name, way in WAYS.items():
+            if way["decoder"] not in (arguments.decoder or [way["decoder"]]):
+                continue
             cell = score(model, examples, LENGTHS[task], way)
             print(
                 f"| {task} ({len(examples)}) | {name} | {cell.solved:.1%} | {cell.forwards:.1f} |",
