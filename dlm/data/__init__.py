@@ -8,7 +8,6 @@ Importing this package needs only the standard library.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal
 from dlm.data import arithmetic, countdown, functions, sudoku, word_problems
 from dlm.data.example import Example, Task, load_examples
 from dlm.data.splits import is_held_out
+from dlm.options import known
 
 __all__ = [
     "TASKS",
@@ -59,11 +59,7 @@ def make_task(name: str) -> Task:
     Raises:
         ValueError: there is none; suggests the closest and lists all.
     """
-    if name in TASKS:
-        return TASKS[name]
-    close = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"unknown task {name!r}{hint}; tasks are {', '.join(TASKS)}")
+    return TASKS[known("task", name, TASKS)]
 
 
 def generate_examples(

@@ -135,7 +135,7 @@ def test_make_task_suggests_the_closest_name() -> None:
     assert make_task("sudoku") is TASKS["sudoku"]
     assert all(name == task.name and task.description for name, task in TASKS.items())
     with pytest.raises(
-        ValueError, match=r"'sudoko' \(did you mean 'sudoku'\?\); tasks are sudoku,"
+        ValueError, match=r"unknown task 'sudoko'. Did you mean 'sudoku'\? Known: arithmetic,"
     ):
         make_task("sudoko")
 
