@@ -40,6 +40,7 @@ def test_official_logits(golden_folder: Path, attention: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and transformers at odds
 def test_official_logits_flex_attention(golden_folder: Path) -> None:
     model = dlm.load(golden_folder, dtype="float32", attn_implementation="flex_attention")
     case = json.loads(LOGITS.read_text())[0]
