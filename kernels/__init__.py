@@ -1,6 +1,6 @@
 """Token statistics and exact categorical sampling over large vocabularies. Needs torch only."""
 
-from dlm.kernels.noise import NoiseKey, exponential_from_bits, philox4x32, uniform
+from dlm.kernels.noise import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
 from dlm.kernels.reference import token_statistics_reference
 from dlm.kernels.statistics import STATISTICS, TokenStatistics, categorical, token_statistics
 from dlm.kernels.tiles import TILE
@@ -16,6 +16,7 @@ __all__ = [
     "TokenStatistics",
     "categorical",
     "exponential_from_bits",
+    "gumbel",
     "philox4x32",
     "token_statistics",
     "token_statistics_reference",

@@ -14,9 +14,18 @@ from torch import Tensor
 from dlm.kernels.noise import NoiseKey
 
 STATISTICS = frozenset(
-    {"confidence", "margin", "entropy", "token_probability", "token_log_probability"}
+    {
+        "confidence",
+        "margin",
+        "entropy",
+        "token_probability",
+        "token_log_probability",
+        "sampled_log_probability",
+    }
 )
 """What `wanted` may name."""
+LAWS = ("model", "sampling")
+"""What `law` may name."""
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -32,6 +41,20 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
     if top_p is not None and not (_is_real(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
+def check_report(law: str, scale_statistics: bool, top: int) -> None:
+    """Refuse options that describe no statistics.
+
+    Raises:
+        ValueError: If an option breaks its rule.
+    """
+    if law not in LAWS:
+        raise ValueError(f"law must be {' or '.join(map(repr, LAWS))}, got {law!r}")
+    if not isinstance(scale_statistics, bool):
+        raise ValueError(f"scale_statistics must be True or False, got {scale_statistics!r}")
+    if not isinstance(top, Integral) or isinstance(top, bool) or top < 0:
+        raise ValueError(f"top must be an integer of at least 0, got {top!r}")
 
 
 def check_wanted(wanted: Collection[str]) -> None:
@@ -55,8 +78,11 @@ def check_tensors(
     suppressed: Tensor | None,
     tokens: Tensor | None,
     key: NoiseKey | None,
+    scale: Tensor | None,
 ) -> None:
     """Refuse tensors of another shape or dtype, and absent ones that are needed.
+
+    The values of `scale` are looked at on the CPU only: elsewhere the question would sync.
 
     Raises:
         ValueError: Naming the argument, the rule and what was found.
@@ -66,6 +92,11 @@ def check_tensors(
     num_rows, vocabulary = logits.shape
     _check_shape("suppressed", suppressed, torch.bool, vocabulary)
     _check_shape("tokens", tokens, torch.int64, num_rows)
+    _check_shape("scale", scale, torch.float32, num_rows)
+    if scale is not None and scale.device.type == "cpu":
+        bad = scale[~((scale > 0) & (scale < torch.inf))].tolist()
+        if bad:
+            raise ValueError(f"scale must be finite and above 0, got {bad[0]}")
     for name in ("token_probability", "token_log_probability"):
         if tokens is None and name in wanted:
             raise ValueError(f"tokens must be given for {name!r}, got None")

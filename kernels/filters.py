@@ -1,4 +1,4 @@
-"""Top-k and top-p as one bound a row, so that a streamed pass can apply them.
+"""Top-k and top-p as one bound a row, so that a streamed pass can apply them, and top lists.
 
 Shapes: N rows, V vocabulary, S ranked tokens, K tiles.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.kernels.tiles import TILE
+from dlm.kernels.tiles import TILE, Temperature
 
 SHORTLIST: Final = 8 * TILE
 """Tokens among which a nucleus is looked for first: ranking these costs a fifth of a full sort."""
@@ -31,7 +31,9 @@ class Cut:
         return (values < self.value) | ((values == self.value) & (ids > self.token))
 
 
-def filter_cut(values: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Cut:
+def filter_cut(
+    values: Tensor, temperature: Temperature, top_k: int | None, top_p: float | None
+) -> Cut:
     """Where top-k, and then top-p among its survivors, cut the tempered distribution.
 
     Top-k keeps the k likeliest tokens; top-p keeps the shortest prefix of those whose share of
@@ -40,7 +42,7 @@ def filter_cut(values: Tensor, temperature: float, top_k: int | None, top_p: flo
 
     Args:
         values: float32 [N, V], finite logits.
-        temperature: Above 0.
+        temperature: Above 0; a number or float32 [N, 1].
         top_k: At least 1, or None.
         top_p: In (0, 1], or None.
 
@@ -61,13 +63,41 @@ def filter_cut(values: Tensor, temperature: float, top_k: int | None, top_p: flo
     return Cut(last, torch.searchsorted(seen, ties_kept.int(), out_int32=True))
 
 
-def _nucleus(values: Tensor, size: int, temperature: float, share: float) -> tuple[Tensor, Tensor]:
+def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens in the order (logit descending, id ascending).
+
+    `torch.topk` orders equals as it likes, and at its end even chooses among them. What it returns
+    above its last value is right as a set; the rest are the first tokens that equal that value.
+
+    Args:
+        values: float32 [N, V].
+        count: How many, S in [1, V].
+
+    Returns:
+        Logits, float32 [N, S], and ids, int64 [N, S].
+    """
+    ranked, ids = values.topk(count)
+    last = ranked[:, -1:]
+    above = (ranked > last).sum(1, keepdim=True)
+    place = torch.arange(count, device=values.device).expand_as(ids)
+    seen = (values == last).cumsum(1, dtype=torch.int32)
+    equal = torch.searchsorted(seen, (place + 1 - above).clamp_(min=1).int())
+    del seen
+    ids = torch.where(place < above, ids, equal)
+    ids = ids.clamp_(max=values.shape[1] - 1).sort(dim=1).values  # NaN equals nothing, not even NaN
+    ranked, order = values.gather(1, ids).sort(dim=1, descending=True, stable=True)
+    return ranked, ids.gather(1, order)
+
+
+def _nucleus(
+    values: Tensor, size: int, temperature: Temperature, share: float
+) -> tuple[Tensor, Tensor]:
     """The likeliest tokens in order, and how many of them hold `share` of the mass.
 
     Args:
         values: float32 [N, V].
         size: Only this many likeliest tokens have mass.
-        temperature: Above 0.
+        temperature: Above 0; a number or float32 [N, 1].
         share: In (0, 1].
 
     Returns:
@@ -89,7 +119,7 @@ def _nucleus(values: Tensor, size: int, temperature: float, share: float) -> tup
     return ranked, _prefix_length(*_running_mass(ranked, top, temperature), target)
 
 
-def _running_mass(values: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _running_mass(values: Tensor, top: Tensor, temperature: Temperature) -> tuple[Tensor, Tensor]:
     """Tempered weights exp((l - top) / T) in tiles, and their running sum at the end of each.
 
     Sums run over tiles first: a float32 running sum over V would lose the whole tail, and float64
@@ -98,7 +128,7 @@ def _running_mass(values: Tensor, top: Tensor, temperature: float) -> tuple[Tens
     Args:
         values: float32 [N, S].
         top: float32 [N, 1], the largest logit.
-        temperature: Above 0.
+        temperature: Above 0; a number or float32 [N, 1].
 
     Returns:
         Sums, float64 [N, K], and weights, float32 [N, K, TILE].

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm.kernels.filters import Cut
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseStream, exponential_from_bits
-from dlm.kernels.tiles import PADDING, TILE, TiledLogits, row_blocks
+from dlm.kernels.tiles import PADDING, TILE, Temperature, TiledLogits, row_blocks, rows_of
 
 # A heat holds about eight int64 temporaries of half a word a contestant; blocks shrink by as much.
 _HEAT_COST = 8
@@ -53,7 +53,7 @@ def race_tiles(mass: Tensor, noise: NoiseStream) -> Tensor:
 
 
 def race_tokens(
-    tiled: TiledLogits, tile: Tensor, temperature: float, cut: Cut | None, noise: NoiseStream
+    tiled: TiledLogits, tile: Tensor, temperature: Temperature, cut: Cut | None, noise: NoiseStream
 ) -> Tensor:
     """Second heat: the token inside the tile of each row.
 
@@ -62,7 +62,7 @@ def race_tokens(
     Args:
         tiled: Logits of N rows.
         tile: int64 [N], winners of the first heat.
-        temperature: Above 0.
+        temperature: Above 0, of all rows or of each.
         cut: What survives top-k and top-p, or None for every token.
         noise: The noise of the N rows.
 
@@ -76,7 +76,8 @@ def race_tokens(
         values, ids = tiled.tile(rows, tile[rows])
         if cut is not None:
             values.masked_fill_(cut[rows].drops(values, ids), PADDING)
-        mass = (values - values.amax(1, keepdim=True)).div_(temperature).exp_()
+        gap = values - values.amax(1, keepdim=True)
+        mass = gap.div_(rows_of(temperature, rows)).exp_()
         index = tile[rows, None] * (TILE // 2) + pairs
         high, low = noise[rows].words(TOKEN_RACE, index)
         local = race(mass, high[:, :width], low[:, :width])

@@ -4,18 +4,19 @@ Shapes: N rows, V vocabulary, K tiles.
 """
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.kernels.checks import check_sampling, check_tensors, check_wanted
+from dlm.kernels.checks import check_report, check_sampling, check_tensors, check_wanted
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseKey, NoiseStream
 from dlm.kernels.statistics import TokenStatistics
 from dlm.kernels.tiles import TILE
 
 
-def token_statistics_reference(
+def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed path)
     logits: Tensor,
     wanted: Collection[str],
     *,
@@ -25,6 +26,10 @@ def token_statistics_reference(
     suppressed: Tensor | None = None,
     tokens: Tensor | None = None,
     key: NoiseKey | None = None,
+    law: Literal["model", "sampling"] = "model",
+    scale: Tensor | None = None,
+    scale_statistics: bool = True,
+    top: int = 0,
 ) -> TokenStatistics:
     """`token_statistics` in float64, with statistics returned in float64.
 
@@ -40,23 +45,32 @@ def token_statistics_reference(
         suppressed: Likewise.
         tokens: Likewise.
         key: Likewise.
+        law: Likewise.
+        scale: Likewise.
+        scale_statistics: Likewise.
+        top: Likewise.
 
     Returns:
-        The sample and the wanted statistics, the latter float64 [N].
+        The sample, the wanted statistics and the lists; probabilities and statistics are float64.
 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
     check_sampling(temperature, top_k, top_p)
+    check_report(law, scale_statistics, top)
     check_wanted(wanted)
-    check_tensors(logits, wanted, temperature, suppressed, tokens, key)
-    values = _cleaned(logits, suppressed)
-    log_p = values.log_softmax(1)
+    check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
+    raw = _cleaned(logits, suppressed)
+    scaled = raw if scale is None else raw * scale.double()[:, None]
+    seen = scaled if scale_statistics else raw  # by the statistics
     if key is None or temperature == 0:
-        sampled = values.argmax(1)
+        sampled = raw.argmax(1)
+        log_q = torch.zeros_like(raw)
     else:
-        kept = _survivors(values / temperature, top_k, top_p)
-        sampled = _race((values / temperature).masked_fill(~kept, -torch.inf), key.stream())
+        log_q = _filtered(scaled / temperature, top_k, top_p).log_softmax(1)
+        sampled = _race(log_q, key.stream())
+    scores = seen if law == "model" else _filtered(seen / (temperature or 1.0), top_k, top_p)
+    log_p = scores.log_softmax(1)
     p = log_p.exp()
     ranked = pad(p, (0, 1)).sort(dim=1, descending=True).values
     every = {
@@ -65,8 +79,16 @@ def token_statistics_reference(
         "entropy": torch.special.entr(p).sum(1),
         "token_log_probability": None if tokens is None else log_p.gather(1, tokens[:, None])[:, 0],
         "token_probability": None if tokens is None else p.gather(1, tokens[:, None])[:, 0],
+        "sampled_log_probability": log_q.gather(1, sampled[:, None])[:, 0],
     }
-    return TokenStatistics(sampled, values.amax(1), **{name: every[name] for name in wanted})
+    likeliest = _order(raw, suppressed)[:, :top] if top else None
+    return TokenStatistics(
+        sampled,
+        raw.amax(1),
+        **{name: every[name] for name in wanted},
+        top_tokens=likeliest,
+        top_probabilities=None if likeliest is None else seen.softmax(1).gather(1, likeliest),
+    )
 
 
 def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
@@ -76,6 +98,19 @@ def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
     values = logits.double().masked_fill(banned, -torch.inf)
     nothing = (values == -torch.inf).all(1, keepdim=True)
     return values.masked_fill(nothing & ~banned, 0.0)
+
+
+def _order(values: Tensor, suppressed: Tensor | None) -> Tensor:
+    """Tokens by logit, descending, then id, and suppressed ones last; int64 [N, V]."""
+    finite = values.clamp(min=-1e300)  # the only place where a lone -inf and a suppressed differ
+    if suppressed is not None:
+        finite = finite.masked_fill(suppressed, -torch.inf)
+    return finite.sort(dim=1, descending=True, stable=True).indices
+
+
+def _filtered(values: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits [N, V] with those that fail top-k and then top-p at -inf."""
+    return values.masked_fill(~_survivors(values, top_k, top_p), -torch.inf)
 
 
 def _survivors(values: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

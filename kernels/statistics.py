@@ -1,20 +1,26 @@
 """Confidence, margin, entropy and exact samples of many rows, in one read of the logits.
 
-Shapes: N rows, V vocabulary, K tiles.
+Shapes: N rows, V vocabulary, S likeliest tokens.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from dlm.kernels.checks import STATISTICS, check_sampling, check_tensors, check_wanted
-from dlm.kernels.filters import Cut, filter_cut
+from dlm.kernels.checks import (
+    STATISTICS,
+    check_report,
+    check_sampling,
+    check_tensors,
+    check_wanted,
+)
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
-from dlm.kernels.tiles import LOWEST, PADDING, TiledLogits, row_blocks
+from dlm.kernels.scan import Filters, Law, Plan, Scan
+from dlm.kernels.tiles import Temperature, TiledLogits
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
@@ -24,7 +30,7 @@ _TEMPERATURES: Final = (1e-30, 1e30)
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
-    """One sample a row and what the untempered, unfiltered model says about the row."""
+    """One sample a row and what a law of the row, by default the model's own, says about it."""
 
     sampled: Tensor  # int64 [N]
     maximum: Tensor  # float32 [N], largest logit; not finite where the row is broken
@@ -33,9 +39,12 @@ class TokenStatistics:
     entropy: Tensor | None = None  # float32 [N], nats
     token_probability: Tensor | None = None  # float32 [N], p(tokens)
     token_log_probability: Tensor | None = None  # float32 [N], ln p(tokens), without underflow
+    sampled_log_probability: Tensor | None = None  # float32 [N], ln q(sampled), q the sampling law
+    top_tokens: Tensor | None = None  # int64 [N, S], likeliest first
+    top_probabilities: Tensor | None = None  # float32 [N, S], theirs under the model's law
 
 
-def token_statistics(
+def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
     logits: Tensor,
     wanted: Collection[str],
     *,
@@ -45,12 +54,18 @@ def token_statistics(
     suppressed: Tensor | None = None,
     tokens: Tensor | None = None,
     key: NoiseKey | None = None,
+    law: Literal["model", "sampling"] = "model",
+    scale: Tensor | None = None,
+    scale_statistics: bool = True,
+    top: int = 0,
 ) -> TokenStatistics:
     """Sample a token of each row and measure the row's distribution.
 
     With m = max l and Z = sum exp(l - m): confidence = exp(l_sampled - m) / Z, margin =
     (1 - exp(l_second - m)) / Z, entropy = ln Z - sum (l - m) exp(l - m) / Z. All are float32 from
-    upcast logits; neither temperature nor filters change them.
+    upcast logits. Under the model's law neither temperature nor filters change them. Under the
+    sampling law l - m is divided by T first, by 1 if T = 0, and the sums run over the tokens that
+    the filters keep: that is what Dream (Ye et al. 2025, arXiv:2508.15487) scores positions by.
 
     The sample follows softmax(l / T), restricted by top-k and then top-p. It is drawn by the
     exponential race of Gumbel-max in two heats, tiles and then tokens of the winning tile, with 64
@@ -58,6 +73,8 @@ def token_statistics(
     of 24 bits would drop tokens below e**-16.6 of the top (Zheng et al. 2024, arXiv:2409.02908).
     A row's sample depends on its own logits and key, not on the rest of the batch. T = 0 is the
     arg max, the lower id among equals, and takes no noise.
+
+    A scale s puts T / s in the place of T, and of the 1 that stands for T in the statistics.
 
     -inf logits are never drawn while a row has another; a row of nothing else is uniform over its
     unsuppressed tokens. A NaN or +inf logit that is not suppressed makes the row's statistics NaN.
@@ -71,43 +88,47 @@ def token_statistics(
         suppressed: bool [V], tokens of probability 0. At least one must be left.
         tokens: int64 [N], for `token_probability` and `token_log_probability`.
         key: The noise of the rows; needed when T > 0.
+        law: What the statistics describe: the "model", or the law of "sampling", where dropped
+            tokens have probability 0. `sampled_log_probability` is of the latter always, with 0
+            for the arg max of T = 0, and `top_probabilities` of the former.
+        scale: float32 [N], above 0 (checked on the CPU only, as a GPU would have to wait), factor
+            on the logits of each row. None is 1.
+        scale_statistics: Whether all statistics but `sampled_log_probability` see the scale too.
+            If not, the statistics of "sampling" are those of the law without it.
+        top: How many of the likeliest tokens to list, at most V; the lower id first among equals,
+            suppressed tokens last. 0 lists none.
 
     Returns:
-        The sample and the wanted statistics; the others are None.
+        The sample, the wanted statistics and with `top` the lists of S = min(top, V); the others
+        are None.
 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
     check_sampling(temperature, top_k, top_p)
+    check_report(law, scale_statistics, top)
     check_wanted(wanted)
-    check_tensors(logits, wanted, temperature, suppressed, tokens, key)
-    if temperature > 0:
-        temperature = min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
-    law = _Law(temperature, top_k, None if top_p == 1 else top_p)
+    check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
     tiled = TiledLogits.of(logits.detach(), suppressed)
-    scan = _scan(tiled, law, wanted)
-    if key is None or temperature == 0:
-        sampled = _arg_max(tiled, scan.tile_maximum)
-    else:
-        noise = key.stream()
-        tile = race_tiles(scan.tile_mass, noise)
-        sampled = race_tokens(tiled, tile, temperature, scan.cut, noise)
+    filters = Filters(top_k, None if top_p == 1 else top_p)
+    laws = _Laws(tiled.logits, temperature, filters, scale)
+    scored = laws.get(sampling=law == "sampling", scaled=scale_statistics)
+    listed = laws.get(sampling=False, scaled=scale_statistics)
+    plan = Plan(
+        drawn=laws.get(sampling=True, scaled=True) if temperature > 0 else None,
+        scored=scored if set(wanted) - {"sampled_log_probability"} else None,
+        ranked=listed if top else None,
+        top=min(top, tiled.vocabulary),
+        entropy="entropy" in wanted,
+    )
+    scan = Scan.of(tiled, plan)
+    sampled = _draw(scan, key)
     return TokenStatistics(
         sampled,
-        scan.tile_maximum.amax(1),
-        confidence=scan.probability(tiled, sampled) if "confidence" in wanted else None,
-        margin=_margin(tiled, scan) if "margin" in wanted else None,
-        entropy=scan.entropy if "entropy" in wanted else None,
-        token_probability=(
-            scan.probability(tiled, tokens)
-            if tokens is not None and "token_probability" in wanted
-            else None
-        ),
-        token_log_probability=(
-            scan.log_probability(tiled, tokens)
-            if tokens is not None and "token_log_probability" in wanted
-            else None
-        ),
+        scan.maximum,
+        **{name: _measure(name, scan, scored, sampled, tokens) for name in wanted},
+        top_tokens=scan.top_tokens if top else None,
+        top_probabilities=scan.top_probabilities(listed) if top else None,
     )
 
 
@@ -138,113 +159,62 @@ def categorical(
     return drawn.sampled, drawn.confidence
 
 
-@dataclass(frozen=True, slots=True)
-class _Law:
-    """What `sampled` follows."""
+class _Laws:
+    """The laws of one call, each made once."""
 
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    def __init__(
+        self, logits: Tensor, temperature: float, filters: Filters, scale: Tensor | None
+    ) -> None:
+        self.logits = logits  # float of any kind [N, V]
+        self.temperature = temperature or 1.0  # what stands for 0 in the statistics
+        self.filters = None if filters == Filters(None, None) else filters
+        self.scale = scale  # float32 [N]
+        self.made: dict[tuple[float, bool, bool], Law] = {}
 
-    @property
-    def filtered(self) -> bool:
-        return self.temperature > 0 and (self.top_k is not None or self.top_p is not None)
-
-    @property
-    def untouched(self) -> bool:
-        """Whether it is the model's own distribution, whose sums are needed anyway."""
-        return self.temperature == 1 and not self.filtered
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """What one read of the logits leaves of each row. Fields that no one asked for stay unset."""
-
-    tile_maximum: Tensor  # float32 [N, K]
-    tile_mass: Tensor  # float32 [N, K], sum of exp((l - m) / T) over the survivors of each tile
-    partition: Tensor  # float32 [N], Z
-    entropy: Tensor  # float32 [N], nats
-    cut: Cut | None
-
-    def probability(self, tiled: TiledLogits, tokens: Tensor) -> Tensor:
-        """p(tokens), float32 [N]."""
-        return (tiled.token(tokens) - self.tile_maximum.amax(1)).exp_().div_(self.partition)
-
-    def log_probability(self, tiled: TiledLogits, tokens: Tensor) -> Tensor:
-        """Return ln p(tokens), float32 [N]; -inf for tokens of probability 0."""
-        value = tiled.token(tokens) - self.tile_maximum.amax(1) - self.partition.log()
-        return value.masked_fill_(value < LOWEST / 2, -torch.inf)
+    def get(self, *, sampling: bool, scaled: bool) -> Law:
+        """The law of the model or of sampling, with the scale of the rows or without."""
+        temperature = self.temperature if sampling else 1.0
+        filters = self.filters if sampling else None
+        scale = self.scale if scaled else None
+        name = (temperature, filters is not None, scale is not None)
+        if name not in self.made:
+            self.made[name] = Law.of(self.logits, _over(temperature, scale), filters)
+        return self.made[name]
 
 
-def _scan(tiled: TiledLogits, law: _Law, wanted: Collection[str]) -> _Scan:
-    """Read the logits once, in row blocks."""
-    num_rows = tiled.logits.shape[0]
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return tiled.logits.new_empty(shape, dtype=dtype)
-
-    cut = Cut(empty(num_rows, 1), empty(num_rows, 1, dtype=torch.int32)) if law.filtered else None
-    mass, maximum = empty(num_rows, tiled.tiles), empty(num_rows, tiled.tiles)
-    scan = _Scan(maximum, mass, empty(num_rows), empty(num_rows), cut)
-    scratch = tiled.scratch(), tiled.scratch()
-    for rows in tiled.blocks():
-        _scan_block(tiled, rows, law, wanted, scan, scratch)
-    return scan
+def _over(temperature: float, scale: Tensor | None) -> Temperature:
+    """T / s of each row."""
+    temperature = min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
+    if scale is None:
+        return temperature
+    each = torch.full_like(scale, temperature).div_(scale.detach())
+    return each.clamp_(*_TEMPERATURES)[:, None]
 
 
-def _scan_block(
-    tiled: TiledLogits,
-    rows: slice,
-    law: _Law,
-    wanted: Collection[str],
-    scan: _Scan,
-    scratch: tuple[Tensor, Tensor],
-) -> None:
-    """Fill the rows of `scan`. Works in place: a block and its exponentials are all it holds."""
-    shape = (-1, tiled.tiles, tiled.width)
-    values = tiled.read(rows, scratch[0])
-    dropped = None
-    if scan.cut is not None:
-        cut = filter_cut(values, law.temperature, law.top_k, law.top_p)
-        scan.cut.value[rows], scan.cut.token[rows] = cut.value, cut.token
-        ids = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
-        dropped = cut.drops(values, ids)
-        del ids
-    scan.tile_maximum[rows] = values.view(shape).amax(2)
-    values.sub_(scan.tile_maximum[rows].amax(1, keepdim=True))
-    weights = scratch[1][: values.shape[0]]
-    if law.temperature > 0 and not law.untouched:
-        torch.div(values, law.temperature, out=weights).exp_()
-        if dropped is not None:
-            weights.masked_fill_(dropped, 0.0)
-        scan.tile_mass[rows] = weights.view(shape).sum(2)
-    if wanted or law.untouched:
-        sums = torch.exp(values, out=weights).view(shape).sum(2)
-        scan.partition[rows] = sums.sum(1)
-        if law.untouched:
-            scan.tile_mass[rows] = sums
-    if "entropy" in wanted:
-        moment = values.mul_(weights).view(shape).sum(2).sum(1)
-        scan.entropy[rows] = scan.partition[rows].log() - moment / scan.partition[rows]
+def _draw(scan: Scan, key: NoiseKey | None) -> Tensor:
+    """A token of each row, int64 [N]."""
+    law = scan.plan.drawn
+    if law is None:
+        return scan.arg_max()
+    assert key is not None
+    noise = key.stream()
+    tile = race_tiles(scan.tile_mass, noise)
+    return race_tokens(scan.tiled, tile, law.temperature, law.cut, noise)
 
 
-def _arg_max(tiled: TiledLogits, tile_maximum: Tensor) -> Tensor:
-    """The likeliest token of each row, the lower id among equals; int64 [N]."""
-    tile = tile_maximum.argmax(1)
-    best = torch.empty_like(tile)
-    for rows in row_blocks(tile.shape[0], 2 * tiled.width, tile.device):
-        values, ids = tiled.tile(rows, tile[rows])
-        best[rows] = ids.gather(1, values.argmax(1, keepdim=True))[:, 0]
-    return best
-
-
-def _margin(tiled: TiledLogits, scan: _Scan) -> Tensor:
-    """Largest minus second largest probability; float32 [N]."""
-    tile = scan.tile_maximum.argmax(1)
-    maximum = scan.tile_maximum.amax(1)
-    second = scan.tile_maximum.scatter(1, tile[:, None], PADDING).amax(1)
-    if tiled.width > 1:
-        for rows in row_blocks(tile.shape[0], 2 * tiled.width, tile.device):
-            inside = tiled.tile(rows, tile[rows])[0].topk(2).values[:, 1]
-            second[rows] = torch.maximum(second[rows], inside)
-    return -torch.expm1(second - maximum).div_(scan.partition)
+def _measure(name: str, scan: Scan, law: Law, sampled: Tensor, tokens: Tensor | None) -> Tensor:
+    """One statistic, float32 [N]."""
+    if name == "sampled_log_probability":
+        drawn = scan.plan.drawn
+        if drawn is None:
+            return scan.maximum - scan.maximum  # 0, but NaN where the row is broken
+        return scan.log_probability(drawn, sampled)
+    if name == "entropy":
+        return scan.entropy
+    if name == "margin":
+        return scan.margin(law)
+    if name == "confidence":
+        return scan.probability(law, sampled)
+    assert tokens is not None
+    measure = scan.probability if name == "token_probability" else scan.log_probability
+    return measure(law, tokens)

@@ -24,6 +24,14 @@ LOWEST: Final = -1e38
 SUPPRESSED: Final = -2e38
 PADDING: Final = -3e38
 
+Temperature = float | Tensor
+"""T of every row: one number, or float32 [N, 1]."""
+
+
+def rows_of(temperature: Temperature, rows: slice) -> Temperature:
+    """T of some rows."""
+    return temperature[rows] if isinstance(temperature, Tensor) else temperature
+
 
 def row_blocks(num_rows: int, elements: int, device: torch.device) -> Iterator[slice]:
     """Split rows of `elements` elements each, so that a temporary of a block meets the budget."""

@@ -98,6 +98,27 @@ def test_samples_follow_the_filtered_law(options: Mapping[str, float], temperatu
     assert p_value(counts, p) > 1e-3
 
 
+@pytest.mark.parametrize("options", [{}, *FILTERS])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_samples_follow_the_scaled_and_filtered_law(
+    options: Mapping[str, float], temperature: float
+) -> None:
+    """Rows of two scales side by side: each follows its own law, with its own nucleus."""
+    logits = 2 * torch.randn(1025, generator=seeded(3))
+    logits[::2] = logits[::2].round()  # ties, some of them at the cut
+    scale = torch.tensor([0.5, 1.75]).repeat(4000)
+    sampled = token_statistics(
+        logits.expand(8000, -1), (), temperature=temperature, key=make_key(8000), scale=scale,
+        **options,  # type: ignore[arg-type]
+    ).sampled  # fmt: skip
+    for start, factor in enumerate((0.5, 1.75)):
+        counts = sampled[start::2].bincount(minlength=1025)
+        whole = (logits.double() * factor / temperature).softmax(0)
+        p = kept_exactly(whole, **options)  # type: ignore[arg-type]
+        assert counts[p == 0].sum() == 0
+        assert p_value(counts, p) > 1e-3
+
+
 @pytest.mark.parametrize(("gap", "num_rows"), [(15.0, 20_000), (17.5, 60_000), (20.0, 300_000)])
 def test_tail_keeps_its_mass(gap: float, num_rows: int) -> None:
     check_tail(gap, num_rows)

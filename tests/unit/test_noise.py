@@ -1,6 +1,7 @@
 """Philox, the keying of rows, and the exponential and uniform variates made from its words."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlm.kernels import NoiseKey, exponential_from_bits, philox4x32, uniform
-from dlm.kernels.noise import POSITION_NOISE, TILE_RACE, TOKEN_RACE
+from dlm.kernels import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
+from dlm.kernels.noise import POSITION_NOISE, TILE_RACE, TOKEN_RACE, NoiseStream
 
 WORD = 2**32 - 1
 words = st.integers(0, WORD)
+PINNED = [1058655483, 1044893666, 1059053824, 1034798521]  # bits of `uniform` as first released
 
 
 def column(values: list[int]) -> tuple[Tensor, ...]:
@@ -174,6 +176,68 @@ def test_uniform_keeps_resolution_near_zero() -> None:
     small = uniform(make_key(20_000))
     small = small[small < 0.01]
     assert not torch.equal((small * 2**24).round(), small * 2**24)
+
+
+def test_uniform_keeps_the_bits_it_always_had() -> None:
+    found = uniform(make_key(4, seed=3, draw=1)).view(torch.int32).tolist()
+    assert found == uniform(make_key(4, seed=3, draw=1), 0).view(torch.int32).tolist()
+    assert found == PINNED
+
+
+def test_gumbel_is_gumbel() -> None:
+    n = 20_000
+    for index in (0, 1, 7):
+        noise = gumbel(make_key(n), index)
+        assert noise.dtype == torch.float32
+        assert noise.shape == (n,)
+        law = (-(-noise.double().sort().values).exp()).exp()
+        assert float((law - (torch.arange(n) + 0.5) / n).abs().max()) < 1.95 / math.sqrt(n)
+
+
+def test_position_noise_takes_the_words_it_says() -> None:
+    """`uniform` the first and `gumbel` the second word of the counter, and so no word twice."""
+    key = make_key(50, seed=9, draw=3)
+    for index in (0, 1, 5, WORD):
+        high, low = key.stream().words(POSITION_NOISE, torch.full((50, 1), index))
+        flat = (high.double() * 2**32 + low.double()) * 2.0**-64
+        torch.testing.assert_close(uniform(key, index).double(), flat[:, 0], rtol=1e-6, atol=1e-7)
+        clock = exponential_from_bits(high[:, 1], low[:, 1])
+        assert torch.equal(gumbel(key, index), -clock.log())
+
+
+def test_variates_of_a_key_are_independent() -> None:
+    n, key = 20_000, make_key(20_000)
+    kinds = [uniform(key, i) for i in range(3)] + [(-(-gumbel(key, i)).exp()).exp() for i in (0, 1)]
+    correlations = torch.corrcoef(torch.stack(kinds).double()) - torch.eye(len(kinds))
+    assert float(correlations.abs().max()) < 4.5 / math.sqrt(n)
+    for first in range(len(kinds)):  # and not only linearly: cells of a 10 x 10 grid
+        for second in range(first):
+            cell = (kinds[first] * 10).long() * 10 + (kinds[second] * 10).long()
+            seen = cell.bincount(minlength=100)
+            assert float(((seen - n / 100) ** 2).sum()) / (n / 100) < 99 + 4.5 * math.sqrt(2 * 99)
+
+
+@pytest.mark.parametrize(("word", "expected"), [(0, 65 * math.log(2)), (WORD, -math.log(45.0546))])
+def test_gumbel_reaches_both_tails(
+    word: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extreme = torch.full((1, 2), word)
+    monkeypatch.setattr(NoiseStream, "words", lambda *_: (extreme, extreme))
+    assert float(gumbel(make_key(1))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gumbel_keeps_resolution_near_the_top() -> None:
+    """A uniform of 24 bits in -ln(-ln u) has steps of ln 2 at its largest values."""
+    high = gumbel(make_key(400_000)).sort().values[-20:]
+    assert high.unique().numel() == 20
+    assert float(high[-1]) > 9
+
+
+@pytest.mark.parametrize("make", [uniform, gumbel])
+@pytest.mark.parametrize("index", [-1, 2**32, 1.0, True, None])
+def test_bad_index_is_refused(make: Callable[..., Tensor], index: int) -> None:
+    with pytest.raises(ValueError, match=r"index must be an integer in \[0, 2\*\*32\), got"):
+        make(make_key(2), index)
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.0, True, None])

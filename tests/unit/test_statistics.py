@@ -68,6 +68,7 @@ def plain(logits: Tensor, sampled: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         "entropy": -(p * log_p).nan_to_num(0.0).sum(1),
         "token_probability": p.gather(1, tokens[:, None])[:, 0],
         "token_log_probability": log_p.gather(1, tokens[:, None])[:, 0],
+        "sampled_log_probability": log_p.gather(1, sampled[:, None])[:, 0],
     }
 
 
@@ -295,6 +296,9 @@ def peak_bytes(options: dict[str, Any], logits: Tensor) -> int:
         {"temperature": 0.7, "top_k": 50},
         {"temperature": 0.7, "top_p": 0.9},
         {"temperature": 0.7, "top_k": 5000, "top_p": 0.9},
+        {"top": 300},
+        {"temperature": 0.7, "top": 5, "law": "sampling", "scale": torch.linspace(0.5, 2, 32)},
+        {"top_p": 0.9, "top": 200, "law": "sampling", "scale": torch.linspace(1.5, 2, 32)},
     ],
 )
 def test_memory_stays_below_one_percent_of_float64(
@@ -328,6 +332,17 @@ BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (
         {"tokens": torch.zeros(4, 1, dtype=torch.int64)},
         r"tokens must be .* got torch.int64 \[4, 1\]",
     ),
+    ({"law": "modell"}, "law must be 'model' or 'sampling', got 'modell'"),
+    ({"law": None}, "law must be 'model' or 'sampling', got None"),
+    ({"scale_statistics": 1}, "scale_statistics must be True or False, got 1"),
+    ({"top": -1}, "top must be an integer of at least 0, got -1"),
+    ({"top": 2.0}, "top must be an integer of at least 0, got 2.0"),
+    ({"top": True}, "top must be an integer of at least 0, got True"),
+    ({"scale": torch.ones(3)}, r"scale must be torch.float32 of shape \[4\], got .* \[3\]"),
+    ({"scale": torch.ones(4).double()}, "scale must be torch.float32 .* got torch.float64"),
+    ({"scale": torch.tensor([1.0, 0.0, 1.0, -2.0])}, "scale must be finite and above 0, got 0.0"),
+    ({"scale": torch.tensor([1.0, 1.0, torch.nan, 1.0])}, "scale must be .* above 0, got nan"),
+    ({"scale": torch.tensor([torch.inf, 1.0, 1.0, 1.0])}, "scale must be .* above 0, got inf"),
 )
 
 
@@ -357,6 +372,8 @@ def test_statistics_names_are_those_of_the_result() -> None:
     assert set(TokenStatistics.__dataclass_fields__) == {
         "sampled",
         "maximum",
+        "top_tokens",
+        "top_probabilities",
         *statistics.STATISTICS,
     }
 
