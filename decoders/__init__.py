@@ -3,20 +3,57 @@
 from dataclasses import fields
 from typing import Any
 
+from dlm.decoders.ancestral import Ancestral
+from dlm.decoders.block_refinement import BlockRefinement
+from dlm.decoders.credit import Credit
+from dlm.decoders.dilated import Dilated
+from dlm.decoders.dream import Dream
+from dlm.decoders.entropy_bound import EntropyBound
+from dlm.decoders.entropy_threshold import EntropyThreshold
+from dlm.decoders.first_hitting import FirstHitting
+from dlm.decoders.frechet import Frechet
+from dlm.decoders.hierarchical import Hierarchical
+from dlm.decoders.klass import Klass
+from dlm.decoders.local_leap import LocalLeap
 from dlm.decoders.low_confidence import LowConfidence
+from dlm.decoders.mutual_stability import MutualStability
 from dlm.decoders.orders import Entropy, LeftToRight, Margin, Random
-from dlm.decoders.threshold import Threshold
+from dlm.decoders.pc_sampler import PCSampler
+from dlm.decoders.remdm import ReMDM
+from dlm.decoders.saber import Saber
+from dlm.decoders.schedule import Schedule
+from dlm.decoders.threshold import Factor, Threshold
+from dlm.decoders.wino import Wino
 from dlm.options import known
 from dlm.types import AnyDecoder
 
 __all__ = [
     "DECODERS",
+    "Ancestral",
+    "BlockRefinement",
+    "Credit",
+    "Dilated",
+    "Dream",
     "Entropy",
+    "EntropyBound",
+    "EntropyThreshold",
+    "Factor",
+    "FirstHitting",
+    "Frechet",
+    "Hierarchical",
+    "Klass",
     "LeftToRight",
+    "LocalLeap",
     "LowConfidence",
     "Margin",
+    "MutualStability",
+    "PCSampler",
     "Random",
+    "ReMDM",
+    "Saber",
+    "Schedule",
     "Threshold",
+    "Wino",
     "make",
 ]
 
@@ -26,7 +63,26 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "left_to_right": LeftToRight,
     "entropy": Entropy,
     "margin": Margin,
+    "dilated": Dilated,
+    "first_hitting": FirstHitting,
+    "ancestral": Ancestral,
+    "dream": Dream,
+    "pc_sampler": PCSampler,
+    "schedule": Schedule,
     "threshold": Threshold,
+    "factor": Factor,
+    "frechet": Frechet,
+    "entropy_bound": EntropyBound,
+    "entropy_threshold": EntropyThreshold,
+    "local_leap": LocalLeap,
+    "hierarchical": Hierarchical,
+    "credit": Credit,
+    "klass": Klass,
+    "mutual_stability": MutualStability,
+    "saber": Saber,
+    "wino": Wino,
+    "remdm": ReMDM,
+    "block_refinement": BlockRefinement,
 }
 
 

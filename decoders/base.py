@@ -1,13 +1,44 @@
-"""What decoders without state share."""
+"""What decoders declare unless they say otherwise."""
 
-from typing import ClassVar
+from typing import Self
+
+from dlm.types import Facts
 
 
-class Stateless:
+class Policy:
+    """The usual declarations: block-wise, committing only, choosing by what the tokens are."""
+
+    __slots__ = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """No statistic."""
+        return frozenset()
+
+    @property
+    def mutates_committed(self) -> bool:
+        """What is committed stays."""
+        return False
+
+    @property
+    def cross_block(self) -> bool:
+        """Only the active block changes."""
+        return False
+
+    @property
+    def blind(self) -> bool:
+        """The choice of positions may depend on the sampled tokens."""
+        return False
+
+    def bind(self, facts: Facts) -> Self:
+        """The same policy, ready for one model."""
+        return self
+
+
+class Stateless(Policy):
     """A policy that carries nothing from one forward to the next."""
 
     __slots__ = ()
-    mutates_committed: ClassVar[bool] = False
 
     def init_state(self, batch: int, length: int) -> None:
         """No state."""

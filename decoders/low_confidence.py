@@ -17,8 +17,9 @@ class LowConfidence(Stateless):
     """
 
     paper: ClassVar[str] = "arXiv:2502.09992"
-    needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by confidence."""
-        return None, Decision(top(view.want("confidence"), view.masked, view.quota))
+        scores = view.tempered(view.want("confidence"))
+        return None, Decision(top(scores, view.masked, view.quota))

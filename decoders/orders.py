@@ -10,17 +10,18 @@ from dlm.types import Decision, StepView
 
 @dataclass(frozen=True, slots=True)
 class Random(Stateless):
-    """Commit `quota` uniformly chosen positions: top-q of U(0, 1).
+    """Commit `quota` uniformly chosen positions: the q smallest of U(0, 1).
 
     "Random remasking" of Nie et al. 2025 (LLaDA, arXiv:2502.09992), Alg. 4.
     """
 
     paper: ClassVar[str] = "arXiv:2502.09992"
     needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
+    blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by fresh noise."""
-        return None, Decision(top(view.want("uniform"), view.masked, view.quota))
+        return None, Decision(top(-view.want("uniform"), view.masked, view.quota))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class LeftToRight(Stateless):
 
     paper: ClassVar[str] = "the autoregressive order"
     needs: ClassVar[frozenset[str]] = frozenset()
+    blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by position."""
@@ -47,11 +49,12 @@ class Entropy(Stateless):
     """
 
     paper: ClassVar[str] = "arXiv:2508.15487"
-    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    needs: ClassVar[frozenset[str]] = frozenset({"entropy", "position_noise"})
+    blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by negative entropy."""
-        return None, Decision(top(-view.want("entropy"), view.masked, view.quota))
+        return None, Decision(top(view.tempered(-view.want("entropy")), view.masked, view.quota))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,9 @@ class Margin(Stateless):
     """
 
     paper: ClassVar[str] = "arXiv:2502.06768"
-    needs: ClassVar[frozenset[str]] = frozenset({"margin"})
+    needs: ClassVar[frozenset[str]] = frozenset({"margin", "position_noise"})
+    blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by margin."""
-        return None, Decision(top(view.want("margin"), view.masked, view.quota))
+        return None, Decision(top(view.tempered(view.want("margin")), view.masked, view.quota))

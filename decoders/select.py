@@ -6,25 +6,62 @@ Shapes: B rows, W window. Ties go to the lower position.
 import torch
 from torch import Tensor
 
+_FIXED = 2.0**40
+
+
+def descending(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Columns of each row, the best allowed one first, those not allowed last; int64 [B, W]."""
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    allowed_first = allowed.gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
+    return by_score.gather(-1, allowed_first)
+
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
     """Rank of each allowed position of its row, 0 for the highest score. int64 [B, W].
 
     Positions that are not allowed rank behind all that are, whatever their score.
     """
-    by_score = scores.argsort(dim=-1, descending=True, stable=True)
-    allowed_first = allowed.gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
-    order = by_score.gather(-1, allowed_first)
+    order = descending(scores, allowed)
     columns = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, columns)
 
 
-def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """Mark the `count` [B] best allowed positions of each row, or all where fewer are. bool."""
-    return allowed & (rank(scores, allowed) < count[:, None])
+def top(scores: Tensor, allowed: Tensor, count: Tensor | int) -> Tensor:
+    """Mark the `count` ([B] or one int) best allowed positions of each row, or all. bool."""
+    most = count[:, None] if isinstance(count, Tensor) else count
+    return allowed & (rank(scores, allowed) < most)
 
 
 def at_least(chosen: Tensor, scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """Add the best allowed positions until each row has `count` [B] chosen. bool [B, W]."""
     first = torch.where(chosen, float("inf"), scores)
     return chosen | top(first, allowed, count)
+
+
+def prefix(holds: Tensor, allowed: Tensor) -> Tensor:
+    """Length of the longest prefix of allowed columns in which a condition holds. int64 [B].
+
+    Args:
+        holds: bool [B, W], by rank: whether the condition holds with so many positions.
+        allowed: bool [B, W]; as many ranks count as a row has allowed positions.
+    """
+    ranks = torch.arange(holds.shape[-1], device=holds.device)
+    inside = ranks < allowed.sum(-1, keepdim=True)
+    return (holds & inside).int().cumprod(-1).sum(-1)
+
+
+def exact_sum(values: Tensor, where: Tensor) -> Tensor:
+    """Sum of float32 values in [0, 2^10] over the marked columns, float64 [B].
+
+    Added as multiples of 2^-40, so the result depends neither on the order of addition nor on
+    padding, and the mean of equal values is that value: in floating point c = 0.7 everywhere has
+    a mean below 0.7.
+    """
+    fixed = (values.double() * _FIXED).round().long().masked_fill(~where, 0)
+    return fixed.sum(-1).double() / _FIXED
+
+
+def fresh(view_step: Tensor, state: Tensor, value: float) -> Tensor:
+    """State [B, ...] with the rows that begin a block set to `value`."""
+    begins = (view_step == 0).view(-1, *[1] * (state.dim() - 1))
+    return state.masked_fill(begins, value)

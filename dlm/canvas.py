@@ -22,6 +22,7 @@ class Canvas:
     blank: Tensor  # bool [B, L]
     start: Tensor  # int64 [B], first blank
     stop: Tensor  # int64 [B], one past the last blank
+    blanks: Tensor  # int64 [B, N], blanks of each block
     budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
     row: Tensor  # int64 [B], index of the prompt this row belongs to
     row_key: Tensor  # int64 [B], keys the noise of the row
@@ -43,6 +44,7 @@ def build(
     steps: int | None,
     row_keys: Sequence[int],
     device: torch.device,
+    surplus: bool = False,
 ) -> Canvas:
     """Lay out rows of ids, each with at least one mask.
 
@@ -54,6 +56,7 @@ def build(
         steps: forwards budget of each row, shared evenly by its blocks; None for no limit.
         row_keys: one 64-bit int for each row.
         device: where the canvas lives.
+        surplus: whether a block may take more forwards than it has blanks.
     """
     width = max(map(len, rows))
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
@@ -62,10 +65,11 @@ def build(
     blank = (tokens == mask_id) & inside
     start = blank.int().argmax(-1)
     stop = width - blank.flip(-1).int().argmax(-1)
-    budget = forwards_per_block(blank, start, block_length, steps)
+    blanks = blanks_per_block(blank, start, block_length)
+    budget = forwards_per_block(blanks, steps, surplus=surplus)
     keys = torch.tensor([wrap(key) for key in row_keys], dtype=torch.int64)
     index = torch.arange(len(rows))
-    parts = (tokens, blank, start, stop, budget, index, keys)
+    parts = (tokens, blank, start, stop, blanks, budget, index, keys)
     return Canvas(*(part.to(device) for part in parts))
 
 
@@ -74,9 +78,14 @@ def wrap(key: int) -> int:
     return key - (1 << 64) if key >= 1 << 63 else key
 
 
-def forwards_per_block(
-    blank: Tensor, start: Tensor, block_length: int, steps: int | None
-) -> Tensor:
+def blanks_per_block(blank: Tensor, start: Tensor, block_length: int) -> Tensor:
+    """Blanks of each block, int64 [B, N], of bool [B, L] and the first blank of each row [B]."""
+    block = (torch.arange(blank.shape[1]) - start[:, None]).div(block_length, rounding_mode="floor")
+    blanks = torch.zeros(blank.shape[0], int(block.max()) + 1, dtype=torch.int64)
+    return blanks.scatter_add_(1, block.clamp(min=0), blank.long())
+
+
+def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = False) -> Tensor:
     """Share `steps` among the blocks of each row in proportion to their blanks.
 
     A block with c blanks takes one forward and its share of the rest by the c - 1 others, rounded
@@ -84,22 +93,19 @@ def forwards_per_block(
     `steps` than blocks means one each.
 
     Args:
-        blank: bool [B, L].
-        start: int64 [B], where block 0 of each row begins.
-        block_length: positions.
+        blanks: int64 [B, N].
         steps: forwards of a row; None gives 0 everywhere, which stands for no limit.
+        surplus: whether a block may take more forwards than it has blanks.
 
     Returns:
         int64 [B, N].
     """
-    block = (torch.arange(blank.shape[1]) - start[:, None]).div(block_length, rounding_mode="floor")
-    blanks = torch.zeros(blank.shape[0], int(block.max()) + 1, dtype=torch.int64)
-    blanks.scatter_add_(1, block.clamp(min=0), blank.long())
     if steps is None:
         return torch.zeros_like(blanks)
     first = (blanks > 0).long()
     others = (blanks - first).cumsum(-1)
     total = others[:, -1:]
-    spare = (steps - first.sum(-1, keepdim=True)).clamp(min=0).minimum(total)
+    spare = (steps - first.sum(-1, keepdim=True)).clamp(min=0)
+    spare = spare if surplus else spare.minimum(total)
     shared = -(-spare * others // total.clamp(min=1))
     return first + shared.diff(dim=-1, prepend=torch.zeros_like(total))

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dlm.canvas import Canvas, build
 from dlm.contract import gain
 from dlm.models.model import Model
 from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
-from dlm.runtime import Step, denoise
+from dlm.runtime import Step, bind, denoise
 from dlm.settings import Settings
+from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
 
@@ -26,6 +28,12 @@ class Generation:
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded, guidance counted twice, padding not at all
     trajectory: list[Trajectory] | None = None
+    path_log_probability: list[float | None] | None = None
+    """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
+    and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
+    exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the law of the order cancels. None at
+    temperature 0 and for decoders whose choice of positions looks at the sampled tokens or is
+    taken back; None for a row that a stop token cut short."""
 
     @property
     def tokens_per_forward(self) -> float:
@@ -54,10 +62,12 @@ class Job:
     spans: list[tuple[int, int]]  # of each row, what is handed back
     canvas: Canvas
     settings: Settings
+    decoder: AnyDecoder  # bound to the model
 
     def steps(self, model: Model) -> Iterator[Step]:
         """Every forward of the job."""
-        return denoise(model, self.canvas, [len(row) for row in self.rows], self.settings)
+        lengths = [len(row) for row in self.rows]
+        return denoise(model, self.canvas, lengths, self.settings, self.decoder)
 
 
 def check_length(model: Model, length: int) -> None:
@@ -86,6 +96,7 @@ def make_job(
         raise ValueError(
             f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
         )
+    decoder = settings.policy()
     canvas = build(
         rows,
         mask_id=spec.mask_id,
@@ -94,8 +105,10 @@ def make_job(
         steps=settings.steps,
         row_keys=keys,
         device=model.device,
+        surplus=Traits.of(decoder).max_forwards is not None,
     )
-    return Job(rows, spans, canvas, settings)
+    bound = bind(decoder, model, canvas, settings.block_length)
+    return Job(rows, spans, canvas, settings, bound)
 
 
 def generate(  # noqa: PLR0913 (the options users know by these names)
@@ -110,6 +123,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    position_temperature: float = 0.0,
     cfg_scale: float = 0.0,
     cache: str = "none",
     seed: int = 0,
@@ -137,6 +151,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
         top_k: samples among the k most likely tokens.
         top_p: samples among the most likely tokens that hold this much probability.
+        position_temperature: adds Gumbel noise of this size to the scores that positions are ranked
+            by, so that they are drawn from softmax(score / position_temperature); 0 takes the best.
+            Thresholds see scores without noise.
         cfg_scale: guided logits are l_u + (cfg_scale + 1) (l_c - l_u), with the prompt masked
             in l_u; 0 for none.
         cache: "none".
@@ -222,11 +239,15 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
     tokens: list[list[int]] = [[] for _ in range(count)]
     forwards = [0] * count
     decoded = torch.zeros(count, dtype=torch.int64, device=model.device)
+    path: Tensor | None = None
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     for step in job.steps(model):
         if recorder is not None:
             recorder.add(step)
         decoded.index_add_(0, step.before.row, gain(step.decision))
+        if step.log_probability is not None:
+            path = torch.zeros_like(decoded, dtype=torch.float64) if path is None else path
+            path.index_add_(0, step.before.row, step.log_probability)
         over = [line for line, done in enumerate(step.done) if done]
         if over:
             ended = zip(step.before.row[over].tolist(), step.tokens[over].tolist(), strict=True)
@@ -244,7 +265,17 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
             rows_forwarded * n * len(row) for n, row in zip(forwards, job.rows, strict=True)
         ],
         trajectory=None if recorder is None else recorder.trajectories(),
+        path_log_probability=None if path is None else whole_paths(job, decoded, path),
     )
+
+
+def whole_paths(job: Job, decoded: Tensor, path: Tensor) -> list[float | None]:
+    """The log-probabilities of paths [B], without those of rows that ended early."""
+    blanks = job.canvas.blanks.sum(-1)
+    return [
+        value if whole else None
+        for value, whole in zip(path.tolist(), (decoded == blanks).tolist(), strict=True)
+    ]
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ from typing import Any
 from dlm.decoders import make
 from dlm.models.spec import ModelSpec
 from dlm.options import boolean, integer, integers, known, number
-from dlm.types import AnyDecoder, may_mutate, needs_of
+from dlm.traits import Traits
+from dlm.types import AnyDecoder
 
-CACHES = ("none",)
+AVAILABLE_CACHES = ("none",)
 LARGEST = (1 << 31) - 1
 
 
@@ -32,6 +33,7 @@ class Settings:
     cfg_scale: float = 0.0  # classifier-free guidance
     cache: str = "none"
     seed: int = 0
+    position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
     stop_at_eos: bool = True
     suppress_tokens: Sequence[int] = ()  # never sampled
@@ -50,25 +52,31 @@ class Settings:
             integer("top_k", self.top_k, least=1, most=LARGEST)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
             raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
+        number("position_temperature", self.position_temperature, least=0.0)
         number("cfg_scale", self.cfg_scale, least=-1.0)
-        known("cache", self.cache, CACHES)
+        known("cache", self.cache, AVAILABLE_CACHES)
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
         for name in ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory"):
             boolean(name, getattr(self, name))
-        self._check_ranking(self.policy())
+        self._check_ranking(Traits.of(self.policy()))
 
-    def _check_ranking(self, policy: AnyDecoder) -> None:
-        """Refuse to rank stop tokens last for a decoder that does not rank by certainty."""
+    def _check_ranking(self, traits: Traits) -> None:
+        """Refuse options that change rankings for a decoder that does not rank by those."""
+        if self.position_temperature and "position_noise" not in traits.needs:
+            raise ValueError(
+                f"position_temperature must be 0 for {self.decoder!r}, which does not rank "
+                f"positions by a score, got {self.position_temperature}"
+            )
         if not self.confidence_eos_eot_inf:
             return
-        if may_mutate(policy) or "token_probability" in needs_of(policy):
+        if traits.mutates_committed or "token_probability" in traits.needs:
             raise ValueError(
                 f"confidence_eos_eot_inf ranks masked positions only, and {self.decoder!r} also "
                 "ranks committed ones: use suppress_tokens to keep stop tokens away"
             )
-        if not needs_of(policy) & {"confidence", "margin", "entropy"}:
+        if not traits.needs & {"confidence", "margin", "entropy"}:
             raise ValueError(
                 f"confidence_eos_eot_inf changes confidence, margin and entropy, and "
                 f"{self.decoder!r} reads none of them: use suppress_tokens"

@@ -3,7 +3,7 @@
 Shapes: B rows, W window, G generated span.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ class Trajectory:
     commits: list[Change]
     remasks: list[Change]
     edits: list[Change]
+    times: list[float] = field(default_factory=list)
+    """Diffusion time after each forward, from 1 to 0; none where the decoder has no clock."""
 
 
 class Recorder:
@@ -38,6 +40,7 @@ class Recorder:
         """Take the first position of the generated span of each row, and one past its last."""
         self.spans = spans
         self.canvases: list[list[Tensor]] = [[] for _ in spans]
+        self.times: list[list[float]] = [[] for _ in spans]
         self.changes: list[dict[str, list[Change]]] = [
             {"commits": [], "remasks": [], "edits": []} for _ in spans
         ]
@@ -50,6 +53,9 @@ class Recorder:
             begin, end = self.spans[row]
             self.canvases[row].append(tokens[line, begin:end])
         view, decision = step.view, step.decision
+        if decision.time is not None:
+            for row, time in zip(rows, decision.time.tolist(), strict=True):
+                self.times[row].append(time)
         now, before = (view.sampled, view.confidence), (view.tokens, view.token_probability)
         for kind, mask, (token, probability) in (
             ("commits", decision.commit, now),
@@ -66,8 +72,8 @@ class Recorder:
     def trajectories(self) -> list[Trajectory]:
         """One for each row."""
         return [
-            Trajectory(torch.stack(seen), **changes)
-            for seen, changes in zip(self.canvases, self.changes, strict=True)
+            Trajectory(torch.stack(seen), times=times, **changes)
+            for seen, changes, times in zip(self.canvases, self.changes, self.times, strict=True)
         ]
 
 

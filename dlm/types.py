@@ -1,19 +1,30 @@
 """Value types shared by the runtime and the decoders.
 
-Shapes: B rows, L canvas, W window, V vocabulary.
+Shapes: B rows, L canvas, W window, N blocks of a row, V vocabulary, K likeliest tokens, J
+adjusted tokens of a position.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
-
-from dlm.options import known
 
 S = TypeVar("S")
 
 STATISTICS = frozenset(
-    {"confidence", "margin", "entropy", "token_probability", "uniform", "logits"}
+    {
+        "confidence",
+        "margin",
+        "entropy",
+        "token_probability",
+        "leave_one_out",
+        "top_tokens",
+        "uniform",
+        "position_noise",
+        "logits",
+    }
 )
 """What `Decoder.needs` may name: the optional fields of `StepView`."""
 
@@ -32,14 +43,20 @@ class StepView:
     sampled: Tensor  # int64 [B, W], x_0 drawn by the runtime, where measured
     positions: Tensor  # int64 [B, W], canvas index of each column
     block_start: Tensor  # int64 [B], canvas index of the first position of the block
+    row_start: Tensor  # int64 [B], canvas index of the row's first blank
     step: Tensor  # int64 [B], forwards already spent on this block
+    limit: Tensor  # int64 [B], forwards the block may take in all, 0 for no limit
     quota: Tensor  # int64 [B], fewest commits now for the block to keep its forwards budget
     editable: Tensor  # bool [B, W], committed and open for remasking and editing
     confidence: Tensor | None = None  # float32 [B, W], p(sampled), untempered
     margin: Tensor | None = None  # float32 [B, W], largest minus second largest probability
     entropy: Tensor | None = None  # float32 [B, W], nats
     token_probability: Tensor | None = None  # float32 [B, W], probability of `tokens`
+    leave_one_out: Tensor | None = None  # float32 [B, W], p(tokens) of a mask in its place
+    top_tokens: Tensor | None = None  # int64 [B, W, K], likeliest first
+    top_probabilities: Tensor | None = None  # float32 [B, W, K], theirs
     uniform: Tensor | None = None  # float32 [B, W], U(0, 1) noise, fresh at every step
+    position_noise: Tensor | None = None  # float32 [B, W], Gumbel noise times its temperature
     logits: Tensor | None = None  # [B, W, V], model dtype, banned tokens at -inf
 
     def want(self, name: str) -> Tensor:
@@ -49,6 +66,19 @@ class StepView:
             raise ValueError(f"{name!r} was not computed: name it in the decoder's `needs`")
         return value
 
+    def tempered(self, scores: Tensor) -> Tensor:
+        """Scores to rank by at the position temperature T of the generation: s + T g.
+
+        g is standard Gumbel noise, so that the best k are drawn without replacement from
+        softmax(s / T) (Kool et al. 2019, arXiv:1903.06059). T = 0 leaves the scores alone.
+        """
+        return scores if self.position_noise is None else scores + self.position_noise
+
+    @property
+    def last(self) -> Tensor:
+        """Whether the block has no forward left after this one, bool [B]."""
+        return (self.limit > 0) & (self.step + 1 >= self.limit)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -57,6 +87,30 @@ class Decision:
     commit: Tensor  # bool [B, W], masked positions that take `sampled`
     remask: Tensor | None = None  # bool [B, W], committed positions that turn into mask
     edit: Tensor | None = None  # bool [B, W], committed positions that take `sampled`
+    hold: Tensor | None = None  # bool [B], rows whose block stays active even without a mask
+    time: Tensor | None = None  # float32 [B], diffusion time reached, from 1 (noise) to 0 (data)
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """How a decoder changes the logits before tokens are sampled: (l + bonus) * scale."""
+
+    scale: Tensor | None = None  # float32 [B], above 0: inverse temperature of the row
+    scale_statistics: bool = True  # whether confidence and the others see the scale too
+    tokens: Tensor | None = None  # int64 [B, W, J]
+    bonus: Tensor | None = None  # float32 [B, W, J], added to the logits of `tokens`
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decoder may ask of the model it is about to decode, once a generation."""
+
+    vocab_size: int
+    mask_id: int
+    device: torch.device
+    blocks: int  # most blocks of a row
+    block_length: int  # most positions of a block
+    background: Callable[[], Tensor]  # float32 [V], mean prediction on a canvas of masks
 
 
 class Decoder(Protocol[S]):
@@ -64,21 +118,20 @@ class Decoder(Protocol[S]):
 
     A decoder never calls the model, samples, writes tokens or syncs with the host. Its state is
     `None`, a tensor or a (named) tuple of those, with a leading row axis: the runtime drops and
-    reorders rows of it. One that declares nothing gets every statistic but `logits`, and may
-    remask and edit; to declare saves work.
+    reorders rows of it. `init_state` runs under the model's device.
+
+    Besides what is below it may have any of the attributes that `dlm.traits.Traits` lists. One
+    that declares nothing gets every statistic that takes no forward or list of its own, and may
+    remask and edit; to declare saves work. `dlm.decoders.base.Policy` has the usual values.
     """
 
-    paper: ClassVar[str]
-    """Where the rule comes from, such as "arXiv:2502.09992"."""
-
-    needs: ClassVar[frozenset[str]]
-    """Names out of `STATISTICS` that `step` reads."""
-
-    mutates_committed: ClassVar[bool]
-    """Whether decisions may remask or edit."""
+    @property
+    def paper(self) -> str:
+        """Where the rule comes from, such as "arXiv:2502.09992"."""
+        ...
 
     def init_state(self, batch: int, length: int) -> S:
-        """State before the first step, for `batch` rows and canvas length `length`."""
+        """State before the first step, for `batch` rows and windows of `length` columns."""
         ...
 
     def step(self, state: S, view: StepView) -> tuple[S, Decision]:
@@ -87,24 +140,3 @@ class Decoder(Protocol[S]):
 
 
 AnyDecoder = Decoder[Any]
-
-
-def needs_of(decoder: AnyDecoder) -> frozenset[str]:
-    """The statistics a decoder reads: those it declares, else all but `logits`.
-
-    Raises:
-        ValueError: it declares something else than a set of known names.
-    """
-    needs: object = getattr(decoder, "needs", STATISTICS - {"logits"})
-    if not isinstance(needs, frozenset | set):
-        raise ValueError(
-            f"{type(decoder).__name__}.needs must be a set of statistics, got {needs!r}"
-        )
-    for name in needs:
-        known(f"statistic needed by {type(decoder).__name__}", name, STATISTICS)
-    return frozenset(needs)
-
-
-def may_mutate(decoder: AnyDecoder) -> bool:
-    """Whether a decoder may remask or edit: what it declares, else yes."""
-    return bool(getattr(decoder, "mutates_committed", True))

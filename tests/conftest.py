@@ -38,11 +38,20 @@ class TableModel(Model):
     def device(self) -> torch.device:
         return self.table.device
 
-    def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        attend: Tensor | None = None,
+    ) -> Tensor:
         weight = (positions + 3) * (positions + 7) * (tokens + 1)
         if valid is not None:
             weight = weight * valid
-        context = weight.sum(-1, keepdim=True) * 2654435761 + positions * 40503
+        total = weight.sum(-1, keepdim=True)
+        if attend is not None:
+            total = (attend * weight[:, None]).sum(-1)
+        context = total * 2654435761 + positions * 40503
         return ((context >> 7) % self.table.shape[0])[..., None]
 
     def logits(self, hidden: Tensor) -> Tensor:

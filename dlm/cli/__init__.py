@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dlm._version import __version__
-from dlm.cli import generate, lists, train
+from dlm.cli import frequencies, generate, lists, train
 from dlm.cli.errors import Commands
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def dlm(
 
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
+app.command("frequencies")(frequencies.frequencies)
 app.command("decoders")(lists.decoders)
 app.command("models")(lists.models)
 

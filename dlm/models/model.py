@@ -31,16 +31,41 @@ class Model:
         device: torch.device = self.network.model.embed_tokens.weight.device
         return device
 
-    def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        attend: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states [B, L, D].
 
         Args:
             tokens: int64 [B, L].
             positions: int64 [B or 1, L].
             valid: bool [B, L], False at padding; None where there is none.
+            attend: bool [B, L, L] instead of `valid`, whether query (second axis) sees key (third).
+
+        Raises:
+            ValueError: `attend` is given and the attention backend takes no such mask.
         """
-        out = self.network.model(tokens, valid, positions)
+        mask = valid if attend is None else self.attention_mask(attend)
+        out = self.network.model(tokens, mask, positions)
         return torch.as_tensor(out.last_hidden_state)
+
+    def attention_mask(self, attend: Tensor) -> Tensor:
+        """Bool [B, L, L] as the 4-D mask that the network's attention backend takes."""
+        backend = self.network.config._attn_implementation
+        if backend == "sdpa":
+            return attend[:, None]
+        if backend == "eager":
+            dtype = self.network.dtype
+            hidden = torch.full(attend.shape, torch.finfo(dtype).min, dtype=dtype)
+            return hidden.to(attend.device).masked_fill(attend, 0.0)[:, None]
+        raise ValueError(
+            "attn_implementation must be 'sdpa' or 'eager' for a decoder that adds queries with "
+            f"an attention mask of their own, got {backend!r}"
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of hidden states [..., D], in the dtype of the network."""

@@ -11,10 +11,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import dlm
+from dlm.canvas import forwards_per_block
 from dlm.decoders import DECODERS, make
 from dlm.generation import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
+from dlm.traits import Traits
 
 MASK, EOS, EOT = 7, 6, 5
 Toy = Callable[..., Model]
@@ -39,6 +41,15 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def most_forwards(name: str, length: int, block_length: int, steps: int | None) -> int:
+    """The forwards a row may take by what its decoder declares."""
+    blanks = torch.tensor([[min(block_length, length - i) for i in range(0, length, block_length)]])
+    bound = Traits.of(make(name)).max_forwards
+    if bound is None:
+        return length
+    return int(bound(blanks, forwards_per_block(blanks, steps, surplus=True)).sum())
+
+
 @every_decoder
 @law
 @given(rows=prompts, options=generations(), seed=st.integers(0, 99))
@@ -48,19 +59,29 @@ def test_fills_the_canvas_and_nothing_else(
     """I1, I2, I4, I5, I8: each forward commits masks of the active block only, to the last."""
     model = toy(seed)
     out = dlm.generate(model, rows, decoder=name, return_trajectory=True, **options)
-    block_length = options["block_length"] or options["gen_length"] + 5
+    traits = Traits.of(make(name))
+    length = options["gen_length"]
+    block_length = options["block_length"] or length + 5
     assert out.trajectory is not None
     for tokens, forwards, trajectory in zip(out.tokens, out.forwards, out.trajectory, strict=True):
-        assert len(tokens) == options["gen_length"]
+        assert len(tokens) == length
         assert MASK not in tokens
-        assert 1 <= forwards <= options["gen_length"]
-        assert trajectory.canvases.shape == (forwards, options["gen_length"])
+        assert 1 <= forwards <= most_forwards(name, length, block_length, options["steps"])
+        assert trajectory.canvases.shape == (forwards, length)
+        active = 0
         for step, canvas in enumerate(trajectory.canvases.tolist()):
-            now = [change.position for change in trajectory.commits if change.step == step]
-            assert now
-            assert all(canvas[position] == MASK for position in now)
-            active = canvas.index(MASK) // block_length
-            assert {position // block_length for position in now} == {active}
+            commits, remasks, edits = (
+                [change.position for change in kind if change.step == step]
+                for kind in (trajectory.commits, trajectory.remasks, trajectory.edits)
+            )
+            if traits.max_forwards is None:
+                assert len(commits) > len(remasks)
+            assert all(canvas[position] == MASK for position in commits)
+            assert all(canvas[position] != MASK for position in (*remasks, *edits))
+            if MASK in canvas:
+                active = max(active, canvas.index(MASK) // block_length)
+            touched = {position // block_length for position in (*commits, *remasks, *edits)}
+            assert touched <= set(range(active + 1) if traits.cross_block else [active])
 
 
 @every_decoder
@@ -132,11 +153,13 @@ def test_rows_are_independent(
 @given(steps=st.integers(1, 20), length=st.integers(1, 12), block=st.integers(1, 12))
 def test_steps_bound_the_forwards(toy: Toy, name: str, steps: int, length: int, block: int) -> None:
     """I7: no forward without a quota, and no more than the budget (or one a block)."""
+    blocks = -(-length // block)
     out = dlm.generate(
         toy(3), [[1, 2]], decoder=name, gen_length=length, block_length=block, steps=steps,
         stop_at_eos=False,
     )  # fmt: skip
-    assert out.forwards[0] <= min(length, max(steps, -(-length // block)))
+    assert out.forwards[0] <= max(steps, blocks)
+    assert out.forwards[0] <= most_forwards(name, length, block, steps)
 
 
 ADVERSARIAL = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dlm
-from dlm.canvas import build, forwards_per_block
+from dlm.canvas import blanks_per_block, build, forwards_per_block
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
 
@@ -86,7 +86,14 @@ def test_budget_is_shared_by_blocks_with_blanks(
     blanks: list[int], steps: int | None, expected: list[int]
 ) -> None:
     blank = torch.tensor([blanks], dtype=torch.bool)
-    assert forwards_per_block(blank, torch.tensor([0]), 2, steps).tolist() == [expected]
+    counts = blanks_per_block(blank, torch.tensor([0]), 2)
+    assert forwards_per_block(counts, steps).tolist() == [expected]
+
+
+def test_a_surplus_of_forwards_goes_to_the_blocks_that_can_use_it() -> None:
+    counts = torch.tensor([[3, 0, 2, 1]])
+    assert forwards_per_block(counts, 12).tolist() == [[3, 0, 2, 1]]
+    assert forwards_per_block(counts, 12, surplus=True).tolist() == [[7, 0, 4, 1]]
 
 
 def test_guidance_mixes_with_the_masked_prompt(golden: Model) -> None:
@@ -144,9 +151,15 @@ def test_rows_that_end_leave_the_forward(golden: Model) -> None:
     seen: list[int] = []
 
     class Counting(Model):
-        def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        def hidden(
+            self,
+            tokens: Tensor,
+            positions: Tensor,
+            valid: Tensor | None,
+            attend: Tensor | None = None,
+        ) -> Tensor:
             seen.append(tokens.shape[0])
-            return Model.hidden(self, tokens, positions, valid)
+            return Model.hidden(self, tokens, positions, valid, attend)
 
     model = Counting(golden.network, golden.tokenizer, golden.spec)
     # Row 0 is done at its first forward: its only blank.

@@ -1,0 +1,70 @@
+"""The reverse process on a grid of times."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.alpha import ALPHAS, hitting_time
+from dlm.decoders.base import Policy
+from dlm.decoders.select import fresh, top
+from dlm.options import boolean, known
+from dlm.types import Decision, StepView
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestral(Policy):
+    """Commit each masked position with probability rho = (a_s - a_t) / (1 - a_t), from t to s.
+
+    The grid is t_k = 1 - k / N, N the `steps` of the block; a_t = alpha(t). Ancestral sampling of
+    Sahoo et al. 2024 (MDLM, arXiv:2406.07524), eq. 7, split in two: whether a position is revealed
+    (in no race with V tokens, where float32 noise sharpens the law) and, for those, which token.
+    Without a budget N goes to infinity, which is `first_hitting`.
+
+    Args:
+        alpha: "linear", "cosine" or "log_linear".
+        cached: pass over times at which no position of the row is revealed, as nothing changes
+            for a network that takes no time (MDLM's `ddpm_cache`): N (1 - (1 - 1/N)^L) forwards
+            on average in place of N.
+    """
+
+    alpha: str = "linear"
+    cached: bool = True
+    paper: ClassVar[str] = "arXiv:2406.07524"
+    needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
+    blind: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        known("alpha", self.alpha, ALPHAS)
+        boolean("cached", self.cached)
+
+    def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
+        """N, of which the cached variant makes at most one a blank."""
+        steps = torch.where(limit > 0, limit, blanks)
+        return torch.minimum(steps, blanks) if self.cached else steps
+
+    def init_state(self, batch: int, length: int) -> Tensor:
+        """Grid index k, int64 [B]."""
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+        """All positions whose hitting time falls into the next grid interval that has any."""
+        noise = view.want("uniform")
+        index = fresh(view.step, state, 0)
+        steps = view.limit.clamp(min=1)[:, None]
+        time = 1 - index[:, None].double() / steps
+        hits = hitting_time(self.alpha, time, noise)
+        # Position i unmasks between t_k and t_(k+1) for k = ceil((1 - T_i) N) - 1.
+        due = (((1 - hits) * steps).ceil().long() - 1).clamp(min=0).minimum(steps - 1)
+        due = torch.maximum(due, index[:, None])
+        now = index[:, None]
+        if self.cached:
+            now = due.masked_fill(~view.masked, 1 << 40).amin(-1, keepdim=True)
+        gridded = view.masked & (due == now)
+        unlimited = view.limit == 0
+        commit = torch.where(unlimited[:, None], top(-noise, view.masked, 1), gridded)
+        after = torch.where(unlimited, index, now[:, 0] + 1)
+        reached = 1 - after.double() / steps[:, 0]
+        soonest = hits.masked_fill(~view.masked, 0.0).amax(-1)
+        return after, Decision(commit, time=torch.where(unlimited, soonest, reached).float())

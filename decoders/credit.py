@@ -1,0 +1,86 @@
+"""Let evidence for a token add up over forwards."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import at_least, fresh
+from dlm.options import boolean, integer, number
+from dlm.types import Adjustment, Decision, StepView
+
+
+class Credits(NamedTuple):
+    """The tokens that each position has predicted, and their credit."""
+
+    tokens: Tensor  # int64 [B, W, J]
+    credit: Tensor  # float32 [B, W, J], 0 for an empty slot
+
+
+@dataclass(frozen=True, slots=True)
+class Credit(Policy):
+    """Threshold decoding of logits l + strength ln(1 + C), C credit of tokens predicted before.
+
+    At every forward C decays by `decay`, and the best token of each masked position gains
+    c^exponent; then c >= `threshold` under the fused logits are committed, `quota` at least. Wang
+    et al. 2025 (CreditDecoding, arXiv:2510.06133), eq. 5 to 7. The credits belong to the row and
+    its block; each position keeps its `slots` largest, and a new token takes the smallest.
+
+    Args:
+        threshold: of the fused confidence.
+        strength: weight of credit in the logits.
+        decay: factor on old credit at every forward.
+        exponent: of the confidence that is credited.
+        adaptive: the paper's form without parameters: strength and decay are 1 - masks / blanks of
+            the block, and the exponent is 1.
+        slots: tokens a position remembers.
+    """
+
+    threshold: float = 0.9
+    strength: float = 0.7
+    decay: float = 0.8
+    exponent: float = 0.2
+    adaptive: bool = False
+    slots: int = 16
+    paper: ClassVar[str] = "arXiv:2510.06133"
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
+    adjust_needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "strength", "exponent"):
+            number(name, getattr(self, name), least=0.0)
+        number("decay", self.decay, least=0.0, most=1.0)
+        boolean("adaptive", self.adaptive)
+        integer("slots", self.slots, least=1)
+
+    def init_state(self, batch: int, length: int) -> Credits:
+        """No credit."""
+        shape = (batch, length, self.slots)
+        return Credits(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape))
+
+    def adjust(self, state: Credits, view: StepView) -> tuple[Credits, Adjustment]:
+        """Credit the best tokens, and fuse."""
+        masks, committed = view.masked.sum(-1), view.editable.sum(-1)
+        seen = (committed / (masks + committed).clamp(min=1))[:, None, None]
+        decay, strength = (seen, seen) if self.adaptive else (self.decay, self.strength)
+        exponent = 1.0 if self.adaptive else self.exponent
+        credit = fresh(view.step, state.credit, 0.0) * decay
+        best = view.sampled[..., None]
+        own = (state.tokens == best) & (credit > 0)
+        # The best token's own slot, else the one with the least credit.
+        slot = torch.where(own, -1.0, credit).argmin(-1, keepdim=True)
+        before = (credit * own).sum(-1, keepdim=True)
+        gain = view.want("confidence")[..., None] ** exponent
+        tokens = state.tokens.scatter(-1, slot, best)
+        credit = credit.scatter(-1, slot, before + gain) * view.masked[..., None]
+        state = Credits(tokens, credit)
+        return state, Adjustment(tokens=tokens, bonus=strength * credit.log1p())
+
+    def step(self, state: Credits, view: StepView) -> tuple[Credits, Decision]:
+        """All above the threshold, the best ones at least."""
+        confidence = view.want("confidence")
+        sure = view.masked & (confidence >= self.threshold)
+        scores = view.tempered(confidence)
+        return state, Decision(at_least(sure, scores, view.masked, view.quota))

@@ -1,0 +1,51 @@
+"""Parallel commits whose joint dependence is bounded."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dlm.decoders.base import Stateless
+from dlm.decoders.select import descending, prefix, top
+from dlm.options import known, number
+from dlm.types import Decision, StepView
+
+ERRORS = ("entropy", "confidence", "margin")
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyBound(Stateless):
+    """Commit the longest prefix U of an order with sum_U H - max_U H <= `gamma`, nats.
+
+    The order is by ascending error proxy: `order` "entropy", or descending "confidence" or
+    "margin". One position at least, and at least `quota`. EB-Sampler of Ben-Hamu et al. 2025
+    (arXiv:2505.24857), eq. 10: the left side bounds the dependence among the tokens of U. It
+    grows with U, so the prefix search is exact.
+    """
+
+    gamma: float = 0.1
+    order: str = "entropy"
+    paper: ClassVar[str] = "arXiv:2505.24857"
+
+    def __post_init__(self) -> None:
+        number("gamma", self.gamma, least=0.0)
+        known("order", self.order, ERRORS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entropy, and the error proxy."""
+        return frozenset({"entropy", self.order, "position_noise"})
+
+    @property
+    def blind(self) -> bool:
+        """Entropies and margins are the model's own; confidence is that of the sampled token."""
+        return self.order != "confidence"
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        """The longest prefix of ranked positions that satisfies the bound."""
+        error = view.want(self.order)
+        scores = view.tempered(-error if self.order == "entropy" else error)
+        entropy = view.want("entropy").double().gather(-1, descending(scores, view.masked))
+        dependence = entropy.cumsum(-1) - entropy.cummax(-1).values
+        count = prefix(dependence <= self.gamma, view.masked)
+        return None, Decision(top(scores, view.masked, torch.maximum(count, view.quota)))

@@ -1,0 +1,92 @@
+"""Exact sampling of a masked diffusion, one forward a token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.alpha import ALPHAS, hitting_time
+from dlm.decoders.base import Policy
+from dlm.decoders.history import Summary, log_ratio
+from dlm.decoders.select import descending, fresh, rank, top
+from dlm.options import integer, known
+from dlm.types import Adjustment, Decision, StepView
+
+
+class Hitting(NamedTuple):
+    """Where each row stands."""
+
+    time: Tensor  # float64 [B], diffusion time of the last unmasking
+    before: Summary | None  # the prediction of the forward before, for order 2
+    gap: Tensor | None  # int64 [B], positions committed since that forward
+
+
+@dataclass(frozen=True, slots=True)
+class FirstHitting(Policy):
+    """Commit the `quota` positions that unmask next in the reverse process: J uniform.
+
+    With n masked positions at time tau the next unmasking has lambda(tau') = lambda(tau) - E / n,
+    E ~ Exp(1), lambda = ln(1 - alpha), at a uniformly random position (Zheng et al. 2024,
+    arXiv:2409.02908, section 4.1; first-hitting sampler). At temperature 1 and one token a forward
+    this samples the model exactly: it is the ancestral sampler in the limit of infinitely many
+    steps, for one forward a token. A network that takes no time never sees tau, so `alpha` only
+    sets the times that decisions report (`Decision.time`).
+
+    A `steps` budget commits groups of fixed size per forward (its parallel variant). For groups by
+    a grid of times see `ancestral`.
+
+    Args:
+        alpha: schedule of the times, "linear", "cosine" or "log_linear".
+        order: 2 extrapolates the log-probabilities of a group's later tokens linearly from the
+            last two forwards. Experimental: derived here, the paper's own form is not public.
+            Needs memory for the 64 likeliest tokens of every position.
+    """
+
+    alpha: str = "linear"
+    order: int = 1
+    paper: ClassVar[str] = "arXiv:2409.02908"
+    needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
+    blind: ClassVar[bool] = True
+    adjust_needs: ClassVar[frozenset[str]] = frozenset({"top_tokens"})
+    top: ClassVar[int] = 64
+
+    def __post_init__(self) -> None:
+        known("alpha", self.alpha, ALPHAS)
+        integer("order", self.order, least=1, most=2)
+
+    @property
+    def adjust(self) -> Callable[..., Any] | None:
+        """Extrapolation, where asked for."""
+        return self.extrapolate if self.order == 2 else None
+
+    def init_state(self, batch: int, length: int) -> Hitting:
+        """Every block begins at time 1."""
+        time = torch.ones(batch, dtype=torch.float64)
+        if self.order == 1:
+            return Hitting(time, None, None)
+        before = Summary.empty(batch, length, self.top)
+        return Hitting(time, before, torch.zeros(batch, dtype=torch.int64))
+
+    def extrapolate(self, state: Hitting, view: StepView) -> tuple[Hitting, Adjustment]:
+        """F + j / gap (f - f_before) for the j-th token of the group, f log-probabilities."""
+        assert state.before is not None
+        assert state.gap is not None
+        now = Summary.of(view)
+        place = rank(-view.want("uniform"), view.masked)
+        ahead = place / state.gap.clamp(min=1)[:, None]
+        known_before = (view.step > 0)[:, None] & view.masked
+        bonus = (ahead * known_before)[..., None] * log_ratio(now, state.before)
+        gap = torch.minimum(view.quota, view.masked.sum(-1))
+        return Hitting(state.time, now, gap), Adjustment(tokens=now.tokens, bonus=bonus)
+
+    def step(self, state: Hitting, view: StepView) -> tuple[Hitting, Decision]:
+        """The smallest noise unmasks first, and its value tells when."""
+        noise = view.want("uniform")
+        count = torch.minimum(view.quota, view.masked.sum(-1)).clamp(min=1)
+        order = descending(-noise, view.masked)
+        last = noise.gather(-1, order).gather(-1, (count - 1)[:, None])[:, 0]
+        time = hitting_time(self.alpha, fresh(view.step, state.time, 1.0), last)
+        decision = Decision(top(-noise, view.masked, view.quota), time=time.float())
+        return state._replace(time=time), decision

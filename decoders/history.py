@@ -1,0 +1,85 @@
+"""What a position predicted before, kept as its likeliest tokens and the rest of the mass.
+
+Shapes: B rows, W window, K listed tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.select import fresh
+from dlm.types import StepView
+
+
+class Summary(NamedTuple):
+    """The listed tokens of each position; what no token of the list holds is one last bucket.
+
+    Comparing two summaries takes the tokens that both list, and all else together: by the data
+    processing inequality the divergence of that partition is at most that of the distributions,
+    and it equals it where the vocabulary is no longer than the list.
+    """
+
+    tokens: Tensor  # int64 [B, W, K], -1 where there is none
+    probabilities: Tensor  # float32 [B, W, K]
+
+    @classmethod
+    def empty(cls, batch: int, length: int, count: int) -> "Summary":
+        """No observation yet."""
+        tokens = torch.full((batch, length, count), -1)
+        return cls(tokens, torch.zeros(batch, length, count))
+
+    @classmethod
+    def of(cls, view: StepView, count: int | None = None) -> "Summary":
+        """The first `count` tokens a view lists, all without one."""
+        return cls(
+            view.want("top_tokens")[..., :count], view.want("top_probabilities")[..., :count]
+        )
+
+
+def shared(now: Summary, before: Summary) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both distributions on the partition by the tokens that both list.
+
+    Returns:
+        p and q of each token of `now`, 0 where `before` does not list it, float32 [B, W, K]; and
+        the mass of the rest in each, float32 [B, W].
+    """
+    same = now.tokens[..., :, None] == before.tokens[..., None, :]
+    both = same.any(-1)
+    q = (same * before.probabilities[..., None, :]).sum(-1)
+    p = now.probabilities * both
+    return p, q, (1 - p.sum(-1)).clamp(min=0.0), (1 - q.sum(-1)).clamp(min=0.0)
+
+
+def _relative(p: Tensor, q: Tensor) -> Tensor:
+    """P ln(p / q), 0 where p is 0 and infinite where only q is."""
+    return torch.where(p > 0, p * (p.log() - q.log()), 0.0)
+
+
+def kl_divergence(now: Summary, before: Summary) -> Tensor:
+    """KL(now || before) of the shared partition, nats, float32 [B, W]."""
+    p, q, rest_p, rest_q = shared(now, before)
+    # Rounding leaves about 1e-7 in a bucket that holds nothing.
+    rest = _relative(rest_p, rest_q.clamp(min=1e-7))
+    return (_relative(p, q).sum(-1) + rest).clamp(min=0.0)
+
+
+def js_divergence(now: Summary, before: Summary) -> Tensor:
+    """Jensen-Shannon divergence of the shared partition, in [0, ln 2] nats, float32 [B, W]."""
+    p, q, rest_p, rest_q = shared(now, before)
+    middle, rest = (p + q) / 2, (rest_p + rest_q) / 2
+    first = _relative(p, middle).sum(-1) + _relative(rest_p, rest)
+    second = _relative(q, middle).sum(-1) + _relative(rest_q, rest)
+    return ((first + second) / 2).clamp(min=0.0)
+
+
+def log_ratio(now: Summary, before: Summary) -> Tensor:
+    """Ln p - ln q of each token of `now`; 0 where `before` does not list it. float32 [B, W, K]."""
+    p, q, _, _ = shared(now, before)
+    return torch.where((p > 0) & (q > 0), p.log() - q.log(), 0.0)
+
+
+def counted(streak: Tensor, holds: Tensor, view: StepView) -> Tensor:
+    """A streak one longer where the condition holds and the block has an earlier forward."""
+    longer = (fresh(view.step, streak, 0) + 1) * holds
+    return longer.masked_fill((view.step == 0)[:, None], 0)

@@ -1,0 +1,107 @@
+"""Weigh confidence by how telling a token is, and by where it stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Stateless
+from dlm.decoders.frequencies import read_frequencies
+from dlm.decoders.select import top
+from dlm.options import known, number
+from dlm.types import Decision, Facts, StepView
+
+ORIGINS = ("block", "generation")
+WEIGHTS = ("exponential", "linear")
+GUARD = 1e-9  # keeps the logarithm of a token that never occurs finite
+
+
+@dataclass(frozen=True, slots=True)
+class PCSampler(Stateless):
+    """Commit the `quota` best by exp(-lambda_ j) min(-c ln f(token), alpha).
+
+    j is the index of the position in its block, c = p(sampled), f the background frequency of the
+    sampled token: frequent tokens tell little, and early positions go first. Huang et al. 2025
+    (PC-Sampler, arXiv:2508.13021), eq. 6. The clamp comes before the position weight, as in the
+    authors' code.
+
+    Args:
+        lambda_: strength of the preference for early positions; the paper uses 0 for sudoku, 0.25
+            for GSM8K, MATH, HumanEval, MBPP and GPQA, 0.5 for countdown.
+        alpha: largest content score.
+        frequencies: path of a JSON file (a list, or the authors' counts), the V frequencies
+            themselves, or "model" for the model's mean prediction on a canvas of masks.
+        weight: "linear" ranks by (1 - lambda_) minmax(c) + lambda_ (L - j) / L, without f, L the
+            length of the block (`linear_position` of the authors' code).
+        position_origin: where j counts from, "block" or "generation".
+    """
+
+    lambda_: float = 0.25
+    alpha: float = 10.0
+    frequencies: str | Path | Sequence[float] | Tensor = "model"
+    weight: str = "exponential"
+    position_origin: str = "block"
+    paper: ClassVar[str] = "arXiv:2508.13021"
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
+
+    def __post_init__(self) -> None:
+        most = 1.0 if self.weight == "linear" else float("inf")
+        number("lambda_", self.lambda_, least=0.0, most=most)
+        number("alpha", self.alpha, least=0.0)
+        known("weight", self.weight, WEIGHTS)
+        known("position_origin", self.position_origin, ORIGINS)
+        if isinstance(self.frequencies, Tensor):  # values compare and hash, tensors do not
+            object.__setattr__(self, "frequencies", tuple(self.frequencies.tolist()))
+        elif not isinstance(self.frequencies, str | Path):
+            object.__setattr__(self, "frequencies", tuple(self.frequencies))
+
+    def bind(self, facts: Facts) -> "Weighted":
+        """With the frequencies read, on the device of the model."""
+        table = None
+        if self.weight == "exponential":
+            if isinstance(self.frequencies, str) and self.frequencies == "model":
+                table = facts.background()
+            else:
+                table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Weighted(**options, table=table)
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        """Needs the frequencies: `bind` gives the decoder that has them."""
+        raise ValueError("pc_sampler must be bound to a model before it decodes: call bind")
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted(PCSampler):
+    """PC-Sampler with its frequencies at hand."""
+
+    table: Tensor | None = None  # float32 [V]
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        """Top-q by the weighted, calibrated confidence."""
+        scores = self.linear(view) if self.table is None else self.exponential(view, self.table)
+        return None, Decision(top(view.tempered(scores), view.masked, view.quota))
+
+    def index(self, view: StepView) -> Tensor:
+        """J of each column, int64 [B, W]."""
+        origin = view.block_start if self.position_origin == "block" else view.row_start
+        return view.positions - origin[:, None]
+
+    def exponential(self, view: StepView, table: Tensor) -> Tensor:
+        """exp(-lambda_ j) min(-c ln f, alpha)."""
+        rarity = -(table[view.sampled] + GUARD).log()
+        content = (view.want("confidence") * rarity).clamp(max=self.alpha)
+        return content * torch.exp(-self.lambda_ * self.index(view))
+
+    def linear(self, view: StepView) -> Tensor:
+        """(1 - lambda_) minmax(c) + lambda_ (L - j) / L."""
+        confidence = view.want("confidence")
+        least = confidence.masked_fill(~view.masked, float("inf")).amin(-1, keepdim=True)
+        most = confidence.masked_fill(~view.masked, -float("inf")).amax(-1, keepdim=True)
+        scaled = (confidence - least) / (most - least).clamp(min=GUARD)
+        index = self.index(view)
+        length = (index + 1).masked_fill(~(view.masked | view.editable), 1).amax(-1, keepdim=True)
+        return (1 - self.lambda_) * scaled + self.lambda_ * (length - index) / length

@@ -1,0 +1,147 @@
+"""Remask with the rate of a diffusion that may go back."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import exact_sum, fresh, top
+from dlm.options import integer, known, number
+from dlm.types import Decision, StepView
+
+ETAS = {"cap": 0.008, "rescale": 0.015, "conf": 1.0, "loop": 0.02}
+LOOP_TIMES = (0.55, 0.05)  # between these times alpha stays at LOOP_ALPHA
+LOOP_ALPHA = 0.9
+
+
+class Remasking(NamedTuple):
+    """Where each row stands in its block."""
+
+    moves: Tensor  # int64 [B], remasks and commits made by the loops of the LLaDA variant
+    confidence: Tensor  # float32 [B, W], of each token when it was committed
+
+
+@dataclass(frozen=True, slots=True)
+class ReMDM(Policy):
+    """Remask committed tokens at rate sigma, reveal masks at the rate that keeps the marginals.
+
+    From t to s a committed token is remasked with probability sigma and a mask revealed with
+    (a_s - (1 - sigma) a_t) / (1 - a_t), alpha(t) = 1 - t on a grid of the block's `steps` (its
+    blanks without a budget). Wang et al. 2025 (ReMDM, arXiv:2503.00307), eq. 6 and section 4:
+    sigma_max = min(1, (1 - a_s) / a_t), and sigma is
+
+    - "cap": min(eta, sigma_max)
+    - "rescale": eta sigma_max
+    - "conf": eta sigma_max softmax(-c) over committed tokens, c their confidence at commitment
+    - "loop": min(eta, sigma_max) while alpha rests at 0.9 (t from 0.55 to 0.05), else 0
+
+    "llada" is the deterministic form used with LLaDA: commit `unmask_k` a forward up to
+    `init_unmask_ratio` of the block, then `loop_steps` times remask the `unmask_k` least probable
+    tokens and commit as many (two forwards), then commit the rest. A `steps` budget cuts loops; a
+    block of no more than `unmask_k` blanks takes none, as they would only repeat its one forward.
+    """
+
+    variant: str = "llada"
+    eta: float | None = None  # None for the paper's value
+    init_unmask_ratio: float = 0.875
+    unmask_k: int = 1
+    loop_steps: int = 32
+    paper: ClassVar[str] = "arXiv:2503.00307"
+    mutates_committed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        known("variant", self.variant, ("llada", *ETAS))
+        if self.eta is not None:
+            number("eta", self.eta, least=0.0, most=1.0)
+            if self.variant == "llada":
+                raise ValueError(f"eta is for the variants {', '.join(ETAS)}, got {self.eta}")
+        number("init_unmask_ratio", self.init_unmask_ratio, least=0.0, most=1.0)
+        integer("unmask_k", self.unmask_k, least=1)
+        integer("loop_steps", self.loop_steps, least=0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The LLaDA variant ranks; the others draw."""
+        if self.variant == "llada":
+            return frozenset({"confidence", "token_probability", "position_noise"})
+        return frozenset({"uniform", "confidence"} if self.variant == "conf" else {"uniform"})
+
+    def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
+        """The budget; else the grid, or the commits and the loops."""
+        loops = 2 * self.loop_steps * (blanks > 0) if self.variant == "llada" else 0
+        return torch.where(limit > 0, limit, blanks + loops)
+
+    def init_state(self, batch: int, length: int) -> Remasking:
+        """No move made."""
+        return Remasking(torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, length))
+
+    def step(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
+        """Loop or draw."""
+        return self.loop(state, view) if self.variant == "llada" else self.draw(state, view)
+
+    def loop(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
+        """Commit, remask or end, by the moves each row has made."""
+        moves = fresh(view.step, state.moves, 0)
+        masks, committed = view.masked.sum(-1), view.editable.sum(-1)
+        target = (self.init_unmask_ratio * (masks + committed)).floor().long()
+        left = torch.where(view.limit > 0, view.limit - view.step, 1 << 30)
+        filling = (moves == 0) & (committed < target)
+        no_time = (moves % 2 == 0) & (left < 2 + (masks > 0).long())
+        no_time |= masks + committed <= self.unmask_k
+        looping = ~filling & ~no_time & (moves < 2 * self.loop_steps)
+        remasking = looping & (moves % 2 == 0)
+        share = torch.where(filling, target - committed, masks).clamp(max=self.unmask_k)
+        count = torch.maximum(share, view.quota).masked_fill(remasking, 0)
+        least = -view.want("token_probability")
+        remask = top(least, view.editable, self.unmask_k * remasking.long())
+        commit = top(view.tempered(view.want("confidence")), view.masked, count)
+        moves = torch.where(looping, moves + 1, moves)
+        again = (moves < 2 * self.loop_steps) & ~no_time & (left > 2)
+        full = count >= masks
+        state = Remasking(moves, state.confidence)
+        return state, Decision(commit, remask=remask, hold=full & again & ~remasking)
+
+    def draw(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
+        """Flip each position with its rate from this grid time to the next."""
+        noise = view.want("uniform")
+        blanks = view.masked.sum(-1) + view.editable.sum(-1)
+        steps = torch.where(view.limit > 0, view.limit, blanks)
+        now, then = (self.alpha(1 - (view.step + k).double() / steps)[:, None] for k in (0, 1))
+        sigma = self.rate(state, view, now, then, 1 - view.step.double() / steps)
+        reveal = ((then - (1 - sigma) * now) / (1 - now)).clamp(0.0, 1.0)
+        last = (view.step + 1 >= steps)[:, None]
+        commit = view.masked & ((noise <= reveal) | last)
+        remask = view.editable & (noise <= sigma) & ~last
+        kept = state.confidence
+        if self.variant == "conf":
+            kept = torch.where(commit, view.want("confidence"), kept)
+        decision = Decision(commit, remask=remask, hold=~last[:, 0], time=1 - then[:, 0].float())
+        return Remasking(state.moves, kept), decision
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """Survival probability at times t, float64: 1 - t, or with a rest on the way."""
+        if self.variant != "loop":
+            return 1 - time
+        on, off = LOOP_TIMES
+        early = LOOP_ALPHA * (1 - time) / (1 - on)
+        late = LOOP_ALPHA + (1 - LOOP_ALPHA) * (off - time) / off
+        return torch.where(time > on, early, late.clamp(min=LOOP_ALPHA))
+
+    def rate(
+        self, state: Remasking, view: StepView, now: Tensor, then: Tensor, time: Tensor
+    ) -> Tensor:
+        """Sigma of each position, float64 [B, 1], or [B, W] for "conf"."""
+        eta = ETAS[self.variant] if self.eta is None else self.eta
+        most = ((1 - then) / now).nan_to_num(nan=1.0, posinf=1.0).clamp(0.0, 1.0)
+        if self.variant == "rescale":
+            return eta * most
+        if self.variant == "conf":
+            weight = (-state.confidence.double()).exp() * view.editable
+            total = exact_sum(weight, view.editable).clamp(min=1e-9)
+            return eta * most * weight / total[:, None]
+        if self.variant == "loop":
+            resting = (time <= LOOP_TIMES[0]) & (time > LOOP_TIMES[1])
+            return torch.minimum((eta * resting.double())[:, None], most)
+        return most.clamp(max=eta)

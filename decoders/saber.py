@@ -1,0 +1,125 @@
+"""Faster as context builds up, and back where confidence fell."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import at_least, exact_sum, top
+from dlm.options import integer, known
+from dlm.types import Decision, StepView
+
+
+class Preset(NamedTuple):
+    """Where the authors' code, their paper and cache-safe decoding differ."""
+
+    round_up: bool  # remask max(n // 2, ceil(a / mu)), else max(1, a // mu)
+    own_token: bool  # a committed position's confidence is that of its token, else of the best
+    current: bool  # the threshold averages over committed positions, else over all that ever were
+    drops_only: bool  # remask only where confidence fell
+    everywhere: bool  # remask in earlier blocks too
+    spare_new: bool  # never remask what this forward committed
+
+
+PRESETS = {
+    "reference": Preset(True, False, False, False, True, False),
+    "paper": Preset(False, True, True, False, True, False),
+    "safe": Preset(False, True, True, True, False, True),
+}
+
+
+class Confidences(NamedTuple):
+    """Per column of the window."""
+
+    last: Tensor  # float32 [B, W], at the forward before; -inf where there was none
+    committed: Tensor  # float32 [B, W], when it was last committed; -1 where it never was
+
+
+@dataclass(frozen=True, slots=True)
+class Saber(Policy):
+    """Commit c > mean confidence of past commits, n at least; remask the r that fell most.
+
+    Adaptive acceleration: A = {i masked: c_i > tau}, tau the mean confidence that committed
+    positions had when they were committed (1 at first), or the `n` best where A is smaller.
+    Backtracking: of the committed positions the r = min(max(n // 2, ceil(a / mu)), a - 1) with the
+    largest drop in confidence since the last forward turn into masks again, a = |A|. Dong et al.
+    2025 (Saber, arXiv:2510.18165), Alg. 1. Every forward gains a position.
+
+    Args:
+        n: fewest commits of a forward.
+        mu: a forward that commits mu times as many remasks one more.
+        preset: "reference" follows the authors' code (without its picks beyond the masked
+            positions when fewer than n are left), "paper" the paper, "safe" remasks only inside
+            the block and only what fell, so that key-value caches stay valid.
+    """
+
+    n: int = 2
+    mu: int = 8
+    preset: str = "reference"
+    paper: ClassVar[str] = "arXiv:2510.18165"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"confidence", "token_probability", "position_noise"}
+    )
+    mutates_committed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        integer("n", self.n, least=1)
+        integer("mu", self.mu, least=1)
+        known("preset", self.preset, PRESETS)
+
+    @property
+    def cross_block(self) -> bool:
+        """Whether earlier blocks can be remasked."""
+        return PRESETS[self.preset].everywhere
+
+    def init_state(self, batch: int, length: int) -> Confidences:
+        """Confidence 0 before the first forward, as in the authors' code."""
+        return Confidences(torch.zeros(batch, length), torch.full((batch, length), -1.0))
+
+    def step(self, state: Confidences, view: StepView) -> tuple[Confidences, Decision]:
+        """Accelerate, then backtrack."""
+        preset = PRESETS[self.preset]
+        confidence = view.want("confidence")
+        if preset.own_token:
+            confidence = confidence.where(view.masked, view.want("token_probability"))
+        committed = state.committed
+        if not preset.everywhere:  # the window moves on with the block
+            committed = committed.masked_fill(~view.editable, -1.0)
+        commit = self.accelerate(confidence, committed, view)
+        committed = torch.where(commit, confidence, committed)
+        candidates = view.editable if preset.spare_new else view.editable | commit
+        fall = confidence - state.last
+        fall = fall.where(fall.isfinite(), float("inf"))
+        if preset.drops_only:
+            candidates = candidates & (fall < 0)
+        remask = top(-fall, candidates, self.backtrack(commit, view))
+        if preset.current:
+            committed = committed.masked_fill(remask, -1.0)
+        inside = view.masked | view.editable
+        last = confidence.masked_fill(~inside, -float("inf"))
+        # A position that was committed and remasked in one forward is a mask that stays one.
+        both = commit & remask
+        return Confidences(last, committed), Decision(commit & ~both, remask=remask & ~both)
+
+    def accelerate(self, confidence: Tensor, committed: Tensor, view: StepView) -> Tensor:
+        """All above the mean confidence of past commits, the n best at least; bool [B, W]."""
+        past = committed >= 0
+        count = past.sum(-1)
+        mean = exact_sum(committed, past) / count.clamp(min=1)
+        bar = torch.where(count > 0, mean, 1.0)[:, None]
+        sure = view.masked & (confidence > bar)
+        least = view.quota.clamp(min=self.n)
+        return at_least(sure, view.tempered(confidence), view.masked, least)
+
+    def backtrack(self, commit: Tensor, view: StepView) -> Tensor:
+        """How many to remask, int64 [B]: fewer than committed, none once all is committed."""
+        accepted = commit.sum(-1)
+        if PRESETS[self.preset].round_up:
+            count = (-(-accepted // self.mu)).clamp(min=self.n // 2)
+        else:
+            count = (accepted // self.mu).clamp(min=1)
+        count = count.minimum(accepted - 1).clamp(min=0)
+        complete = ~(view.masked & ~commit).any(-1)
+        return count.masked_fill(complete | view.last, 0)

@@ -1,0 +1,179 @@
+"""`dlm frequencies`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dlm.cli.errors import INTERRUPTED
+from dlm.cli.options import COUNT, JSON, data, output
+from dlm.cli.results import note, print_json
+from dlm.cli.train import load_tokenizer, stop_after_step
+
+if TYPE_CHECKING:
+    from dlm.frequencies import Corpus, TokenCounts
+
+MOST = 10  # tokens to list
+BUILT_IN = "built-in"
+
+
+def frequencies(
+    corpus: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CORPUS", help="Documents: one a line, or .jsonl with a text in each object."
+        ),
+    ],
+    out: Annotated[
+        Path, output(metavar="FILE", help="JSON to write, and to go on from if it is there.")
+    ],
+    model: Annotated[
+        str | None,
+        data(
+            help="Folder or Hugging Face id whose tokenizer to use.",
+            show_default="the built-in tiny model",
+        ),
+    ] = None,
+    field: Annotated[str, data(metavar="KEY", help="Where .jsonl objects keep the text.")] = "text",
+    limit: Annotated[
+        int | None, data(help="Documents to count.", show_default="all", **COUNT)
+    ] = None,
+    json: Annotated[bool, JSON] = False,
+) -> None:
+    """Count the tokens of a corpus, for the decoder pc_sampler."""
+    from dlm.frequencies import Corpus
+
+    documents = Corpus(corpus, field)
+    facts = documents.identify()
+    tokenizer = read_tokenizer(model)
+    options = {
+        "out": out,
+        "corpus": facts,
+        "limit": limit,
+        "name": BUILT_IN if model is None else model,
+    }
+    total = count_until_stopped(tokenizer, documents, options)
+    show(summary(total, tokenizer, out), machine=json)
+
+
+def read_tokenizer(name: str | None) -> Any:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        FileNotFoundError: a path that is not there.
+        ValueError: the model has none, or it is corrupt.
+    """
+    if name is None:
+        return load_tokenizer(None)
+    from dlm.models import loading
+
+    folder = Path(name).expanduser()
+    found = bool(name) and folder.is_dir()
+    if not found and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise FileNotFoundError(f"no model folder at {name!r}")
+    tokenizer = loading.read_tokenizer(str(folder) if found else name)
+    if tokenizer is None:
+        raise ValueError(f"--model must have a tokenizer, got {name!r} without")
+    return tokenizer
+
+
+def count_until_stopped(
+    tokenizer: Any, documents: "Corpus", options: dict[str, Any]
+) -> "TokenCounts":
+    """Count to the end, or to the user's Ctrl-C, which ends the command."""
+    from dlm.frequencies import count_tokens
+
+    try:
+        with stop_after_step() as check, bar(documents) as update:
+
+            def report(total: "TokenCounts") -> None:
+                update(total)
+                check()
+
+            return count_tokens(tokenizer, documents, report=report, **options)
+    except KeyboardInterrupt:
+        saved = options["out"].exists()
+        note(f"interrupted: {'the same command goes on' if saved else 'nothing was saved'}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def bar(documents: "Corpus") -> Iterator[Any]:
+    """A bar over the bytes of the corpus, on a terminal.
+
+    Yields:
+        What to call with the counts so far.
+    """
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(bar_width=30),
+        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=documents.size)
+
+        def update(total: "TokenCounts") -> None:
+            progress.update(
+                task,
+                description=f"{total.documents:,} documents  {total.num_token:,} tokens",
+                completed=documents.bytes_read,
+            )
+
+        yield update
+
+
+def summary(total: "TokenCounts", tokenizer: Any, out: Path) -> dict[str, Any]:
+    """The result: the object of `--json`."""
+    # Equal counts in the order of their ids: the order of a Counter is that of its first texts.
+    most = sorted(total.counts.items(), key=lambda item: (-item[1], item[0]))[:MOST]
+    return {
+        "out": str(out),
+        "documents": total.documents,
+        "tokens": total.num_token,
+        "distinct_tokens": len(total.counts),
+        "vocab_size": len(tokenizer),
+        "most_frequent": [
+            {
+                "id": token,
+                "text": tokenizer.decode([token]),
+                "count": count,
+                "share": count / total.num_token,
+            }
+            for token, count in most
+        ],
+    }
+
+
+def show(result: dict[str, Any], *, machine: bool) -> None:
+    """JSON for machines; for people a line and a table."""
+    if machine:
+        print_json(result)
+        return
+    typer.echo(
+        f"{result['documents']:,} documents, {result['tokens']:,} tokens, "
+        f"{result['distinct_tokens']:,} distinct of {result['vocab_size']:,}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("token", no_wrap=True)
+    for column in ("id", "count", "share"):
+        table.add_column(column, justify="right")
+    for row in result["most_frequent"]:
+        cells = (repr(row["text"]), str(row["id"]), f"{row['count']:,}", f"{row['share']:.2%}")
+        table.add_row(*map(Text, cells))
+    Console(highlight=False).print(table)
+    out = result["out"]
+    note(f"wrote {out}: use it with --decoder pc_sampler --option frequencies={out}")

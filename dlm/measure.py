@@ -1,0 +1,371 @@
+"""One forward: what the network says at the positions a decoder reads.
+
+Shapes: B rows, L canvas, W window, N positions that need a prediction, V vocabulary, D model
+width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas
+from dlm.kernels import NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
+from dlm.models.model import Model
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.types import Adjustment, StepView
+from dlm.window import Window
+
+NOT_STATISTICS = {"uniform", "position_noise", "logits", "leave_one_out", "top_tokens"}
+MEASURED = (
+    "sampled",
+    "confidence",
+    "margin",
+    "entropy",
+    "token_probability",
+    "top_tokens",
+    "top_probabilities",
+)
+"""Fields that a view and `TokenStatistics` share."""
+
+BACKGROUND_LENGTH = 128  # masks
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Columns of the window, as a list."""
+
+    row: Tensor  # int64 [N]
+    column: Tensor  # int64 [N]
+    position: Tensor  # int64 [N], on the canvas
+
+    @classmethod
+    def where(cls, wanted: Tensor, positions: Tensor) -> "Places":
+        """Those marked in bool [B, W]."""
+        row, column = wanted.nonzero(as_tuple=True)
+        return cls(row, column, positions[row, column])
+
+    def take(self, values: Tensor) -> Tensor:
+        """Values [B, W, ...] at these places, [N, ...]."""
+        return values[self.row, self.column]
+
+    def spread(self, values: Tensor | None, like: Tensor) -> Tensor | None:
+        """Values [N, ...] on a window of zeros shaped `like` [B, W]."""
+        if values is None:
+            return None
+        blank = values.new_zeros((*like.shape, *values.shape[1:]))
+        return blank.index_put_((self.row, self.column), values)
+
+
+class Meter:
+    """What one generation asks of every forward, fixed at its start."""
+
+    def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
+        device = model.device
+        self.model = model
+        self.settings = settings
+        self.traits = traits
+        self.statistics = traits.needs - NOT_STATISTICS
+        if settings.return_trajectory:
+            self.statistics |= {"confidence"}
+        self.keeps_path = traits.blind and settings.temperature > 0
+        self.begin = ids(settings.begin_suppress_tokens, device)
+        self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
+        self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
+        self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
+
+    def look(self, canvas: Canvas, window: Window, spent: Tensor, number: int) -> StepView:
+        """The view before the network has spoken: canvas, budget and noise."""
+        left = (window.limit - spent).clamp(min=1)
+        masks = window.masked.sum(-1)
+        view = StepView(
+            tokens=window.tokens,
+            masked=window.masked,
+            sampled=torch.zeros_like(window.tokens),
+            positions=window.positions,
+            block_start=window.start,
+            row_start=canvas.start,
+            step=spent,
+            limit=window.limit,
+            quota=torch.where(window.limit > 0, -(-masks // left), 1),
+            editable=window.blank & ~window.masked,
+        )
+        return self.with_noise(view, canvas, number)
+
+    def with_noise(self, view: StepView, canvas: Canvas, number: int) -> StepView:
+        """Add the noise that the decoder reads, at every column."""
+        warmth = self.settings.position_temperature if "position_noise" in self.traits.needs else 0
+        if not warmth and "uniform" not in self.traits.needs:
+            return view
+        wanted = torch.ones_like(view.masked)
+        places = Places.where(wanted, view.positions)
+        key = self.key(canvas, places, number)
+        made: dict[str, Any] = {}
+        if "uniform" in self.traits.needs:
+            made["uniform"] = places.spread(uniform(key), wanted)
+        if warmth:
+            made["position_noise"] = places.spread(warmth * gumbel(key), wanted)
+        return replace(view, **made)
+
+    def key(self, canvas: Canvas, places: Places, number: int) -> NoiseKey:
+        """The noise of some places at one forward."""
+        draw = torch.full_like(places.row, number)
+        return NoiseKey(self.settings.seed, canvas.row_key[places.row], places.position, draw)
+
+    def wanted(self, view: StepView) -> Tensor:
+        """The columns a decoder reads, bool [B, W]."""
+        if "logits" in self.traits.needs:
+            return torch.ones_like(view.masked)
+        if self.traits.mutates_committed or "token_probability" in self.traits.needs:
+            return view.masked | view.editable
+        return view.masked
+
+    def measure(
+        self,
+        canvas: Canvas,
+        lengths: Sequence[int],
+        view: StepView,
+        wanted: Tensor,
+        state: Any,
+        number: int,
+    ) -> "Measured":
+        """Forward, project, sample and measure just the columns `wanted`.
+
+        Args:
+            canvas: the rows.
+            lengths: their real lengths, tokens.
+            view: what `look` gave.
+            wanted: bool [B, W].
+            state: of the decoder, for those that adjust logits.
+            number: of the forward.
+        """
+        shadows = "leave_one_out" in self.traits.needs
+        hidden = self.hidden(canvas, lengths, view, shadows)
+        places = Places.where(wanted, view.positions)
+        logits = self.logits(hidden, canvas, places, places.position)
+        state, adjustment = self.adjusted(state, view, places, logits)
+        drawn = self.draw(logits, adjustment, view, places, self.key(canvas, places, number))
+        made: dict[str, Any] = {}
+        if "logits" in self.traits.needs:
+            banned = logits.masked_fill(self.suppressed, -torch.inf)
+            made["logits"] = places.spread(banned, view.masked)
+        if shadows:
+            made["leave_one_out"] = self.leave_one_out(hidden, canvas, view)
+        return Measured(
+            state=state,
+            view=self.filled(view, drawn, places, **made),
+            finite=drawn.maximum.isfinite().all(),
+            log_probability=places.spread(drawn.sampled_log_probability, view.masked),
+        )
+
+    def filled(
+        self, view: StepView, measured: TokenStatistics, places: Places, **more: Any
+    ) -> StepView:
+        """A view with statistics at some places."""
+        made: dict[str, Any] = {
+            name: places.spread(getattr(measured, name), view.masked) for name in MEASURED
+        }
+        return replace(view, **made, **more)
+
+    def hidden(
+        self, canvas: Canvas, lengths: Sequence[int], view: StepView, shadows: bool
+    ) -> Tensor:
+        """Hidden states [B, L, D]; [B, L + W, D] with shadows, [2 B, ...] with guidance."""
+        tokens = canvas.tokens
+        width = tokens.shape[1]
+        mask_id = self.model.spec.mask_id
+        columns = torch.arange(width, device=tokens.device)
+        valid = None
+        if min(lengths) < width:
+            valid = columns < torch.tensor(lengths, device=tokens.device)[:, None]
+        if self.settings.cfg_scale:
+            # The unconditional row is the same canvas without what was given.
+            tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, mask_id)))
+            valid = None if valid is None else torch.cat((valid, valid))
+        if not shadows:
+            return self.model.hidden(tokens, columns[None], valid).to(tokens.device)
+        attend = shadow_attention(view, width, valid)
+        again = tokens.shape[0] // canvas.tokens.shape[0]
+        positions = torch.cat((columns.expand(view.positions.shape[0], -1), view.positions), 1)
+        tokens = torch.cat((tokens, torch.full_like(view.tokens, mask_id).repeat(again, 1)), 1)
+        return self.model.hidden(
+            tokens, positions.repeat(again, 1), None, attend.repeat(again, 1, 1)
+        ).to(tokens.device)
+
+    def logits(self, hidden: Tensor, canvas: Canvas, places: Places, index: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states `index` of some rows, guided, first bans applied."""
+        batch = canvas.tokens.shape[0]
+        row, device = places.row, hidden.device
+        logits = self.model.logits(hidden[row, index]).to(device)
+        scale = self.settings.cfg_scale
+        if scale:
+            free = self.model.logits(hidden[row + batch, index]).to(device)
+            logits = free + (scale + 1) * (logits - free)
+        if self.begin.numel():
+            first = (places.position == canvas.start[row])[:, None]
+            logits[:, self.begin] = logits[:, self.begin].masked_fill(first, -torch.inf)
+        return logits
+
+    def adjusted(
+        self, state: Any, view: StepView, places: Places, logits: Tensor
+    ) -> tuple[Any, Adjustment]:
+        """What the decoder changes in the logits; a bonus is added to them in place."""
+        if self.traits.adjust is None:
+            return state, Adjustment()
+        if self.traits.adjust_needs:
+            needs = self.traits.adjust_needs
+            raw = token_statistics(
+                logits,
+                needs - NOT_STATISTICS,
+                suppressed=self.suppressed,
+                top=self.traits.top if "top_tokens" in needs else 0,
+            )
+            view = self.filled(view, raw, places)
+        state, adjustment = self.traits.adjust(state, view)
+        if adjustment.bonus is not None:
+            bonus = places.take(adjustment.bonus).to(logits.dtype)
+            logits.scatter_add_(1, places.take(adjustment.tokens), bonus)
+        return state, adjustment
+
+    def draw(
+        self,
+        logits: Tensor,
+        adjustment: Adjustment,
+        view: StepView,
+        places: Places,
+        key: NoiseKey,
+    ) -> TokenStatistics:
+        """Sample, and measure what the decoder reads."""
+        scale = None if adjustment.scale is None else adjustment.scale[places.row]
+        options: dict[str, Any] = {
+            "temperature": self.settings.temperature,
+            "top_k": self.settings.top_k,
+            "top_p": self.settings.top_p,
+            "scale": scale,
+            "scale_statistics": adjustment.scale_statistics,
+            "law": self.traits.scores,
+            "top": self.traits.top if "top_tokens" in self.traits.needs else 0,
+            "key": key,
+        }
+        wanted = self.statistics | ({"sampled_log_probability"} if self.keeps_path else set())
+        if not self.settings.confidence_eos_eot_inf:
+            tokens = places.take(view.tokens)
+            return token_statistics(
+                logits,
+                wanted,
+                suppressed=self.suppressed,
+                tokens=tokens,
+                **options,
+            )
+        drawn = token_statistics(
+            logits, wanted - self.statistics, suppressed=self.suppressed, **options | {"top": 0}
+        )
+        return self.rank_stops_last(logits, drawn, options)
+
+    def rank_stops_last(
+        self, logits: Tensor, drawn: TokenStatistics, options: dict[str, Any]
+    ) -> TokenStatistics:
+        """Measure as if stop tokens did not exist; a position that drew one is the least sure."""
+        if self.traits.scores == "model":  # whose statistics no sampling option changes
+            options = {name: options[name] for name in ("scale", "scale_statistics", "top")}
+        ranked = token_statistics(
+            logits,
+            self.statistics | {"token_probability"},
+            suppressed=self.wordless,
+            tokens=drawn.sampled,
+            **options,
+        )
+        ends = self.wordless[drawn.sampled]
+        margin, entropy = ranked.margin, ranked.entropy
+        return replace(
+            ranked,
+            sampled=drawn.sampled,
+            maximum=drawn.maximum,
+            confidence=ranked.token_probability,
+            margin=None if margin is None else margin.masked_fill(ends, 0.0),
+            entropy=None
+            if entropy is None
+            else entropy.masked_fill(ends, math.log(logits.shape[-1])),
+            token_probability=None,
+            sampled_log_probability=drawn.sampled_log_probability,
+        )
+
+    def leave_one_out(self, hidden: Tensor, canvas: Canvas, view: StepView) -> Tensor:
+        """Probability of each committed token by the shadow in its place, float32 [B, W]."""
+        places = Places.where(view.editable, view.positions)
+        logits = self.logits(hidden, canvas, places, canvas.tokens.shape[1] + places.column)
+        judged = token_statistics(
+            logits,
+            ("token_probability",),
+            suppressed=self.suppressed,
+            tokens=places.take(view.tokens),
+        )
+        spread = places.spread(judged.token_probability, view.masked)
+        assert spread is not None
+        return spread
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A view with its statistics."""
+
+    state: Any  # of the decoder, after it adjusted logits
+    view: StepView
+    finite: Tensor  # bool scalar, whether every logit the view rests on was finite
+    log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the law it was drawn from
+
+
+def shadow_attention(view: StepView, width: int, valid: Tensor | None) -> Tensor:
+    """Who attends to whom when a mask stands in the shadow of every blank of the window.
+
+    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
+    shadows (WINO, arXiv:2507.18578, section 3.2).
+
+    Args:
+        view: the window.
+        width: L, of the canvas.
+        valid: bool [B or 2 B, L], False at padding; None where there is none.
+
+    Returns:
+        bool [B or 2 B, L + W, L + W], whether query (second axis) sees key (third).
+    """
+    batch, shadows = view.positions.shape
+    device = view.positions.device
+    real = torch.ones(batch, width, dtype=torch.bool, device=device) if valid is None else valid
+    again = real.shape[0] // batch
+    own = torch.arange(width, device=device) == view.positions[..., None]
+    cast = (view.masked | view.editable).repeat(again, 1)
+    attend = torch.zeros(
+        real.shape[0], width + shadows, width + shadows, dtype=torch.bool, device=device
+    )
+    attend[:, :, :width] = real[:, None]
+    attend[:, width:, :width] &= ~own.repeat(again, 1, 1)
+    attend[:, width:, width:] = cast[:, None]
+    return attend
+
+
+@torch.inference_mode()
+def background(model: Model) -> Tensor:
+    """Mean prediction on a canvas of masks: f(v) = mean_i p_i(v), float32 [V].
+
+    128 masks, or as many as the model can place. Tokens that are never sampled have 0.
+    """
+    length = min(BACKGROUND_LENGTH, model.spec.max_length)
+    tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
+    columns = torch.arange(length, device=model.device)
+    hidden = model.hidden(tokens, columns[None], None)
+    total = torch.zeros(model.spec.vocab_size, device=model.device)
+    for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit
+        logits = model.logits(some).float().to(total.device)
+        logits[:, ids(model.spec.banned, total.device)] = -torch.inf
+        total += logits.softmax(-1).sum(0)
+    return total / length
+
+
+def ids(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """Token ids as an index, int64 [n]."""
+    return torch.tensor(tokens, dtype=torch.int64, device=device)

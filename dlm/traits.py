@@ -1,0 +1,90 @@
+"""What a decoder declares about itself, read once: the runtime supplies just that.
+
+Shapes: B rows, N blocks of a row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dlm.options import boolean, integer, known
+from dlm.types import STATISTICS, AnyDecoder
+
+CACHES = ("none", "prefix", "dual")
+UNDECLARED = STATISTICS - {"logits", "leave_one_out", "top_tokens"}
+"""What a decoder gets that declares no `needs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """The declarations of a decoder, with defaults for those it leaves out.
+
+    Raises:
+        ValueError: a declaration is of the wrong kind.
+    """
+
+    name: str  # of its class, for messages
+    needs: frozenset[str]  # names out of `STATISTICS` that `step` reads
+    mutates_committed: bool  # whether decisions may remask or edit
+    cross_block: bool  # whether the window spans all blocks so far, to read and change them
+    blind: bool  # whether positions are chosen without looking at the sampled tokens
+    scores: str  # law that statistics describe: "model", or the tempered and filtered "sampling"
+    top: int  # K, how many of the likeliest tokens a view lists
+    caches: tuple[str, ...]  # key-value caches it is correct with
+    adjust: Callable[..., Any] | None  # (state, view) -> (state, Adjustment), before sampling
+    adjust_needs: frozenset[str]  # statistics of the unchanged logits that `adjust` reads
+    max_forwards: Callable[[Tensor, Tensor], Tensor] | None
+    """(blanks, limit), int64 [B, N] each, to the most forwards each block may take, [B, N].
+
+    Without it every forward must commit more than it remasks, and a block takes at most as many
+    forwards as it has blanks.
+    """
+
+    @classmethod
+    def of(cls, decoder: AnyDecoder) -> "Traits":
+        """Read them."""
+        name = type(decoder).__name__
+        needs = names(name, "needs", getattr(decoder, "needs", UNDECLARED))
+        cross_block = boolean(f"{name}.cross_block", getattr(decoder, "cross_block", False))
+        usual = ("none",) if cross_block else CACHES
+        caches = tuple(getattr(decoder, "caches", None) or usual)
+        for cache in caches:
+            known(f"cache of {name}", cache, CACHES)
+        return cls(
+            name=name,
+            needs=needs,
+            mutates_committed=bool(getattr(decoder, "mutates_committed", True)),
+            cross_block=cross_block,
+            blind=boolean(f"{name}.blind", getattr(decoder, "blind", False)),
+            scores=known(
+                f"{name}.scores", getattr(decoder, "scores", "model"), ("model", "sampling")
+            ),
+            top=integer(
+                f"{name}.top", getattr(decoder, "top", 0), least=int("top_tokens" in needs)
+            ),
+            caches=caches,
+            adjust=getattr(decoder, "adjust", None),
+            adjust_needs=names(name, "adjust_needs", getattr(decoder, "adjust_needs", frozenset())),
+            max_forwards=getattr(decoder, "max_forwards", None),
+        )
+
+    @property
+    def order_only(self) -> bool:
+        """Whether decisions rest on no logits: only committed positions have to be projected."""
+        quiet = self.needs <= {"uniform", "position_noise"}
+        return self.blind and quiet and not self.mutates_committed and self.adjust is None
+
+
+def names(owner: str, attribute: str, value: object) -> frozenset[str]:
+    """A set of statistics.
+
+    Raises:
+        ValueError: it is not a set, or a name is unknown.
+    """
+    if not isinstance(value, frozenset | set):
+        raise ValueError(f"{owner}.{attribute} must be a set of statistics, got {value!r}")
+    for name in value:
+        known(f"statistic needed by {owner}", name, STATISTICS)
+    return frozenset(value)
