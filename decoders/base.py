@@ -1,14 +1,23 @@
 """What decoders declare unless they say otherwise."""
 
-from typing import Self
+from typing import ClassVar, NamedTuple, Self
 
 from dlm.types import Facts
+
+
+class Published(NamedTuple):
+    """A setting that a paper reports, on LLaDA-8B-Instruct unless `task` names another model."""
+
+    task: str
+    options: str  # as `--option` and the other flags take them
+    tokens_per_forward: float | None = None  # tokens generated over forwards; None: not reported
 
 
 class Policy:
     """The usual declarations: block-wise, committing only, choosing by what the tokens are."""
 
     __slots__ = ()
+    published: ClassVar[tuple[Published, ...]] = ()
 
     @property
     def needs(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy
+from dlm.decoders.base import Policy, Published
 from dlm.decoders.select import at_least, fresh
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
@@ -18,7 +18,8 @@ class BlockRefinement(Policy):
 
     Gamma = {i masked: c_i > threshold}, filled up to `quota`; Delta = {i committed: the predicted
     token differs and c_i > editing_threshold} takes the new token. A full block goes on for at
-    most `max_post_steps` forwards, until one edits nothing. LLaDA2.0 (arXiv:2512.15745) without,
+    most `max_post_steps` forwards, until one edits nothing. c is of the tempered and filtered law,
+    as in the authors' code. LLaDA2.0 (arXiv:2512.15745) without,
     LLaDA2.1 (arXiv:2602.08676) with editing.
 
     Args:
@@ -31,7 +32,12 @@ class BlockRefinement(Policy):
     editing_threshold: float | None = None
     max_post_steps: int = 16
     paper: ClassVar[str] = "arXiv:2512.15745"
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("mean of the report, LLaDA2.0-mini", "threshold=0.95 block_length=32", 2.55),
+        Published("mean of the report, LLaDA2.0-mini", "threshold=0.85 block_length=32", 3.31),
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
+    scores: ClassVar[str] = "sampling"
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.alpha import ALPHAS, hitting_time
-from dlm.decoders.base import Policy
+from dlm.decoders.base import Policy, Published
 from dlm.decoders.history import Summary, log_ratio
 from dlm.decoders.select import descending, fresh, rank, top
 from dlm.options import integer, known
@@ -47,6 +47,7 @@ class FirstHitting(Policy):
     alpha: str = "linear"
     order: int = 1
     paper: ClassVar[str] = "arXiv:2409.02908"
+    published: ClassVar[tuple[Published, ...]] = (Published("OWT, MDLM", "temperature=1", 1.0),)
     needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
     blind: ClassVar[bool] = True
     adjust_needs: ClassVar[frozenset[str]] = frozenset({"top_tokens"})

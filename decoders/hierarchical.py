@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dlm.decoders.base import Stateless
-from dlm.decoders.select import at_least, rank, top
+from dlm.decoders.base import Published, Stateless
+from dlm.decoders.select import at_least, rank
 from dlm.options import boolean, number
 from dlm.types import Decision, StepView
 
@@ -23,14 +24,20 @@ class Hierarchical(Stateless):
     Args:
         threshold: of confidence, anywhere.
         low_threshold: of confidence, for the best of a run.
-        remask: also remask committed tokens whose probability is now below `low_threshold`,
-            and commit one more than that.
+        remask: also doubt committed positions where the model's confidence is now below
+            `low_threshold`: they count as masks, so that runs span them, and those that are not
+            chosen again turn into masks. One more is chosen than doubted.
     """
 
     threshold: float = 0.9
     low_threshold: float = 0.4
     remask: bool = False
     paper: ClassVar[str] = "arXiv:2510.08666"
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("GSM8K, LLaDA-1.5", "threshold=0.9 low_threshold=0.4", 4.25),
+        Published("HumanEval, LLaDA-1.5", "threshold=0.9 low_threshold=0.4", 4.2),
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
@@ -38,39 +45,32 @@ class Hierarchical(Stateless):
         boolean("remask", self.remask)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Confidence, and that of committed tokens where they may be remasked."""
-        more = {"token_probability"} if self.remask else set()
-        return frozenset({"confidence", "position_noise"} | more)
-
-    @property
     def mutates_committed(self) -> bool:
         """Whether it remasks."""
         return self.remask
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Sure ones, one of each run, the best one; then doubtful ones back."""
+        """Sure ones, the best of each run, the best of all."""
         confidence = view.want("confidence")
-        sure = confidence > self.threshold
-        first = best_of_run(confidence, view.masked) & (confidence > self.low_threshold)
-        scores = view.tempered(confidence)
-        commit = at_least(view.masked & (sure | first), scores, view.masked, view.quota)
+        open_, count = view.masked, view.quota
+        if self.remask:
+            doubted = view.editable & (confidence < self.low_threshold) & ~view.last[:, None]
+            open_, count = open_ | doubted, count + doubted.sum(-1)
+        first = best_of_run(confidence, open_) & (confidence > self.low_threshold)
+        sure = open_ & (first | (confidence > self.threshold))
+        chosen = at_least(sure, view.tempered(confidence), open_, count)
         if not self.remask:
-            return None, Decision(commit)
-        probability = view.want("token_probability")
-        doubtful = view.editable & (probability < self.low_threshold) & ~view.last[:, None]
-        # One more commit than remasks: more commits where there are masks, else fewer remasks.
-        commit = at_least(commit, scores, view.masked, doubtful.sum(-1) + 1)
-        return None, Decision(commit, remask=top(-probability, doubtful, commit.sum(-1) - 1))
+            return None, Decision(chosen)
+        commit, again = chosen & view.masked, chosen & ~view.masked
+        return None, Decision(commit, remask=doubted & ~chosen, edit=again)
 
 
 def best_of_run(scores: Tensor, masked: Tensor) -> Tensor:
     """The highest score of each maximal run of masked columns, the first among equals. bool."""
-    begins = masked & ~masked.roll(1, -1).index_fill(-1, torch.zeros_like(masked[0, :1]).long(), 0)
-    run = begins.cumsum(-1)
+    begins = masked & ~pad(masked[:, :-1], (1, 0))
+    run = begins.cumsum(-1)  # from 1; a gap carries the number of the run before it
     place = rank(scores, masked)
-    best = torch.full_like(place, masked.shape[-1] + 1)
-    best = torch.cat((best, best[:, :1]), -1).scatter_reduce(
-        -1, run, place.masked_fill(~masked, masked.shape[-1] + 1), "amin"
-    )
+    behind = masked.shape[-1]
+    best = torch.full((*place.shape[:-1], behind + 1), behind, device=place.device)
+    best = best.scatter_reduce(-1, run, place.masked_fill(~masked, behind), "amin")
     return masked & (place == best.gather(-1, run))

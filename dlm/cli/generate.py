@@ -68,6 +68,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         int | None,
         decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
     ] = None,
+    position_temperature: Annotated[
+        float, decoding(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
+    ] = 0.0,
     stop_at_eos: Annotated[
         bool | None,
         decoding(
@@ -107,6 +110,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         "gen_length": gen_length,
         "block_length": block_length,
         "steps": steps,
+        "position_temperature": position_temperature or None,
         "stop_at_eos": stop_at_eos,
         "cache": cache,
         "temperature": temperature,

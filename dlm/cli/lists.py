@@ -24,7 +24,7 @@ NARROW = 140  # cells that a table needs
 
 def decoders(
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="With what each needs and may do.")
+        bool, typer.Option("--verbose", help="With published settings, caches and needs.")
     ] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -37,19 +37,24 @@ def decoders(
             print_json(row)
         return
     head = ["decoder", "rule", "options", "paper"]
-    head += ["needs", "changes committed tokens"] if verbose else []
+    head += ["published settings", "caches", "needs", "changes committed tokens"] if verbose else []
     print_table(head, [decoder_cells(row)[: len(head)] for row in rows])
 
 
 def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
-    """What there is to say about a policy."""
+    """What there is to say about a policy, with its default options."""
+    from dlm.traits import Traits
+
+    traits = Traits.of(decoder())
     return {
         "name": name,
         "summary": (inspect.getdoc(decoder) or "").partition("\n")[0],
         "options": {field.name: default(field) for field in fields(decoder)},
         "paper": decoder.paper,
-        "needs": sorted(decoder.needs),
-        "mutates_committed": decoder.mutates_committed,
+        "published": [setting._asdict() for setting in decoder.published],
+        "caches": list(traits.caches),
+        "needs": sorted(traits.needs),
+        "mutates_committed": traits.mutates_committed,
     }
 
 
@@ -57,7 +62,23 @@ def decoder_cells(row: dict[str, Any]) -> list[str]:
     """A policy for people, column by column."""
     options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
     changes = "yes" if row["mutates_committed"] else "no"
-    return [row["name"], row["summary"], options, row["paper"], ", ".join(row["needs"]), changes]
+    return [
+        row["name"],
+        row["summary"],
+        options,
+        row["paper"],
+        "\n".join(map(setting_line, row["published"])),
+        ", ".join(row["caches"]),
+        ", ".join(row["needs"]),
+        changes,
+    ]
+
+
+def setting_line(setting: dict[str, Any]) -> str:
+    """A published setting on one line."""
+    rate = setting["tokens_per_forward"]
+    measured = "" if rate is None else f" ({rate:g} tokens per forward)"
+    return f"{setting['task']}: {setting['options']}{measured}"
 
 
 def default(field: "Field[Any]") -> Any:

@@ -31,7 +31,7 @@ AGES = (
 )
 """Style of a token by the forwards since it was committed; older ones are plain."""
 EDITED = "bold black on bright_yellow"
-REMASKED = "bold bright_red"
+REMASKED = "bold bright_red strike"
 MASKED = "bright_black"
 SPECIAL = "bright_black"
 
@@ -65,20 +65,23 @@ class Picture:
     symbols: Symbols
     born: dict[int, int] = field(default_factory=dict)  # position -> forward of its commit
     edited: list[int] = field(default_factory=list)  # by the latest forward
-    remasked: list[int] = field(default_factory=list)
+    remasked: dict[int, int] = field(default_factory=dict)  # position -> the token taken back
     forward: int = 0
 
     def update(self, snapshot: "Snapshot") -> None:
         """Take the outcome of a forward in."""
         self.forward = snapshot.forward
+        self.remasked = {position: self.tokens[position] for position in snapshot.remasked}
         self.tokens = snapshot.tokens
         self.edited = snapshot.edited
-        self.remasked = snapshot.remasked
         self.born |= dict.fromkeys([*snapshot.committed, *snapshot.edited], snapshot.forward)
 
     def piece(self, position: int) -> str:
-        """What to draw for a position; a line break stays one, behind its symbol."""
-        token = self.tokens[position]
+        """What to draw for a position; a line break stays one, behind its symbol.
+
+        A token that the latest forward took back is drawn once more, struck through.
+        """
+        token = self.remasked.get(position, self.tokens[position])
         if token == self.mask_id:
             return self.symbols.mask
         if token in self.special:
@@ -116,8 +119,10 @@ class Picture:
         return lines
 
     def plain(self) -> str:
-        """The canvas on one line."""
-        return "".join(map(self.piece, range(len(self.tokens)))).replace("\n", "")
+        """The canvas on one line, tokens taken back between tildes."""
+        pieces = map(self.piece, range(len(self.tokens)))
+        struck = (f"~{p}~" if n in self.remasked else p for n, p in enumerate(pieces))
+        return "".join(struck).replace("\n", "")
 
     @property
     def left(self) -> int:
@@ -131,7 +136,9 @@ class Picture:
 
     def caption(self) -> str:
         """Where the decoding is."""
-        return f"forward {self.forward}   {self.rate:.2f} tokens per forward   {self.left} left"
+        back = f"   {len(self.remasked)} taken back" if self.remasked else ""
+        rate = f"{self.rate:.2f} tokens per forward"
+        return f"forward {self.forward}   {rate}   {self.left} left{back}"
 
     def frame(self, width: int, height: int) -> RenderableType:
         """Canvas and caption; of a canvas taller than the screen, the part where masks are."""

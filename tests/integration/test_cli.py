@@ -159,6 +159,7 @@ def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.Monke
         "gen_length": 5,
         "block_length": 3,
         "steps": 4,
+        "position_temperature": 0.125,
         "stop_at_eos": False,
         "cache": "none",
         "temperature": 0.5,
@@ -364,9 +365,16 @@ def test_decoders_lists_all() -> None:
     assert "threshold=0.9" in text
     assert "changes committed tokens" not in text
     head, _, first, *_ = run_well("decoders", "--verbose").stdout.splitlines()
-    assert head.split()[:5] == ["decoder", "rule", "options", "paper", "needs"]
-    assert "changes committed tokens" in head
-    assert first.split()[-3:] == ["arXiv:2502.09992", "confidence", "no"]
+    columns = ["published settings", "caches", "needs", "changes committed tokens"]
+    assert [head.find(column) for column in columns] == sorted(map(head.find, columns))
+    assert "GSM8K: gen_length=256 block_length=8" in first
+    assert "none, prefix, dual" in first
+    assert first.split()[-3:] == ["confidence,", "position_noise", "no"]
+    assert threshold["published"][0]["tokens_per_forward"] == 3.25
+    assert threshold["caches"] == ["none", "prefix", "dual"]
+    saber = rows[[row["name"] for row in rows].index("saber")]
+    assert saber["caches"] == ["none"]
+    assert saber["mutates_committed"]
 
 
 def test_a_narrow_terminal_gets_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:

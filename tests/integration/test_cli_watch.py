@@ -64,6 +64,22 @@ def test_picture_colours_by_age(picture: Picture, model: Model) -> None:
     assert picture.style(0) == ""
 
 
+def test_picture_shows_the_token_that_was_taken_back(picture: Picture, model: Model) -> None:
+    """Once more, struck through, at the forward that remasks it; then it is a mask."""
+    assert model.tokenizer is not None
+    mask, symbols = model.spec.mask_id, Symbols()
+    picture.update(snapshot([30, 31, mask, mask], committed=[0, 1]))
+    before = picture.piece(1)
+    picture.update(snapshot([30, mask, 33, mask], forward=2, committed=[2], remasked=[1]))
+    assert picture.piece(1) == before != symbols.mask
+    assert picture.style(1) == REMASKED
+    assert f"~{before}~" in picture.plain()
+    assert picture.caption().endswith("2 left   1 taken back")
+    picture.update(snapshot([30, mask, 33, mask], forward=3))
+    assert picture.piece(1) == symbols.mask
+    assert "taken back" not in picture.caption()
+
+
 def test_picture_draws_what_has_no_text(picture: Picture, model: Model) -> None:
     assert model.tokenizer is not None
     (newline,) = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
