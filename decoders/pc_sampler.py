@@ -11,7 +11,7 @@ from torch import Tensor
 from dlm.decoders.base import Published, Stateless
 from dlm.decoders.frequencies import read_frequencies
 from dlm.decoders.select import top
-from dlm.options import known, number
+from dlm.options import file, known, number
 from dlm.types import Decision, Facts, StepView
 
 ORIGINS = ("block", "generation")
@@ -62,12 +62,14 @@ class PCSampler(Stateless):
             object.__setattr__(self, "frequencies", tuple(self.frequencies.tolist()))
         elif not isinstance(self.frequencies, str | Path):
             object.__setattr__(self, "frequencies", tuple(self.frequencies))
+        elif self.frequencies != "model":
+            file("frequencies", self.frequencies)
 
     def bind(self, facts: Facts) -> "Weighted":
         """With the frequencies read, on the device of the model."""
         table = None
         if self.weight == "exponential":
-            if isinstance(self.frequencies, str) and self.frequencies == "model":
+            if self.frequencies == "model":
                 table = facts.background()
             else:
                 table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)

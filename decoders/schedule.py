@@ -11,7 +11,7 @@ from torch import Tensor
 from dlm.decoders.artefact import ScheduleArtefact
 from dlm.decoders.base import Policy
 from dlm.decoders.select import top
-from dlm.options import known
+from dlm.options import file, known
 from dlm.types import Adjustment, Decision, Facts, StepView
 
 
@@ -36,6 +36,10 @@ class Schedule(Policy):
     def needs(self) -> frozenset[str]:
         """What the usual base policy ranks by."""
         return frozenset({"confidence", "position_noise"})
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            file("path", self.path)
 
     def bind(self, facts: Facts) -> "Playing":
         """With the artefact read, checked against the model and laid out as tables."""

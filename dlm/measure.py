@@ -101,14 +101,18 @@ class Meter:
         warmth = self.settings.position_temperature if "position_noise" in self.traits.needs else 0
         if not warmth and "uniform" not in self.traits.needs:
             return view
-        wanted = torch.ones_like(view.masked)
-        places = Places.where(wanted, view.positions)
-        key = self.key(canvas, places, number)
+        shape = view.positions.shape
+        key = NoiseKey(
+            self.settings.seed,
+            canvas.row_key.repeat_interleave(shape[1]),
+            view.positions.flatten(),
+            torch.full_like(view.positions, number).flatten(),
+        )
         made: dict[str, Any] = {}
         if "uniform" in self.traits.needs:
-            made["uniform"] = places.spread(uniform(key), wanted)
+            made["uniform"] = uniform(key).view(shape)
         if warmth:
-            made["position_noise"] = places.spread(warmth * gumbel(key), wanted)
+            made["position_noise"] = (warmth * gumbel(key)).view(shape)
         return replace(view, **made)
 
     def key(self, canvas: Canvas, places: Places, number: int) -> NoiseKey:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
+from pathlib import Path
 
 
 def integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
@@ -54,6 +55,17 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     if not math.isfinite(value) or not least <= float(value) <= most:
         raise ValueError(rule)
     return float(value)
+
+
+def file(name: str, path: str | Path) -> str | Path:
+    """`path` if it is a file: to say so before a model is loaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{name} must be a file that exists, got {str(path)!r}")
+    return path
 
 
 def known(kind: str, name: object, names: Iterable[str]) -> str:
