@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dlm
+from dlm.decoders import DECODERS
 from dlm.kernels import NoiseKey, token_statistics
 
 pytestmark = [
@@ -46,3 +47,18 @@ def test_golden_trajectories() -> None:
             gen_length=params["gen_length"], block_length=params["block_length"],
         )  # fmt: skip
         assert out.tokens[0] == case["output"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_decodes_as_on_the_cpu(decoder: str, temperature: float) -> None:
+    def on(device: str) -> dlm.Generation:
+        model = dlm.load(GOLDEN / "tiny-llada", device=device, dtype="float32")
+        return dlm.generate(
+            model, [[5, 6, 7], [8]], decoder=decoder, gen_length=12, block_length=6,
+            temperature=temperature, stop_at_eos=False,
+        )  # fmt: skip
+
+    cuda, cpu = on("cuda"), on("cpu")
+    assert cuda.tokens == cpu.tokens
+    assert cuda.forwards == cpu.forwards

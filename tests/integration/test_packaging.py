@@ -4,9 +4,13 @@ import ast
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from dlm.decoders import DECODERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -88,3 +92,13 @@ def test_source_is_ascii() -> None:
     for folder in set(FOLDERS.values()):
         for file in (ROOT / folder).rglob("*.py"):
             assert file.read_text().isascii(), file
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_readme_lists_every_decoder_with_its_options(name: str) -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[0:1] == "|"]
+    (row,) = (row for row in rows if row.startswith(f"| `{name}` "))
+    decoder: Any = DECODERS[name]
+    assert all(f"`{field.name}`" in row for field in fields(decoder))
+    number = decoder.paper.removeprefix("arXiv:")
+    assert number in row or not number[0].isdigit()
