@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import Policy, Published
-from dlm.decoders.select import at_least, fresh, top
+from dlm.decoders.select import at_least, top
 from dlm.options import number
 from dlm.types import Decision, StepView
 
 SHARE, LEAST, MOST = 0.7, 5, 20  # most drafts of a forward: 70% of the masks, from 5 to 20
-PATIENCE = 30  # drafts that the forward before the first counts as
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +51,11 @@ class Wino(Policy):
         return torch.where(limit > 0, limit, 2 * blanks)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Drafts of the forward before, int64 [B]."""
-        return torch.full((batch,), PATIENCE)
+        """Drafts of the forward before, int64 [B]; a block's first forward verifies nothing."""
+        return torch.zeros(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
         """Draft, then verify what was there before."""
-        before = fresh(view.step, state, PATIENCE)
         confidence = view.want("confidence")
         masks = view.masked.sum(-1)
         most = (SHARE * masks).floor().long().clamp(LEAST, MOST)
@@ -67,5 +65,5 @@ class Wino(Policy):
         proof = view.want("leave_one_out")
         doubtful = view.editable & (proof < self.threshold_back)
         verifies = (drafted > 1) & ~view.last & (view.step < masks + view.editable.sum(-1))
-        count = torch.minimum(doubtful.sum(-1), before - 1) * verifies
+        count = torch.minimum(doubtful.sum(-1), state - 1) * verifies
         return drafted, Decision(draft, remask=top(-proof, doubtful, count))

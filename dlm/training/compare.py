@@ -28,7 +28,7 @@ from dlm.models.model import Model
 from dlm.training.score import LENGTHS, held_out, score
 from dlm.traits import Traits
 
-COUNTS = {"sudoku": 500, "word_problems": 200, "countdown": 100}  # problems, at most
+COUNTS = {"sudoku": 500, "word_problems": 100, "countdown": 100}  # problems, at most
 SHARES = (1, 2, 4, 8)  # tokens a forward, for decoders that follow a budget
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
@@ -80,17 +80,17 @@ SETTINGS: dict[str, list[Way]] = {
     },
     "dilated": ways("dilated", {}, {"base": 3}),
     "first_hitting": [
-        *ways("first_hitting", shares=(1,)),
+        *ways("first_hitting", shares=(4,)),
         *ways("first_hitting", shares=SHARES, temperature=1.0),
         *ways("first_hitting", {"order": 2}, shares=(4,), temperature=1.0),
     ],
     "ancestral": [
-        *ways("ancestral", shares=(1, 4)),
+        *ways("ancestral", shares=(4,)),
         *ways("ancestral", shares=SHARES, temperature=1.0),
     ],
     "dream": [
         *ways("dream", shares=SHARES),
-        *ways("dream", {"alg": "origin"}, shares=(1, 4)),
+        *ways("dream", {"alg": "origin"}, shares=(4,)),
     ],
     "pc_sampler": [
         *ways("pc_sampler", shares=SHARES),
@@ -111,8 +111,7 @@ SETTINGS: dict[str, list[Way]] = {
     ],
     "wino": sweep("wino", "threshold", 0.5, 0.6, 0.8),
     "remdm": [
-        *ways("remdm", {}, {"init_unmask_ratio": 1.0}),
-        *ways("remdm", shares=SHARES),
+        *ways("remdm", shares=(None, *SHARES)),
         *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(1,)),
     ],
     "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),
