@@ -72,6 +72,11 @@ class ReMDM(Policy):
             return frozenset({"confidence", "token_probability", "position_noise"})
         return frozenset({"uniform", "confidence"} if self.variant == "conf" else {"uniform"})
 
+    @property
+    def blind(self) -> bool:
+        """Whether positions are drawn from noise alone."""
+        return self.variant not in ("llada", "conf")
+
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
         """The budget; else the grid, or the commits and the loops."""
         loops = 2 * self.loop_steps * (blanks > 0) if self.variant == "llada" else 0

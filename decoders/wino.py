@@ -40,6 +40,7 @@ class Wino(Policy):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "leave_one_out", "position_noise"})
     mutates_committed: ClassVar[bool] = True
+    reads_committed: ClassVar[bool] = False
     caches: ClassVar[tuple[str, ...]] = ("none", "prefix")
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class Wino(Policy):
         """Draft, then verify what was there before."""
         confidence = view.want("confidence")
         masks = view.masked.sum(-1)
-        most = (SHARE * masks).floor().long().clamp(LEAST, MOST)
+        most = (SHARE * masks.double()).floor().long().clamp(LEAST, MOST)
         sure = top(confidence, view.masked & (confidence > self.threshold), most)
         draft = at_least(sure, view.tempered(confidence), view.masked, view.quota)
         drafted = draft.sum(-1)

@@ -72,7 +72,7 @@ class Meter:
         self.statistics = traits.needs - NOT_STATISTICS
         if settings.return_trajectory:
             self.statistics |= {"confidence"}
-        self.keeps_path = traits.blind and settings.temperature > 0
+        self.keeps_path = traits.has_path and settings.temperature > 0
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
@@ -124,9 +124,7 @@ class Meter:
         """The columns a decoder reads, bool [B, W]."""
         if "logits" in self.traits.needs:
             return torch.ones_like(view.masked)
-        if self.traits.mutates_committed or "token_probability" in self.traits.needs:
-            return view.masked | view.editable
-        return view.masked
+        return view.masked | view.editable if self.traits.reads_committed else view.masked
 
     def measure(
         self,

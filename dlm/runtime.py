@@ -184,7 +184,8 @@ class Loop:
         if self.traits.order_only:
             state, decision = self.decoder.step(state, view)
             broken = violations(decision, view, self.traits)
-            seen = self.meter.measure(canvas, lengths, view, decision.commit, state, number)
+            taken = decision.commit if decision.edit is None else decision.commit | decision.edit
+            seen = self.meter.measure(canvas, lengths, view, taken, state, number)
         else:
             wanted = self.meter.wanted(view)
             seen = self.meter.measure(canvas, lengths, view, wanted, state, number)

@@ -28,6 +28,9 @@ class Traits:
     name: str  # of its class, for messages
     needs: frozenset[str]  # names out of `STATISTICS` that `step` reads
     mutates_committed: bool  # whether decisions may remask or edit
+    reads_committed: (
+        bool  # whether statistics of committed columns are wanted; as the above if unset
+    )
     cross_block: bool  # whether the window spans all blocks so far, to read and change them
     blind: bool  # whether positions are chosen without looking at the sampled tokens
     scores: str  # law that statistics describe: "model", or the tempered and filtered "sampling"
@@ -48,6 +51,8 @@ class Traits:
         name = type(decoder).__name__
         needs = names(name, "needs", getattr(decoder, "needs", UNDECLARED))
         cross_block = boolean(f"{name}.cross_block", getattr(decoder, "cross_block", False))
+        mutates = bool(getattr(decoder, "mutates_committed", True))
+        reads = getattr(decoder, "reads_committed", mutates or "token_probability" in needs)
         usual = ("none",) if cross_block else CACHES
         caches = tuple(getattr(decoder, "caches", None) or usual)
         for cache in caches:
@@ -55,7 +60,8 @@ class Traits:
         return cls(
             name=name,
             needs=needs,
-            mutates_committed=bool(getattr(decoder, "mutates_committed", True)),
+            mutates_committed=mutates,
+            reads_committed=boolean(f"{name}.reads_committed", reads),
             cross_block=cross_block,
             blind=boolean(f"{name}.blind", getattr(decoder, "blind", False)),
             scores=known(
@@ -72,9 +78,14 @@ class Traits:
 
     @property
     def order_only(self) -> bool:
-        """Whether decisions rest on no logits: only committed positions have to be projected."""
+        """Whether decisions rest on no logits: only what takes a token has to be projected."""
         quiet = self.needs <= {"uniform", "position_noise"}
-        return self.blind and quiet and not self.mutates_committed and self.adjust is None
+        return self.blind and quiet and self.adjust is None
+
+    @property
+    def has_path(self) -> bool:
+        """Whether the tokens a row draws, one after the other, have a probability of their own."""
+        return self.blind and not self.mutates_committed
 
 
 def names(owner: str, attribute: str, value: object) -> frozenset[str]:

@@ -34,8 +34,8 @@ class StepView:
     """What a decoder may read in one denoising step. Read-only.
 
     Fields typed `Tensor | None` hold a tensor when the decoder names them in `needs`. Committed
-    columns are measured too where the decoder declares `mutates_committed` or needs
-    `token_probability`; columns that are not measured hold 0.
+    columns are measured too where the decoder declares `mutates_committed` (and not
+    `reads_committed` = False) or needs `token_probability`; what is not measured holds 0.
     """
 
     tokens: Tensor  # int64 [B, W], x_t

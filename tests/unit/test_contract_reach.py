@@ -150,23 +150,42 @@ def test_hold_needs_a_bound(toy: Toy) -> None:
         dlm.generate(toy(), [[1]], decoder=rule, gen_length=2)
 
 
-def test_order_only_decoders_project_what_they_commit(toy: Toy) -> None:
+def projected(base: Model, name: str, **options: Any) -> list[int]:
+    """Positions that each projection to the vocabulary was asked for."""
+    counts: list[int] = []
+
+    class Counting(type(base)):  # type: ignore[misc]
+        def logits(self, hidden: Tensor) -> Tensor:
+            counts.append(hidden.shape[0])
+            return super().logits(hidden)  # type: ignore[no-any-return]
+
+    model = Counting(None, None, base.spec, base.table)  # type: ignore[attr-defined]
+    dlm.generate(
+        model, [[1], [2, 3]], decoder=name, decoder_options=options, gen_length=6,
+        stop_at_eos=False,
+    )  # fmt: skip
+    return counts
+
+
+@pytest.mark.parametrize(
+    "name", ["first_hitting", "random", "left_to_right", "ancestral", "dilated"]
+)
+def test_order_only_decoders_project_what_they_commit(toy: Toy, name: str) -> None:
     """L V work for L tokens: the point of first hitting; one that ranks projects every mask."""
-    projected: dict[str, list[int]] = {}
-    base = toy(2)
-    for name in ("first_hitting", "random", "left_to_right", "ancestral", "dilated", "entropy"):
-        counts = projected.setdefault(name, [])
+    assert Traits.of(make(name)).order_only
+    assert sum(projected(toy(2), name)) == 12
+    assert projected(toy(2), "entropy") == [12, 10, 8, 6, 4, 2]
 
-        class Counting(type(base)):  # type: ignore[misc]
-            def logits(self, hidden: Tensor, counts: list[int] = counts) -> Tensor:
-                counts.append(hidden.shape[0])
-                return super().logits(hidden)  # type: ignore[no-any-return]
 
-        model = Counting(None, None, base.spec, base.table)  # type: ignore[attr-defined]
-        dlm.generate(model, [[1], [2, 3]], decoder=name, gen_length=6, stop_at_eos=False)
-    assert all(sum(projected[name]) == 12 for name in projected if name != "entropy")
-    assert projected["entropy"] == [12, 10, 8, 6, 4, 2]
-    assert all(Traits.of(make(name)).order_only == (name != "entropy") for name in projected)
+def test_committed_tokens_are_projected_only_where_read(toy: Toy) -> None:
+    """WINO judges them by their shadows alone, ReMDM's rates by nothing."""
+    first, shadows, *_ = projected(toy(2), "wino", threshold=2.0, threshold_back=0.0)
+    assert (first, shadows) == (12, 0)
+    second, shadows = projected(toy(2), "wino", threshold=2.0, threshold_back=0.0)[2:4]
+    assert (second, shadows) == (10, 2)
+    assert Traits.of(make("remdm", variant="cap")).order_only
+    assert not Traits.of(make("remdm", variant="conf")).order_only
+    assert sum(projected(toy(2), "remdm", variant="cap", eta=0.0)) == 12
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,213 @@
+"""What the comparison of decoders runs, and what it has found so far."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from dlm.decoders import DECODERS, make
+from dlm.training.score import LENGTHS
+from dlm.traits import Traits
+
+COUNTS = {"sudoku": 500, "word_problems": 100, "countdown": 100}  # problems, at most
+SHARES = (1, 2, 4, 8)  # tokens a forward, for decoders that follow a budget
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One setting of a decoder."""
+
+    decoder: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    share: int | None = None  # a budget of ceil(length / share) forwards; None for no budget
+    temperature: float = 0.0
+
+    @property
+    def random(self) -> bool:
+        """Whether the seed matters: tokens or positions are drawn."""
+        needs = Traits.of(make(self.decoder, **self.options)).needs
+        return self.temperature > 0 or "uniform" in needs
+
+    @property
+    def label(self) -> str:
+        """What differs from the defaults."""
+        parts = [f"{name} {value}" for name, value in self.options.items()]
+        parts += [] if self.share is None else [f"{self.share} a forward"]
+        parts += [f"temperature {self.temperature:g}"] if self.temperature else []
+        return ", ".join(parts) or "defaults"
+
+
+def ways(
+    decoder: str,
+    *options: Mapping[str, Any],
+    shares: Sequence[int | None] = (None,),
+    temperature: float = 0.0,
+) -> list[Way]:
+    """Every combination of options and shares."""
+    chosen = options or ({},)
+    return [Way(decoder, each, share, temperature) for each in chosen for share in shares]
+
+
+def sweep(decoder: str, option: str, *values: Any) -> list[Way]:
+    """One option, several values."""
+    return ways(decoder, *({option: value} for value in values))
+
+
+SETTINGS: dict[str, list[Way]] = {
+    **{
+        name: ways(name, shares=SHARES)
+        for name in ("low_confidence", "random", "left_to_right", "entropy", "margin", "schedule")
+    },
+    "dilated": ways("dilated", {}, {"base": 3}),
+    "first_hitting": [
+        *ways("first_hitting", shares=(4,)),
+        *ways("first_hitting", shares=SHARES, temperature=1.0),
+        *ways("first_hitting", {"order": 2}, shares=(4,), temperature=1.0),
+    ],
+    "ancestral": [
+        *ways("ancestral", shares=(4,)),
+        *ways("ancestral", shares=SHARES, temperature=1.0),
+    ],
+    "dream": [
+        *ways("dream", shares=SHARES),
+        *ways("dream", {"alg": "origin"}, shares=(4,)),
+    ],
+    "pc_sampler": [
+        *ways("pc_sampler", shares=SHARES),
+        *ways("pc_sampler", {"lambda_": 0.0}, shares=(1, 4)),
+    ],
+    "threshold": sweep("threshold", "threshold", 0.5, 0.7, 0.9),
+    "factor": sweep("factor", "factor", 0.5, 1.0, 2.0),
+    "frechet": sweep("frechet", "delta", 0.1, 0.25, 0.5),
+    "entropy_bound": sweep("entropy_bound", "gamma", 0.01, 0.1, 1.0),
+    "entropy_threshold": sweep("entropy_threshold", "threshold", 0.1, 0.5, 1.0),
+    "local_leap": ways("local_leap", {}, {"relaxed_threshold": 0.5}),
+    "hierarchical": ways("hierarchical", {}, {"remask": True}),
+    "credit": ways("credit", {}, {"adaptive": True}),
+    "klass": sweep("klass", "threshold", 0.6, 0.9),
+    "saber": [
+        *sweep("saber", "n", 1, 2, 4),
+        *ways("saber", {"n": 2, "preset": "paper"}, {"n": 2, "preset": "safe"}),
+    ],
+    "wino": sweep("wino", "threshold", 0.5, 0.6, 0.8),
+    "remdm": [
+        *ways("remdm", shares=(None, *SHARES)),
+        *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(1,)),
+    ],
+    "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),
+}
+"""What is compared; a decoder that is not listed runs with its defaults."""
+
+
+def settings_of(decoder: str) -> list[Way]:
+    """The settings of one decoder."""
+    return SETTINGS.get(decoder) or ways(decoder)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One setting on one task with one seed."""
+
+    task: str
+    way: Way
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The fields of its line that tell it from the others."""
+        length = LENGTHS[self.task]
+        return {
+            "task": self.task,
+            "decoder": self.way.decoder,
+            "options": dict(self.way.options),
+            "steps": None if self.way.share is None else -(-length // self.way.share),
+            "temperature": self.way.temperature,
+            "seed": self.seed,
+        }
+
+
+def plan(decoders: Sequence[str], seeds: int) -> Iterator[Cell]:
+    """Every cell, in the order of the results."""
+    for task in COUNTS:
+        for decoder in decoders:
+            for way in settings_of(decoder):
+                for seed in range(seeds if way.random else 1):
+                    yield Cell(task, way, seed)
+
+
+class Results:
+    """The lines of `results.jsonl`, by what they are about."""
+
+    FIELDS = ("task", "decoder", "options", "steps", "temperature", "seed")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            *whole, rest = path.read_text().split("\n")  # what follows the last newline was cut
+            if rest:
+                path.write_text("".join(f"{line}\n" for line in whole))
+            for line in map(json.loads, whole):
+                self.lines[self.name(line)] = line
+
+    @classmethod
+    def name(cls, line: Mapping[str, Any]) -> str:
+        """The key of a line as text."""
+        return json.dumps([line[each] for each in cls.FIELDS], sort_keys=True)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line to the file."""
+        self.lines[self.name(line)] = line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget(self, decoders: Sequence[str]) -> None:
+        """Drop what is known of some decoders."""
+        self.lines = {k: v for k, v in self.lines.items() if v["decoder"] not in decoders}
+        self.write(self.lines.values())
+
+    def sort(self, seeds: int) -> None:
+        """Put the file into the order of the plan, without lines that are of no plan."""
+        names = [self.name(cell.key) for cell in plan(list(DECODERS), seeds)]
+        self.write(self.lines[name] for name in names if name in self.lines)
+
+    def write(self, lines: Any) -> None:
+        """Replace the file."""
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        draft.replace(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A setting on a task, over its seeds."""
+
+    way: Way
+    solved: float  # percent, mean
+    spread: float | None  # standard deviation over seeds, percent points; None without seeds
+    forwards: float
+    tokens_per_forward: float
+
+
+def points(results: Results, task: str, decoder: str) -> list[Point | None]:
+    """One for each setting of a decoder, None where it has not been run."""
+    found: list[Point | None] = []
+    for way in settings_of(decoder):
+        names = (results.name(Cell(task, way, seed).key) for seed in range(len(results.lines)))
+        lines = [results.lines[name] for name in names if name in results.lines]
+        if not lines:
+            found.append(None)
+            continue
+        solved = [100 * line["solved"] / line["total"] for line in lines]
+        found.append(
+            Point(
+                way,
+                mean(solved),
+                stdev(solved) if len(solved) > 1 else None,
+                mean(line["forwards"] for line in lines),
+                mean(line["tokens_per_forward"] for line in lines),
+            )
+        )
+    return found

@@ -1,0 +1,163 @@
+"""The page of the comparison of decoders: its tables and its picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dlm.decoders import DECODERS
+from dlm.training.cells import COUNTS, Point, Results, points, settings_of
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+MARKERS = "os^DvPX*<>"
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a budget, by what the model says": (
+        "#0072B2",
+        ("low_confidence", "entropy", "margin", "pc_sampler", "dream", "schedule"),
+    ),
+    "a budget, by position": ("#000000", ("left_to_right", "dilated")),
+    "a budget, at random": ("#E69F00", ("random", "first_hitting", "ancestral")),
+    "all above a threshold": (
+        "#009E73",
+        ("threshold", "entropy_threshold", "local_leap", "hierarchical", "block_refinement"),
+    ),
+    "as many as a bound allows": ("#56B4E9", ("factor", "frechet", "entropy_bound")),
+    "by earlier forwards": ("#CC79A7", ("credit", "klass", "mutual_stability")),
+    "takes tokens back": ("#D55E00", ("saber", "wino", "remdm")),
+}
+"""Colours tell apart with any colour vision (Okabe and Ito)."""
+
+
+def table(results: Results) -> str:
+    """All settings by all tasks, in Markdown."""
+    totals = {line["task"]: line["total"] for line in results.lines.values()}
+    head = ["decoder", "setting"]
+    for task in COUNTS:
+        head += [f"{task} ({totals.get(task, 0)}), %", "forwards", "tokens / forward"]
+    rows = [head, ["---"] * 2 + ["--:"] * (len(head) - 2)]
+    for decoder in DECODERS:
+        for way, *found in zip(
+            settings_of(decoder), *(points(results, task, decoder) for task in COUNTS), strict=True
+        ):
+            row = [f"`{decoder}`", way.label]
+            for point in found:
+                if point is None:
+                    row += ["-"] * 3
+                    continue
+                spread = "" if point.spread is None else f" +- {point.spread:.1f}"
+                row += [f"{point.solved:.1f}{spread}"]
+                row += [f"{point.forwards:.1f}", f"{point.tokens_per_forward:.2f}"]
+            rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def render(results: Results, page: Path, picture: Path) -> None:
+    """Write the table into the page, and the picture.
+
+    Raises:
+        ValueError: matplotlib is missing, or the page has no markers.
+    """
+    plot = pyplot()
+    text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page} must have {BEGIN} and {END} once each, around its tables")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    draw(plot, results, picture)
+
+
+def pyplot() -> Any:
+    """Matplotlib's plotting interface.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import_module("matplotlib").use("agg")
+        return import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise ValueError(
+            "--render needs matplotlib, of the extra plot: pip install 'dlm[plot]'"
+        ) from error
+
+
+def draw(plot: Any, results: Results, picture: Path) -> None:
+    """One panel a task: percent solved against forwards, a colour a family, a marker a decoder."""
+    plot.rcParams.update({"svg.hashsalt": "dlm", "svg.fonttype": "none", "font.size": 8})
+    figure, panels = plot.subplots(len(COUNTS), figsize=(10, 6.5 * len(COUNTS)), squeeze=False)
+    for axes, task in zip(panels[:, 0], COUNTS, strict=True):
+        axes.set_xscale("log")
+        axes.set(title=task, xlabel="forwards of a row (mean)", ylabel="solved, %")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(which="both", color="0.92")
+        axes.set_axisbelow(True)
+        best = {}
+        for decoder in DECODERS:
+            found = [point for point in points(results, task, decoder) if point is not None]
+            if found:
+                best[decoder] = max(found, key=lambda point: (point.solved, -point.forwards))
+                plot_decoder(axes, decoder, found)
+        label(figure, axes, best)
+    for family, (colour, _) in FAMILIES.items():
+        panels[0, 0].plot([], [], color=colour, linewidth=4, label=family)
+    panels[0, 0].plot([], [], "o", color="0.4", markerfacecolor="none", label="temperature 1")
+    panels[0, 0].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(picture, metadata={"Date": None})
+    plot.close(figure)
+
+
+def style(decoder: str) -> dict[str, str]:
+    """Colour and marker of a decoder."""
+    for colour, members in FAMILIES.values():
+        if decoder in members:
+            return {"color": colour, "marker": MARKERS[members.index(decoder)]}
+    return {"color": "0.3", "marker": "o"}
+
+
+def plot_decoder(axes: Any, decoder: str, found: Sequence[Point]) -> None:
+    """Its points, those joined that differ in a number or in the budget alone."""
+    lines: dict[Any, list[Point]] = {}
+    for point in found:
+        fixed = [(k, v if isinstance(v, str | bool) else 0) for k, v in point.way.options.items()]
+        key = (point.way.temperature, point.way.share is None, *fixed)
+        lines.setdefault(key, []).append(point)
+    for line in lines.values():
+        line.sort(key=lambda point: point.forwards)
+        axes.errorbar(
+            [point.forwards for point in line],
+            [point.solved for point in line],
+            yerr=[point.spread or 0.0 for point in line],
+            **style(decoder),
+            linewidth=0.8,
+            elinewidth=0.5,
+            alpha=0.8,
+            markersize=5,
+            markerfacecolor="none" if line[0].way.temperature else None,
+        )
+
+
+def label(figure: Any, axes: Any, best: Mapping[str, Point]) -> None:
+    """The name of every decoder near its best point, where no other name is yet."""
+    figure.canvas.draw()
+    taken: list[Any] = []
+    for decoder, point in sorted(best.items(), key=lambda item: item[1].forwards):
+        text = axes.annotate(
+            decoder,
+            (point.forwards, point.solved),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=style(decoder)["color"],
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkB": 3},
+        )
+        for turn in range(240):
+            reach = 8 + turn
+            angle = 2.4 * turn  # the golden angle: spirals out evenly
+            text.set_position((reach * math.cos(angle), reach * math.sin(angle)))
+            box = text.get_window_extent()
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
