@@ -63,7 +63,7 @@ def file(name: str, path: str | Path) -> str | Path:
     Raises:
         ValueError: there is none.
     """
-    if not Path(path).is_file():
+    if not Path(path).expanduser().is_file():
         raise ValueError(f"{name} must be a file that exists, got {str(path)!r}")
     return path
 

@@ -1,7 +1,7 @@
 """What the comparison of decoders runs, and what it has found so far."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -58,8 +58,9 @@ def sweep(decoder: str, option: str, *values: Any) -> list[Way]:
 SETTINGS: dict[str, list[Way]] = {
     **{
         name: ways(name, shares=SHARES)
-        for name in ("low_confidence", "random", "left_to_right", "entropy", "margin", "schedule")
+        for name in ("low_confidence", "random", "left_to_right", "entropy", "margin")
     },
+    "schedule": ways("schedule", shares=(4,)),  # without an artefact: low_confidence
     "dilated": ways("dilated", {}, {"base": 3}),
     "first_hitting": [
         *ways("first_hitting", shares=(4,)),
@@ -68,7 +69,7 @@ SETTINGS: dict[str, list[Way]] = {
     ],
     "ancestral": [
         *ways("ancestral", shares=(4,)),
-        *ways("ancestral", shares=SHARES, temperature=1.0),
+        *ways("ancestral", shares=(1, 4, 8), temperature=1.0),
     ],
     "dream": [
         *ways("dream", shares=SHARES),
@@ -76,7 +77,7 @@ SETTINGS: dict[str, list[Way]] = {
     ],
     "pc_sampler": [
         *ways("pc_sampler", shares=SHARES),
-        *ways("pc_sampler", {"lambda_": 0.0}, shares=(1, 4)),
+        *ways("pc_sampler", {"lambda_": 0.0}, shares=(4,)),
     ],
     "threshold": sweep("threshold", "threshold", 0.5, 0.7, 0.9),
     "factor": sweep("factor", "factor", 0.5, 1.0, 2.0),
@@ -94,7 +95,7 @@ SETTINGS: dict[str, list[Way]] = {
     "wino": sweep("wino", "threshold", 0.5, 0.6, 0.8),
     "remdm": [
         *ways("remdm", shares=(None, *SHARES)),
-        *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(1,)),
+        *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(2,)),
     ],
     "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),
 }
@@ -128,7 +129,7 @@ class Cell:
         }
 
 
-def plan(decoders: Sequence[str], seeds: int) -> Iterator[Cell]:
+def plan(decoders: Collection[str], seeds: int) -> Iterator[Cell]:
     """Every cell, in the order of the results."""
     for task in COUNTS:
         for decoder in decoders:
@@ -163,17 +164,18 @@ class Results:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def forget(self, decoders: Sequence[str]) -> None:
+    def forget(self, decoders: Collection[str]) -> None:
         """Drop what is known of some decoders."""
         self.lines = {k: v for k, v in self.lines.items() if v["decoder"] not in decoders}
         self.write(self.lines.values())
 
-    def sort(self, seeds: int) -> None:
-        """Put the file into the order of the plan, without lines that are of no plan."""
-        names = [self.name(cell.key) for cell in plan(list(DECODERS), seeds)]
+    def sort(self) -> None:
+        """Put the file into the order of the plan, without settings that are compared no more."""
+        seeds = 1 + max(line["seed"] for line in self.lines.values())
+        names = [self.name(cell.key) for cell in plan(DECODERS, seeds)]
         self.write(self.lines[name] for name in names if name in self.lines)
 
-    def write(self, lines: Any) -> None:
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
         """Replace the file."""
         draft = self.path.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -195,8 +197,12 @@ def points(results: Results, task: str, decoder: str) -> list[Point | None]:
     """One for each setting of a decoder, None where it has not been run."""
     found: list[Point | None] = []
     for way in settings_of(decoder):
-        names = (results.name(Cell(task, way, seed).key) for seed in range(len(results.lines)))
-        lines = [results.lines[name] for name in names if name in results.lines]
+        key = Cell(task, way, 0).key
+        lines = [
+            line
+            for line in results.lines.values()
+            if all(line[each] == key[each] for each in results.FIELDS if each != "seed")
+        ]
         if not lines:
             found.append(None)
             continue

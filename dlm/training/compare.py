@@ -12,13 +12,14 @@ comments of `docs/decoders.md` and draws `docs/decoders/accuracy.svg`.
 import argparse
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dlm.data import Example
 from dlm.decoders import DECODERS
 from dlm.models.loading import load
 from dlm.models.model import Model
+from dlm.options import integer
 from dlm.training.cells import COUNTS, Results, plan
 from dlm.training.page import render
 from dlm.training.score import LENGTHS, held_out, score
@@ -38,7 +39,7 @@ def run(
     model: Model,
     examples: Mapping[str, Sequence[Example]],
     results: Results,
-    decoders: Sequence[str],
+    decoders: Collection[str],
     seeds: int,
 ) -> None:
     """Decode every cell that has no line yet.
@@ -77,7 +78,7 @@ def run(
         what = f"{cell.task} {cell.way.decoder} ({cell.way.label}) seed {cell.seed}"
         told = f"{found.solved:.1%} solved, {found.forwards:.1f} forwards"
         print(f"[{number}/{len(cells)}] {what}: {told}", file=sys.stderr, flush=True)
-    results.sort(seeds)
+    results.sort()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="folder; the built-in model if absent")
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles, needed for a run")
     parser.add_argument("--countdown", type=Path, help="JSONL instead of generated problems")
-    parser.add_argument("--count", type=int, help=f"problems of each task, at most {COUNTS}")
+    parser.add_argument("--count", type=int, default=500, help=f"of each task, at most {COUNTS}")
     parser.add_argument("--seeds", type=int, default=3, help="of settings that draw; 3")
     parser.add_argument("--decoder", action="append", choices=list(DECODERS), help="default: all")
     parser.add_argument("--again", action="store_true", help="forget what the decoders have done")
@@ -101,12 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if given.sudoku is None:
             raise ValueError("a run needs --sudoku")
-        decoders = given.decoder or list(DECODERS)
+        most = integer("count", given.count, least=1)
+        integer("seeds", given.seeds, least=1)
+        decoders = given.decoder or DECODERS
         if given.again:
             results.forget(decoders)
         examples = {
-            task: held_out(task, min(most, given.count or most), given.sudoku, given.countdown)
-            for task, most in COUNTS.items()
+            task: held_out(task, min(most, count), given.sudoku, given.countdown)
+            for task, count in COUNTS.items()
         }
         run(load(given.model), examples, results, decoders, given.seeds)
     except ValueError as error:

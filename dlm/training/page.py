@@ -10,6 +10,7 @@ from dlm.decoders import DECODERS
 from dlm.training.cells import COUNTS, Point, Results, points, settings_of
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+FONT = 8  # points
 MARKERS = "os^DvPX*<>"
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a budget, by what the model says": (
@@ -84,26 +85,31 @@ def pyplot() -> Any:
 
 def draw(plot: Any, results: Results, picture: Path) -> None:
     """One panel a task: percent solved against forwards, a colour a family, a marker a decoder."""
-    plot.rcParams.update({"svg.hashsalt": "dlm", "svg.fonttype": "none", "font.size": 8})
+    plot.rcParams.update({"svg.hashsalt": "dlm", "svg.fonttype": "none", "font.size": FONT})
     figure, panels = plot.subplots(len(COUNTS), figsize=(10, 6.5 * len(COUNTS)), squeeze=False)
+    drawn = []
     for axes, task in zip(panels[:, 0], COUNTS, strict=True):
         axes.set_xscale("log")
         axes.set(title=task, xlabel="forwards of a row (mean)", ylabel="solved, %")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(which="both", color="0.92")
         axes.set_axisbelow(True)
-        best = {}
+        best: dict[str, Point] = {}
+        every: list[Point] = []
         for decoder in DECODERS:
             found = [point for point in points(results, task, decoder) if point is not None]
             if found:
                 best[decoder] = max(found, key=lambda point: (point.solved, -point.forwards))
+                every += found
                 plot_decoder(axes, decoder, found)
-        label(figure, axes, best)
+        drawn.append((axes, best, every))
     for family, (colour, _) in FAMILIES.items():
         panels[0, 0].plot([], [], color=colour, linewidth=4, label=family)
     panels[0, 0].plot([], [], "o", color="0.4", markerfacecolor="none", label="temperature 1")
     panels[0, 0].legend(loc="lower right")
     figure.tight_layout()
+    for each in drawn:
+        label(*each)
     figure.savefig(picture, metadata={"Date": None})
     plot.close(figure)
 
@@ -138,26 +144,38 @@ def plot_decoder(axes: Any, decoder: str, found: Sequence[Point]) -> None:
         )
 
 
-def label(figure: Any, axes: Any, best: Mapping[str, Point]) -> None:
-    """The name of every decoder near its best point, where no other name is yet."""
-    figure.canvas.draw()
-    taken: list[Any] = []
+def label(axes: Any, best: Mapping[str, Point], every: Sequence[Point]) -> None:
+    """The name of every decoder near its best point, off other names and, if it can, points."""
+    scale = axes.figure.dpi / 72  # pixels a point of a font
+    dots = axes.transData.transform([(point.forwards, point.solved) for point in every])
+    left, low, right, high = axes.bbox.extents
+    taken: list[tuple[float, float]] = []  # centres, pixels
+    half = {name: (0.3 * FONT * len(name) * scale, 0.65 * FONT * scale) for name in best}
+    placed: list[str] = []
     for decoder, point in sorted(best.items(), key=lambda item: item[1].forwards):
-        text = axes.annotate(
-            decoder,
-            (point.forwards, point.solved),
-            xytext=(0, 0),
-            textcoords="offset points",
-            color=style(decoder)["color"],
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkB": 3},
-        )
-        for turn in range(240):
-            reach = 8 + turn
-            angle = 2.4 * turn  # the golden angle: spirals out evenly
-            text.set_position((reach * math.cos(angle), reach * math.sin(angle)))
-            box = text.get_window_extent()
-            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
+        x, y = axes.transData.transform((point.forwards, point.solved))
+        wide, tall = half[decoder]
+        free = []  # centres that are off other names, with the points they hide
+        for turn in range(5, 600):
+            reach, angle = 0.6 * turn * scale, 2.4 * turn  # the golden angle spirals out evenly
+            a, b = x + wide * math.cos(angle) + reach * math.cos(angle), y + reach * math.sin(angle)
+            if not (left + wide < a < right - wide and low + tall < b < high - tall):
+                continue
+            others = zip(taken, (half[name] for name in placed), strict=True)
+            if any(abs(a - c) < wide + w and abs(b - d) < tall + t for (c, d), (w, t) in others):
+                continue
+            hidden = sum(abs(a - c) < wide + 3 and abs(b - d) < tall + 3 for c, d in dots)
+            free.append((hidden, turn, a, b))
+        if free:
+            _, _, a, b = min(free)
+            taken.append((a, b))
+            placed.append(decoder)
+            axes.annotate(
+                decoder,
+                (point.forwards, point.solved),
+                xytext=axes.transData.inverted().transform((a, b)),
+                ha="center",
+                va="center",
+                color=style(decoder)["color"],
+                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.5", "shrinkB": 3},
+            )
