@@ -54,6 +54,10 @@ class Dream(Policy):
         """Whether the score says nothing of the sampled token."""
         return self.alg != "maskgit_plus"
 
+    def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
+        """N, of which at most one a blank reveals anything."""
+        return torch.where(limit > 0, limit.minimum(blanks), blanks)
+
     def init_state(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
         """Grid index k and grid size N, int64 [B] each."""
         return torch.zeros(batch, dtype=torch.int64), torch.ones(batch, dtype=torch.int64)

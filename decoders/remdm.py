@@ -117,8 +117,9 @@ class ReMDM(Policy):
         noise = view.want("uniform")
         blanks = view.masked.sum(-1) + view.editable.sum(-1)
         steps = torch.where(view.limit > 0, view.limit, blanks)
-        now, then = (self.alpha(1 - (view.step + k).double() / steps)[:, None] for k in (0, 1))
-        sigma = self.rate(state, view, now, then, 1 - view.step.double() / steps)
+        time, after = (1 - (view.step + k).double() / steps for k in (0, 1))
+        now, then = self.alpha(time)[:, None], self.alpha(after)[:, None]
+        sigma = self.rate(state, view, now, then, time)
         reveal = ((then - (1 - sigma) * now) / (1 - now)).clamp(0.0, 1.0)
         last = (view.step + 1 >= steps)[:, None]
         commit = view.masked & ((noise <= reveal) | last)
@@ -126,7 +127,7 @@ class ReMDM(Policy):
         kept = state.confidence
         if self.variant == "conf":
             kept = torch.where(commit, view.want("confidence"), kept)
-        decision = Decision(commit, remask=remask, hold=~last[:, 0], time=1 - then[:, 0].float())
+        decision = Decision(commit, remask=remask, hold=~last[:, 0], time=after.float())
         return Remasking(state.moves, kept), decision
 
     def alpha(self, time: Tensor) -> Tensor:
