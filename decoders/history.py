@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dlm.decoders.select import fresh
 from dlm.types import StepView
+
+TINY = 1e-7  # what rounding leaves in a bucket that holds nothing
 
 
 class Summary(NamedTuple):
     """The listed tokens of each position; what no token of the list holds is one last bucket.
 
-    Comparing two summaries takes the tokens that both list, and all else together: by the data
-    processing inequality the divergence of that partition is at most that of the distributions,
-    and it equals it where the vocabulary is no longer than the list.
+    Divergences of two summaries are at most those of the distributions, by the data processing
+    inequality, and equal to them where the vocabulary is no longer than the list.
     """
 
     tokens: Tensor  # int64 [B, W, K], -1 where there is none
@@ -57,11 +57,23 @@ def _relative(p: Tensor, q: Tensor) -> Tensor:
 
 
 def kl_divergence(now: Summary, before: Summary) -> Tensor:
-    """KL(now || before) of the shared partition, nats, float32 [B, W]."""
+    """KL(now || before), nats, float32 [B, W]: the least that fits both lists.
+
+    Tokens in both lists count on their own. A token that only `now` lists had at most the least
+    probability that `before` lists: those that now have more are one bucket S with
+    q(S) <= min(|S| q_least, its share of the rest), and all else is another. Both steps can only
+    lower the divergence, and a token that comes from nowhere still raises it.
+    """
     p, q, rest_p, rest_q = shared(now, before)
-    # Rounding leaves about 1e-7 in a bucket that holds nothing.
-    rest = _relative(rest_p, rest_q.clamp(min=1e-7))
-    return (_relative(p, q).sum(-1) + rest).clamp(min=0.0)
+    least = before.probabilities.amin(-1)
+    risen = ((p == 0) & (now.probabilities > least[..., None])).float()
+    risen_p = (now.probabilities * risen).sum(-1)
+    share = rest_q * (risen_p / rest_p.clamp(min=TINY)).clamp(max=1.0)
+    risen_q = torch.minimum(share, risen.sum(-1) * least)
+    common = _relative(p, q).sum(-1)
+    rise = _relative(risen_p, risen_q.clamp(min=TINY))
+    rest = _relative((rest_p - risen_p).clamp(min=0.0), (rest_q - risen_q).clamp(min=TINY))
+    return (common + rise + rest).clamp(min=0.0)
 
 
 def js_divergence(now: Summary, before: Summary) -> Tensor:
@@ -81,5 +93,5 @@ def log_ratio(now: Summary, before: Summary) -> Tensor:
 
 def counted(streak: Tensor, holds: Tensor, view: StepView) -> Tensor:
     """A streak one longer where the condition holds and the block has an earlier forward."""
-    longer = (fresh(view.step, streak, 0) + 1) * holds
+    longer = (streak + 1) * holds
     return longer.masked_fill((view.step == 0)[:, None], 0)

@@ -51,7 +51,7 @@ class Klass(Policy):
     def init_state(self, batch: int, length: int) -> Streak:
         """Nothing seen."""
         stable = torch.zeros(batch, length, dtype=torch.int64)
-        return Streak(Summary.empty(batch, length, 0), stable)
+        return Streak(Summary.empty(batch, length, self.top), stable)
 
     def step(self, state: Streak, view: StepView) -> tuple[Streak, Decision]:
         """The sure and stable ones, the surest at least."""

@@ -48,7 +48,7 @@ class MutualStability(Policy):
     def init_state(self, batch: int, length: int) -> Agreement:
         """Nothing seen."""
         same = torch.zeros(batch, length, dtype=torch.int64)
-        return Agreement(Summary.empty(batch, length, 0), same)
+        return Agreement(Summary.empty(batch, length, self.top), same)
 
     def step(self, state: Agreement, view: StepView) -> tuple[Agreement, Decision]:
         """The sure and unchanged ones, the surest at least."""

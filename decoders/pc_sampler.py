@@ -58,12 +58,18 @@ class PCSampler(Stateless):
         number("alpha", self.alpha, least=0.0)
         known("weight", self.weight, WEIGHTS)
         known("position_origin", self.position_origin, ORIGINS)
-        if isinstance(self.frequencies, Tensor):  # values compare and hash, tensors do not
-            object.__setattr__(self, "frequencies", tuple(self.frequencies.tolist()))
-        elif not isinstance(self.frequencies, str | Path):
-            object.__setattr__(self, "frequencies", tuple(self.frequencies))
-        elif self.frequencies != "model":
-            file("frequencies", self.frequencies)
+        given: object = self.frequencies
+        if isinstance(given, str | Path):
+            if given != "model":
+                file("frequencies", given)
+        elif isinstance(given, Tensor | Sequence):
+            # Values compare and hash, tensors and lists do not.
+            values = given.tolist() if isinstance(given, Tensor) else given
+            object.__setattr__(self, "frequencies", tuple(values))
+        else:
+            raise ValueError(
+                f"frequencies must be a path, a sequence, a tensor or 'model', got {given!r}"
+            )
 
     def bind(self, facts: Facts) -> "Weighted":
         """With the frequencies read, on the device of the model."""
@@ -87,6 +93,10 @@ class Weighted(PCSampler):
 
     table: Tensor | None = None  # float32 [V]
 
+    def bind(self, facts: Facts) -> "Weighted":
+        """It is bound."""
+        return self
+
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by the weighted, calibrated confidence."""
         scores = self.linear(view) if self.table is None else self.exponential(view, self.table)
@@ -101,7 +111,10 @@ class Weighted(PCSampler):
         """exp(-lambda_ j) min(-c ln f, alpha)."""
         rarity = -(table[view.sampled] + GUARD).log()
         content = (view.want("confidence") * rarity).clamp(max=self.alpha)
-        return content * torch.exp(-self.lambda_ * self.index(view))
+        # From the row's first mask on: the same order, and exp does not run out of digits.
+        index = self.index(view)
+        index = index - index.masked_fill(~view.masked, 1 << 40).amin(-1, keepdim=True)
+        return content * torch.exp(-self.lambda_ * index.double().clamp(min=0))
 
     def linear(self, view: StepView) -> Tensor:
         """(1 - lambda_) minmax(c) + lambda_ (L - j) / L."""

@@ -75,6 +75,10 @@ class Playing(Schedule):
     counts: Tensor | None = None  # int64 [K + 1, steps], by masks of the block and forward
     scales: Tensor | None = None  # float32 [K + 1, steps]
 
+    def bind(self, facts: Facts) -> "Playing":
+        """It is bound."""
+        return self
+
     @property
     def needs(self) -> frozenset[str]:
         """What the base policy ranks by."""

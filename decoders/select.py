@@ -6,7 +6,7 @@ Shapes: B rows, W window. Ties go to the lower position.
 import torch
 from torch import Tensor
 
-_FIXED = 2.0**40
+_FIXED = 2.0**48
 
 
 def descending(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -51,11 +51,11 @@ def prefix(holds: Tensor, allowed: Tensor) -> Tensor:
 
 
 def exact_sum(values: Tensor, where: Tensor) -> Tensor:
-    """Sum of float32 values in [0, 2^10] over the marked columns, float64 [B].
+    """Sum of float32 values in [0, 1] over the marked of at most 2^14 columns, float64 [B].
 
-    Added as multiples of 2^-40, so the result depends neither on the order of addition nor on
-    padding, and the mean of equal values is that value: in floating point c = 0.7 everywhere has
-    a mean below 0.7.
+    Added as multiples of 2^-48, so the result depends neither on the order of addition nor on
+    padding, and the mean of equal values down to 2^-25 is that value: in floating point c = 0.7
+    everywhere has a mean below 0.7.
     """
     fixed = (values.double() * _FIXED).round().long().masked_fill(~where, 0)
     return fixed.sum(-1).double() / _FIXED

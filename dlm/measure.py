@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dlm.canvas import Canvas
 from dlm.kernels import NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
@@ -184,19 +185,21 @@ class Meter:
         valid = None
         if min(lengths) < width:
             valid = columns < torch.tensor(lengths, device=tokens.device)[:, None]
+        positions, attend = columns[None], None
+        if shadows:
+            attend = shadow_attention(view, width, valid)
+            positions = torch.cat((columns.expand(tokens.shape[0], -1), view.positions), 1)
+            tokens = torch.cat((tokens, torch.full_like(view.tokens, mask_id)), 1)
         if self.settings.cfg_scale:
             # The unconditional row is the same canvas without what was given.
-            tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, mask_id)))
-            valid = None if valid is None else torch.cat((valid, valid))
-        if not shadows:
-            return self.model.hidden(tokens, columns[None], valid).to(tokens.device)
-        attend = shadow_attention(view, width, valid)
-        again = tokens.shape[0] // canvas.tokens.shape[0]
-        positions = torch.cat((columns.expand(view.positions.shape[0], -1), view.positions), 1)
-        tokens = torch.cat((tokens, torch.full_like(view.tokens, mask_id).repeat(again, 1)), 1)
-        return self.model.hidden(
-            tokens, positions.repeat(again, 1), None, attend.repeat(again, 1, 1)
-        ).to(tokens.device)
+            given = pad(~canvas.blank, (0, tokens.shape[1] - width))
+            tokens = torch.cat((tokens, tokens.masked_fill(given, mask_id)))
+            positions = positions.repeat(2, 1) if shadows else positions
+            valid = None if valid is None else valid.repeat(2, 1)
+            attend = None if attend is None else attend.repeat(2, 1, 1)
+        if attend is None:
+            return self.model.hidden(tokens, positions, valid).to(tokens.device)
+        return self.model.hidden(tokens, positions, None, attend).to(tokens.device)
 
     def logits(self, hidden: Tensor, canvas: Canvas, places: Places, index: Tensor) -> Tensor:
         """Logits [N, V] of hidden states `index` of some rows, guided, first bans applied."""
@@ -330,23 +333,19 @@ def shadow_attention(view: StepView, width: int, valid: Tensor | None) -> Tensor
     Args:
         view: the window.
         width: L, of the canvas.
-        valid: bool [B or 2 B, L], False at padding; None where there is none.
+        valid: bool [B, L], False at padding; None where there is none.
 
     Returns:
-        bool [B or 2 B, L + W, L + W], whether query (second axis) sees key (third).
+        bool [B, L + W, L + W], whether query (second axis) sees key (third).
     """
     batch, shadows = view.positions.shape
     device = view.positions.device
-    real = torch.ones(batch, width, dtype=torch.bool, device=device) if valid is None else valid
-    again = real.shape[0] // batch
     own = torch.arange(width, device=device) == view.positions[..., None]
-    cast = (view.masked | view.editable).repeat(again, 1)
-    attend = torch.zeros(
-        real.shape[0], width + shadows, width + shadows, dtype=torch.bool, device=device
-    )
-    attend[:, :, :width] = real[:, None]
-    attend[:, width:, :width] &= ~own.repeat(again, 1, 1)
-    attend[:, width:, width:] = cast[:, None]
+    total = width + shadows
+    attend = torch.zeros(batch, total, total, dtype=torch.bool, device=device)
+    attend[:, :, :width] = True if valid is None else valid[:, None]
+    attend[:, width:, :width] &= ~own
+    attend[:, width:, width:] = (view.masked | view.editable)[:, None]
     return attend
 
 

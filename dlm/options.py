@@ -52,9 +52,13 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     rule = f"{name} must be a finite number {bounds}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(rule)
-    if not math.isfinite(value) or not least <= float(value) <= most:
+    try:
+        wide = float(value)
+    except OverflowError:
+        raise ValueError(rule) from None
+    if not math.isfinite(wide) or not least <= wide <= most:
         raise ValueError(rule)
-    return float(value)
+    return wide
 
 
 def file(name: str, path: str | Path) -> str | Path:
@@ -63,8 +67,8 @@ def file(name: str, path: str | Path) -> str | Path:
     Raises:
         ValueError: there is none.
     """
-    if not Path(path).expanduser().is_file():
-        raise ValueError(f"{name} must be a file that exists, got {str(path)!r}")
+    if not isinstance(path, str | Path) or not Path(path).expanduser().is_file():
+        raise ValueError(f"{name} must be a file that exists, got {path!r}")
     return path
 
 
