@@ -1,7 +1,7 @@
 """The reverse process on a grid of times."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,13 @@ from dlm.decoders.base import Policy
 from dlm.decoders.select import fresh, top
 from dlm.options import boolean, known
 from dlm.types import Decision, StepView
+
+
+class Clock(NamedTuple):
+    """Where each row stands in its block."""
+
+    grid: Tensor  # int64 [B], grid steps taken
+    time: Tensor  # float64 [B], diffusion time reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +51,16 @@ class Ancestral(Policy):
         steps = torch.where(limit > 0, limit, blanks)
         return torch.minimum(steps, blanks) if self.cached else steps
 
-    def init_state(self, batch: int, length: int) -> Tensor:
-        """Grid index k, int64 [B]."""
-        return torch.zeros(batch, dtype=torch.int64)
+    def init_state(self, batch: int, length: int) -> Clock:
+        """Every block begins at time 1."""
+        return Clock(torch.zeros(batch, dtype=torch.int64), torch.ones(batch, dtype=torch.float64))
 
-    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+    def step(self, state: Clock, view: StepView) -> tuple[Clock, Decision]:
         """All positions whose hitting time falls into the next grid interval that has any."""
         noise = view.want("uniform")
-        index = fresh(view.step, state, 0)
+        index, time = fresh(view.step, state.grid, 0), fresh(view.step, state.time, 1.0)
         steps = view.limit.clamp(min=1)[:, None]
-        time = 1 - index[:, None].double() / steps
-        hits = hitting_time(self.alpha, time, noise)
+        hits = hitting_time(self.alpha, time[:, None], noise)
         # Position i unmasks between t_k and t_(k+1) for k = ceil((1 - T_i) N) - 1.
         due = (((1 - hits) * steps).ceil().long() - 1).clamp(min=0).minimum(steps - 1)
         due = torch.maximum(due, index[:, None])
@@ -65,6 +71,6 @@ class Ancestral(Policy):
         unlimited = view.limit == 0
         commit = torch.where(unlimited[:, None], top(-noise, view.masked, 1), gridded)
         after = torch.where(unlimited, index, now[:, 0] + 1)
-        reached = 1 - after.double() / steps[:, 0]
         soonest = hits.masked_fill(~view.masked, 0.0).amax(-1)
-        return after, Decision(commit, time=torch.where(unlimited, soonest, reached).float())
+        time = torch.where(unlimited, soonest, 1 - after.double() / steps[:, 0])
+        return Clock(after, time), Decision(commit, time=time.float())

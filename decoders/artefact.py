@@ -378,10 +378,7 @@ def _tuple(name: str, values: object, check: Callable[[str, object], Any]) -> tu
 
 def _real(name: str, value: object) -> float:
     """`value` as a float if it is finite and >= 0."""
-    try:
-        return number(name, value, least=0)
-    except OverflowError as error:
-        raise ValueError(f"{name} must fit a float, got an int of that many digits") from error
+    return number(name, value, least=0)
 
 
 def _scale(name: str, value: object) -> float:

@@ -94,7 +94,7 @@ class ReMDM(Policy):
         """Commit, remask or end, by the moves each row has made."""
         moves = fresh(view.step, state.moves, 0)
         masks, committed = view.masked.sum(-1), view.editable.sum(-1)
-        target = (self.init_unmask_ratio * (masks + committed)).floor().long()
+        target = (self.init_unmask_ratio * (masks + committed).double()).floor().long()
         left = torch.where(view.limit > 0, view.limit - view.step, 1 << 30)
         filling = (moves == 0) & (committed < target)
         no_time = (moves % 2 == 0) & (left < 2 + (masks > 0).long())

@@ -95,7 +95,8 @@ def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = Fal
     Args:
         blanks: int64 [B, N].
         steps: forwards of a row; None gives 0 everywhere, which stands for no limit.
-        surplus: whether a block may take more forwards than it has blanks.
+        surplus: whether a block may take more forwards than it has blanks; the rest is then shared
+            by the c blanks, so that a block of one gets its part.
 
     Returns:
         int64 [B, N].
@@ -103,7 +104,7 @@ def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = Fal
     if steps is None:
         return torch.zeros_like(blanks)
     first = (blanks > 0).long()
-    others = (blanks - first).cumsum(-1)
+    others = (blanks if surplus else blanks - first).cumsum(-1)
     total = others[:, -1:]
     spare = (steps - first.sum(-1, keepdim=True)).clamp(min=0)
     spare = spare if surplus else spare.minimum(total)

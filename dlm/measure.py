@@ -73,7 +73,9 @@ class Meter:
         self.statistics = traits.needs - NOT_STATISTICS
         if settings.return_trajectory:
             self.statistics |= {"confidence"}
-        self.keeps_path = traits.has_path and settings.temperature > 0
+        # Ranking stop tokens last looks at the sampled tokens.
+        looks = settings.confidence_eos_eot_inf
+        self.keeps_path = traits.has_path and settings.temperature > 0 and not looks
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True

@@ -55,7 +55,7 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     try:
         wide = float(value)
     except OverflowError:
-        raise ValueError(rule) from None
+        raise ValueError(f"{name} must fit a float, got an int of that many digits") from None
     if not math.isfinite(wide) or not least <= wide <= most:
         raise ValueError(rule)
     return wide

@@ -93,7 +93,7 @@ def test_budget_is_shared_by_blocks_with_blanks(
 def test_a_surplus_of_forwards_goes_to_the_blocks_that_can_use_it() -> None:
     counts = torch.tensor([[3, 0, 2, 1]])
     assert forwards_per_block(counts, 12).tolist() == [[3, 0, 2, 1]]
-    assert forwards_per_block(counts, 12, surplus=True).tolist() == [[7, 0, 4, 1]]
+    assert forwards_per_block(counts, 12, surplus=True).tolist() == [[6, 0, 4, 2]]
 
 
 def test_guidance_mixes_with_the_masked_prompt(golden: Model) -> None:
