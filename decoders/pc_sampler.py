@@ -33,7 +33,8 @@ class PCSampler(Stateless):
             for GSM8K, MATH, HumanEval, MBPP and GPQA, 0.5 for countdown.
         alpha: largest content score.
         frequencies: path of a JSON file (a list, or the authors' counts), the V frequencies
-            themselves, or "model" for the model's mean prediction on a canvas of masks.
+            themselves, or "model" for the model's mean prediction on a canvas of masks (stop tokens
+            apart from the others).
         weight: "linear" ranks by (1 - lambda_) minmax(c) + lambda_ (L - j) / L, without f, L the
             length of the block (`linear_position` of the authors' code).
         position_origin: where j counts from, "block" or "generation".

@@ -26,7 +26,7 @@ class Generation:
     texts: list[str] | None  # up to the first stop token; None without a tokenizer
     decoded: list[int]  # positions that forwards committed; what follows a stop token is not
     forwards: list[int]  # NFE
-    query_tokens: list[int]  # positions forwarded, guidance counted twice, padding not at all
+    query_tokens: list[int]  # positions forwarded: shadows too, guidance twice, padding not at all
     trajectory: list[Trajectory] | None = None
     path_log_probability: list[float | None] | None = None
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
@@ -240,11 +240,13 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
     forwards = [0] * count
     decoded = torch.zeros(count, dtype=torch.int64, device=model.device)
     path: Tensor | None = None
+    shadows = torch.zeros_like(decoded)
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     for step in job.steps(model):
         if recorder is not None:
             recorder.add(step)
         decoded.index_add_(0, step.before.row, gain(step.decision))
+        shadows.index_add_(0, step.before.row, step.shadows)
         if step.log_probability is not None:
             path = torch.zeros_like(decoded, dtype=torch.float64) if path is None else path
             path.index_add_(0, step.before.row, step.log_probability)
@@ -262,7 +264,8 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
         decoded=decoded.tolist(),
         forwards=forwards,
         query_tokens=[
-            rows_forwarded * n * len(row) for n, row in zip(forwards, job.rows, strict=True)
+            rows_forwarded * (n * len(row) + more)
+            for n, row, more in zip(forwards, job.rows, shadows.tolist(), strict=True)
         ],
         trajectory=None if recorder is None else recorder.trajectories(),
         path_log_probability=None if path is None else whole_paths(job, decoded, path),

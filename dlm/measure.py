@@ -353,19 +353,26 @@ def shadow_attention(view: StepView, width: int, valid: Tensor | None) -> Tensor
 
 @torch.inference_mode()
 def background(model: Model) -> Tensor:
-    """Mean prediction on a canvas of masks: f(v) = mean_i p_i(v), float32 [V].
+    """Mean prediction on a canvas of masks, float32 [V]: f(v) = mean_i p_i(v | v is no stop token).
 
-    128 masks, or as many as the model can place. Tokens that are never sampled have 0.
+    Stop tokens have their own mean probability: on an empty canvas a model that was fine-tuned on
+    padded answers expects little else, and next to that every word would be equally rare. 128
+    masks, or as many as the model can place. Tokens that are never sampled have 0.
     """
     length = min(BACKGROUND_LENGTH, model.spec.max_length)
     tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
     columns = torch.arange(length, device=model.device)
     hidden = model.hidden(tokens, columns[None], None)
     total = torch.zeros(model.spec.vocab_size, device=model.device)
+    stops = ids(model.spec.stop_ids, total.device)
+    ends = torch.zeros_like(total)[stops]
     for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit
         logits = model.logits(some).float().to(total.device)
         logits[:, ids(model.spec.banned, total.device)] = -torch.inf
+        ends += logits.softmax(-1)[:, stops].sum(0)
+        logits[:, stops] = -torch.inf
         total += logits.softmax(-1).sum(0)
+    total[stops] = ends
     return total / length
 
 

@@ -30,6 +30,7 @@ class Step:
     view: StepView
     decision: Decision
     log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
+    shadows: Tensor  # int64 [B], queries beside the canvas
     done: list[bool]  # rows that need no further forward
 
 
@@ -93,7 +94,7 @@ def denoise(
                 raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
         done = report[len(broken) :]
         path = loop.path(seen, decision)
-        yield Step(number, canvas, tokens, seen.view, decision, path, done)
+        yield Step(number, canvas, tokens, seen.view, decision, path, loop.shadows(seen), done)
         canvas = replace(canvas, tokens=tokens)
         progress = Progress(state, window.block, hold, spent + 1, progress.bound)
         if any(done):
@@ -192,6 +193,11 @@ class Loop:
             state, decision = self.decoder.step(seen.state, seen.view)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
+
+    def shadows(self, seen: Measured) -> Tensor:
+        """Queries that this forward made beside the canvas, int64 [B]."""
+        cast = (seen.view.masked | seen.view.editable).sum(-1)
+        return cast if "leave_one_out" in self.traits.needs else torch.zeros_like(cast)
 
     def path(self, seen: Measured, decision: Decision) -> Tensor | None:
         """Sum of ln q over what was committed, float64 [B]."""

@@ -11,6 +11,7 @@ from dlm.training.cells import COUNTS, Point, Results, points, settings_of
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FONT = 8  # points
+TICKS = (1, 2, 3, 5, 10, 20, 50, 100)
 MARKERS = "os^DvPX*<>"
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a budget, by what the model says": (
@@ -91,7 +92,9 @@ def draw(plot: Any, results: Results, picture: Path) -> None:
     for axes, task in zip(panels[:, 0], COUNTS, strict=True):
         axes.set_xscale("log")
         axes.set(title=task, xlabel="forwards of a row (mean)", ylabel="solved, %")
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(0.9, 160)
+        axes.set_xticks(TICKS, map(str, TICKS))
+        axes.xaxis.set_minor_locator(plot.NullLocator())
         axes.grid(which="both", color="0.92")
         axes.set_axisbelow(True)
         best: dict[str, Point] = {}
@@ -102,6 +105,8 @@ def draw(plot: Any, results: Results, picture: Path) -> None:
                 best[decoder] = max(found, key=lambda point: (point.solved, -point.forwards))
                 every += found
                 plot_decoder(axes, decoder, found)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.5), max(high, 10))  # what hardly any solve looks that way
         drawn.append((axes, best, every))
     for family, (colour, _) in FAMILIES.items():
         panels[0, 0].plot([], [], color=colour, linewidth=4, label=family)

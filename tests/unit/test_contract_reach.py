@@ -188,6 +188,16 @@ def test_committed_tokens_are_projected_only_where_read(toy: Toy) -> None:
     assert sum(projected(toy(2), "remdm", variant="cap", eta=0.0)) == 12
 
 
+def test_shadows_are_counted_as_queries(toy: Toy) -> None:
+    """A prompt of 2 and blocks of 3 and 1: six positions and the block's shadows a forward."""
+    out = dlm.generate(
+        toy(2), [[1, 2]], decoder="wino", decoder_options={"threshold": 2.0},
+        gen_length=4, block_length=3, stop_at_eos=False,
+    )  # fmt: skip
+    assert out.forwards == [4]
+    assert out.query_tokens == [4 * 6 + 3 * 3 + 1 * 1]
+
+
 @dataclass(frozen=True)
 class Adjusting(Policy):
     """Raises token 3 of every position by a bonus, and scales rows."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import dlm
 from dlm.decoders import PCSampler
 from dlm.decoders.pc_sampler import Weighted
+from dlm.measure import background
 from dlm.models.model import Model
 from dlm.types import Facts, StepView
 
@@ -221,15 +222,16 @@ def test_decoders_with_equal_frequencies_are_equal() -> None:
 
 
 def test_the_models_own_frequencies_need_no_file(toy: Callable[..., Model]) -> None:
-    """'model' is the mean prediction on a canvas of masks, without the mask itself."""
+    """'model' is the mean prediction on masks, of words as if stop tokens did not exist."""
     table = torch.zeros(1, 8)
-    table[0, 2], table[0, 7] = 3.0, 9.0
+    table[0, 2], table[0, 6], table[0, 7] = 3.0, 12.0, 9.0
     model = toy(table)
-    expected = table[0].clone()
-    expected[7] = -torch.inf
-    from dlm.measure import background
-
-    assert background(model).tolist() == pytest.approx(expected.softmax(-1).tolist(), abs=1e-6)
+    open_, words = table[0].clone(), table[0].clone()
+    open_[7] = -torch.inf
+    words[5:] = -torch.inf
+    expected = words.softmax(-1)
+    expected[5:7] = open_.softmax(-1)[5:7]
+    assert background(model).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     options: dict[str, Any] = {"gen_length": 6, "decoder": "pc_sampler", "stop_at_eos": False}
     own = dlm.generate(model, [[1]], decoder_options={"frequencies": "model"}, **options)
     listed = dlm.generate(
