@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm.decoders.alpha import ALPHAS, hitting_time
 from dlm.decoders.base import Policy
-from dlm.decoders.select import fresh, top
+from dlm.decoders.select import fresh, soonest, top
 from dlm.options import boolean, known
 from dlm.types import Decision, StepView
 
@@ -64,13 +64,12 @@ class Ancestral(Policy):
         # Position i unmasks between t_k and t_(k+1) for k = ceil((1 - T_i) N) - 1.
         due = (((1 - hits) * steps).ceil().long() - 1).clamp(min=0).minimum(steps - 1)
         due = torch.maximum(due, index[:, None])
-        now = index[:, None]
-        if self.cached:
-            now = due.masked_fill(~view.masked, 1 << 40).amin(-1, keepdim=True)
-        gridded = view.masked & (due == now)
+        now, gridded = soonest(due, view.masked)
+        if not self.cached:
+            now, gridded = index, view.masked & (due == index[:, None])
         unlimited = view.limit == 0
         commit = torch.where(unlimited[:, None], top(-noise, view.masked, 1), gridded)
-        after = torch.where(unlimited, index, now[:, 0] + 1)
-        soonest = hits.masked_fill(~view.masked, 0.0).amax(-1)
-        time = torch.where(unlimited, soonest, 1 - after.double() / steps[:, 0])
+        after = torch.where(unlimited, index, now + 1)
+        first = hits.masked_fill(~view.masked, 0.0).amax(-1)
+        time = torch.where(unlimited, first, 1 - after.double() / steps[:, 0])
         return Clock(after, time), Decision(commit, time=time.float())

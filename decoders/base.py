@@ -6,10 +6,13 @@ from dlm.types import Facts
 
 
 class Published(NamedTuple):
-    """A setting that a paper reports, on LLaDA-8B-Instruct unless `task` names another model."""
+    """A setting of a paper or its code, on LLaDA-8B-Instruct unless `task` says otherwise.
+
+    Tokens per forward are those reported, or the generation length over the forwards reported.
+    """
 
     task: str
-    options: str  # as `--option` and the other flags take them
+    options: str
     tokens_per_forward: float | None = None  # tokens generated over forwards; None: not reported
 
 

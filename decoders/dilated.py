@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import Published, Stateless
-from dlm.decoders.select import at_least
+from dlm.decoders.select import NEVER, at_least
 from dlm.options import integer
 from dlm.types import Decision, StepView
 
@@ -27,7 +27,6 @@ class Dilated(Stateless):
     published: ClassVar[tuple[Published, ...]] = (
         Published("GSM8K", "base=2 block_length=32", 6.4),
     )
-    needs: ClassVar[frozenset[str]] = frozenset()
     blind: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -35,7 +34,7 @@ class Dilated(Stateless):
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """The earliest round that still has masks."""
-        later = self.rounds(view.masked | view.editable).masked_fill(~view.masked, _NEVER)
+        later = self.rounds(view.masked | view.editable).masked_fill(~view.masked, NEVER)
         now = view.masked & (later == later.amin(-1, keepdim=True))
         return None, Decision(at_least(now, -later, view.masked, view.quota))
 
@@ -43,7 +42,7 @@ class Dilated(Stateless):
         """Round of each column, int64 [B, W], of blocks that end at their last blank [B, W]."""
         column = torch.arange(inside.shape[-1], device=inside.device)
         length = ((column + 1) * inside).amax(-1, keepdim=True)
-        found = torch.full(inside.shape, _NEVER, device=inside.device)
+        found = torch.full(inside.shape, NEVER, device=inside.device)
         stride, number = length, 0
         power = 1
         while power < inside.shape[-1] or number == 0:
@@ -51,6 +50,3 @@ class Dilated(Stateless):
             stride = -(-length // power)
             found = found.where(column % stride.clamp(min=1) != 0, found.clamp(max=number))
         return found
-
-
-_NEVER = 1 << 30

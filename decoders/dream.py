@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import Policy, Published
-from dlm.decoders.select import fresh, top
+from dlm.decoders.select import fresh, soonest, top
 from dlm.options import known
 from dlm.types import Decision, StepView
 
@@ -36,7 +36,7 @@ class Dream(Policy):
     alg: str = "entropy"
     paper: ClassVar[str] = "arXiv:2508.15487"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("Dream-7B", "alg=entropy temperature=0.1 to 0.2 top_p=0.95", 1.0),
+        Published("Dream-7B", "alg=entropy temperature=0.2 top_p=0.95"),
     )
     scores: ClassVar[str] = "sampling"
 
@@ -101,5 +101,4 @@ class Dream(Policy):
         hits = time * (1 - view.want("uniform").double())
         due = (((1 - hits) / delta[:, None]).ceil().long() - 1).minimum(steps[:, None] - 1)
         due = torch.maximum(due, index[:, None])
-        now = due.masked_fill(~view.masked, 1 << 40).amin(-1)
-        return now, view.masked & (due == now[:, None])
+        return soonest(due, view.masked)

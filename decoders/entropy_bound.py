@@ -27,7 +27,7 @@ class EntropyBound(Stateless):
     order: str = "entropy"
     paper: ClassVar[str] = "arXiv:2505.24857"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("LLaDA and Dream", "gamma=0.001 to 0.1"),
+        Published("code of PC-Sampler, one block", "gamma=0.01"),
     )
 
     def __post_init__(self) -> None:

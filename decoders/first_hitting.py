@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.alpha import ALPHAS, hitting_time
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.history import Summary, log_ratio
 from dlm.decoders.select import descending, fresh, rank, top
 from dlm.options import integer, known
@@ -40,14 +40,14 @@ class FirstHitting(Policy):
     Args:
         alpha: schedule of the times, "linear", "cosine" or "log_linear".
         order: 2 extrapolates the log-probabilities of a group's later tokens linearly from the
-            last two forwards. Experimental: derived here, the paper's own form is not public.
-            Needs memory for the 64 likeliest tokens of every position.
+            last two forwards, which takes a `steps` budget: a group of one has no later token.
+            Experimental: derived here, the paper's own form is not public. Reads the logits twice,
+            and keeps the 64 likeliest tokens of every position.
     """
 
     alpha: str = "linear"
     order: int = 1
     paper: ClassVar[str] = "arXiv:2409.02908"
-    published: ClassVar[tuple[Published, ...]] = (Published("OWT, MDLM", "temperature=1", 1.0),)
     needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
     blind: ClassVar[bool] = True
     adjust_needs: ClassVar[frozenset[str]] = frozenset({"top_tokens"})

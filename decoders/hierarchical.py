@@ -61,7 +61,8 @@ class Hierarchical(Stateless):
         chosen = at_least(sure, view.tempered(confidence), open_, count)
         if not self.remask:
             return None, Decision(chosen)
-        commit, again = chosen & view.masked, chosen & ~view.masked
+        commit = chosen & view.masked
+        again = chosen & ~view.masked & (view.sampled != view.tokens)
         return None, Decision(commit, remask=doubted & ~chosen, edit=again)
 
 

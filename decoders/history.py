@@ -30,11 +30,9 @@ class Summary(NamedTuple):
         return cls(tokens, torch.zeros(batch, length, count))
 
     @classmethod
-    def of(cls, view: StepView, count: int | None = None) -> "Summary":
-        """The first `count` tokens a view lists, all without one."""
-        return cls(
-            view.want("top_tokens")[..., :count], view.want("top_probabilities")[..., :count]
-        )
+    def of(cls, view: StepView) -> "Summary":
+        """The tokens that a view lists."""
+        return cls(view.want("top_tokens"), view.want("top_probabilities"))
 
 
 def shared(now: Summary, before: Summary) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -20,8 +20,8 @@ class LowConfidence(Stateless):
     published: ClassVar[tuple[Published, ...]] = (
         Published("GSM8K", "gen_length=256 block_length=8", 1.0),
         Published("MATH", "gen_length=512 block_length=64", 1.0),
-        Published("HumanEval", "gen_length=512 block_length=512", 1.0),
-        Published("MBPP", "gen_length=256 block_length=256", 1.0),
+        Published("HumanEval", "gen_length=512 block_length=512, end of text suppressed", 1.0),
+        Published("MBPP", "gen_length=256 block_length=256 confidence_eos_eot_inf", 1.0),
     )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 

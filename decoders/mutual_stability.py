@@ -35,7 +35,7 @@ class MutualStability(Policy):
     drift: float = 0.04
     paper: ClassVar[str] = "arXiv:2606.16908"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("mean of 7 tasks", "threshold=0.75 drift=0.04 patience=2 block_length=32", 3.58),
+        Published("mean of 7 tasks, three models", "threshold=0.75 drift=0.04 patience=2", 3.58),
     )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "top_tokens", "position_noise"})
     top: ClassVar[int] = 8

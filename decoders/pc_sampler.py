@@ -1,7 +1,7 @@
 """Weigh confidence by how telling a token is, and by where it stands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm.decoders.base import Published, Stateless
 from dlm.decoders.frequencies import read_frequencies
-from dlm.decoders.select import top
+from dlm.decoders.select import NEVER, top
 from dlm.options import file, known, number
 from dlm.types import Decision, Facts, StepView
 
@@ -37,7 +37,8 @@ class PCSampler(Stateless):
             apart from the others).
         weight: "linear" ranks by (1 - lambda_) minmax(c) + lambda_ (L - j) / L, without f, L the
             length of the block (`linear_position` of the authors' code).
-        position_origin: where j counts from, "block" or "generation".
+        position_origin: where j counts from, "block" or "generation". It moves all scores of a
+            block alike, which changes draws at a position temperature and the linear weight.
     """
 
     lambda_: float = 0.25
@@ -47,9 +48,9 @@ class PCSampler(Stateless):
     position_origin: str = "block"
     paper: ClassVar[str] = "arXiv:2508.13021"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K, MATH500, HumanEval, MBPP, GPQA", "lambda_=0.25 alpha=10", 1.0),
-        Published("Sudoku", "lambda_=0 alpha=10", 1.0),
-        Published("Countdown", "lambda_=0.5 alpha=10", 1.0),
+        Published("GSM8K, MATH500, HumanEval, MBPP, GPQA", "lambda_=0.25 alpha=10, one block", 1.0),
+        Published("Sudoku", "lambda_=0 alpha=10, one block", 1.0),
+        Published("Countdown", "lambda_=0.5 alpha=10, one block", 1.0),
     )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
@@ -59,14 +60,18 @@ class PCSampler(Stateless):
         number("alpha", self.alpha, least=0.0)
         known("weight", self.weight, WEIGHTS)
         known("position_origin", self.position_origin, ORIGINS)
+        if self.weight == "linear" and (self.alpha != 10.0 or self.frequencies != "model"):
+            raise ValueError(
+                "alpha and frequencies are for the exponential weight: leave them out with "
+                f"'linear', got alpha {self.alpha}"
+            )
         given: object = self.frequencies
         if isinstance(given, str | Path):
             if given != "model":
                 file("frequencies", given)
-        elif isinstance(given, Tensor | Sequence):
+        elif isinstance(given, Tensor | Sequence) and not isinstance(given, bytes):
             # Values compare and hash, tensors and lists do not.
-            values = given.tolist() if isinstance(given, Tensor) else given
-            object.__setattr__(self, "frequencies", tuple(values))
+            object.__setattr__(self, "frequencies", tuple(read_frequencies(given).tolist()))
         else:
             raise ValueError(
                 f"frequencies must be a path, a sequence, a tensor or 'model', got {given!r}"
@@ -80,7 +85,7 @@ class PCSampler(Stateless):
                 table = facts.background()
             else:
                 table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = {option.name: getattr(self, option.name) for option in fields(PCSampler)}
         return Weighted(**options, table=table)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
@@ -92,11 +97,7 @@ class PCSampler(Stateless):
 class Weighted(PCSampler):
     """PC-Sampler with its frequencies at hand."""
 
-    table: Tensor | None = None  # float32 [V]
-
-    def bind(self, facts: Facts) -> "Weighted":
-        """It is bound."""
-        return self
+    table: Tensor | None = field(default=None, compare=False, repr=False)  # float32 [V]
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by the weighted, calibrated confidence."""
@@ -112,9 +113,10 @@ class Weighted(PCSampler):
         """exp(-lambda_ j) min(-c ln f, alpha)."""
         rarity = -(table[view.sampled] + GUARD).log()
         content = (view.want("confidence") * rarity).clamp(max=self.alpha)
-        # From the row's first mask on: the same order, and exp does not run out of digits.
         index = self.index(view)
-        index = index - index.masked_fill(~view.masked, 1 << 40).amin(-1, keepdim=True)
+        if view.position_noise is None:
+            # From the row's first mask on: the same order, and exp does not run out of digits.
+            index = index - index.masked_fill(~view.masked, NEVER).amin(-1, keepdim=True)
         return content * torch.exp(-self.lambda_ * index.double().clamp(min=0))
 
     def linear(self, view: StepView) -> Tensor:

@@ -25,7 +25,7 @@ class Remasking(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReMDM(Policy):
-    """Remask committed tokens at rate sigma, reveal masks at the rate that keeps the marginals.
+    """Remask committed tokens at rate sigma, and reveal masks at the rate that makes up for it.
 
     From t to s a committed token is remasked with probability sigma and a mask revealed with
     (a_s - (1 - sigma) a_t) / (1 - a_t), alpha(t) = 1 - t on a grid of the block's `steps` (its
@@ -34,13 +34,15 @@ class ReMDM(Policy):
 
     - "cap": min(eta, sigma_max)
     - "rescale": eta sigma_max
-    - "conf": eta sigma_max softmax(-c) over committed tokens, c their confidence at commitment
+    - "conf": eta sigma_max softmax(-c) over committed tokens, c their confidence at commitment,
+      and 0 for masks (the one variant that does not keep the marginals)
     - "loop": min(eta, sigma_max) while alpha rests at 0.9 (t from 0.55 to 0.05), else 0
 
     "llada" is the deterministic form used with LLaDA: commit `unmask_k` a forward up to
     `init_unmask_ratio` of the block, then `loop_steps` times remask the `unmask_k` least probable
-    tokens and commit as many (two forwards), then commit the rest. A `steps` budget cuts loops; a
-    block of no more than `unmask_k` blanks takes none, as they would only repeat its one forward.
+    tokens and commit as many (two forwards), then commit the rest. The authors decode one block:
+    every block has loops of its own here. A `steps` budget cuts loops; a block of no more than
+    `unmask_k` blanks takes none, as they would only repeat its one forward.
     """
 
     variant: str = "llada"
@@ -50,8 +52,8 @@ class ReMDM(Policy):
     loop_steps: int = 32
     paper: ClassVar[str] = "arXiv:2503.00307"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K and others", "init_unmask_ratio=0.875 loop_steps=32"),
-        Published("Sudoku, Countdown", "init_unmask_ratio=1.0 loop_steps=0"),
+        Published("GSM8K and others", "init_unmask_ratio=0.875 loop_steps=32, one block"),
+        Published("Sudoku, Countdown", "init_unmask_ratio=1.0 loop_steps=0, one block"),
     )
     mutates_committed: ClassVar[bool] = True
 
@@ -100,6 +102,8 @@ class ReMDM(Policy):
         no_time = (moves % 2 == 0) & (left < 2 + (masks > 0).long())
         no_time |= masks + committed <= self.unmask_k
         looping = ~filling & ~no_time & (moves < 2 * self.loop_steps)
+        # With nothing committed yet there is nothing to take back: that move is made at once.
+        moves = torch.where(looping & (committed == 0) & (moves % 2 == 0), moves + 1, moves)
         remasking = looping & (moves % 2 == 0)
         share = torch.where(filling, target - committed, masks).clamp(max=self.unmask_k)
         count = torch.maximum(share, view.quota).masked_fill(remasking, 0)

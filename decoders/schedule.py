@@ -1,7 +1,7 @@
 """Play a learned schedule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,17 +72,17 @@ class Playing(Schedule):
     """A schedule with its artefact at hand."""
 
     artefact: ScheduleArtefact | None = None
-    counts: Tensor | None = None  # int64 [K + 1, steps], by masks of the block and forward
-    scales: Tensor | None = None  # float32 [K + 1, steps]
-
-    def bind(self, facts: Facts) -> "Playing":
-        """It is bound."""
-        return self
+    # By masks of the block and forward: int64 and float32 [K + 1, steps].
+    counts: Tensor | None = field(default=None, compare=False, repr=False)
+    scales: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the base policy ranks by."""
-        return frozenset({RANKS[self.base], "position_noise"} - {"positions"})
+        statistic = RANKS[self.base]
+        if statistic in ("positions", "uniform"):
+            return frozenset({statistic} - {"positions"})
+        return frozenset({statistic, "position_noise"})
 
     @property
     def blind(self) -> bool:

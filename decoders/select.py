@@ -6,6 +6,9 @@ Shapes: B rows, W window. Ties go to the lower position.
 import torch
 from torch import Tensor
 
+NEVER = 1 << 40
+"""A step or an index that no block reaches."""
+
 _FIXED = 2.0**48
 
 
@@ -59,6 +62,12 @@ def exact_sum(values: Tensor, where: Tensor) -> Tensor:
     """
     fixed = (values.double() * _FIXED).round().long().masked_fill(~where, 0)
     return fixed.sum(-1).double() / _FIXED
+
+
+def soonest(due: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """The first step at which any mask of a row is due, int64 [B], and those due, bool [B, W]."""
+    now = due.masked_fill(~masked, NEVER).amin(-1)
+    return now, masked & (due == now[:, None])
 
 
 def fresh(view_step: Tensor, state: Tensor, value: float) -> Tensor:

@@ -24,8 +24,14 @@ class Canvas:
     stop: Tensor  # int64 [B], one past the last blank
     blanks: Tensor  # int64 [B, N], blanks of each block
     budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
+    length: Tensor  # int64 [B], tokens of the row, padding not counted
     row: Tensor  # int64 [B], index of the prompt this row belongs to
     row_key: Tensor  # int64 [B], keys the noise of the row
+
+    @property
+    def span(self) -> int:
+        """Positions from first to last blank, at most over rows. Waits for the device."""
+        return int((self.stop - self.start).max())
 
     def select(self, index: Tensor, length: int) -> "Canvas":
         """The rows `index`, with only the first `length` columns."""
@@ -69,7 +75,8 @@ def build(
     budget = forwards_per_block(blanks, steps, surplus=surplus)
     keys = torch.tensor([wrap(key) for key in row_keys], dtype=torch.int64)
     index = torch.arange(len(rows))
-    parts = (tokens, blank, start, stop, blanks, budget, index, keys)
+    length = inside.sum(-1)
+    parts = (tokens, blank, start, stop, blanks, budget, length, index, keys)
     return Canvas(*(part.to(device) for part in parts))
 
 

@@ -33,7 +33,8 @@ class Generation:
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
     exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the law of the order cancels. None at
     temperature 0 and for decoders whose choice of positions looks at the sampled tokens or is
-    taken back; None for a row that a stop token cut short."""
+    taken back; None for a row that a stop token cut short or whose end it filled. Those rows are
+    not missing at random: turn `stop_at_eos` off to weigh samples."""
 
     @property
     def tokens_per_forward(self) -> float:
@@ -108,6 +109,7 @@ def make_job(
         surplus=Traits.of(decoder).max_forwards is not None,
     )
     bound = bind(decoder, model, canvas, settings.block_length)
+    settings.check_ranking(Traits.of(bound))
     return Job(rows, spans, canvas, settings, bound)
 
 
@@ -160,7 +162,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
-            with end of text.
+            with end of text. Where the decoder may take tokens back that waits for the end of the
+            block, and where it reaches back to earlier blocks for the end of the row.
         suppress_tokens: ids never sampled.
         begin_suppress_tokens: ids never sampled at the first generated position.
         confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
@@ -274,10 +277,10 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
 
 def whole_paths(job: Job, decoded: Tensor, path: Tensor) -> list[float | None]:
     """The log-probabilities of paths [B], without those of rows that ended early."""
-    blanks = job.canvas.blanks.sum(-1)
+    whole = (decoded == job.canvas.blanks.sum(-1)) & ~path.isnan()
     return [
-        value if whole else None
-        for value, whole in zip(path.tolist(), (decoded == blanks).tolist(), strict=True)
+        value if is_whole else None
+        for value, is_whole in zip(path.tolist(), whole.tolist(), strict=True)
     ]
 
 

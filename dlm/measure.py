@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dlm.canvas import Canvas
-from dlm.kernels import NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
+from dlm.kernels import Bonus, NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -32,6 +32,9 @@ MEASURED = (
     "top_probabilities",
 )
 """Fields that a view and `TokenStatistics` share."""
+
+ADJUSTMENTS = ("scale", "scale_statistics", "bonus", "top")
+"""Options of `token_statistics` that are no option of sampling."""
 
 BACKGROUND_LENGTH = 128  # masks
 
@@ -186,7 +189,7 @@ class Meter:
         columns = torch.arange(width, device=tokens.device)
         valid = None
         if min(lengths) < width:
-            valid = columns < torch.tensor(lengths, device=tokens.device)[:, None]
+            valid = columns < canvas.length[:, None]
         positions, attend = columns[None], None
         if shadows:
             attend = shadow_attention(view, width, valid)
@@ -220,7 +223,7 @@ class Meter:
     def adjusted(
         self, state: Any, view: StepView, places: Places, logits: Tensor
     ) -> tuple[Any, Adjustment]:
-        """What the decoder changes in the logits; a bonus is added to them in place."""
+        """What the decoder changes in the logits."""
         if self.traits.adjust is None:
             return state, Adjustment()
         if self.traits.adjust_needs:
@@ -232,11 +235,8 @@ class Meter:
                 top=self.traits.top if "top_tokens" in needs else 0,
             )
             view = self.filled(view, raw, places)
-        state, adjustment = self.traits.adjust(state, view)
-        if adjustment.bonus is not None:
-            bonus = places.take(adjustment.bonus).to(logits.dtype)
-            logits.scatter_add_(1, places.take(adjustment.tokens), bonus)
-        return state, adjustment
+        adjusted: tuple[Any, Adjustment] = self.traits.adjust(state, view)
+        return adjusted
 
     def draw(
         self,
@@ -248,12 +248,16 @@ class Meter:
     ) -> TokenStatistics:
         """Sample, and measure what the decoder reads."""
         scale = None if adjustment.scale is None else adjustment.scale[places.row]
+        bonus = None
+        if adjustment.tokens is not None and adjustment.bonus is not None:
+            bonus = Bonus(places.take(adjustment.tokens), places.take(adjustment.bonus))
         options: dict[str, Any] = {
             "temperature": self.settings.temperature,
             "top_k": self.settings.top_k,
             "top_p": self.settings.top_p,
             "scale": scale,
             "scale_statistics": adjustment.scale_statistics,
+            "bonus": bonus,
             "law": self.traits.scores,
             "top": self.traits.top if "top_tokens" in self.traits.needs else 0,
             "key": key,
@@ -278,7 +282,7 @@ class Meter:
     ) -> TokenStatistics:
         """Measure as if stop tokens did not exist; a position that drew one is the least sure."""
         if self.traits.scores == "model":  # whose statistics no sampling option changes
-            options = {name: options[name] for name in ("scale", "scale_statistics", "top")}
+            options = {name: options[name] for name in ADJUSTMENTS}
         ranked = token_statistics(
             logits,
             self.statistics | {"token_probability"},

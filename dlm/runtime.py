@@ -43,10 +43,9 @@ def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | 
     ready = getattr(decoder, "bind", None)
     if ready is None:
         return decoder
-    length = canvas.tokens.shape[1]
     facts = Facts(
         blocks=canvas.blanks.shape[1],
-        block_length=min(block_length or length, length),
+        block_length=min(block_length or canvas.span, canvas.span),
         vocab_size=model.spec.vocab_size,
         mask_id=model.spec.mask_id,
         device=model.device,
@@ -86,14 +85,15 @@ def denoise(
         )
         tokens = write(canvas.tokens, seen.view, decision, model.spec.mask_id)
         hold = torch.zeros_like(spent, dtype=torch.bool) if decision.hold is None else decision.hold
-        tokens, finished = loop.stop(tokens, canvas, window, hold)
+        drawn = tokens
+        tokens, finished = loop.stop(drawn, canvas, window, hold)
         broken[Violation.BOUND] = (~finished & (progress.bound <= number + 1)).any()
         report = torch.cat((torch.stack(list(broken.values())), finished)).tolist()
         for rule, bad in zip(broken, report, strict=False):
             if bad:
                 raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
         done = report[len(broken) :]
-        path = loop.path(seen, decision)
+        path = loop.path(seen, decision, (tokens != drawn).any(-1))
         yield Step(number, canvas, tokens, seen.view, decision, path, loop.shadows(seen), done)
         canvas = replace(canvas, tokens=tokens)
         progress = Progress(state, window.block, hold, spent + 1, progress.bound)
@@ -141,7 +141,8 @@ class Loop:
         self.spec = model.spec
         self.length = canvas.tokens.shape[1]
         self.block_length = settings.block_length or self.length
-        self.width = self.length if self.traits.cross_block else min(self.block_length, self.length)
+        span = canvas.span
+        self.width = span if self.traits.cross_block else min(self.block_length, span)
         self.stop_ids = ids(model.spec.stop_ids, canvas.tokens.device)
 
     def start(self, canvas: Canvas) -> Progress:
@@ -196,15 +197,17 @@ class Loop:
 
     def shadows(self, seen: Measured) -> Tensor:
         """Queries that this forward made beside the canvas, int64 [B]."""
-        cast = (seen.view.masked | seen.view.editable).sum(-1)
-        return cast if "leave_one_out" in self.traits.needs else torch.zeros_like(cast)
+        if "leave_one_out" not in self.traits.needs:
+            return torch.zeros_like(seen.view.step)
+        return (seen.view.masked | seen.view.editable).sum(-1)
 
-    def path(self, seen: Measured, decision: Decision) -> Tensor | None:
-        """Sum of ln q over what was committed, float64 [B]."""
+    def path(self, seen: Measured, decision: Decision, filled: Tensor) -> Tensor | None:
+        """Sum of ln q over what was committed, float64 [B]; NaN in rows whose end was filled."""
         if seen.log_probability is None:
             return None
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
-        return chosen.cumsum(-1)[:, -1]  # in order: a plain sum would depend on the padding
+        total = chosen.cumsum(-1)[:, -1]  # in order: a plain sum would depend on the padding
+        return total.masked_fill(filled, torch.nan)
 
     def stop(
         self, tokens: Tensor, canvas: Canvas, window: Window, hold: Tensor

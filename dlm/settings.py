@@ -60,9 +60,9 @@ class Settings:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
         for name in ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory"):
             boolean(name, getattr(self, name))
-        self._check_ranking(Traits.of(self.policy()))
+        self.check_ranking(Traits.of(self.policy()))
 
-    def _check_ranking(self, traits: Traits) -> None:
+    def check_ranking(self, traits: Traits) -> None:
         """Refuse options that change rankings for a decoder that does not rank by those."""
         if self.position_temperature and "position_noise" not in traits.needs:
             raise ValueError(

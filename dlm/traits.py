@@ -51,10 +51,12 @@ class Traits:
         name = type(decoder).__name__
         needs = names(name, "needs", getattr(decoder, "needs", UNDECLARED))
         cross_block = boolean(f"{name}.cross_block", getattr(decoder, "cross_block", False))
-        mutates = bool(getattr(decoder, "mutates_committed", True))
+        mutates = boolean(f"{name}.mutates_committed", getattr(decoder, "mutates_committed", True))
         reads = getattr(decoder, "reads_committed", mutates or "token_probability" in needs)
         usual = ("none",) if cross_block else CACHES
-        caches = tuple(getattr(decoder, "caches", None) or usual)
+        caches = getattr(decoder, "caches", usual)
+        if not isinstance(caches, tuple):
+            raise ValueError(f"{name}.caches must be a tuple of names, got {caches!r}")
         for cache in caches:
             known(f"cache of {name}", cache, CACHES)
         return cls(

@@ -18,7 +18,7 @@ class Change(NamedTuple):
     step: int  # forward, from 0
     position: int  # index into the generated span
     token: int  # what stands there afterwards; for a remask, what stood there before
-    confidence: float  # p(token), untempered, as the decoder saw it; NaN where not measured
+    confidence: float  # p(token) by the law the decoder scores by; NaN where not measured
 
 
 @dataclass(frozen=True, slots=True)

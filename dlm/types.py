@@ -33,9 +33,11 @@ STATISTICS = frozenset(
 class StepView:
     """What a decoder may read in one denoising step. Read-only.
 
-    Fields typed `Tensor | None` hold a tensor when the decoder names them in `needs`. Committed
-    columns are measured too where the decoder declares `mutates_committed` (and not
-    `reads_committed` = False) or needs `token_probability`; what is not measured holds 0.
+    Fields typed `Tensor | None` hold a tensor where the decoder names them in `needs`. Statistics
+    are of the untempered model, unless the decoder declares other `scores` or adjusts logits: then
+    of the law it scores by. Committed columns are measured too where the decoder declares
+    `mutates_committed` (and not `reads_committed` = False) or needs `token_probability`; what is
+    not measured holds 0.
     """
 
     tokens: Tensor  # int64 [B, W], x_t
@@ -48,7 +50,7 @@ class StepView:
     limit: Tensor  # int64 [B], forwards the block may take in all, 0 for no limit
     quota: Tensor  # int64 [B], fewest commits now for the block to keep its forwards budget
     editable: Tensor  # bool [B, W], committed and open for remasking and editing
-    confidence: Tensor | None = None  # float32 [B, W], p(sampled), untempered
+    confidence: Tensor | None = None  # float32 [B, W], p(sampled)
     margin: Tensor | None = None  # float32 [B, W], largest minus second largest probability
     entropy: Tensor | None = None  # float32 [B, W], nats
     token_probability: Tensor | None = None  # float32 [B, W], probability of `tokens`
@@ -110,7 +112,8 @@ class Facts:
     device: torch.device
     blocks: int  # most blocks of a row
     block_length: int  # most positions of a block
-    background: Callable[[], Tensor]  # float32 [V], mean prediction on a canvas of masks
+    background: Callable[[], Tensor]
+    """float32 [V], mean prediction on a canvas of masks, stop tokens apart from the others."""
 
 
 class Decoder(Protocol[S]):

@@ -3,7 +3,7 @@
 from dlm.kernels.noise import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
 from dlm.kernels.reference import token_statistics_reference
 from dlm.kernels.statistics import STATISTICS, TokenStatistics, categorical, token_statistics
-from dlm.kernels.tiles import TILE
+from dlm.kernels.tiles import TILE, Bonus
 
 # transformers 5.0 to 5.12 takes any importable `kernels` for the Hugging Face package of that
 # name and dies unless it finds a version to parse, which happens with the repository on sys.path.
@@ -12,6 +12,7 @@ __version__ = "0.0.0"
 __all__ = [
     "STATISTICS",
     "TILE",
+    "Bonus",
     "NoiseKey",
     "TokenStatistics",
     "categorical",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm.kernels.noise import NoiseKey
+from dlm.kernels.tiles import Bonus
 
 STATISTICS = frozenset(
     {
@@ -104,6 +105,23 @@ def check_tensors(
         raise ValueError(f"key must be given for temperature {temperature}, got None")
     if key is not None and len(key) != num_rows:
         raise ValueError(f"key must have one entry a row, {num_rows}, got {len(key)}")
+
+
+def check_bonus(logits: Tensor, bonus: Bonus | None) -> None:
+    """Refuse a bonus that does not fit the logits.
+
+    Raises:
+        ValueError: Naming the rule and what was found.
+    """
+    if bonus is None:
+        return
+    tokens, values = bonus
+    fits = tokens.dim() == 2 and tokens.shape == values.shape and len(tokens) == len(logits)
+    if not fits or tokens.dtype != torch.int64 or values.dtype != torch.float32:
+        raise ValueError(
+            f"bonus must be int64 and float32 of one shape [{len(logits)}, J], "
+            f"got {_found(tokens)} and {_found(values)}"
+        )
 
 
 def _check_shape(name: str, value: Tensor | None, dtype: torch.dtype, length: int) -> None:

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.kernels.checks import check_report, check_sampling, check_tensors, check_wanted
+from dlm.kernels.checks import (
+    check_bonus,
+    check_report,
+    check_sampling,
+    check_tensors,
+    check_wanted,
+)
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseKey, NoiseStream
 from dlm.kernels.statistics import TokenStatistics
-from dlm.kernels.tiles import TILE
+from dlm.kernels.tiles import TILE, Bonus
 
 
 def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed path)
@@ -29,6 +35,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
     scale_statistics: bool = True,
+    bonus: Bonus | None = None,
     top: int = 0,
 ) -> TokenStatistics:
     """`token_statistics` in float64, with statistics returned in float64.
@@ -48,6 +55,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         law: Likewise.
         scale: Likewise.
         scale_statistics: Likewise.
+        bonus: Likewise.
         top: Likewise.
 
     Returns:
@@ -60,7 +68,11 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     check_report(law, scale_statistics, top)
     check_wanted(wanted)
     check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
-    raw = _cleaned(logits, suppressed)
+    check_bonus(logits, bonus)
+    raised = logits.double()
+    if bonus is not None:
+        raised = raised.scatter_add(1, bonus.tokens, bonus.values.double())
+    raw = _cleaned(raised, suppressed)
     scaled = raw if scale is None else raw * scale.double()[:, None]
     seen = scaled if scale_statistics else raw  # by the statistics
     if key is None or temperature == 0:

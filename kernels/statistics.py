@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlm.kernels.checks import (
     STATISTICS,
+    check_bonus,
     check_report,
     check_sampling,
     check_tensors,
@@ -20,7 +21,7 @@ from dlm.kernels.checks import (
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
 from dlm.kernels.scan import Filters, Law, Plan, Scan
-from dlm.kernels.tiles import Temperature, TiledLogits
+from dlm.kernels.tiles import Bonus, Temperature, TiledLogits
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
@@ -57,6 +58,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
     scale_statistics: bool = True,
+    bonus: Bonus | None = None,
     top: int = 0,
 ) -> TokenStatistics:
     """Sample a token of each row and measure the row's distribution.
@@ -95,6 +97,8 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
             on the logits of each row. None is 1.
         scale_statistics: Whether all statistics but `sampled_log_probability` see the scale too.
             If not, the statistics of "sampling" are those of the law without it.
+        bonus: Added to the logits of a few tokens of every row, in float32 and before anything
+            else, so that it counts in full whatever the dtype of the logits.
         top: How many of the likeliest tokens to list, at most V; the lower id first among equals,
             suppressed tokens last. 0 lists none.
 
@@ -109,7 +113,8 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     check_report(law, scale_statistics, top)
     check_wanted(wanted)
     check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
-    tiled = TiledLogits.of(logits.detach(), suppressed)
+    check_bonus(logits, bonus)
+    tiled = TiledLogits.of(logits.detach(), suppressed, bonus)
     filters = Filters(top_k, None if top_p == 1 else top_p)
     laws = _Laws(tiled.logits, temperature, filters, scale)
     scored = laws.get(sampling=law == "sampling", scaled=scale_statistics)

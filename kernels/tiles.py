@@ -5,7 +5,7 @@ Shapes: N rows, R rows of a block, V vocabulary, K tiles, W tokens of a tile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,13 @@ def row_blocks(num_rows: int, elements: int, device: torch.device) -> Iterator[s
         yield slice(start, min(start + size, num_rows))
 
 
+class Bonus(NamedTuple):
+    """What is added to the logits of a few tokens of every row, after they are float32."""
+
+    tokens: Tensor  # int64 [N, J]
+    values: Tensor  # float32 [N, J], 0 for an entry that means nothing
+
+
 @dataclass(frozen=True, slots=True)
 class TiledLogits:
     """Logits as float32 with suppressed tokens and -inf replaced, without a copy of the whole."""
@@ -48,14 +55,17 @@ class TiledLogits:
     logits: Tensor  # float of any kind [N, V]
     suppressed: Tensor | None  # bool [V]
     suppressed_ids: Tensor | None  # int64, the same on the CPU; elsewhere None
+    bonus: "Bonus | None" = None
 
     @classmethod
-    def of(cls, logits: Tensor, suppressed: Tensor | None) -> "TiledLogits":
+    def of(
+        cls, logits: Tensor, suppressed: Tensor | None, bonus: "Bonus | None" = None
+    ) -> "TiledLogits":
         """Prepare logits [N, V] and the bool [V] of tokens that have probability 0."""
         # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
         if suppressed is None or logits.device.type != "cpu":
-            return cls(logits, suppressed, None)
-        return cls(logits, suppressed, suppressed.nonzero()[:, 0])
+            return cls(logits, suppressed, None, bonus)
+        return cls(logits, suppressed, suppressed.nonzero()[:, 0], bonus)
 
     @property
     def vocabulary(self) -> int:
@@ -85,6 +95,8 @@ class TiledLogits:
         """Fill `scratch` with some rows, the last tile padded; float32 [R, K W]."""
         block = scratch[: rows.stop - rows.start]
         values = block[:, : self.vocabulary].copy_(self.logits[rows]).clamp_(min=LOWEST)
+        if self.bonus is not None:
+            values.scatter_add_(1, self.bonus.tokens[rows], self.bonus.values[rows])
         if self.suppressed_ids is not None:
             values.index_fill_(1, self.suppressed_ids, SUPPRESSED)
         elif self.suppressed is not None:
@@ -103,15 +115,21 @@ class TiledLogits:
             Values, float32 [R, W], and their token ids, int64 [R, W].
         """
         ids = index[:, None] * self.width + torch.arange(self.width, device=index.device)
-        values = self._at(self.logits[rows], ids.clamp(max=self.vocabulary - 1))
+        values = self._at(rows, ids.clamp(max=self.vocabulary - 1))
         return values.masked_fill_(ids >= self.vocabulary, PADDING), ids
 
     def token(self, tokens: Tensor) -> Tensor:
         """One token of every row; int64 [N] to float32 [N]."""
-        return self._at(self.logits, tokens[:, None])[:, 0]
+        return self._at(slice(None), tokens[:, None])[:, 0]
 
-    def _at(self, logits: Tensor, ids: Tensor) -> Tensor:
-        values = logits.gather(1, ids).float().clamp_(min=LOWEST)
+    def _at(self, rows: slice, ids: Tensor) -> Tensor:
+        """Consecutive tokens of some rows; int64 [R, C] to float32 of that shape."""
+        values = self.logits[rows].gather(1, ids).float().clamp_(min=LOWEST)
+        if self.bonus is not None:
+            column = self.bonus.tokens[rows] - ids[:, :1]
+            here = (column >= 0) & (column < ids.shape[1])
+            extra = self.bonus.values[rows] * here
+            values.scatter_add_(1, column.clamp(0, ids.shape[1] - 1), extra)
         if self.suppressed is not None:
             values.masked_fill_(self.suppressed[ids], SUPPRESSED)
         return values

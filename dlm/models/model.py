@@ -60,8 +60,8 @@ class Model:
             return attend[:, None]
         if backend == "eager":
             dtype = self.network.dtype
-            hidden = torch.full(attend.shape, torch.finfo(dtype).min, dtype=dtype)
-            return hidden.to(attend.device).masked_fill(attend, 0.0)[:, None]
+            unseen = torch.zeros(attend.shape, dtype=dtype, device=attend.device)
+            return unseen.masked_fill_(~attend, torch.finfo(dtype).min)[:, None]
         raise ValueError(
             "attn_implementation must be 'sdpa' or 'eager' for a decoder that adds queries with "
             f"an attention mask of their own, got {backend!r}"

@@ -138,10 +138,33 @@ def test_is_none_for_rows_cut_short(toy: Toy, name: str) -> None:
     )  # fmt: skip
     assert out.trajectory is not None
     assert out.path_log_probability is not None
-    cut = [len(one.commits) < 8 for one in out.trajectory]
+    drawn = [{change.position: change.token for change in one.commits} for one in out.trajectory]
+    cut = [
+        [tokens.get(position) for position in range(8)] != given
+        for tokens, given in zip(drawn, out.tokens, strict=True)
+    ]
     assert [value is None for value in out.path_log_probability] == cut
     assert True in cut
     assert False in cut
+
+
+def test_is_none_for_rows_whose_last_commit_fills_the_end(toy: Toy) -> None:
+    """A stop token drawn behind a mask: what came after it is not what was drawn."""
+    out = dlm.generate(
+        toy(torch.zeros(97, 8)), [[1]] * 300, decoder="first_hitting", gen_length=3,
+        block_length=3, temperature=1.0, return_trajectory=True,
+    )  # fmt: skip
+    assert out.trajectory is not None
+    assert out.path_log_probability is not None
+    rewritten = 0
+    for tokens, path, seen in zip(
+        out.tokens, out.path_log_probability, out.trajectory, strict=True
+    ):
+        drawn = {change.position: change.token for change in seen.commits}
+        same = [drawn.get(position) for position in range(3)] == tokens
+        rewritten += len(drawn) == 3 and not same
+        assert (path is not None) == same
+    assert rewritten > 10
 
 
 @pytest.mark.parametrize("name", BLIND)

@@ -188,6 +188,22 @@ def test_committed_tokens_are_projected_only_where_read(toy: Toy) -> None:
     assert sum(projected(toy(2), "remdm", variant="cap", eta=0.0)) == 12
 
 
+@pytest.mark.parametrize("name", ["saber", "low_confidence", "wino", "klass"])
+def test_windows_are_no_wider_than_what_is_decoded(toy: Toy, name: str) -> None:
+    """A long prompt makes no state wider, and casts no shadow."""
+    widths = set()
+    decoder: Any = make(name)
+
+    class Spy(type(decoder)):  # type: ignore[misc]
+        def step(self, state: Any, view: StepView) -> Any:
+            widths.add(view.masked.shape[1])
+            return decoder.step(state, view)
+
+    rows = [[1] * 50, [2] * 9]
+    dlm.generate(toy(2), rows, decoder=Spy(), gen_length=6, block_length=None)
+    assert widths == {6}
+
+
 def test_shadows_are_counted_as_queries(toy: Toy) -> None:
     """A prompt of 2 and blocks of 3 and 1: six positions and the block's shadows a forward."""
     out = dlm.generate(

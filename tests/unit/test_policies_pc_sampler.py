@@ -188,6 +188,20 @@ def test_linear_weights(
     check_best(picked(decision.commit), scores, case["quota"])
 
 
+def test_position_temperature_sees_the_weight_as_it_stands(view_of: View, facts: Bind) -> None:
+    """s + T g with s = e^{-lambda j} content: noise counts the same as the block fills."""
+    decoder = PCSampler(1.0, 10.0, [0.5] * 8, position_origin="generation").bind(facts())
+    assert decoder.table is not None
+    confidence = torch.tensor([[0.5, 1.0, 0.75]])
+    view = view_of(
+        masked=[[False, True, True]], confidence=confidence, sampled=[[1, 1, 1]],
+        position_noise=[[0.0, 0.0, 0.0]], block_start=6, row_start=2,
+    )  # fmt: skip
+    found = decoder.exponential(view, decoder.table)
+    expected = confidence * -math.log(0.5 + 1e-9) * torch.exp(-torch.tensor([[4.0, 5.0, 6.0]]))
+    torch.testing.assert_close(found.float(), expected)
+
+
 def test_a_short_last_block_has_its_own_length(view_of: View, facts: Bind) -> None:
     decoder = PCSampler(1.0, weight="linear").bind(facts())
     assert isinstance(decoder, Weighted)

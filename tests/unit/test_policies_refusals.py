@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 
 import dlm
 from dlm.decoders import DECODERS, make
@@ -109,7 +110,7 @@ def test_a_bad_value_is_named(decoder: str, option: str, value: Any, rule: str) 
 
 
 def test_an_int_beyond_the_floats_is_refused() -> None:
-    with pytest.raises(ValueError, match="threshold must be a finite number"):
+    with pytest.raises(ValueError, match="threshold must fit a float"):
         make("threshold", threshold=10**400)
 
 
@@ -117,6 +118,15 @@ def test_an_int_beyond_the_floats_is_refused() -> None:
     ("decoder", "options", "message"),
     [
         ("pc_sampler", {"weight": "linear", "lambda_": 1.5}, r"lambda_ must .* \[0, 1\], got 1.5"),
+        (
+            "pc_sampler",
+            {"weight": "linear", "alpha": 2.0},
+            "alpha and frequencies are for the expo",
+        ),
+        ("pc_sampler", {"frequencies": ["a"]}, "frequencies must"),
+        ("pc_sampler", {"frequencies": b"ab"}, "frequencies must be a path"),
+        ("pc_sampler", {"frequencies": torch.tensor(0.5)}, "frequencies must"),
+        ("pc_sampler", {"frequencies": torch.ones(2, 2)}, "frequencies must"),
         ("remdm", {"eta": 0.5}, "eta is for the variants cap, rescale, conf, loop, got 0.5"),
         ("threshold", {"treshold": 0.5}, "option of threshold 'treshold'. Did you mean 'thresh"),
         ("saber", {"k": 2}, "unknown option of saber 'k'.* Known: mu, n, preset"),

@@ -163,12 +163,37 @@ BASES: dict[str, dict[str, list[float]]] = {
 def test_the_base_policy_ranks(view_of: View, facts: Bind, tmp_path: Path, base: str) -> None:
     path = artefact(tmp_path, (2, 1), base_policy=base)
     decoder = Schedule(path).bind(facts())
-    statistic = set(BASES[base]) - {"positions"}
-    assert decoder.needs == statistic | {"position_noise"}
+    ranks = base not in ("random", "left_to_right")
+    assert decoder.needs == set(BASES[base]) - {"positions"} | (
+        {"position_noise"} if ranks else set()
+    )
     assert decoder.blind == (base != "low_confidence")
     view = view_of(**({"confidence": [0.5, 0.5, 0.5]} | BASES[base]))
     _, decision = decoder.step(decoder.init_state(1, 3), view)
     assert decision.commit.tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("base", ["random", "left_to_right"])
+@pytest.mark.parametrize(
+    "option", [{"position_temperature": 5.0}, {"confidence_eos_eot_inf": True}]
+)
+def test_options_that_the_base_ignores_are_refused(
+    toy: Toy, tmp_path: Path, base: str, option: dict[str, Any]
+) -> None:
+    """As they are for the base itself."""
+    path = artefact(tmp_path, (2, 1), base_policy=base)
+    with pytest.raises(ValueError, match=next(iter(option))):
+        decode(toy(), path, gen_length=3, **option)
+
+
+def test_a_bound_schedule_is_a_value_and_can_be_bound_again(facts: Bind, tmp_path: Path) -> None:
+    path = artefact(tmp_path, (2, 1), logit_scale=(1.5, 1.0))
+    one, other = (Schedule(path).bind(facts()) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.bind(facts()) == one
+    with pytest.raises(ValueError, match="vocab 8"):
+        one.bind(facts(vocab=9))
 
 
 def test_bases_equal_their_policies(toy: Toy, tmp_path: Path) -> None:
