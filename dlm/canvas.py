@@ -102,8 +102,8 @@ def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = Fal
     Args:
         blanks: int64 [B, N].
         steps: forwards of a row; None gives 0 everywhere, which stands for no limit.
-        surplus: whether a block may take more forwards than it has blanks; the rest is then shared
-            by the c blanks, so that a block of one gets its part.
+        surplus: whether blocks may take more forwards than they have blanks: those that are left
+            are then shared by the c blanks.
 
     Returns:
         int64 [B, N].
@@ -111,9 +111,15 @@ def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = Fal
     if steps is None:
         return torch.zeros_like(blanks)
     first = (blanks > 0).long()
-    others = (blanks if surplus else blanks - first).cumsum(-1)
-    total = others[:, -1:]
     spare = (steps - first.sum(-1, keepdim=True)).clamp(min=0)
-    spare = spare if surplus else spare.minimum(total)
-    shared = -(-spare * others // total.clamp(min=1))
-    return first + shared.diff(dim=-1, prepend=torch.zeros_like(total))
+    others = blanks - first
+    total = others.sum(-1, keepdim=True)
+    shares = first + shared_along(spare.minimum(total), others)
+    return shares + shared_along((spare - total).clamp(min=0), blanks) if surplus else shares
+
+
+def shared_along(amount: Tensor, weights: Tensor) -> Tensor:
+    """Whole shares of an amount [B, 1] by weights [B, N], rounded up along the row; [B, N]."""
+    ends = weights.cumsum(-1)
+    upto = -(-amount * ends // ends[:, -1:].clamp(min=1))
+    return upto.diff(dim=-1, prepend=torch.zeros_like(amount))

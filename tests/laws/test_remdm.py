@@ -183,7 +183,7 @@ def test_doubtful_tokens_are_remasked_more_often(toy: Toy) -> None:
         decoder=ReMDM(variant="conf", eta=eta), gen_length=LENGTH, block_length=None, steps=steps,
         temperature=1.0, stop_at_eos=False,
     )  # fmt: skip
-    kept = torch.zeros(ROWS, LENGTH + 1)  # a window is as wide as the canvas
+    kept = torch.zeros(ROWS, LENGTH)
     excess: list[Tensor] = []
     for k, step in enumerate(generation_job(model, [[1]] * ROWS, settings).steps(model)):
         now, then = k / steps, (k + 1) / steps
@@ -230,6 +230,10 @@ def test_loops_of_the_llada_variant_keep_the_count(
     if length > k:
         for _ in range(loops):
             taken = min(k, target)
+            if not taken:  # nothing to take back, which takes no forward
+                target += k
+                counts.append(target)
+                continue
             # What a loop commits is up to k of all masks, so a loop on fewer than k tokens gains.
             target = target - taken + min(k, length - target + taken)
             counts += [counts[-1] - taken, target]
