@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := --numprocesses logical --dist worksteal
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -15,9 +16,9 @@ demo: .venv/base
 	@echo "Some arithmetic:"
 	$(BIN)/dlm generate "Compute: 6*8, 9*7, 5*4, 12+6" --gen-length 42 --decoder threshold
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
 test-all: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
 bench: .venv/dev
 	$(BIN)/python -m dlm.kernels.bench
 lint: .venv/dev
