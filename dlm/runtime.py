@@ -83,9 +83,8 @@ def denoise(
         state, seen, decision, broken = loop.decide(
             canvas, lengths, window, spent, progress.state, number
         )
-        tokens = write(canvas.tokens, seen.view, decision, model.spec.mask_id)
+        drawn = write(canvas.tokens, seen.view, decision, model.spec.mask_id)
         hold = torch.zeros_like(spent, dtype=torch.bool) if decision.hold is None else decision.hold
-        drawn = tokens
         tokens, finished = loop.stop(drawn, canvas, window, hold)
         broken[Violation.BOUND] = (~finished & (progress.bound <= number + 1)).any()
         report = torch.cat((torch.stack(list(broken.values())), finished)).tolist()
