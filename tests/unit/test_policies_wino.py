@@ -288,3 +288,18 @@ def test_generations_end_within_the_bound(toy: Toy, scale: float) -> None:
     with torch.inference_mode():
         numbers = [step.number for step in job.steps(model)]
     assert len(numbers) <= 40
+
+
+def test_shadows_are_the_same_under_every_backend_that_takes_them(golden_folder: Path) -> None:
+    """The mask is bool for one backend and additive for the other; a third is refused."""
+
+    def decode(backend: str) -> list[list[int]]:
+        model = dlm.load(golden_folder, dtype="float32", attn_implementation=backend)
+        return dlm.generate(
+            model, [[5, 6, 7], [8]], decoder="wino", decoder_options={"threshold": 0.3},
+            gen_length=16, block_length=8, stop_at_eos=False,
+        ).tokens  # fmt: skip
+
+    assert decode("eager") == decode("sdpa")
+    with pytest.raises(ValueError, match=r"'sdpa' or 'eager' .* got 'flex_attention'"):
+        decode("flex_attention")
