@@ -73,7 +73,7 @@ class ScheduleArtefact:
     cum_fraction: tuple[float, ...]  # [N] c, strictly increasing to 1, rounds to `reveal`
     logit_scale: tuple[float, ...]  # [N] a > 0
     scale_confidence: bool = True  # whether a also counts in what the base policy ranks by
-    temperature: float = 0.0
+    temperature: float = 0.0  # it was learned at; like `training` a record, not played
     training: str = "{}"  # JSON object, free; kept in canonical form
     checksum: str = field(init=False, compare=False)  # sha256 of the canonical rest, hex
 
