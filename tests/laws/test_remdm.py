@@ -244,6 +244,15 @@ def test_loops_of_the_llada_variant_keep_the_count(
         assert MASK not in end
 
 
+def test_a_full_block_is_held_for_all_its_loops(toy: Toy) -> None:
+    """The setting of sudoku, ratio 1: full before every loop, which then takes k back."""
+    decoder = ReMDM(init_unmask_ratio=1.0, unmask_k=2, loop_steps=3)
+    out, seen = decode(toy(3), decoder, [[1]], gen_length=8)
+    counts = [int((canvas != MASK).sum()) for canvas in seen[0].canvases]
+    assert counts == [0, 2, 4, 6, 8, 6, 8, 6, 8, 6]
+    assert out.forwards == [10]
+
+
 @every_variant
 @law
 @given(
