@@ -54,7 +54,7 @@ class Hierarchical(Stateless):
         confidence = view.want("confidence")
         open_, count = view.masked, view.quota
         if self.remask:
-            doubted = view.editable & (confidence < self.low_threshold) & ~view.last[:, None]
+            doubted = view.editable & (confidence < self.low_threshold)
             open_, count = open_ | doubted, count + doubted.sum(-1)
         first = best_of_run(confidence, open_) & (confidence > self.low_threshold)
         sure = open_ & (first | (confidence > self.threshold))

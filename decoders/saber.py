@@ -125,5 +125,5 @@ class Saber(Policy):
         else:
             count = (accepted // self.mu).clamp(min=1)
         count = count.minimum(accepted - 1).clamp(min=0)
-        complete = ~(view.masked & ~commit).any(-1)
-        return count.masked_fill(complete | view.last, 0)
+        complete = ~(view.masked & ~commit).any(-1)  # as it is with the last of a budget
+        return count.masked_fill(complete, 0)

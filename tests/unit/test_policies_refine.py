@@ -117,6 +117,19 @@ def test_hierarchical_doubts_nothing_at_the_last_forward(view_of: View) -> None:
     assert int(decision.commit.sum() - decision.remask.sum()) >= 1
 
 
+@pytest.mark.parametrize("prediction", [3, 5])
+def test_a_doubted_token_that_is_chosen_again_is_no_edit(view_of: View, prediction: int) -> None:
+    view = view_of(
+        confidence=[0.1, 0.9], masked=[False, True], tokens=[3, 7], sampled=[prediction, 1],
+        step=1, limit=2,
+    )  # fmt: skip
+    _, decision = Hierarchical(remask=True).step(None, view)
+    assert decision.edit is not None
+    assert decision.edit.tolist() == [[prediction != 3, False]]
+    assert decision.remask is not None
+    assert not decision.remask.any()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 9))
 def test_credit_without_strength_is_threshold(toy: Toy, seed: int, length: int, block: int) -> None:
