@@ -71,7 +71,7 @@ class FirstHitting(Policy):
         return Hitting(time, before, torch.zeros(batch, dtype=torch.int64))
 
     def extrapolate(self, state: Hitting, view: StepView) -> tuple[Hitting, Adjustment]:
-        """F + j / gap (f - f_before) for the j-th token of the group, f log-probabilities."""
+        """Token j of the group gets f + j / gap (f - f_before), f log-probabilities."""
         assert state.before is not None
         assert state.gap is not None
         now = Summary.of(view)

@@ -63,7 +63,7 @@ class PCSampler(Stateless):
         if self.weight == "linear" and (self.alpha != 10.0 or self.frequencies != "model"):
             raise ValueError(
                 "alpha and frequencies are for the exponential weight: leave them out with "
-                f"'linear', got alpha {self.alpha}"
+                f"'linear', got alpha {self.alpha} and frequencies {str(self.frequencies)[:60]}"
             )
         given: object = self.frequencies
         if isinstance(given, str | Path):
@@ -105,7 +105,7 @@ class Weighted(PCSampler):
         return None, Decision(top(view.tempered(scores), view.masked, view.quota))
 
     def index(self, view: StepView) -> Tensor:
-        """J of each column, int64 [B, W]."""
+        """Index j of each column, int64 [B, W]."""
         origin = view.block_start if self.position_origin == "block" else view.row_start
         return view.positions - origin[:, None]
 

@@ -146,7 +146,7 @@ class ReMDM(Policy):
     def rate(
         self, state: Remasking, view: StepView, now: Tensor, then: Tensor, time: Tensor
     ) -> Tensor:
-        """Sigma of each position, float64 [B, 1], or [B, W] for "conf"."""
+        """Remasking rate sigma of each position, float64 [B, 1], or [B, W] for "conf"."""
         eta = ETAS[self.variant] if self.eta is None else self.eta
         most = ((1 - then) / now).nan_to_num(nan=1.0, posinf=1.0).clamp(0.0, 1.0)
         if self.variant == "rescale":

@@ -368,11 +368,11 @@ def background(model: Model) -> Tensor:
     columns = torch.arange(length, device=model.device)
     hidden = model.hidden(tokens, columns[None], None)
     total = torch.zeros(model.spec.vocab_size, device=model.device)
-    stops = ids(model.spec.stop_ids, total.device)
+    stops, banned = (ids(t, total.device) for t in (model.spec.stop_ids, model.spec.banned))
     ends = torch.zeros_like(total)[stops]
     for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit
         logits = model.logits(some).float().to(total.device)
-        logits[:, ids(model.spec.banned, total.device)] = -torch.inf
+        logits[:, banned] = -torch.inf
         ends += logits.softmax(-1)[:, stops].sum(0)
         logits[:, stops] = -torch.inf
         total += logits.softmax(-1).sum(0)

@@ -28,9 +28,7 @@ class Traits:
     name: str  # of its class, for messages
     needs: frozenset[str]  # names out of `STATISTICS` that `step` reads
     mutates_committed: bool  # whether decisions may remask or edit
-    reads_committed: (
-        bool  # whether statistics of committed columns are wanted; as the above if unset
-    )
+    reads_committed: bool  # whether committed columns are measured; by default if it mutates them
     cross_block: bool  # whether the window spans all blocks so far, to read and change them
     blind: bool  # whether positions are chosen without looking at the sampled tokens
     scores: str  # law that statistics describe: "model", or the tempered and filtered "sampling"
