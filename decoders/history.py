@@ -50,7 +50,7 @@ def shared(now: Summary, before: Summary) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _relative(p: Tensor, q: Tensor) -> Tensor:
-    """P ln(p / q), 0 where p is 0 and infinite where only q is."""
+    """Terms p ln(p / q): 0 where p is 0, infinite where only q is."""
     return torch.where(p > 0, p * (p.log() - q.log()), 0.0)
 
 
@@ -84,7 +84,7 @@ def js_divergence(now: Summary, before: Summary) -> Tensor:
 
 
 def log_ratio(now: Summary, before: Summary) -> Tensor:
-    """Ln p - ln q of each token of `now`; 0 where `before` does not list it. float32 [B, W, K]."""
+    """Each ln p - ln q of the tokens of `now`, 0 where `before` lists none; float32 [B, W, K]."""
     p, q, _, _ = shared(now, before)
     return torch.where((p > 0) & (q > 0), p.log() - q.log(), 0.0)
 
