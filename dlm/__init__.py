@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dlm.likelihood import log_likelihood
     from dlm.models.loading import load
     from dlm.models.model import Model
+    from dlm.prompts import encode_prompts
     from dlm.trajectory import Trajectory
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "decoders",
+    "encode_prompts",
     "generate",
     "infill",
     "kernels",
@@ -40,6 +42,7 @@ _HOMES = {
     "Model": "dlm.models.model",
     "Snapshot": "dlm.generation",
     "Trajectory": "dlm.trajectory",
+    "encode_prompts": "dlm.prompts",
     "generate": "dlm.generation",
     "infill": "dlm.generation",
     "load": "dlm.models.loading",

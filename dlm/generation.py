@@ -16,6 +16,7 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
+from dlm.window import on_canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class Generation:
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded: shadows too, guidance twice, padding not at all
     trajectory: list[Trajectory] | None = None
+    order: list[list[int]] | None = None
+    """Forward that committed each token of the span, from 0; -1 where none did: tokens that were
+    given, or filled in behind a stop token."""
     path_log_probability: list[float | None] | None = None
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
@@ -135,6 +139,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     begin_suppress_tokens: Sequence[int] = (),
     confidence_eos_eot_inf: bool = False,
     return_trajectory: bool = False,
+    return_order: bool = False,
 ) -> Generation:
     """Continue every prompt by `gen_length` tokens, decoded block by block.
 
@@ -170,6 +175,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
             name, as documented there, at every temperature).
         return_trajectory: keep what every forward saw and changed.
+        return_order: keep which forward committed each token, at next to no cost.
 
     Raises:
         ValueError: a bad option or prompt, named in the message.
@@ -190,8 +196,9 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
         ValueError: as in `generate`, when called; and more than one prompt.
     """
     settings = Settings.of(options)
-    if settings.return_trajectory:
-        raise ValueError("return_trajectory is for generate: a snapshot tells what its step did")
+    for name in ("return_trajectory", "return_order"):
+        if getattr(settings, name):
+            raise ValueError(f"{name} is for generate: a snapshot tells what its step did")
     job = generation_job(model, prompt, settings)
     if len(job.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(job.rows)}")
@@ -245,7 +252,10 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
     path: Tensor | None = None
     shadows = torch.zeros_like(decoded)
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
+    order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     for step in job.steps(model):
+        if order is not None:
+            mark(order, step)
         if recorder is not None:
             recorder.add(step)
         decoded.index_add_(0, step.before.row, gain(step.decision))
@@ -271,8 +281,20 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
             for n, row, more in zip(forwards, job.rows, shadows.tolist(), strict=True)
         ],
         trajectory=None if recorder is None else recorder.trajectories(),
+        order=None
+        if order is None
+        else [row[slice(*span)] for row, span in zip(order.tolist(), job.spans, strict=True)],
         path_log_probability=None if path is None else whole_paths(job, decoded, path),
     )
+
+
+def mark(order: Tensor, step: Step) -> None:
+    """Write the number of a forward where it committed, into int64 [B, L] over all rows."""
+    row, width = step.before.row, step.tokens.shape[1]
+    inside, column = on_canvas(step.view.positions, width)
+    taken, edit = step.decision.commit, step.decision.edit
+    taken = inside & (taken if edit is None else taken | edit).gather(1, column)
+    order[row, :width] = torch.where(taken, step.number, order[row, :width])
 
 
 def whole_paths(job: Job, decoded: Tensor, path: Tensor) -> list[float | None]:

@@ -40,6 +40,7 @@ class Settings:
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
     return_trajectory: bool = False
+    return_order: bool = False
 
     def __post_init__(self) -> None:
         integer("gen_length", self.gen_length, least=1)
@@ -58,7 +59,8 @@ class Settings:
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
-        for name in ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory"):
+        switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
+        for name in switches:
             boolean(name, getattr(self, name))
         self.check_ranking(Traits.of(self.policy()))
 

@@ -76,10 +76,16 @@ def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> T
     if decision.remask is not None:
         change = change | decision.remask
         fresh = fresh.masked_fill(decision.remask, mask_id)
-    # Gathering into the canvas, not scattering from the window: the columns of a short last
-    # block lie beyond the row, and no canvas position asks for them.
-    width = change.shape[1]
-    column = torch.arange(tokens.shape[1], device=tokens.device) - view.positions[:, :1]
-    inside = (column >= 0) & (column < width)
-    column = column.clamp(0, width - 1)
+    inside, column = on_canvas(view.positions, tokens.shape[1])
     return torch.where(inside & change.gather(1, column), fresh.gather(1, column), tokens)
+
+
+def on_canvas(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Which canvas positions [B, L] the window covers, and the column of each to gather.
+
+    Gathering into the canvas, not scattering from the window: the columns of a short last block
+    lie beyond the row, and no canvas position asks for them.
+    """
+    column = torch.arange(width, device=positions.device) - positions[:, :1]
+    inside = (column >= 0) & (column < positions.shape[1])
+    return inside, column.clamp(0, positions.shape[1] - 1)

@@ -1,0 +1,45 @@
+"""`return_order`: which forward committed each token."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import dlm
+from dlm.decoders import DECODERS
+from dlm.models.model import Model
+
+Toy = Callable[..., Model]
+PROMPTS = [[1, 2, 3, 4, 3, 2, 1], [2], [3, 1, 4]]
+
+
+@pytest.mark.parametrize("stop_at_eos", [True, False])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_order_is_that_of_the_trajectory(toy: Toy, decoder: str, stop_at_eos: bool) -> None:
+    options: dict[str, Any] = {"decoder": decoder, "gen_length": 11, "block_length": 4}
+    options |= {"temperature": 1.0, "stop_at_eos": stop_at_eos, "seed": 2}
+    out = dlm.generate(
+        toy(5), PROMPTS, return_order=True, return_trajectory=True, **options
+    )  # fmt: skip
+    assert out.order is not None
+    assert out.trajectory is not None
+    for order, row, tokens in zip(out.order, out.trajectory, out.tokens, strict=True):
+        expected = [-1] * len(tokens)
+        for change in sorted([*row.commits, *row.edits]):
+            expected[change.position] = change.step
+        assert order == expected
+    quiet = dlm.generate(toy(5), PROMPTS, return_order=True, **options)
+    assert (quiet.order, quiet.tokens) == (out.order, out.tokens)
+
+
+def test_order_of_an_infill_leaves_given_tokens_out(toy: Toy) -> None:
+    out = dlm.infill(toy(1), [[1, 7, 2, 7, 7], [7, 3]], decoder="left_to_right", return_order=True)
+    assert out.order == [[-1, 0, -1, 1, 2], [0, -1]]
+
+
+def test_order_is_kept_on_request_only(toy: Toy) -> None:
+    assert dlm.generate(toy(1), [[1]], gen_length=4).order is None
+    with pytest.raises(ValueError, match="return_order is for generate"):
+        dlm.stream(toy(1), [1], gen_length=4, return_order=True)
+    with pytest.raises(ValueError, match="return_order must be True or False, got 'no'"):
+        dlm.generate(toy(1), [[1]], return_order="no")  # type: ignore[arg-type]
