@@ -1,8 +1,12 @@
-"""The command line: `dlm generate`, `dlm train` and the lists.
+"""The command line: `dlm generate`, `dlm train`, the lists, and what other packages add.
 
 Nothing here imports torch or transformers before a command runs, so that `--help` is instant.
+
+Packages add commands of their own through the entry point group `dlm.commands`: a function that
+takes the typer app. `dlm eval` comes that way, as the evaluation lies above this package.
 """
 
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -10,6 +14,8 @@ import typer
 from dlm._version import __version__
 from dlm.cli import frequencies, generate, lists, train
 from dlm.cli.errors import Commands
+
+PLUGINS = "dlm.commands"
 
 app = typer.Typer(
     cls=Commands,
@@ -46,4 +52,6 @@ app.command("models")(lists.models)
 
 def main() -> None:
     """The `dlm` command."""
+    for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
+        point.load()(app)
     app(prog_name="dlm")

@@ -1,0 +1,271 @@
+"""`dlm eval`: one command a task, and those that read what runs have left."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlm.cli.inputs import parse_pairs, parse_value
+from dlm.cli.lists import print_table
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source, whole
+from dlm.cli.results import print_json
+from dlm.eval.tasks import TASKS
+
+BUILT_IN = "built-in"
+BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
+
+
+def blocks(text: str) -> int:
+    """An int, or 0 for "none"."""
+    return 0 if text.strip().lower() == "none" else whole(text)
+
+
+def task_command(name: str) -> Callable[..., None]:
+    """The command that runs one task."""
+
+    def command(  # noqa: PLR0913 (the parameters are the command line)
+        model: Annotated[
+            str | None,
+            source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
+        ] = None,
+        device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
+        dtype: Annotated[
+            str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
+        ] = "auto",
+        batch_size: Annotated[
+            int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
+        ] = 16,
+        template: Annotated[
+            list[str] | None,
+            source(
+                metavar="NAME",
+                help='How problems are put; repeatable, or "all".',
+                show_default="the first that fits the model",
+            ),
+        ] = None,
+        data: Annotated[
+            Path | None,
+            source(metavar="FILE", help="Problems.", show_default="what comes along, or the hub"),
+        ] = None,
+        shots: Annotated[
+            Path | None, source(metavar="FILE", help="Solved examples for few-shot templates.")
+        ] = None,
+        limit: Annotated[
+            int | None, source(help="Problems, the first ones.", show_default="all", **COUNT)
+        ] = None,
+        decoder: Annotated[
+            str, decoding(help="Which tokens to commit: see dlm decoders.")
+        ] = "low_confidence",
+        option: Annotated[
+            list[str] | None,
+            decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
+        ] = None,
+        preset: Annotated[
+            str | None,
+            decoding(
+                metavar="NAME",
+                help="Published settings of the task, for what is not given here: see --list.",
+                show_default="the first",
+            ),
+        ] = None,
+        gen_length: Annotated[int | None, decoding(help="Tokens to decode.", **WHOLE)] = None,
+        block_length: Annotated[
+            int | None,
+            decoding(
+                help='Tokens of a block, or "none" for one block.', parser=blocks, metavar="<int>"
+            ),
+        ] = None,
+        steps: Annotated[int | None, decoding(help="Forwards budget.", **WHOLE)] = None,
+        position_temperature: Annotated[
+            float | None, decoding(help="Draw positions from softmax(score / this).", **REAL)
+        ] = None,
+        stop_at_eos: Annotated[
+            bool | None,
+            decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
+        ] = None,
+        confidence_eos_eot_inf: Annotated[
+            bool | None,
+            decoding(
+                "--confidence-eos-eot-inf/--no-confidence-eos-eot-inf",
+                help="Commit stop tokens last.",
+            ),
+        ] = None,
+        cache: Annotated[str | None, decoding(help="What later forwards may reuse.")] = None,
+        temperature: Annotated[
+            float | None, sampling(help="0 takes the likeliest token.", **REAL)
+        ] = None,
+        top_k: Annotated[
+            int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)
+        ] = None,
+        top_p: Annotated[
+            float | None,
+            sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
+        ] = None,
+        cfg_scale: Annotated[
+            float | None, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
+        ] = None,
+        seed: Annotated[int | None, sampling(help="Decides all noise.", **WHOLE)] = None,
+        folder: Annotated[
+            Path | None,
+            output(
+                "--output",
+                metavar="DIR",
+                help="Folder of the run; the same command goes on with it.",
+                show_default="runs/eval/TASK-DECODER-HASH",
+            ),
+        ] = None,
+        workers: Annotated[
+            int, output(help="Programs run side by side, for tasks that run code.", **COUNT)
+        ] = 2,
+        unsafe: Annotated[
+            bool, output("--unsafe", help="Run generated code even where nothing contains it.")
+        ] = False,
+        list_only: Annotated[
+            bool, output("--list", help="Print the task's templates and presets; run nothing.")
+        ] = False,
+        json: Annotated[bool, JSON] = False,
+    ) -> None:
+        given = {
+            "gen_length": gen_length,
+            "block_length": block_length,
+            "steps": steps,
+            "position_temperature": position_temperature,
+            "stop_at_eos": stop_at_eos,
+            "confidence_eos_eot_inf": confidence_eos_eot_inf,
+            "cache": cache,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "cfg_scale": cfg_scale,
+            "seed": seed,
+        }
+        if list_only:
+            describe_task(name, machine=json)
+            return
+        from dlm.eval.job import Job
+
+        options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        if block_length == 0:
+            options["block_length"] = None
+        pairs = parse_pairs("--option", option or [])
+        options["decoder"] = decoder
+        options["decoder_options"] = {key: parse_value(text) for key, text in pairs.items()}
+        if model is None and gen_length is None:
+            chosen = TASKS[name].presets[0] if preset is None else TASKS[name].preset(preset)
+            usual = chosen.options.get("gen_length", BUILT_IN_GEN_LENGTH)
+            options["gen_length"] = min(usual, BUILT_IN_GEN_LENGTH)
+        Job(
+            task=TASKS[name],
+            model=model,
+            device=device,
+            dtype=dtype,
+            templates=template or [],
+            preset=preset,
+            options=options,
+            data=data,
+            shots=shots,
+            limit=limit,
+            batch_size=batch_size,
+            output=folder,
+            workers=workers,
+            unsafe=unsafe,
+            machine=json,
+        ).run()
+
+    command.__doc__ = TASKS[name].summary
+    return command
+
+
+def describe_task(name: str, *, machine: bool) -> None:
+    """Print what there is to choose from in a task."""
+    task = TASKS[name]
+    if machine:
+        print_json(
+            {
+                "name": task.name,
+                "version": task.version,
+                "summary": task.summary,
+                "paper": task.paper,
+                "licence": task.licence,
+                "metrics": [metric.name for metric in task.metrics],
+                "templates": [
+                    {"name": t.name, "chat": t.chat, "shots": t.shots} for t in task.templates
+                ],
+                "presets": [
+                    {
+                        "name": p.name,
+                        "options": dict(p.options),
+                        "source": p.source,
+                        "reported": p.reported,
+                    }
+                    for p in task.presets
+                ],
+            }
+        )
+        return
+    typer.echo(f"{task.name} (version {task.version}): {task.summary} {task.paper}")
+    typer.echo(f"metrics: {', '.join(metric.name for metric in task.metrics)}\n")
+    rows = [[t.name, "chat" if t.chat else "text", str(t.shots)] for t in task.templates]
+    print_table(["template", "kind", "solved examples"], rows)
+    typer.echo()
+    print_table(
+        ["preset", "options", "reported", "source"],
+        [
+            [p.name, ", ".join(f"{k}={v}" for k, v in p.options.items()), p.reported, p.source]
+            for p in task.presets
+        ],
+    )
+
+
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="A B ...", help="Folders of runs; A is the baseline.")
+    ],
+    json: Annotated[bool, JSON] = False,
+) -> None:
+    """Compare runs sample by sample: McNemar's test and bootstrap intervals."""
+    from dlm.eval.compare import as_json, table
+    from dlm.eval.compare import compare as compare_runs
+    from dlm.eval.folder import read_run
+
+    if len(folders) < 2:
+        raise ValueError(f"compare needs at least two folders, got {len(folders)}")
+    found = compare_runs([read_run(folder) for folder in folders])
+    if json:
+        for each in found:
+            print_json(as_json(each))
+        return
+    head, rows = table(found)
+    print_table(head, rows)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path, output(metavar="FILE", help="HTML page to write.")] = Path("report.html"),
+    markdown: Annotated[
+        bool, output("--markdown", help="Print a Markdown table instead of writing a page.")
+    ] = False,
+) -> None:
+    """Write a page about runs: figures, charts, and every sample to browse."""
+    from dlm.cli.results import note
+    from dlm.eval.folder import read_run
+    from dlm.eval.report import markdown as markdown_table
+    from dlm.eval.report import write_report
+
+    runs = [read_run(folder) for folder in folders]
+    if markdown:
+        typer.echo(markdown_table(runs))
+        return
+    write_report(runs, out)
+    note(f"wrote {out}")
+
+
+def attach(app: typer.Typer) -> None:
+    """Add the commands to those of `dlm`."""
+    group = typer.Typer(no_args_is_help=True, help="Score a model and a decoder on benchmarks.")
+    for name in TASKS:
+        group.command(name, rich_help_panel="Tasks")(task_command(name))
+    group.command("compare", rich_help_panel="Runs")(compare)
+    group.command("report", rich_help_panel="Runs")(report)
+    app.add_typer(group, name="eval")

@@ -1,0 +1,114 @@
+"""Countdown: reach a number from three others, each used exactly once.
+
+Gandhi et al. 2024, "Stream of Search", arXiv:2404.03683, in the format of the benchmark of Huang
+et al. 2025 (PC-Sampler, arXiv:2508.13021): 1,000 problems with `--data countdown.jsonl`, else 500
+generated ones that the built-in model never saw.
+
+    {"input": "15,44,79,50", "output": "44-15=29,79-29=50"}
+
+Checked against the original:
+- the 1,000 reference answers are valid, and exact;
+- `valid` is the score: it takes any equations that reach the target, where `exact`, the authors'
+  comparison with the reference string, takes one way out of many;
+- differs: the prompts are ours, and so is how equations are found in a longer text.
+"""
+
+import re
+from pathlib import Path
+
+from dlm.data import Example, countdown
+from dlm.eval.source import drawn, held_in
+from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
+
+COUNT = 500
+
+_EQUATION = re.compile(
+    r"(?<![0-9.+*/-])(-?[0-9]{1,9})\s?([-+*/])\s?(-?[0-9]{1,9})\s?=\s?(-?[0-9]{1,9})(?![0-9])"
+)
+
+
+def problem(number: int, example: Example) -> Problem:
+    """An example as a problem; its id is its place."""
+    *numbers, target = example.prompt.removeprefix(countdown.PREFIX).split(",")
+    fields = {"prompt": example.prompt, "numbers": ", ".join(numbers), "target": target}
+    return Problem(str(number), fields, example.response)
+
+
+def read(path: Path) -> list[Problem]:
+    """The problems of a file in the published format."""
+    return [problem(number, each) for number, each in enumerate(countdown.read_jsonl(path))]
+
+
+def local() -> list[Problem]:
+    """Generated problems, none of them shown to the built-in model."""
+    found = drawn("countdown", COUNT, held_out=True)
+    return [problem(number, each) for number, each in enumerate(found)]
+
+
+def equations(problem: Problem, output: str) -> str | None:
+    """The last equations, as many as it takes: one fewer than there are numbers."""
+    needed = len(problem.fields["numbers"].split(",")) - 1
+    found = [f"{a}{how}{b}={c}" for a, how, b, c in _EQUATION.findall(output)]
+    return ",".join(found[-needed:]) if found else None
+
+
+def valid(problem: Problem, extracted: str) -> bool:
+    """Whether true equations use every number once and end at the target."""
+    return countdown.is_correct(problem.fields["prompt"], extracted)
+
+
+def exact(problem: Problem, extracted: str) -> bool:
+    """Whether they are those of the reference, string for string."""
+    return extracted == problem.answer
+
+
+EXPLAINED = """\
+Use each of the numbers {numbers} exactly once to reach {target}. The steps may add, subtract, \
+multiply and divide, two numbers at a time; the result of a step counts as a new number.
+
+Answer with the steps alone, as equations with a comma between them, like 3*4=12,12+5=17."""
+
+TASK = Task(
+    name="countdown",
+    version=1,
+    summary="Reach a number from three others.",
+    paper="Gandhi et al. 2024, arXiv:2404.03683",
+    licence="Apache-2.0 where generated, MIT where published",
+    source=Source(
+        read=read,
+        local=local,
+        examples=held_in("countdown", problem, countdown.read_jsonl),
+        where="countdown.jsonl of PC-Sampler",
+    ),
+    templates=(
+        Template("plain", "{prompt}", chat=True),
+        Template("explained", EXPLAINED, chat=True),
+        Template(
+            "base_5shot",
+            "Numbers: {numbers}. Target: {target}.\nSteps:",
+            shots=5,
+            target=" {answer}",
+            instruction="Reach the target from the numbers, each used once.\n\n",
+            until=("Numbers:", "\n\n"),
+        ),
+    ),
+    metrics=(Metric("valid", equations, valid), Metric("exact", equations, exact)),
+    presets=(
+        Preset(
+            "built-in",
+            {"gen_length": 24, "block_length": None},
+            "README, built-in model, 200 generated problems",
+            "0.5 at 24.0 forwards",
+        ),
+        Preset(
+            "pc-sampler",
+            {"gen_length": 128, "block_length": None},
+            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
+        ),
+        Preset(
+            "wino",
+            {"gen_length": 256, "block_length": 128},
+            "arXiv:2507.18578, LLaDA-8B-Instruct",
+        ),
+    ),
+)

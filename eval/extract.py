@@ -1,0 +1,170 @@
+r"""Reading answers out of text: what every task shares.
+
+Every reader is total (any text gives an answer or None) and takes time linear in the text.
+"""
+
+import ast
+import re
+import textwrap
+import warnings
+from collections import deque
+from dataclasses import dataclass
+
+INDENT = "    "
+PYTHON = ("python", "python3", "py")
+
+_BOX = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_OPENS = re.compile(r"(?:[ \t]*|[^`]*[^`~])(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`]*")
+_FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
+_STARTS_CODE = re.compile(
+    r"(?:async\s+def|def|class)\s|import\s+\w|from\s+[\w.]+\s+import\s|[@#]|[A-Za-z_][\w.]*\s*=[^=]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a Markdown text."""
+
+    language: str  # lower case; "" where the fence names none
+    text: str  # without the indentation that all of its lines share
+    closed: bool
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` holds that is closed; of nested ones the innermost."""
+    open_: list[tuple[bool, int, int]] = []  # of each brace: whether of a box, where, content
+    best: tuple[int, str] | None = None
+    for token in _BOX.finditer(text):
+        if token.group().endswith("{") and token.group() != r"\{":
+            open_.append((token.group() != "{", token.start(), token.end()))
+        elif token.group() == "}" and open_:
+            is_box, start, content = open_.pop()
+            if is_box and (best is None or start > best[0]):
+                best = start, text[content : token.start()].strip()
+    return None if best is None else best[1]
+
+
+def last_number(text: str) -> str | None:
+    """The last number, with signs for money and for thousands.
+
+    lm-eval 0.4.13, gsm8k.yaml, filter `flexible-extract`: a run of two or more out of `$0-9.,`
+    is one, digits or not.
+    """
+    found = last_match(_NUMBER, text)
+    return None if found is None else found.group()
+
+
+def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last of the matches that do not overlap."""
+    last = deque(pattern.finditer(text), maxlen=1)
+    return last[0] if last else None
+
+
+def code_blocks(text: str) -> list[Block]:
+    """The fenced blocks in their order; one that nothing closes ends with the text.
+
+    A fence may stand behind words of its line, as in `Here it is: ```python`.
+    """
+    blocks: list[Block] = []
+    fence, language, lines = "", "", list[str]()
+    for line in text.split("\n"):
+        if not fence:
+            mark = _OPENS.fullmatch(line)
+            if mark is not None:
+                fence, language, lines = mark[1], mark[2].lower(), []
+        elif (bare := line.rstrip()).endswith(fence):
+            last = bare.rstrip(fence[0])
+            blocks.append(_block(language, [*lines, last] if last.strip() else lines, closed=True))
+            fence = ""
+        else:
+            lines.append(line)
+    if fence:
+        blocks.append(_block(language, lines, closed=False))
+    return blocks
+
+
+def _block(language: str, lines: list[str], *, closed: bool) -> Block:
+    return Block(language, textwrap.dedent("\n".join(lines)), closed)
+
+
+def defines(code: str, name: str) -> bool:
+    """Whether a function of this name begins in the first column."""
+    return (
+        re.search(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b", code, re.MULTILINE) is not None
+    )
+
+
+def block_defining(text: str, names: tuple[str, ...], but: str = "") -> str | None:
+    """The first block that defines one of `names`, Python before other languages.
+
+    One that only repeats `but` does not count.
+    """
+    blocks = code_blocks(text)
+    ranked = [each for each in blocks if each.language in PYTHON]
+    for block in (*ranked, *blocks):
+        repeats = bool(but) and block.text.strip() == but.strip()
+        if not repeats and any(defines(block.text, name) for name in names):
+            return block.text
+    return None
+
+
+def first_block(text: str) -> str | None:
+    """The first block that is not empty, Python before other languages."""
+    blocks = [each for each in code_blocks(text) if each.text.strip()]
+    ranked = [each for each in blocks if each.language in PYTHON]
+    return next((each.text for each in (*ranked, *blocks)), None)
+
+
+def bare_code(text: str, names: tuple[str, ...]) -> str | None:
+    """Code that stands unfenced in prose and defines one of `names`, with what leads up to it.
+
+    Lines of code are those that are blank, indented, or begin as statements of a module do; the
+    run of them around the definition is taken.
+    """
+    lines = textwrap.dedent(text).split("\n")
+    at = next(
+        (n for n, line in enumerate(lines) if any(defines(line, each) for each in names)), None
+    )
+    if at is None:
+        return None
+    first = last = at
+    while first and _is_code(lines[first - 1]):
+        first -= 1
+    while last + 1 < len(lines) and _is_code(lines[last + 1]):
+        last += 1
+    return "\n".join(lines[first : last + 1]).strip("\n")
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line can belong to a module, by its first characters."""
+    return not line.strip() or line[0] in " \t)]}" or _STARTS_CODE.match(line) is not None
+
+
+def parsed(code: str) -> ast.Module | None:
+    """The syntax tree, if it is Python."""
+    try:
+        with warnings.catch_warnings():  # of escapes such as a "\\d" that is not raw
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def as_body(code: str) -> str:
+    """Statements as the body of a function: indented by four, as they stand if they are."""
+    first = next((line for line in code.split("\n") if line.strip()), "")
+    return code if first[:1] in (" ", "\t") else textwrap.indent(code, INDENT)
+
+
+def begins_indented(text: str) -> bool:
+    """Whether the first line that is not blank goes on a function."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return first[:1] in (" ", "\t")
+
+
+def joined(*parts: str) -> str:
+    """Pieces of a module as one, imports from `__future__` first, where Python wants them."""
+    whole = "\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+    future = list(dict.fromkeys(line.rstrip("\n") for line in _FUTURE.findall(whole)))
+    return "".join(line + "\n" for line in future) + _FUTURE.sub("", whole) if future else whole

@@ -1,0 +1,255 @@
+"""The folder of a run: settings, samples, and what makes both survive a kill.
+
+DIR/run.json              settings, their hash, and where the run was made
+DIR/samples.jsonl         a line for each finished sample
+DIR/samples.rank1.jsonl   the same of other processes, merged when they are done
+DIR/lock                  held by the process that writes
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dlm.eval.sample import Key, Sample
+
+FORMAT = "dlm-eval"
+VERSION = 1
+SETTINGS = "run.json"
+SAMPLES = "samples.jsonl"
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits over anything JSON can hold."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a folder holds: settings and samples, by template and problem."""
+
+    folder: Path
+    settings: dict[str, Any]  # what decides the results
+    hash: str  # of the settings
+    problems: int  # of each template
+    launches: list[dict[str, Any]]  # device, versions, batch size, ... of every start
+    samples: list[Sample]
+
+    @property
+    def templates(self) -> list[str]:
+        """In the order of the settings."""
+        return list(self.settings["templates"])
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the decoder with its options."""
+        options = self.settings["decoder_options"]
+        told = ", ".join(f"{key}={value}" for key, value in options.items())
+        return f"{self.settings['decoder']}({told})" if told else str(self.settings["decoder"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every problem of every template has its sample."""
+        return len(self.samples) == self.problems * len(self.templates)
+
+
+def read_run(folder: Path) -> Run:
+    """Settings and samples of a folder, of a run that ended or not.
+
+    Raises:
+        ValueError: it holds no run, or a damaged one.
+    """
+    record = read_settings(folder)
+    if record is None:
+        raise ValueError(f"{str(folder)!r} must be the folder of a run: it has no {SETTINGS}")
+    samples = merged(sample_files(folder), record["hash"])
+    place = {name: number for number, name in enumerate(record["settings"]["templates"])}
+    return Run(
+        folder=folder,
+        settings=record["settings"],
+        hash=record["hash"],
+        problems=record["problems"],
+        launches=record["launches"],
+        samples=sorted(samples.values(), key=lambda each: (place[each.template], each.index)),
+    )
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The object of `run.json`, or None where there is none.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON: {error}") from None
+    known = isinstance(record, dict) and record.get("format") == FORMAT
+    if not known or record.get("version") != VERSION:
+        raise ValueError(f'{path} must have "format": "{FORMAT}" and "version": {VERSION}')
+    if digest(record["settings"]) != record["hash"]:
+        raise ValueError(f"{path} was changed by hand: its settings do not have the hash it names")
+    return record
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """The merged file first, then those of single processes."""
+    return [folder / SAMPLES, *sorted(folder.glob("samples.rank*.jsonl"))]
+
+
+def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
+    """Samples of several files; of those that stand in two, the first.
+
+    A line that a kill cut off in the middle, at the end of a file, does not count.
+
+    Raises:
+        ValueError: another line is damaged, or of other settings.
+    """
+    found: dict[Key, Sample] = {}
+    for path in paths:
+        if not path.exists():
+            continue
+        *lines, _ = path.read_text().split("\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                sample = Sample.of(json.loads(line))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}:{number} is damaged: {error}") from None
+            if sample.settings != settings:
+                raise ValueError(
+                    f"{path}:{number} must be of settings {settings}, got {sample.settings}"
+                )
+            found.setdefault(sample.key, sample)
+    return found
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file in one step: after a kill it is the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+class Appender:
+    """Appends samples, each in one write of a whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trim()
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def trim(self) -> None:
+        """Cut a line off that a kill left unfinished."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            os.truncate(self.path, whole)
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Append samples and wait until the disk has them."""
+        for sample in samples:
+            line = sample.line().encode()
+            if os.write(self.file, line) != len(line):
+                raise OSError(f"{self.path}: the disk took only a part of a line")
+        os.fsync(self.file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.file)
+
+
+class Folder:
+    """A folder that this process writes to, alone.
+
+    Raises:
+        ValueError: another process writes to it, or it holds a run of other settings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(path / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
+
+    def __enter__(self) -> Self:
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self.lock)
+            raise ValueError(f"--output {str(self.path)!r} is in use by another run") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self.lock)
+
+    def open(self, settings: Mapping[str, Any], problems: int, launch: Mapping[str, Any]) -> None:
+        """Write the settings, or go on with a run of the same ones.
+
+        The number of problems may grow from one start to the next.
+
+        Raises:
+            ValueError: the settings differ, or there would be fewer problems.
+        """
+        record = read_settings(self.path)
+        if record is not None:
+            refuse_difference(self.path, record["settings"], settings)
+            if problems < record["problems"]:
+                raise ValueError(
+                    f"--limit must be at least the {record['problems']} problems of the run in "
+                    f"{str(self.path)!r}, got {problems}"
+                )
+        launches = [] if record is None else record["launches"]
+        self.merge(digest(settings))
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "settings": dict(settings),
+            "hash": digest(settings),
+            "problems": problems,
+            "launches": [*launches, dict(launch)],
+        }
+        replace_file(self.path / SETTINGS, json.dumps(record, indent=1) + "\n")
+
+    def merge(self, settings: str) -> None:
+        """Bring the samples of all processes into one file, in the order of their problems."""
+        files = sample_files(self.path)
+        samples = merged(files, settings)
+        order = sorted(samples.values(), key=lambda each: each.key)
+        if samples:
+            replace_file(self.path / SAMPLES, "".join(each.line() for each in order))
+        for path in files[1:]:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings, naming what differs.
+
+    Raises:
+        ValueError: anything differs.
+    """
+    for name in dict.fromkeys([*new, *old]):  # the broad ones come first
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"--output {str(folder)!r} holds a run with {name} {old.get(name)!r}, "
+                f"got {new.get(name)!r}: give another folder"
+            )

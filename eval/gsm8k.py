@@ -1,0 +1,188 @@
+r"""GSM8K: grade-school word problems whose answer is a whole number.
+
+Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168. 1,319 test
+problems; solved examples are the first ones of the 7,473 for training.
+
+    {"question": "Ann has 3 boxes of 4 pens. How many pens?",
+     "answer": "She has 3 * 4 = <<3*4=12>>12 pens.\n#### 12"}
+
+The score is `flexible`, the last number of the output: it is the only reading that every template
+allows, and the one usual for models that were never told of `####`. It takes a stray "$." or "..."
+for a number, as lm-eval does; `boxed_or_flexible` looks into the last `\boxed{}` first and is ours.
+
+Checked against lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml (version 3):
+- `strict` and `flexible` read and compare as its filters `strict-match` and `flexible-extract` with
+  its `exact_match` do, string for string;
+- `base_5shot` has its prompt, target and stop texts;
+- differs: its examples are drawn anew for every problem, ours are the first of the training split.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlm.eval.extract import last_boxed, last_number
+from dlm.eval.source import Record, hub_records, read_records
+from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
+
+HUB = "openai/gsm8k"
+TRAIN = "gsm8k_train.jsonl"
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_GOLD = re.compile(r"#### -?[0-9][0-9,]*(?:\.[0-9]+)?\s*\Z")
+_IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
+_LATEX = re.compile(r"\\[!,;: ]|\{,\}|\\(?=[$%])")
+
+
+def problems(records: Iterable[Record]) -> list[Problem]:
+    """Records as problems; their ids are their places.
+
+    Raises:
+        ValueError: a record lacks a text, or its answer does not end in `#### N`.
+    """
+    found = []
+    for number, record in enumerate(records):
+        answer = record.text("answer")
+        if _GOLD.search(answer) is None:
+            raise record.refuse("'answer' must end in '#### ' and a number", answer[-40:])
+        found.append(Problem(str(number), {"question": record.text("question")}, answer))
+    return found
+
+
+def read(path: Path) -> list[Problem]:
+    """The problems of a file in the published format."""
+    return problems(read_records(path))
+
+
+def examples(data: Path | None) -> list[Problem]:
+    """Training problems: the file beside that of the user, else the hub's."""
+    beside = None if data is None else data.with_name(TRAIN)
+    if beside is not None and beside.is_file():
+        return read(beside)
+    return problems(hub_records(HUB, "main", "train", "--shots"))
+
+
+def normalised(text: str) -> str:
+    """An answer as lm-eval's `exact_match` compares it (regexes_to_ignore, ignore_case)."""
+    for pattern in _IGNORED:
+        text = pattern.sub("", text)
+    return text.lower()
+
+
+def is_correct(problem: Problem, extracted: str) -> bool:
+    """Whether a number is that of the reference, up to commas, dollars and a full stop."""
+    return normalised(extracted) == normalised(problem.answer)
+
+
+def strict(problem: Problem, output: str) -> str | None:
+    """The number behind the first `#### `."""
+    found = _STRICT.search(output)
+    return None if found is None else found[1]
+
+
+def flexible(problem: Problem, output: str) -> str | None:
+    """The last number."""
+    return last_number(output)
+
+
+def boxed_or_flexible(problem: Problem, output: str) -> str | None:
+    r"""The last number in the last `\boxed{}`, else the last one of all."""
+    boxed = last_boxed(output)
+    inside = None if boxed is None else last_number(_LATEX.sub("", boxed))
+    return last_number(output) if inside is None else inside
+
+
+STEPS = 'Work it out step by step. End with a line that has "#### " and the answer, a number alone.'
+BOX = r"Reason step by step and put the answer, a number alone, into \boxed{{}}."
+UNTIL = ("Question:", "</s>", "<|im_end|>")
+
+
+def _chat(shots: int) -> Template:
+    return Template(f"chat_{shots}shot", f"{{question}}\n\n{STEPS}", chat=True, shots=shots)
+
+
+def _base(shots: int) -> Template:
+    prompt = "Question: {question}\nAnswer:"
+    return Template(f"base_{shots}shot", prompt, shots=shots, target=" {answer}", until=UNTIL)
+
+
+TASK = Task(
+    name="gsm8k",
+    version=1,
+    summary="Grade-school maths word problems.",
+    paper="Cobbe et al. 2021, arXiv:2110.14168",
+    licence="MIT",
+    source=Source(
+        read=read,
+        hub=lambda: problems(hub_records(HUB, "main", "test")),
+        examples=examples,
+        where=f"{HUB}, config main, split test",
+    ),
+    templates=(
+        Template("chat_cot", f"{{question}}\n\n{STEPS}", chat=True),
+        Template("chat_boxed", f"{{question}}\n\n{BOX}", chat=True),
+        *map(_chat, (4, 5, 8)),
+        *map(_base, (5, 4, 8, 0)),
+    ),
+    metrics=(
+        Metric("flexible", flexible, is_correct),
+        Metric("strict", strict, is_correct),
+        Metric("boxed_or_flexible", boxed_or_flexible, is_correct),
+    ),
+    presets=(
+        Preset(
+            "fast-dllm",
+            {"gen_length": 256, "block_length": 32},
+            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, 5-shot",
+            "79.3 at 256 forwards; 79.2 with threshold 0.9",
+        ),
+        Preset(
+            "dparallel",
+            {"gen_length": 256, "block_length": 32},
+            "arXiv:2509.26488, LLaDA-8B-Instruct, 0-shot",
+            "75.7 at 256 forwards; 75.5 at 72 with threshold",
+        ),
+        Preset(
+            "llada-semi-ar",
+            {"gen_length": 256, "block_length": 8},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
+            "78.6 at 256 forwards",
+        ),
+        Preset(
+            "llada-pure",
+            {"gen_length": 512, "block_length": None, "confidence_eos_eot_inf": True},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
+            "69.4 at 512 forwards",
+        ),
+        Preset(
+            "llada-base",
+            {"gen_length": 1024, "block_length": None},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
+            "70.3 at 1024 forwards; length 512: 70.8, 256: 70.0",
+        ),
+        Preset(
+            "llada-1.5",
+            {"gen_length": 256, "block_length": 16, "confidence_eos_eot_inf": True},
+            "LLaDA 1.5, EVAL.md",
+            "83.8 at 256 forwards",
+        ),
+        Preset(
+            "klass",
+            {"gen_length": 256, "block_length": 64},
+            "arXiv:2511.05664, LLaDA-8B-Instruct",
+            "75.13 at 256 forwards; 76.50 at 98.6 with klass",
+        ),
+        Preset(
+            "wino",
+            {"gen_length": 256, "block_length": 128},
+            "arXiv:2507.18578, LLaDA-8B-Instruct",
+            "73.24 at 256 forwards; 75.82 at 41.93 with wino",
+        ),
+        Preset(
+            "pc-sampler",
+            {"gen_length": 256, "block_length": None},
+            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct, 4-shot",
+            "82.2 at 256 forwards with pc_sampler",
+        ),
+    ),
+)

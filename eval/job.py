@@ -1,0 +1,221 @@
+"""A run from the command line: what to say before, while and after it goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+import dlm
+from dlm.cli import job as cli_job
+from dlm.cli.errors import INTERRUPTED
+from dlm.cli.lists import print_table
+from dlm.cli.loading import load_model
+from dlm.cli.meter import duration
+from dlm.cli.results import note, print_json
+from dlm.eval.counting import DEFINITIONS
+from dlm.eval.folder import Run, digest
+from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan, settings_of
+from dlm.eval.runner import Progress, RunAll, evaluate
+from dlm.eval.summary import HEAD, Row, cells, spread, summarise
+from dlm.eval.task import Task
+from dlm.eval.world import World
+
+BUILT_IN = "built-in"
+EVERY = 30.0  # seconds between lines where there is no terminal
+RUNS = Path("runs") / "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of `dlm eval TASK`."""
+
+    task: Task
+    model: str | None
+    device: str | None
+    dtype: str
+    templates: list[str]
+    preset: str | None
+    options: dict[str, Any]
+    data: Path | None
+    shots: Path | None
+    limit: int | None
+    batch_size: int
+    output: Path | None
+    workers: int
+    unsafe: bool
+    machine: bool  # JSON instead of a table
+
+    def run(self) -> None:
+        """Evaluate, and print the table; one of several processes prints for all."""
+        options = choose_options(self.task, self.preset, self.options)
+        cli_job.Job([], options, chat=False, infill=False).check()  # before a model is loaded
+        run_all = self.sandbox()
+        world = World.of()
+        loaded = load_model(self.model, world.device(self.device), self.dtype)
+        chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
+        templates = choose_templates(self.task, self.templates, chat=chat)
+        plan = make_plan(
+            self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
+        )
+        name = BUILT_IN if self.model is None else self.model
+        folder = self.output or default_folder(plan, loaded, name)
+        world.join()
+        with display(self.task.name, quiet=bool(world.rank) or self.machine) as report:
+            try:
+                run = evaluate(
+                    loaded,
+                    plan,
+                    folder,
+                    name=name,
+                    batch_size=self.batch_size,
+                    run_all=run_all,
+                    world=world,
+                    report=report,
+                )
+            except KeyboardInterrupt:
+                note(f"interrupted: the same command goes on with {folder}")
+                raise typer.Exit(INTERRUPTED) from None
+        world.leave()
+        if not world.rank:
+            show(run, machine=self.machine)
+
+    def sandbox(self) -> RunAll | None:
+        """What runs generated code, after saying how well it is contained."""
+        if not self.task.runs_code:
+            return None
+        from dlm.eval.sandbox import Sandbox
+
+        box = Sandbox.find(unsafe=self.unsafe)
+        if not World.of().rank:
+            for line in box.statement().splitlines():
+                note(line)
+        return lambda checks: box.run_all(checks, workers=self.workers)
+
+
+def default_folder(plan: Plan, model: dlm.Model, name: str) -> Path:
+    """A folder of its own for every combination of settings."""
+    settings = settings_of(plan, model, name)
+    return RUNS / f"{plan.task.name}-{settings['decoder']}-{digest(settings)}"
+
+
+@contextmanager
+def display(task: str, *, quiet: bool) -> Iterator[Any]:
+    """A bar on a terminal, else a line every now and then, both on stderr.
+
+    Yields:
+        What to call with the progress.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None if quiet else Lines(task).tell
+        return
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        line = bar.add_task(f"{task}: starting")
+
+        def update(progress: Progress) -> None:
+            bar.update(
+                line,
+                description=told(task, progress),
+                completed=progress.done,
+                total=progress.total,
+            )
+
+        yield update
+
+
+class Lines:
+    """Lines on stderr, not too many."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.last = time.monotonic()
+
+    def tell(self, progress: Progress) -> None:
+        """Print a line if it is time for one."""
+        now = time.monotonic()
+        if now - self.last >= EVERY:
+            self.last = now
+            typer.echo(told(self.task, progress), err=True)
+
+
+def told(task: str, progress: Progress) -> str:
+    """Where a run stands, on one line."""
+    return (
+        f"{task} {progress.done:,}/{progress.total:,}  {progress.score:.1%}  "
+        f"{progress.tokens_per_second:,.1f} tokens/s  {duration(progress.seconds_left)} left"
+    )
+
+
+def show(run: Run, *, machine: bool) -> None:
+    """The table of a run, or a JSON object for each of its rows."""
+    rows = summarise(run)
+    if machine:
+        for row in rows:
+            print_json(record(row))
+        return
+    print_table(list(HEAD), [cells(row) for row in rows])
+    if len(rows) > 1:
+        low, high = spread(rows)
+        typer.echo(f"\nover {len(rows)} templates: {low:.1%} - {high:.1%}")
+    too_long = sum(row.too_long for row in rows)
+    if too_long:
+        typer.echo(f"\n{too_long} prompts were too long for the model and count as failed")
+    for name, meaning in DEFINITIONS:
+        note(f"{name}: {meaning}")
+    note(facts(run))
+    note(f"wrote {run.folder}: see dlm eval report {run.folder}")
+
+
+def facts(run: Run) -> str:
+    """Where the figures are from, on one line."""
+    settings, launch = run.settings, run.launches[-1]
+    parts = [
+        f"{settings['task']} version {settings['task_version']}",
+        settings["model"],
+        settings["device"],
+        settings["dtype"],
+        f"batch size {launch['batch_size']}",
+        f"dlm {settings['dlm']}",
+        f"torch {launch['torch']}",
+        f"Python {launch['python']}",
+        f"commit {launch['commit']}",
+        f"seed {settings['generation']['seed']}",
+    ]
+    return ", ".join(parts)
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row for machines."""
+    counts, settings = row.counts, row.run.settings
+    return {
+        "task": settings["task"],
+        "task_version": settings["task_version"],
+        "model": settings["model"],
+        "decoder": settings["decoder"],
+        "decoder_options": settings["decoder_options"],
+        "template": row.template,
+        "samples": row.count,
+        "too_long": row.too_long,
+        "score": row.score,
+        "interval": list(row.interval),
+        "scores": row.scores,
+        "forwards": counts.forwards_per_row,
+        "query_tokens": counts.query_tokens_per_row,
+        "tokens_per_forward": counts.tokens_per_forward,
+        "all_per_forward": counts.all_per_forward,
+        "tokens_per_second": counts.tokens_per_second,
+        "all_per_second": counts.all_per_second,
+        "device": settings["device"],
+        "dtype": settings["dtype"],
+        "seed": settings["generation"]["seed"],
+        "settings": row.run.hash,
+        "folder": str(row.run.folder),
+    }

@@ -1,0 +1,189 @@
+r"""MATH-500: 500 competition problems whose answers are mathematics in LaTeX.
+
+Hendrycks et al. 2021, "Measuring Mathematical Problem Solving With the MATH Dataset",
+arXiv:2103.03874; the 500 are the test split of Lightman et al. 2023, arXiv:2305.20050.
+
+    {"unique_id": "test/algebra/0.json", "problem": "Solve $2x = 1$.", "answer": "\\frac{1}{2}",
+     "solution": "Halve: $x = \\boxed{\\frac{1}{2}}$.", "subject": "Algebra", "level": 1}
+
+The score is `verified`: math-verify finds the answers equal, or `exact` does, which compares the
+last `\boxed{}` with the reference as strings.
+
+Checked against the original:
+- all 500 references, in a box, are verified against themselves, also by math-verify alone;
+- differs from lm-eval 0.4.13, tasks/minerva_math: what is compared is the last box, or the last
+  line where there is none, with the reference answer, not whole outputs with whole solutions; the
+  four solved examples are problems of our own.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlm.eval.extract import last_boxed
+from dlm.eval.source import Record, hub_records, read_records, unique
+from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
+from dlm.eval.verify import verifier
+
+HUB = "HuggingFaceH4/MATH-500"
+LONGEST = 1000  # characters that are read as mathematics
+
+_SPACES = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![A-Za-z])|\s|~|\$|\\\$")
+_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\{([^{}]*)\}")
+
+
+def problems(records: Iterable[Record]) -> list[Problem]:
+    """Records as problems.
+
+    Raises:
+        ValueError: a record lacks a text, or repeats an id.
+    """
+    found = []
+    for record in unique(records, "unique_id"):
+        answer = record.text("answer")
+        if not answer.strip():
+            raise record.refuse("'answer' must not be empty", answer)
+        fields = {"problem": record.text("problem"), "solution": record.text("solution")}
+        found.append(Problem(record.text("unique_id"), fields, answer))
+    return found
+
+
+def read(path: Path) -> list[Problem]:
+    """The problems of a file in the published format."""
+    return problems(read_records(path))
+
+
+SOLVED = (
+    (
+        "A rectangle is 3 times as long as it is wide, and its perimeter is 40. Find its area.",
+        r"Let the width be $w$. Then $2(w + 3w) = 40$, so $w = 5$, and the area is "
+        r"$5 \cdot 15 = \boxed{75}$.",
+        "75",
+    ),
+    (
+        "A bag holds 2 red and 3 blue marbles. Two are drawn at once. What is the probability that "
+        "both are blue?",
+        r"There are $\binom{5}{2} = 10$ pairs, and $\binom{3}{2} = 3$ of them are blue. The "
+        r"probability is $\boxed{\frac{3}{10}}$.",
+        r"\frac{3}{10}",
+    ),
+    (
+        "For which real $x$ is $x^2 - 5x + 6 < 0$?",
+        r"It is $(x - 2)(x - 3)$, negative between its zeros, so $x$ is in $\boxed{(2,3)}$.",
+        "(2,3)",
+    ),
+    (
+        "What is the remainder when $7^{20}$ is divided by $10$?",
+        r"The last digits of powers of 7 go $7, 9, 3, 1$ and repeat. As 20 is a multiple of 4, the "
+        r"remainder is $\boxed{1}$.",
+        "1",
+    ),
+)
+
+
+def examples(data: Path | None) -> list[Problem]:
+    """Four solved problems of our own."""
+    return [
+        Problem(f"dlm/{n}", {"problem": problem, "solution": solution}, answer)
+        for n, (problem, solution, answer) in enumerate(SOLVED)
+    ]
+
+
+def boxed(problem: Problem, output: str) -> str | None:
+    r"""What the last `\boxed{}` holds."""
+    return last_boxed(output) or None
+
+
+def final(problem: Problem, output: str) -> str | None:
+    r"""The last `\boxed{}`, else the last line that is not blank."""
+    inside = last_boxed(output)
+    if inside:
+        return rf"\boxed{{{inside}}}"
+    return output.rstrip().rpartition("\n")[2].strip() or None
+
+
+def normalised(text: str) -> str:
+    r"""An answer without spaces, `\left`, `\text{}`, a full stop and the sizes of fractions."""
+    text = _FRACTION.sub(r"\\frac", _WORDS.sub(r"\1", text))
+    return _SPACES.sub("", text).rstrip(".")
+
+
+def exact(problem: Problem, extracted: str) -> bool:
+    """Whether it is the reference, string for string but for how it is set."""
+    return normalised(extracted) == normalised(problem.answer)
+
+
+def verified(problem: Problem, extracted: str) -> bool:
+    """Whether it equals the reference as mathematics; giving up counts as no."""
+    inside = last_boxed(extracted)
+    if exact(problem, extracted if inside is None else inside):
+        return True
+    if len(extracted) > LONGEST:
+        return False
+    return verifier().same(rf"\boxed{{{problem.answer}}}", extracted) or False
+
+
+CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{}}."
+
+TASK = Task(
+    name="math500",
+    version=1,
+    summary="Competition mathematics.",
+    paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
+    licence="MIT",
+    source=Source(
+        read=read,
+        hub=lambda: problems(hub_records(HUB, None, "test")),
+        examples=examples,
+        where=f"{HUB}, split test",
+    ),
+    templates=(
+        Template("chat_boxed", CHAT, chat=True),
+        Template(
+            "base_4shot",
+            "Problem:\n{problem}\n\nSolution:",
+            shots=4,
+            target=" {solution}",
+            until=("Problem:",),
+        ),
+    ),
+    metrics=(Metric("verified", final, verified), Metric("exact", boxed, exact)),
+    presets=(
+        Preset(
+            "llada-semi-ar",
+            {"gen_length": 512, "block_length": 64},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct, all of MATH",
+            "42.2 at 512 forwards",
+        ),
+        Preset(
+            "llada-pure",
+            {"gen_length": 512, "block_length": None, "confidence_eos_eot_inf": True},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct, all of MATH",
+            "31.9 at 512 forwards",
+        ),
+        Preset(
+            "fast-dllm",
+            {"gen_length": 256, "block_length": 32},
+            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, all of MATH, 4-shot",
+            "33.5 at 256 forwards; length 512: 37.2",
+        ),
+        Preset(
+            "llada-1.5",
+            {"gen_length": 1024, "block_length": 128, "confidence_eos_eot_inf": True},
+            "LLaDA 1.5, EVAL.md, all of MATH",
+            "42.6 at 1024 forwards",
+        ),
+        Preset(
+            "klass",
+            {"gen_length": 256, "block_length": 64},
+            "arXiv:2511.05664, LLaDA-8B-Instruct, all of MATH",
+            "31.4 at 256 forwards; 33.8 at 128.6 with klass",
+        ),
+        Preset(
+            "pc-sampler",
+            {"gen_length": 1024, "block_length": None},
+            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
+        ),
+    ),
+)

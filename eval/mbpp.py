@@ -1,0 +1,198 @@
+r"""MBPP, sanitized: small Python functions from one sentence and some asserts.
+
+Austin et al. 2021, "Program Synthesis with Large Language Models", arXiv:2108.07732. 427 problems,
+of which the task ids 2, 3 and 4 are the solved examples of few-shot templates: they are never
+scored, by no template, so that all score the same 424.
+
+    {"task_id": 900, "prompt": "Write a function to double a number.",
+     "code": "def twice(x):\n  return 2 * x", "test_imports": [], "test_list": ["assert ..."]}
+
+Checked against the original and lm-eval 0.4.13, tasks/mbpp/mbpp.yaml:
+- prompts show the first three asserts, and all of them are run, behind `test_imports`;
+- `[BEGIN]` and `[DONE]` enclose code, and task ids 2, 3, 4 are the examples;
+- all 427 reference solutions pass;
+- differs: lm-eval scores the 500 test problems of the full set, OpenCompass the 257 of the
+  sanitized one with ids 11 to 510; the words of the prompt are ours, and fenced code is read.
+"""
+
+import ast
+import builtins
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlm.eval.extract import bare_code, block_defining, first_block, parsed
+from dlm.eval.source import Record, hub_records, read_records, unique
+from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
+
+HUB = "google-research-datasets/mbpp"
+SPLITS = ("prompt", "test", "validation", "train")
+HELD_IN = frozenset({"2", "3", "4"})
+SHOWN = 3  # asserts in a prompt
+BEGIN, DONE = "[BEGIN]", "[DONE]"
+
+
+def problems(records: Iterable[Record]) -> list[Problem]:
+    """Records as problems, by task id.
+
+    Raises:
+        ValueError: a record lacks a value, repeats an id, or its tests are not Python that calls
+            something.
+    """
+    found = [_problem(each) for each in unique(records, "task_id")]
+    return sorted(found, key=lambda each: int(each.id))
+
+
+def _problem(record: Record) -> Problem:
+    number, tests = record.get("task_id"), record.texts("test_list")
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise record.refuse("'task_id' must be an int", number)
+    imports = record.texts("test_imports")
+    code = record.text("code")
+    program, calls = parsed(code), parsed("\n".join([*imports, *tests]))
+    if program is None or calls is None:
+        raise record.refuse("'code' and 'test_list' must be Python", [code, *tests])
+    names = called(calls, program)
+    if not names:
+        raise record.refuse("'test_list' must call what 'code' defines", tests)
+    fields = {"prompt": record.text("prompt"), "tests": "\n".join(tests[:SHOWN])}
+    data = {"test_imports": imports, "test_list": tests, "names": names}
+    return Problem(str(number), fields, code, data)
+
+
+def called(tests: ast.AST, code: ast.AST) -> list[str]:
+    """Names that tests read and do not bind: not those of Python, unless the solution has its own.
+
+    Problem 126 calls a `sum` that is to be written; 596 needs the solution's `import sys`.
+    """
+    read, bound = _names(tests)
+    _, defined = _names(code)
+    python = set(dir(builtins)) - defined
+    return [name for name in read if name not in bound | python]
+
+
+def _names(tree: ast.AST) -> tuple[dict[str, None], set[str]]:
+    """Names that a program reads, in their order, and those it binds."""
+    read, bound = dict[str, None](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            read[node.id] = None
+        elif isinstance(node, ast.Name):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+    return read, bound
+
+
+def read(path: Path) -> list[Problem]:
+    """The problems of a file in the published format."""
+    return problems(read_records(path))
+
+
+def hub() -> list[Problem]:
+    """All splits of the hub together, which are the published file."""
+    rows = [hub_records(HUB, "sanitized", split) for split in SPLITS]
+    return problems(record for split in rows for record in split)
+
+
+def examples(data: Path | None) -> list[Problem]:
+    """Where the solved examples are: among the problems."""
+    return hub() if data is None else read(data)
+
+
+def program(problem: Problem, output: str) -> str | None:
+    """The code of an output: fenced, or all of it if it is Python, or what stands in prose."""
+    text = output.partition(DONE)[0].rpartition(BEGIN)[2]
+    names = tuple(problem.data["names"])
+    found = block_defining(text, names)
+    if found is None and _speaks_of(names, text) and parsed(text) is not None:
+        found = text
+    if found is None:
+        found = bare_code(text, names)
+    block = first_block(text) if found is None else None
+    if block is not None and _speaks_of(names, block) and parsed(block) is not None:
+        found = block
+    return found
+
+
+def _speaks_of(names: tuple[str, ...], text: str) -> bool:
+    """Whether one of the names occurs."""
+    return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
+
+
+def check(problem: Problem, code: str) -> Check:
+    """The tests of the data set."""
+    tests = "\n".join([*problem.data["test_imports"], *problem.data["test_list"]]) + "\n"
+    return Check(code, tests, tuple(problem.data["names"]))
+
+
+CHAT = "{prompt} Answer with the Python code in one ```python block. It must pass:\n\n{tests}"
+BASE = "Task: {prompt} The Python code must pass:\n\n{tests}\n" + BEGIN + "\n"
+
+TASK = Task(
+    name="mbpp",
+    version=1,
+    summary="Write small Python functions; outputs are executed.",
+    paper="Austin et al. 2021, arXiv:2108.07732",
+    licence="CC-BY-4.0",
+    source=Source(
+        read=read,
+        hub=hub,
+        examples=examples,
+        where=f"{HUB}, config sanitized, all splits",
+        held_in=HELD_IN,
+    ),
+    templates=(
+        Template("chat", CHAT, chat=True),
+        Template("chat_3shot", CHAT, chat=True, shots=3, target="```python\n{answer}\n```"),
+        Template("base_3shot", BASE, shots=3, target="{answer}\n" + DONE, until=(DONE,)),
+    ),
+    metrics=(Metric("pass@1", program, check=check),),
+    presets=(
+        Preset(
+            "fast-dllm",
+            {"gen_length": 256, "block_length": 32},
+            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, 3-shot",
+            "29.4 at 256 forwards; length 512: 14.8",
+        ),
+        Preset(
+            "dparallel",
+            {"gen_length": 256, "block_length": 32},
+            "arXiv:2509.26488, LLaDA-8B-Instruct, 3-shot",
+            "42.4 at 256 forwards; 41.6 at 68 with threshold",
+        ),
+        Preset(
+            "llada-pure",
+            {"gen_length": 256, "block_length": None, "confidence_eos_eot_inf": True},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
+            "41.0 at 256 forwards",
+        ),
+        Preset(
+            "llada-base",
+            {"gen_length": 1024, "block_length": None},
+            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
+            "40.0 at 1024 forwards; length 512: 39.2, 256: 40.2",
+        ),
+        Preset(
+            "llada-1.5",
+            {"gen_length": 512, "block_length": 32, "confidence_eos_eot_inf": True},
+            "LLaDA 1.5, EVAL.md",
+            "42.8 at 512 forwards",
+        ),
+        Preset(
+            "saber",
+            {"gen_length": 256, "block_length": None},
+            "arXiv:2510.18165, LLaDA-8B-Instruct",
+            "42.86 at 256 forwards; 44.76 with saber",
+        ),
+        Preset(
+            "pc-sampler",
+            {"gen_length": 128, "block_length": None},
+            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
+        ),
+    ),
+)

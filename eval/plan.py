@@ -1,0 +1,171 @@
+"""What a run is to do: its problems and prompts, and the settings that decide its results."""
+
+import hashlib
+import inspect
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import dlm
+from dlm.eval.decode import Item
+from dlm.eval.folder import digest
+from dlm.eval.source import load_problems, load_shots
+from dlm.eval.task import Problem, Task, Template
+from dlm.options import known
+
+NOT_OPTIONS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
+"""Parameters of `dlm.generate` that a run sets itself."""
+
+PROBED = 256  # values of each weight that the fingerprint of a model reads
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Problems, templates and options, before a model is there."""
+
+    task: Task
+    templates: tuple[Template, ...]
+    problems: list[Problem]
+    data: dict[str, Any]  # where they came from
+    shots: dict[str, list[Problem]]  # by template
+    options: dict[str, Any]  # of `dlm.generate`, defaults included
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Options beside the decoder, as JSON holds them."""
+        rest = {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in rest.items()}
+
+    def items(self, model: dlm.Model) -> list[Item]:
+        """Every prompt of every template, tokenized."""
+        found = []
+        for template in self.templates:
+            shots = self.shots[template.name]
+            prompts = [template.render(each, shots) for each in self.problems]
+            rows = dlm.encode_prompts(model, prompts)
+            found += [
+                Item(template, problem, index, prompt, row)
+                for index, (problem, prompt, row) in enumerate(
+                    zip(self.problems, prompts, rows, strict=True)
+                )
+            ]
+        return found
+
+
+def choose_templates(task: Task, names: Sequence[str], *, chat: bool) -> tuple[Template, ...]:
+    """The templates of these names; all for "all", the model's default for none.
+
+    Raises:
+        ValueError: an unknown name, or one given twice.
+    """
+    if not names:
+        return (task.default_template(chat=chat),)
+    if list(names) == ["all"]:
+        return tuple(each for each in task.templates if chat or not each.chat)
+    if len(set(names)) != len(names):
+        raise ValueError(f"template must name each template once, got {list(names)}")
+    return tuple(task.template(name) for name in names)
+
+
+def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `dlm.generate`: those given, else the preset's, else its defaults.
+
+    Raises:
+        ValueError: an unknown option, or one that a run sets itself.
+    """
+    allowed = {
+        name: parameter.default
+        for name, parameter in inspect.signature(dlm.generate).parameters.items()
+        if name not in NOT_OPTIONS
+    }
+    chosen = task.presets[0] if preset is None else task.preset(preset)
+    for name in options:
+        known("option", name, allowed)
+    return allowed | dict(chosen.options) | dict(options)
+
+
+def make_plan(
+    task: Task,
+    templates: tuple[Template, ...],
+    options: dict[str, Any],
+    *,
+    data: Path | None = None,
+    shots: Path | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Read the problems and the solved examples that the templates need.
+
+    Raises:
+        ValueError: a bad file, or data that cannot be had.
+    """
+    problems, origin = load_problems(task, data, limit)
+    examples = {each.name: load_shots(task, each, shots, data) for each in templates}
+    return Plan(task, templates, problems, origin, examples, options)
+
+
+def settings_of(plan: Plan, model: dlm.Model, name: str) -> dict[str, Any]:
+    """All that decides the results of a run, as JSON holds it."""
+    decoder, options = describe_decoder(plan.options["decoder"], plan.options["decoder_options"])
+    return {
+        "task": plan.task.name,
+        "task_version": plan.task.version,
+        "metrics": [metric.name for metric in plan.task.metrics],
+        # What the problems are; where from, and how many of them, may change from start to start.
+        "data": {name: value for name, value in plan.data.items() if name != "origin"},
+        "templates": [each.name for each in plan.templates],
+        "template_texts": digest([asdict(each) for each in plan.templates]),
+        "shots": digest({name: [asdict(x) for x in row] for name, row in plan.shots.items()}),
+        "model": name,
+        "weights": fingerprint(model),
+        "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
+        "device": device_name(model),
+        "decoder": decoder,
+        "decoder_options": options,
+        "decoder_files": file_digests(options),
+        "generation": plan.generation,
+        "dlm": dlm.__version__,
+    }
+
+
+def describe_decoder(decoder: Any, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Name and options of a decoder that is a name or an instance."""
+    if isinstance(decoder, str):
+        return decoder, {key: plain(value) for key, value in (options or {}).items()}
+    fields = asdict(decoder) if is_dataclass(decoder) and not isinstance(decoder, type) else {}
+    return type(decoder).__name__, {key: plain(value) for key, value in fields.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it."""
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in the files that options name."""
+    paths = {key: Path(value).expanduser() for key, value in options.items() if type(value) is str}
+    return {
+        key: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for key, path in paths.items()
+        if path.is_file()
+    }
+
+
+def fingerprint(model: dlm.Model) -> str:
+    """CRC-32 over a sample of every weight, so that another checkpoint of one name is noticed."""
+    crc = 0
+    for name, weight in sorted(model.network.state_dict().items()):
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // PROBED)].float().cpu().contiguous()
+        crc = zlib.crc32(name.encode() + some.numpy().tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def device_name(model: dlm.Model) -> str:
+    """The device in words."""
+    if model.device.type != "cuda":
+        return model.device.type
+    import torch
+
+    return torch.cuda.get_device_name(model.device)

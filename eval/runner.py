@@ -1,0 +1,260 @@
+"""Running a task: decode, score, write down, and go on where a killed run stopped.
+
+Every finished batch is on disk before the next one starts. A row depends on its prompt, its key
+and the options alone, so neither the batch size, nor the number of processes, nor a kill in
+between changes a sample.
+"""
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dlm
+from dlm.eval.decode import Item, Output, batches, decode, undecoded, warm_up
+from dlm.eval.folder import SAMPLES, Appender, Folder, Run, digest, merged, read_run
+from dlm.eval.plan import Plan, settings_of
+from dlm.eval.sample import Sample
+from dlm.eval.score import score
+from dlm.eval.task import Check
+from dlm.eval.world import World
+from dlm.options import integer
+
+RunAll = Callable[[list[Check]], Sequence[Any]]
+"""Runs checks in a sandbox: one outcome each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where this process stands after a batch."""
+
+    done: int  # samples of this process, those of earlier starts left out
+    total: int
+    score: float  # mean over them
+    tokens_per_second: float  # of responses
+    seconds: float  # since the start
+    seconds_left: float
+    too_long: int  # prompts that the model cannot place: they count as failed
+
+
+def evaluate(
+    model: dlm.Model,
+    plan: Plan,
+    output: Path,
+    *,
+    name: str,
+    batch_size: int = 16,
+    run_all: RunAll | None = None,
+    world: World | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Decode and score every problem of a plan that has no sample in the folder yet.
+
+    Args:
+        model: what `dlm.load` gave.
+        plan: what to do.
+        output: folder to write to, and to go on from.
+        name: what the model is called.
+        batch_size: prompts decoded at a time; changes no result.
+        run_all: runs generated code; needed by tasks that do.
+        world: this process among others, which it has joined.
+        report: called after every batch.
+
+    Raises:
+        ValueError: a bad option; a folder that holds another run, or is in use.
+    """
+    integer("batch_size", batch_size, least=1)
+    if plan.task.runs_code and run_all is None:
+        raise ValueError(f"run_all must be given for {plan.task.name}, which runs generated code")
+    world = world or World()
+    settings = settings_of(plan, model, name)
+    worker = Worker(model, plan, digest(settings), run_all, report)
+    if world.rank:
+        world.wait()
+        worker.work(output, world, batch_size)
+        world.wait()
+    else:
+        with Folder(output) as folder:
+            folder.open(settings, len(plan.problems), launch_facts(plan, batch_size, world))
+            world.wait()
+            worker.work(output, world, batch_size)
+            folder.merge(digest(settings))
+            world.wait()
+    return read_run(output)
+
+
+class Worker:
+    """The part of one process."""
+
+    def __init__(
+        self,
+        model: dlm.Model,
+        plan: Plan,
+        settings: str,
+        run_all: RunAll | None,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.settings = settings
+        self.run_all = run_all
+        self.report = report
+
+    def work(self, output: Path, world: World, batch_size: int) -> None:
+        """Do what is left, and wait for the others."""
+        known = merged([output / SAMPLES], self.settings)
+        world.wait()  # nobody appends while others still read
+        left = [
+            item
+            for item in self.plan.items(self.model)
+            if (item.template.name, item.index) not in known
+        ]
+        longest_first = sorted(left, key=lambda each: -len(each.tokens))
+        path = output / (f"samples.rank{world.rank}.jsonl" if world.rank else SAMPLES)
+        appender = Appender(path)
+        try:
+            self.run(longest_first[world.rank :: world.size], appender, batch_size)
+        finally:
+            appender.close()
+        world.wait()
+
+    def run(self, items: list[Item], appender: Appender, batch_size: int) -> None:
+        """Decode, score and write batch by batch."""
+        room = self.model.spec.max_length - self.plan.options["gen_length"]
+        fitting = [item for item in items if len(item.tokens) <= room]
+        others = [item for item in items if len(item.tokens) > room]
+        pace = Pace(len(items), fitting, len(others), self.plan.options["gen_length"])
+        if others:
+            self.finish([undecoded(item) for item in others], appender, pace)
+        if fitting:
+            warm_up(self.model, fitting[0], self.plan.options)
+        pace.start()
+        for batch in batches(fitting, batch_size):
+            self.finish(decode(self.model, batch, self.plan.options), appender, pace)
+
+    def finish(self, outputs: list[Output], appender: Appender, pace: "Pace") -> None:
+        """Score some outputs, write them down and tell."""
+        samples = self.score(outputs)
+        appender.add(samples)
+        pace.add(samples)
+        if self.report is not None:
+            self.report(pace.progress())
+
+    def score(self, outputs: list[Output]) -> list[Sample]:
+        """Outputs as samples, in their order."""
+        texts = [each.item.template.cut(each.text) for each in outputs]
+        problems = [each.item.problem for each in outputs]
+        verdicts = score(self.plan.task, problems, texts, self.run_all or refuse_code)
+        return [
+            Sample(
+                task=self.plan.task.name,
+                template=each.item.template.name,
+                id=each.item.problem.id,
+                index=each.item.index,
+                prompt=each.item.prompt,
+                prompt_tokens=len(each.item.tokens),
+                output=text,
+                tokens=each.tokens,
+                order=each.order,
+                response_tokens=each.response_tokens,
+                decoded_tokens=each.decoded_tokens,
+                forwards=each.forwards,
+                query_tokens=each.query_tokens,
+                seconds=each.seconds,
+                answer=each.item.problem.answer,
+                extracted=verdict.extracted,
+                scores=verdict.scores,
+                score=verdict.score,
+                detail=verdict.detail if each.forwards else self.too_long(each.item),
+                seed=self.plan.options["seed"],
+                settings=self.settings,
+            )
+            for each, text, verdict in zip(outputs, texts, verdicts, strict=True)
+        ]
+
+    def too_long(self, item: Item) -> str:
+        """Why an item was not decoded."""
+        return (
+            f"{len(item.tokens)} prompt tokens and {self.plan.options['gen_length']} to decode "
+            f"exceed the model's {self.model.spec.max_length} positions"
+        )
+
+
+def refuse_code(checks: list[Check]) -> list[Any]:
+    """For tasks that run nothing: there is nothing to run."""
+    assert not checks
+    return []
+
+
+class Pace:
+    """How fast this process goes, and how long it still takes."""
+
+    def __init__(self, total: int, fitting: Sequence[Item], too_long: int, gen_length: int) -> None:
+        self.total = total
+        self.too_long = too_long
+        self.gen_length = gen_length
+        self.work = sum(len(item.tokens) + gen_length for item in fitting)  # positions to decode at
+        self.worked = self.done = self.tokens = 0
+        self.score = self.decoding = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Set the clock."""
+        self.began = time.perf_counter()
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Take samples in."""
+        self.done += len(samples)
+        self.score += sum(each.score for each in samples)
+        self.tokens += sum(each.response_tokens for each in samples)
+        self.decoding += sum(each.seconds for each in samples)
+        self.worked += sum(
+            each.prompt_tokens + self.gen_length for each in samples if each.forwards
+        )
+
+    def progress(self) -> Progress:
+        """The figures."""
+        seconds = time.perf_counter() - self.began
+        left = seconds * (self.work - self.worked) / self.worked if self.worked else 0.0
+        return Progress(
+            done=self.done,
+            total=self.total,
+            score=self.score / self.done,
+            tokens_per_second=self.tokens / self.decoding if self.decoding else 0.0,
+            seconds=seconds,
+            seconds_left=left,
+            too_long=self.too_long,
+        )
+
+
+def launch_facts(plan: Plan, batch_size: int, world: World) -> dict[str, Any]:
+    """Where and when a run was started."""
+    return {
+        "data": plan.data["origin"],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "batch_size": batch_size,
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of this checkout, marked where files differ; None outside of one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return told.stdout.strip() or None

@@ -1,0 +1,58 @@
+"""One line of a run: what was asked, what came, what it took and how it scored."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+Key = tuple[str, int]
+"""Template and index of the problem: what tells the samples of a run apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A decoded and scored problem: a line of `samples.jsonl`."""
+
+    task: str
+    template: str
+    id: str  # of the problem
+    index: int  # of the problem in its data set, and the key of the row's noise
+    prompt: Any  # text or chat messages
+    prompt_tokens: int
+    output: str  # up to the first stop token, and the template's stop texts
+    tokens: list[int]  # the generated span
+    order: list[int]  # forward that committed each token, -1 where none did
+    response_tokens: int  # in front of the first stop token
+    decoded_tokens: int  # committed by forwards, stop tokens included
+    forwards: int
+    query_tokens: int
+    seconds: float  # the row's share of the time its batch took to decode
+    answer: str  # reference
+    extracted: dict[str, str | None]  # what each metric read
+    scores: dict[str, float]  # 0 or 1 by metric
+    score: float  # of the first metric
+    detail: str  # how running the code ended; "" where none is run
+    seed: int
+    settings: str  # hash of the run's settings
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the others of its run."""
+        return self.template, self.index
+
+    def line(self) -> str:
+        """The sample as one line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Sample":
+        """The sample of a line.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(record) != names:
+            missing, more = sorted(names - set(record)), sorted(set(record) - names)
+            raise ValueError(f"a sample must have its fields, missing {missing}, unknown {more}")
+        return cls(**record)

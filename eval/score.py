@@ -1,0 +1,112 @@
+"""Scoring: what each metric reads in an output, and what that is worth."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dlm.eval.task import Check, Metric, Problem, Task
+
+NOTHING = "no code found"
+
+
+class Outcome(Protocol):
+    """How running a check ended."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tests ended without an exception."""
+
+    @property
+    def kind(self) -> str:
+        """One word: passed, failed, timeout, ..."""
+
+    @property
+    def detail(self) -> str:
+        """What it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An output as the metrics of its task see it."""
+
+    extracted: dict[str, str | None]  # by metric
+    scores: dict[str, float]  # by metric, 0 to 1
+    score: float  # of the first metric
+    detail: str  # how running the code of the first metric that has some ended; else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One metric's view of one output, before code has run."""
+
+    metric: Metric
+    extracted: str | None
+    score: float
+    check: Check | None
+
+
+def score(
+    task: Task,
+    problems: Sequence[Problem],
+    outputs: Sequence[str],
+    run_all: Callable[[list[Check]], Sequence[Outcome]],
+) -> list[Verdict]:
+    """Score an output for each problem; all code runs in one call of `run_all`.
+
+    No output raises. One in which a metric finds nothing scores 0, and nothing of it is run.
+
+    Args:
+        task: what the problems are of.
+        problems: one for each output.
+        outputs: texts of a model, cut at stop texts.
+        run_all: runs checks in a sandbox, one outcome each, in order.
+    """
+    table = [
+        [_read(metric, problem, output) for metric in task.metrics]
+        for problem, output in zip(problems, outputs, strict=True)
+    ]
+    checks = [each.check for row in table for each in row if each.check is not None]
+    outcomes = list(run_all(checks)) if checks else []
+    if len(outcomes) != len(checks):
+        raise ValueError(f"run_all must give {len(checks)} outcomes, got {len(outcomes)}")
+    left = iter(outcomes)
+    return [
+        _verdict(row, [None if each.check is None else next(left) for each in row]) for row in table
+    ]
+
+
+def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
+    """What a metric finds, what that is worth, or what must be run to know."""
+    extracted = metric.extract(problem, output)
+    if extracted is None:
+        return _Reading(metric, None, 0.0, None)
+    if metric.check is not None:
+        return _Reading(metric, extracted, 0.0, metric.check(problem, extracted))
+    assert metric.is_correct is not None, f"{metric.name} has no rule"
+    return _Reading(metric, extracted, float(metric.is_correct(problem, extracted)), None)
+
+
+def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Verdict:
+    """A row of readings with what running them gave."""
+    scores = {
+        each.metric.name: each.score if outcome is None else float(outcome.passed)
+        for each, outcome in zip(row, outcomes, strict=True)
+    }
+    details = [
+        _detail(outcome)
+        for each, outcome in zip(row, outcomes, strict=True)
+        if each.metric.check is not None
+    ]
+    return Verdict(
+        extracted={each.metric.name: each.extracted for each in row},
+        scores=scores,
+        score=next(iter(scores.values())),
+        detail=details[0] if details else "",
+    )
+
+
+def _detail(outcome: Outcome | None) -> str:
+    """How running code ended."""
+    if outcome is None:
+        return NOTHING
+    return f"{outcome.kind}: {outcome.detail}" if outcome.detail else outcome.kind

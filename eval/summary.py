@@ -1,0 +1,108 @@
+"""The figures of a run: accuracy with its uncertainty, and what it cost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlm.eval.counting import Counts
+from dlm.eval.folder import Run
+from dlm.eval.sample import Sample
+
+Z95 = 1.959963984540054
+"""97.5% quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One template of a run, or the mean over its templates."""
+
+    run: Run
+    template: str
+    count: int  # samples
+    too_long: int  # of them, not decoded
+    scores: dict[str, float]  # mean by metric; the first one is the score
+    interval: tuple[float, float]  # 95%, of the score
+    counts: Counts  # of those decoded
+
+    @property
+    def score(self) -> float:
+        """Mean of the headline metric, 0 to 1."""
+        return next(iter(self.scores.values()))
+
+
+def wilson(mean: float, count: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927): well behaved at 0, at 1 and for few samples."""
+    spread = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2))
+    centre, scale = mean + Z95**2 / (2 * count), 1 + Z95**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def row_of(run: Run, template: str, samples: Sequence[Sample]) -> Row:
+    """The figures of some samples."""
+    count = len(samples)
+    scores = {
+        name: sum(each.scores[name] for each in samples) / count for name in samples[0].scores
+    }
+    counts = Counts.of(samples)
+    score = next(iter(scores.values()))
+    too_long = count - counts.samples
+    return Row(run, template, count, too_long, scores, wilson(score, count), counts)
+
+
+def summarise(run: Run) -> list[Row]:
+    """A row for each template that has samples, in the order of the settings.
+
+    Raises:
+        ValueError: the run has no sample.
+    """
+    rows = []
+    for template in run.templates:
+        samples = [each for each in run.samples if each.template == template]
+        if samples:
+            rows.append(row_of(run, template, samples))
+    if not rows:
+        raise ValueError(f"{str(run.folder)!r} must hold at least one sample, got none")
+    return rows
+
+
+def spread(rows: Sequence[Row]) -> tuple[float, float]:
+    """Lowest and highest score over the templates of one run."""
+    return min(row.score for row in rows), max(row.score for row in rows)
+
+
+HEAD = (
+    "decoder",
+    "template",
+    "n",
+    "score",
+    "95%",
+    "forwards",
+    "query tokens",
+    "tokens / forward",
+    "all / forward",
+    "tokens / s",
+    "all / s",
+)
+"""Columns of every table; `dlm.eval.counting.DEFINITIONS` says what they count."""
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, column by column of `HEAD`."""
+    counts = row.counts
+    low, high = row.interval
+    measured = [
+        f"{counts.forwards_per_row:.1f}",
+        f"{counts.query_tokens_per_row:,.0f}",
+        f"{counts.tokens_per_forward:.2f}",
+        f"{counts.all_per_forward:.2f}",
+        f"{counts.tokens_per_second:,.1f}",
+        f"{counts.all_per_second:,.1f}",
+    ]
+    return [
+        row.run.name,
+        row.template,
+        f"{row.count:,}",
+        f"{row.score:.1%}",
+        f"{low:.1%} - {high:.1%}",
+        *(measured if counts.samples else ["-"] * len(measured)),
+    ]

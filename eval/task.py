@@ -1,0 +1,149 @@
+"""What a task is: data and a few pure functions, with no loop of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dlm.options import known
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One item of a data set."""
+
+    id: str  # as the data set names it, unique in it
+    fields: Mapping[str, str]  # what templates may name
+    answer: str  # reference, as the data set has it
+    data: Mapping[str, Any] = field(default_factory=dict)  # what checks need besides
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a problem is put to a model.
+
+    `prompt` and `shot` are `str.format` texts over the fields of a problem; `target` is one over
+    the fields and `answer`, what a solved example answers. A chat template makes a user message
+    of the prompt and turns of the examples; a base template puts all behind one another.
+    """
+
+    name: str
+    prompt: str
+    chat: bool = False
+    shots: int = 0  # solved examples in front
+    target: str = "{answer}"
+    separator: str = "\n\n"
+    instruction: str = ""  # in front of everything
+    until: tuple[str, ...] = ()  # the output is read up to the first of these
+
+    def render(self, problem: Problem, shots: Sequence[Problem] = ()) -> str | Messages:
+        """The prompt of a problem behind solved examples: text, or chat messages.
+
+        Raises:
+            ValueError: another number of examples than `shots`.
+        """
+        if len(shots) != self.shots:
+            raise ValueError(
+                f"template {self.name!r} needs {self.shots} solved examples, got {len(shots)}"
+            )
+        asked = [self.prompt.format(**each.fields) for each in (*shots, problem)]
+        told = [self.target.format(**{"answer": each.answer} | dict(each.fields)) for each in shots]
+        if not self.chat:
+            solved = [a + t + self.separator for a, t in zip(asked, told, strict=False)]
+            return self.instruction + "".join(solved) + asked[-1]
+        messages: Messages = []
+        for question, answer in zip(asked, [*told, ""], strict=True):
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer})
+        messages[0]["content"] = self.instruction + messages[0]["content"]
+        return messages[:-1]
+
+    def cut(self, output: str) -> str:
+        """The output up to the first stop text."""
+        ends = [at for at in map(output.find, self.until) if at >= 0]
+        return output[: min(ends)] if ends else output
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A program to run: whether `solution` passes `tests`."""
+
+    solution: str  # Python source, untrusted
+    tests: str  # Python source, trusted; passes when it ends without an exception
+    names: tuple[str, ...] = ()  # of the solution's globals that the tests call; all if empty
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One way to read an output and to score what was read; exactly one of the last two is set."""
+
+    name: str
+    extract: Callable[[Problem, str], str | None]  # the answer in an output, if there is one
+    is_correct: Callable[[Problem, str], float] | None = None  # of what was extracted; 0 to 1
+    check: Callable[[Problem, str], Check] | None = None  # of code that was extracted
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Options of `dlm.generate` that a paper reports, and what it got with them."""
+
+    name: str
+    options: Mapping[str, Any]
+    source: str  # where it is from
+    reported: str = ""  # accuracy in percent, forwards, as published
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where problems come from, best first: a file of the user, the package, the hub."""
+
+    read: Callable[[Path], list[Problem]]  # a file in the published format
+    local: Callable[[], list[Problem]] | None = None  # without a file and without a network
+    hub: Callable[[], list[Problem]] | None = None  # through `datasets`
+    examples: Callable[[Path | None], list[Problem]] | None = None  # solved ones, held in
+    where: str = ""  # for messages: what to download
+    held_in: frozenset[str] = frozenset()  # ids of solved examples among the problems: not scored
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A benchmark: problems, prompts, how outputs are read and scored."""
+
+    name: str
+    version: int  # raised whenever scores could change
+    summary: str
+    paper: str  # authors, year, arXiv id
+    licence: str  # of the data
+    source: Source
+    templates: tuple[Template, ...]  # the first of each kind is the default for its models
+    metrics: tuple[Metric, ...]  # the first is the score
+    presets: tuple[Preset, ...]  # the first is the default
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether outputs are executed."""
+        return any(metric.check is not None for metric in self.metrics)
+
+    def template(self, name: str) -> Template:
+        """The template of this name.
+
+        Raises:
+            ValueError: there is none; the message has the close match and the list.
+        """
+        known(f"template of {self.name}", name, (each.name for each in self.templates))
+        return next(each for each in self.templates if each.name == name)
+
+    def preset(self, name: str) -> Preset:
+        """The preset of this name.
+
+        Raises:
+            ValueError: there is none; the message has the close match and the list.
+        """
+        known(f"preset of {self.name}", name, (each.name for each in self.presets))
+        return next(each for each in self.presets if each.name == name)
+
+    def default_template(self, *, chat: bool) -> Template:
+        """The first template for models with, or without, a chat template."""
+        return next((t for t in self.templates if t.chat == chat), self.templates[0])

@@ -1,0 +1,33 @@
+"""The evaluation tasks by name.
+
+Importing this needs only the standard library: what reads the hub, compares mathematics or runs
+code is imported where it is used.
+"""
+
+from dlm.eval import countdown, gsm8k, humaneval, math500, mbpp, sudoku, word_problems
+from dlm.eval.task import Task
+from dlm.options import known
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        gsm8k.TASK,
+        humaneval.TASK,
+        mbpp.TASK,
+        math500.TASK,
+        sudoku.TASK,
+        countdown.TASK,
+        word_problems.WORD_PROBLEMS,
+        word_problems.FUNCTIONS,
+        word_problems.ARITHMETIC,
+    )
+}
+
+
+def make_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        ValueError: there is none; the message has the close match and the list.
+    """
+    return TASKS[known("task", name, TASKS)]

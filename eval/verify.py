@@ -1,0 +1,125 @@
+r"""Whether two answers are the same mathematics: math-verify in a process of its own.
+
+A look at `9^{9^{9}}` can take for ever inside one big-integer operation, where no signal handler
+runs; so the process has a limit of processor time and of memory, dies of it, and is started anew.
+This file is also the script of that process; it imports nothing of `dlm`.
+"""
+
+import atexit
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+SECONDS = 5.0  # of processor time for one pair
+START_SECONDS = 120.0  # for imports
+MEMORY = 4 << 30  # bytes of address space
+
+
+class Verifier:
+    """A process that compares pairs, started when the first one comes."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def same(self, gold: str, answer: str) -> bool | None:
+        r"""Whether two LaTeX texts, such as `\boxed{3}`, hold equal answers; None if it gave up.
+
+        Raises:
+            ValueError: math-verify is not installed.
+        """
+        with self._lock:
+            process = self._started()
+            try:
+                print(json.dumps([gold, answer]), file=process.stdin, flush=True)
+                line = process.stdout.readline() if process.stdout else ""
+            except BrokenPipeError:
+                line = ""
+            if not line.endswith("\n"):  # it died of the question
+                self._stop()
+                return None
+            return bool(json.loads(line))
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._stop()
+
+    def _started(self) -> "subprocess.Popen[str]":
+        if self._process is None:
+            if importlib.util.find_spec("math_verify") is None:
+                raise ValueError("comparing answers needs math-verify: pip install 'dlm[eval]'")
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(self.seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="ascii",
+            )
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+@functools.cache
+def verifier() -> Verifier:
+    """The one of this program, ended with it."""
+    found = Verifier()
+    atexit.register(found.close)
+    return found
+
+
+def serve(seconds: float) -> None:
+    """Answer the pairs on standard input, a line each."""
+    import os
+    import resource
+    import signal
+
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what libraries print is no answer
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, START_SECONDS)  # its signal ends the process
+    compare = _comparison()
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        equal = compare(*json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(equal), file=answers, flush=True)
+
+
+def _comparison() -> Callable[[str, str], bool]:
+    """What compares a pair; imports math-verify."""
+    from math_verify import (  # type: ignore[import-untyped]
+        ExprExtractionConfig,
+        LatexExtractionConfig,
+        parse,
+        verify,
+    )
+
+    latex = [LatexExtractionConfig()]
+    either = [LatexExtractionConfig(), ExprExtractionConfig()]
+
+    def compare(gold: str, answer: str) -> bool:
+        try:
+            wanted = parse(gold, latex, parsing_timeout=None)
+            told = parse(answer, either, parsing_timeout=None)
+            return bool(verify(wanted, told, timeout_seconds=None))
+        except Exception:
+            return False
+
+    return compare
+
+
+if __name__ == "__main__":
+    serve(float(sys.argv[1]))

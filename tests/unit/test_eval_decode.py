@@ -1,0 +1,153 @@
+"""Batches, the clock and what is counted."""
+
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+import dlm
+from dlm.eval.counting import DEFINITIONS, Counts
+from dlm.eval.decode import Item, batches, decode, response_length, undecoded, warm_up
+from dlm.eval.sample import Sample
+from dlm.eval.summary import HEAD, wilson
+from dlm.eval.task import Problem, Template
+from dlm.generation import Generation
+from dlm.models.model import Model
+
+TEMPLATE = Template("t", "{question}")
+
+
+def item(index: int, length: int) -> Item:
+    problem = Problem(str(index), {"question": "?"}, "a")
+    return Item(TEMPLATE, problem, index, "?", [1] * length)
+
+
+def sample(**counts: Any) -> Sample:
+    return Sample(
+        task="t", template="t", id="0", index=0, prompt="?", prompt_tokens=7, output="",
+        tokens=[], order=[], answer="", extracted={}, scores={"s": 1.0}, score=1.0, detail="",
+        seed=0, settings="", **counts,
+    )  # fmt: skip
+
+
+class Network:
+    """What `decode` asks of a model."""
+
+    class spec:
+        stop_ids = (0, 9)
+
+
+class Recorder:
+    """Stands in for `dlm.generate`, with memory for `most` rows."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls: list[list[int]] = []
+
+    def __call__(self, model: Any, rows: list[list[int]], **options: Any) -> Generation:
+        if len(rows) > self.most:
+            raise torch.OutOfMemoryError
+        self.calls.append(list(options["row_keys"]))
+        assert options["return_order"] is True
+        return Generation(
+            tokens=[[5, 9, 0] for _ in rows],
+            texts=[f"text {key}" for key in options["row_keys"]],
+            decoded=[2] * len(rows),
+            forwards=[2] * len(rows),
+            query_tokens=[10 * len(row) for row in rows],
+            order=[[0, 1, -1] for _ in rows],
+        )
+
+
+def test_batches_hold_items_of_like_length_the_longest_first() -> None:
+    items = [item(index, length) for index, length in enumerate([3, 9, 1, 9, 5])]
+    assert [[each.index for each in batch] for batch in batches(items, 2)] == [[1, 3], [4, 0], [2]]
+    assert [each.index for each in next(batches(items[::-1], 5))] == [1, 3, 4, 0, 2]
+
+
+def test_a_batch_that_needs_too_much_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Recorder(most=2)
+    monkeypatch.setattr(dlm, "generate", fake)
+    items = [item(index, 4) for index in range(7)]
+    found = decode(Network(), items, {})  # type: ignore[arg-type]
+    assert [each.item.index for each in found] == list(range(7))
+    assert [each.text for each in found] == [f"text {index}" for index in range(7)]
+    assert max(map(len, fake.calls)) <= 2
+
+
+def test_a_row_that_needs_too_much_memory_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dlm, "generate", Recorder(most=0))
+    with pytest.raises(torch.OutOfMemoryError):
+        decode(Network(), [item(0, 4), item(1, 4)], {})  # type: ignore[arg-type]
+
+
+def test_seconds_of_a_batch_are_shared_by_query_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dlm, "generate", Recorder(most=9))
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr("dlm.eval.decode.time.perf_counter", lambda: next(clock))
+    short, long = decode(Network(), [item(0, 1), item(1, 3)], {})  # type: ignore[arg-type]
+    assert (short.seconds, long.seconds) == (1.0, 3.0)
+    assert (long.response_tokens, long.decoded_tokens, long.forwards) == (1, 2, 2)
+    assert (long.query_tokens, long.order) == (30, [0, 1, -1])
+
+
+def test_the_response_ends_in_front_of_the_first_stop_token() -> None:
+    stops = {0, 9}
+    assert response_length([5, 4, 9, 5, 0], stops) == 2
+    assert response_length([0], stops) == 0
+    assert response_length([5, 5], stops) == 2
+
+
+def test_the_warm_up_takes_two_forwards(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards = []
+    network = type(golden.network.model).forward
+
+    def counted(self: Any, *given: Any, **more: Any) -> Any:
+        forwards.append(1)
+        return network(self, *given, **more)
+
+    monkeypatch.setattr(type(golden.network.model), "forward", counted)
+    long = Item(TEMPLATE, Problem("0", {}, ""), 0, "?", [5, 6])
+    warm_up(golden, long, {"gen_length": 9, "decoder": "low_confidence", "stop_at_eos": False})
+    assert len(forwards) == 2
+    warm_up(golden, long, {"gen_length": 1, "decoder": "low_confidence", "stop_at_eos": False})
+    assert len(forwards) == 3  # a canvas of one mask has no second one
+
+
+def test_counts_are_sums_and_their_ratios() -> None:
+    rows = [
+        sample(response_tokens=6, decoded_tokens=8, forwards=2, query_tokens=20, seconds=0.5),
+        sample(response_tokens=2, decoded_tokens=8, forwards=6, query_tokens=60, seconds=1.5),
+    ]
+    counts = Counts.of(rows)
+    assert (counts.forwards_per_row, counts.query_tokens_per_row) == (4.0, 40.0)
+    assert (counts.tokens_per_forward, counts.all_per_forward) == (1.0, 2.0)
+    assert (counts.tokens_per_second, counts.all_per_second) == (4.0, 8.0)
+    assert counts.seconds_per_row == 1.0
+
+
+def test_what_was_not_decoded_counts_in_no_mean() -> None:
+    nothing = undecoded(item(0, 4))
+    empty = {
+        "response_tokens": 0, "decoded_tokens": 0, "forwards": 0, "query_tokens": 0, "seconds": 0.0
+    }  # fmt: skip
+    assert {name: getattr(nothing, name) for name in empty} == empty
+    full = sample(response_tokens=6, decoded_tokens=8, forwards=2, query_tokens=20, seconds=0.5)
+    assert Counts.of([full, sample(**empty)]) == Counts.of([full])
+    alone = Counts.of([sample(**empty)])
+    assert (alone.samples, alone.forwards_per_row, alone.tokens_per_second) == (0, 0.0, 0.0)
+
+
+def test_every_column_is_defined() -> None:
+    defined = {name for name, _ in DEFINITIONS}
+    assert {"forwards", "query tokens", "tokens / forward", "all / forward"} <= defined & set(HEAD)
+    assert {"tokens / s", "all / s"} <= defined & set(HEAD)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (4, 4), (1, 1), (7, 20), (1021, 1319)])
+def test_intervals_are_those_of_wilson(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)

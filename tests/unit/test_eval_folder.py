@@ -1,0 +1,175 @@
+"""The folder of a run: what is on disk after a kill, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlm.eval.folder import (
+    SAMPLES,
+    SETTINGS,
+    Appender,
+    Folder,
+    digest,
+    merged,
+    read_run,
+    sample_files,
+)
+from dlm.eval.sample import Sample
+
+LAUNCH = {"started": "2026-01-01T00:00:00Z", "batch_size": 4}
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    return {
+        "task": "sudoku", "templates": ["plain", "words"], "decoder": "threshold",
+        "decoder_options": {"threshold": 0.9}, "seed": 0,
+    } | more  # fmt: skip
+
+
+def sample(index: int = 0, template: str = "plain", **more: Any) -> Sample:
+    made = Sample(
+        task="sudoku", template=template, id=f"p{index}", index=index, prompt="?",
+        prompt_tokens=1, output="caf\u00e9\n\ud800", tokens=[1, 2], order=[0, -1],
+        response_tokens=1,
+        decoded_tokens=2, forwards=3, query_tokens=9, seconds=0.5, answer="a",
+        extracted={"solved": None}, scores={"solved": 1.0}, score=1.0, detail="", seed=0,
+        settings=digest(settings()),
+    )  # fmt: skip
+    return replace(made, **more)
+
+
+def begin(path: Path, problems: int = 3, **more: Any) -> Path:
+    with Folder(path) as folder:
+        folder.open(settings(**more), problems, LAUNCH)
+    return path
+
+
+def test_samples_come_back_in_the_order_of_templates_and_problems(tmp_path: Path) -> None:
+    begin(tmp_path)
+    appender = Appender(tmp_path / SAMPLES)
+    made = [sample(2), sample(1, "words"), sample(0)]
+    appender.add(made)
+    appender.close()
+    run = read_run(tmp_path)
+    assert run.samples == [made[2], made[0], made[1]]
+    assert (run.settings, run.problems, run.complete) == (settings(), 3, False)
+    assert run.name == "threshold(threshold=0.9)"
+    assert run.launches == [LAUNCH]
+
+
+def test_a_run_is_complete_when_every_template_has_every_problem(tmp_path: Path) -> None:
+    begin(tmp_path, problems=1)
+    appender = Appender(tmp_path / SAMPLES)
+    appender.add([sample(0)])
+    assert not read_run(tmp_path).complete
+    appender.add([sample(0, "words")])
+    appender.close()
+    assert read_run(tmp_path).complete
+
+
+@pytest.mark.parametrize("cut", [1, 10, -2, -1])
+def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path, cut: int) -> None:
+    begin(tmp_path)
+    path = tmp_path / SAMPLES
+    path.write_text(sample(0).line() + sample(1).line()[:cut])
+    assert read_run(tmp_path).samples == [sample(0)]
+    appender = Appender(path)
+    appender.add([sample(1)])
+    appender.close()
+    assert path.read_text() == sample(0).line() + sample(1).line()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{}\n", "missing"),
+        ("nonsense\n", "damaged"),
+        ("[1]\n", "damaged"),
+        (sample(1).line().replace('"forwards"', '"fords"'), "fords"),
+        (sample(1, settings="0" * 12).line(), "must be of settings"),
+    ],
+)
+def test_damage_in_the_middle_is_told_not_dropped(tmp_path: Path, line: str, reason: str) -> None:
+    begin(tmp_path)
+    (tmp_path / SAMPLES).write_text(sample(0).line() + line + sample(2).line())
+    with pytest.raises(ValueError, match=rf"samples.jsonl:2.*{reason}"):
+        read_run(tmp_path)
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    begin(tmp_path)
+    changes: dict[str, Any] = {"decoder": "saber", "seed": 1, "extra": "x", "templates": ["plain"]}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=rf"holds a run with {name} "):
+            begin(tmp_path, **{name: value})
+    fewer = settings()
+    del fewer["seed"]
+    with (
+        pytest.raises(ValueError, match="holds a run with seed 0, got None"),
+        Folder(tmp_path) as f,
+    ):
+        f.open(fewer, 3, LAUNCH)
+    assert read_run(tmp_path).settings == settings()
+
+
+def test_problems_may_grow_but_not_shrink(tmp_path: Path) -> None:
+    begin(tmp_path, problems=3)
+    begin(tmp_path, problems=5)
+    assert read_run(tmp_path).problems == 5
+    assert len(read_run(tmp_path).launches) == 2
+    with pytest.raises(ValueError, match=r"--limit must be at least the 5 problems .*got 4"):
+        begin(tmp_path, problems=4)
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with (
+        Folder(tmp_path),
+        pytest.raises(ValueError, match="is in use by another run"),
+        Folder(tmp_path),
+    ):
+        pass
+    begin(tmp_path)  # the lock is gone with its holder
+
+
+def test_the_files_of_all_processes_become_one(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / SAMPLES).write_text(sample(2).line())
+    (tmp_path / "samples.rank1.jsonl").write_text(sample(1).line() + sample(0).line()[:5])
+    # A kill between merging and deleting leaves samples in two files.
+    (tmp_path / "samples.rank2.jsonl").write_text(sample(2).line() + sample(0, "words").line())
+    before = read_run(tmp_path).samples
+    begin(tmp_path)
+    assert sample_files(tmp_path) == [tmp_path / SAMPLES]
+    assert read_run(tmp_path).samples == before
+    assert [each.key for each in before] == [("plain", 1), ("plain", 2), ("words", 0)]
+    assert list(merged([tmp_path / SAMPLES], digest(settings()))) == [s.key for s in before]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be the folder of a run"):
+        read_run(tmp_path)
+    (tmp_path / SETTINGS).write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json must be JSON"):
+        read_run(tmp_path)
+    (tmp_path / SETTINGS).write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match='must have "format": "dlm-eval"'):
+        read_run(tmp_path)
+
+
+def test_settings_changed_by_hand_are_noticed(tmp_path: Path) -> None:
+    begin(tmp_path)
+    record = json.loads((tmp_path / SETTINGS).read_text())
+    record["settings"]["decoder"] = "saber"
+    (tmp_path / SETTINGS).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="was changed by hand"):
+        read_run(tmp_path)
+
+
+def test_a_sample_is_a_line_whatever_its_texts_hold() -> None:
+    wild = sample(output="a\nb\u2028c\ud800\x00", prompt=[{"role": "user", "content": "\r\n"}])
+    assert wild.line().count("\n") == 1
+    assert wild.line().isascii()
+    assert Sample.of(json.loads(wild.line())) == wild
