@@ -29,7 +29,7 @@ class Sample:
     seconds: float  # the row's share of the time its batch took to decode
     answer: str  # reference
     extracted: dict[str, str | None]  # what each metric read
-    scores: dict[str, float]  # 0 or 1 by metric
+    scores: dict[str, float]  # 0 to 1 by metric; the first is 0 or 1
     score: float  # of the first metric
     detail: str  # how running the code ended; "" where none is run
     seed: int

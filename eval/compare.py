@@ -1,0 +1,398 @@
+"""Runs against a baseline, problem by problem: how much better, how sure, and at what cost.
+
+Both runs decoded the same problems, so the samples of one template and one problem make a pair,
+and only pairs are compared. Templates of one problem are not independent of each other: what is
+resampled, and what changes sign, is the problem with all its pairs.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm.eval.folder import Run
+from dlm.eval.sample import Key, Sample
+from dlm.options import integer
+
+ALL = "all"
+"""The template of a comparison over all templates; no template is called so."""
+
+METHODS = (
+    ("points", "score less the score of the baseline, in percentage points, over the same pairs"),
+    (
+        "95% of points and ratios",
+        "BCa bootstrap (Efron 1987) of 10,000 resamples of the problems, a problem with all its "
+        "templates and both its samples at a time; none is given where resampling changes nothing",
+    ),
+    (
+        "p",
+        "exact McNemar test (1947), two-sided, of the pairs where just one run is right; over all "
+        "templates together the exact sign-flip test of problems (Fisher 1935), which is the same "
+        "for one template; not corrected for the number of comparisons",
+    ),
+    ("ratio", "of the run to the baseline, over the same pairs; those that both decoded"),
+    ("left out", "samples that only the baseline has, and those that only the other run has"),
+    ("only one right", "pairs where just the baseline is right, and where just the other run is"),
+)
+"""How runs are compared; every page that compares prints it."""
+
+NAME_LENGTH = 60  # characters of a run's name in tables
+CHUNK = 2**22  # drawn problems held at a time
+
+Floats = NDArray[np.float64]
+Pair = tuple[Sample, Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95% bootstrap interval, None where there is none."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A run against the baseline, under one template or over all of them."""
+
+    baseline: str
+    other: str
+    template: str
+    pairs: int
+    problems: int
+    left_out: tuple[int, int]  # samples that only the baseline has, and only the other one
+    scores: tuple[float, float]  # of the baseline and of the other one, over the pairs
+    discordant: tuple[int, int]  # pairs where only the baseline is right, and only the other one
+    p: float
+    difference: Estimate  # of the scores
+    forwards: Estimate  # ratio of forwards per row
+    tokens_per_forward: Estimate  # ratio
+    seconds: Estimate  # ratio
+
+
+def compare(runs: Sequence[Run], *, resamples: int = 10_000, seed: int = 0) -> list[Comparison]:
+    """Compare every run with the first one: under each template that both have, and over all.
+
+    Args:
+        runs: the baseline and the others, of one task and the same data.
+        resamples: bootstrap resamples of every interval.
+        seed: decides the resamples; each comparison draws its own from the start.
+
+    Raises:
+        ValueError: fewer than two runs, runs that do not belong together, or no common sample.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"compare needs at least two runs, got {len(runs)}")
+    integer("resamples", resamples, least=1)
+    integer("seed", seed, least=0)
+    names = labels(runs)
+    found = []
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        rows = compare_pair(runs[0], run, (names[0], name), resamples=resamples, seed=seed)
+        if not rows:
+            raise ValueError(f"compare needs samples that {names[0]} and {name} both have")
+        found += rows
+    return found
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What to call runs of one task and the same data: the decoder, and the folder if need be.
+
+    Raises:
+        ValueError: a folder given twice; runs of other tasks, task versions or data.
+    """
+    require_same("task", {str(run.folder): run.settings["task"] for run in runs})
+    require_same("task version", {str(run.folder): run.settings["task_version"] for run in runs})
+    require_same("data", {str(run.folder): run.settings["data"]["sha256"] for run in runs})
+    places = [run.folder.resolve() for run in runs]
+    if len(set(places)) != len(places):
+        raise ValueError(f"runs must differ, got {', '.join(str(run.folder) for run in runs)}")
+    names = [short(run.name) for run in runs]
+    ends = [f"{name} [{place.name}]" for name, place in zip(names, places, strict=True)]
+    return [
+        name if names.count(name) == 1 else end if ends.count(end) == 1 else f"{name} [{place}]"
+        for name, end, place in zip(names, ends, places, strict=True)
+    ]
+
+
+def require_same(what: str, values: Mapping[str, Any]) -> None:
+    """Refuse runs that differ in something.
+
+    Raises:
+        ValueError: they do.
+    """
+    first, *others = values.items()
+    for folder, value in others:
+        if value != first[1]:
+            raise ValueError(
+                f"runs must be of one {what}, got {first[1]!r} in {first[0]} "
+                f"and {value!r} in {folder}"
+            )
+
+
+def short(name: str) -> str:
+    """A name on one line, cut where it is long."""
+    flat = " ".join(name.split())
+    return flat if len(flat) <= NAME_LENGTH else flat[: NAME_LENGTH - 3] + "..."
+
+
+def compare_pair(
+    baseline: Run, other: Run, names: tuple[str, str], *, resamples: int = 10_000, seed: int = 0
+) -> list[Comparison]:
+    """A comparison for each template with pairs, and one over all where a run has several.
+
+    Empty without a pair. `names` are those of the two runs.
+    """
+    left = {each.key: each for each in baseline.samples}
+    right = {each.key: each for each in other.samples}
+    groups = [(template, [template]) for template in baseline.templates]
+    every = [*dict.fromkeys(baseline.templates + other.templates)]
+    found = []
+    for template, members in [*groups, (ALL, every)]:
+        keys = sorted(key for key in left.keys() & right.keys() if key[0] in members)
+        if not keys or (template == ALL and len(every) == 1):
+            continue
+        pairs = [(left[key], right[key]) for key in keys]
+        out = only(left, right, members), only(right, left, members)
+        found.append(comparison((*names, template), pairs, out, resamples, seed))
+    return found
+
+
+def only(some: Iterable[Key], others: Iterable[Key], templates: Sequence[str]) -> int:
+    """How many samples of some templates are in `some` alone."""
+    return sum(template in templates for template, _ in set(some) - set(others))
+
+
+def comparison(
+    names: tuple[str, str, str],
+    pairs: Sequence[Pair],
+    left_out: tuple[int, int],
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    """The figures of some pairs."""
+    sums = problem_sums(pairs)
+    count, left, right = sums.sum(0)[:3]
+    discordant = sum(a.score > b.score for a, b in pairs), sum(a.score < b.score for a, b in pairs)
+    net = [round(value) for value in sums[:, 2] - sums[:, 1]]
+    drawn = resample(sums, resamples, np.random.default_rng(seed))
+    return Comparison(
+        *names,
+        pairs=len(pairs),
+        problems=len(sums),
+        left_out=left_out,
+        scores=(float(left / count), float(right / count)),
+        discordant=discordant,
+        p=mcnemar(*discordant) if len(sums) == len(pairs) else sign_flip(net),
+        difference=estimate(score_difference, sums, drawn),
+        forwards=estimate(forwards_ratio, sums, drawn),
+        tokens_per_forward=estimate(tokens_per_forward_ratio, sums, drawn),
+        seconds=estimate(seconds_ratio, sums, drawn),
+    )
+
+
+def problem_sums(pairs: Iterable[Pair]) -> Floats:
+    """What the pairs of each problem add up to, [problems, 9].
+
+    Pairs, then of the baseline and of the other run: score, forwards, response tokens, seconds.
+    A prompt that was too long for one of the models failed, but tells nothing about cost.
+    """
+    rows: defaultdict[int, list[list[float]]] = defaultdict(list)
+    for pair in pairs:
+        decoded = all(each.forwards for each in pair)
+        figures = [
+            [each.score]
+            + [decoded * x for x in (each.forwards, each.response_tokens, each.seconds)]
+            for each in pair
+        ]
+        rows[pair[0].index].append([1, *(x for both in zip(*figures, strict=True) for x in both)])
+    return np.array([np.sum(row, axis=0) for row in rows.values()], dtype=np.float64)
+
+
+def score_difference(totals: Floats) -> Floats:
+    """Mean score of the other run less that of the baseline, over totals [..., 9]."""
+    return (totals[..., 2] - totals[..., 1]) / totals[..., 0]
+
+
+def forwards_ratio(totals: Floats) -> Floats:
+    """Forwards per row of the other run over those of the baseline, over totals [..., 9]."""
+    return totals[..., 4] / totals[..., 3]
+
+
+def tokens_per_forward_ratio(totals: Floats) -> Floats:
+    """Response tokens per forward, other over baseline, over totals [..., 9]."""
+    return totals[..., 6] * totals[..., 3] / (totals[..., 5] * totals[..., 4])
+
+
+def seconds_ratio(totals: Floats) -> Floats:
+    """Seconds of decoding, other over baseline, over totals [..., 9]."""
+    return totals[..., 8] / totals[..., 7]
+
+
+def mcnemar(only_baseline: int, only_other: int) -> float:
+    """Exact two-sided p of discordant pairs: min(1, 2 P(X <= min(b, c))), X ~ B(b + c, 1/2).
+
+    McNemar 1947; pairs on which both agree say nothing about which one is better.
+    """
+    count = only_baseline + only_other
+    tail = sum(math.comb(count, k) for k in range(min(only_baseline, only_other) + 1))
+    return min(1.0, 2 * tail / (1 << count))
+
+
+def sign_flip(differences: Sequence[int]) -> float:
+    """Exact two-sided p of net differences: P(|sum s_i d_i| >= |sum d_i|), s_i = +-1 fair.
+
+    Fisher 1935, section 21: if the runs are as good as each other, which of the two a problem's
+    outcome belongs to is a toss. Equals `mcnemar` where every d_i is -1, 0 or 1.
+    """
+    sizes = [abs(value) for value in differences if value]
+    chances = np.ones(1)  # of each sum from -n to n
+    for size in sizes:
+        gap = np.zeros(2 * size)
+        chances = (np.concatenate([chances, gap]) + np.concatenate([gap, chances])) / 2
+    sums = np.arange(len(chances)) - sum(sizes)
+    return min(1.0, float(chances[abs(sums) >= abs(sum(differences))].sum()))
+
+
+def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Floats:
+    """Totals of as many problems as there are, drawn with replacement: [resamples, 9]."""
+    problems = len(sums)
+    most = max(1, CHUNK // problems)
+    parts = []
+    for first in range(0, resamples, most):
+        rows = min(most, resamples - first)
+        drawn = (
+            random.integers(problems, size=(rows, problems)) + problems * np.arange(rows)[:, None]
+        )
+        times = np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
+        parts.append(times @ sums)
+    return np.concatenate(parts)
+
+
+def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats) -> Estimate:
+    """A statistic of totals, with its interval over totals of resamples."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(sums.sum(0)))
+        replicates = statistic(drawn)
+        left_one_out = statistic(sums.sum(0) - sums)
+    if not math.isfinite(value):
+        return Estimate(None, None)
+    finite = np.isfinite(replicates).all() and np.isfinite(left_one_out).all()
+    if len(sums) < 2 or not finite or np.ptp(replicates) == 0:
+        return Estimate(value, None)
+    return Estimate(value, bca(value, replicates, left_one_out))
+
+
+def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, float]:
+    """Bias-corrected and accelerated 95% interval of resampled values.
+
+    Quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the replicates, z = -+1.96, with
+    Phi(z0) the share of replicates below the value and a = sum d^3 / (6 (sum d^2)^1.5), d the
+    mean of the leave-one-out values less each of them (Efron 1987; Efron and Tibshirani 1993,
+    14.3). Second-order accurate, also for ratios, whose replicates are skewed.
+    """
+    normal = NormalDist()
+    below = np.count_nonzero(replicates < value) + np.count_nonzero(replicates == value) / 2
+    # Half a replicate at least on either side: the quantiles of 0 and 1 are infinite.
+    share = min(max(below, 0.5), len(replicates) - 0.5) / len(replicates)
+    bias = normal.inv_cdf(share)
+    d = left_one_out.mean() - left_one_out
+    spread = math.sqrt(np.sum(d**2)) ** 3
+    acceleration = float(np.sum(d**3)) / (6 * spread) if spread else 0.0
+    levels = []
+    for z in (normal.inv_cdf(0.025), normal.inv_cdf(0.975)):
+        shifted = bias + z
+        levels.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
+    low, high = np.quantile(replicates, levels)
+    return float(low), float(high)
+
+
+def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the comparisons as text."""
+    head = [
+        f"against {comparisons[0].baseline}",
+        "template",
+        "n",
+        "left out",
+        "score",
+        "points",
+        "95%",
+        "only one right",
+        "p",
+        "forwards, ratio",
+        "tokens / forward, ratio",
+        "seconds, ratio",
+    ]
+    return head, [cells(each) for each in comparisons]
+
+
+def cells(each: Comparison) -> list[str]:
+    """A comparison as text, column by column of `table`."""
+    return [
+        each.other,
+        each.template,
+        f"{each.pairs:,}",
+        " + ".join(f"{count:,}" for count in each.left_out),
+        " -> ".join(f"{score:.1%}" for score in each.scores),
+        points(each.difference),
+        points_interval(each.difference),
+        " : ".join(f"{count:,}" for count in each.discordant),
+        p_value(each.p),
+        ratio(each.forwards),
+        ratio(each.tokens_per_forward),
+        ratio(each.seconds),
+    ]
+
+
+def points(difference: Estimate) -> str:
+    """A difference of scores in percentage points."""
+    return "-" if difference.value is None else f"{100 * difference.value:+.1f}"
+
+
+def points_interval(difference: Estimate) -> str:
+    """Its interval."""
+    if difference.interval is None:
+        return "-"
+    return " to ".join(f"{100 * end:+.1f}" for end in difference.interval)
+
+
+def p_value(p: float) -> str:
+    """A p value, to three digits behind the point."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def ratio(estimate: Estimate) -> str:
+    """A ratio with its interval."""
+    if estimate.value is None:
+        return "-"
+    if estimate.interval is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} ({' to '.join(f'{end:.2f}' for end in estimate.interval)})"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison for machines: scores and differences are shares, not percent."""
+    estimates = {
+        name: {
+            "value": getattr(comparison, name).value,
+            "interval": getattr(comparison, name).interval,
+        }
+        for name in ("difference", "forwards", "tokens_per_forward", "seconds")
+    }
+    return {
+        "baseline": comparison.baseline,
+        "other": comparison.other,
+        "template": comparison.template,
+        "pairs": comparison.pairs,
+        "problems": comparison.problems,
+        "left_out": dict(zip(("baseline", "other"), comparison.left_out, strict=True)),
+        "score": dict(zip(("baseline", "other"), comparison.scores, strict=True)),
+        "only_right": dict(zip(("baseline", "other"), comparison.discordant, strict=True)),
+        "p": comparison.p,
+        **estimates,
+    }

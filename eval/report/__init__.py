@@ -1,0 +1,6 @@
+"""A report about runs: one HTML page without a network, or a Markdown table."""
+
+from dlm.eval.report.page import write_report
+from dlm.eval.report.text import markdown
+
+__all__ = ["markdown", "write_report"]

@@ -1,0 +1,116 @@
+"""The samples that a page holds, as data of its browser."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from dlm.eval.report.html import Markup
+from dlm.eval.report.image import PALETTE
+from dlm.eval.report.view import View
+from dlm.eval.sample import Key, Sample
+
+LIMIT = 200  # prompts that a page holds, each with the outputs of all runs
+PREFIX = 200  # characters that prompts of one template must share to be written once
+
+Row = list[Sample | None]
+"""The samples of all runs for one prompt."""
+
+
+def rows_of(shown: View) -> dict[Key, Row]:
+    """Samples by prompt, in the order of templates and problems."""
+    found: dict[Key, Row] = defaultdict(lambda: [None] * len(shown.entries))
+    for entry in shown.entries:
+        for sample in entry.run.samples:
+            found[sample.key][entry.number] = sample
+    place = {name: number for number, name in enumerate(shown.templates)}
+    return dict(sorted(found.items(), key=lambda item: (place[item[0][0]], item[0][1])))
+
+
+def differs(row: Row) -> bool:
+    """Whether some runs are right and others wrong."""
+    return len({each.score for each in row if each is not None}) > 1
+
+
+def chosen(rows: dict[Key, Row], limit: int) -> dict[Key, Row]:
+    """At most so many prompts: first those on which runs differ, then those of lowest index."""
+    urgent = sorted(rows, key=lambda key: (not differs(rows[key]), key[1], key[0]))
+    kept = set(urgent[:limit])
+    return {key: row for key, row in rows.items() if key in kept}
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as text, chat messages with who says them."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{each['role']}:\n{each['content']}" for each in prompt)
+
+
+def shared(prompts: Sequence[str]) -> str:
+    """Whole lines that prompts begin with: solved examples; "" where that is not worth it."""
+    if len(prompts) < 2:
+        return ""
+    ends = zip(min(prompts), max(prompts), strict=False)  # what these share, all share
+    common = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+    lines = common[: common.rfind("\n") + 1]
+    return lines if len(lines) >= PREFIX else ""
+
+
+def record(sample: Sample) -> dict[str, Any]:
+    """What the browser shows of a sample."""
+    return {
+        "output": sample.output,
+        "score": sample.score,
+        "metrics": [
+            [name, value, sample.extracted.get(name)] for name, value in sample.scores.items()
+        ],
+        "forwards": sample.forwards,
+        "tokens": sample.response_tokens,
+        "seconds": round(sample.seconds, 4),
+        "detail": sample.detail,
+        "order": sample.order,
+    }
+
+
+def item(key: Key, row: Row, prefix: str) -> dict[str, Any]:
+    """What it shows of a prompt."""
+    first = next(each for each in row if each is not None)
+    return {
+        "id": first.id,
+        "template": key[0],
+        "index": key[1],
+        "prompt": prompt_text(first.prompt)[len(prefix) :],
+        "answer": first.answer,
+        "differs": differs(row),
+        "samples": [None if each is None else record(each) for each in row],
+    }
+
+
+def browser_data(shown: View, limit: int) -> dict[str, Any]:
+    """All that the browser needs."""
+    rows = rows_of(shown)
+    kept = chosen(rows, limit)
+    prompts: defaultdict[str, list[str]] = defaultdict(list)
+    for (template, _), row in kept.items():
+        prompts[template] += [prompt_text(each.prompt) for each in row if each is not None]
+    prefixes = {name: shared(texts) for name, texts in prompts.items()}
+    return {
+        "runs": [{"name": entry.label, "series": entry.series} for entry in shown.entries],
+        "palette": PALETTE,
+        "prefixes": prefixes,
+        "items": [item(key, row, prefixes[key[0]]) for key, row in kept.items()],
+        "total": len(rows),
+    }
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that nothing within can end, wherever in a page it stands.
+
+    ASCII alone, so U+2028 and U+2029 are escapes, and neither < nor > nor &, so that no
+    `</script>` and no `<!--` is seen.
+    """
+    told = json.dumps(data, separators=(",", ":"))
+    for sign in "<>&":
+        told = told.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(told)
