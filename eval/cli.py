@@ -1,4 +1,4 @@
-"""`dlm eval`: one command a task, and those that read what runs have left."""
+"""`dlm eval`: one command a task, and those that read what runs have left; `dlm lm-eval`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from dlm.cli.inputs import parse_pairs, parse_value
 from dlm.cli.lists import print_table
 from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source, whole
 from dlm.cli.results import print_json
+from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.tasks import TASKS
 
 BUILT_IN = "built-in"
@@ -269,3 +270,7 @@ def attach(app: typer.Typer) -> None:
     group.command("compare", rich_help_panel="Runs")(compare)
     group.command("report", rich_help_panel="Runs")(report)
     app.add_typer(group, name="eval")
+    everything = {
+        "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []
+    }  # fmt: skip
+    app.command("lm-eval", context_settings=everything)(lm_eval)

@@ -1,0 +1,138 @@
+"""What lm-eval hands over as texts and dicts, as options of `dlm`."""
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+import dlm
+from dlm.cli.inputs import parse_value
+from dlm.options import boolean, integer, known, number
+
+OPTION = "option."
+LOAD = ("attn_implementation", "dtype", "mask_id")
+NOT_OURS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
+SCORE = ("estimator", "order", "samples", "mc_batch_size")
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "num_beams", *LENGTHS)
+HARNESS_DEVICE = "cuda:0"  # what lm-eval passes when nobody named a device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What model_args say, by the function that takes it."""
+
+    load: dict[str, Any]
+    generate: dict[str, Any]
+    score: dict[str, Any]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Sort arguments as lm-eval parsed them.
+
+        Raises:
+            ValueError: one is unknown, or given twice under two names.
+        """
+        values = {name: plain(value) for name, value in given.items()}
+        dotted = [name for name in values if name.startswith(OPTION)]
+        options = {name.removeprefix(OPTION): values.pop(name) for name in dotted}
+        if options and "decoder_options" in values:
+            raise ValueError(f"give decoder_options or {dotted[0]}, not both")
+        if options:
+            values["decoder_options"] = options
+        elif isinstance(values.get("decoder_options"), str):
+            values["decoder_options"] = parse_value(values["decoder_options"])
+        if "mc_num" in values:  # LLaDA's name
+            if "samples" in values:
+                raise ValueError("give samples or mc_num, not both: they are the same")
+            values["samples"] = values.pop("mc_num")
+        generate = [n for n in inspect.signature(dlm.generate).parameters if n not in NOT_OURS]
+        for name in values:
+            shown = ("pretrained", "batch_size", "device", "mc_num", f"{OPTION}<name>")
+            known("model argument", name, (*LOAD, *generate, *SCORE, *shown))
+        return cls(
+            *({k: values[k] for k in names if k in values} for names in (LOAD, generate, SCORE))
+        )
+
+
+def plain(value: Any) -> Any:
+    """A value where lm-eval's parsers leave "none" a text and make -1 the float -1.0."""
+    if isinstance(value, str) and value.lower() in ("none", "null"):
+        return None
+    if isinstance(value, float) and value < 0 and value.is_integer():
+        return int(value)
+    return value
+
+
+def from_harness(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What lm-eval passes beside model_args: `--batch_size`, `--max_batch_size`, `--device`.
+
+    Raises:
+        ValueError: `--max_batch_size`, which goes with the batch size "auto".
+    """
+    values = {name: value for name, value in (given or {}).items() if value is not None}
+    if "max_batch_size" in values:
+        raise ValueError(
+            "max_batch_size goes with batch_size=auto, which dlm does not take: give batch_size, "
+            f"got {values['max_batch_size']!r}"
+        )
+    if values.get("device") == HARNESS_DEVICE:
+        values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        if values["device"] == "cpu":
+            log.warning("device %s, lm-eval's default, is not here: using the CPU", HARNESS_DEVICE)
+    return values
+
+
+def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Stop strings and the options of `dlm.generate` that a request asks for.
+
+    `do_sample=False` is temperature 0 whatever else is said; `do_sample=True` without a
+    temperature is temperature 1.
+
+    Raises:
+        ValueError: an unknown name, a value out of its rule, or two different lengths.
+    """
+    for name in given:
+        known("generation argument", name, GEN_KWARGS)
+    values = {name: value for name, value in given.items() if value is not None}
+    if values.get("num_beams", 1) != 1:
+        raise ValueError(f"num_beams must be 1: there is no beam, got {values['num_beams']!r}")
+    asked: dict[str, Any] = {}
+    lengths = {name: integer(name, values[name], least=1) for name in LENGTHS if name in values}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"give one length, got {lengths}")
+    if lengths:
+        asked["gen_length"] = next(iter(lengths.values()))
+    if "temperature" in values:
+        asked["temperature"] = number("temperature", values["temperature"], least=0.0)
+    if "do_sample" in values:
+        sampled = boolean("do_sample", values["do_sample"])
+        asked["temperature"] = asked.get("temperature", 1.0) if sampled else 0.0
+    if "top_k" in values:
+        asked["top_k"] = integer("top_k", values["top_k"], least=1)
+    if "top_p" in values:
+        asked["top_p"] = number("top_p", values["top_p"], least=0.0, most=1.0)
+    return read_until(values.get("until", ())), asked
+
+
+def read_until(until: Any) -> tuple[str, ...]:
+    """Stop strings of one or several; an empty one ends nothing, as in lm-eval.
+
+    Raises:
+        ValueError: something else.
+    """
+    texts = [until] if isinstance(until, str) else until
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"until must be a text or a list of texts, got {until!r}")
+    return tuple(text for text in texts if text)
+
+
+def cut(text: str, until: Iterable[str]) -> str:
+    """The text in front of the first stop string."""
+    found = [place for place in map(text.find, until) if place >= 0]
+    return text[: min(found, default=len(text))]

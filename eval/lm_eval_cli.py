@@ -1,0 +1,73 @@
+"""`dlm lm-eval`: lm-eval's own command with the model "dlm" in it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import typer
+
+COMMANDS = ("run", "ls", "validate")
+HELP = ("-h", "--help")
+USAGE = """\
+Usage: dlm lm-eval [run] --tasks TASK... [--model_args NAME=VALUE,...] [lm-eval's options]
+
+Score a model and a decoder on lm-eval's tasks. All arguments go to lm-eval as they are; --model is
+dlm where none is given. What --model_args take:
+
+  pretrained       folder or Hugging Face id; the built-in model without it
+  decoder, option.NAME, gen_length, block_length, steps, temperature, seed, ...
+                   of dlm.generate; option.NAME is one of the decoder; all win over the task's own
+  samples, estimator, order, mc_batch_size
+                   of dlm.log_likelihood, for tasks that score given answers
+  dtype, device, batch_size
+                   a batch size changes no result
+
+Several processes: torchrun --nproc-per-node N -m dlm lm-eval ...
+
+"""
+
+
+def lm_eval(context: typer.Context) -> None:
+    """Score a model and a decoder on lm-eval's tasks; all arguments are lm-eval's own."""
+    given = list(context.args)
+    wants_help = not given or given[0] in HELP
+    if wants_help:
+        typer.echo(USAGE, nl=False)
+    if find_spec("lm_eval") is None:
+        if wants_help:
+            return
+        raise ValueError("dlm lm-eval needs lm-eval: pip install 'dlm[lm-eval]'")
+    if wants_help:
+        given = ["run", "--help"]
+    else:
+        import dlm.eval.lm_eval_model  # noqa: F401 (registers the model)
+    from lm_eval.__main__ import cli_evaluate  # type: ignore[import-untyped]
+
+    own, sys.argv = sys.argv, ["lm-eval", *complete(given)]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = own
+
+
+def complete(given: Sequence[str]) -> list[str]:
+    """Arguments with lm-eval's command, `run` without one, and with a model to run."""
+    command, rest = (given[0], list(given[1:])) if given[0] in COMMANDS else ("run", list(given))
+    if command == "run" and not names_model(rest):
+        rest = ["--model", "dlm", *rest]
+    return [command, *rest]
+
+
+def names_model(arguments: Sequence[str]) -> bool:
+    """Whether arguments of `run`, or the file that they take arguments from, name a model."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", "-M")
+    parser.add_argument("--config", "-C")
+    found, _ = parser.parse_known_args(arguments)
+    if found.model is not None or found.config is None:
+        return found.model is not None
+
+    from lm_eval.config.evaluate_config import EvaluatorConfig  # type: ignore[import-untyped]
+
+    return "model" in EvaluatorConfig.load_yaml_config(found.config)

@@ -1,0 +1,381 @@
+"""lm-eval's model "dlm": its tasks, answered by `dlm.generate` and scored by `dlm.log_likelihood`.
+
+Importing this module registers it. `--model_args` take the options of those two functions and of
+`dlm.load` by their own names; those of the decoder are written `option.<name>`. What `--model_args`
+fix, tasks do not change; what they leave open, a task's `generation_kwargs` decide, or
+`--gen_kwargs`.
+"""
+
+import atexit
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import takewhile
+from typing import Any, Self
+
+import torch
+from lm_eval import utils  # type: ignore[import-untyped]
+from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
+from lm_eval.api.model import TemplateLM  # type: ignore[import-untyped]
+from lm_eval.api.registry import register_model  # type: ignore[import-untyped]
+from torch import Tensor, distributed
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import dlm
+from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
+from dlm.eval.world import World
+from dlm.options import integer
+
+BUILT_IN = (None, "", "built-in")
+GEN_LENGTH = 256  # where neither model_args nor the task tell, as in lm-eval
+SAMPLES = 128
+MC_BATCH_SIZE = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request to generate, as the decoder takes it."""
+
+    tokens: tuple[int, ...]
+    key: int  # of its noise
+    until: tuple[str, ...]
+    options: tuple[tuple[str, Any], ...]  # of `dlm.generate`, beside those that model_args fix
+
+
+def keys(requests: Sequence[Instance]) -> Iterator[int]:
+    """A row key for each request, int64: what it yields depends on nothing that runs beside it.
+
+    The key hashes the document's number, the context, and which of the `repeats` copies it is.
+    The copies that lm-eval adds to make processes even get the keys of the first ones.
+    """
+    seen: Counter[int] = Counter()
+    for request in requests:
+        copy = seen[id(request)] % (request.repeats or len(requests))
+        seen[id(request)] += 1
+        text = f"{request.doc_id}\0{copy}\0{request.args[0]}"
+        yield int.from_bytes(sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Rows with the same options together, the longest first."""
+    groups: defaultdict[tuple[tuple[str, Any], ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.options].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: -len(row.tokens))
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+@register_model("dlm")
+class DLM(TemplateLM):  # type: ignore[misc]
+    """A masked-diffusion model and a decoder, as lm-eval takes them."""
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            pretrained: folder or Hugging Face id; "built-in" or nothing for the built-in model.
+            batch_size: prompts decoded at a time; changes no result.
+            device: such as "cuda"; the CPU if absent.
+            **arguments: `attn_implementation`, `dtype` and `mask_id` of `dlm.load`; the options of
+                `dlm.generate`, the decoder's as `option.<name>` or together as `decoder_options`;
+                `estimator`, `order` and `samples` (or `mc_num`) of `dlm.log_likelihood`, and its
+                batch size as `mc_batch_size`, which is part of the estimate.
+
+        Raises:
+            ValueError: an argument is unknown, or breaks its rule.
+        """
+        super().__init__()
+        size = int(batch_size) if str(batch_size).isdecimal() else batch_size
+        self.batch_size = integer("batch_size", size, least=1)
+        given = Arguments.of(arguments)
+        self.fixed = given.generate
+        self.scoring = {"samples": SAMPLES, **given.score}
+        integer("samples", self.scoring["samples"], least=1)
+        rows = self.scoring.pop("mc_batch_size", MC_BATCH_SIZE)
+        self.scoring["batch_size"] = integer("mc_batch_size", rows, least=1)
+        for name in ("cfg_scale", "seed"):
+            if name in self.fixed:
+                self.scoring[name] = self.fixed[name]
+        self.world = World.of()
+        self.name = None if pretrained in BUILT_IN else str(pretrained)
+        self.model = dlm.load(self.name, device=self.world.device(device), **given.load)
+        if self.model.tokenizer is None:
+            raise ValueError(f"lm-eval needs a model with a tokenizer, and {self.name!r} has none")
+        self.tokenizer = self.model.tokenizer
+        self.added = self.tokenizer.get_added_vocab()
+        self.check()
+        self._device = self.model.device
+        self._rank, self._world_size = self.world.rank, self.world.size
+        if self.world.size > 1 and not distributed.is_initialized():
+            self.world.join()
+            atexit.register(self.world.leave)
+
+    def check(self) -> None:
+        """Have the options refused now, not behind hours of work."""
+        token = [self.eot_token_id]
+        dlm.stream(self.model, token, **{"gen_length": 1, **self.fixed})
+        self.score(token, token)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Make one of model_args as a mapping; they win over lm-eval's own flags."""
+        return cls(**{**from_harness(additional_config), **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Make one of model_args as a text, "name=value,name=value"."""
+        return cls.create_from_arg_obj(
+            utils.simple_parse_args_string(arg_string), additional_config
+        )
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, in one behind the other."""
+        if self.world_size == 1:
+            return tensor
+        mine = torch.atleast_1d(tensor.cpu())
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        distributed.all_gather(parts, mine)
+        return torch.cat(parts)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all processes, at process `dst`."""
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        distributed.gather_object(obj, found, dst=dst)
+        return found
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.world.wait()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a context and what follows it."""
+        return self.model.spec.max_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens to decode where a task does not tell."""
+        return int(self.fixed.get("gen_length", GEN_LENGTH))
+
+    @property
+    def eot_token_id(self) -> int:
+        """End of text."""
+        return self.model.spec.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands in for an empty context: start of text where there is one, else its end."""
+        start = self.tokenizer.bos_token_id
+        return self.eot_token_id if start is None else int(start)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval files its cached requests under."""
+        return (self.name or "dlm-built-in").replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What to keep beside results."""
+        return {
+            "dlm_version": dlm.__version__,
+            "model_family": self.model.spec.family,
+            "model_dtype": str(self.model.network.dtype),
+            "generate": {name: str(value) for name, value in self.fixed.items()},
+            "log_likelihood": dict(self.scoring),
+        }
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids of a text; None adds no second start of text to one that has it."""
+        if add_special_tokens is None:
+            start = self.tokenizer.bos_token
+            add_special_tokens = not (start and string.startswith(start))
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Chat messages as the text of a prompt."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def fit(self, context: list[int], length: int, what: str) -> list[int]:
+        """The end of a context that leaves room for `length` tokens.
+
+        Raises:
+            ValueError: there is room for no token of it.
+        """
+        room = self.max_length - length
+        if room < 1:
+            raise ValueError(
+                f"{what} must be below the model's {self.max_length} positions, got {length}"
+            )
+        return (context or [self.prefix_token_id])[-room:]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continue contexts up to their first stop string, in the order of the requests."""
+        rows = self.rows(requests)
+        asking: dict[Row, list[Instance]] = defaultdict(list)
+        for row, request in zip(rows, requests, strict=True):
+            asking[row].append(request)
+        texts: dict[Row, str] = {}
+        hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), desc="dlm generate_until", disable=hidden) as bar:
+            for batch in batches(asking, self.batch_size):
+                for row, text in zip(batch, self.decode(batch), strict=True):
+                    texts[row] = text
+                    for request in asking[row]:
+                        self.cache_hook.add_partial("generate_until", request.args, text)
+                    bar.update(len(asking[row]))
+        return [texts[row] for row in rows]
+
+    def rows(self, requests: Sequence[Instance]) -> list[Row]:
+        """Requests as the decoder takes them, every one checked before the first is decoded."""
+        rows = []
+        shortened = 0
+        refused: dict[str, Any] = {}
+        what = "gen_length (of model_args, else the task's max_gen_toks)"
+        for request, key in zip(requests, keys(requests), strict=True):
+            context, gen_kwargs = request.args
+            until, asked = read_gen_kwargs(gen_kwargs)
+            refused |= {k: v for k, v in asked.items() if self.fixed.get(k, v) != v}
+            options = {"gen_length": GEN_LENGTH, **asked, **self.fixed}
+            ours = sorted((k, v) for k, v in options.items() if k not in self.fixed)
+            tokens = self.tok_encode(context)
+            fitting = self.fit(tokens, options["gen_length"], what)
+            shortened += len(fitting) < len(tokens)
+            rows.append(Row(tuple(fitting), key, until, tuple(ours)))
+        report_shortened(shortened, len(rows), self.max_length)
+        for name, value in refused.items():
+            log.warning("model_args fix %s=%s: not %s", name, self.fixed[name], value)
+        return rows
+
+    def decode(self, batch: Sequence[Row]) -> list[str]:
+        """Texts of a batch, made in halves where it takes more memory than there is."""
+        try:
+            out = dlm.generate(
+                self.model,
+                [row.tokens for row in batch],
+                row_keys=[row.key for row in batch],
+                **dict(batch[0].options),
+                **self.fixed,
+            )
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            return [self.text(row, ids) for row, ids in zip(batch, out.tokens, strict=True)]
+        half = len(batch) // 2
+        return [*self.decode(batch[:half]), *self.decode(batch[half:])]
+
+    def text(self, row: Row, tokens: Sequence[int]) -> str:
+        """A row's text up to a stop token or stop string, without special tokens.
+
+        A stop string that is a token of its own is looked for among tokens: special ones leave no
+        text behind.
+        """
+        ends = {*self.model.spec.stop_ids, *(self.added[s] for s in row.until if s in self.added)}
+        kept = list(takewhile(lambda token: token not in ends, tokens))
+        text = self.tokenizer.decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return cut(str(text), row.until)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_: Any,
+    ) -> list[tuple[float, bool]]:
+        """Score continuations: (estimate of ln p, nats; whether greedy decoding writes it)."""
+        pairs = []
+        for texts, context, target in requests:
+            if not target:
+                raise ValueError(f"a continuation must hold at least one token, got {texts!r}")
+            pairs.append((tuple(self.fit(context, len(target), "a continuation")), tuple(target)))
+        shortened = sum(len(p[0]) < len(r[1]) for p, r in zip(pairs, requests, strict=True))
+        report_shortened(shortened, len(pairs), self.max_length)
+        found: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        hidden = disable_tqdm or self.rank != 0
+        bar = tqdm(requests, desc="dlm loglikelihood", disable=hidden)
+        for pair, (texts, _context, _target) in zip(pairs, bar, strict=True):
+            if pair not in found:
+                found[pair] = (self.score(*pair), self.is_greedy(*pair))
+            self.cache_hook.add_partial("loglikelihood", texts, found[pair])
+        return [found[pair] for pair in pairs]
+
+    def score(self, context: Sequence[int], target: Sequence[int]) -> float:
+        """Estimate ln p(target | context), nats. One draw tells all about a single token."""
+        options = self.scoring if len(target) > 1 else {**self.scoring, "samples": 1}
+        return dlm.log_likelihood(self.model, list(context), list(target), **options)
+
+    def is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
+        """Whether greedy decoding of len(target) masks yields the target.
+
+        The most confident token of every forward, one at a time, over the whole span: LLaDA's
+        `suffix_greedy_prediction` (arXiv:2502.09992), whatever decoder generates. Ends at the
+        first token that differs.
+        """
+        forwards = dlm.stream(
+            self.model,
+            list(context),
+            decoder="low_confidence",
+            gen_length=len(target),
+            block_length=None,
+            cfg_scale=self.fixed.get("cfg_scale", 0.0),
+            stop_at_eos=False,
+        )
+        return all(one.tokens[i] == target[i] for one in forwards for i in one.committed)
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Estimate ln p(text), nats: the sum over windows of the text, each given one token."""
+        totals = []
+        hidden = disable_tqdm or self.rank != 0
+        for request in tqdm(requests, desc="dlm loglikelihood_rolling", disable=hidden):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length - 1,
+                context_len=1,
+            )
+            total = float(sum(self.score(*utils.make_disjoint_window(one)) for one in windows))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+            totals.append(total)
+        return totals
+
+
+def report_shortened(count: int, total: int, positions: int) -> None:
+    """Say that contexts lost their beginning."""
+    if count:
+        log.warning(
+            "%d of %d contexts lost their beginning to fit the model's %d positions",
+            count,
+            total,
+            positions,
+        )
