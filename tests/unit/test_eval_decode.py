@@ -1,5 +1,6 @@
 """Batches, the clock and what is counted."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +146,12 @@ def test_every_column_is_defined() -> None:
     defined = {name for name, _ in DEFINITIONS}
     assert {"forwards", "query tokens", "tokens / forward", "all / forward"} <= defined & set(HEAD)
     assert {"tokens / s", "all / s"} <= defined & set(HEAD)
+
+
+def test_the_page_about_evaluation_has_the_definitions() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+    for name, meaning in DEFINITIONS:
+        assert f"| {name} | {meaning} |" in page
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (4, 4), (1, 1), (7, 20), (1021, 1319)])
