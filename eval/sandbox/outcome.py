@@ -1,0 +1,47 @@
+"""What a check may use, and how it ended."""
+
+from dataclasses import dataclass
+
+from dlm.options import integer, number
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one check may use.
+
+    CPU time is the first to run out, so that a busy machine fails no honest program.
+    """
+
+    cpu_seconds: int = 5  # of every process
+    wall_seconds: float = 15.0  # of all together
+    memory_bytes: int = 2**30  # address space of every process; twice that in use by all
+    processes: int = 64  # at a time, threads included
+    output_bytes: int = 2**16  # read from a sandbox
+    file_bytes: int = 2**24  # of a file, and of each of the temporary folders
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: one is out of range; the message names it.
+        """
+        integer("cpu_seconds", self.cpu_seconds, least=1, most=3600)
+        number("wall_seconds", self.wall_seconds, least=1.0, most=86400.0)
+        integer("memory_bytes", self.memory_bytes, least=2**26)
+        integer("processes", self.processes, least=4)
+        integer("output_bytes", self.output_bytes, least=2**10)
+        integer("file_bytes", self.file_bytes, least=2**12)
+        if self.wall_seconds < self.cpu_seconds:
+            raise ValueError(
+                f"wall_seconds must be >= cpu_seconds = {self.cpu_seconds}, got {self.wall_seconds}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a check ended."""
+
+    passed: bool
+    kind: str  # passed, failed, error, timed out, out of memory, killed, unreadable
+    detail: str  # one line, "" if there is nothing to say
+    seconds: float  # wall clock
