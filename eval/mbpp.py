@@ -11,8 +11,9 @@ Checked against the original and lm-eval 0.4.13, tasks/mbpp/mbpp.yaml:
 - prompts show the first three asserts, and all of them are run, behind `test_imports`;
 - `[BEGIN]` and `[DONE]` enclose code, and task ids 2, 3, 4 are the examples;
 - all 427 reference solutions pass;
-- differs: lm-eval scores the 500 test problems of the full set, OpenCompass the 257 of the
-  sanitized one with ids 11 to 510; the words of the prompt are ours, and fenced code is read.
+- differs: lm-eval scores the 500 test problems of the full set (257 of them are in this one); the
+  words of the prompt are ours; fenced code is read; and tests that rely on an import of the
+  reference (596, `sys`) have it themselves.
 """
 
 import ast
@@ -53,6 +54,8 @@ def _problem(record: Record) -> Problem:
     if program is None or calls is None:
         raise record.refuse("'code' and 'test_list' must be Python", [code, *tests])
     names = called(calls, program)
+    imports += imported(program, names)
+    names = [name for name in names if name not in _imports(program)]
     if not names:
         raise record.refuse("'test_list' must call what 'code' defines", tests)
     fields = {"prompt": record.text("prompt"), "tests": "\n".join(tests[:SHOWN])}
@@ -63,12 +66,28 @@ def _problem(record: Record) -> Problem:
 def called(tests: ast.AST, code: ast.AST) -> list[str]:
     """Names that tests read and do not bind: not those of Python, unless the solution has its own.
 
-    Problem 126 calls a `sum` that is to be written; 596 needs the solution's `import sys`.
+    Problem 126 calls a `sum` that is to be written.
     """
     read, bound = _names(tests)
     _, defined = _names(code)
     python = set(dir(builtins)) - defined
     return [name for name in read if name not in bound | python]
+
+
+def imported(code: ast.AST, names: Iterable[str]) -> list[str]:
+    """Imports of the reference that tests rely on: those of problem 596 use its `sys`."""
+    statements = _imports(code)
+    return list(dict.fromkeys(statements[name] for name in names if name in statements))
+
+
+def _imports(code: ast.AST) -> dict[str, str]:
+    """Import statements by the names they bind."""
+    return {
+        (alias.asname or alias.name).partition(".")[0]: ast.unparse(node)
+        for node in ast.walk(code)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def _names(tree: ast.AST) -> tuple[dict[str, None], set[str]]:

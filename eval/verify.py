@@ -6,6 +6,7 @@ This file is also the script of that process; it imports nothing of `dlm`.
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -32,6 +33,7 @@ class Verifier:
 
         Raises:
             ValueError: math-verify is not installed.
+            RuntimeError: it is, and does not work.
         """
         with self._lock:
             process = self._started()
@@ -40,10 +42,13 @@ class Verifier:
                 line = process.stdout.readline() if process.stdout else ""
             except BrokenPipeError:
                 line = ""
-            if not line.endswith("\n"):  # it died of the question
-                self._stop()
-                return None
-            return bool(json.loads(line))
+            if line.endswith("\n"):
+                return bool(json.loads(line))
+            status = process.wait()  # its output has ended, and so does it
+            self._stop()
+            if status >= 0:  # it ended by itself: the question is not to blame
+                raise RuntimeError("math-verify cannot be used: see python -c 'import math_verify'")
+            return None
 
     def close(self) -> None:
         """End the process."""
@@ -51,6 +56,8 @@ class Verifier:
             self._stop()
 
     def _started(self) -> "subprocess.Popen[str]":
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()  # something else killed it
         if self._process is None:
             if importlib.util.find_spec("math_verify") is None:
                 raise ValueError("comparing answers needs math-verify: pip install 'dlm[eval]'")
@@ -67,8 +74,12 @@ class Verifier:
     def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            if process.stdin is not None and process.stdout is not None:
+                process.stdout.close()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @functools.cache
