@@ -36,7 +36,8 @@ of its files.
   of all together is looked at ten times a second, and may be passed for that long.
 - What tests do. They are trusted, run in the sandbox all the same, and judge answers only: where
   they call a helper of the solution (`Check.names`), the solution can answer for that too.
-- Ways to be right by accident or by heart: answers for the tested arguments only.
+- Ways to be right by accident or by heart: answers for the tested arguments only, or an argument
+  changed in place that a test then takes its expectation from.
 - The rung `unprotected`, which is taken only with `unsafe=True`: limits of a process and nothing
   else. A program can read and delete what you can, and as root it can forge its outcome.
 

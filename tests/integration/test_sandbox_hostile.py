@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +22,25 @@ from dlm.eval.task import Check
 LIMITS = Limits(cpu_seconds=1, wall_seconds=30, memory_bytes=2**28, processes=32)
 SHORT = replace(LIMITS, wall_seconds=3)
 HEX = "[0-9a-f]{32}"  # what a nonce looks like
-BOXES = list(Sandbox.each(LIMITS))
 FAILURES = {"failed", "error", "timed out", "out of memory", "killed", "unreadable"}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(e, id=e.rung, marks=[pytest.mark.slow] * bool(n)) for n, e in enumerate(BOXES)
-    ]
-)
-def box(request: pytest.FixtureRequest) -> Sandbox:
-    found: Sandbox = request.param
-    return found
+# The best protection in the fast suite, all in the slow one; the same in every test process.
+RUNGS = ["bubblewrap", "unshare"] if shutil.which("bwrap") else ["unshare", "bubblewrap"]
+PARAMETERS = [RUNGS[0], pytest.param(RUNGS[1], marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def boxes() -> dict[str, Sandbox]:
+    """What works on this machine."""
+    return {each.rung: each for each in Sandbox.each(LIMITS)}
+
+
+@pytest.fixture(params=PARAMETERS)
+def box(request: pytest.FixtureRequest, boxes: dict[str, Sandbox]) -> Sandbox:
+    if request.param not in boxes:
+        pytest.skip(f"{request.param} does not work here")
+    return boxes[request.param]
 
 
 def processes(marker: str) -> list[str]:
@@ -162,6 +170,33 @@ ATTACKS = {
                         setattr(module, each, lambda *a, **k: b"")
         def f(x): return 2
         """,
+    ),
+    "more names than asked for": Attack(
+        """
+        import gc
+        def lie(x, *more): return 0
+        for each in gc.get_objects():
+            if type(each).__name__ == "Link":
+                names = "abs AssertionError check __builtins__".split()
+                each.exports[1] = lambda asked: {
+                    name: ("value", f if name == "f" else lie) for name in [*asked, *names]
+                }
+        def f(x): return 3
+        """,
+        "assert abs(f(1) - 2) < 1",
+        frozenset({"failed"}),
+    ),
+    "files of the judge": contained(
+        """
+        import os
+        def f():
+            found = []
+            for name in os.listdir("/proc/self/fd"):
+                try: found.append(os.readlink("/proc/self/fd/" + name).partition(":")[0])
+                except OSError: pass
+            return sorted(found)
+        """,
+        "assert f() == ['/dev/null'] * 3 + ['pipe'] * 2, f()",
     ),
     "atexit and a trace": fails(
         """
@@ -368,6 +403,26 @@ ATTACKS = {
         """,
         "assert f() < 200",
     ),
+    "many processes": contained(
+        """
+        import os, time
+        def f():
+            try:
+                for number in range(100):
+                    if os.fork() == 0: time.sleep(1000)
+            except OSError: return number
+        """,
+        "assert 10 < f() < 32",
+    ),
+    "limits": contained(
+        """
+        import resource
+        def f():
+            names = "CPU AS FSIZE NPROC CORE".split()
+            return [resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in names]
+        """,
+        f"assert f() == {[(1, 2), (2**28,) * 2, (2**24,) * 2, (32, 32), (0, 0)]}, f()",
+    ),
     "limits raised": contained(
         """
         import resource
@@ -551,10 +606,6 @@ def test_an_attack_gains_nothing(box: Sandbox, name: str, marker: str) -> None:
     assert outcome.passed == (outcome.kind == "passed")
     assert "\n" not in outcome.detail
     assert len(outcome.detail) <= 400
-
-
-def test_there_is_protection_here_and_enough_to_protect_against() -> None:
-    assert len(ATTACKS) >= 25
 
 
 def told(box: Sandbox, solution: str, marker: str, **values: object) -> str:
@@ -767,7 +818,8 @@ def test_processes_outside_cannot_be_killed(box: Sandbox, marker: str) -> None:
 def test_a_bomb_in_one_sandbox_takes_nothing_from_another(box: Sandbox, marker: str) -> None:
     bomb = Check(marked(marker, ATTACKS["a fork bomb"].solution), "assert f(1) == 2")
     honest = Check("def f(x):\n    return x + 1\n", "assert f(1) == 2")
-    outcomes = replace(box, limits=SHORT).run_all([bomb, honest, honest, bomb], workers=2)
+    limits = replace(LIMITS, wall_seconds=8)
+    outcomes = replace(box, limits=limits).run_all([bomb, honest, honest, bomb], workers=2)
     assert [each.passed for each in outcomes] == [False, True, True, False]
 
 
@@ -814,7 +866,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 30) -> bool:
     return True
 
 
-def test_a_killed_parent_takes_all_sandboxes_along(marker: str, tmp_path: Path) -> None:
+def test_a_killed_parent_takes_all_sandboxes_along(
+    boxes: dict[str, Sandbox], marker: str, tmp_path: Path
+) -> None:
+    if not boxes:
+        pytest.skip("no protection works here")
     driver = """
 import os
 from threading import Thread
@@ -828,7 +884,7 @@ for box in boxes:
 """
     solution = marked(marker, "import os; os.fork(); open('/tmp/x', 'w')" + SLEEP)
     with driven(driver, TMPDIR=str(tmp_path), SOLUTION=solution) as process:
-        assert wait_until(lambda: len(processes(marker)) >= 2 * len(BOXES))
+        assert wait_until(lambda: len(processes(marker)) >= 2 * len(boxes))
         process.kill()
     assert gone(marker)
     assert list(tmp_path.iterdir()) == []
@@ -865,6 +921,8 @@ print("left", len(descendants(os.getpid())))
 """
 
 
-def test_a_parent_killed_at_any_moment_leaves_no_process() -> None:
+def test_a_parent_killed_at_any_moment_leaves_no_process(boxes: dict[str, Sandbox]) -> None:
+    if not boxes:
+        pytest.skip("no protection works here")
     with driven(KILLED_AT_ANY_MOMENT) as process:
         assert process.communicate(timeout=120)[0] == "left 0\n"

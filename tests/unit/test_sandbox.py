@@ -81,8 +81,8 @@ def test_what_was_tried_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="no luck with") as caught:
         Sandbox.find()
-    assert "bubblewrap with /usr/bin/python3" in str(caught.value)
-    assert "unshare with /usr/bin/python3" in str(caught.value)
+    assert "bubblewrap with /" in str(caught.value)
+    assert "unshare with /" in str(caught.value)
 
 
 def test_without_a_python_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
