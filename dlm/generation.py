@@ -132,6 +132,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     position_temperature: float = 0.0,
     cfg_scale: float = 0.0,
     cache: str = "none",
+    refresh_every: int | None = None,
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
     stop_at_eos: bool = True,
@@ -163,7 +164,12 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             Thresholds see scores without noise.
         cfg_scale: guided logits are l_u + (cfg_scale + 1) (l_c - l_u), with the prompt masked
             in l_u; 0 for none.
-        cache: "none".
+        cache: what the forwards of a block after its first one reuse (Wu et al. 2025, Fast-dLLM,
+            arXiv:2505.22618): "none"; the keys and values in front of the block ("prefix"); or
+            all but those of the block ("dual"). The first forward of a block computes the whole
+            row. Both are approximations for networks that look both ways.
+        refresh_every: compute the whole row again after so many forwards of a block, 1 for every
+            time, which equals no cache; None never.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
@@ -250,7 +256,7 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
     forwards = [0] * count
     decoded = torch.zeros(count, dtype=torch.int64, device=model.device)
     path: Tensor | None = None
-    shadows = torch.zeros_like(decoded)
+    queries = torch.zeros_like(decoded)
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     for step in job.steps(model):
@@ -259,7 +265,7 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
         if recorder is not None:
             recorder.add(step)
         decoded.index_add_(0, step.before.row, gain(step.decision))
-        shadows.index_add_(0, step.before.row, step.shadows)
+        queries.index_add_(0, step.before.row, step.queries)
         if step.log_probability is not None:
             path = torch.zeros_like(decoded, dtype=torch.float64) if path is None else path
             path.index_add_(0, step.before.row, step.log_probability)
@@ -270,16 +276,12 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
                 begin, end = job.spans[row]
                 tokens[row] = line[begin:end]
                 forwards[row] = step.number + 1
-    rows_forwarded = 2 if job.settings.cfg_scale else 1
     return Generation(
         tokens=tokens,
         texts=None if model.tokenizer is None else [text_of(model, row) for row in tokens],
         decoded=decoded.tolist(),
         forwards=forwards,
-        query_tokens=[
-            rows_forwarded * (n * len(row) + more)
-            for n, row, more in zip(forwards, job.rows, shadows.tolist(), strict=True)
-        ],
+        query_tokens=queries.tolist(),
         trajectory=None if recorder is None else recorder.trajectories(),
         order=None
         if order is None

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dlm.canvas import Canvas
+from dlm.forward import Due, Forward
 from dlm.kernels import Bonus, NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
 from dlm.models.model import Model
 from dlm.settings import Settings
@@ -71,6 +71,7 @@ class Meter:
     def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
         device = model.device
         self.model = model
+        self.forward = Forward(model, traits, settings)
         self.settings = settings
         self.traits = traits
         self.statistics = traits.needs - NOT_STATISTICS
@@ -135,7 +136,7 @@ class Meter:
     def measure(
         self,
         canvas: Canvas,
-        lengths: Sequence[int],
+        due: Due,
         view: StepView,
         wanted: Tensor,
         state: Any,
@@ -145,29 +146,30 @@ class Meter:
 
         Args:
             canvas: the rows.
-            lengths: their real lengths, tokens.
+            due: what the host knows of them.
             view: what `look` gave.
             wanted: bool [B, W].
             state: of the decoder, for those that adjust logits.
             number: of the forward.
         """
-        shadows = "leave_one_out" in self.traits.needs
-        hidden = self.hidden(canvas, lengths, view, shadows)
+        hidden = self.forward(canvas, view, due)
         places = Places.where(wanted, view.positions)
-        logits = self.logits(hidden, canvas, places, places.position)
+        index = places.column if hidden.by_column else places.position
+        logits = self.logits(hidden.states, canvas, places, index)
         state, adjustment = self.adjusted(state, view, places, logits)
         drawn = self.draw(logits, adjustment, view, places, self.key(canvas, places, number))
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
             banned = logits.masked_fill(self.suppressed, -torch.inf)
             made["logits"] = places.spread(banned, view.masked)
-        if shadows:
-            made["leave_one_out"] = self.leave_one_out(hidden, canvas, view)
+        if hidden.shadows is not None:
+            made["leave_one_out"] = self.leave_one_out(hidden.shadows, canvas, view)
         return Measured(
             state=state,
             view=self.filled(view, drawn, places, **made),
             finite=drawn.maximum.isfinite().all(),
             log_probability=places.spread(drawn.sampled_log_probability, view.masked),
+            queries=hidden.queries,
         )
 
     def filled(
@@ -178,33 +180,6 @@ class Meter:
             name: places.spread(getattr(measured, name), view.masked) for name in MEASURED
         }
         return replace(view, **made, **more)
-
-    def hidden(
-        self, canvas: Canvas, lengths: Sequence[int], view: StepView, shadows: bool
-    ) -> Tensor:
-        """Hidden states [B, L, D]; [B, L + W, D] with shadows, [2 B, ...] with guidance."""
-        tokens = canvas.tokens
-        width = tokens.shape[1]
-        mask_id = self.model.spec.mask_id
-        columns = torch.arange(width, device=tokens.device)
-        valid = None
-        if min(lengths) < width:
-            valid = columns < canvas.length[:, None]
-        positions, attend = columns[None], None
-        if shadows:
-            attend = shadow_attention(view, width, valid)
-            positions = torch.cat((columns.expand(tokens.shape[0], -1), view.positions), 1)
-            tokens = torch.cat((tokens, torch.full_like(view.tokens, mask_id)), 1)
-        if self.settings.cfg_scale:
-            # The unconditional row is the same canvas without what was given.
-            given = pad(~canvas.blank, (0, tokens.shape[1] - width))
-            tokens = torch.cat((tokens, tokens.masked_fill(given, mask_id)))
-            positions = positions.repeat(2, 1) if shadows else positions
-            valid = None if valid is None else valid.repeat(2, 1)
-            attend = None if attend is None else attend.repeat(2, 1, 1)
-        if attend is None:
-            return self.model.hidden(tokens, positions, valid).to(tokens.device)
-        return self.model.hidden(tokens, positions, None, attend).to(tokens.device)
 
     def logits(self, hidden: Tensor, canvas: Canvas, places: Places, index: Tensor) -> Tensor:
         """Logits [N, V] of hidden states `index` of some rows, guided, first bans applied."""
@@ -305,10 +280,10 @@ class Meter:
             sampled_log_probability=drawn.sampled_log_probability,
         )
 
-    def leave_one_out(self, hidden: Tensor, canvas: Canvas, view: StepView) -> Tensor:
+    def leave_one_out(self, shadows: Tensor, canvas: Canvas, view: StepView) -> Tensor:
         """Probability of each committed token by the shadow in its place, float32 [B, W]."""
         places = Places.where(view.editable, view.positions)
-        logits = self.logits(hidden, canvas, places, canvas.tokens.shape[1] + places.column)
+        logits = self.logits(shadows, canvas, places, places.column)
         judged = token_statistics(
             logits,
             ("token_probability",),
@@ -328,31 +303,7 @@ class Measured:
     view: StepView
     finite: Tensor  # bool scalar, whether every logit the view rests on was finite
     log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the law it was drawn from
-
-
-def shadow_attention(view: StepView, width: int, valid: Tensor | None) -> Tensor:
-    """Who attends to whom when a mask stands in the shadow of every blank of the window.
-
-    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
-    shadows (WINO, arXiv:2507.18578, section 3.2).
-
-    Args:
-        view: the window.
-        width: L, of the canvas.
-        valid: bool [B, L], False at padding; None where there is none.
-
-    Returns:
-        bool [B, L + W, L + W], whether query (second axis) sees key (third).
-    """
-    batch, shadows = view.positions.shape
-    device = view.positions.device
-    own = torch.arange(width, device=device) == view.positions[..., None]
-    total = width + shadows
-    attend = torch.zeros(batch, total, total, dtype=torch.bool, device=device)
-    attend[:, :, :width] = True if valid is None else valid[:, None]
-    attend[:, width:, :width] &= ~own
-    attend[:, width:, width:] = (view.masked | view.editable)[:, None]
-    return attend
+    queries: Tensor  # int64 [B], positions the network was evaluated at
 
 
 @torch.inference_mode()

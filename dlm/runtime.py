@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.contract import Violation, violations
+from dlm.forward import Due
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.settings import Settings
@@ -30,7 +31,7 @@ class Step:
     view: StepView
     decision: Decision
     log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
-    shadows: Tensor  # int64 [B], queries beside the canvas
+    queries: Tensor  # int64 [B], positions the network was evaluated at
     done: list[bool]  # rows that need no further forward
 
 
@@ -74,36 +75,30 @@ def denoise(
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
     """
-    lengths = list(lengths)
     loop = Loop(model, decoder, settings, canvas)
     progress = loop.start(canvas)
+    due = Due(list(lengths), [True] * len(lengths), 0)
     for number in range(int(progress.bound.max())):
-        window = loop.locate(canvas, progress)
-        spent = torch.where(window.block == progress.block, progress.spent, 0)
-        state, seen, decision, broken = loop.decide(
-            canvas, lengths, window, spent, progress.state, number
-        )
+        state, seen, decision, broken = loop.decide(canvas, progress, due, number)
         drawn = write(canvas.tokens, seen.view, decision, model.spec.mask_id)
+        spent = progress.spent
         hold = torch.zeros_like(spent, dtype=torch.bool) if decision.hold is None else decision.hold
-        tokens, finished = loop.stop(drawn, canvas, window, hold)
+        tokens, finished = loop.stop(drawn, canvas, progress.window, hold)
         broken[Violation.BOUND] = (~finished & (progress.bound <= number + 1)).any()
-        report = torch.cat((torch.stack(list(broken.values())), finished)).tolist()
-        for rule, bad in zip(broken, report, strict=False):
+        after = replace(canvas, tokens=tokens)
+        progress = loop.advance(after, progress, state, hold)
+        rules, done, due = loop.report(broken, finished, after, progress, due)
+        for rule, bad in zip(broken, rules, strict=True):
             if bad:
                 raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
-        done = report[len(broken) :]
         path = loop.path(seen, decision, (tokens != drawn).any(-1))
-        yield Step(number, canvas, tokens, seen.view, decision, path, loop.shadows(seen), done)
-        canvas = replace(canvas, tokens=tokens)
-        progress = Progress(state, window.block, hold, spent + 1, progress.bound)
+        yield Step(number, canvas, tokens, seen.view, decision, path, seen.queries, done)
+        canvas = after
         if any(done):
             stay = [i for i, over in enumerate(done) if not over]
             if not stay:
                 return
-            lengths = [lengths[i] for i in stay]
-            index = torch.tensor(stay, device=spent.device)
-            canvas = canvas.select(index, max(lengths))
-            progress = progress.select(index)
+            canvas, progress, due = loop.select(canvas, progress, due, stay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +106,10 @@ class Progress:
     """Where each row stands between two forwards."""
 
     state: Any  # of the decoder
-    block: Tensor  # int64 [B], active block, -1 before the first forward
-    hold: Tensor  # bool [B], whether the row stays in it
+    window: Window  # what may change at the next forward
+    hold: Tensor  # bool [B], whether the row stays in its block
     spent: Tensor  # int64 [B], forwards made on it
     bound: Tensor  # int64 [B], most forwards the row may take in all
-
-    def select(self, index: Tensor) -> "Progress":
-        """The rows `index`."""
-        return Progress(
-            select_rows(self.state, index),
-            self.block[index],
-            self.hold[index],
-            self.spent[index],
-            self.bound[index],
-        )
 
 
 class Loop:
@@ -153,52 +138,90 @@ class Loop:
         with device:
             state = self.decoder.init_state(batch, self.width)
         block = torch.full((batch,), -1, device=device)
-        return Progress(state, block, block > 0, torch.zeros_like(block), blanks.sum(-1))
+        hold = block > 0
+        window = self.locate(canvas, block, hold)
+        return Progress(state, window, hold, torch.zeros_like(block), blanks.sum(-1))
 
-    def locate(self, canvas: Canvas, progress: Progress) -> Window:
-        """The window of each row."""
+    def locate(self, canvas: Canvas, block: Tensor, hold: Tensor) -> Window:
+        """The window of each row, given the block it has been in."""
         return locate(
             canvas,
             self.spec.mask_id,
-            block=progress.block,
-            hold=progress.hold,
+            block=block,
+            hold=hold,
             block_length=self.block_length,
             width=self.width,
             cross_block=self.traits.cross_block,
         )
 
-    def decide(
+    def advance(self, canvas: Canvas, progress: Progress, state: Any, hold: Tensor) -> Progress:
+        """After a forward."""
+        window = self.locate(canvas, progress.window.block, hold)
+        stayed = window.block == progress.window.block
+        spent = torch.where(stayed, progress.spent + 1, 0)
+        return Progress(state, window, hold, spent, progress.bound)
+
+    def report(
         self,
+        broken: Mapping[Violation, Tensor],
+        finished: Tensor,
         canvas: Canvas,
-        lengths: Sequence[int],
-        window: Window,
-        spent: Tensor,
-        state: Any,
-        number: int,
+        progress: Progress,
+        due: Due,
+    ) -> tuple[list[int], list[bool], Due]:
+        """Rules broken, rows done and what the next forward computes: one wait for the device."""
+        parts = [torch.stack(list(broken.values())), finished]
+        if self.settings.cache != "none":
+            every = self.settings.refresh_every
+            spent = progress.spent
+            parts += [spent == 0 if every is None else spent % every == 0]
+            parts += [(canvas.length - progress.window.start).amax(0, keepdim=True)]
+        told: list[int] = torch.cat([part.long() for part in parts]).tolist()
+        rules, rest = told[: len(broken)], told[len(broken) :]
+        count = len(due.lengths)
+        done = [bool(flag) for flag in rest[:count]]
+        if self.settings.cache == "none":
+            return rules, done, due
+        return rules, done, Due(due.lengths, [bool(x) for x in rest[count:-1]], rest[-1])
+
+    def select(
+        self, canvas: Canvas, progress: Progress, due: Due, stay: Sequence[int]
+    ) -> tuple[Canvas, Progress, Due]:
+        """The rows that go on."""
+        index = torch.tensor(stay, device=canvas.tokens.device)
+        self.meter.forward.select(index, canvas.tokens.shape[0])
+        kept = Due([due.lengths[i] for i in stay], [due.refresh[i] for i in stay], due.reach)
+        length = max(kept.lengths)
+        going = Progress(
+            select_rows(progress.state, index),
+            progress.window.select(index, length),
+            progress.hold[index],
+            progress.spent[index],
+            progress.bound[index],
+        )
+        return canvas.select(index, length), going, kept
+
+    def decide(
+        self, canvas: Canvas, progress: Progress, due: Due, number: int
     ) -> tuple[Any, Measured, Decision, dict[Violation, Tensor]]:
         """Forward and decide; the other way round where the decision rests on no logits.
 
         Returns:
             The decoder's state, the view measured, the decision and which rules it breaks.
         """
-        view = self.meter.look(canvas, window, spent, number)
+        state = progress.state
+        view = self.meter.look(canvas, progress.window, progress.spent, number)
         if self.traits.order_only:
             state, decision = self.decoder.step(state, view)
             broken = violations(decision, view, self.traits)
             taken = decision.commit if decision.edit is None else decision.commit | decision.edit
-            seen = self.meter.measure(canvas, lengths, view, taken, state, number)
+            seen = self.meter.measure(canvas, due, view, taken, state, number)
         else:
             wanted = self.meter.wanted(view)
-            seen = self.meter.measure(canvas, lengths, view, wanted, state, number)
+            seen = self.meter.measure(canvas, due, view, wanted, state, number)
             state, decision = self.decoder.step(seen.state, seen.view)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
-
-    def shadows(self, seen: Measured) -> Tensor:
-        """Queries that this forward made beside the canvas, int64 [B]."""
-        if "leave_one_out" not in self.traits.needs:
-            return torch.zeros_like(seen.view.step)
-        return (seen.view.masked | seen.view.editable).sum(-1)
 
     def path(self, seen: Measured, decision: Decision, filled: Tensor) -> Tensor | None:
         """Sum of ln q over what was committed, float64 [B]; NaN in rows whose end was filled."""

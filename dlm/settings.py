@@ -7,10 +7,9 @@ from typing import Any
 from dlm.decoders import make
 from dlm.models.spec import ModelSpec
 from dlm.options import boolean, integer, integers, known, number
-from dlm.traits import Traits
+from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
-AVAILABLE_CACHES = ("none",)
 LARGEST = (1 << 31) - 1
 
 
@@ -31,7 +30,8 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     cfg_scale: float = 0.0  # classifier-free guidance
-    cache: str = "none"
+    cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
+    refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -55,14 +55,36 @@ class Settings:
             raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
         number("position_temperature", self.position_temperature, least=0.0)
         number("cfg_scale", self.cfg_scale, least=-1.0)
-        known("cache", self.cache, AVAILABLE_CACHES)
+        known("cache", self.cache, CACHES)
+        if self.refresh_every is not None:
+            integer("refresh_every", self.refresh_every, least=1)
+            if self.cache == "none":
+                raise ValueError(
+                    "refresh_every goes with cache 'prefix' or 'dual', "
+                    f"got {self.refresh_every} with 'none'"
+                )
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
-        self.check_ranking(Traits.of(self.policy()))
+        traits = Traits.of(self.policy())
+        self.check_ranking(traits)
+        self.check_cache(traits)
+
+    def check_cache(self, traits: Traits) -> None:
+        """Refuse a cache that the decoder is not right with."""
+        if self.cache not in traits.caches:
+            reason = (
+                "it reaches back to earlier blocks"
+                if traits.cross_block
+                else "it declares that it needs more of the network afresh"
+            )
+            raise ValueError(
+                f"cache must be one of {', '.join(traits.caches)} for {traits.name}, as {reason}, "
+                f"got {self.cache!r}"
+            )
 
     def check_ranking(self, traits: Traits) -> None:
         """Refuse options that change rankings for a decoder that does not rank by those."""

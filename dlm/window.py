@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, W window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ class Window:
     masked: Tensor  # bool [B, W]
     blank: Tensor  # bool [B, W], blanks of the window, committed or not
     limit: Tensor  # int64 [B], forwards this block may take, 0 for no limit
+
+    def select(self, index: Tensor, length: int) -> "Window":
+        """The rows `index`, on a canvas of `length` columns."""
+        kept = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        kept["positions"] = kept["positions"].clamp(max=length - 1)
+        return Window(**kept)
 
 
 def locate(

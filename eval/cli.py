@@ -92,7 +92,13 @@ def task_command(name: str) -> Callable[..., None]:
                 help="Commit stop tokens last.",
             ),
         ] = None,
-        cache: Annotated[str | None, decoding(help="What later forwards may reuse.")] = None,
+        cache: Annotated[
+            str | None,
+            decoding(help="What later forwards of a block reuse: none, prefix or dual."),
+        ] = None,
+        refresh_every: Annotated[
+            int | None, decoding(help="Forwards until a cache is made anew.", **WHOLE)
+        ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)
         ] = None,
@@ -135,6 +141,7 @@ def task_command(name: str) -> Callable[..., None]:
             "stop_at_eos": stop_at_eos,
             "confidence_eos_eot_inf": confidence_eos_eot_inf,
             "cache": cache,
+            "refresh_every": refresh_every,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,

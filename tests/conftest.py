@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import dlm
+from dlm.cache import View
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 
@@ -44,6 +45,7 @@ class TableModel(Model):
         positions: Tensor,
         valid: Tensor | None,
         attend: Tensor | None = None,
+        cache: View | None = None,
     ) -> Tensor:
         weight = (positions + 3) * (positions + 7) * (tokens + 1)
         if valid is not None:

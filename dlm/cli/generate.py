@@ -79,7 +79,13 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             show_default="on, off with --infill",
         ),
     ] = None,
-    cache: Annotated[str, decoding(help="What later forwards may reuse.")] = "none",
+    cache: Annotated[
+        str, decoding(help="What later forwards of a block reuse: none, prefix or dual.")
+    ] = "none",
+    refresh_every: Annotated[
+        int | None,
+        decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
+    ] = None,
     temperature: Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)] = 0.0,
     top_k: Annotated[
         int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)
@@ -113,6 +119,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         "position_temperature": position_temperature or None,
         "stop_at_eos": stop_at_eos,
         "cache": cache,
+        "refresh_every": refresh_every,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dlm.cache import View
 from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Model:
         positions: Tensor,
         valid: Tensor | None,
         attend: Tensor | None = None,
+        cache: View | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D].
 
@@ -44,17 +46,19 @@ class Model:
             tokens: int64 [B, L].
             positions: int64 [B or 1, L].
             valid: bool [B, L], False at padding; None where there is none.
-            attend: bool [B, L, L] instead of `valid`, whether query (second axis) sees key (third).
+            attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
+                (third).
+            cache: where keys and values go, and what there is to attend to.
 
         Raises:
             ValueError: `attend` is given and the attention backend takes no such mask.
         """
         mask = valid if attend is None else self.attention_mask(attend)
-        out = self.network.model(tokens, mask, positions)
+        out = self.network.model(tokens, mask, positions, cache=cache)
         return torch.as_tensor(out.last_hidden_state)
 
     def attention_mask(self, attend: Tensor) -> Tensor:
-        """Bool [B, L, L] as the 4-D mask that the network's attention backend takes."""
+        """Bool [B, L or 1, K] as the 4-D mask that the network's attention backend takes."""
         backend = self.network.config._attn_implementation
         if backend == "sdpa":
             return attend[:, None]

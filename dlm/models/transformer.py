@@ -20,6 +20,8 @@ from transformers.models.llama.modeling_llama import (
     rotate_half,
 )
 
+from dlm.cache import View
+
 
 class RotaryEmbedding(nn.Module):
     """Angles of rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split."""
@@ -68,13 +70,21 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, narrow, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: View | None = None,
+    ) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         query, key, value = (
             rearrange(project(x), "b l (h e) -> b h l e", e=self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *angles), rotate(key, *angles)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -94,9 +104,15 @@ class Layer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: View | None = None,
+    ) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask)
+        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
         return torch.as_tensor(x + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -138,6 +154,7 @@ class TransformerModel(Bidirectional):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: View | None = None,
     ) -> BaseModelOutput:
         """Hidden states of every token.
 
@@ -147,6 +164,7 @@ class TransformerModel(Bidirectional):
                 attention backend's own kind.
             position_ids: int64 [B or 1, L]; the column index if absent.
             inputs_embeds: [B, L, D] instead of `input_ids`.
+            cache: where keys and values go, and what there is to attend to.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -158,7 +176,7 @@ class TransformerModel(Bidirectional):
         )
         angles = self.rotary_emb(position_ids)
         for layer in self.layers:
-            x = layer(x, angles, mask)
+            x = layer(x, angles, mask, cache)
         return BaseModelOutput(last_hidden_state=self.norm(x))
 
 

@@ -21,6 +21,8 @@ Case = dict[str, Any]
 DECODERS = {
     "low_confidence": "low_confidence",
     "threshold": "threshold",
+    "threshold+prefix_cache": "threshold",
+    "threshold+dual_cache": "threshold",
     "entropy": "entropy",
     "margin": "margin",
     "eb_sampler": "entropy_bound",
@@ -46,8 +48,10 @@ def options(case: Case) -> dict[str, Any]:
     own = {RENAMED.get(k, k): v for k, v in params.items() if k not in GENERAL}
     if policy == "pc_sampler":
         own["frequencies"] = str(FREQUENCIES)
+    cache = policy.partition("+")[2].removesuffix("_cache") or "none"
     return {
         "decoder": DECODERS[policy],
+        "cache": cache,
         "decoder_options": own,
         "gen_length": params["gen_length"],
         "block_length": params.get("block_length"),
@@ -58,7 +62,7 @@ def options(case: Case) -> dict[str, Any]:
     }
 
 
-CASES = [c for c in DATA["cases"] if "cache" not in c["policy"]]
+CASES: list[Case] = DATA["cases"]
 GROUPS = [list(group) for _, group in groupby(CASES, key=lambda c: (c["policy"], str(c["params"])))]
 
 
@@ -85,7 +89,7 @@ def check(out: dlm.Generation, row: int, case: Case) -> None:
 
 
 def test_the_cases_are_all_there() -> None:
-    assert len(CASES) == 129
+    assert len(CASES) == 147
     assert {c["policy"] for c in CASES} == set(DECODERS)
     assert all(len(group) == 3 for group in GROUPS)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dlm
+from dlm.cache import View
 from dlm.decoders import make
 from dlm.decoders.base import Stateless
 from dlm.models.model import Model
@@ -46,7 +47,12 @@ class StaticModel(Model):
         return self.table.device
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, valid: Tensor | None, attend: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        attend: Tensor | None = None,
+        cache: View | None = None,
     ) -> Tensor:
         return positions.expand(tokens.shape)[..., None]
 

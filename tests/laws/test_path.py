@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dlm
+from dlm.cache import View
 from dlm.decoders import DECODERS, LowConfidence, Random, make
 from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
 from dlm.decoders.resample import fractions
@@ -218,7 +219,12 @@ class ExactModel(Model):
         return self.table.device
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, valid: Tensor | None, attend: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        attend: Tensor | None = None,
+        cache: View | None = None,
     ) -> Tensor:
         state = (tokens[:, 1:] * 3 ** torch.arange(L)).sum(-1, keepdim=True)
         return (state * L + positions - 1).clamp(min=0)[..., None]

@@ -191,7 +191,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"decoder": None}, "decoder must be a name or a decoder instance, got None"),
     ({"decoder": Threshold}, "decoder must be a name or a decoder instance"),
     ({"decoder_options": [1], "decoder": "threshold"}, "decoder_options must map names"),
-    ({"cache": None}, "cache must be one of none, got None"),
+    ({"cache": None}, "cache must be one of dual, none, prefix, got None"),
     ({"row_keys": 1}, "row_keys must be a sequence of ints, got 1"),
     ({"suppress_tokens": 5}, "suppress_tokens must be a sequence of ints, got 5"),
     ({"suppress_tokens": range(511)}, "must leave a token to sample"),

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import dlm
 from dlm.decoders import Wino
+from dlm.forward import shadow_attention
 from dlm.generation import generation_job, make_job
-from dlm.measure import shadow_attention
 from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.settings import Settings
@@ -63,7 +63,7 @@ def test_who_sees_whom(view_of: View, data: st.DataObject) -> None:
     )
     valid = torch.arange(length) < torch.tensor(lengths)[:, None]
     for given_valid in (valid, None):
-        attend = shadow_attention(view, length, given_valid)
+        attend = shadow_attention(view, length, length, given_valid)
         for row in range(rows):
             canvas = [given_valid is None or i < lengths[row] for i in range(length)]
             cast = [kind != "o" for kind in kinds[row]]
@@ -88,7 +88,7 @@ def test_shadows_do_not_change_what_is_real(golden: Model, view_of: View, dtype:
     view = view_of(masked=masked, positions=[[20 + k for k in range(width)]] * 3)
     both = torch.cat((tokens, torch.full((3, width), MASK)), 1)
     places = torch.cat((columns[:length].expand(3, -1), view.positions), 1)
-    attend = shadow_attention(view, length, None)
+    attend = shadow_attention(view, length, length, None)
     leak = attend.clone()
     leak[:, 0, length] = True  # one real token that sees one shadow
     plain = model.hidden(tokens, columns[None, :length], None)
@@ -134,7 +134,7 @@ def test_a_single_shadow_leaves_its_token_out(view_of: View) -> None:
     canvas = torch.tensor([[9, 4, mask, 7, 8, 3]])
     plain = model.raw_logits(canvas)[0, 2].float().index_fill(0, torch.tensor(banned), -torch.inf)
     view = view_of(masked=[False], positions=[2])
-    attend = shadow_attention(view, 6, None)
+    attend = shadow_attention(view, 6, 6, None)
     places = torch.tensor([[0, 1, 2, 3, 4, 5, 2]])
     for token in range(10, 14):
         tokens = torch.cat((canvas, torch.tensor([[mask]])), 1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dlm
+from dlm.cache import View
 from dlm.canvas import blanks_per_block, build, forwards_per_block
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
@@ -157,6 +158,7 @@ def test_rows_that_end_leave_the_forward(golden: Model) -> None:
             positions: Tensor,
             valid: Tensor | None,
             attend: Tensor | None = None,
+            cache: View | None = None,
         ) -> Tensor:
             seen.append(tokens.shape[0])
             return Model.hidden(self, tokens, positions, valid, attend)

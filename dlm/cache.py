@@ -1,0 +1,95 @@
+"""Keys and values of earlier forwards.
+
+Shapes: B rows (twice as many with guidance), H heads, L canvas, Q queries, E head width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Cache:
+    """Keys and values at every position of every row, allocated once and written in place.
+
+    One column more than the canvas has takes what nobody reads: queries beyond the end of a row.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows = rows
+        self.length = length
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def layer(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, L + 1, E] of a layer, where the layer is."""
+        if number == len(self.layers):
+            _, heads, _, width = like.shape
+            shape = (self.rows, heads, self.length + 1, width)
+            # Zeros, not memory as it is found: a masked key still meets its value in a sum.
+            self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
+        return self.layers[number]
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows `index`."""
+        self.rows = index.numel()
+        self.layers = [
+            (
+                keys.index_select(0, index.to(keys.device)),
+                values.index_select(0, index.to(keys.device)),
+            )
+            for keys, values in self.layers
+        ]
+
+
+class Refresh:
+    """A forward of whole rows, whose keys and values are kept."""
+
+    def __init__(self, cache: Cache, rows: Tensor | None, length: int) -> None:
+        """Take the rows of the forward, None for all, and the columns to keep."""
+        self.cache = cache
+        self.rows = rows
+        self.length = length
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keep [B, H, L, E], and attend to just that."""
+        for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
+            new = new[:, :, : self.length]
+            if self.rows is None:
+                kept[:, :, : self.length] = new
+            else:
+                kept[self.rows.to(kept.device), :, : self.length] = new
+        return key, value
+
+
+class Reuse:
+    """A forward of some positions, which attend to all positions of their rows."""
+
+    def __init__(self, cache: Cache, columns: Tensor, length: int) -> None:
+        """Take the columns [B, Q] that are computed afresh, and how many there are to attend to."""
+        self.cache = cache
+        self.columns = columns
+        self.length = length
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
+        count = self.columns.shape[1]
+        merged = []
+        for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
+            fresh = new[:, :, :count]
+            index = self.columns.to(kept.device)[:, None, :, None].expand_as(fresh)
+            kept.scatter_(2, index, fresh)
+            seen = kept[:, :, : self.length]
+            more = new[:, :, count:]
+            merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)
+        return merged[0], merged[1]
+
+
+View = Refresh | Reuse
+"""What a network writes its keys and values to: `update(key, value, layer)`."""
+
+
+def listed(flags: Sequence[bool], device: torch.device) -> Tensor | None:
+    """The rows that are flagged, int64; None for all of them."""
+    if all(flags):
+        return None
+    return torch.tensor([row for row, flag in enumerate(flags) if flag], device=device)

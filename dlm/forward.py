@@ -1,0 +1,222 @@
+"""One evaluation of the network: whole rows, or the part of them that a cache leaves to compute.
+
+Shapes: B rows, L canvas, W window, Q queries, D model width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlm.cache import Cache, Refresh, Reuse, View, listed
+from dlm.canvas import Canvas
+from dlm.models.model import Model
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.types import StepView
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What the host knows about the rows of a forward."""
+
+    lengths: list[int]  # tokens of each row
+    refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
+    reach: int  # most positions from the start of a row's block to its end
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are computed as a whole."""
+        return all(self.refresh)
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Final hidden states; with guidance, those of the unconditional rows behind the others."""
+
+    states: Tensor  # [B, L, D] at every position, or [B, W, D] at the columns of the window
+    shadows: Tensor | None  # [B, W, D], of the masks beside the window
+    by_column: bool
+    queries: Tensor  # int64 [B], positions that were computed
+
+
+class Forward:
+    """The forwards of one generation, with what they leave behind for the next ones."""
+
+    def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
+        self.model = model
+        self.mask_id = model.spec.mask_id
+        self.guided = bool(settings.cfg_scale)
+        self.shadowed = "leave_one_out" in traits.needs
+        self.mode = settings.cache
+        self.cache: Cache | None = None
+
+    def select(self, index: Tensor, rows: int) -> None:
+        """Keep the rows `index` of `rows`."""
+        if self.cache is not None:
+            self.cache.select(self.both(index, rows))
+
+    def both(self, index: Tensor, rows: int) -> Tensor:
+        """Rows, and with guidance the unconditional ones that belong to them."""
+        return torch.cat((index, index + rows)) if self.guided else index
+
+    def __call__(self, canvas: Canvas, view: StepView, due: Due) -> Hidden:
+        """Evaluate the network."""
+        if self.mode == "none":
+            return self.rows(canvas, view, due.lengths, None)
+        batch, length = canvas.tokens.shape
+        if self.cache is None:
+            self.cache = Cache(batch * (2 if self.guided else 1), length)
+        fresh = listed(due.refresh, canvas.tokens.device)
+        if fresh is None:
+            return self.rows(canvas, view, due.lengths, Refresh(self.cache, None, length))
+        part = self.part(canvas, view, due, self.cache)
+        if not fresh.numel():
+            return part
+        # These rows were computed in vain above: cheaper than to copy the others' keys together.
+        lengths = [n for n, again in zip(due.lengths, due.refresh, strict=True) if again]
+        keep = Refresh(self.cache, self.both(fresh, batch), max(lengths))
+        some = self.rows(canvas.select(fresh, max(lengths)), pick(view, fresh), lengths, keep)
+        return self.merged(part, some, view, fresh, max(lengths))
+
+    def rows(
+        self, canvas: Canvas, view: StepView, lengths: Sequence[int], keep: View | None
+    ) -> Hidden:
+        """Evaluate whole rows."""
+        width = canvas.tokens.shape[1]
+        columns = torch.arange(width, device=canvas.tokens.device)
+        valid = columns < canvas.length[:, None] if min(lengths) < width else None
+        states = self.evaluate(
+            canvas, view, canvas.tokens, columns[None], ~canvas.blank, valid, keep
+        )
+        return Hidden(
+            states[:, :width], self.behind(states, width), False, self.count(view, canvas.length)
+        )
+
+    def part(self, canvas: Canvas, view: StepView, due: Due, cache: Cache) -> Hidden:
+        """Evaluate the window, or all from its start on, against what the cache holds."""
+        length = canvas.tokens.shape[1]
+        window = view.positions.shape[1]
+        to_end = self.mode == "prefix"
+        count = max(due.reach, window) if to_end else window
+        columns = view.block_start[:, None] + torch.arange(count, device=view.positions.device)
+        inside = columns < (canvas.length if to_end else canvas.stop)[:, None]
+        places = columns.clamp(max=length - 1)
+        tokens, blank = canvas.tokens.gather(1, places), canvas.blank.gather(1, places)
+        columns = columns.where(inside, cache.length)
+        reused = Reuse(cache, columns.repeat(2, 1) if self.guided else columns, length)
+        every = torch.arange(length, device=places.device)
+        valid = every < canvas.length[:, None] if min(due.lengths) < length else None
+        states = self.evaluate(canvas, view, tokens, places, ~blank, valid, reused)
+        return Hidden(
+            states[:, :window], self.behind(states, count), True, self.count(view, inside.sum(-1))
+        )
+
+    def evaluate(
+        self,
+        canvas: Canvas,
+        view: StepView,
+        tokens: Tensor,
+        positions: Tensor,
+        given: Tensor,
+        valid: Tensor | None,
+        cache: View | None,
+    ) -> Tensor:
+        """Hidden states [B, Q, D]; [B, Q + W, D] with shadows, [2 B, ...] with guidance.
+
+        Args:
+            canvas: the rows.
+            view: their windows.
+            tokens: int64 [B, Q], queries.
+            positions: int64 [B or 1, Q].
+            given: bool [B, Q], what an unconditional row does not see.
+            valid: bool [B, L], False at padding; None where there is none.
+            cache: where keys and values go.
+        """
+        batch, count = tokens.shape
+        attend = None
+        if self.shadowed:
+            attend = shadow_attention(view, count, canvas.tokens.shape[1], valid)
+            positions = torch.cat((positions.expand(batch, -1), view.positions), 1)
+            tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
+            given = torch.cat((given, torch.zeros_like(view.masked)), 1)
+        elif valid is not None and isinstance(cache, Reuse):
+            attend = valid[:, None]
+        if self.guided:
+            # The unconditional row is the same canvas without what was given.
+            tokens = torch.cat((tokens, tokens.masked_fill(given, self.mask_id)))
+            positions = positions if positions.shape[0] == 1 else positions.repeat(2, 1)
+            valid = None if valid is None else valid.repeat(2, 1)
+            attend = None if attend is None else attend.repeat(2, 1, 1)
+        more: dict[str, Any] = {} if cache is None else {"cache": cache}
+        if attend is not None:
+            valid, more["attend"] = None, attend
+        return self.model.hidden(tokens, positions, valid, **more).to(tokens.device)
+
+    def behind(self, states: Tensor, count: int) -> Tensor | None:
+        """States of the shadows, behind those of `count` queries."""
+        return states[:, count:] if self.shadowed else None
+
+    def count(self, view: StepView, queries: Tensor) -> Tensor:
+        """Positions that were computed, int64 [B]: shadows too, guidance twice."""
+        if self.shadowed:
+            queries = queries + (view.masked | view.editable).sum(-1)
+        return 2 * queries if self.guided else queries
+
+    def merged(
+        self, part: Hidden, some: Hidden, view: StepView, fresh: Tensor, length: int
+    ) -> Hidden:
+        """States by column, of which the rows `fresh` were computed as a whole."""
+        where = self.both(fresh, part.queries.shape[0])
+        columns = view.positions[fresh].clamp(max=length - 1)
+        columns = columns.repeat(2, 1) if self.guided else columns
+        index = columns[..., None].expand(-1, -1, some.states.shape[-1])
+        states = part.states.index_copy(0, where, some.states.gather(1, index))
+        shadows = part.shadows
+        if shadows is not None and some.shadows is not None:
+            shadows = shadows.index_copy(0, where, some.shadows)
+        queries = part.queries.index_copy(0, fresh, some.queries)
+        return Hidden(states, shadows, True, queries)
+
+
+def pick(view: StepView, rows: Tensor) -> StepView:
+    """What `Forward` reads of some rows of a view before it was measured."""
+    return StepView(
+        tokens=view.tokens[rows],
+        masked=view.masked[rows],
+        sampled=view.sampled[rows],
+        positions=view.positions[rows],
+        block_start=view.block_start[rows],
+        row_start=view.row_start[rows],
+        step=view.step[rows],
+        limit=view.limit[rows],
+        quota=view.quota[rows],
+        editable=view.editable[rows],
+    )
+
+
+def shadow_attention(view: StepView, count: int, width: int, valid: Tensor | None) -> Tensor:
+    """Who attends to whom when a mask stands in the shadow of every blank of the window.
+
+    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
+    shadows (WINO, arXiv:2507.18578, section 3.2).
+
+    Args:
+        view: the window.
+        count: Q, real tokens among the queries.
+        width: L, of the canvas.
+        valid: bool [B, L], False at padding; None where there is none.
+
+    Returns:
+        bool [B, Q + W, L + W], whether query (second axis) sees key (third).
+    """
+    batch, shadows = view.positions.shape
+    device = view.positions.device
+    own = torch.arange(width, device=device) == view.positions[..., None]
+    attend = torch.zeros(batch, count + shadows, width + shadows, dtype=torch.bool, device=device)
+    attend[:, :, :width] = True if valid is None else valid[:, None]
+    attend[:, count:, :width] &= ~own
+    attend[:, count:, width:] = (view.masked | view.editable)[:, None]
+    return attend

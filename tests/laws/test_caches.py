@@ -1,0 +1,175 @@
+"""Caches: exact where they say so, and a row's own business in any batch."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.cache import Cache, Refresh, Reuse
+from dlm.decoders import DECODERS
+from dlm.forward import Forward
+from dlm.models.model import Model
+from dlm.traits import Traits
+
+MASK = 511
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+KEYS = [40, 41, 42]
+PAIRS = [
+    (name, cache)
+    for name, decoder in DECODERS.items()
+    for cache in Traits.of(decoder()).caches
+    if cache != "none"
+]
+
+
+def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) -> dlm.Generation:
+    usual = {"gen_length": 13, "block_length": 5, "stop_at_eos": False, "seed": 3}
+    return dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0}, {"cfg_scale": 0.7}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_refreshed_at_every_forward_it_equals_no_cache(
+    golden: Model, decoder: str, cache: str, more: dict[str, Any]
+) -> None:
+    options = {"decoder": decoder, "return_trajectory": True, **more}
+    plain = run(golden, ROWS, KEYS, **options)
+    cached = run(golden, ROWS, KEYS, cache=cache, refresh_every=1, **options)
+    assert (cached.tokens, cached.forwards) == (plain.tokens, plain.forwards)
+    assert cached.query_tokens == plain.query_tokens
+    assert plain.trajectory is not None
+    assert cached.trajectory is not None
+    for one, other in zip(plain.trajectory, cached.trajectory, strict=True):
+        assert repr(one.commits) == repr(other.commits)  # confidences to the last bit, NaN too
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0}, {"refresh_every": 2}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_a_row_does_not_depend_on_its_batch(
+    golden: Model, decoder: str, cache: str, more: dict[str, Any]
+) -> None:
+    options = {"decoder": decoder, "cache": cache, **more}
+    together = run(golden, ROWS, KEYS, **options)
+    turned = run(golden, ROWS[::-1], KEYS[::-1], **options)
+    assert turned.tokens == together.tokens[::-1]
+    for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
+        alone = run(golden, [row], [key], **options)
+        assert alone.tokens[0] == together.tokens[number]
+        assert alone.forwards[0] == together.forwards[number]
+        assert alone.query_tokens[0] == together.query_tokens[number]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_guided_rows_do_not_depend_on_their_batch(golden: Model, cache: str) -> None:
+    options = {"decoder": "threshold", "decoder_options": {"threshold": 0.9}, "cfg_scale": 1.5}
+    together = run(golden, ROWS, KEYS, cache=cache, **options)
+    for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
+        assert (
+            run(golden, [row], [key], cache=cache, **options).tokens[0] == together.tokens[number]
+        )
+    assert together.tokens != run(golden, ROWS, KEYS, **options).tokens
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_rows_that_finish_early_leave_the_others_alone(golden: Model, cache: str) -> None:
+    blanks = [[*row, *[MASK] * 13] for row in ROWS]
+    options = {"block_length": 5, "cache": cache, "seed": 3, "temperature": 1.0}
+    early = dlm.infill(golden, [[1, MASK], *blanks], row_keys=[7, *KEYS], **options)
+    assert early.forwards[0] == 1
+    later = dlm.infill(golden, blanks, row_keys=KEYS, **options)
+    assert early.tokens[1:] == later.tokens
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_text_behind_the_blanks_is_seen(golden: Model, cache: str) -> None:
+    """With one block over all blanks only the first forward, a whole one, could differ."""
+    row = [3, MASK, MASK, 9, MASK, 20, 21, 22]
+    options = {"block_length": None, "decoder": "left_to_right", "seed": 1}
+    every = dlm.infill(golden, [row], cache=cache, refresh_every=1, **options)
+    assert every.tokens == dlm.infill(golden, [row], **options).tokens
+    once = dlm.infill(golden, [row, [4, MASK, 5]], cache=cache, **options)
+    assert once.tokens[0] == dlm.infill(golden, [row], cache=cache, **options).tokens[0]
+    # Whole: 8. Then from the first blank on: 7 to the end of the row, 4 to the last blank.
+    expected = {"prefix": 8 + 2 * 7, "dual": 8 + 2 * 4}
+    assert once.query_tokens[0] == expected[cache]
+
+
+@pytest.mark.parametrize(
+    ("cache", "refresh", "queries"),
+    [
+        # A prompt of 3, blocks of 4, 4 and 2 masks, one token a forward: every block begins with
+        # a whole forward of 13, and goes on with what its cache leaves to compute.
+        ("none", None, 10 * 13),
+        ("prefix", None, 3 * 13 + 3 * 10 + 3 * 6 + 1 * 2),
+        ("dual", None, 3 * 13 + 3 * 4 + 3 * 4 + 1 * 2),
+        ("dual", 2, 5 * 13 + 2 * 4 + 2 * 4 + 1 * 2),
+        ("prefix", 1, 10 * 13),
+    ],
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_no_forward_is_wasted(
+    golden: Model, cache: str, refresh: int | None, queries: int, guided: bool
+) -> None:
+    out = dlm.generate(
+        golden,
+        [[1, 2, 3]],
+        gen_length=10,
+        block_length=4,
+        stop_at_eos=False,
+        cache=cache,
+        refresh_every=refresh,
+        cfg_scale=0.5 * guided,
+    )
+    assert out.forwards == [10]
+    assert out.query_tokens == [queries * (2 if guided else 1)]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_is_allocated_once(
+    golden: Model, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[int] = []
+    evaluate = Forward.__call__
+
+    def watched(self: Forward, *given: Any) -> Any:
+        out = evaluate(self, *given)
+        assert self.cache is not None
+        places.append(self.cache.layers[-1][0].data_ptr())
+        return out
+
+    monkeypatch.setattr(Forward, "__call__", watched)
+    run(golden, [[1, 2], [3]], [0, 1], cache=cache)
+    assert len(places) == 13
+    assert len(set(places)) == 1
+
+
+def test_queries_beyond_the_row_are_read_by_nobody() -> None:
+    cache = Cache(rows=2, length=3)
+    whole = torch.arange(6.0).view(2, 1, 3, 1)
+    assert Refresh(cache, None, 3).update(whole, -whole, 0)[0] is whole
+    columns = torch.tensor([[1, 2], [2, 3]])  # 3 is beyond
+    new = torch.tensor([[10.0, 11.0], [12.0, 13.0]]).view(2, 1, 2, 1)
+    keys, values = Reuse(cache, columns, 3).update(new, -new, 0)
+    assert keys[:, 0, :, 0].tolist() == [[0.0, 10.0, 11.0], [3.0, 4.0, 12.0]]
+    assert torch.equal(values, -keys)
+    cache.select(torch.tensor([1]))
+    keys, _ = Reuse(cache, torch.tensor([[0]]), 3).update(new[:1, :, :1], new[:1, :, :1], 0)
+    assert keys[:, 0, :, 0].tolist() == [[10.0, 4.0, 12.0]]
+
+
+@pytest.mark.parametrize("decoder", sorted({*DECODERS} - {name for name, _ in PAIRS}))
+def test_decoders_that_reach_back_are_refused(golden: Model, decoder: str) -> None:
+    with pytest.raises(ValueError, match=r"cache must be one of none for .*got 'dual'"):
+        run(golden, [[1]], [0], decoder=decoder, cache="dual")
+
+
+def test_options_that_do_not_fit_are_refused(golden: Model) -> None:
+    with pytest.raises(ValueError, match="refresh_every goes with cache 'prefix' or 'dual'"):
+        run(golden, [[1]], [0], refresh_every=2)
+    with pytest.raises(ValueError, match="refresh_every must be an int >= 1, got 0"):
+        run(golden, [[1]], [0], cache="dual", refresh_every=0)
+    with pytest.raises(ValueError, match="cache must be one of none, prefix for Wino"):
+        run(golden, [[1]], [0], decoder="wino", cache="dual")
+    with pytest.raises(ValueError, match=r"unknown cache 'duel'. Did you mean 'dual'"):
+        run(golden, [[1]], [0], cache="duel")
