@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dlm.data import is_held_out
 from dlm.eval import gsm8k, humaneval, math500, mbpp
 from dlm.eval.source import drawn, hub_records, load_problems, load_shots, read_records
 from dlm.eval.task import Problem, Source, Task
@@ -175,6 +176,8 @@ def test_ids_are_distinct() -> None:
 def test_generated_problems_are_held_out_and_distinct() -> None:
     asked = drawn("sudoku", 50, held_out=True)
     shown = drawn("sudoku", 50, held_out=False)
+    assert all(is_held_out(each.prompt) for each in asked)
+    assert not any(is_held_out(each.prompt) for each in shown)
     prompts = {each.prompt for each in asked}
     assert len(prompts) == len(asked) == 50
     assert not prompts & {each.prompt for each in shown}
@@ -218,6 +221,10 @@ def test_examples_of_mbpp_are_never_scored(tmp_path: Path) -> None:
     for shots in (None, data):
         found = load_shots(task, task.template("base_3shot"), shots, data)
         assert [each.id for each in found] == ["2", "3", "4"]
+    records.append(SENTENCE | {"task_id": 1})
+    data = write(tmp_path, "d.json", json.dumps(records))
+    found = load_shots(task, task.template("base_3shot"), None, data)
+    assert [each.id for each in found] == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize("name", ["sudoku", "countdown"])
