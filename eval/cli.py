@@ -9,17 +9,18 @@ import typer
 from dlm.cli.inputs import parse_pairs, parse_value
 from dlm.cli.lists import print_table
 from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source, whole
-from dlm.cli.results import print_json
+from dlm.cli.results import note, print_json
 from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.tasks import TASKS
 
-BUILT_IN = "built-in"
+WHOLE_SPAN = -1  # what stands for --block-length none until it is one
+WORKERS = 2
 BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
 
 
 def blocks(text: str) -> int:
-    """An int, or 0 for "none"."""
-    return 0 if text.strip().lower() == "none" else whole(text)
+    """An int, or "none"."""
+    return WHOLE_SPAN if text.strip().lower() == "none" else whole(text)
 
 
 def task_command(name: str) -> Callable[..., None]:
@@ -123,8 +124,13 @@ def task_command(name: str) -> Callable[..., None]:
             ),
         ] = None,
         workers: Annotated[
-            int, output(help="Programs run side by side, for tasks that run code.", **COUNT)
-        ] = 2,
+            int | None,
+            output(
+                help="Programs run side by side, for tasks that run code.",
+                show_default="2",
+                **COUNT,
+            ),
+        ] = None,
         unsafe: Annotated[
             bool, output("--unsafe", help="Run generated code even where nothing contains it.")
         ] = False,
@@ -151,10 +157,12 @@ def task_command(name: str) -> Callable[..., None]:
         if list_only:
             describe_task(name, machine=json)
             return
+        if not TASKS[name].runs_code and (unsafe or workers is not None):
+            raise ValueError(f"--workers and --unsafe are for tasks that run code, not for {name}")
         from dlm.eval.job import Job
 
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        if block_length == 0:
+        if block_length == WHOLE_SPAN:
             options["block_length"] = None
         pairs = parse_pairs("--option", option or [])
         options["decoder"] = decoder
@@ -176,7 +184,7 @@ def task_command(name: str) -> Callable[..., None]:
             limit=limit,
             batch_size=batch_size,
             output=folder,
-            workers=workers,
+            workers=workers or WORKERS,
             unsafe=unsafe,
             machine=json,
         ).run()
@@ -233,19 +241,26 @@ def compare(
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs sample by sample: McNemar's test and bootstrap intervals."""
-    from dlm.eval.compare import as_json, table
+    from dlm.eval.compare import METHODS, as_json, table
     from dlm.eval.compare import compare as compare_runs
+    from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
+    from dlm.eval.summary import facts
 
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two folders, got {len(folders)}")
-    found = compare_runs([read_run(folder) for folder in folders])
+    runs = [read_run(folder) for folder in folders]
+    found = compare_runs(runs)
     if json:
         for each in found:
             print_json(as_json(each))
         return
     head, rows = table(found)
     print_table(head, rows)
+    for name, meaning in (*DEFINITIONS, *METHODS):
+        note(f"{name}: {meaning}")
+    for run in runs:
+        note(f"{run.folder}: {facts(run)}")
 
 
 def report(
@@ -256,7 +271,6 @@ def report(
     ] = False,
 ) -> None:
     """Write a page about runs: figures, charts, and every sample to browse."""
-    from dlm.cli.results import note
     from dlm.eval.folder import read_run
     from dlm.eval.report import markdown as markdown_table
     from dlm.eval.report import write_report

@@ -9,13 +9,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dlm.eval.folder import Run
+from dlm.eval.inference import Floats, bca, mcnemar, sign_flip
 from dlm.eval.sample import Key, Sample
 from dlm.options import integer
 
@@ -35,7 +34,11 @@ METHODS = (
         "templates together the exact sign-flip test of problems (Fisher 1935), which is the same "
         "for one template; not corrected for the number of comparisons",
     ),
-    ("ratio", "of the run to the baseline, over the same pairs; those that both decoded"),
+    (
+        "ratio",
+        "of the run to the baseline, over the same pairs; those that both decoded. None of seconds "
+        "where device, dtype, batch size, processes or threads differ",
+    ),
     ("left out", "samples that only the baseline has, and those that only the other run has"),
     ("only one right", "pairs where just the baseline is right, and where just the other run is"),
 )
@@ -44,7 +47,6 @@ METHODS = (
 NAME_LENGTH = 60  # characters of a run's name in tables
 CHUNK = 2**22  # drawn problems held at a time
 
-Floats = NDArray[np.float64]
 Pair = tuple[Sample, Sample]
 
 
@@ -84,7 +86,8 @@ def compare(runs: Sequence[Run], *, resamples: int = 10_000, seed: int = 0) -> l
         seed: decides the resamples; each comparison draws its own from the start.
 
     Raises:
-        ValueError: fewer than two runs, runs that do not belong together, or no common sample.
+        ValueError: fewer than two runs, runs that do not belong together, no common sample, or
+            another prompt for one problem.
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs at least two runs, got {len(runs)}")
@@ -158,9 +161,24 @@ def compare_pair(
         if not keys or (template == ALL and len(every) == 1):
             continue
         pairs = [(left[key], right[key]) for key in keys]
+        for one, two in pairs:
+            if one.prompt != two.prompt:
+                raise ValueError(
+                    f"runs must put one prompt for a problem: {baseline.folder} and {other.folder} "
+                    f"differ at problem {one.id!r} of template {one.template!r}"
+                )
         out = only(left, right, members), only(right, left, members)
-        found.append(comparison((*names, template), pairs, out, resamples, seed))
+        timed = pace(baseline) == pace(other)
+        found.append(comparison((*names, template), pairs, out, resamples, seed, timed=timed))
     return found
+
+
+def pace(run: Run) -> list[Any]:
+    """What seconds depend on besides the decoder."""
+    names = ("batch_size", "processes", "threads", "machine")
+    starts = [[start.get(name) for name in names] for start in run.launches]
+    one = [each for n, each in enumerate(starts) if each not in starts[:n]]
+    return [run.settings["device"], run.settings["dtype"], one]
 
 
 def only(some: Iterable[Key], others: Iterable[Key], templates: Sequence[str]) -> int:
@@ -174,8 +192,10 @@ def comparison(
     left_out: tuple[int, int],
     resamples: int,
     seed: int,
+    *,
+    timed: bool,
 ) -> Comparison:
-    """The figures of some pairs."""
+    """The figures of some pairs; no ratio of seconds unless they can be compared."""
     sums = problem_sums(pairs)
     count, left, right = sums.sum(0)[:3]
     discordant = sum(a.score > b.score for a, b in pairs), sum(a.score < b.score for a, b in pairs)
@@ -192,7 +212,7 @@ def comparison(
         difference=estimate(score_difference, sums, drawn),
         forwards=estimate(forwards_ratio, sums, drawn),
         tokens_per_forward=estimate(tokens_per_forward_ratio, sums, drawn),
-        seconds=estimate(seconds_ratio, sums, drawn),
+        seconds=estimate(seconds_ratio, sums, drawn) if timed else Estimate(None, None),
     )
 
 
@@ -234,31 +254,6 @@ def seconds_ratio(totals: Floats) -> Floats:
     return totals[..., 8] / totals[..., 7]
 
 
-def mcnemar(only_baseline: int, only_other: int) -> float:
-    """Exact two-sided p of discordant pairs: min(1, 2 P(X <= min(b, c))), X ~ B(b + c, 1/2).
-
-    McNemar 1947; pairs on which both agree say nothing about which one is better.
-    """
-    count = only_baseline + only_other
-    tail = sum(math.comb(count, k) for k in range(min(only_baseline, only_other) + 1))
-    return min(1.0, 2 * tail / (1 << count))
-
-
-def sign_flip(differences: Sequence[int]) -> float:
-    """Exact two-sided p of net differences: P(|sum s_i d_i| >= |sum d_i|), s_i = +-1 fair.
-
-    Fisher 1935, section 21: if the runs are as good as each other, which of the two a problem's
-    outcome belongs to is a toss. Equals `mcnemar` where every d_i is -1, 0 or 1.
-    """
-    sizes = [abs(value) for value in differences if value]
-    chances = np.ones(1)  # of each sum from -n to n
-    for size in sizes:
-        gap = np.zeros(2 * size)
-        chances = (np.concatenate([chances, gap]) + np.concatenate([gap, chances])) / 2
-    sums = np.arange(len(chances)) - sum(sizes)
-    return min(1.0, float(chances[abs(sums) >= abs(sum(differences))].sum()))
-
-
 def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Floats:
     """Totals of as many problems as there are, drawn with replacement: [resamples, 9]."""
     problems = len(sums)
@@ -286,30 +281,6 @@ def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats)
     if len(sums) < 2 or not finite or np.ptp(replicates) == 0:
         return Estimate(value, None)
     return Estimate(value, bca(value, replicates, left_one_out))
-
-
-def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, float]:
-    """Bias-corrected and accelerated 95% interval of resampled values.
-
-    Quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the replicates, z = -+1.96, with
-    Phi(z0) the share of replicates below the value and a = sum d^3 / (6 (sum d^2)^1.5), d the
-    mean of the leave-one-out values less each of them (Efron 1987; Efron and Tibshirani 1993,
-    14.3). Second-order accurate, also for ratios, whose replicates are skewed.
-    """
-    normal = NormalDist()
-    below = np.count_nonzero(replicates < value) + np.count_nonzero(replicates == value) / 2
-    # Half a replicate at least on either side: the quantiles of 0 and 1 are infinite.
-    share = min(max(below, 0.5), len(replicates) - 0.5) / len(replicates)
-    bias = normal.inv_cdf(share)
-    d = left_one_out.mean() - left_one_out
-    spread = math.sqrt(np.sum(d**2)) ** 3
-    acceleration = float(np.sum(d**3)) / (6 * spread) if spread else 0.0
-    levels = []
-    for z in (normal.inv_cdf(0.025), normal.inv_cdf(0.975)):
-        shifted = bias + z
-        levels.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(replicates, levels)
-    return float(low), float(high)
 
 
 def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

@@ -71,6 +71,9 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{str(folder)!r} must be the folder of a run: it has no {SETTINGS}")
     samples = merged(sample_files(folder), record["hash"])
     place = {name: number for number, name in enumerate(record["settings"]["templates"])}
+    for template, _ in samples:
+        if template not in place:
+            raise ValueError(f"{str(folder)!r} is damaged: it has samples of template {template!r}")
     return Run(
         folder=folder,
         settings=record["settings"],
@@ -97,6 +100,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     known = isinstance(record, dict) and record.get("format") == FORMAT
     if not known or record.get("version") != VERSION:
         raise ValueError(f'{path} must have "format": "{FORMAT}" and "version": {VERSION}')
+    if not {"settings", "hash", "problems", "launches"} <= set(record):
+        raise ValueError(f"{path} is damaged: it lacks settings, hash, problems or launches")
     if digest(record["settings"]) != record["hash"]:
         raise ValueError(f"{path} was changed by hand: its settings do not have the hash it names")
     return record
@@ -119,7 +124,10 @@ def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
     for path in paths:
         if not path.exists():
             continue
-        *lines, _ = path.read_text().split("\n")
+        try:
+            *lines, _ = path.read_text().split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:
                 sample = Sample.of(json.loads(line))
@@ -215,17 +223,22 @@ class Folder:
             if problems < record["problems"]:
                 raise ValueError(
                     f"--limit must be at least the {record['problems']} problems of the run in "
-                    f"{str(self.path)!r}, got {problems}"
+                    f"{str(self.path)!r}, got {problems}: or give another --output"
                 )
         launches = [] if record is None else record["launches"]
+        for draft in self.path.glob(".*.jsonl.*"):  # what a kill left in the middle of a merge
+            draft.unlink()
         self.merge(digest(settings))
+        there = len(merged([self.path / SAMPLES], digest(settings)))
+        if not launches or there < problems * len(settings["templates"]):
+            launches = [*launches, dict(launch)]
         record = {
             "format": FORMAT,
             "version": VERSION,
             "settings": dict(settings),
             "hash": digest(settings),
             "problems": problems,
-            "launches": [*launches, dict(launch)],
+            "launches": launches,
         }
         replace_file(self.path / SETTINGS, json.dumps(record, indent=1) + "\n")
 

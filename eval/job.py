@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run, digest
 from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan, settings_of
 from dlm.eval.runner import Progress, RunAll, evaluate
-from dlm.eval.summary import HEAD, Row, cells, spread, summarise
+from dlm.eval.source import load_problems
+from dlm.eval.summary import HEAD, Row, cells, facts, launched, spread, summarise
 from dlm.eval.task import Task
 from dlm.eval.world import World
 
@@ -55,7 +57,7 @@ class Job:
     def run(self) -> None:
         """Evaluate, and print the table; one of several processes prints for all."""
         options = choose_options(self.task, self.preset, self.options)
-        cli_job.Job([], options, chat=False, infill=False).check()  # before a model is loaded
+        self.check(options)
         run_all = self.sandbox()
         world = World.of()
         loaded = load_model(self.model, world.device(self.device), self.dtype)
@@ -85,6 +87,17 @@ class Job:
         world.leave()
         if not world.rank:
             show(run, machine=self.machine)
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Refuse what is wrong before a model is loaded."""
+        cli_job.Job([], options, chat=False, infill=False).check()
+        if self.templates != ["all"]:
+            for name in self.templates:
+                self.task.template(name)
+        for package in self.task.requires:
+            if find_spec(package) is None:
+                raise ValueError(f"{self.task.name} needs {package}: pip install 'dlm[eval]'")
+        load_problems(self.task, self.data, self.limit)
 
     def sandbox(self) -> RunAll | None:
         """What runs generated code, after saying how well it is contained."""
@@ -174,24 +187,6 @@ def show(run: Run, *, machine: bool) -> None:
     note(f"wrote {run.folder}: see dlm eval report {run.folder}")
 
 
-def facts(run: Run) -> str:
-    """Where the figures are from, on one line."""
-    settings, launch = run.settings, run.launches[-1]
-    parts = [
-        f"{settings['task']} version {settings['task_version']}",
-        settings["model"],
-        settings["device"],
-        settings["dtype"],
-        f"batch size {launch['batch_size']}",
-        f"dlm {settings['dlm']}",
-        f"torch {launch['torch']}",
-        f"Python {launch['python']}",
-        f"commit {launch['commit']}",
-        f"seed {settings['generation']['seed']}",
-    ]
-    return ", ".join(parts)
-
-
 def record(row: Row) -> dict[str, Any]:
     """A row for machines."""
     counts, settings = row.counts, row.run.settings
@@ -216,6 +211,8 @@ def record(row: Row) -> dict[str, Any]:
         "device": settings["device"],
         "dtype": settings["dtype"],
         "seed": settings["generation"]["seed"],
+        "dlm": settings["dlm"],
+        **{name: launched(row.run, name) for name in ("torch", "python", "commit", "batch_size")},
         "settings": row.run.hash,
         "folder": str(row.run.folder),
     }

@@ -132,6 +132,7 @@ TASK = Task(
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
     licence="MIT",
+    requires=("math_verify",),
     source=Source(
         read=read,
         hub=lambda: problems(hub_records(HUB, None, "test")),

@@ -4,9 +4,12 @@ import hashlib
 import inspect
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import dlm
 from dlm.eval.decode import Item
@@ -18,6 +21,7 @@ from dlm.options import known
 NOT_OPTIONS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
 """Parameters of `dlm.generate` that a run sets itself."""
 
+SHOWN = 200  # characters of an option that is no number or text
 PROBED = 256  # values of each weight that the fingerprint of a model reads
 
 
@@ -58,15 +62,25 @@ def choose_templates(task: Task, names: Sequence[str], *, chat: bool) -> tuple[T
     """The templates of these names; all for "all", the model's default for none.
 
     Raises:
-        ValueError: an unknown name, or one given twice.
+        ValueError: an unknown name, one given twice, or a chat template for a model without one.
     """
-    if not names:
-        return (task.default_template(chat=chat),)
     if list(names) == ["all"]:
-        return tuple(each for each in task.templates if chat or not each.chat)
+        chosen = tuple(each for each in task.templates if chat or not each.chat)
+    elif names:
+        chosen = tuple(task.template(name) for name in names)
+    else:
+        chosen = (task.default_template(chat=chat),)
     if len(set(names)) != len(names):
         raise ValueError(f"template must name each template once, got {list(names)}")
-    return tuple(task.template(name) for name in names)
+    for each in chosen:
+        if each.chat and not chat:
+            raise ValueError(
+                f"template must be one without chat messages, as the model has no chat template, "
+                f"got {each.name!r} of {task.name}"
+            )
+    if not chosen:
+        raise ValueError(f"{task.name} has only templates for models with a chat template")
+    return chosen
 
 
 def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +112,11 @@ def make_plan(
     """Read the problems and the solved examples that the templates need.
 
     Raises:
-        ValueError: a bad file, or data that cannot be had.
+        ValueError: a bad file, data that cannot be had, or `shots` where no template takes any.
     """
+    if shots is not None and not any(each.shots for each in templates):
+        named = ", ".join(each.name for each in templates)
+        raise ValueError(f"--shots is for templates with solved examples, got it for {named}")
     problems, origin = load_problems(task, data, limit)
     examples = {each.name: load_shots(task, each, shots, data) for each in templates}
     return Plan(task, templates, problems, origin, examples, options)
@@ -119,6 +136,7 @@ def settings_of(plan: Plan, model: dlm.Model, name: str) -> dict[str, Any]:
         "shots": digest({name: [asdict(x) for x in row] for name, row in plan.shots.items()}),
         "model": name,
         "weights": fingerprint(model),
+        "tokens": tokenization(model),
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
         "device": device_name(model),
         "decoder": decoder,
@@ -130,26 +148,41 @@ def settings_of(plan: Plan, model: dlm.Model, name: str) -> dict[str, Any]:
 
 
 def describe_decoder(decoder: Any, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Name and options of a decoder that is a name or an instance."""
+    """Name and options of a decoder that is a name or an instance.
+
+    Raises:
+        ValueError: an instance that does not tell its options, as it is no dataclass.
+    """
     if isinstance(decoder, str):
         return decoder, {key: plain(value) for key, value in (options or {}).items()}
-    fields = asdict(decoder) if is_dataclass(decoder) and not isinstance(decoder, type) else {}
-    return type(decoder).__name__, {key: plain(value) for key, value in fields.items()}
+    if not is_dataclass(decoder) or isinstance(decoder, type):
+        raise ValueError(f"decoder must be a name or an instance of a dataclass, got {decoder!r}")
+    made = {each.name: plain(getattr(decoder, each.name)) for each in fields(decoder)}
+    return type(decoder).__name__, made
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it."""
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    """A value as JSON holds it; of a tensor what tells it from others."""
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {list(value.shape)} {hashlib.sha256(data).hexdigest()[:12]}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{type(value).__name__} {digest(text)}"
 
 
 def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
     """What stands in the files that options name."""
-    paths = {key: Path(value).expanduser() for key, value in options.items() if type(value) is str}
-    return {
-        key: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        for key, path in paths.items()
-        if path.is_file()
-    }
+    found = {}
+    for key, value in options.items():
+        if type(value) is not str:
+            continue
+        with suppress(OSError, RuntimeError, ValueError):  # a text that is no path
+            path = Path(value).expanduser()
+            if path.is_file():
+                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return found
 
 
 def fingerprint(model: dlm.Model) -> str:
@@ -162,10 +195,19 @@ def fingerprint(model: dlm.Model) -> str:
     return f"{crc:08x}"
 
 
+def tokenization(model: dlm.Model) -> str:
+    """A digest of what turns prompts into ids, and of the ids that mean something."""
+    tokenizer = model.tokenizer
+    texts = (
+        []
+        if tokenizer is None
+        else [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    )
+    return digest([*texts, asdict(model.spec)])
+
+
 def device_name(model: dlm.Model) -> str:
     """The device in words."""
     if model.device.type != "cuda":
         return model.device.type
-    import torch
-
     return torch.cuda.get_device_name(model.device)

@@ -71,8 +71,14 @@ def evaluate(
     integer("batch_size", batch_size, least=1)
     if plan.task.runs_code and run_all is None:
         raise ValueError(f"run_all must be given for {plan.task.name}, which runs generated code")
+    positions, length = model.spec.max_length, plan.options["gen_length"]
+    if length >= positions:
+        raise ValueError(
+            f"gen_length must be below the model's {positions} positions, got {length}"
+        )
     world = world or World()
     settings = settings_of(plan, model, name)
+    world.agree(settings)
     worker = Worker(model, plan, digest(settings), run_all, report)
     if world.rank:
         world.wait()

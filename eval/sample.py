@@ -55,4 +55,8 @@ class Sample:
         if set(record) != names:
             missing, more = sorted(names - set(record)), sorted(set(record) - names)
             raise ValueError(f"a sample must have its fields, missing {missing}, unknown {more}")
+        numbers = ("index", "forwards", "query_tokens", "response_tokens", "seconds", "score")
+        for name in numbers:
+            if not isinstance(record[name], int | float):
+                raise ValueError(f"{name!r} of a sample must be a number, got {record[name]!r}")
         return cls(**record)

@@ -101,7 +101,7 @@ def _read(task: Task, data: Path | None) -> tuple[list[Problem], str]:
 
 
 def _file(name: str, path: Path) -> Path:
-    return Path(file(name, path)).expanduser()
+    return Path(file(f"--{name}", str(path))).expanduser()
 
 
 def _require_distinct(task: Task, problems: list[Problem], origin: str) -> None:

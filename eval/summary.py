@@ -106,3 +106,33 @@ def cells(row: Row) -> list[str]:
         f"{low:.1%} - {high:.1%}",
         *(measured if counts.samples else ["-"] * len(measured)),
     ]
+
+
+def launched(run: Run, name: str) -> list[object]:
+    """A fact of every start of a run, each value once."""
+    return list(dict.fromkeys(start.get(name) for start in run.launches))
+
+
+def facts(run: Run) -> str:
+    """Where the figures of a run are from, on one line; of every start if there were several."""
+    settings = run.settings
+    told = {
+        label: ", ".join(str(value) for value in launched(run, name))
+        for label, name in (
+            ("batch size", "batch_size"),
+            ("processes", "processes"),
+            ("torch", "torch"),
+            ("Python", "python"),
+            ("commit", "commit"),
+        )
+    }
+    parts = [
+        f"{settings['task']} version {settings['task_version']}",
+        settings["model"],
+        settings["device"],
+        settings["dtype"],
+        f"dlm {settings['dlm']}",
+        *(f"{label} {value}" for label, value in told.items()),
+        f"seed {settings['generation']['seed']}",
+    ]
+    return "; ".join(parts)

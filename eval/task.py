@@ -120,6 +120,7 @@ class Task:
     templates: tuple[Template, ...]  # the first of each kind is the default for its models
     metrics: tuple[Metric, ...]  # the first is the score
     presets: tuple[Preset, ...]  # the first is the default
+    requires: tuple[str, ...] = ()  # modules that scoring needs
 
     @property
     def runs_code(self) -> bool:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 PATIENCE = timedelta(days=7)  # a process waits this long for the slowest one
 
@@ -19,11 +19,20 @@ class World:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The world that a launcher describes in its variables; this process alone without one."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        """The world that a launcher describes in its variables; this process alone without one.
+
+        Raises:
+            ValueError: a variable is missing, or no number.
+        """
         if "WORLD_SIZE" not in environment:
             return cls()
-        return cls(*(int(environment.get(name, "0")) for name in names))
+        found = []
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            text = environment.get(name, "")
+            if not text.isdecimal():
+                raise ValueError(f"{name} must be an int >= 0 beside WORLD_SIZE, got {text!r}")
+            found.append(int(text))
+        return cls(*found)
 
     def join(self) -> None:
         """Meet the other processes. Nothing but waiting goes over this link, so the CPU does."""
@@ -46,6 +55,30 @@ class World:
 
             distributed.barrier()
 
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Make sure that every process runs with the same settings.
+
+        Raises:
+            ValueError: some do not, in every process; names the first difference.
+        """
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        every: list[Any] = [None] * self.size
+        distributed.all_gather_object(every, dict(settings))
+        for rank, other in enumerate(every):
+            for name, value in every[0].items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"processes must run with one {name}, got {value!r} in process 0 and "
+                        f"{other.get(name)!r} in process {rank}"
+                    )
+
     def device(self, name: str | None) -> str | None:
-        """The device of this process: its own one where each has several to choose from."""
-        return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
+        """The device of this process: one of its own where it sees several."""
+        if name != "cuda" or self.size == 1:
+            return name
+        import torch
+
+        return f"cuda:{self.local_rank}" if torch.cuda.device_count() > self.local_rank else name

@@ -6,7 +6,7 @@ from dlm.eval.compare import METHODS, p_value, points, points_interval
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run
 from dlm.eval.report.view import Entry, View, percent, row_cells, view
-from dlm.eval.summary import HEAD, Row
+from dlm.eval.summary import HEAD, Row, facts
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -25,6 +25,7 @@ def markdown(runs: Sequence[Run]) -> str:
         title,
         "\n".join([line(map(cell, head)), line(align), *(line(map(cell, row)) for row in rows)]),
         "\n".join(f"- *{cell(term)}*: {cell(meaning)}" for term, meaning in told),
+        "\n".join(f"- {cell(entry.label)}: {cell(facts(entry.run))}" for entry in shown.entries),
     ]
     return "\n\n".join(parts) + "\n"
 

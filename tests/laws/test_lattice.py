@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dlm
-from dlm.cache import View
 from dlm.decoders import make
 from dlm.decoders.base import Stateless
 from dlm.models.model import Model
@@ -46,14 +45,7 @@ class StaticModel(Model):
     def device(self) -> torch.device:
         return self.table.device
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        valid: Tensor | None,
-        attend: Tensor | None = None,
-        cache: View | None = None,
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, *more: Any, **options: Any) -> Tensor:
         return positions.expand(tokens.shape)[..., None]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -16,21 +16,21 @@ from dlm.eval.compare import (
     ALL,
     Comparison,
     as_json,
-    bca,
     compare,
     estimate,
     forwards_ratio,
     labels,
-    mcnemar,
     resample,
     score_difference,
-    sign_flip,
     table,
 )
 from dlm.eval.folder import Run
+from dlm.eval.inference import bca, mcnemar, sign_flip
 from dlm.eval.sample import Sample
 
 SETTINGS = {
+    "device": "cpu",
+    "dtype": "float32",
     "task": "gsm8k",
     "task_version": 1,
     "data": {"sha256": "aa"},
@@ -101,6 +101,24 @@ def test_samples_are_paired_by_problem_and_not_by_place() -> None:
     fewer = replace(first, samples=[first.samples[k] for k in (6, 0, 4)])
     found = only(compare([fewer, replace(other, samples=other.samples[:6])]))
     assert (found.pairs, found.discordant, found.left_out) == (2, (1, 1), (1, 4))
+
+
+def test_prompts_that_differ_are_no_pair() -> None:
+    one, other = run("a", A), run("b", B)
+    other.samples[2] = replace(other.samples[2], prompt="another")
+    with pytest.raises(ValueError, match=r"one prompt for a problem: .* differ at problem '2'"):
+        compare([one, other])
+
+
+def test_seconds_are_compared_on_one_machine_alone() -> None:
+    start = {"batch_size": 4, "processes": 1, "threads": 1, "machine": "x"}
+    one, same = (replace(run(name, A), launches=[start]) for name in "ab")
+    assert only(compare([one, same])).seconds.value is not None
+    assert only(compare([one, replace(same, launches=[start, start])])).seconds.value is not None
+    for more in ({"batch_size": 8}, {"processes": 2}, {"threads": 2}, {"machine": "y"}):
+        other = replace(same, launches=[start | more])
+        assert only(compare([one, other])).seconds.value is None
+    assert only(compare([one, run("b", A, device="gpu")])).seconds.value is None
 
 
 def test_costs_are_ratios_over_pairs() -> None:

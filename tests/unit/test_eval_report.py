@@ -381,13 +381,15 @@ def test_seconds_of_several_devices_are_called_so(tmp_path: Path) -> None:
 
 def test_markdown_is_a_table_with_definitions() -> None:
     told = markdown(three())
-    title, rows, terms = told.strip().split("\n\n")
+    title, rows, terms, places = told.strip().split("\n\n")
     cells = [line.strip("|").split("|") for line in rows.splitlines()]
     assert {len(line) for line in cells} == {len(HEAD) + 4}
     assert (title, len(cells)) == ("**gsm8k**: tiny", 2 + 3 * 3)
     assert "| threshold | chat | 4 | 50.0% |" in rows
     assert "| -25.0 | " in rows
     assert terms.count("\n- ") + 1 == len(DEFINITIONS) + 6
+    assert places.count("\n- ") + 1 == 3
+    assert "seed 0" in places
 
 
 def test_markdown_escapes_what_it_holds() -> None:

@@ -1,5 +1,7 @@
 """Which process this is."""
 
+from typing import Any
+
 import pytest
 
 from dlm.eval.world import World
@@ -18,11 +20,32 @@ def test_a_launcher_tells_rank_and_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "name", "device"),
-    [(1, "cuda", "cuda"), (2, "cuda", "cuda:1"), (2, "cpu", "cpu"), (2, None, None),
-     (2, "cuda:0", "cuda:0")],
+    ("size", "name", "seen", "device"),
+    [(1, "cuda", 8, "cuda"), (2, "cuda", 2, "cuda:1"), (2, "cuda", 1, "cuda"), (2, "cpu", 2, "cpu"),
+     (2, None, 2, None), (2, "cuda:0", 2, "cuda:0")],
 )  # fmt: skip
-def test_every_process_has_a_device_of_its_own(
-    size: int, name: str | None, device: str | None
+def test_a_process_takes_a_device_of_its_own_where_it_sees_several(
+    size: int, name: str | None, seen: int, device: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
     assert World(rank=1, size=size, local_rank=1).device(name) == device
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [({"WORLD_SIZE": "2"}, "RANK"), ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE"),
+     ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK")],
+)  # fmt: skip
+def test_half_a_launcher_is_refused(told: dict[str, str], named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named} must be an int >= 0 beside WORLD_SIZE"):
+        World.of(told)
+
+
+def test_processes_with_other_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(out: list[Any], mine: Any) -> None:
+        out[:] = [{"device": "A", "seed": 0}, mine]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+    World(rank=1, size=2).agree({"device": "A", "seed": 0})
+    with pytest.raises(ValueError, match="one device, got 'A' in process 0 and 'B' in process 1"):
+        World(rank=1, size=2).agree({"device": "B", "seed": 0})
