@@ -154,21 +154,11 @@ def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(dlm.generation, "generate", spy)
     wanted = {
-        "decoder": "threshold",
-        "decoder_options": {"threshold": 0.25},
-        "gen_length": 5,
-        "block_length": 3,
-        "steps": 4,
-        "position_temperature": 0.125,
-        "stop_at_eos": False,
-        "cache": "dual",
-        "refresh_every": 3,
-        "temperature": 0.5,
-        "top_k": 9,
-        "top_p": 0.75,
-        "cfg_scale": 1.5,
-        "seed": 11,
-    }
+        "decoder": "threshold", "decoder_options": {"threshold": 0.25}, "gen_length": 5,
+        "block_length": 3, "steps": 4, "position_temperature": 0.125, "stop_at_eos": False,
+        "cache": "dual", "refresh_every": 3, "temperature": 0.5, "top_k": 9, "top_p": 0.75,
+        "cfg_scale": 1.5, "seed": 11,
+    }  # fmt: skip
     plain = {k: v for k, v in wanted.items() if k not in ("decoder_options", "stop_at_eos")}
     args = [f"--{name.replace('_', '-')}={value}" for name, value in plain.items()]
     args += ["--option", "threshold=0.25", "--no-stop-at-eos", "--device=cpu", "--dtype=float32"]
