@@ -146,13 +146,13 @@ def test_json_writes_nothing_else(folder: str) -> None:
 
 def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
-    real = dlm.generation.generate
+    real = dlm.generate
 
     def spy(model: Model, prompts: Any, **options: Any) -> Any:
         seen.update(options)
         return real(model, prompts, **options)
 
-    monkeypatch.setattr(dlm.generation, "generate", spy)
+    monkeypatch.setattr("dlm.generation.generate", spy)
     wanted = {
         "decoder": "threshold", "decoder_options": {"threshold": 0.25}, "gen_length": 5,
         "block_length": 3, "steps": 4, "position_temperature": 0.125, "stop_at_eos": False,
