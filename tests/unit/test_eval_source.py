@@ -50,8 +50,8 @@ def ways(record: dict[str, Any]) -> list[tuple[str, bytes]]:
     return [
         ("a.jsonl", lines(record).encode()),
         ("a.json", json.dumps([record], indent=1).encode()),
-        ("a.jsonl.gz", gzip.compress(lines(record).encode())),
-        ("packed", gzip.compress(json.dumps([record]).encode())),
+        ("a.jsonl.gz", gzip.compress(lines(record).encode(), mtime=0)),
+        ("packed", gzip.compress(json.dumps([record]).encode(), mtime=0)),
         ("mark.jsonl", b"\xef\xbb\xbf" + lines(record).replace("\n", "\r\n").encode() + b"\r\n"),
     ]
 
@@ -116,7 +116,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, name: str, text: str, message: st
     ("name", "raw", "message"),
     [
         ("a.jsonl.gz", b"not packed", "must be a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(lines(QUESTION).encode())[:-9], "must be a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(lines(QUESTION).encode(), mtime=0)[:-9], "must be a whole gzip file"),
         ("a.jsonl", b"\x1f\x8b\x08\x00junk" * 9, "must be a whole gzip file"),
         ("a.jsonl", lines(QUESTION).encode() + b"\xff\n", r"a\.jsonl:2: must be UTF-8"),
     ],
