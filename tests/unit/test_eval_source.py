@@ -116,7 +116,11 @@ def test_a_bad_file_is_refused(tmp_path: Path, name: str, text: str, message: st
     ("name", "raw", "message"),
     [
         ("a.jsonl.gz", b"not packed", "must be a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(lines(QUESTION).encode(), mtime=0)[:-9], "must be a whole gzip file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(lines(QUESTION).encode(), mtime=0)[:-9],
+            "must be a whole gzip file",
+        ),
         ("a.jsonl", b"\x1f\x8b\x08\x00junk" * 9, "must be a whole gzip file"),
         ("a.jsonl", lines(QUESTION).encode() + b"\xff\n", r"a\.jsonl:2: must be UTF-8"),
     ],
