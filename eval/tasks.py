@@ -6,7 +6,6 @@ code is imported where it is used.
 
 from dlm.eval import countdown, gsm8k, humaneval, math500, mbpp, sudoku, word_problems
 from dlm.eval.task import Task
-from dlm.options import known
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -22,12 +21,3 @@ TASKS: dict[str, Task] = {
         word_problems.ARITHMETIC,
     )
 }
-
-
-def make_task(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        ValueError: there is none; the message has the close match and the list.
-    """
-    return TASKS[known("task", name, TASKS)]
