@@ -20,7 +20,8 @@ of its files.
   home, of the project, of /etc; nothing of it is left afterwards, and nothing is written outside
 - environment: a fixed one of five names
 - processes: none outside can be seen or signalled; a process namespace is killed as a whole when
-  its judge ends, when time is up, and when the process that started it dies, by SIGKILL too
+  its judge ends, when time is up, and when the process that started it dies, by SIGKILL too (one
+  that is killed in the instant before its sandbox asked for that leaves it until its time is up)
 - rights: none, and no way to get any (no-new-privileges, no capabilities; as root a user id of
   its own for every sandbox, which no account has); on x86_64 and aarch64 a filter of system calls
 - CPU time, address space, file size and open files of every process, their number, and the

@@ -164,6 +164,7 @@ def test_every_process_takes_its_own_device(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     seen: list[Any] = []
     monkeypatch.setattr(dlm, "load", lambda *_, device: seen.append(device) or built_in)  # type: ignore[func-returns-value]
     made = DLM(device="cuda")
