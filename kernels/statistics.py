@@ -10,6 +10,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from dlm.kernels import fused
 from dlm.kernels.checks import (
     STATISTICS,
     check_bonus,
@@ -18,6 +19,7 @@ from dlm.kernels.checks import (
     check_tensors,
     check_wanted,
 )
+from dlm.kernels.fused import FusedLaw, fused_statistics
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
 from dlm.kernels.scan import Filters, Law, Plan, Scan
@@ -81,6 +83,9 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     -inf logits are never drawn while a row has another; a row of nothing else is uniform over its
     unsuppressed tokens. A NaN or +inf logit that is not suppressed makes the row's statistics NaN.
 
+    The Triton kernels of `fused.py` answer the calls that it lists, from the same random words; they
+    are switched off until they have run on a GPU.
+
     Args:
         logits: Floating point [N, V], read only.
         wanted: Which statistics to compute, out of `STATISTICS`.
@@ -114,6 +119,18 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     check_wanted(wanted)
     check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
     check_bonus(logits, bonus)
+    if fused.covers(logits, top_k, top_p, top):
+        return TokenStatistics(
+            **fused_statistics(
+                logits.detach(),
+                wanted,
+                *_fused_laws(wanted, temperature, law == "sampling", scale, scale_statistics),
+                suppressed=suppressed,
+                tokens=tokens,
+                key=key,
+                bonus=bonus,
+            )
+        )
     tiled = TiledLogits.of(logits.detach(), suppressed, bonus)
     filters = Filters(top_k, None if top_p == 1 else top_p)
     laws = _Laws(tiled.logits, temperature, filters, scale)
@@ -187,9 +204,29 @@ class _Laws:
         return self.made[name]
 
 
+def _fused_laws(
+    wanted: Collection[str],
+    temperature: float,
+    sampling: bool,
+    scale: Tensor | None,
+    scale_statistics: bool,
+) -> tuple[FusedLaw | None, FusedLaw | None]:
+    """What the sample follows and what the statistics describe, where nothing is filtered."""
+    scale = None if scale is None else scale.detach()
+    drawn = FusedLaw(_bounded(temperature), scale) if temperature > 0 else None
+    if not set(wanted) - {"sampled_log_probability"}:
+        return drawn, None
+    used = (temperature or 1.0) if sampling else 1.0
+    return drawn, FusedLaw(_bounded(used), scale if scale_statistics else None)
+
+
+def _bounded(temperature: float) -> float:
+    return min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
+
+
 def _over(temperature: float, scale: Tensor | None) -> Temperature:
     """T / s of each row."""
-    temperature = min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
+    temperature = _bounded(temperature)
     if scale is None:
         return temperature
     each = torch.full_like(scale, temperature).div_(scale.detach())

@@ -1,0 +1,203 @@
+"""The scan as a Triton kernel: one read of the logits leaves four numbers of every tile.
+
+A program takes one tile of four rows. 32 rows of 126,464 bfloat16 tokens are 8 blocks of rows
+times 124 tiles, 992 programs of 8 KB, enough to keep 132 processors loading at once without a
+loop, and a block of rows reads the mask of suppressed tokens once. The four numbers cost 16 bytes
+of a tile's 2048. Neither the shape of a program nor the order of its sums depends on N, so a row
+has the same bits in every batch.
+
+Shapes: N rows, R rows of a program, V vocabulary, K tiles, W = 1024 tokens of a tile, J bonuses,
+P tokens of a warp's load.
+"""
+
+from typing import Final
+
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+
+from dlm.kernels import tiles
+
+LOWEST: Final = tl.constexpr(tiles.LOWEST)
+SUPPRESSED: Final = tl.constexpr(tiles.SUPPRESSED)
+PADDING: Final = tl.constexpr(tiles.PADDING)
+LOG2_E: Final = tl.constexpr(1.4426950408889634)
+COLDEST: Final = tl.constexpr(1e-30)
+HOTTEST: Final = tl.constexpr(1e30)
+
+PARTS: Final = 4
+"""Numbers of a tile: maximum, mass of the first law, mass and moment of the scored law."""
+ROWS: Final = 4
+"""R, and the warps of a program."""
+LOAD: Final = 512
+"""Bytes that a warp loads at once, 16 a lane."""
+
+
+@triton.jit
+def temperature_of(temperature, scale, rows, live):  # type: ignore[no-untyped-def]
+    """T / s of rows, within the range of `statistics.py`; a NaN scale stays NaN.
+
+    Args:
+        temperature: float32, T.
+        scale: Pointer to float32 [N], or None for 1.
+        rows: Which rows, of any shape.
+        live: bool, rows that exist.
+    """
+    each = tl.full(rows.shape, 1.0, tl.float32) * temperature
+    if scale is not None:
+        each = tl.math.div_rn(each, tl.load(scale + rows, mask=live, other=1.0))
+        each = tl.where(each < COLDEST, COLDEST, each)
+        each = tl.where(each > HOTTEST, HOTTEST, each)
+    return each
+
+
+@triton.jit
+def add_bonus(values, ids, bonus_tokens, bonus_values, bonus_count, row):  # type: ignore[no-untyped-def]
+    """Values of tokens `ids` of one row, of any shape, with what the row's bonus adds."""
+    start = row.to(tl.int64) * bonus_count
+    for index in range(bonus_count):
+        token = tl.load(bonus_tokens + start + index).to(tl.int32)
+        extra = tl.load(bonus_values + start + index)
+        values += tl.where(ids == token, extra, 0.0)
+    return values
+
+
+@triton.jit
+def read(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    logits, row_stride, token_stride, vocabulary, suppressed, bonus_tokens, bonus_values,
+    bonus_count, row, ids,
+):  # fmt: skip
+    """What `TiledLogits` reads: float32 of tokens `ids` of one row, of their shape."""
+    inside = (ids >= 0) & (ids < vocabulary)
+    place = row.to(tl.int64) * row_stride + ids.to(tl.int64) * token_stride
+    values = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
+    values = tl.maximum(values, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    if bonus_tokens is not None:
+        values = add_bonus(values, ids, bonus_tokens, bonus_values, bonus_count, row)
+    if suppressed is not None:
+        banned = tl.load(suppressed + ids, mask=inside, other=0)
+        values = tl.where(banned != 0, SUPPRESSED, values)
+    return tl.where(inside, values, PADDING)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_bonuses(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    values, ids, tile, bonus_tokens, bonus_values, bonus_count, rows, live, WIDTH: tl.constexpr
+):
+    """A tile of several rows, float32 [R W / P, P], with what their bonuses add.
+
+    Bonuses are few and tiles many, so that most tiles see none: the block is touched only for
+    those that fall into it.
+    """
+    start = rows.to(tl.int64) * bonus_count
+    for index in range(bonus_count):
+        token = tl.load(bonus_tokens + start + index, mask=live, other=-1).to(tl.int32)
+        here = (token >= 0) & (token // WIDTH == tile)
+        if tl.max(here.to(tl.int32), 0) > 0:
+            extra = tl.load(bonus_values + start + index, mask=here, other=0.0)
+            values += tl.where(ids == token[:, None], extra[:, None], 0.0)
+    return values
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def suppress(values, suppressed, ids, inside, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile of several rows, float32 [R W / P, P], with suppressed tokens replaced."""
+    # As many tokens at once as of logits: else the compiler would move the logits between warps,
+    # to where it wants the mask.
+    each: tl.constexpr = SPAN // 32
+    mask = tl.max_contiguous(tl.multiple_of(suppressed + ids, (1, each)), (1, each))
+    return tl.where(tl.load(mask, mask=inside, other=0) != 0, SUPPRESSED, values)
+
+
+@triton.jit(do_not_specialize=["num_rows", "bonus_count"])  # type: ignore[untyped-decorator]
+def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    logits, row_stride, token_stride, num_rows, vocabulary, tile_count,
+    suppressed, bonus_tokens, bonus_values, bonus_count,
+    first_temperature, first_scale, second_temperature, second_scale, parts,
+    LAWS: tl.constexpr, ENTROPY: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,
+):  # fmt: skip
+    """Leave of one tile of R rows: m_k, sum exp((l - m_k) / T) and sum (l - m_k) exp(...).
+
+    Sums are taken from the tile's own maximum, as that of the row is not known yet:
+    `draw_kernel` brings them to one maximum, which costs a multiplication of each tile.
+
+    A NaN or +inf logit makes every sum of its tile NaN. `tl.max` may pass over a NaN, so m_k
+    learns of it from the first sum.
+
+    A warp of 32 lanes, which load 16 bytes each, spans P tokens. The block is [R W / P, P] with
+    line i of row i mod R, and the compiler deals lines to R warps in turn: a row is one warp's,
+    and a sum needs no other warp. As [W / P, R, P] the lines of a row are summed by each lane
+    before lanes are.
+
+    Args:
+        logits: Pointer to float of any kind [N, V].
+        row_stride: Elements from row to row.
+        token_stride: Elements from token to token.
+        num_rows: N.
+        vocabulary: V.
+        tile_count: K.
+        suppressed: Pointer to uint8 [V], or None.
+        bonus_tokens: Pointer to int64 [N, J], or None.
+        bonus_values: Pointer to float32 [N, J], or None.
+        bonus_count: J.
+        first_temperature: T of the drawn law, or of the scored one if that is all.
+        first_scale: Pointer to float32 [N], or None.
+        second_temperature: T of the scored law, if it is another.
+        second_scale: Pointer to float32 [N], or None.
+        parts: Pointer to float32 [N, K, PARTS], written.
+        LAWS: How many laws are weighed: 0, 1 or 2.
+        ENTROPY: Whether the scored law needs its moment.
+        ROWS: R.
+        WIDTH: W.
+        SPAN: P, 512 bytes of logits.
+    """
+    program = tl.program_id(0)
+    tile = program % tile_count
+    first_row = program // tile_count * ROWS
+    line = tl.arange(0, ROWS * WIDTH // SPAN)
+    line_row = first_row + line % ROWS
+    exists = line_row < num_rows
+    ids = tile * WIDTH + (line // ROWS)[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    inside = ids < vocabulary
+    place = line_row.to(tl.int64)[:, None] * row_stride + ids.to(tl.int64) * token_stride
+    values = tl.load(logits + place, mask=exists[:, None] & inside, other=0.0).to(tl.float32)
+    values = tl.maximum(values, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    if bonus_tokens is not None:
+        values = add_bonuses(
+            values, ids, tile, bonus_tokens, bonus_values, bonus_count, line_row, exists, WIDTH
+        )
+    if suppressed is not None:
+        # Suppressed tokens are few and close together: most tiles only have to learn of none.
+        flat = tile * WIDTH + tl.arange(0, WIDTH)
+        some = tl.max(tl.load(suppressed + flat, mask=flat < vocabulary, other=0).to(tl.int32), 0)
+        if some > 0:
+            values = suppress(values, suppressed, ids, inside, SPAN)
+    if tile == tile_count - 1:
+        values = tl.where(inside, values, PADDING)
+
+    rows = first_row + tl.arange(0, ROWS)
+    live = rows < num_rows
+    values = tl.reshape(values, (WIDTH // SPAN, ROWS, SPAN))
+    maximum = tl.max(tl.max(values, 0), 1)
+    nothing = tl.zeros((ROWS,), tl.float32)
+    if LAWS == 0:
+        mass, other_mass, moment = nothing, nothing, nothing
+        broken = tl.max(tl.max((values != values).to(tl.int32), 0), 1) > 0
+    else:
+        gaps = values - maximum[None, :, None]
+        speed = LOG2_E / temperature_of(first_temperature, first_scale, rows, live)
+        weights = tl.exp2(gaps * speed[None, :, None])
+        mass = tl.sum(tl.sum(weights, 0), 1)
+        broken = mass != mass
+        other_mass, moment = nothing, nothing
+        if LAWS == 2:
+            speed = LOG2_E / temperature_of(second_temperature, second_scale, rows, live)
+            weights = tl.exp2(gaps * speed[None, :, None])
+            other_mass = tl.sum(tl.sum(weights, 0), 1)
+        if ENTROPY:
+            moment = tl.sum(tl.sum(gaps * weights, 0), 1)
+    maximum = tl.where(broken & (maximum < float("inf")), float("nan"), maximum)
+    # One store of 16 bytes a row: four would each wait for all warps of the program.
+    left = tl.reshape(tl.join(tl.join(maximum, other_mass), tl.join(mass, moment)), (ROWS, 4))
+    out = (rows.to(tl.int64) * tile_count + tile)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    tl.store(parts + out, left, mask=live[:, None])

@@ -1,0 +1,129 @@
+"""The fused kernels on a GPU: the cases of the interpreter, full size, two launches, no wait.
+
+Shapes: N rows, V vocabulary.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dlm.kernels import STATISTICS, NoiseKey, TokenStatistics, fused, token_statistics
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+]
+FOLDER = Path(__file__).parent.parent / "unit"
+CASES = FOLDER / "triton_noise_cases.py", FOLDER / "triton_cases.py"
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "ON_CUDA", True)
+
+
+def field(result: TokenStatistics, name: str) -> Tensor:
+    value: Tensor | None = getattr(result, name)
+    assert value is not None
+    return value
+
+
+def call_of(num_rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """A call that wants all there is, on the GPU."""
+    source = torch.Generator("cuda").manual_seed(0)
+    logits = torch.randn(num_rows, vocabulary, generator=source, device="cuda").mul_(3)
+    index = torch.arange(num_rows, device="cuda")
+    return {
+        "logits": logits.to(dtype),
+        "wanted": STATISTICS,
+        "temperature": 0.7,
+        "key": NoiseKey(1, index, index, index),
+        "tokens": index,
+        "suppressed": torch.arange(vocabulary, device="cuda") >= vocabulary - 100,
+    }
+
+
+def test_the_cases_pass() -> None:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTEST_") and name != "TRITON_INTERPRET"
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        env=kept | {"DLM_TEST_DEVICE": "cuda"},
+        cwd=FOLDER.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("num_rows", "vocabulary"), [(1, 126_464), (32, 126_464), (256, 151_936)])
+def test_full_size_is_what_torch_says(num_rows: int, vocabulary: int, dtype: torch.dtype) -> None:
+    call = call_of(num_rows, vocabulary, dtype)
+    assert fused.covers(call["logits"], None, None, 0)
+    found = token_statistics(**call)
+    with patch.object(fused, "covers", lambda *_: False):
+        plain = token_statistics(**call)
+    assert torch.equal(found.sampled, plain.sampled)
+    for name in ("maximum", *STATISTICS):
+        torch.testing.assert_close(field(found, name), field(plain, name), rtol=2e-5, atol=2e-6)
+
+
+def test_a_row_alone_has_the_bits_it_has_in_a_batch() -> None:
+    call = call_of(67, 126_464)
+    whole = token_statistics(**call)
+    for row in (0, 1, 42, 66):
+        one = slice(row, row + 1)
+        key = call["key"]
+        alone = NoiseKey(1, key.row[one], key.position[one], key.draw[one])
+        part = token_statistics(
+            **call | {"logits": call["logits"][one], "tokens": call["tokens"][one], "key": alone}
+        )
+        for name in ("sampled", "maximum", *STATISTICS):
+            assert torch.equal(field(whole, name)[one], field(part, name)), name
+
+
+@pytest.fixture
+def no_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_no_call_waits_for_the_device(temperature: float, request: pytest.FixtureRequest) -> None:
+    call = call_of(33, 5000) | {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
+    torch.cuda.synchronize()
+    request.getfixturevalue("no_waits")
+    token_statistics(**call)
+
+
+def test_a_call_is_two_launches_and_little_memory() -> None:
+    call = call_of(64, 126_464)
+    token_statistics(**call)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        token_statistics(**call)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profiler.events() if "kernel" in event.name.lower()]
+    launched = [name for name in kernels if not name.startswith(("cuda", "cu"))]
+    assert launched == ["scan_kernel", "draw_kernel"]
+    logits = call["logits"]
+    assert torch.cuda.max_memory_allocated() - before < 0.02 * logits.numel() * 2

@@ -1,0 +1,86 @@
+"""Which calls the fused kernels answer, and that they answer as torch does, interpreted."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlm.kernels import fused, token_statistics
+from dlm.kernels.tiles import TiledLogits
+
+FOLDER = Path(__file__).parent
+CASES = FOLDER / "triton_noise_cases.py", FOLDER / "triton_cases.py"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_cases_pass_under_the_interpreter() -> None:
+    """In a process of their own: here triton may be imported already, to compile."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        env=kept | {"TRITON_INTERPRET": "1", "DLM_TEST_DEVICE": "cpu"},
+        cwd=FOLDER.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "covered"),
+    [
+        ({}, True),
+        ({"top_k": 8}, True),  # drops nothing
+        ({"top_p": 1.0}, True),
+        ({"top_k": 7}, False),
+        ({"top_p": 0.9}, False),
+        ({"top": 1}, False),
+        ({"dtype": torch.bfloat16}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float64}, False),
+        ({"rows": 0}, False),
+    ],
+)
+def test_calls_that_are_covered(
+    options: dict[str, Any], covered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.zeros(options.get("rows", 2), 8, dtype=options.get("dtype", torch.float32))
+    filters = options.get("top_k"), options.get("top_p"), options.get("top", 0)
+    assert not fused.covers(logits, *filters), "a CPU takes the torch path"
+    monkeypatch.setattr(fused, "ON_CPU", True)
+    assert fused.covers(logits, *filters) == covered
+
+
+def test_a_cpu_reads_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[slice] = []
+    read = TiledLogits.read
+
+    def counted(self: TiledLogits, rows: slice, scratch: torch.Tensor) -> torch.Tensor:
+        seen.append(rows)
+        return read(self, rows, scratch)
+
+    monkeypatch.setattr(TiledLogits, "read", counted)
+    token_statistics(torch.zeros(2, 8), ("confidence",))
+    assert seen == [slice(0, 2)]
+
+
+def test_no_kernel_is_loaded_before_it_is_used() -> None:
+    """Triton costs half a second that a CPU has no use for."""
+    code = "import sys, dlm.kernels; print('dlm.kernels.triton_scan' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1, -(2**63)])
+def test_words_become_int32(seed: int) -> None:
+    for word in (seed, seed >> 32):
+        found = fused._signed(word)
+        assert -(2**31) <= found < 2**31
+        assert found % 2**32 == word % 2**32
