@@ -20,7 +20,7 @@ test: .venv/dev
 test-all: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
 bench: .venv/dev
-	$(BIN)/python -m dlm.kernels.bench
+	$(BIN)/dlm bench sampling
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 format: .venv/dev

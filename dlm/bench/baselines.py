@@ -1,0 +1,80 @@
+"""What the engine is compared with, written plainly.
+
+Shapes: B rows, L canvas, N positions, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from dlm.models.model import Model
+
+
+def float64_path(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sample and score with float64 copies of the vocabulary, as published loops do at each step.
+
+    Gumbel-max in the form exp(l) / (-ln u)^T of Nie et al. 2025 (LLaDA, arXiv:2502.09992), then
+    p(sampled) from a full softmax.
+
+    Args:
+        logits: [N, V].
+        temperature: T; 0 takes the arg max, without noise.
+
+    Returns:
+        int64 [N] tokens and float64 [N] probabilities.
+    """
+    if temperature:
+        wide = logits.to(torch.float64)
+        noise = torch.rand_like(wide)
+        tokens = (wide.exp() / (-torch.log(noise)) ** temperature).argmax(-1)
+    else:
+        tokens = logits.argmax(-1)
+    shares = logits.to(torch.float64).softmax(-1)
+    return tokens, shares.gather(-1, tokens[:, None])[:, 0]
+
+
+def plain_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The least that float32 torch does for a confidence: maximum and log-sum-exp."""
+    return logits.amax(-1), logits.float().logsumexp(-1)
+
+
+def quotas(masks: int, steps: int) -> list[int]:
+    """Tokens to commit at each step, the larger ones first."""
+    return [masks // steps + (step < masks % steps) for step in range(steps)]
+
+
+@torch.inference_mode()
+def plain_loop(
+    model: Model, prompt: list[int], *, gen_length: int, block_length: int, steps: int
+) -> list[int]:
+    """Low-confidence decoding of one row at temperature 0, as LLaDA's `generate` does it.
+
+    Every step takes a forward of the row, logits at all of its positions and a float64 softmax of
+    them, and then the most confident masks of the block by `topk`. The mask itself is banned.
+
+    Args:
+        model: the network.
+        prompt: token ids.
+        gen_length: a multiple of `block_length`.
+        block_length: tokens of a block.
+        steps: a multiple of the number of blocks.
+
+    Returns:
+        The generated tokens.
+    """
+    mask = model.spec.mask_id
+    row = torch.full((1, len(prompt) + gen_length), mask, device=model.device)
+    row[0, : len(prompt)] = torch.tensor(prompt, device=model.device)
+    columns = torch.arange(row.shape[1], device=model.device)
+    blocks = gen_length // block_length
+    for block in range(blocks):
+        end = len(prompt) + (block + 1) * block_length
+        for quota in quotas(block_length, steps // blocks):
+            logits = model.logits(model.hidden(row, columns[None], None))[0]
+            logits[:, mask] = -torch.inf
+            tokens, shares = float64_path(logits, 0.0)
+            masked = (row[0] == mask) & (columns < end)
+            confidence = torch.where(masked, shares, -torch.inf)
+            chosen = confidence.topk(quota).indices
+            row[0, chosen] = tokens[chosen]
+    found: list[int] = row[0, len(prompt) :].tolist()
+    return found

@@ -1,0 +1,73 @@
+"""Throughput of ragged batches against one prompt at a time."""
+
+from collections.abc import Iterator
+
+from dlm.bench.count import forward_flops
+from dlm.bench.decode import speeds
+from dlm.bench.result import Result
+from dlm.bench.timing import Spread, ratio, take_turns
+from dlm.bench.work import Work, agreement, random_prompts
+from dlm.models.model import Model
+
+SHORTEST = 16  # tokens of the shortest prompt
+
+
+def measure(work: Work) -> Iterator[Result]:
+    """One result for each batch size. The longest prompt has `prompt_length` tokens."""
+    model = work.model()
+    for batch in work.batch_sizes:
+        yield compare(work, model, batch)
+
+
+def lengths(batch: int, longest: int) -> list[int]:
+    """Evenly from `SHORTEST` to the longest; a single prompt has half of that."""
+    if batch == 1:
+        return [max(1, longest // 2)]
+    shortest = min(SHORTEST, longest)
+    return [shortest + (longest - shortest) * i // (batch - 1) for i in range(batch)]
+
+
+def compare(work: Work, model: Model, batch: int) -> Result:
+    """All at once and one by one, in turns."""
+    sizes = lengths(batch, work.prompt_length)
+    prompts = random_prompts(model, sizes)
+    keys = list(range(batch))
+    together: list[list[int]] = []
+    apart: list[list[int]] = []
+
+    def at_once() -> None:
+        together[:] = work.decode(model, prompts, row_keys=keys).tokens
+
+    def one_by_one() -> None:
+        apart[:] = [
+            work.decode(model, [prompt], row_keys=[key]).tokens[0]
+            for key, prompt in zip(keys, prompts, strict=True)
+        ]
+
+    calls = {"batch": at_once, "one by one": one_by_one}
+    times = take_turns(calls, work.repeats, model.device)
+    return Result(
+        bench="batch",
+        case=work.case(model, batch_size=batch, shortest=min(sizes)),
+        seconds={name: Spread.of(values) for name, values in times.items()},
+        ratios={"one by one / batch": ratio(times["one by one"], times["batch"])},
+        found={
+            **speeds(times, batch * work.gen_length),
+            "share of equal tokens": agreement(together, apart),
+        },
+        counted=counts(work, sizes),
+    )
+
+
+def counts(work: Work, sizes: list[int]) -> dict[str, int | float]:
+    """Flops of a forward without its projection: what padding costs."""
+
+    def flops(batch: int, length: int) -> int:
+        return forward_flops(work.sizes, batch, length + work.gen_length, 0)
+
+    padded, real = flops(len(sizes), max(sizes)), sum(flops(1, size) for size in sizes)
+    return {
+        "flops of a forward, batch": padded,
+        "flops of the same forwards, one by one": real,
+        "padding share": 1 - real / padded,
+    }

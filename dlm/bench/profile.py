@@ -1,0 +1,76 @@
+"""Which functions of the engine take the time of a decoding."""
+
+import cProfile
+import pstats
+from collections import Counter
+from typing import Any
+
+from dlm.bench.work import Work, random_prompts
+
+TOP = 15  # functions to list
+NETWORK = ("/dlm/models/", "/transformers/", "/torch/nn/", "/einops/")
+"""Files whose functions, and whatever C code they call, are the network's."""
+
+Function = tuple[str, int, str]  # file, line, name, as cProfile has them
+
+
+def profile(work: Work) -> list[dict[str, Any]]:
+    """The network as a whole, then the functions of the engine that take most.
+
+    The time of a function is its own and that of the C code it calls: of the kernels it runs. The
+    profiler slows Python down and leaves kernels alone, so that shares lean towards Python. The
+    first batch size is decoded twice, once to warm up.
+    """
+    model = work.model()
+    prompts = random_prompts(model, [work.prompt_length] * work.batch_sizes[0])
+    work.decode(model, prompts)
+    watch = cProfile.Profile()
+    watch.runcall(work.decode, model, prompts)
+    stats: Any = pstats.Stats(watch)
+    time, calls = by_function(stats.stats)
+    total = sum(time.values())
+    network = sum(spent for function, spent in time.items() if in_network(function))
+    engine = {f: spent for f, spent in time.items() if not in_network(f)}
+    forwards = work.gen_length if work.steps is None else work.steps
+    most = sorted(engine, key=lambda f: -engine[f])[:TOP]
+    rows = [row("the network", forwards, network, total)]
+    rows += [row(name_of(f), calls[f], engine[f], total) for f in most]
+    rest = sum(engine.values()) - sum(engine[f] for f in most)
+    return [*rows, row("everything else", 0, rest, total)]
+
+
+def row(name: str, calls: int, seconds: float, total: float) -> dict[str, Any]:
+    """One line of a profile."""
+    return {"function": name, "calls": calls, "ms": 1e3 * seconds, "share": seconds / total}
+
+
+def by_function(stats: dict[Function, Any]) -> tuple[Counter[Function], Counter[Function]]:
+    """Seconds and calls of each Python function, with the C functions that it calls itself."""
+    seconds: Counter[Function] = Counter()
+    calls: Counter[Function] = Counter()
+    for function, (_, count, own, _, callers) in stats.items():
+        if not in_c(function) or not callers:
+            seconds[function] += own
+            calls[function] += count
+            continue
+        for caller, (_, _, spent, _) in callers.items():
+            seconds[caller] += spent
+    return seconds, calls
+
+
+def in_c(function: Function) -> bool:
+    """Whether it has no Python source."""
+    return function[0] == "~"
+
+
+def in_network(function: Function) -> bool:
+    """Whether it belongs to a forward."""
+    return any(part in function[0] for part in NETWORK)
+
+
+def name_of(function: Function) -> str:
+    """Module and name, with the line: short and yet unique."""
+    file, line, name = function
+    if in_c(function):
+        return name
+    return f"{'.'.join(file.removesuffix('.py').split('/')[-2:])}:{line} {name}"

@@ -1,0 +1,118 @@
+"""Time of the engine outside the network, forward by forward.
+
+A decoding is recorded; its network calls are then made again, back to back. What the decoding takes
+beyond them is the engine: windows, statistics, the policy, writing, checks and the texts around.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dlm.bench.ceilings import Ceilings, ceilings
+from dlm.bench.count import forward_flops, read_weights
+from dlm.bench.replay import Call, Recorder, replay
+from dlm.bench.result import Result
+from dlm.bench.shapes import Shape
+from dlm.bench.timing import Spread, Times, ratio, take_turns
+from dlm.bench.work import Work, random_prompts
+from dlm.models.model import Model
+
+
+def measure(work: Work) -> Iterator[Result]:
+    """One result for each batch size."""
+    model = work.model()
+    most = ceilings(model.device, model.network.dtype)
+    for batch in work.batch_sizes:
+        yield compare(work, model, batch, most)
+
+
+def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
+    """A decoding and its network calls alone."""
+    recorder = Recorder.of(model)
+    prompts = random_prompts(model, [work.prompt_length] * batch)
+    inside: list[float] = []
+
+    def decode() -> None:
+        recorder.clear()
+        work.decode(recorder, prompts)
+        inside.append(sum(recorder.seconds))
+
+    calls = {"decode": decode, "network": lambda: replay(model, recorder.calls)}
+    times = take_turns(calls, work.repeats, model.device)
+    outside = engine_seconds(times, inside[1:], model.device)
+    engine = Spread.of(outside).median / count_forwards(recorder.calls)
+    return Result(
+        bench="step",
+        case=work.case(model, batch_size=batch),
+        seconds={name: Spread.of(values) for name, values in times.items()},
+        ratios=shares(times, inside[1:], model.device),
+        found={
+            "engine ms per forward": 1e3 * engine,
+            **rates(work.sizes, recorder.calls, times, model, most),
+        },
+        counted=totals(work.sizes, recorder.calls, model),
+    )
+
+
+def engine_seconds(times: Times, inside: list[float], device: torch.device) -> list[float]:
+    """What each decoding took outside the network, by the finer clock that there is.
+
+    That is one around every call of the network; where such a call only asks for work, on a GPU,
+    the calls made alone have to do.
+    """
+    network = inside if device.type == "cpu" else times["network"]
+    return [a - b for a, b in zip(times["decode"], network, strict=True)]
+
+
+def shares(times: Times, inside: list[float], device: torch.device) -> dict[str, Spread]:
+    """The engine's time over the network's, by the calls made alone and by the clock."""
+    outside = [a - b for a, b in zip(times["decode"], times["network"], strict=True)]
+    made = {"(decode - network) / network": ratio(outside, times["network"])}
+    if device.type == "cpu":
+        rest = engine_seconds(times, inside, device)
+        made["outside / inside network calls"] = ratio(rest, inside)
+    return made
+
+
+def rates(
+    shape: Shape, calls: list[Call], times: Times, model: Model, most: Ceilings
+) -> dict[str, Any]:
+    """How near the network alone comes to the ceilings."""
+    forwards = count_forwards(calls)
+    network = Spread.of(times["network"]).median
+    flops = count_flops(shape, calls) / network
+    weights = read_weights(shape) * model.network.dtype.itemsize
+    return {
+        "forwards": forwards,
+        "network ms per forward": 1e3 * network / forwards,
+        "network flops per second": flops,
+        **most.record(),
+        "share of matmul flops": flops / most.matmul,
+        "forward / reading the weights once": network / forwards * most.bandwidth / weights,
+    }
+
+
+def totals(shape: Shape, calls: list[Call], model: Model) -> dict[str, Any]:
+    """Counted from shapes."""
+    return {
+        "flops of all forwards": count_flops(shape, calls),
+        "bytes of the weights": read_weights(shape) * model.network.dtype.itemsize,
+    }
+
+
+def count_forwards(calls: list[Call]) -> int:
+    """Calls of `hidden`."""
+    return sum(bool(call.arguments) for call in calls)
+
+
+def count_flops(shape: Shape, calls: list[Call]) -> int:
+    """Of the network calls of a decoding."""
+    total = 0
+    for call in calls:
+        if call.arguments:
+            batch, length = call.arguments[0].shape
+            total += forward_flops(shape, batch, length, 0)
+        else:
+            total += forward_flops(shape, 0, 0, call.rows)
+    return total

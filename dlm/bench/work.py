@@ -1,0 +1,90 @@
+"""What the benchmarks of whole decodings are given."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dlm.bench.shapes import Shape, build, shape_of
+from dlm.generation import Generation, generate
+from dlm.models.model import Model
+from dlm.options import integer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A network and what to decode with it. Prompts are random tokens.
+
+    Raises:
+        ValueError: an option breaks its rule.
+    """
+
+    shape: str
+    batch_sizes: tuple[int, ...]
+    prompt_length: int
+    gen_length: int
+    block_length: int
+    layers: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    decoder: str = "low_confidence"
+    steps: int | None = None
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_length", "gen_length", "block_length", "repeats"):
+            integer(name, getattr(self, name), least=1)
+        for size in self.batch_sizes:
+            integer("batch_size", size, least=1)
+        shape_of(self.shape, self.layers)
+
+    @property
+    def sizes(self) -> Shape:
+        """Of the network."""
+        return shape_of(self.shape, self.layers)
+
+    def model(self) -> Model:
+        """The network."""
+        return build(self.sizes, self.device, self.dtype)
+
+    def case(self, model: Model, **more: Any) -> dict[str, Any]:
+        """What a result is about."""
+        return {
+            "shape": self.shape,
+            "layers": self.sizes.layers,
+            "device": model.device.type,
+            "dtype": str(model.network.dtype).removeprefix("torch."),
+            "decoder": self.decoder,
+            "steps": self.steps,
+            "prompt_length": self.prompt_length,
+            "gen_length": self.gen_length,
+            "block_length": self.block_length,
+            "repeats": self.repeats,
+            **more,
+        }
+
+    def decode(self, model: Model, prompts: list[list[int]], **more: Any) -> Generation:
+        """Decode to the last position: random networks end nowhere on purpose."""
+        return generate(
+            model,
+            prompts,
+            decoder=self.decoder,
+            gen_length=self.gen_length,
+            block_length=self.block_length,
+            steps=self.steps,
+            stop_at_eos=False,
+            **more,
+        )
+
+
+def random_prompts(model: Model, lengths: list[int], seed: int = 0) -> list[list[int]]:
+    """Token ids, none of them a stop token or the mask, which are the last of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    least = min(model.spec.stop_ids)
+    return [torch.randint(least, (n,), generator=generator).tolist() for n in lengths]
+
+
+def agreement(one: list[list[int]], other: list[list[int]]) -> float:
+    """Share of positions with the same token."""
+    pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)

@@ -1,0 +1,255 @@
+"""`dlm bench`: speed on this machine, against plain baselines of the same run."""
+
+import json as json_format
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlm.cli.errors import Commands
+from dlm.cli.lists import print_table
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, network, output, run
+from dlm.cli.results import print_json
+
+if TYPE_CHECKING:
+    from dlm.bench.result import Result
+
+HEAD = ["quantity", "median", "least .. most"]
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Measure speed, against plain baselines."
+)
+
+Device = Annotated[str | None, run(help="Such as cuda.", show_default="cpu")]
+Threads = Annotated[int | None, run(help="CPU threads.", show_default="torch's own", **COUNT)]
+Repeats = Annotated[int, run(help="Rounds; contenders take turns in each.", **COUNT)]
+Out = Annotated[
+    Path | None, output(metavar="FILE", help="Append the JSON lines to this file, too.")
+]
+Json = Annotated[bool, JSON]
+ShapeName = Annotated[
+    str, network("--shape", help="Random weights: llada-8b, dream-7b, 25m or tiny.")
+]
+Layers = Annotated[int | None, network(help="Another depth.", show_default="the shape's", **COUNT)]
+Dtype = Annotated[
+    str,
+    network(help="float32, bfloat16 or float16; auto is float32 on a CPU, else bfloat16."),
+]
+BatchSizes = Annotated[
+    list[int] | None,
+    decoding("--batch-size", help="Prompts at a time; repeatable.", **COUNT),
+]
+PromptLength = Annotated[int, decoding(help="Tokens of a prompt.", **COUNT)]
+GenLength = Annotated[int, decoding(help="Tokens to decode.", **COUNT)]
+BlockLength = Annotated[int, decoding(help="Tokens of a block.", **COUNT)]
+Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see dlm decoders.")]
+Steps = Annotated[
+    int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where results go."""
+
+    machine: bool
+    out: Path | None
+
+    def write(self, results: "Iterable[Result]", device: str | None) -> None:
+        """Print each result as it comes."""
+        from dlm.bench.machine import describe
+        from dlm.models.loading import check_device
+
+        surroundings = describe(check_device(device))
+        for result in results:
+            record = result.record(surroundings)
+            if self.out is not None:
+                with self.out.open("a") as stream:
+                    stream.write(json_format.dumps(record) + "\n")
+            if self.machine:
+                print_json(record)
+            else:
+                show(result, surroundings)
+
+
+def show(result: "Result", surroundings: Mapping[str, Any]) -> None:
+    """A result for people."""
+    machine = surroundings["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    typer.echo(f"{result.title()} ({where})")
+    print_table(HEAD, result.rows())
+    typer.echo()
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Run with so many threads, then as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def decode_with(name: str, options: dict[str, Any]) -> None:
+    """Run the benchmark `name` of whole decodings with the options of its command."""
+    from importlib import import_module
+
+    from dlm.bench.work import Work
+
+    sink = Sink(options.pop("json"), options.pop("out"))
+    profiled = options.pop("profile", False)
+    with threads_set(options.pop("threads")):
+        work = Work(batch_sizes=tuple(options.pop("batch_size")), **options)
+        if profiled:
+            show_profile(work, machine=sink.machine)
+            return
+        bench = import_module(f"dlm.bench.{name}")
+        sink.write(bench.measure(work), work.device)
+
+
+def show_profile(work: Any, *, machine: bool) -> None:
+    """Where the time of a decoding goes."""
+    from dlm.bench.profile import profile
+
+    rows = profile(work)
+    if machine:
+        for row in rows:
+            print_json(row)
+        return
+    cells = [
+        [row["function"], str(row["calls"]), f"{row['ms']:.1f}", f"{row['share']:.1%}"]
+        for row in rows
+    ]
+    print_table(["function", "calls", "ms", "share"], cells)
+
+
+@app.command("sampling")
+def sampling(  # noqa: PLR0913 (the parameters are the command line)
+    rows: Annotated[int, run(help="Rows to sample.", **COUNT)] = 32,
+    positions: Annotated[
+        int, run(help="Rows that published loops sample at each step.", **COUNT)
+    ] = 256,
+    vocabulary: Annotated[int, run(help="Logits of a row.", **COUNT)] = 126464,
+    dtype: Annotated[
+        list[str] | None,
+        run(help="Of the logits; repeatable.", show_default="bfloat16 and float32"),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, run(help="Repeatable.", show_default="0 and 1", **REAL)
+    ] = None,
+    device: Device = None,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Statistics and a sample of each row, against float64 copies of the vocabulary."""
+    from dlm.bench.sampling import Rows, measure
+
+    given: dict[str, Any] = {}
+    if dtype:
+        given["dtypes"] = tuple(dtype)
+    if temperature:
+        given["temperatures"] = tuple(temperature)
+    options = Rows(rows, positions, vocabulary, device=device, repeats=repeats, **given)
+    with threads_set(threads):
+        Sink(json, out).write(measure(options), device)
+
+
+@app.command("step")
+def step(  # noqa: PLR0913
+    shape: ShapeName = "25m",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 192,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    steps: Steps = None,
+    profile: Annotated[
+        bool, output("--profile", help="List the functions that take the time, instead.")
+    ] = False,
+    device: Device = None,
+    repeats: Repeats = 5,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Time outside the network, against its forwards alone."""
+    decode_with("step", locals() | {"batch_size": batch_size or [1, 8]})
+
+
+@app.command("decode")
+def decode(  # noqa: PLR0913
+    shape: ShapeName = "25m",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 64,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    steps: Steps = None,
+    device: Device = None,
+    repeats: Repeats = 5,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Tokens a second, against a plain loop and the network alone."""
+    decode_with("decode", locals() | {"batch_size": batch_size or [1]})
+
+
+@app.command("cache")
+def cache(  # noqa: PLR0913
+    shape: ShapeName = "25m",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 512,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    steps: Steps = None,
+    device: Device = None,
+    repeats: Repeats = 5,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """What prefix and dual caches save behind a long prompt, and what they change."""
+    decode_with("cache", locals() | {"batch_size": batch_size or [1]})
+
+
+@app.command("batch")
+def batch(  # noqa: PLR0913
+    shape: ShapeName = "tiny",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 256,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    steps: Steps = None,
+    device: Device = None,
+    repeats: Repeats = 5,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Ragged batches, prompts of 16 tokens to the length given, against one at a time."""
+    decode_with("batch", locals() | {"batch_size": batch_size or ragged_sizes(device)})
+
+
+def ragged_sizes(device: str | None) -> list[int]:
+    """Batches that are worth a look: a GPU takes larger ones in its stride."""
+    return [8] if device is None or device == "cpu" else [1, 4, 16, 32]
