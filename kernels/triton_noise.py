@@ -8,8 +8,8 @@ Shapes: C contestants, an even number.
 
 from typing import Final
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from dlm.kernels.noise import _MULTIPLIERS, _ROUNDS, _ROW_TAG, _WEYL
 

@@ -8,8 +8,8 @@ Shapes: N rows, V vocabulary, K tiles, W = 1024 tokens of a tile, J bonuses.
 
 from typing import Final
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from dlm.kernels import noise
 from dlm.kernels.triton_noise import first_best, race, row_key, words

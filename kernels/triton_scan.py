@@ -12,8 +12,8 @@ P tokens of a warp's load.
 
 from typing import Final
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from dlm.kernels import tiles
 

@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from dlm.kernels import NoiseKey, exponential_from_bits
 from dlm.kernels.fused import _signed
