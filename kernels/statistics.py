@@ -83,7 +83,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     -inf logits are never drawn while a row has another; a row of nothing else is uniform over its
     unsuppressed tokens. A NaN or +inf logit that is not suppressed makes the row's statistics NaN.
 
-    The Triton kernels of `fused.py` answer the calls that it lists, from the same random words;
+    The Triton kernels answer the calls that `fused.covers` admits, from the same random words;
     they stay switched off until they have run on a GPU.
 
     Args:
