@@ -152,8 +152,9 @@ class Meter:
             state: of the decoder, for those that adjust logits.
             number: of the forward.
         """
-        hidden = self.forward(canvas, view, due)
+        # First, as it waits for the device: what follows is asked for while the network computes.
         places = Places.where(wanted, view.positions)
+        hidden = self.forward(canvas, view, due)
         index = places.column if hidden.by_column else places.position
         logits = self.logits(hidden.states, canvas, places, index)
         state, adjustment = self.adjusted(state, view, places, logits)
