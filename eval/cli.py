@@ -265,7 +265,10 @@ def compare(
 
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
-    out: Annotated[Path, output(metavar="FILE", help="HTML page to write.")] = Path("report.html"),
+    out: Annotated[
+        Path | None,
+        output(metavar="FILE", help="HTML page to write.", show_default="report.html"),
+    ] = None,
     markdown: Annotated[
         bool, output("--markdown", help="Print a Markdown table instead of writing a page.")
     ] = False,
@@ -275,12 +278,15 @@ def report(
     from dlm.eval.report import markdown as markdown_table
     from dlm.eval.report import write_report
 
+    if markdown and out is not None:
+        raise ValueError(f"--markdown prints a table and writes no page: leave --out {out} away")
     runs = [read_run(folder) for folder in folders]
     if markdown:
         typer.echo(markdown_table(runs))
         return
-    write_report(runs, out)
-    note(f"wrote {out}")
+    page = out or Path("report.html")
+    write_report(runs, page)
+    note(f"wrote {page}")
 
 
 def attach(app: typer.Typer) -> None:

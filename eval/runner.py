@@ -37,9 +37,7 @@ class Progress:
     total: int
     score: float  # mean over them
     tokens_per_second: float  # of responses
-    seconds: float  # since the start
     seconds_left: float
-    too_long: int  # prompts that the model cannot place: they count as failed
 
 
 def evaluate(
@@ -134,7 +132,7 @@ class Worker:
         room = self.model.spec.max_length - self.plan.options["gen_length"]
         fitting = [item for item in items if len(item.tokens) <= room]
         others = [item for item in items if len(item.tokens) > room]
-        pace = Pace(len(items), fitting, len(others), self.plan.options["gen_length"])
+        pace = Pace(len(items), fitting, self.plan.options["gen_length"])
         if others:
             self.finish([undecoded(item) for item in others], appender, pace)
         if fitting:
@@ -200,9 +198,8 @@ def refuse_code(checks: list[Check]) -> list[Any]:
 class Pace:
     """How fast this process goes, and how long it still takes."""
 
-    def __init__(self, total: int, fitting: Sequence[Item], too_long: int, gen_length: int) -> None:
+    def __init__(self, total: int, fitting: Sequence[Item], gen_length: int) -> None:
         self.total = total
-        self.too_long = too_long
         self.gen_length = gen_length
         self.work = sum(len(item.tokens) + gen_length for item in fitting)  # positions to decode at
         self.worked = self.done = self.tokens = 0
@@ -232,9 +229,7 @@ class Pace:
             total=self.total,
             score=self.score / self.done,
             tokens_per_second=self.tokens / self.decoding if self.decoding else 0.0,
-            seconds=seconds,
             seconds_left=left,
-            too_long=self.too_long,
         )
 
 

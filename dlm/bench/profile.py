@@ -25,15 +25,14 @@ def profile(work: Work) -> list[dict[str, Any]]:
     prompts = random_prompts(model, [work.prompt_length] * work.batch_sizes[0])
     work.decode(model, prompts)
     watch = cProfile.Profile()
-    watch.runcall(work.decode, model, prompts)
+    out = watch.runcall(work.decode, model, prompts)
     stats: Any = pstats.Stats(watch)
     time, calls = by_function(stats.stats)
     total = sum(time.values())
     network = sum(spent for function, spent in time.items() if in_network(function))
     engine = {f: spent for f, spent in time.items() if not in_network(f)}
-    forwards = work.gen_length if work.steps is None else work.steps
     most = sorted(engine, key=lambda f: -engine[f])[:TOP]
-    rows = [row("the network", forwards, network, total)]
+    rows = [row("the network", max(out.forwards), network, total)]
     rows += [row(name_of(f), calls[f], engine[f], total) for f in most]
     rest = sum(engine.values()) - sum(engine[f] for f in most)
     return [*rows, row("everything else", 0, rest, total)]

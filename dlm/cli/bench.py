@@ -108,6 +108,8 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
     with threads_set(options.pop("threads")):
         work = Work(batch_sizes=tuple(options.pop("batch_size")), **options)
         if profiled:
+            if sink.out is not None:
+                raise ValueError("--profile prints functions and no result: leave --out away")
             show_profile(work, machine=sink.machine)
             return
         bench = import_module(f"dlm.bench.{name}")

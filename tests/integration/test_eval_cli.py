@@ -186,6 +186,10 @@ def test_help_lists_every_task(dlm_eval: Run) -> None:
         (("sudoku", "--gen-length", "512"), "gen_length must be below the model's 512 positions"),
         (("sudoku", "--gen-length", "0"), "gen_length must be an int >= 1, got 0"),
         (("compare", "nowhere"), "compare needs at least two folders, got 1"),
+        (
+            ("report", "nowhere", "--markdown", "--out", "x"),
+            "--markdown prints a table and writes no",
+        ),
         (("report", "nowhere"), "'nowhere' must be the folder of a run"),
     ],
 )
