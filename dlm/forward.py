@@ -142,7 +142,7 @@ class Forward:
             positions = torch.cat((positions.expand(batch, -1), view.positions), 1)
             tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
             given = torch.cat((given, torch.zeros_like(view.masked)), 1)
-        elif valid is not None and isinstance(cache, Reuse):
+        elif valid is not None and isinstance(cache, Reuse):  # more keys than queries
             attend = valid[:, None]
         if self.guided:
             # The unconditional row is the same canvas without what was given.

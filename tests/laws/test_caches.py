@@ -93,6 +93,23 @@ def test_text_behind_the_blanks_is_seen(golden: Model, cache: str) -> None:
     assert once.query_tokens[0] == expected[cache]
 
 
+def test_a_wide_batch_computes_nothing_more_of_a_narrow_row(golden: Model) -> None:
+    """A dual cache keeps the text behind the blanks as the first forward saw it, in any batch."""
+    narrow, wide = [3, MASK, MASK, MASK, 9, 20, 21, 22, 23, 24], [1, *[MASK] * 9]
+    options: dict[str, Any] = {"block_length": None, "decoder": "left_to_right", "cache": "dual"}
+    options["return_trajectory"] = True
+    alone = dlm.infill(golden, [narrow], **options)
+    beside = dlm.infill(golden, [narrow, wide], **options)
+    afresh = dlm.infill(golden, [narrow], **{**options, "refresh_every": 1})
+
+    def confidences(out: dlm.Generation) -> list[float]:
+        assert out.trajectory is not None
+        return [change.confidence for change in out.trajectory[0].commits]
+
+    assert confidences(beside) == pytest.approx(confidences(alone), rel=1e-5)
+    assert confidences(beside) != pytest.approx(confidences(afresh), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("cache", "refresh", "queries"),
     [

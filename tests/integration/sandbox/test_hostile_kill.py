@@ -66,9 +66,10 @@ def test_an_interrupt_takes_the_sandbox_down(
     box: Sandbox, marked: Tell, processes: Seen, eventually: Wait
 ) -> None:
     driver = """
-import os
+import os, signal
 from dlm.eval.sandbox import Sandbox
 from dlm.eval.task import Check
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's "&"
 box = next(each for each in Sandbox.each() if each.rung == os.environ["RUNG"])
 print("ready", flush=True)
 try:
