@@ -39,7 +39,7 @@ class TableModel(Model):
     def device(self) -> torch.device:
         return self.table.device
 
-    def hidden(
+    def states(
         self,
         tokens: Tensor,
         positions: Tensor,

@@ -4,32 +4,63 @@ Shapes: B rows, L tokens, N positions, D model width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dlm.cache import View
+from dlm.cache import Reuse, View
 from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dlm.models.transformer import TransformerForMaskedLM
+
+class Network(Protocol):
+    """What a family's network offers, beside what every `PreTrainedModel` has."""
+
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        ...
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module whose `weight` lies where token ids have to be."""
+        ...
+
+    def states(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        cache: View | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, L, D] of int64 tokens [B, L] at int64 positions [B or 1, L].
+
+        The mask is [B, L], False at padding, or [B, 1, L or 1, K] as the attention backend takes
+        it; without one every token sees every token.
+        """
+        ...
+
+    def project(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A loaded model. `dlm.load` makes one."""
 
-    network: "TransformerForMaskedLM"
+    network: Any  # a `Network` and a `torch.nn.Module`
     tokenizer: "PreTrainedTokenizerBase | None"
     spec: ModelSpec
 
     @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
-        device: torch.device = self.network.model.embed_tokens.weight.device
+        device: torch.device = self.network.get_input_embeddings().weight.device
         return device
 
     def hidden(
@@ -40,22 +71,40 @@ class Model:
         attend: Tensor | None = None,
         cache: View | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D].
+        """Final hidden states [B, L, D], of which the one at i predicts the token at i.
+
+        Where the network's output at i predicts the token after it, states are moved by one; the
+        first then stands for itself, which no network was trained for.
 
         Args:
             tokens: int64 [B, L].
             positions: int64 [B or 1, L].
             valid: bool [B, L], False at padding; None where there is none.
             attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
-                (third).
-            cache: where keys and values go, and what there is to attend to.
+                (third). Without it all that is valid is seen, within the family's topology.
+            cache: where keys and values go, and what there is to attend to. With `Reuse` and a
+                block-causal network `attend` has to be given.
 
         Raises:
-            ValueError: `attend` is given and the attention backend takes no such mask.
+            ValueError: a mask is needed that the attention backend does not take.
         """
+        states = self.states(tokens, positions, valid, attend, cache)
+        return torch.cat((states[:, :1], states[:, :-1]), 1) if self.spec.shift else states
+
+    def states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        attend: Tensor | None = None,
+        cache: View | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, L, D] where the network puts them; arguments as `hidden`."""
+        if attend is None and self.spec.block_size is not None and not isinstance(cache, Reuse):
+            attend = block_causal(positions, positions, self.spec.block_size)
+            attend = attend if valid is None else attend & valid[:, None]
         mask = valid if attend is None else self.attention_mask(attend)
-        out = self.network.model(tokens, mask, positions, cache=cache)
-        return torch.as_tensor(out.last_hidden_state)
+        return torch.as_tensor(self.network.states(tokens, mask, positions, cache))
 
     def attention_mask(self, attend: Tensor) -> Tensor:
         """Bool [B, L or 1, K] as the 4-D mask that the network's attention backend takes."""
@@ -73,11 +122,13 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of hidden states [..., D], in the dtype of the network."""
-        return torch.as_tensor(self.network.lm_head(hidden))
+        return torch.as_tensor(self.network.project(hidden))
 
     @torch.no_grad()
     def raw_logits(self, input_ids: Tensor) -> Tensor:
         """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted.
+
+        Attention is that of the family, block-causal where it is.
 
         Raises:
             ValueError: ids of another shape or type, outside the vocabulary, or too many.
@@ -98,4 +149,12 @@ class Model:
             )
         tokens = input_ids.to(self.device)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        return self.logits(self.hidden(tokens, positions, None))
+        return self.logits(self.states(tokens, positions, None))
+
+
+def block_causal(queries: Tensor, keys: Tensor, block_size: int) -> Tensor:
+    """Whether a query sees a key: floor(j / N) <= floor(i / N), of positions i and j.
+
+    Bool [B, Q, K] of int64 [B, Q] and [B, K].
+    """
+    return (keys // block_size)[:, None] <= (queries // block_size)[..., None]

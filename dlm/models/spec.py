@@ -15,8 +15,12 @@ class ModelSpec:
     stop_ids: tuple[int, ...]  # end of text, end of turn
     max_length: int  # tokens, prompt and generation together
     unused: tuple[int, int]  # first and end of the embedding rows no token owns
+    shift: bool = False  # whether the network's output at i predicts token i + 1
+    block_size: int | None = None  # tokens; of block-causal attention; None looks both ways
+    never: tuple[int, ...] = ()  # further ids that are never sampled
+    suffix: tuple[int, ...] = ()  # ids that close every row
 
     @property
     def banned(self) -> Sequence[int]:
-        """Ids that are never sampled: the mask and the unused rows."""
-        return (self.mask_id, *range(*self.unused))
+        """Ids that are never sampled: the mask, the unused rows and the family's own."""
+        return (self.mask_id, *range(*self.unused), *self.never)

@@ -202,3 +202,18 @@ class TransformerForMaskedLM(Bidirectional):
         """Logits [B, L, V] of the token at each position; arguments as `TransformerModel`."""
         out = self.model(input_ids, attention_mask, position_ids, inputs_embeds)
         return MaskedLMOutput(logits=self.lm_head(out.last_hidden_state))
+
+    def states(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        cache: View | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, L, D], see `dlm.models.model.Network`."""
+        out = self.model(tokens, attention_mask, positions, cache=cache)
+        return torch.as_tensor(out.last_hidden_state)
+
+    def project(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D]."""
+        return torch.as_tensor(self.lm_head(states))

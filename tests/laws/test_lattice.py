@@ -54,7 +54,7 @@ class StaticModel(Model):
 
 def static(seed: int, scale: float = 2.0, length: int = 48) -> Model:
     table = scale * torch.randn(length, V, generator=torch.Generator().manual_seed(seed))
-    return StaticModel(None, None, ModelSpec("static", V, MASK, 6, (6, 5), 512, (V, V)), table)  # type: ignore[arg-type]
+    return StaticModel(None, None, ModelSpec("static", V, MASK, 6, (6, 5), 512, (V, V)), table)
 
 
 @st.composite

@@ -245,7 +245,7 @@ def exact_network() -> Model:
             )
             table[code, i, v] = math.log(sum(math.exp(-energy(x)) for x in agree) or 1e-30)
     spec = ModelSpec("exact", 3, HOLE, 1, (1, 0), 64, (3, 3))
-    return ExactModel(None, None, spec, table)  # type: ignore[arg-type]
+    return ExactModel(None, None, spec, table)
 
 
 def weights(model: Model, rows: int = ROWS, **options: Any) -> Tensor:
