@@ -3,8 +3,6 @@
 Shapes: B rows (twice as many with guidance), H heads, L canvas, Q queries, E head width.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -86,10 +84,3 @@ class Reuse:
 
 View = Refresh | Reuse
 """What a network writes its keys and values to: `update(key, value, layer)`."""
-
-
-def listed(flags: Sequence[bool], device: torch.device) -> Tensor | None:
-    """The rows that are flagged, int64; None for all of them."""
-    if all(flags):
-        return None
-    return torch.tensor([row for row, flag in enumerate(flags) if flag], device=device)

@@ -15,12 +15,14 @@ class Canvas:
     """Right-padded rows, so that the position of a token is its column.
 
     Blanks are the positions that held the mask id at the start; everything else is given and
-    never changes. Blocks of `block_length` positions are counted from a row's first blank.
+    never changes. Blocks of `block_length` positions are counted from a row's first blank; where
+    the network is block-causal, from the start of the network's block that holds it.
     """
 
     tokens: Tensor  # int64 [B, L]
     blank: Tensor  # bool [B, L]
     start: Tensor  # int64 [B], first blank
+    origin: Tensor  # int64 [B], where the first block begins
     stop: Tensor  # int64 [B], one past the last blank
     blanks: Tensor  # int64 [B, N], blanks of each block
     budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
@@ -30,8 +32,11 @@ class Canvas:
 
     @property
     def span(self) -> int:
-        """Positions from first to last blank, at most over rows. Waits for the device."""
-        return int((self.stop - self.start).max())
+        """Positions from the first block to the last blank, at most over rows.
+
+        Waits for the device.
+        """
+        return int((self.stop - self.origin).max())
 
     def select(self, index: Tensor, length: int) -> "Canvas":
         """The rows `index`, with only the first `length` columns."""
@@ -41,7 +46,7 @@ class Canvas:
         return Canvas(**kept)
 
 
-def build(
+def build(  # noqa: PLR0913 (what a row is made of)
     rows: Sequence[Sequence[int]],
     *,
     mask_id: int,
@@ -51,6 +56,7 @@ def build(
     row_keys: Sequence[int],
     device: torch.device,
     surplus: bool = False,
+    block_size: int | None = None,
 ) -> Canvas:
     """Lay out rows of ids, each with at least one mask.
 
@@ -63,6 +69,7 @@ def build(
         row_keys: one 64-bit int for each row.
         device: where the canvas lives.
         surplus: whether a block may take more forwards than it has blanks.
+        block_size: of block-causal attention, a multiple of `block_length`.
     """
     width = max(map(len, rows))
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
@@ -71,12 +78,13 @@ def build(
     blank = (tokens == mask_id) & inside
     start = blank.int().argmax(-1)
     stop = width - blank.flip(-1).int().argmax(-1)
-    blanks = blanks_per_block(blank, start, block_length)
+    origin = start if block_size is None else start - start % block_size
+    blanks = blanks_per_block(blank, origin, block_length)
     budget = forwards_per_block(blanks, steps, surplus=surplus)
     keys = torch.tensor([wrap(key) for key in row_keys], dtype=torch.int64)
     index = torch.arange(len(rows))
     length = inside.sum(-1)
-    parts = (tokens, blank, start, stop, blanks, budget, length, index, keys)
+    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys)
     return Canvas(*(part.to(device) for part in parts))
 
 
@@ -85,9 +93,22 @@ def wrap(key: int) -> int:
     return key - (1 << 64) if key >= 1 << 63 else key
 
 
-def blanks_per_block(blank: Tensor, start: Tensor, block_length: int) -> Tensor:
-    """Blanks of each block, int64 [B, N], of bool [B, L] and the first blank of each row [B]."""
-    block = (torch.arange(blank.shape[1]) - start[:, None]).div(block_length, rounding_mode="floor")
+def active_length(block_length: int | None, block_size: int | None) -> int | None:
+    """Tokens of a block to decode: at most, and a divisor of, a block of the network's attention.
+
+    Tokens of one attention block see each other and none of a later one, so a block to decode must
+    not reach over its end.
+    """
+    if block_size is None:
+        return block_length
+    most = min(block_length or block_size, block_size)
+    return next(n for n in range(most, 0, -1) if block_size % n == 0)
+
+
+def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor:
+    """Blanks of each block, int64 [B, N], of bool [B, L] and where the first begins, [B]."""
+    place = torch.arange(blank.shape[1]) - origin[:, None]
+    block = place.div(block_length, rounding_mode="floor")
     blanks = torch.zeros(blank.shape[0], int(block.max()) + 1, dtype=torch.int64)
     return blanks.scatter_add_(1, block.clamp(min=0), blank.long())
 

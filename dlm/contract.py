@@ -28,6 +28,12 @@ def gain(decision: Decision) -> Tensor:
     return commits if decision.remask is None else commits - decision.remask.sum(-1)
 
 
+def rules(traits: Traits) -> tuple[Violation, ...]:
+    """Those that `violations` tells of."""
+    bounded = () if traits.max_forwards is not None else (Violation.PROGRESS,)
+    return (Violation.COMMIT, Violation.CHANGE, *bounded)
+
+
 def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Violation, Tensor]:
     """Whether each rule is broken, bool scalars on the device of the view.
 

@@ -10,26 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.cache import Cache, Refresh, Reuse, View, listed
+from dlm.cache import Cache, Refresh, Reuse, View
 from dlm.canvas import Canvas
-from dlm.models.model import Model
+from dlm.host import send
+from dlm.models.model import Model, block_causal
+from dlm.progress import Due
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import StepView
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """What the host knows about the rows of a forward."""
-
-    lengths: list[int]  # tokens of each row
-    refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
-    reach: int  # most positions from the start of a row's block to its end
-
-    @property
-    def whole(self) -> bool:
-        """Whether all rows are computed as a whole."""
-        return all(self.refresh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +30,15 @@ class Hidden:
     queries: Tensor  # int64 [B], positions that were computed
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Columns of each row to compute."""
+
+    begin: Tensor  # int64 [B]
+    end: Tensor  # int64 [B], one past the last
+    count: int  # queries, the same for all rows; those from `end` on are thrown away
+
+
 class Forward:
     """The forwards of one generation, with what they leave behind for the next ones."""
 
@@ -51,6 +48,8 @@ class Forward:
         self.guided = bool(settings.cfg_scale)
         self.shadowed = "leave_one_out" in traits.needs
         self.mode = settings.cache
+        self.shift = model.spec.shift
+        self.block_size = model.spec.block_size
         self.cache: Cache | None = None
 
     def select(self, index: Tensor, rows: int) -> None:
@@ -62,17 +61,28 @@ class Forward:
         """Rows, and with guidance the unconditional ones that belong to them."""
         return torch.cat((index, index + rows)) if self.guided else index
 
-    def __call__(self, canvas: Canvas, view: StepView, due: Due) -> Hidden:
-        """Evaluate the network."""
+    def __call__(self, canvas: Canvas, view: StepView, kept: Tensor, due: Due) -> Hidden:
+        """Evaluate the network.
+
+        Args:
+            canvas: the rows.
+            view: their windows.
+            kept: int64 [B], columns in front of it are final, and their keys cached: where the
+                network is block-causal, nothing that comes later can change them.
+            due: what the host knows.
+        """
         if self.mode == "none":
             return self.rows(canvas, view, due.lengths, None)
         batch, length = canvas.tokens.shape
         if self.cache is None:
             self.cache = Cache(batch * (2 if self.guided else 1), length)
-        fresh = listed(due.refresh, canvas.tokens.device)
+        if self.block_size is not None:
+            end = self.block_end(canvas, view.block_start)
+            return self.part(canvas, view, due, Stretch(kept, end, due.reach), self.cache)
+        fresh = None if due.whole else flagged(due.refresh, canvas.tokens.device)
         if fresh is None:
             return self.rows(canvas, view, due.lengths, Refresh(self.cache, None, length))
-        part = self.part(canvas, view, due, self.cache)
+        part = self.part(canvas, view, due, self.stretch(canvas, view, due), self.cache)
         if not fresh.numel():
             return part
         # These rows were computed in vain above: cheaper than to copy the others' keys together.
@@ -80,6 +90,39 @@ class Forward:
         keep = Refresh(self.cache, self.both(fresh, batch), max(lengths))
         some = self.rows(canvas.select(fresh, max(lengths)), pick(view, fresh), lengths, keep)
         return self.merged(part, some, view, fresh, max(lengths))
+
+    def block_start(self, start: Tensor) -> Tensor:
+        """Where the block-causal block that holds canvas positions [B] begins, [B]."""
+        assert self.block_size is not None
+        return start - start % self.block_size
+
+    def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
+        """One past the end of the block-causal block that holds `start`, or of the row, [B]."""
+        assert self.block_size is not None
+        return torch.minimum(self.block_start(start) + self.block_size, canvas.length)
+
+    def kept(self, start: Tensor, again: Tensor) -> Tensor:
+        """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
+
+        0 where the row is to be computed again from its beginning, bool [B], and everywhere if the
+        network is not block-causal.
+        """
+        if self.block_size is None:
+            return torch.zeros_like(start)
+        return self.block_start(start).masked_fill(again, 0)
+
+    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor) -> Tensor:
+        """Columns to compute in each row whose block begins at `start`, int64 [B]."""
+        if self.block_size is None:
+            return canvas.length - start if self.mode == "prefix" else torch.zeros_like(start)
+        return self.block_end(canvas, start) - kept
+
+    def stretch(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
+        """What a cache leaves to compute: the window, or all from its start on."""
+        window = view.positions.shape[1]
+        if self.mode == "dual":
+            return Stretch(view.block_start, canvas.stop, window)
+        return Stretch(view.block_start, canvas.length, max(due.reach, window))
 
     def rows(
         self, canvas: Canvas, view: StepView, lengths: Sequence[int], keep: View | None
@@ -95,24 +138,29 @@ class Forward:
             states[:, :width], self.behind(states, width), False, self.count(view, canvas.length)
         )
 
-    def part(self, canvas: Canvas, view: StepView, due: Due, cache: Cache) -> Hidden:
-        """Evaluate the window, or all from its start on, against what the cache holds."""
-        length = canvas.tokens.shape[1]
-        window = view.positions.shape[1]
-        to_end = self.mode == "prefix"
-        count = max(due.reach, window) if to_end else window
-        columns = view.block_start[:, None] + torch.arange(count, device=view.positions.device)
-        inside = columns < (canvas.length if to_end else canvas.stop)[:, None]
-        places = columns.clamp(max=length - 1)
+    def part(
+        self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache
+    ) -> Hidden:
+        """Evaluate a stretch of each row against what the cache holds."""
+        length, window = canvas.tokens.shape[1], view.positions.shape[1]
+        ahead = int(self.shift)  # the state that predicts the first token stands in front of it
+        count = stretch.count + ahead
+        every = torch.arange(max(count, length), device=view.positions.device)
+        columns = (stretch.begin - ahead)[:, None] + every[:count]
+        inside = (columns >= 0) & (columns < stretch.end[:, None])
+        places = columns.clamp(0, length - 1)
         tokens, blank = canvas.tokens.gather(1, places), canvas.blank.gather(1, places)
         columns = columns.where(inside, cache.length)
         reused = Reuse(cache, columns.repeat(2, 1) if self.guided else columns, length)
-        every = torch.arange(length, device=places.device)
-        valid = every < canvas.length[:, None] if min(due.lengths) < length else None
+        valid = every[:length] < canvas.length[:, None] if min(due.lengths) < length else None
         states = self.evaluate(canvas, view, tokens, places, ~blank, valid, reused)
-        return Hidden(
-            states[:, :window], self.behind(states, count), True, self.count(view, inside.sum(-1))
-        )
+        own = states[:, ahead:count]
+        if self.block_size is not None and stretch.count > window:
+            offset = (view.block_start - stretch.begin)[:, None] + every[:window]
+            index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
+            own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
+        shadows = self.behind(states, count)
+        return Hidden(own[:, :window], shadows, True, self.count(view, inside.sum(-1)))
 
     def evaluate(
         self,
@@ -136,14 +184,12 @@ class Forward:
             cache: where keys and values go.
         """
         batch, count = tokens.shape
-        attend = None
+        attend = self.seen(positions, canvas.tokens.shape[1], valid, isinstance(cache, Reuse))
         if self.shadowed:
-            attend = shadow_attention(view, count, canvas.tokens.shape[1], valid)
+            attend = self.with_shadows(view, count, canvas.tokens.shape[1], valid, attend)
             positions = torch.cat((positions.expand(batch, -1), view.positions), 1)
             tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
             given = torch.cat((given, torch.zeros_like(view.masked)), 1)
-        elif valid is not None and isinstance(cache, Reuse):  # more keys than queries
-            attend = valid[:, None]
         if self.guided:
             # The unconditional row is the same canvas without what was given.
             tokens = torch.cat((tokens, tokens.masked_fill(given, self.mask_id)))
@@ -154,6 +200,34 @@ class Forward:
         if attend is not None:
             valid, more["attend"] = None, attend
         return self.model.hidden(tokens, positions, valid, **more).to(tokens.device)
+
+    def seen(
+        self, positions: Tensor, length: int, valid: Tensor | None, reuse: bool
+    ) -> Tensor | None:
+        """Which columns each query sees, bool [B, Q or 1, L]; None where the model can tell."""
+        if self.block_size is not None and (reuse or self.shadowed):
+            keys = torch.arange(length, device=positions.device)[None]
+            attend = block_causal(positions, keys, self.block_size)
+            return attend if valid is None else attend & valid[:, None]
+        return valid[:, None] if reuse and valid is not None else None  # more keys than queries
+
+    def with_shadows(
+        self,
+        view: StepView,
+        count: int,
+        length: int,
+        valid: Tensor | None,
+        seen: Tensor | None,
+    ) -> Tensor:
+        """The same with the shadows of the window, bool [B, Q + W, L + W]."""
+        attend = shadow_attention(view, count, length, valid)
+        if self.block_size is not None and seen is not None:
+            own = self.seen(view.positions, length, None, True)
+            assert own is not None
+            batch = attend.shape[0]
+            both = torch.cat((seen.expand(batch, -1, -1), own), 1)
+            attend[:, :, :length] &= both
+        return attend
 
     def behind(self, states: Tensor, count: int) -> Tensor | None:
         """States of the shadows, behind those of `count` queries."""
@@ -179,6 +253,11 @@ class Forward:
             shadows = shadows.index_copy(0, where, some.shadows)
         queries = part.queries.index_copy(0, fresh, some.queries)
         return Hidden(states, shadows, True, queries)
+
+
+def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
+    """The rows that are flagged, int64."""
+    return send([row for row, flag in enumerate(flags) if flag], device)
 
 
 def pick(view: StepView, rows: Tensor) -> StepView:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.canvas import Canvas, build
+from dlm.canvas import Canvas, active_length, build
 from dlm.contract import gain
 from dlm.models.model import Model
 from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
@@ -95,24 +95,31 @@ def make_job(
     spec = model.spec
     longest = max(map(len, rows))
     check_length(model, longest)
-    settings.check_tokens(spec)
+    settings.check_model(spec)
+    if spec.shift and any(row[0] == spec.mask_id for row in rows):
+        raise ValueError(
+            f"{spec.family} predicts a token from the one before it: a row must not begin with a "
+            "mask"
+        )
     keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
     if len(keys) != len(rows):
         raise ValueError(
             f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
         )
     decoder = settings.policy()
+    block_length = active_length(settings.block_length, spec.block_size)
     canvas = build(
         rows,
         mask_id=spec.mask_id,
         pad_id=spec.eos_id,
-        block_length=settings.block_length or longest,
+        block_length=block_length or longest,
         steps=settings.steps,
         row_keys=keys,
         device=model.device,
         surplus=Traits.of(decoder).max_forwards is not None,
+        block_size=spec.block_size,
     )
-    bound = bind(decoder, model, canvas, settings.block_length)
+    bound = bind(decoder, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
     return Job(rows, spans, canvas, settings, bound)
 
@@ -153,7 +160,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         decoder: name out of `dlm.decoders.DECODERS`, or an instance.
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1.
-        block_length: tokens that may be committed at a time, left to right; None for all.
+        block_length: tokens that may be committed at a time, left to right; None for all. Where
+            attention is block-causal, at most a block of the network's, and a divisor of it.
         steps: forwards budget of a row, shared evenly by its blocks (one each at least); None
             lets the decoder use as many as it needs.
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
@@ -240,11 +248,12 @@ def infill(
 
 
 def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
-    """Prompts with `gen_length` masks behind each."""
-    encoded = encode_prompts(model, prompts)
-    check_length(model, max(map(len, encoded)) + settings.gen_length)
-    rows = [[*row, *[model.spec.mask_id] * settings.gen_length] for row in encoded]
-    spans = [(len(p), len(r)) for p, r in zip(encoded, rows, strict=True)]
+    """Prompts with `gen_length` masks behind each, and then what closes every row."""
+    encoded, suffix = encode_prompts(model, prompts), model.spec.suffix
+    check_length(model, max(map(len, encoded)) + settings.gen_length + len(suffix))
+    behind = [*[model.spec.mask_id] * settings.gen_length, *suffix]
+    rows = [[*row, *behind] for row in encoded]
+    spans = [(len(row), len(row) + settings.gen_length) for row in encoded]
     return make_job(model, rows, spans, settings)
 
 

@@ -67,10 +67,11 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     if len(rows) != 1:
         raise ValueError(f"log_likelihood takes one prompt, got {len(rows)}")
     target = encode_answer(model, answer)
-    if len(rows[0]) + len(target) > model.spec.max_length:
+    length = len(rows[0]) + len(target) + len(model.spec.suffix)
+    if length > model.spec.max_length:
         raise ValueError(
             f"prompt and answer must fit the model's {model.spec.max_length} positions, "
-            f"got {len(rows[0]) + len(target)} tokens"
+            f"got {length} tokens"
         )
     banned = set(model.spec.banned) & set(target)
     if banned:
@@ -123,10 +124,11 @@ class Scorer:
         self.model = model
         self.cfg_scale = cfg_scale
         self.seed = seed
-        self.row = torch.tensor([*prompt, *answer], device=model.device)
+        self.row = torch.tensor([*prompt, *answer, *model.spec.suffix], device=model.device)
         self.start = len(prompt)
         self.length = len(answer)
-        self.answer = self.row[self.start :]
+        self.end = self.start + self.length
+        self.answer = self.row[self.start : self.end]
         self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
         self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
 
@@ -138,7 +140,7 @@ class Scorer:
             scored: bool [B, n], which of them to score.
         """
         rows = self.row.repeat(masked.shape[0], 1)
-        rows[:, self.start :].masked_fill_(masked, self.model.spec.mask_id)
+        rows[:, self.start : self.end].masked_fill_(masked, self.model.spec.mask_id)
         positions = torch.arange(rows.shape[1], device=rows.device)[None]
         line, column = scored.nonzero(as_tuple=True)
         logits = self.model.logits(

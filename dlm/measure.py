@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas
-from dlm.forward import Due, Forward
+from dlm.forward import Forward
 from dlm.kernels import Bonus, NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
 from dlm.models.model import Model
+from dlm.progress import Due, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import Adjustment, StepView
-from dlm.window import Window
 
 NOT_STATISTICS = {"uniform", "position_noise", "logits", "leave_one_out", "top_tokens"}
 MEASURED = (
@@ -46,30 +46,51 @@ class Places:
     row: Tensor  # int64 [N]
     column: Tensor  # int64 [N]
     position: Tensor  # int64 [N], on the canvas
+    wanted: Tensor | None  # bool [B, W], which count; None where just those are listed
 
     @classmethod
     def where(cls, wanted: Tensor, positions: Tensor) -> "Places":
-        """Those marked in bool [B, W]."""
+        """Those marked in bool [B, W]. On a GPU the host waits to learn how many there are."""
         row, column = wanted.nonzero(as_tuple=True)
-        return cls(row, column, positions[row, column])
+        return cls(row, column, positions[row, column], None)
+
+    @classmethod
+    def all(cls, wanted: Tensor, positions: Tensor) -> "Places":
+        """Every column, of which those marked in bool [B, W] count."""
+        batch, window = wanted.shape
+        row, column = (torch.arange(n, device=wanted.device) for n in (batch, window))
+        row = row[:, None].expand(-1, window).flatten()
+        return cls(row, column.repeat(batch), positions.flatten(), wanted)
 
     def take(self, values: Tensor) -> Tensor:
         """Values [B, W, ...] at these places, [N, ...]."""
-        return values[self.row, self.column]
+        return values[self.row, self.column] if self.wanted is None else values.flatten(0, 1)
 
     def spread(self, values: Tensor | None, like: Tensor) -> Tensor | None:
         """Values [N, ...] on a window of zeros shaped `like` [B, W]."""
         if values is None:
             return None
+        if self.wanted is not None:
+            over = values.view(*like.shape, *values.shape[1:])
+            wanted = self.wanted.view(*like.shape, *[1] * (values.dim() - 1))
+            return over.masked_fill(~wanted, 0)
         blank = values.new_zeros((*like.shape, *values.shape[1:]))
         return blank.index_put_((self.row, self.column), values)
+
+    def every(self, flags: Tensor) -> Tensor:
+        """Whether all that counts is flagged, of bool [N]."""
+        return (flags if self.wanted is None else flags | ~self.wanted.flatten()).all()
 
 
 class Meter:
     """What one generation asks of every forward, fixed at its start."""
 
-    def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
+    def __init__(
+        self, model: Model, traits: Traits, settings: Settings, *, dense: bool = False
+    ) -> None:
+        """Take whether every column is measured, rather than a list of those that are wanted."""
         device = model.device
+        self.places = Places.all if dense else Places.where
         self.model = model
         self.forward = Forward(model, traits, settings)
         self.settings = settings
@@ -85,8 +106,9 @@ class Meter:
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
         self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
 
-    def look(self, canvas: Canvas, window: Window, spent: Tensor, number: int) -> StepView:
+    def look(self, canvas: Canvas, progress: Progress) -> StepView:
         """The view before the network has spoken: canvas, budget and noise."""
+        window, spent = progress.window, progress.spent
         left = (window.limit - spent).clamp(min=1)
         masks = window.masked.sum(-1)
         view = StepView(
@@ -101,9 +123,9 @@ class Meter:
             quota=torch.where(window.limit > 0, -(-masks // left), 1),
             editable=window.blank & ~window.masked,
         )
-        return self.with_noise(view, canvas, number)
+        return self.with_noise(view, canvas, progress.made)
 
-    def with_noise(self, view: StepView, canvas: Canvas, number: int) -> StepView:
+    def with_noise(self, view: StepView, canvas: Canvas, made: Tensor) -> StepView:
         """Add the noise that the decoder reads, at every column."""
         warmth = self.settings.position_temperature if "position_noise" in self.traits.needs else 0
         if not warmth and "uniform" not in self.traits.needs:
@@ -113,19 +135,19 @@ class Meter:
             self.settings.seed,
             canvas.row_key.repeat_interleave(shape[1]),
             view.positions.flatten(),
-            torch.full_like(view.positions, number).flatten(),
+            made.repeat_interleave(shape[1]),
         )
-        made: dict[str, Any] = {}
+        drawn: dict[str, Any] = {}
         if "uniform" in self.traits.needs:
-            made["uniform"] = uniform(key).view(shape)
+            drawn["uniform"] = uniform(key).view(shape)
         if warmth:
-            made["position_noise"] = (warmth * gumbel(key)).view(shape)
-        return replace(view, **made)
+            drawn["position_noise"] = (warmth * gumbel(key)).view(shape)
+        return replace(view, **drawn)
 
-    def key(self, canvas: Canvas, places: Places, number: int) -> NoiseKey:
+    def key(self, canvas: Canvas, places: Places, made: Tensor) -> NoiseKey:
         """The noise of some places at one forward."""
-        draw = torch.full_like(places.row, number)
-        return NoiseKey(self.settings.seed, canvas.row_key[places.row], places.position, draw)
+        row = places.row
+        return NoiseKey(self.settings.seed, canvas.row_key[row], places.position, made[row])
 
     def wanted(self, view: StepView) -> Tensor:
         """The columns a decoder reads, bool [B, W]."""
@@ -136,29 +158,28 @@ class Meter:
     def measure(
         self,
         canvas: Canvas,
+        progress: Progress,
         due: Due,
         view: StepView,
         wanted: Tensor,
-        state: Any,
-        number: int,
     ) -> "Measured":
         """Forward, project, sample and measure just the columns `wanted`.
 
         Args:
             canvas: the rows.
+            progress: where they stand.
             due: what the host knows of them.
             view: what `look` gave.
             wanted: bool [B, W].
-            state: of the decoder, for those that adjust logits.
-            number: of the forward.
         """
         # First, as it waits for the device: what follows is asked for while the network computes.
-        places = Places.where(wanted, view.positions)
-        hidden = self.forward(canvas, view, due)
+        places = self.places(wanted, view.positions)
+        hidden = self.forward(canvas, view, progress.kept, due)
         index = places.column if hidden.by_column else places.position
         logits = self.logits(hidden.states, canvas, places, index)
-        state, adjustment = self.adjusted(state, view, places, logits)
-        drawn = self.draw(logits, adjustment, view, places, self.key(canvas, places, number))
+        state, adjustment = self.adjusted(progress.state, view, places, logits)
+        key = self.key(canvas, places, progress.made)
+        drawn = self.draw(logits, adjustment, view, places, key)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
             banned = logits.masked_fill(self.suppressed, -torch.inf)
@@ -168,7 +189,7 @@ class Meter:
         return Measured(
             state=state,
             view=self.filled(view, drawn, places, **made),
-            finite=drawn.maximum.isfinite().all(),
+            finite=places.every(drawn.maximum.isfinite()),
             log_probability=places.spread(drawn.sampled_log_probability, view.masked),
             queries=hidden.queries,
         )
@@ -283,7 +304,7 @@ class Meter:
 
     def leave_one_out(self, shadows: Tensor, canvas: Canvas, view: StepView) -> Tensor:
         """Probability of each committed token by the shadow in its place, float32 [B, W]."""
-        places = Places.where(view.editable, view.positions)
+        places = self.places(view.editable, view.positions)
         logits = self.logits(shadows, canvas, places, places.column)
         judged = token_statistics(
             logits,

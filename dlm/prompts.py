@@ -16,7 +16,8 @@ BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 def encode_prompts(model: Model, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
     """Token ids of one prompt or of each of several.
 
-    Text is tokenized as it stands; chat messages go through the chat template.
+    Text is tokenized as it stands; chat messages go through the chat template. What closes every
+    row of the model's family (`ModelSpec.suffix`) is taken off: it goes behind what is generated.
 
     Raises:
         ValueError: an empty prompt, an id outside the vocabulary or equal to the mask id, or text
@@ -28,7 +29,13 @@ def encode_prompts(model: Model, prompts: Prompt | Sequence[Prompt]) -> list[lis
             raise ValueError(
                 f"prompt {number} holds the mask id {model.spec.mask_id}: use dlm.infill for blanks"
             )
-    return rows
+    return [opened(row, model.spec.suffix) for row in rows]
+
+
+def opened(row: list[int], suffix: tuple[int, ...]) -> list[int]:
+    """Token ids of a row without the ids that close it."""
+    closed = suffix and tuple(row[-len(suffix) :]) == suffix
+    return row[: -len(suffix)] if closed else row
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -79,28 +86,50 @@ def check_message(message: Any) -> None:
 def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
     """Token ids of a text with blanks: `[MASK]` is one masked token, `[MASK:8]` eight.
 
-    Token ids may hold the mask id directly.
+    Token ids may hold the mask id directly, and are taken as they are.
 
     Raises:
         ValueError: nothing to fill.
     """
     mask_id = model.spec.mask_id
-    if isinstance(text, str):
-        tokenizer = tokenizer_of(model, "a text")
-        ids: list[int] = []
-        end = 0
-        for match in BLANK.finditer(text):
-            before = text[end : match.start()]
-            ids += tokenizer(before, add_special_tokens=not end)["input_ids"] if before else []
-            ids += [mask_id] * integer("the length of a blank", int(match.group(1) or 1), least=1)
-            end = match.end()
-        rest = text[end:]
-        ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
-    else:
+    if not isinstance(text, str):
         ids = encode_prompt(model, text)
+    elif tokenizer_of(model, "a text").mask_token_id == mask_id:
+        ids = encode_marked(model.tokenizer, text)
+    else:
+        ids = encode_pieces(model, text)
     if mask_id not in ids:
         raise ValueError("the text has no blank: write [MASK] or [MASK:8] where tokens are missing")
     return ids
+
+
+def encode_marked(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text whose blanks a tokenizer has a token for.
+
+    In one piece, as the token may swallow spaces around it, and what is put around the text goes
+    around all of it.
+    """
+    marked = BLANK.sub(lambda blank: tokenizer.mask_token * length_of(blank), text)
+    return list(tokenizer(marked)["input_ids"])
+
+
+def encode_pieces(model: Model, text: str) -> list[int]:
+    """Token ids of a text with blanks, whose tokenizer has no token for them."""
+    tokenizer, spec = tokenizer_of(model, "a text"), model.spec
+    blanks = list(BLANK.finditer(text))
+    ends = [0, *(blank.end() for blank in blanks)]
+    starts = [*(blank.start() for blank in blanks), len(text)]
+    pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
+    ids = opened(tokenizer(pieces[0])["input_ids"], spec.suffix)
+    for blank, piece in zip(blanks, pieces[1:], strict=True):
+        ids = ids + [spec.mask_id] * length_of(blank)
+        ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+    return [*ids, *spec.suffix]
+
+
+def length_of(blank: re.Match[str]) -> int:
+    """Masked tokens that a blank stands for."""
+    return integer("the length of a blank", int(blank.group(1) or 1), least=1)
 
 
 def tokenizer_of(model: Model, what: str) -> Any:

@@ -3,18 +3,19 @@
 Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlm.canvas import Canvas
-from dlm.contract import Violation, violations
-from dlm.forward import Due
+from dlm.canvas import Canvas, active_length
+from dlm.contract import Violation, rules, violations
+from dlm.execution import Execution
+from dlm.host import Mailbox, send
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
+from dlm.progress import Due, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
@@ -22,8 +23,24 @@ from dlm.window import Window, locate, write
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step made, all of it on the device."""
+
+    canvas: Canvas  # after writing
+    progress: Progress
+    view: StepView
+    decision: Decision
+    log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
+    queries: Tensor  # int64 [B], positions the network was evaluated at
+    report: Tensor  # int64, what the host has to know: `Loop.read`
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One forward of the rows still being decoded, and what it changed."""
+    """One forward of the rows still being decoded, and what it changed.
+
+    Its tensors are good until the next step is asked for.
+    """
 
     number: int  # forwards made before this one
     before: Canvas  # what the forward saw
@@ -32,7 +49,8 @@ class Step:
     decision: Decision
     log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
     queries: Tensor  # int64 [B], positions the network was evaluated at
-    done: list[bool]  # rows that need no further forward
+    live: list[bool]  # rows that were being decoded; what others hold means nothing
+    done: list[bool]  # of those, rows that need no further forward
 
 
 def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None) -> AnyDecoder:
@@ -57,13 +75,19 @@ def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | 
 
 
 def denoise(
-    model: Model, canvas: Canvas, lengths: Sequence[int], settings: Settings, decoder: AnyDecoder
+    model: Model,
+    canvas: Canvas,
+    lengths: Sequence[int],
+    settings: Settings,
+    decoder: AnyDecoder,
+    execution: Execution | None = None,
 ) -> Iterator[Step]:
     """Fill every blank, block by block, one yield a forward.
 
     Rows are independent: each has its own active block, and leaves the batch when it is done.
     Every forward commits more than it remasks, or the decoder declares how many forwards a block
-    may take at most: either way the loop is bounded.
+    may take at most: either way the loop is bounded. Once a step the host waits for one report of
+    it, and for nothing else.
 
     Args:
         model: the network and the facts of its family.
@@ -71,65 +95,72 @@ def denoise(
         lengths: real length of each row, tokens.
         settings: how to sample and when to stop.
         decoder: the policy, bound to the model.
+        execution: how steps are run; what suits the model's device if absent.
 
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
     """
-    loop = Loop(model, decoder, settings, canvas)
-    progress = loop.start(canvas)
-    due = Due(list(lengths), [True] * len(lengths), 0)
+    execution = execution or Execution.of(model)
+    loop = Loop(model, decoder, settings, canvas, execution)
+    progress, due = loop.start(canvas, lengths)
+    live = [True] * len(lengths)
     for number in range(int(progress.bound.max())):
-        state, seen, decision, broken = loop.decide(canvas, progress, due, number)
-        drawn = write(canvas.tokens, seen.view, decision, model.spec.mask_id)
-        spent = progress.spent
-        hold = torch.zeros_like(spent, dtype=torch.bool) if decision.hold is None else decision.hold
-        tokens, finished = loop.stop(drawn, canvas, progress.window, hold)
-        broken[Violation.BOUND] = (~finished & (progress.bound <= number + 1)).any()
-        after = replace(canvas, tokens=tokens)
-        progress = loop.advance(after, progress, state, hold)
-        rules, done, due = loop.report(broken, finished, after, progress, due)
-        for rule, bad in zip(broken, rules, strict=True):
-            if bad:
-                raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
-        path = loop.path(seen, decision, (tokens != drawn).any(-1))
-        yield Step(number, canvas, tokens, seen.view, decision, path, seen.queries, done)
-        canvas = after
-        if any(done):
-            stay = [i for i, over in enumerate(done) if not over]
-            if not stay:
-                return
+        outcome = loop.run(canvas, progress, due)
+        broken, finished, due = loop.read(outcome, due)
+        for rule in broken:
+            raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
+        done = [was and over for was, over in zip(live, finished, strict=True)]
+        yield Step(
+            number,
+            canvas,
+            outcome.canvas.tokens,
+            outcome.view,
+            outcome.decision,
+            outcome.log_probability,
+            outcome.queries,
+            live,
+            done,
+        )
+        live = [not over for over in finished]
+        if not any(live):
+            return
+        canvas, progress = outcome.canvas, outcome.progress
+        if execution.leaves(live):
+            stay = [i for i, going in enumerate(live) if going]
             canvas, progress, due = loop.select(canvas, progress, due, stay)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where each row stands between two forwards."""
-
-    state: Any  # of the decoder
-    window: Window  # what may change at the next forward
-    hold: Tensor  # bool [B], whether the row stays in its block
-    spent: Tensor  # int64 [B], forwards made on it
-    bound: Tensor  # int64 [B], most forwards the row may take in all
+            live = [True] * len(stay)
 
 
 class Loop:
     """What every forward of one generation does, fixed at its start."""
 
     def __init__(
-        self, model: Model, decoder: AnyDecoder, settings: Settings, canvas: Canvas
+        self,
+        model: Model,
+        decoder: AnyDecoder,
+        settings: Settings,
+        canvas: Canvas,
+        execution: Execution,
     ) -> None:
         self.decoder = decoder
         self.traits = Traits.of(decoder)
-        self.meter = Meter(model, self.traits, settings)
+        self.meter = Meter(model, self.traits, settings, dense=execution.static)
         self.settings = settings
         self.spec = model.spec
         self.length = canvas.tokens.shape[1]
-        self.block_length = settings.block_length or self.length
+        block_length = active_length(settings.block_length, self.spec.block_size)
+        self.block_length = block_length or self.length
         span = canvas.span
         self.width = span if self.traits.cross_block else min(self.block_length, span)
         self.stop_ids = ids(model.spec.stop_ids, canvas.tokens.device)
+        # Where attention is block-causal a cache holds what is final, and no row is made again.
+        self.exact = self.spec.block_size is not None and settings.cache != "none"
+        self.execution = execution
+        self.mailbox = Mailbox()
+        self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
+        self.steps = execution.recorder(self.step)
 
-    def start(self, canvas: Canvas) -> Progress:
+    def start(self, canvas: Canvas, lengths: Sequence[int]) -> tuple[Progress, Due]:
         """Before the first forward."""
         batch, device = canvas.tokens.shape[0], canvas.tokens.device
         blanks = canvas.blanks
@@ -138,9 +169,11 @@ class Loop:
         with device:
             state = self.decoder.init_state(batch, self.width)
         block = torch.full((batch,), -1, device=device)
-        hold = block > 0
-        window = self.locate(canvas, block, hold)
-        return Progress(state, window, hold, torch.zeros_like(block), blanks.sum(-1))
+        none, never = torch.zeros_like(block), block > 0
+        window = self.locate(canvas, block, never)
+        progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1))
+        reach = self.meter.forward.reach(canvas, window.start, none)
+        return progress, Due(list(lengths), [not self.exact] * batch, int(reach.max()))
 
     def locate(self, canvas: Canvas, block: Tensor, hold: Tensor) -> Window:
         """The window of each row, given the block it has been in."""
@@ -154,71 +187,98 @@ class Loop:
             cross_block=self.traits.cross_block,
         )
 
-    def advance(self, canvas: Canvas, progress: Progress, state: Any, hold: Tensor) -> Progress:
+    def run(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
+        """One step, played from a recording where there is one."""
+        reach = self.execution.bucket(due.reach, canvas.tokens.shape[1])
+        due = replace(due, reach=reach)
+        return self.steps(canvas, progress, due)
+
+    def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
+        """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
+        state, seen, decision, broken = self.decide(canvas, progress, due)
+        if self.execution.static:
+            decision = decision.only(~progress.done)
+        drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
+        hold = torch.zeros_like(progress.done) if decision.hold is None else decision.hold
+        tokens, finished = self.stop(drawn, canvas, progress.window, hold)
+        broken[Violation.BOUND] = (~finished & (progress.bound <= progress.made + 1)).any()
+        after = replace(canvas, tokens=tokens)
+        going = self.advance(after, progress, state, hold, finished)
+        return Outcome(
+            canvas=after,
+            progress=going,
+            view=seen.view,
+            decision=decision,
+            log_probability=self.path(seen, decision, (tokens != drawn).any(-1)),
+            queries=seen.queries.masked_fill(progress.done, 0),
+            report=self.report(broken, after, going),
+        )
+
+    def advance(
+        self, canvas: Canvas, progress: Progress, state: object, hold: Tensor, done: Tensor
+    ) -> Progress:
         """After a forward."""
         window = self.locate(canvas, progress.window.block, hold)
         stayed = window.block == progress.window.block
         spent = torch.where(stayed, progress.spent + 1, 0)
-        return Progress(state, window, hold, spent, progress.bound)
+        kept = self.meter.forward.kept(progress.window.start, self.again(spent))
+        made = progress.made + 1
+        return Progress(state, window, hold, done, spent, made, kept, progress.bound)
 
-    def report(
-        self,
-        broken: Mapping[Violation, Tensor],
-        finished: Tensor,
-        canvas: Canvas,
-        progress: Progress,
-        due: Due,
-    ) -> tuple[list[int], list[bool], Due]:
-        """Rules broken, rows done and what the next forward computes: one wait for the device."""
-        parts = [torch.stack(list(broken.values())), finished]
+    def again(self, spent: Tensor) -> Tensor:
+        """Rows whose cache is to be made again although their block has one, bool [B]."""
+        every = self.settings.refresh_every
+        return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
+
+    def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
+        """Rules broken, rows done and what the next forward computes, int64."""
+        parts = [torch.stack([broken[rule] for rule in self.rules]), progress.done]
         if self.settings.cache != "none":
-            every = self.settings.refresh_every
-            spent = progress.spent
-            parts += [spent == 0 if every is None else spent % every == 0]
-            parts += [(canvas.length - progress.window.start).amax(0, keepdim=True)]
-        told: list[int] = torch.cat([part.long() for part in parts]).tolist()
-        rules, rest = told[: len(broken)], told[len(broken) :]
-        count = len(due.lengths)
-        done = [bool(flag) for flag in rest[:count]]
+            reach = self.meter.forward.reach(canvas, progress.window.start, progress.kept)
+            parts += [(progress.spent == 0) | self.again(progress.spent)]
+            parts += [reach.amax(0, keepdim=True)]
+        return torch.cat([part.long() for part in parts])
+
+    def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
+        """Rules broken, rows done and what is due: the one wait for the device."""
+        told = self.mailbox.read(outcome.report)
+        count, batch = len(self.rules), len(due.lengths)
+        broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
+        done = [bool(flag) for flag in told[count : count + batch]]
         if self.settings.cache == "none":
-            return rules, done, due
-        return rules, done, Due(due.lengths, [bool(x) for x in rest[count:-1]], rest[-1])
+            return broken, done, due
+        refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
+        return broken, done, Due(due.lengths, refresh, told[-1])
 
     def select(
         self, canvas: Canvas, progress: Progress, due: Due, stay: Sequence[int]
     ) -> tuple[Canvas, Progress, Due]:
         """The rows that go on."""
-        index = torch.tensor(stay, device=canvas.tokens.device)
+        index = send(stay, canvas.tokens.device)
         self.meter.forward.select(index, canvas.tokens.shape[0])
-        kept = Due([due.lengths[i] for i in stay], [due.refresh[i] for i in stay], due.reach)
+        self.steps = self.execution.recorder(self.step)
+        kept = due.select(stay)
         length = max(kept.lengths)
-        going = Progress(
-            select_rows(progress.state, index),
-            progress.window.select(index, length),
-            progress.hold[index],
-            progress.spent[index],
-            progress.bound[index],
-        )
-        return canvas.select(index, length), going, kept
+        return canvas.select(index, length), progress.select(index, length), kept
 
     def decide(
-        self, canvas: Canvas, progress: Progress, due: Due, number: int
-    ) -> tuple[Any, Measured, Decision, dict[Violation, Tensor]]:
+        self, canvas: Canvas, progress: Progress, due: Due
+    ) -> tuple[object, Measured, Decision, dict[Violation, Tensor]]:
         """Forward and decide; the other way round where the decision rests on no logits.
 
         Returns:
             The decoder's state, the view measured, the decision and which rules it breaks.
         """
         state = progress.state
-        view = self.meter.look(canvas, progress.window, progress.spent, number)
+        view = self.meter.look(canvas, progress)
         if self.traits.order_only:
             state, decision = self.decoder.step(state, view)
             broken = violations(decision, view, self.traits)
             taken = decision.commit if decision.edit is None else decision.commit | decision.edit
-            seen = self.meter.measure(canvas, due, view, taken, state, number)
+            seen = self.meter.measure(canvas, progress, due, view, taken)
         else:
             wanted = self.meter.wanted(view)
-            seen = self.meter.measure(canvas, due, view, wanted, state, number)
+            seen = self.meter.measure(canvas, progress, due, view, wanted)
             state, decision = self.decoder.step(seen.state, seen.view)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
@@ -249,7 +309,7 @@ class Loop:
         if self.traits.cross_block:
             final = canvas.start
         elif self.traits.mutates_committed:
-            behind = final - (final - canvas.start) % self.block_length
+            behind = final - (final - canvas.origin) % self.block_length
             final = torch.where(hold, window.start, behind)
         final = torch.where(done, width, final)
         ends = canvas.blank & torch.isin(tokens, self.stop_ids)
@@ -258,15 +318,3 @@ class Loop:
         columns = torch.arange(width, device=tokens.device)
         behind = canvas.blank & over[:, None] & (columns > first_end[:, None])
         return tokens.masked_fill(behind, self.spec.eos_id), done | over
-
-
-def select_rows(state: Any, index: Tensor) -> Any:
-    """The rows `index` of a decoder state: None, a tensor, or a tuple of those."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state[index]
-    if isinstance(state, tuple):
-        parts = [select_rows(part, index) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    raise TypeError(f"decoder state must be None, a tensor or a tuple, got {type(state).__name__}")

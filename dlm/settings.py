@@ -129,6 +129,21 @@ class Settings:
             )
         return self.decoder
 
+    def check_model(self, spec: ModelSpec) -> None:
+        """Refuse what the network cannot do."""
+        self.check_tokens(spec)
+        traits = Traits.of(self.policy())
+        if self.cache != "none" and not spec.caches:
+            raise ValueError(
+                f"cache must be 'none' for {spec.family}, whose networks keep no keys and values, "
+                f"got {self.cache!r}"
+            )
+        if spec.shift and "leave_one_out" in traits.needs:
+            raise ValueError(
+                f"{traits.name} asks the network about a token with a mask in its place, which a "
+                f"family that predicts a token from the one before it cannot answer: {spec.family}"
+            )
+
     def check_tokens(self, spec: ModelSpec) -> None:
         """Refuse suppressed ids outside the vocabulary, and a vocabulary with none left."""
         most = spec.vocab_size - 1

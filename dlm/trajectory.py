@@ -49,13 +49,15 @@ class Recorder:
         """Keep what a forward saw and changed."""
         tokens = step.before.tokens.cpu()
         rows = step.before.row.tolist()
-        for line, row in enumerate(rows):
-            begin, end = self.spans[row]
-            self.canvases[row].append(tokens[line, begin:end])
+        live = [line for line, going in enumerate(step.live) if going]
+        for line in live:
+            begin, end = self.spans[rows[line]]
+            self.canvases[rows[line]].append(tokens[line, begin:end])
         view, decision = step.view, step.decision
         if decision.time is not None:
-            for row, time in zip(rows, decision.time.tolist(), strict=True):
-                self.times[row].append(time)
+            times = decision.time.tolist()
+            for line in live:
+                self.times[rows[line]].append(times[line])
         now, before = (view.sampled, view.confidence), (view.tokens, view.token_probability)
         for kind, mask, (token, probability) in (
             ("commits", decision.commit, now),

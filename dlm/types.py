@@ -92,6 +92,14 @@ class Decision:
     hold: Tensor | None = None  # bool [B], rows whose block stays active even without a mask
     time: Tensor | None = None  # float32 [B], diffusion time reached, from 1 (noise) to 0 (data)
 
+    def only(self, rows: Tensor) -> "Decision":
+        """The same, but nothing changes in rows other than those marked in bool [B]."""
+        changes = (self.commit, self.remask, self.edit)
+        commit, remask, edit = (None if x is None else x & rows[:, None] for x in changes)
+        assert commit is not None
+        hold = None if self.hold is None else self.hold & rows
+        return Decision(commit, remask, edit, hold, self.time)
+
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:

@@ -56,9 +56,9 @@ def locate(
         cross_block: whether the window reaches back to the first blank.
     """
     open_ = canvas.blank & (canvas.tokens == mask_id)
-    first = (open_.int().argmax(-1) - canvas.start).div(block_length, rounding_mode="floor")
+    first = (open_.int().argmax(-1) - canvas.origin).div(block_length, rounding_mode="floor")
     block = torch.where(hold, block, torch.maximum(block, first))
-    start = canvas.start + block * block_length
+    start = canvas.origin + block * block_length
     begin = canvas.start if cross_block else start
     columns = begin[:, None] + torch.arange(width, device=begin.device)
     inside = columns < torch.minimum(start + block_length, canvas.stop)[:, None]

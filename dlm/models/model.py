@@ -103,8 +103,15 @@ class Model:
         if attend is None and self.spec.block_size is not None and not isinstance(cache, Reuse):
             attend = block_causal(positions, positions, self.spec.block_size)
             attend = attend if valid is None else attend & valid[:, None]
+        elif attend is None and valid is not None and self.takes_masks:
+            attend = valid[:, None]  # transformers makes the same of it, but waits for the device
         mask = valid if attend is None else self.attention_mask(attend)
         return torch.as_tensor(self.network.states(tokens, mask, positions, cache))
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the attention backend takes a mask for every query."""
+        return self.network.config._attn_implementation in ("sdpa", "eager")
 
     def attention_mask(self, attend: Tensor) -> Tensor:
         """Bool [B, L or 1, K] as the 4-D mask that the network's attention backend takes."""

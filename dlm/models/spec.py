@@ -19,6 +19,7 @@ class ModelSpec:
     block_size: int | None = None  # tokens; of block-causal attention; None looks both ways
     never: tuple[int, ...] = ()  # further ids that are never sampled
     suffix: tuple[int, ...] = ()  # ids that close every row
+    caches: bool = True  # whether the network takes keys and values of earlier forwards
 
     @property
     def banned(self) -> Sequence[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm.decoders import DECODERS, make
 from dlm.decoders.artefact import ScheduleArtefact
-from dlm.runtime import select_rows
+from dlm.progress import select_rows
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 

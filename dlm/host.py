@@ -1,0 +1,37 @@
+"""What passes between the host and the device, never waiting longer than it must."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def send(values: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers as int64 [n] on the device. The host does not wait for the copy."""
+    made = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)
+
+
+class Mailbox:
+    """Brings the report of each step to the host."""
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+
+    def read(self, report: Tensor) -> list[int]:
+        """Values of an int64 [n].
+
+        On a GPU the host waits for the event that ends this copy, not for all that was asked of the
+        device: work queued behind it goes on.
+        """
+        if report.device.type != "cuda":
+            values: list[int] = report.tolist()
+            return values
+        if self.buffer is None or self.buffer.shape != report.shape:
+            self.buffer = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
+        self.buffer.copy_(report, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        arrived.synchronize()
+        values = self.buffer.tolist()
+        return values

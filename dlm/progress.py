@@ -1,0 +1,86 @@
+"""Where the rows of a batch stand between two forwards.
+
+Shapes: B rows, L canvas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dlm.tree import mapped
+from dlm.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What the host knows about the rows of a forward."""
+
+    lengths: list[int]  # tokens of each row
+    refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
+    reach: int  # most positions of a row to compute where not all are
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are computed as a whole."""
+        return all(self.refresh)
+
+    @property
+    def shape(self) -> tuple[bool, int] | None:
+        """What forwards of one shape share; None where some rows are whole and others are not."""
+        if self.whole:
+            return True, 0
+        return None if any(self.refresh) else (False, self.reach)
+
+    def select(self, stay: Sequence[int]) -> "Due":
+        """The rows `stay`."""
+        return Due([self.lengths[i] for i in stay], [self.refresh[i] for i in stay], self.reach)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where each row stands."""
+
+    state: Any  # of the decoder
+    window: Window  # what may change at the next forward
+    hold: Tensor  # bool [B], whether the row stays in its block
+    done: Tensor  # bool [B], whether the row needs no further forward
+    spent: Tensor  # int64 [B], forwards made on the block
+    made: Tensor  # int64 [B], forwards made on the row
+    kept: Tensor  # int64 [B], columns in front of it are final, and their keys cached
+    bound: Tensor  # int64 [B], most forwards the row may take in all
+
+    def select(self, index: Tensor, length: int) -> "Progress":
+        """The rows `index`, on a canvas of `length` columns."""
+        return Progress(
+            state=select_rows(self.state, index),
+            window=self.window.select(index, length),
+            hold=self.hold[index],
+            done=self.done[index],
+            spent=self.spent[index],
+            made=self.made[index],
+            kept=self.kept[index],
+            bound=self.bound[index],
+        )
+
+
+def select_rows(state: Any, index: Tensor) -> Any:
+    """The rows `index` of a decoder state: None, a tensor, or a tuple of those."""
+    check_state(state)
+    return mapped(lambda part: part[index], state)
+
+
+def check_state(state: Any) -> None:
+    """Refuse a state whose rows cannot be dropped.
+
+    Raises:
+        TypeError: it is something else than None, tensors and tuples.
+    """
+    if isinstance(state, tuple):
+        for part in state:
+            check_state(part)
+    elif state is not None and not isinstance(state, Tensor):
+        raise TypeError(
+            f"decoder state must be None, a tensor or a tuple, got {type(state).__name__}"
+        )

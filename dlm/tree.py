@@ -1,0 +1,35 @@
+"""Values made of tensors: dataclasses and tuples of them, with anything else as constants."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor, in the order of the fields."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
+            yield from tensors(part)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for field in fields(tree):
+            yield from tensors(getattr(tree, field.name))
+
+
+def mapped(function: Callable[[Tensor], Tensor], tree: T) -> T:
+    """The same value with every tensor replaced by what `function` makes of it."""
+    made: Any = tree
+    if isinstance(tree, Tensor):
+        made = function(tree)
+    elif isinstance(tree, tuple):
+        parts = [mapped(function, part) for part in tree]
+        made = type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        parts_by_name = {f.name: mapped(function, getattr(tree, f.name)) for f in fields(tree)}
+        made = type(tree)(**parts_by_name)
+    return made  # type: ignore[no-any-return]

@@ -1,0 +1,180 @@
+"""Families that predict the next token, and families whose attention is block-causal."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dlm
+from dlm.canvas import active_length
+from dlm.decoders import DECODERS
+from dlm.models.model import Model, block_causal
+from dlm.traits import Traits
+
+Toy = Callable[..., Model]
+
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
+KEYS = [40, 41, 42, 43]
+EXACT = [
+    (name, cache)
+    for name, make in DECODERS.items()
+    for cache in Traits.of(make()).caches
+    if cache != "none"
+]
+
+
+def facts(model: Model, **changes: Any) -> Model:
+    return Model(model.network, model.tokenizer, replace(model.spec, **changes))
+
+
+def run(model: Model, rows: list[list[int]], **options: Any) -> dlm.Generation:
+    usual = {"gen_length": 13, "block_length": 4, "stop_at_eos": False, "seed": 3}
+    return dlm.generate(model, rows, return_trajectory=True, **{**usual, **options})
+
+
+def same(one: dlm.Generation, other: dlm.Generation) -> None:
+    assert one.tokens == other.tokens
+    assert one.forwards == other.forwards
+    assert one.trajectory is not None
+    assert other.trajectory is not None
+    for a, b in zip(one.trajectory, other.trajectory, strict=True):
+        assert torch.equal(a.canvases, b.canvases)
+        assert [c[:3] for c in a.commits] == [c[:3] for c in b.commits]
+
+
+@pytest.mark.parametrize(
+    ("block_length", "block_size", "expected"),
+    [
+        (32, None, 32),
+        (None, None, None),
+        (32, 4, 4),
+        (None, 4, 4),
+        (8, 32, 8),
+        (20, 32, 16),
+        (6, 7, 1),
+    ],
+)
+def test_a_block_divides_the_block_of_the_network(
+    block_length: int | None, block_size: int | None, expected: int | None
+) -> None:
+    assert active_length(block_length, block_size) == expected
+
+
+def test_queries_see_their_block_and_those_before() -> None:
+    at = torch.arange(7)[None]
+    seen = block_causal(at, at, 3)[0]
+    assert seen.sum(-1).tolist() == [3, 3, 3, 6, 6, 6, 7]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), EXACT)
+def test_a_block_causal_cache_is_exact(
+    golden: Model, decoder: str, cache: str, more: dict[str, Any], shift: bool
+) -> None:
+    """What is final is computed once, and every block decides as if all were computed again."""
+    if shift and decoder == "wino":
+        pytest.skip("wino asks what a family that predicts the next token cannot answer")
+    model = facts(golden, block_size=8, shift=shift)
+    options = {"decoder": decoder, "row_keys": KEYS, **more}
+    plain = run(model, ROWS, **options)
+    cached = run(model, ROWS, cache=cache, **options)
+    same(cached, plain)
+    assert sum(cached.query_tokens) < sum(plain.query_tokens)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_block_causal_cache_gives_the_same_bits(golden: Model, shift: bool) -> None:
+    """Every statistic, to the last bit, of a network whose own sums are exact to more than that.
+
+    In float32 the library multiplies matrices of other shapes in another order, which is all that
+    differs: the network computes in float64 here, and its logits are rounded to float32.
+    """
+    network = deepcopy(golden.network).double()
+    model = Rounded(network, None, replace(golden.spec, block_size=4, shift=shift))
+    for row in ROWS:
+        plain, cached = (run(model, [row], cache=cache) for cache in ("none", "dual"))
+        assert repr(plain.trajectory) == repr(cached.trajectory)
+
+
+class Rounded(Model):
+    def logits(self, hidden: Tensor) -> Tensor:
+        return Model.logits(self, hidden).float()
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_rows_of_a_block_causal_network_stand_alone(golden: Model, cache: str) -> None:
+    model = facts(golden, block_size=8)
+    together = run(model, ROWS, cache=cache, row_keys=KEYS, temperature=1.0)
+    for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
+        alone = run(model, [row], cache=cache, row_keys=[key], temperature=1.0)
+        assert alone.tokens[0] == together.tokens[number]
+        assert alone.query_tokens[0] == together.query_tokens[number]
+
+
+def test_given_text_between_blanks_is_cached_too(golden: Model) -> None:
+    """Whole blocks that hold no blank are passed over, and still seen."""
+    model = facts(golden, block_size=4)
+    blank = golden.spec.mask_id
+    row = [3, blank, blank, *range(20, 34), blank, 9, blank, 8, 7, 6, 5, 4, blank, 2]
+    options: dict[str, Any] = {"block_length": 4, "return_trajectory": True}
+    plain, cached = (
+        dlm.infill(model, [row, [1, blank]], cache=cache, **options) for cache in ("none", "prefix")
+    )
+    same(cached, plain)
+
+
+def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(golden: Model) -> None:
+    model = facts(golden, block_size=4)
+    kept, again = (run(model, ROWS, cache="dual", refresh_every=n) for n in (None, 2))
+    same(again, kept)
+    assert sum(again.query_tokens) > sum(kept.query_tokens)
+
+
+def test_blocks_are_counted_from_the_blocks_of_the_network(toy: Toy) -> None:
+    """The first block to decode is what the prompt leaves of the network's block."""
+    out = run(toy(1, block_size=4), [[1, 2, 3, 4, 5, 6]], decoder="random", gen_length=7)
+    assert out.trajectory is not None
+    blocks = [(6 + change.position) // 4 for change in out.trajectory[0].commits]
+    assert blocks == sorted(blocks)
+    assert blocks.count(1) == 2
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_shifted_network_refreshed_every_time_equals_no_cache(golden: Model, cache: str) -> None:
+    model = facts(golden, shift=True)
+    same(run(model, ROWS, cache=cache, refresh_every=1), run(model, ROWS))
+    often = run(model, ROWS, cache=cache, refresh_every=2, row_keys=KEYS)
+    for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
+        alone = run(model, [row], cache=cache, refresh_every=2, row_keys=[key])
+        assert alone.tokens[0] == often.tokens[number]
+
+
+def test_a_shifted_token_is_read_in_front_of_it(golden: Model) -> None:
+    """Left to right, one at a time: what a plain loop over raw logits gives."""
+    model = facts(golden, shift=True)
+    row = [5, 6, 7]
+    out = run(model, [row], decoder="left_to_right", block_length=None, gen_length=6)
+    for _ in range(6):
+        tokens = torch.tensor([[*row, *[model.spec.mask_id] * (9 - len(row))]])
+        logits: Tensor = model.raw_logits(tokens)[0, len(row) - 1]
+        logits[torch.tensor(model.spec.banned)] = -torch.inf
+        row.append(int(logits.argmax()))
+    assert out.tokens[0] == row[3:]
+
+
+def test_what_a_shifted_family_cannot_do_is_refused(golden: Model) -> None:
+    model = facts(golden, shift=True)
+    with pytest.raises(ValueError, match="must not begin with a mask"):
+        dlm.infill(model, [[model.spec.mask_id, 4]])
+    with pytest.raises(ValueError, match=r"Wino .*cannot answer: llada"):
+        run(model, ROWS, decoder="wino")
+
+
+def test_a_network_without_a_cache_refuses_one(golden: Model) -> None:
+    with pytest.raises(ValueError, match="cache must be 'none' for llada"):
+        run(facts(golden, caches=False), ROWS, cache="dual")
