@@ -35,11 +35,15 @@ class Execution:
 
     @classmethod
     def of(cls, model: Model) -> "Execution":
-        """Steps recorded as CUDA graphs where all of the network is on one GPU; else plain ones."""
+        """Steps recorded as CUDA graphs where all of the network is on one GPU; else plain ones.
+
+        A subclass of `Model` is not recorded: what it does at its calls would be done once.
+        """
         if model.device.type != "cuda":
             return cls()
         devices = {weight.device for weight in model.network.parameters()}
-        return cls(static=True, record=CudaGraph if len(devices) == 1 else None)
+        whole = len(devices) == 1 and type(model) is Model
+        return cls(static=True, record=CudaGraph if whole else None)
 
     def leaves(self, live: Sequence[bool]) -> bool:
         """Whether rows that are done leave the batch now."""

@@ -1,4 +1,8 @@
-"""Throughput of ragged batches against one prompt at a time."""
+"""Throughput of ragged batches against one prompt at a time.
+
+What a batch can gain is what the network gains, which `step` tells: where one row keeps the
+machine busy, as on a CPU without a cache, that is nothing.
+"""
 
 from collections.abc import Iterator
 

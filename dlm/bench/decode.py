@@ -5,6 +5,7 @@ from typing import Any
 
 from dlm.bench.baselines import plain_loop
 from dlm.bench.ceilings import Ceilings, ceilings
+from dlm.bench.count import read_weights
 from dlm.bench.replay import Recorder, replay
 from dlm.bench.result import Result
 from dlm.bench.step import rates, totals
@@ -44,13 +45,14 @@ def check(work: Work) -> None:
 
 
 def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
-    """The engine, the loop and the bare calls in turns."""
+    """The engine, the loop and, without a cache, the bare calls in turns."""
     recorder = Recorder.of(model)
     prompts = random_prompts(model, [work.prompt_length] * batch)
     generated: list[list[int]] = []
     looped: list[list[int]] = []
-    same = work.decoder == SAME_POLICY
-    recorded = work.decode(recorder, prompts)
+    bare = work.cache == "none"  # calls against a cache cannot be made again without it
+    same = work.decoder == SAME_POLICY and bare
+    recorded = work.decode(recorder if bare else model, prompts)
     steps = work.gen_length if work.steps is None else work.steps
 
     def engine() -> None:
@@ -63,8 +65,9 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
     calls: dict[str, Callable[[], object]] = {
         "dlm": engine,
         "plain loop": loop,
-        "network": lambda: replay(model, recorder.calls),
     }
+    if bare:
+        calls["network"] = lambda: replay(model, recorder.calls)
     times = take_turns(calls, work.repeats, model.device)
     if same and max(recorded.forwards) != steps:
         raise ValueError(f"the engine took {max(recorded.forwards)} forwards, the loop {steps}")
@@ -74,17 +77,31 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
         seconds={name: Spread.of(values) for name, values in times.items()},
         ratios={
             "plain loop / dlm": ratio(times["plain loop"], times["dlm"]),
-            "dlm / network": ratio(times["dlm"], times["network"]),
+            **({"dlm / network": ratio(times["dlm"], times["network"])} if bare else {}),
         },
         found={
             **speeds(times, batch * work.gen_length),
             "forwards of the plain loop": batch * steps,
             "same policy": same,
             "share of equal tokens": agreement(generated, looped) if same else None,
-            **rates(work.sizes, recorder.calls, times, model, most),
+            **pace(work, model, times, max(recorded.forwards), most),
+            **(rates(work.sizes, recorder.calls, times, model, most) if bare else {}),
         },
-        counted=totals(work.sizes, recorder.calls, model),
+        counted=totals(work.sizes, recorder.calls, model) if bare else {},
     )
+
+
+def pace(
+    work: Work, model: Model, times: Times, forwards: int, most: Ceilings
+) -> dict[str, int | float]:
+    """What a forward takes in all, beside the reading of the weights, which is the least."""
+    seconds = Spread.of(times["dlm"]).median / forwards
+    weights = read_weights(work.sizes) * model.network.dtype.itemsize
+    return {
+        "forwards": forwards,
+        "dlm ms per forward": 1e3 * seconds,
+        "dlm forward / reading the weights once": seconds * most.bandwidth / weights,
+    }
 
 
 def speeds(times: Times, tokens: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from dlm.bench.shapes import Shape, build, shape_of
 from dlm.generation import Generation, generate
 from dlm.models.model import Model
-from dlm.options import integer
+from dlm.options import integer, known
+from dlm.traits import CACHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Work:
     dtype: str = "auto"
     decoder: str = "low_confidence"
     steps: int | None = None
+    cache: str = "none"
     repeats: int = 5
 
     def __post_init__(self) -> None:
@@ -36,6 +38,7 @@ class Work:
             integer(name, getattr(self, name), least=1)
         for size in self.batch_sizes:
             integer("batch_size", size, least=1)
+        known("cache", self.cache, CACHES)
         shape_of(self.shape, self.layers)
 
     @property
@@ -56,6 +59,7 @@ class Work:
             "dtype": str(model.network.dtype).removeprefix("torch."),
             "decoder": self.decoder,
             "steps": self.steps,
+            "cache": self.cache,
             "prompt_length": self.prompt_length,
             "gen_length": self.gen_length,
             "block_length": self.block_length,
@@ -73,7 +77,7 @@ class Work:
             block_length=self.block_length,
             steps=self.steps,
             stop_at_eos=False,
-            **more,
+            **{"cache": self.cache, **more},
         )
 
 

@@ -49,6 +49,7 @@ Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see 
 Steps = Annotated[
     int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
 ]
+CacheName = Annotated[str, decoding("--cache", help="none, prefix or dual.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,7 @@ def decode(  # noqa: PLR0913
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
     steps: Steps = None,
+    cache: CacheName = "none",
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -242,6 +244,7 @@ def batch(  # noqa: PLR0913
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
     steps: Steps = None,
+    cache: CacheName = "none",
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,

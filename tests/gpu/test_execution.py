@@ -1,0 +1,99 @@
+"""Steps as CUDA graphs, and a host that does not wait within a block. Skipped without a GPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.decoders import DECODERS
+from dlm.execution import CudaGraph, Execution
+from dlm.generation import generation_job
+from dlm.models.model import Model
+from dlm.settings import Settings
+from dlm.traits import Traits
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+GOLDEN = Path(__file__).parent.parent / "golden" / "tiny-llada"
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return dlm.load(GOLDEN, device="cuda", dtype="float32")
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts the steps that were played from a recording."""
+    made: list[int] = []
+    play = CudaGraph.__call__
+
+    def counted(self: CudaGraph, *given: Any) -> Any:
+        made.append(1)
+        return play(self, *given)
+
+    monkeypatch.setattr(CudaGraph, "__call__", counted)
+    return made  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_recorded_steps_decode_what_plain_ones_do(
+    model: Model,
+    replays: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    decoder: str,
+    cache: str,
+    temperature: float,
+) -> None:
+    options: dict[str, Any] = {
+        "decoder": decoder, "cache": cache, "temperature": temperature, "stop_at_eos": False,
+        "gen_length": 18, "block_length": 9, "return_order": True,
+    }  # fmt: skip
+    recorded = dlm.generate(model, ROWS, **options)
+    count = len(replays)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution())
+    plain = dlm.generate(model, ROWS, **options)
+    assert len(replays) == count
+    assert count
+    assert (recorded.tokens, recorded.order) == (plain.tokens, plain.order)
+    assert recorded.forwards == plain.forwards
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None:
+    """From the third forward on: the first two compile, allocate and record."""
+    settings = Settings(gen_length=12, block_length=12, cache=cache, stop_at_eos=False)
+    job = generation_job(model, ROWS, settings)
+    with torch.inference_mode():
+        steps = job.steps(model)
+        for _ in range(4):
+            next(steps)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(7):
+                next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(next(steps).done)
+
+
+def test_plain_steps_do_not_wait_either(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
+    test_the_host_does_not_wait_within_a_block(model, "none")
+
+
+def test_in_bfloat16_the_graph_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dlm.load(GOLDEN, device="cuda", dtype="bfloat16")
+    options: dict[str, Any] = {"gen_length": 16, "block_length": 8, "stop_at_eos": False}
+    recorded = dlm.generate(model, ROWS, **options)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
+    assert dlm.generate(model, ROWS, **options).tokens == recorded.tokens
