@@ -39,7 +39,29 @@ class Cache:
         ]
 
 
-class Refresh:
+class View:
+    """What stands between a layer and its attention."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
+        """Attention of its own, [B, L, H, E], of [B, H, L, E] each; None leaves it to others."""
+        return None
+
+    def enter(
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention works on, of what a layer made, [B, H, L, E] each."""
+        return query, *self.update(key, value, layer)
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keep keys and values, and tell which ones to attend to."""
+        raise NotImplementedError
+
+    def leave(self, out: Tensor) -> Tensor:
+        """What the layer goes on with, of what attention made, [B, L, H, E]."""
+        return out
+
+
+class Refresh(View):
     """A forward of whole rows, whose keys and values are kept."""
 
     def __init__(self, cache: Cache, rows: Tensor | None, length: int) -> None:
@@ -59,7 +81,7 @@ class Refresh:
         return key, value
 
 
-class Reuse:
+class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
     def __init__(self, cache: Cache, columns: Tensor, length: int) -> None:
@@ -80,7 +102,3 @@ class Reuse:
             more = new[:, :, count:]
             merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)
         return merged[0], merged[1]
-
-
-View = Refresh | Reuse
-"""What a network writes its keys and values to: `update(key, value, layer)`."""

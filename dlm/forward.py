@@ -14,6 +14,7 @@ from dlm.cache import Cache, Refresh, Reuse, View
 from dlm.canvas import Canvas
 from dlm.host import send
 from dlm.models.model import Model, block_causal
+from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -51,6 +52,9 @@ class Forward:
         self.shift = model.spec.shift
         self.block_size = model.spec.block_size
         self.cache: Cache | None = None
+        packs = getattr(model.network, "packs_rows", False)
+        self.packs = packs and model.takes_masks and not self.shadowed
+        self.last: tuple[tuple[int, ...], Packing] | None = None
 
     def select(self, index: Tensor, rows: int) -> None:
         """Keep the rows `index` of `rows`."""
@@ -129,6 +133,8 @@ class Forward:
     ) -> Hidden:
         """Evaluate whole rows."""
         width = canvas.tokens.shape[1]
+        if self.packs and worthwhile(lengths, width):
+            return self.packed(canvas, view, lengths, keep)
         columns = torch.arange(width, device=canvas.tokens.device)
         valid = columns < canvas.length[:, None] if min(lengths) < width else None
         states = self.evaluate(
@@ -137,6 +143,33 @@ class Forward:
         return Hidden(
             states[:, :width], self.behind(states, width), False, self.count(view, canvas.length)
         )
+
+    def packed(
+        self, canvas: Canvas, view: StepView, lengths: Sequence[int], keep: View | None
+    ) -> Hidden:
+        """Evaluate whole rows without their padding."""
+        batch, width = canvas.tokens.shape
+        columns = torch.arange(width, device=canvas.tokens.device)
+        attend = self.seen(columns[None], width, columns < canvas.length[:, None], True)
+        tokens, positions = canvas.tokens, columns.expand(batch, -1)
+        if self.guided:
+            lengths = [*lengths, *lengths]
+            tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, self.mask_id)))
+            positions = positions.repeat(2, 1)
+            attend = None if attend is None else attend.repeat(2, 1, 1)
+        packing = self.packing(tuple(lengths), width)
+        tokens, positions = packing.pack(tokens), packing.pack(positions)
+        states = self.model.hidden(
+            tokens, positions, None, attend, Packed(packing, keep, whole=self.block_size is None)
+        )
+        whole = packing.unpack(states.to(tokens.device))
+        return Hidden(whole, None, False, self.count(view, canvas.length))
+
+    def packing(self, lengths: tuple[int, ...], width: int) -> Packing:
+        """How rows of these lengths are packed; the same for many forwards."""
+        if self.last is None or self.last[0] != lengths:
+            self.last = (lengths, Packing.of(lengths, width, self.model.device))
+        return self.last[1]
 
     def part(
         self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 
-def send(values: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers as int64 [n] on the device. The host does not wait for the copy."""
-    made = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+def send(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Whole numbers, as int64 [n], or a tensor, on the device, without waiting for the copy."""
+    made = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
+    if device.type == "cuda":
+        made = made.pin_memory()
     return made.to(device, non_blocking=True)
 
 

@@ -66,12 +66,16 @@ def compare(work: Work, model: Model, batch: int) -> Result:
 def counts(work: Work, sizes: list[int]) -> dict[str, int | float]:
     """Flops of a forward without its projection: what padding costs."""
 
-    def flops(batch: int, length: int) -> int:
-        return forward_flops(work.sizes, batch, length + work.gen_length, 0)
+    def flops(batch: int, length: int, tokens: int) -> int:
+        rows = length + work.gen_length
+        return forward_flops(work.sizes, batch, rows, 0, tokens=tokens + batch * work.gen_length)
 
-    padded, real = flops(len(sizes), max(sizes)), sum(flops(1, size) for size in sizes)
+    batch, longest, tokens = len(sizes), max(sizes), sum(sizes)
+    packed = flops(batch, longest, tokens)
+    real = sum(flops(1, size, size) for size in sizes)
     return {
-        "flops of a forward, batch": padded,
+        "flops of a whole forward, packed": packed,
         "flops of the same forwards, one by one": real,
-        "padding share": 1 - real / padded,
+        "padding left in attention": 1 - real / packed,
+        "padding without packing": 1 - real / flops(batch, longest, batch * longest),
     }

@@ -25,16 +25,20 @@ def read_weights(shape: Shape) -> int:
     return shape.layers * layer_weights(shape) + shape.vocabulary * shape.width
 
 
-def forward_flops(shape: Shape, batch: int, length: int, projected: int) -> int:
+def forward_flops(
+    shape: Shape, batch: int, length: int, projected: int, *, tokens: int | None = None
+) -> int:
     """Two a weight and token, and the two products of attention.
 
     Args:
         shape: of the network.
         batch: B.
-        length: L, real tokens or padding: both are computed.
+        length: L, real tokens or padding.
         projected: positions of all rows whose logits are computed.
+        tokens: how many the layers compute, if not all B L: packed rows leave their padding out.
     """
-    matrices = 2 * batch * length * shape.layers * layer_weights(shape)
+    tokens = batch * length if tokens is None else tokens
+    matrices = 2 * tokens * shape.layers * layer_weights(shape)
     attention = 4 * batch * length * length * shape.width * shape.layers
     return matrices + attention + 2 * projected * shape.width * shape.vocabulary
 

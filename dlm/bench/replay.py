@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlm.models.model import Model
+from dlm.packing import Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,13 @@ class Call:
 
     arguments: tuple[Any, ...]  # of `hidden`; empty for `logits`
     rows: int  # tokens computed, or N
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """B and L of the rows that attend to each other."""
+        tokens, *_, cache = self.arguments
+        shape = tokens.shape if cache is None else cache.packing.place.shape
+        return shape[0], shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +55,11 @@ class Recorder(Model):
         cache: Any = None,
     ) -> Tensor:
         """As `Model.hidden`."""
-        if cache is not None:
+        if cache is not None and not (isinstance(cache, Packed) and cache.keep is None):
             raise ValueError("a decoding with a cache cannot be made again without it")
-        self.calls.append(Call((tokens, positions, valid, attend), tokens.numel()))
+        self.calls.append(Call((tokens, positions, valid, attend, cache), tokens.numel()))
         began = time.perf_counter()
-        out = Model.hidden(self, tokens, positions, valid, attend)
+        out = Model.hidden(self, tokens, positions, valid, attend, cache)
         self.seconds.append(time.perf_counter() - began)
         return out
 

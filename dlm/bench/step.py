@@ -111,8 +111,7 @@ def count_flops(shape: Shape, calls: list[Call]) -> int:
     total = 0
     for call in calls:
         if call.arguments:
-            batch, length = call.arguments[0].shape
-            total += forward_flops(shape, batch, length, 0)
+            total += forward_flops(shape, *call.size, 0, tokens=call.rows)
         else:
             total += forward_flops(shape, 0, 0, call.rows)
     return total

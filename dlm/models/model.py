@@ -20,6 +20,9 @@ class Network(Protocol):
     """What a family's network offers, beside what every `PreTrainedModel` has."""
 
     config: Any
+    packs_rows: bool
+    """Whether its attention passes what it works on through `cache`, so that rows of unlike lengths
+    can be laid end to end, see `dlm.packing`."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 import dlm
 from dlm.decoders import DECODERS
@@ -14,6 +15,7 @@ from dlm.generation import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits
+from dlm.varlen import kernel, suits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,3 +99,22 @@ def test_in_bfloat16_the_graph_gives_the_same_bits(monkeypatch: pytest.MonkeyPat
     recorded = dlm.generate(model, ROWS, **options)
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
     assert dlm.generate(model, ROWS, **options).tokens == recorded.tokens
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_kernel_for_packed_rows_is_attention(groups: int) -> None:
+    lengths, heads, width = [5, 130, 1], 4, 64
+    bounds = torch.tensor([0, 5, 135, 136], dtype=torch.int32, device="cuda")
+    parts = [
+        torch.randn(136, n, width, device="cuda", dtype=torch.bfloat16)
+        for n in (heads, heads // groups, heads // groups)
+    ]
+    assert suits(parts[0])
+    run = kernel()
+    assert run is not None
+    q, k, v = parts
+    found = run(q, k, v, bounds, 130, width**-0.5).split(lengths)
+    for out, *row in zip(found, *(part.float().split(lengths) for part in parts), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in row)
+        exact = scaled_dot_product_attention(q, k, v, enable_gqa=True)[0].transpose(0, 1)
+        torch.testing.assert_close(out.float(), exact, atol=2e-2, rtol=2e-2)

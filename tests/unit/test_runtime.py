@@ -160,14 +160,14 @@ def test_rows_that_end_leave_the_forward(golden: Model) -> None:
             attend: Tensor | None = None,
             cache: View | None = None,
         ) -> Tensor:
-            seen.append(tokens.shape[0])
-            return Model.hidden(self, tokens, positions, valid, attend)
+            seen.append(tokens.numel())
+            return Model.hidden(self, tokens, positions, valid, attend, cache)
 
     model = Counting(golden.network, golden.tokenizer, golden.spec)
     # Row 0 is done at its first forward: its only blank.
     rows = [[5, 6, 511], [5, 6, 7, 511, 511, 511]]
     out = dlm.infill(model, rows, block_length=2)
-    assert seen == [2, 1, 1]
+    assert seen == [3 + 6, 6, 6]
     assert out.forwards == [1, 3]
 
 

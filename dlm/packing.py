@@ -1,0 +1,94 @@
+"""Rows of unlike lengths laid end to end, so that no layer computes their padding.
+
+Shapes: B rows, L their common width, N real tokens of all, H heads, E head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dlm.cache import View
+from dlm.host import send
+from dlm.varlen import kernel, suits
+
+LEAST = 0.05
+"""Share of padding below which it is not worth the copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where the tokens of right-padded rows go."""
+
+    flat: Tensor  # int64 [N], of each real token, its place among the B L
+    place: Tensor  # int64 [B, L], of each column, its place among the N; padding: the row's last
+    bounds: Tensor  # int32 [B + 1], where each row begins, and the end of the last
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> "Packing":
+        """Of rows of these lengths, in tokens, the longest of them `width`."""
+        sizes = torch.tensor(lengths)
+        bounds = torch.tensor([0, *accumulate(lengths)])
+        starts = bounds[:-1]
+        row = torch.repeat_interleave(sizes)
+        column = torch.arange(row.numel()) - starts[row]
+        place = starts[:, None] + torch.arange(width).minimum(sizes[:, None] - 1)
+        return cls(*(send(part, device) for part in (row * width + column, place, bounds.int())))
+
+    def pack(self, values: Tensor) -> Tensor:
+        """[B, L, ...] -> [1, N, ...]."""
+        return values.flatten(0, 1)[self.flat][None]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """[1, N, ...] -> [B, L, ...]; padding repeats the row's last token."""
+        return values[0][self.place]
+
+    def heads(self, values: Tensor) -> Tensor:
+        """[1, H, N, E] -> [B, H, L, E]."""
+        batch, width = self.place.shape
+        spread = values.index_select(2, self.place.flatten())[0]
+        return torch.as_tensor(spread.unflatten(1, (batch, width)).transpose(0, 1))
+
+
+def worthwhile(lengths: Sequence[int], width: int) -> bool:
+    """Whether rows hold enough padding."""
+    return sum(lengths) < (1 - LEAST) * width * len(lengths)
+
+
+class Packed(View):
+    """A forward of packed rows: every layer sees N tokens, and attention B rows."""
+
+    def __init__(self, packing: Packing, keep: View | None, *, whole: bool = True) -> None:
+        """Take how rows are packed, and what keeps their keys and values.
+
+        And whether the tokens of a row all see each other, so that attention needs no mask.
+        """
+        self.packing = packing
+        self.keep = keep
+        self.whole = whole
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
+        """By a kernel for packed rows where one answers, [1, N, H, E]."""
+        if not self.whole or self.keep is not None or not suits(query):
+            return None
+        run = kernel()
+        assert run is not None
+        q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+        return run(q, k, v, self.packing.bounds, self.packing.place.shape[1], scaling)[None]
+
+    def enter(
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [B, H, L, E] of what attention works on, of [1, H, N, E]."""
+        query, key, value = (self.packing.heads(part) for part in (query, key, value))
+        return query, *self.update(key, value, layer)
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Hand on what is to be kept."""
+        return (key, value) if self.keep is None else self.keep.update(key, value, layer)
+
+    def leave(self, out: Tensor) -> Tensor:
+        """What attention made, [B, L, H, E] -> [1, N, H, E]."""
+        return self.packing.pack(out)

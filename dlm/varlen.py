@@ -1,0 +1,61 @@
+"""Attention of rows laid end to end, by a kernel for just that where there is one.
+
+Shapes: N tokens of all rows, B rows, H heads, G heads of keys and values, E head width.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
+"""(query [N, H, E], key and value [N, G, E], int32 [B + 1] row bounds, longest row, scaling) to
+[N, H, E]."""
+
+
+@cache
+def kernel() -> Kernel | None:
+    """That of flash-attn (Dao 2023, arXiv:2307.08691), else PyTorch's own, else None."""
+    for module, name, make in (
+        ("flash_attn", "flash_attn_varlen_func", of_flash_attn),
+        ("torch.nn.attention.varlen", "varlen_attn", of_torch),
+    ):
+        try:
+            return make(getattr(import_module(module), name))
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def of_flash_attn(function: Callable[..., Tensor]) -> Kernel:
+    """`flash_attn.flash_attn_varlen_func`."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
+        return function(q, k, v, bounds, bounds, longest, longest, softmax_scale=scale)
+
+    return run
+
+
+def of_torch(function: Callable[..., Tensor]) -> Kernel:
+    """`torch.nn.attention.varlen.varlen_attn`, from what all of its versions take.
+
+    Those before 2.12 take as many heads of keys as of queries, and no scaling but 1 / sqrt(E).
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        usual = q.shape[-1] ** -0.5
+        q = q if scale == usual else q * (scale / usual)
+        return function(q, k, v, bounds, bounds, longest, longest)
+
+    return run
+
+
+def suits(query: Tensor) -> bool:
+    """Whether the kernel answers: it is for half precision on a GPU."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and kernel() is not None

@@ -1,0 +1,148 @@
+"""Rows laid end to end decode what padded ones do."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+import dlm
+from dlm.cache import Cache, Refresh
+from dlm.decoders import DECODERS
+from dlm.models.model import Model
+from dlm.packing import Packed, Packing, worthwhile
+from dlm.traits import Traits
+from dlm.varlen import kernel, of_flash_attn, of_torch, suits
+
+ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [12], [13, 14, 15]]
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+CPU = torch.device("cpu")
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_what_is_packed_comes_back(lengths: list[int]) -> None:
+    width = max(lengths)
+    packing = Packing.of(lengths, width, CPU)
+    padded = torch.arange(len(lengths) * width).view(-1, width)
+    packed = packing.pack(padded)
+    expected = [int(padded[row, i]) for row, n in enumerate(lengths) for i in range(n)]
+    assert packed.tolist() == [expected]
+    back = packing.unpack(packed)
+    for row, length in enumerate(lengths):
+        assert torch.equal(back[row, :length], padded[row, :length])
+        assert (back[row, length:] == padded[row, length - 1]).all()
+    heads = packed[:, None, :, None].expand(-1, 3, -1, 2)
+    assert torch.equal(packing.heads(heads), back[:, None, :, None].expand(-1, 3, -1, 2))
+
+
+def test_rows_of_one_length_are_left_alone() -> None:
+    assert not worthwhile([7, 7, 7], 7)
+    assert not worthwhile([99, 100], 100)
+    assert worthwhile([50, 100], 100)
+
+
+def test_keys_are_kept_by_row() -> None:
+    packing = Packing.of([2, 3], 3, CPU)
+    cache = Cache(2, 3)
+    heads = torch.arange(5.0)[None, None, :, None]
+    Packed(packing, Refresh(cache, None, 3)).enter(heads, heads, -heads, 0)
+    keys, values = cache.layer(0, heads)
+    assert keys[:, 0, :3, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
+    assert torch.equal(values, -keys)
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_packed_rows_decode_as_padded_ones(
+    golden: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    decoder: str,
+    cache: str,
+    more: dict[str, Any],
+) -> None:
+    options: dict[str, Any] = {
+        "decoder": decoder, "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
+        "stop_at_eos": False, "return_order": True, **more,
+    }  # fmt: skip
+    packed = dlm.generate(golden, ROWS, **options)
+    monkeypatch.setattr("dlm.forward.worthwhile", lambda lengths, width: False)
+    padded = dlm.generate(golden, ROWS, **options)
+    assert (packed.tokens, packed.order) == (padded.tokens, padded.order)
+    assert (packed.forwards, packed.query_tokens) == (padded.forwards, padded.query_tokens)
+
+
+def rows_apart(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scaling: float
+) -> Tensor:
+    """What a kernel for packed rows does, row by row."""
+    ends = bounds.tolist()
+    assert longest >= max(b - a for a, b in pairwise(ends))
+    outs = []
+    for begin, end in pairwise(ends):
+        row = [part[begin:end].transpose(0, 1)[None] for part in (q, k, v)]
+        out = scaled_dot_product_attention(row[0], row[1], row[2], scale=scaling, enable_gqa=True)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_a_kernel_for_packed_rows_decodes_the_same(
+    golden: Model, monkeypatch: pytest.MonkeyPatch, cfg_scale: float
+) -> None:
+    options: dict[str, Any] = {"gen_length": 9, "block_length": 4, "cfg_scale": cfg_scale}
+    plain = dlm.generate(golden, ROWS, stop_at_eos=False, **options)
+    calls: list[int] = []
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(1)
+        return rows_apart(*given)
+
+    monkeypatch.setattr("dlm.packing.suits", lambda query: True)
+    monkeypatch.setattr("dlm.packing.kernel", lambda: counted)
+    assert dlm.generate(golden, ROWS, stop_at_eos=False, **options).tokens == plain.tokens
+    layers = golden.network.config.num_hidden_layers
+    assert len(calls) == 9 * layers
+    calls.clear()
+    causal = Model(golden.network, None, replace(golden.spec, block_size=4))
+    dlm.generate(causal, ROWS, stop_at_eos=False, **options)
+    dlm.generate(golden, ROWS, stop_at_eos=False, cache="dual", **options)
+    assert not calls  # they mask, or keep keys by row
+
+
+def test_kernels_are_called_as_they_want() -> None:
+    """One head of keys for two of queries, and a scaling that is not the usual one."""
+    q, k, v = (torch.randn(5, heads, 4) for heads in (4, 2, 2))
+    bounds = torch.tensor([0, 2, 5], dtype=torch.int32)
+    expected = rows_apart(q, k, v, bounds, 3, 0.3)
+
+    def torch_like(q: Tensor, k: Tensor, v: Tensor, *bounds: Any) -> Tensor:
+        assert k.shape == q.shape
+        return rows_apart(q, k, v, bounds[0], bounds[2], 0.5)
+
+    def flash_like(q: Tensor, k: Tensor, v: Tensor, *bounds: Any, softmax_scale: float) -> Tensor:
+        return rows_apart(q, k, v, bounds[0], bounds[2], softmax_scale)
+
+    for run in (of_torch(torch_like), of_flash_attn(flash_like)):
+        torch.testing.assert_close(run(q, k, v, bounds, 3, 0.3), expected)
+
+
+def test_there_is_a_kernel_but_not_for_a_cpu() -> None:
+    assert kernel() is not None
+    assert not suits(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16))
+
+
+def test_padding_is_not_computed(golden: Model) -> None:
+    seen: list[torch.Size] = []
+    embed = golden.network.model.embed_tokens
+    handle = embed.register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    try:
+        dlm.generate(golden, ROWS, gen_length=2, block_length=2, stop_at_eos=False)
+    finally:
+        handle.remove()
+    real = sum(map(len, ROWS)) + 2 * len(ROWS)
+    assert seen == [(1, real)] * 2
