@@ -15,6 +15,12 @@ from dlm.models.registry import register
 if TYPE_CHECKING:
     from dlm import decoders, kernels
     from dlm.generation import Generation, Snapshot, generate, infill, stream
+    from dlm.huggingface import (
+        DiffusionGenerationConfig,
+        DiffusionGenerationOutput,
+        TextDiffusionStreamer,
+        as_model,
+    )
     from dlm.likelihood import log_likelihood
     from dlm.models.loading import load
     from dlm.models.model import Model
@@ -22,11 +28,15 @@ if TYPE_CHECKING:
     from dlm.trajectory import Trajectory
 
 __all__ = [
+    "DiffusionGenerationConfig",
+    "DiffusionGenerationOutput",
     "Generation",
     "Model",
     "Snapshot",
+    "TextDiffusionStreamer",
     "Trajectory",
     "__version__",
+    "as_model",
     "decoders",
     "encode_prompts",
     "generate",
@@ -38,10 +48,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DiffusionGenerationConfig": "dlm.huggingface.config",
+    "DiffusionGenerationOutput": "dlm.huggingface.generation",
     "Generation": "dlm.generation",
     "Model": "dlm.models.model",
     "Snapshot": "dlm.generation",
+    "TextDiffusionStreamer": "dlm.huggingface.streamers",
     "Trajectory": "dlm.trajectory",
+    "as_model": "dlm.huggingface.generation",
     "encode_prompts": "dlm.prompts",
     "generate": "dlm.generation",
     "infill": "dlm.generation",

@@ -1,0 +1,91 @@
+"""Padded batches in, padded batches out.
+
+Shapes: B rows, P columns of prompt, N new tokens.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from dlm.options import integer
+
+
+def checked(input_ids: Tensor | None, bos_id: int | None) -> Tensor:
+    """Prompts as integer [B, P]; without any, one that holds the begin-of-text token.
+
+    Raises:
+        ValueError: another shape or type, or nothing to begin with.
+    """
+    if input_ids is None:
+        if bos_id is None:
+            raise ValueError("input_ids are missing, and there is no bos_token_id to begin with")
+        return torch.tensor([[integer("bos_token_id", bos_id, least=0)]])
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.numel():
+        what = list(input_ids.shape) if isinstance(input_ids, Tensor) else input_ids
+        raise ValueError(f"input_ids must be a tensor [B, P] with P >= 1, got {what}")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must hold whole numbers, got {input_ids.dtype}")
+    return input_ids
+
+
+def prompts(
+    input_ids: Tensor, attention_mask: Tensor | None, pad_id: int | None
+) -> list[list[int]]:
+    """The tokens of each row, without its padding on either side.
+
+    Args:
+        input_ids: integer [B, P].
+        attention_mask: [B, P], 0 at padding; None where every token counts.
+        pad_id: of padding, to notice a mask that was forgotten.
+
+    Raises:
+        ValueError: a mask of another shape, with holes, or without a token in a row; or none for
+            several rows that look padded.
+    """
+    rows: list[list[int]] = input_ids.tolist()
+    if attention_mask is None:
+        padded = any(pad_id in (row[0], row[-1]) for row in rows)
+        if pad_id is not None and len(rows) > 1 and padded:
+            raise ValueError(
+                f"attention_mask must be given for rows that begin or end with pad_token_id "
+                f"{pad_id}: ones where it is a token like any other"
+            )
+        return rows
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "
+            f"got {list(attention_mask.shape)}"
+        )
+    kept = []
+    for number, (row, mask) in enumerate(zip(rows, attention_mask.tolist(), strict=True)):
+        real = [i for i, flag in enumerate(mask) if flag]
+        if set(mask) - {0, 1} or not real or real[-1] - real[0] + 1 != len(real):
+            raise ValueError(
+                f"attention_mask must be 1 on one stretch of a row and 0 on both sides of it, "
+                f"got {mask} in row {number}"
+            )
+        kept.append(row[real[0] : real[-1] + 1])
+    return kept
+
+
+def sequences(
+    input_ids: Tensor,
+    generated: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    fill_id: int,
+) -> Tensor:
+    """Prompts with what was generated behind, int64 [B, P + N] on the device of the prompts.
+
+    Args:
+        input_ids: integer [B, P], kept as they are.
+        generated: N tokens of each row.
+        stop_ids: tokens that end a row; none where a row runs to its end.
+        fill_id: stands behind the first of those.
+    """
+    rows = [list(row) for row in generated]
+    for row in rows:
+        end = next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))
+        row[end:] = [fill_id] * (len(row) - end)
+    fresh = torch.tensor(rows, dtype=torch.int64, device=input_ids.device)
+    return torch.cat((input_ids.long(), fresh), -1)

@@ -1,0 +1,262 @@
+"""`model.generate` as users of transformers know it, over `dlm.generate`.
+
+Shapes: B rows, P columns of prompt, N new tokens, R rows of prompts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.utils.generic import ModelOutput
+
+from dlm.generation import Generation, Job, finish, generation_job
+from dlm.huggingface import batch, streamers
+from dlm.huggingface.checkpoint import Origin
+from dlm.huggingface.config import DiffusionGenerationConfig
+from dlm.huggingface.options import (
+    copies,
+    inherited,
+    merge,
+    own,
+    refuse_arguments,
+    settings,
+    stated,
+)
+from dlm.models.facts import resolve
+from dlm.models.families import family_of
+from dlm.models.model import Model
+from dlm.options import integer, integers
+from dlm.prompts import decode_text
+from dlm.runtime import Step
+from dlm.trajectory import Trajectory
+
+
+@dataclass
+class DiffusionGenerationOutput(ModelOutput):
+    """What `generate` gives with `return_dict_in_generate=True`."""
+
+    sequences: Tensor | None = None  # int64 [B, P + N], prompts in front as they came
+    forwards: Tensor | None = None  # int64 [B], NFE of each row
+    tokens_per_forward: Tensor | None = None  # float32 [B], positions that forwards committed
+    order: Tensor | None = None  # int64 [B, N], see `dlm.Generation`; with return_order
+    trajectory: list[Trajectory] | None = None  # one per row; with return_trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Followed(Job):
+    """A job whose forwards are told to someone."""
+
+    tell: Callable[[Step], None]
+
+    def steps(self, model: Model) -> Iterator[Step]:
+        """Every forward of the job."""
+        for step in Job.steps(self, model):
+            self.tell(step)
+            yield step
+
+
+class DiffusionGenerationMixin:
+    """Gives a network `generate`, with masked-diffusion decoding behind it."""
+
+    generation_config_class: type[GenerationConfig] = DiffusionGenerationConfig
+    generation_config: GenerationConfig
+    config: Any
+    output_modalities = ("text",)
+    _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
+    _tokenizer: Any = None  # read from there once it is needed
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class projects hidden states to a vocabulary."""
+        return hasattr(cls, "project")
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> Tensor | DiffusionGenerationOutput:
+        """Continue every prompt by `max_new_tokens` tokens, as `dlm.generate` does.
+
+        Options come from the model's `generation_config`, `generation_config` and `options`, the
+        last word counting. A row equals the same row generated alone with the same row key.
+
+        Args:
+            input_ids: integer [B, P], padded on either side; the begin-of-text token if absent.
+            attention_mask: [B, P], 0 at padding.
+            generation_config: a `DiffusionGenerationConfig`, or one of transformers.
+            streamer: is told of one row: `put` of what is final, `put_draft` if it has that, `end`.
+            tokenizer: of the model, for facts such as stop ids that the configuration lacks; the
+                one that lies where the network was loaded from by default.
+            **options: as in `DiffusionGenerationConfig`; a decoder may also be an instance.
+
+        Returns:
+            int64 [B, P + N], prompts in front as they came, `pad_token_id` (end of text if absent)
+            behind a stop token; or a `DiffusionGenerationOutput`.
+
+        Raises:
+            ValueError: a bad option or prompt, named in the message.
+        """
+        config, arguments = self._prepare_generation_config(generation_config, **options)
+        refuse_arguments(arguments)
+        asked = stated(config)
+        input_ids = batch.checked(input_ids, asked.get("bos_token_id"))
+        pad = asked.get("pad_token_id")
+        if pad is not None:
+            integer("pad_token_id", pad, least=0)
+        rows = batch.prompts(input_ids, attention_mask, pad)
+        chosen = settings(asked, input_ids.shape[1])
+        model = self.model_for(asked, tokenizer)
+        count = copies(asked)
+        if streamer is not None:
+            streamers.check(streamer, len(rows) * count)
+        job = generation_job(model, [row for row in rows for _ in range(count)], chosen)
+        stops = model.spec.stop_ids if chosen.stop_at_eos else ()
+        if streamer is not None:
+            tell = streamers.Follower(streamer, job, model.spec.mask_id, stops)
+            job = Followed(**{f.name: getattr(job, f.name) for f in fields(job)}, tell=tell)
+            streamer.put(input_ids.cpu())
+        out = finish(model, job, decode_text)
+        if streamer is not None:
+            streamer.end()
+        fill = model.spec.eos_id if pad is None else pad
+        repeated = input_ids.repeat_interleave(count, 0)
+        sequences = batch.sequences(repeated, out.tokens, stops, fill)
+        return output(sequences, out) if asked.get("return_dict_in_generate") else sequences
+
+    def model_for(self, asked: Mapping[str, Any], tokenizer: Any) -> Model:
+        """The network with the facts that decoding needs, some of which a call may replace.
+
+        Raises:
+            ValueError: they contradict each other, or the tokenizer cannot be read.
+        """
+        own_mask = stated(self.generation_config).get("mask_token_id")
+        mask_id = asked.get("mask_token_id")
+        model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
+        stops = ids_of(asked.get("eos_token_id"))
+        spec = model.spec
+        if stops and stops != ids_of(self.generation_config.eos_token_id):
+            integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
+            if spec.mask_id in stops:
+                raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
+            spec = replace(spec, stop_ids=tuple(stops), eos_id=stops[0])
+        return Model(self, None, spec)  # without a tokenizer, as no text is asked for
+
+    def checkpoint_tokenizer(self) -> Any:
+        """The tokenizer that lies where the network was loaded from, read once; else None.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        if self._tokenizer is None and self._origin is not None:
+            family = family_of(self.config)
+            self._tokenizer = self._origin.tokenizer(family.tokenizer)
+        return self._tokenizer
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None = None, **options: Any
+    ) -> tuple[DiffusionGenerationConfig, dict[str, Any]]:
+        """Everything stated as one configuration, and the keywords that are no options.
+
+        Raises:
+            ValueError: something else than a configuration.
+        """
+        layers = [stated(self.generation_config)]
+        if generation_config is not None:
+            if not isinstance(generation_config, GenerationConfig):
+                raise ValueError(
+                    "generation_config must be a DiffusionGenerationConfig, "
+                    f"got {generation_config!r}"
+                )
+            layers.append(stated(generation_config))
+        names = {*own(), *inherited()}
+        layers.append({k: v for k, v in options.items() if k in names})
+        config = DiffusionGenerationConfig()
+        config.__dict__.update(merge(*layers))
+        return config, {k: v for k, v in options.items() if k not in names}
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | None,
+        **where: Any,
+    ) -> None:
+        """Take `generation_config.json` over; transformers calls this once weights are loaded.
+
+        Raises:
+            ValueError: the file is corrupt.
+        """
+        if pretrained_model_name_or_path is not None:
+            self._origin = Origin.of(pretrained_model_name_or_path, where)
+        if generation_config is not None:
+            self.generation_config = DiffusionGenerationConfig.of(generation_config)
+        elif self._origin is not None:
+            options = self._origin.options(where.get("token"))
+            if options is not None:
+                self.generation_config = DiffusionGenerationConfig.from_dict(options)
+
+
+def as_model(
+    network: Any,
+    tokenizer: Any = None,
+    *,
+    block_size: int | None = None,
+    mask_id: int | None = None,
+) -> Model:
+    """A network that transformers loaded, as `dlm.load` gives it: for `dlm.generate` and the rest.
+
+    Args:
+        network: one of our classes, from an Auto class.
+        tokenizer: of the model; by default the one that lies where the network was loaded from.
+        block_size: overrides the checkpoint's, in families of block-causal attention, tokens.
+        mask_id: overrides the checkpoint's mask id.
+
+    Raises:
+        ValueError: another network, facts that contradict each other, or a tokenizer that cannot
+            be read.
+    """
+    if not isinstance(network, DiffusionGenerationMixin) or not network.can_generate():
+        raise ValueError(
+            f"network must be one of ours with a vocabulary projection, got a "
+            f"{type(network).__name__}: dlm.load takes what else there is"
+        )
+    if tokenizer is None:
+        tokenizer = network.checkpoint_tokenizer()
+    declared = stated(network.generation_config)
+    spec = resolve(
+        network.config,
+        ids_of(declared.get("eos_token_id")),
+        tokenizer,
+        mask_id,
+        block_size=block_size,
+        declared_mask=declared.get("mask_token_id"),
+    )
+    return Model(network, tokenizer, spec)
+
+
+def ids_of(value: int | list[int] | None) -> list[int]:
+    """Token ids of an option that may hold none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def output(sequences: Tensor, out: Generation) -> DiffusionGenerationOutput:
+    """A finished batch with its counts, on the device of the sequences."""
+    device = sequences.device
+    forwards = torch.tensor(out.forwards, device=device)
+    return DiffusionGenerationOutput(
+        sequences=sequences,
+        forwards=forwards,
+        tokens_per_forward=torch.tensor(out.decoded, device=device) / forwards,
+        order=None if out.order is None else torch.tensor(out.order, device=device),
+        trajectory=out.trajectory,
+    )

@@ -1,0 +1,144 @@
+"""Text as it becomes final, drafts before that."""
+
+import shutil
+import sys
+from collections.abc import Collection
+from typing import Any, TextIO
+
+import torch
+from transformers.generation.streamers import TextStreamer
+
+from dlm.generation import Job
+from dlm.runtime import Step
+from dlm.traits import Traits
+
+CLEAR = "\x1b[{column}G\x1b[K"  # back to a column, wipe what follows on the line
+DIM = "\x1b[2m{text}\x1b[0m"
+
+
+def check(streamer: Any, rows: int) -> None:
+    """Refuse a streamer that cannot follow a generation.
+
+    Raises:
+        ValueError: it lacks `put` or `end`, wants logits, or there are several rows.
+    """
+    for name in ("put", "end"):
+        if not callable(getattr(streamer, name, None)):
+            raise ValueError(f"streamer must have put and end, got {streamer!r}")
+    if getattr(streamer, "_takes_logits", False):
+        raise ValueError("streamer must take token ids: logits of a draft are not kept")
+    if rows != 1:
+        raise ValueError(f"streamer follows one row, got {rows}")
+
+
+class Follower:
+    """Tells a streamer what each forward of a one-row job made final, and what it drafted.
+
+    Final is what no later forward can change: tokens in front of the first mask; where the
+    decoder may take tokens back, in front of its block; where it may reach back to earlier
+    blocks, nothing before the row is done.
+    """
+
+    def __init__(self, streamer: Any, job: Job, mask_id: int, stop_ids: Collection[int]) -> None:
+        """Take where to tell, what is decoded, and the tokens that end it."""
+        self.streamer = streamer
+        self.begin, self.end = job.spans[0]
+        self.traits = Traits.of(job.decoder)
+        self.mask_id = mask_id
+        self.stop_ids = stop_ids
+        self.told = self.begin  # everything in front of it was put
+
+    def __call__(self, step: Step) -> None:
+        """Tell about one forward."""
+        line = step.tokens[0, : self.end].tolist()
+        done = step.done[0]
+        final = self.end if done else max(self.told, self.final(step, line))
+        if done:
+            stops = (i + 1 for i in range(self.begin, final) if line[i] in self.stop_ids)
+            final = max(self.told, next(stops, final))
+        if final > self.told:
+            self.streamer.put(torch.tensor(line[self.told : final]))
+            self.told = final
+        put_draft = getattr(self.streamer, "put_draft", None)
+        if done or put_draft is None:
+            return
+        known = [i for i in range(self.told, self.end) if line[i] != self.mask_id]
+        if known:
+            put_draft(value=torch.tensor([line[self.told : known[-1] + 1]]))
+
+    def final(self, step: Step, line: list[int]) -> int:
+        """First position of an unfinished row that may still change."""
+        if self.traits.cross_block:
+            return self.begin
+        if self.traits.mutates_committed:
+            return int(step.view.block_start[0])
+        return line.index(self.mask_id, self.begin) if self.mask_id in line else self.end
+
+
+class TextDiffusionStreamer(TextStreamer):
+    """Prints the text of one row as it becomes final, with a draft of what follows behind it.
+
+    The draft stays within the line, dim, and only shows on a terminal; elsewhere just final text
+    is written. Masked tokens are drawn as `mask`. transformers' class of the same name prints
+    drafts of any length, mask tokens by their name and control codes into files.
+
+    Args:
+        tokenizer: of the model.
+        skip_prompt: leave the prompt out.
+        mask: stands for a masked token.
+        file: where to write, standard output by default.
+        **decode_kwargs: for the tokenizer's `decode`, such as `skip_special_tokens`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        skip_prompt: bool = False,
+        *,
+        mask: str = "_",
+        file: TextIO | None = None,
+        **decode_kwargs: Any,
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
+        self.mask = mask
+        self.file = sys.stdout if file is None else file
+        self.column = 0  # where final text ends
+        self.drafted = False
+
+    def put_draft(self, value: torch.Tensor) -> None:
+        """Show tokens [1, n] that may still change, in place of the draft before."""
+        if not self.file.isatty():
+            return
+        self.wipe()
+        # The held-back end of the final text is drawn too: it stands in front of the draft.
+        waiting = self.text(self.token_cache)[self.print_len :]
+        room = max(0, shutil.get_terminal_size().columns - self.column - 1)
+        text = " ".join((waiting + self.text(value.reshape(-1).tolist())).split("\n"))[:room]
+        print(DIM.format(text=text), end="", flush=True, file=self.file)
+        self.drafted = True
+
+    def text(self, tokens: list[int]) -> str:
+        """Text of tokens, masked ones drawn."""
+        pieces: list[str] = []
+        held: list[int] = []
+        for token in [*tokens, self.tokenizer.mask_token_id]:
+            if token != self.tokenizer.mask_token_id:
+                held.append(token)
+                continue
+            pieces.append(str(self.tokenizer.decode(held, **self.decode_kwargs)) if held else "")
+            held = []
+        return self.mask.join(pieces)
+
+    def wipe(self) -> None:
+        """Take the draft off the screen."""
+        if self.drafted:
+            print(CLEAR.format(column=self.column + 1), end="", flush=True, file=self.file)
+            self.drafted = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write text that stays."""
+        self.wipe()
+        print(text, flush=True, end="\n" if stream_end else "", file=self.file)
+        width = shutil.get_terminal_size().columns
+        last = text.rsplit("\n", 1)
+        self.column = (len(last[-1]) + (self.column if len(last) == 1 else 0)) % width
