@@ -95,16 +95,45 @@ def default(field: "Field[Any]") -> Any:
 
 
 def models(json: Annotated[bool, JSON] = False) -> None:
-    """List the checkpoints that load."""
+    """List the checkpoints that load, with the facts of their families."""
     from dlm.models.catalog import CHECKPOINTS
 
-    rows = [built_in(), *map(asdict, CHECKPOINTS)]
+    rows = [describe_model(row) for row in (built_in(), *map(asdict, CHECKPOINTS))]
     if json:
         for row in rows:
             print_json(row)
         return
-    cells = [[*(row | {"parameters": size(row["parameters"])}).values()] for row in rows]
-    print_table(["model", "family", "parameters", "licence", "verified"], cells)
+    head = ["model", "family", "parameters", "predicts", "attention", "licence", "verified", "note"]
+    print_table(head, [model_cells(row) for row in rows])
+
+
+def describe_model(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the catalog with what its family adds."""
+    from dlm.models.families import FAMILIES
+
+    family = FAMILIES[row["family"]]
+    return row | {
+        "model_type": family.model_type,
+        "architecture": family.architectures[0],
+        "shift": family.shift,
+        "block_size": family.named_block(row["name"]) or family.block_size,
+        "asks_for_family": family.opt_in,
+    }
+
+
+def model_cells(row: dict[str, Any]) -> list[str]:
+    """A checkpoint for people, column by column."""
+    blocks = row["block_size"]
+    return [
+        row["name"],
+        row["family"],
+        size(row["parameters"]),
+        "the next token" if row["shift"] else "the token itself",
+        "both ways" if blocks is None else f"blocks of {blocks}",
+        row["licence"],
+        row["verified"],
+        row["note"],
+    ]
 
 
 def built_in() -> dict[str, Any]:
@@ -116,6 +145,7 @@ def built_in() -> dict[str, Any]:
         "parameters": count_parameters(weights) if weights.is_file() else None,
         "licence": "Apache-2.0",
         "verified": "trained by this project; load it without a name",
+        "note": "" if weights.is_file() else "no weights here",
     }
 
 
@@ -130,7 +160,7 @@ def count_parameters(weights: Traversable) -> int:
 def size(parameters: int | None) -> str:
     """A number of parameters for people."""
     if parameters is None:
-        return "no weights here"
+        return "unknown"
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if parameters >= unit:
             return f"{parameters / unit:.1f} {name}"

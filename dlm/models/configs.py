@@ -1,37 +1,177 @@
-"""Configurations of the families, field for field as released.
+"""Configurations of the LLaDA families, and what those of all decoder-shaped networks share.
 
 Apart from the networks, so that AutoConfig knows them without loading any modelling code.
 """
 
-from typing import Any, Self
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-FIXED = {
-    "activation_type": "silu",
-    "alibi": False,
-    "attention_layer_norm": False,
-    "bias_for_layer_norm": False,
-    "block_type": "llama",
-    "clip_qkv": None,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_scaling": None,
-    "scale_logits": False,
+from dlm.options import integer
+
+LOCAL = ("attn_implementation", "auto_map", "model_type")
+"""Keys of a `config.json` that are about the code it was saved with, not about the network."""
+
+QK_NORM_PLAN = {
+    "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+    "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+}
+"""What tensor parallelism does with norms of queries and keys, where there are some."""
+
+
+class DecoderConfig(PreTrainedConfig):
+    """What `dlm.models.transformer` reads, under the names it reads; not a family itself.
+
+    Fields bear the released names. What a family has no field for is a class variable or a
+    property.
+    """
+
+    base_model_tp_plan = {  # noqa: RUF012 (transformers reads a plain dict)
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    title: ClassVar[str]  # for messages
+    released_type: ClassVar[str | None] = None  # the released model_type, where ours is another
+    declared: ClassVar[tuple[str, ...]]  # what its checkpoints put in `architectures`
+    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}  # what every release has, as it may be written
+    qkv_bias: ClassVar[bool] = False
+    o_bias: ClassVar[bool] = False
+    mlp_bias: ClassVar[bool] = False
+    qk_norm: ClassVar[bool] = False  # RMSNorm of each head of queries and keys, before rotation
+    fused_qkv: ClassVar[bool] = False  # one projection, rows in the order query, key, value
+    rope_full_precision: ClassVar[bool] = False  # whether queries and keys rotate in float32
+    vocab_size: int = 32000
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Any = None
+    hidden_act: str = "silu"
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = False
+    initializer_range: float = 0.02
+    if TYPE_CHECKING:  # fields that a family may have under another name
+        hidden_size: int = 0
+        intermediate_size: int = 0
+        num_hidden_layers: int = 0
+        num_attention_heads: int = 0
+        num_key_value_heads: int = 0
+        max_position_embeddings: int = 0
+        tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse what no release has."""
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        common = {"hidden_act": ("silu",), "rope_scaling": (None, False)}
+        for name, values in (common | self.fixed).items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be {values[0]!r} as in every released {self.title}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        integer("num_key_value_heads", self.num_key_value_heads, least=1)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                "num_key_value_heads must divide num_attention_heads, got "
+                f"{self.num_key_value_heads} and {self.num_attention_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """How much of a head is rotated."""
+        return self.head_dim
+
+    @property
+    def embedding_size(self) -> int:
+        """Rows of the embedding."""
+        return self.vocab_size
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As released, so that the official code reads what we save."""
+        kept = super().to_dict()
+        return kept | {"model_type": self.released_type} if self.released_type else kept
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from `config.json`, without the pointer to remote code.
+
+        Raises:
+            ValueError: it is that of another family, or has what no release has.
+        """
+        architecture = first_architecture(config_dict) or cls.declared[0]
+        if architecture not in cls.declared:
+            raise ValueError(
+                f"architectures[0] of {cls.title} must be one of {cls.declared}, "
+                f"got {architecture!r}"
+            )
+        kept = {key: value for key, value in config_dict.items() if key not in LOCAL}
+        rotary = kept.pop("rope_parameters", None)
+        if rotary is not None:  # how transformers 5 writes rope_theta and rope_scaling
+            if rotary.get("rope_type", "default") != "default":
+                raise ValueError(
+                    f"rope_parameters of {cls.title} must be of rope_type 'default', got {rotary}"
+                )
+            kept |= {key: value for key, value in rotary.items() if key == "rope_theta"}
+        implied = {key: kept.pop(key) for key in tuple(kept) if cls.implies(key)}
+        found = super().from_dict(kept, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        for key, value in implied.items():
+            if value not in (None, getattr(config, key)):
+                raise ValueError(
+                    f"{key} must be {getattr(config, key)!r} in this {cls.title}, got {value!r}"
+                )
+        return found
+
+    @classmethod
+    def implies(cls, key: str) -> bool:
+        """Whether a value of `config.json` follows from others, or from the family."""
+        own = {field.name for field in fields(cls)}.union(cls.attribute_map)
+        settable = getattr(getattr(cls, key, None), "fset", None)
+        return key not in own and hasattr(cls, key) and settable is None
+
+
+def first_architecture(config_dict: dict[str, Any]) -> str | None:
+    """What a `config.json` declares its network to be, if it does."""
+    declared = config_dict.get("architectures") or [None]
+    return str(declared[0]) if declared[0] else None
+
+
+LLADA_FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False,),
+    "attention_layer_norm": (False,),
+    "bias_for_layer_norm": (False,),
+    "block_type": ("llama",),
+    "clip_qkv": (None,),
+    "include_bias": (False,),
+    "include_qkv_bias": (False,),
+    "input_emb_norm": (False,),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "rope_full_precision": (True,),
+    "scale_logits": (False,),
 }
 """Switches of the upstream code that every released checkpoint sets this way."""
 
 
-ARCHITECTURES = ("LLaDAModelLM", "LLaDAModel")
-"""What a dense LLaDA declares itself to be."""
-
-
-class LladaConfig(PreTrainedConfig):
-    """The released `config.json`, field for field, under the released names."""
+class LladaConfig(DecoderConfig):
+    """Dense LLaDA: 8B Base, Instruct and 1.5."""
 
     model_type = "llada"
     attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
@@ -43,34 +183,23 @@ class LladaConfig(PreTrainedConfig):
         "max_position_embeddings": "max_sequence_length",
         "tie_word_embeddings": "weight_tying",
     }
-    base_model_tp_plan = {  # noqa: RUF012
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
+    title = "LLaDA"
+    declared = ("LLaDAModelLM", "LLaDAModel")
+    fixed = LLADA_FIXED
     d_model: int = 4096
     n_heads: int = 32
     n_kv_heads: int | None = None
     n_layers: int = 32
     mlp_hidden_size: int = 12288
     vocab_size: int = 126464
-    embedding_size: int | None = None  # rows of the embedding; `vocab_size` if null
+    embedding_size: int | None = None  # type: ignore[assignment]  # `vocab_size` if null
     max_sequence_length: int = 4096
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     weight_tying: bool = False
     mask_token_id: int | None = 126336
-    bos_token_id: int | None = None
     eos_token_id: int | None = 126081
     pad_token_id: int | None = 126081
-    use_cache: bool = False
-    hidden_act: str = "silu"
-    mlp_bias: bool = False
-    initializer_range: float = 0.02
     activation_type: str = "silu"
     alibi: bool = False
     attention_layer_norm: bool = False
@@ -82,13 +211,11 @@ class LladaConfig(PreTrainedConfig):
     input_emb_norm: bool = False
     layer_norm_type: str = "rms"
     rope: bool = True
-    rope_full_precision: bool = True
-    rope_scaling: dict[str, Any] | None = None
+    rope_full_precision: bool = True  # type: ignore[misc]
     scale_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what the released file may leave null, and refuse what no release has."""
-        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.embedding_size is None:
@@ -98,27 +225,65 @@ class LladaConfig(PreTrainedConfig):
                 "n_heads must divide d_model and n_kv_heads must divide n_heads, got "
                 f"d_model={self.d_model}, n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
-        for name, value in FIXED.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"{name} must be {value!r} as in every released LLaDA, "
-                    f"got {getattr(self, name)!r}"
-                )
+        super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build from `config.json`, without the pointer to remote code."""
-        architecture = (config_dict.get("architectures") or [ARCHITECTURES[0]])[0]
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from `config.json`; LLaDA-MoE, of the same model_type, becomes its own class."""
+        architecture = first_architecture(config_dict) or ""
         if architecture.startswith("LLaDAMoE") or "num_experts" in config_dict:
-            raise ValueError(
-                "model_type 'llada' with a mixture of experts is LLaDA-MoE, which is not "
-                f"supported yet (architectures[0] = {architecture!r})"
-            )
-        if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"architectures[0] of model_type 'llada' must be one of {ARCHITECTURES}, "
-                f"got {architecture!r}"
-            )
-        kept = {k: v for k, v in config_dict.items() if k != "auto_map"}
-        config: Self = super().from_dict(kept, **kwargs)
-        return config
+            from dlm.models.moe_configs import LladaMoeConfig
+
+            return LladaMoeConfig.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+
+class ILladaConfig(DecoderConfig):
+    """iLLaDA-8B (Nie et al. 2026, arXiv:2606.25331)."""
+
+    model_type = "illada"
+    title = "iLLaDA"
+    declared = ("ILLaDAForCausalLM", "ILLaDAModel")
+    fixed = {"layer_norm_eps": (None,)}  # noqa: RUF012
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` over heads
+    vocab_size: int = 155136
+    max_position_embeddings: int = 8192
+    attention_bias: bool = False
+    mlp_bias: bool = False  # type: ignore[misc]
+    layer_norm_eps: float | None = None  # of a LayerNorm, which no release has
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 0
+    pad_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill what the released file may leave null, and refuse what no release has."""
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    @property
+    def qkv_bias(self) -> bool:  # type: ignore[override]
+        """Whether queries, keys and values have a bias."""
+        return self.attention_bias
+
+    @property
+    def o_bias(self) -> bool:  # type: ignore[override]
+        """Whether the output of attention has a bias."""
+        return self.attention_bias
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from `config.json`, which alone knows the angles.
+
+        Raises:
+            ValueError: it names no rope_theta, or has what no release has.
+        """
+        if not config_dict.keys() & {"rope_theta", "rope_parameters"}:
+            raise ValueError("rope_theta must be in the config.json of an iLLaDA")
+        return super().from_dict(config_dict, **kwargs)

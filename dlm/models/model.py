@@ -63,7 +63,10 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
-        device: torch.device = self.network.get_input_embeddings().weight.device
+        embedding = self.network.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        if device.type == "meta":  # accelerate brings the weights along for each call
+            return torch.device(embedding._hf_hook.execution_device)
         return device
 
     def hidden(

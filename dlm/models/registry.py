@@ -7,43 +7,82 @@ already, else right after its import.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
+from dlm.models.families import FAMILIES, Family
+
 
 def register_configs() -> None:
     """Let AutoConfig read the configurations of our families."""
     from transformers import AutoConfig
 
-    from dlm.models.configs import LladaConfig
+    for family in FAMILIES.values():
+        if not family.opt_in:
+            config = family.config_class()
+            AutoConfig.register(config.model_type, config, exist_ok=True)
 
-    AutoConfig.register("llada", LladaConfig, exist_ok=True)
 
-
-def register_networks() -> None:
-    """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build our networks."""
+def register_networks(module: str) -> None:
+    """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build a module's networks."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from dlm.models.configs import LladaConfig
-    from dlm.models.llada import LLaDAModelLM, register_conversion
+    from dlm.models.conversions import register_conversion
 
-    for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
-        auto.register(LladaConfig, LLaDAModelLM, exist_ok=True)
-    register_conversion()
+    for family in FAMILIES.values():
+        if family.opt_in or module_of(family) != module:
+            continue
+        network = family.network_class()
+        for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+            auto.register(family.config_class(), network, exist_ok=True)
+        register_conversion(network)
 
 
-def load_networks() -> None:
-    """Import our networks, unless it is their import that brought the Auto classes in."""
-    import_module("dlm.models.llada")
+def module_of(family: Family) -> str:
+    """Where the network of a family is."""
+    return family.network.partition(":")[0]
 
+
+def load_networks(ended: str) -> None:
+    """Import our networks, once the Auto classes and all that networks import are whole.
+
+    Some of that imports the Auto classes itself, so that these may be ready first. `ended` is the
+    module whose import has just come to its end, which importlib does not know yet.
+    """
+    if AUTO in sys.modules and all(whole(name) or name == ended for name in (*BASES, *MODULES)):
+        for module in MODULES:
+            import_module(module)
+
+
+def whole(module: str) -> bool:
+    """Whether the import of a module has not begun, or has ended."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return not getattr(spec, "_initializing", False)
+
+
+def after_network(module: str) -> None:
+    """Register a module's networks, then take care of the others."""
+    register_networks(module)
+    load_networks(module)
+
+
+AUTO = "transformers.models.auto.modeling_auto"
+MODULES = tuple(dict.fromkeys(map(module_of, FAMILIES.values())))
+BASES = (
+    "dlm.models.transformer",
+    "transformers.modeling_layers",
+    "transformers.models.llama.modeling_llama",
+)
+"""What networks import, and what itself imports the Auto classes."""
 
 STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
-    "transformers.models.auto.modeling_auto": load_networks,
-    "dlm.models.llada": register_networks,
+    **{module: partial(load_networks, module) for module in (AUTO, *BASES)},
+    **{module: partial(after_network, module) for module in MODULES},
 }
 """What to do after the import of which module."""
 
@@ -52,7 +91,7 @@ def register() -> None:
     """Take every step whose module is loaded now, and the others right after their import."""
     sys.meta_path.insert(0, _AfterImport())
     for module, step in STEPS.items():
-        if module in sys.modules:
+        if module in sys.modules and whole(module):
             step()
 
 

@@ -1,9 +1,13 @@
 """The bidirectional decoder-shaped transformer that the Llama-like families share.
 
-Shapes: B rows, L tokens, D model width, H heads, E head width, V vocabulary.
+Of a configuration it reads what `dlm.models.configs.DecoderConfig` lists, and for layers with
+experts what `dlm.models.experts.SparseMlp` does. Block-causal attention is a mask to be given, and
+logits stay where the network puts them: see `dlm.models.model.Model`.
+
+Shapes: B rows, L tokens, D model width, H heads, E head width, R rotated of it, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -12,15 +16,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaMLP,
     LlamaRMSNorm,
-    eager_attention_forward,
     rotate_half,
 )
 
 from dlm.cache import View
+from dlm.huggingface.generation import DiffusionGenerationMixin
+from dlm.models.attention import attention
+from dlm.models.experts import SparseMlp, initialise
 
 
 class RotaryEmbedding(nn.Module):
@@ -33,42 +38,57 @@ class RotaryEmbedding(nn.Module):
 
     @staticmethod
     def frequencies(config: Any) -> Tensor:
-        """theta^(-2i/E), float32 [E/2]."""
-        width = config.hidden_size // config.num_attention_heads
-        exponent = torch.arange(0, width, 2, dtype=torch.float32) / width
+        """theta^(-2i/R), float32 [R/2], for the R of E columns of a head that are rotated."""
+        exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
         frequencies: Tensor = 1.0 / config.rope_theta**exponent
         return frequencies
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, float32 [B, 1, L, E], of int64 positions [B, L]."""
-        angle = positions[:, None, :, None].float() * self.inv_freq.float()
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, 1, L, R] of int64 positions [B, L].
+
+        In the dtype of the network, as most releases have it; in float32 where queries and keys
+        rotate in float32.
+        """
+        wide = torch.promote_types(dtype, torch.float32)
+        angle = positions[:, None, :, None].to(wide) * self.inv_freq.to(wide)
         angle = torch.cat((angle, angle), -1)
-        return angle.cos(), angle.sin()
+        kept = wide if self.config.rope_full_precision else dtype
+        return angle.cos().to(kept), angle.sin().to(kept)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [B, H, L, E] in float32, back in its own dtype (LLaDA's `rope_full_precision`)."""
-    wide = x.float()
-    rotated: Tensor = wide * cos + rotate_half(wide) * sin
-    return rotated.to(x.dtype)
+    """Rotate the first R columns of [B, H, L, E] in the dtype of the angles, back in its own."""
+    width = cos.shape[-1]
+    turned = x[..., :width].to(cos.dtype)
+    turned = (turned * cos + rotate_half(turned) * sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of every token to every token."""
+    """Grouped-query attention of every token to every token that the mask shows."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        width, narrow = config.hidden_size, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, narrow, bias=False)
-        self.v_proj = nn.Linear(width, narrow, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        width, bias = config.hidden_size, config.qkv_bias
+        wide = config.num_attention_heads * self.head_dim
+        narrow = config.num_key_value_heads * self.head_dim
+        self.widths = (wide, narrow, narrow)
+        if config.fused_qkv:
+            self.qkv_proj = nn.Linear(width, wide + 2 * narrow, bias=bias)
+        else:
+            self.q_proj = nn.Linear(width, wide, bias=bias)
+            self.k_proj = nn.Linear(width, narrow, bias=bias)
+            self.v_proj = nn.Linear(width, narrow, bias=bias)
+        self.o_proj = nn.Linear(wide, width, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = LlamaRMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -78,29 +98,32 @@ class Attention(nn.Module):
         cache: View | None = None,
     ) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        query, key, value = (
-            rearrange(project(x), "b l (h e) -> b h l e", e=self.head_dim)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (self.heads(part) for part in self.parts(x))
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, *angles), rotate(key, *angles)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        out, _ = attend(
-            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, is_causal=False
-        )
+        out = attention(self, query, key, value, mask, cache)
         return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of all heads, [B, L, H E] each, of [B, L, D]."""
+        if self.config.fused_qkv:
+            parts: tuple[Tensor, ...] = self.qkv_proj(x).split(self.widths, -1)
+            return parts
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def heads(self, part: Tensor) -> Tensor:
+        """[B, L, H E] -> [B, H, L, E]."""
+        return rearrange(part, "b l (h e) -> b h l e", e=self.head_dim)
 
 
 class Layer(GradientCheckpointingLayer):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention, then SwiGLU or a mixture of such experts."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = LlamaMLP(config)
+        self.mlp = SparseMlp(config) if config.is_sparse(layer) else LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -116,7 +139,7 @@ class Layer(GradientCheckpointingLayer):
         return torch.as_tensor(x + self.mlp(self.post_attention_layernorm(x)))
 
 
-class Bidirectional(PreTrainedModel):
+class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
     """Loading rules the networks below share."""
 
     base_model_prefix = "model"
@@ -126,6 +149,8 @@ class Bidirectional(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    renamings: ClassVar[tuple[tuple[str, str], ...]] = ()
+    packs_experts: ClassVar[bool] = False  # see `dlm.models.conversions`
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,6 +159,7 @@ class Bidirectional(PreTrainedModel):
         # without this the rotary frequencies are uninitialised memory.
         if isinstance(module, RotaryEmbedding):
             initialization.copy_(module.inv_freq, RotaryEmbedding.frequencies(module.config))
+        initialise(module, self.config.initializer_range)
 
 
 class TransformerModel(Bidirectional):
@@ -147,6 +173,10 @@ class TransformerModel(Bidirectional):
         self.rotary_emb = RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # whether there are experts to set it for, the network around this one says
 
     def forward(
         self,
@@ -174,7 +204,7 @@ class TransformerModel(Bidirectional):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=x, attention_mask=attention_mask
         )
-        angles = self.rotary_emb(position_ids)
+        angles = self.rotary_emb(position_ids, x.dtype)
         for layer in self.layers:
             x = layer(x, angles, mask, cache)
         return BaseModelOutput(last_hidden_state=self.norm(x))
@@ -183,6 +213,7 @@ class TransformerModel(Bidirectional):
 class TransformerForMaskedLM(Bidirectional):
     """The network with its vocabulary projection."""
 
+    packs_rows: ClassVar[bool] = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
@@ -191,6 +222,11 @@ class TransformerForMaskedLM(Bidirectional):
         self.model = TransformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers would look for its decorator in the source of the class's own module.
+        return cls.packs_experts
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Real checkpoints: released layout, no remote code, clear refusals."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -202,16 +203,19 @@ def pickled(folder: Path) -> None:
     [
         (corrupt, {}, "cannot load the weights"),
         (rename, {}, "do not fit its configuration: .*q_"),
-        (pickled, {}, "cannot load the weights"),
+        (pickled, {}, "pytorch_model.bin is a pickle"),
         (None, {"d_model": 32}, "cannot load the weights|do not fit"),
         (None, {"d_model": 65}, "n_heads must divide d_model"),
-        (None, {"model_type": "bert"}, "not a masked-diffusion family"),
+        (None, {"model_type": "bert"}, "a bert needs its tokenizer"),
+        (None, {"head_dim": 32}, "head_dim must be 16 in this LLaDA, got 32"),
+        (None, {"qk_norm": True}, "qk_norm must be False in this LLaDA, got True"),
+        (None, {"model_type": "gpt2"}, "not a masked-diffusion family"),
         (None, {"model_type": "unheard-of"}, "not a masked-diffusion family"),
         (None, {"architectures": ["Other"]}, r"architectures\[0\] .* got 'Other'"),
         (None, {"clip_qkv": 0.1}, "clip_qkv must be None"),
         (None, {"eos_token_id": 9999}, "stop ids must be ids below"),
         (None, {"eos_token_id": 511}, "other than the mask's 511"),
-        (None, {"architectures": ["LLaDAMoEModelLM"]}, "LLaDA-MoE"),
+        (None, {"architectures": ["LLaDAMoEModelLM"]}, "in this LLaDA-MoE, got"),
         (None, {"alibi": True}, "alibi must be False"),
         (None, {"mask_token_id": 512}, "mask_id must be an id below the vocabulary size 512"),
     ],
@@ -234,11 +238,28 @@ def test_foreign_and_corrupt_checkpoints(
         ({"attn_implementation": "spda"}, "Did you mean 'sdpa'"),
         ({"device": "gpu0"}, "device must be a torch device, got 'gpu0'"),
         ({"device": "cpu", "device_map": "auto"}, "device or device_map, not both"),
+        ({"direct": "yes"}, "direct must be True or False, got 'yes'"),
+        ({"direct": True, "device_map": "auto"}, "excludes device_map and"),
+        ({"quantization_config": {"load_in_8bit": True}}, "such as BitsAndBytesConfig, got {'load"),
+        ({"direct": True, "quantization_config": 8}, "excludes device_map and"),
+        ({"family": "lada"}, "unknown family 'lada'. Did you mean 'llada'"),
+        ({"family": "dream"}, "family 'dream' has model_type 'Dream'"),
+        ({"block_size": 4}, "llada looks both ways, got 4"),
     ],
 )
 def test_bad_load_options(golden_folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dlm.load(golden_folder, **options)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here"
+)
+def test_quantization_is_handed_to_transformers(golden_folder: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    with pytest.raises(ImportError, match="bitsandbytes"):
+        dlm.load(golden_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -1,0 +1,45 @@
+"""Attention as the networks here call it: through transformers' backends, or by rows end to end.
+
+Shapes: B rows, L tokens of each, H heads, E head width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from dlm.cache import View
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    cache: View | None = None,
+) -> Tensor:
+    """Scaled dot-product attention both ways, [B, L, H, E].
+
+    Args:
+        module: the layer, with `config`, `layer_idx`, `scaling` and what the backend reads.
+        query: [B, H, L, E].
+        key: [B, G, L, E], G heads, a divisor of H.
+        value: like `key`.
+        mask: what the backend takes.
+        cache: what stands between the layer and its attention.
+    """
+    if cache is not None:
+        direct = cache.attend(query, key, value, module.scaling)
+        if direct is not None:
+            return direct
+        query, key, value = cache.enter(query, key, value, module.layer_idx)
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    out, _ = backend(
+        module, query, key, value, mask, dropout=0.0, scaling=module.scaling, is_causal=False
+    )
+    return torch.as_tensor(out if cache is None else cache.leave(out))

@@ -1,0 +1,79 @@
+"""Released weight names into ours, and back: for transformers, and for safetensors read directly.
+
+A network class may have `renamings`, (pattern, replacement) pairs applied in order, from released
+names to ours; without them the names are the same. Where it `packs_experts`, those are released one
+by one and held together, see `dlm.models.experts.Experts`.
+"""
+
+import re
+from typing import Any
+
+from torch import Tensor
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+)
+
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+def register_conversion(network: Any) -> None:
+    """Teach transformers the released weight names of a network class, in both directions."""
+    steps: list[WeightConverter | WeightRenaming] = [
+        WeightRenaming(source, target) for source, target in renamings(network)
+    ]
+    if packs_experts(network):
+        steps += [
+            WeightConverter(
+                ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
+                "mlp.experts.gate_up_proj",
+                operations=[MergeModulelist(dim=0), Concatenate(dim=1)],
+            ),
+            WeightConverter(
+                "mlp.experts.*.down_proj.weight",
+                "mlp.experts.down_proj",
+                operations=[MergeModulelist(dim=0)],
+            ),
+        ]
+    if steps:
+        kind = network.config_class.model_type
+        register_checkpoint_conversion_mapping(kind, steps, overwrite=True)
+
+
+def renamings(network: Any) -> tuple[tuple[str, str], ...]:
+    """Patterns and replacements of a network or its class."""
+    return getattr(network, "renamings", ())
+
+
+def packs_experts(network: Any) -> bool:
+    """Whether a network or its class holds its experts together."""
+    return getattr(network, "packs_experts", False)
+
+
+def renamed(name: str, network: Any) -> str:
+    """Our name of a released weight."""
+    for pattern, replacement in renamings(network):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def place(name: str, network: Any, weights: dict[str, Tensor]) -> tuple[str, Tensor] | None:
+    """Our name of a released weight, and the part of our tensor that it fills.
+
+    None for a weight that the network has no place for.
+    """
+    ours = renamed(name, network)
+    expert = EXPERT.fullmatch(ours) if packs_experts(network) else None
+    if expert is None:
+        return (ours, weights[ours]) if ours in weights else None
+    stem, number, part = expert.groups()
+    ours = f"{stem}.down_proj" if part == "down" else f"{stem}.gate_up_proj"
+    if ours not in weights or int(number) >= len(weights[ours]):
+        return None
+    whole = weights[ours][int(number)]
+    if part == "down":
+        return ours, whole
+    return ours, whole.chunk(2, 0)[0 if part == "gate" else 1]

@@ -1,0 +1,326 @@
+"""MDLM (Sahoo et al. 2024, arXiv:2406.07524) and BD3LM (Arriola et al. 2025, arXiv:2503.09573).
+
+Both are diffusion transformers (Peebles and Xie 2023, arXiv:2212.09748) over tokens: every norm is
+scaled and shifted, and every branch gated, by a linear map of the noise level's embedding. The
+releases are not conditioned on the noise level, which their networks therefore see as 0 throughout.
+Modules bear the names of the released weights.
+
+Logits are raw. What the papers put on top of them (SUBS: no probability on the mask, and tokens
+that are there stay) is the engine's work: `ModelSpec.banned` holds the mask, and decoders change
+masked positions.
+
+Shapes: B rows, L tokens, D model width, H heads, E head width, C width of the conditioning,
+V vocabulary.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, initialization
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.llama.modeling_llama import rotate_half
+
+from dlm.cache import View
+from dlm.huggingface.generation import DiffusionGenerationMixin
+from dlm.models.attention import attention
+from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
+
+ROPE_THETA = 10000.0
+TIME_FEATURES = 256  # sines and cosines that embed the noise level
+NORM_EPS = 1e-5
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Embedding(nn.Module):
+    """Rows of a bare parameter, as released; `weight` is what transformers calls it."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(rows, width))
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, D]."""
+        return self.embedding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, L] -> [B, L, D]."""
+        return self.embedding[tokens]
+
+
+class ZeroLinear(nn.Linear):
+    """A linear map that is 0 before training: branches it gates leave the residual stream alone."""
+
+
+class RotaryEmbedding(nn.Module):
+    """Angles of rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.inv_freq = nn.Buffer(self.frequencies(width))
+
+    @staticmethod
+    def frequencies(width: int) -> Tensor:
+        """theta^(-2i/E), float32 [E/2]."""
+        return 1.0 / ROPE_THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, 1, L, E], float32 at least, of int64 positions [B, L]."""
+        frequencies = at_least_float32(self.inv_freq)
+        angle = positions[:, None, :, None].to(frequencies.dtype) * frequencies
+        angle = torch.cat((angle, angle), -1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [B, H, L, E] in float32 at least, back in its own dtype."""
+    wide = at_least_float32(x)
+    rotated: Tensor = wide * cos + rotate_half(wide) * sin
+    return rotated.to(x.dtype)
+
+
+class NoiseLevel(nn.Module):
+    """Embedding of the noise level that the network was trained to see: 0 throughout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self) -> Tensor:
+        """[1, C]."""
+        like = next(self.mlp.parameters())
+        half = TIME_FEATURES // 2
+        # Cosines, then sines, of frequencies times the level: 1 and 0, as the level is 0.
+        features = torch.cat((like.new_ones(1, half), like.new_zeros(1, half)), -1)
+        return F.silu(self.mlp(features))
+
+
+class Norm(nn.Module):
+    """LayerNorm without bias, in float32 at least."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """norm(x) (1 + scale) + shift, [B, L, D] in the dtype of `x`."""
+        wide = at_least_float32(x)
+        normal = F.layer_norm(wide, self.weight.shape, eps=NORM_EPS) * self.weight
+        return (normal * (1 + at_least_float32(scale)) + shift).to(x.dtype)
+
+
+class Block(GradientCheckpointingLayer):
+    """Gated attention and gated MLP, both behind a norm that the noise level modulates."""
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.config = config
+        self.layer_idx = layer
+        self.head_dim = width // config.n_heads
+        self.num_key_value_groups = 1
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.norm1 = Norm(width)
+        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.norm2 = Norm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.adaLN_modulation = ZeroLinear(config.cond_dim, 6 * width)
+
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: View | None = None,
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D], of the noise level's embedding [1, C]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(level)[:, None].chunk(
+            6, -1
+        )
+        x = x + gate1 * self.drop(self.attend(self.norm1(x, shift1, scale1), angles, mask, cache))
+        return torch.as_tensor(x + gate2 * self.drop(self.mlp(self.norm2(x, shift2, scale2))))
+
+    def attend(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: View | None,
+    ) -> Tensor:
+        """Multi-head attention, [B, L, D] -> [B, L, D]."""
+        query, key, value = rearrange(
+            self.attn_qkv(x), "b l (three h e) -> three b h l e", three=3, e=self.head_dim
+        )
+        query, key = rotate(query, *angles), rotate(key, *angles)
+        out = attention(self, query, key, value, mask, cache)
+        return torch.as_tensor(self.attn_out(rearrange(out, "b l h e -> b l (h e)")))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout, in training."""
+        return F.dropout(x, self.config.dropout, self.training)
+
+
+class OutputLayer(nn.Module):
+    """Modulated norm and vocabulary projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.norm_final = Norm(config.hidden_dim)
+        self.linear = ZeroLinear(config.hidden_dim, config.vocab_size)
+        self.adaLN_modulation = ZeroLinear(config.cond_dim, 2 * config.hidden_dim)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D], of the noise level's embedding [1, C]."""
+        shift, scale = self.adaLN_modulation(level)[0].chunk(2, -1)
+        return torch.as_tensor(self.linear(self.norm_final(x, shift, scale)))
+
+
+class Backbone(nn.Module):
+    """The whole network; its parent only loads, saves and names it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.vocab_embed = Embedding(config.vocab_size, config.hidden_dim)
+        self.sigma_map = NoiseLevel(config.cond_dim)
+        self.rotary_emb = RotaryEmbedding(config.hidden_dim // config.n_heads)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_blocks))
+        self.output_layer = OutputLayer(config)
+
+
+class Dit(DiffusionGenerationMixin, PreTrainedModel):
+    """A diffusion transformer over tokens."""
+
+    packs_rows: ClassVar[bool] = True
+    base_model_prefix = ""
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a plain list)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
+    # Angles of late positions are off by whole turns in bfloat16, and a rate of 0.999 is 1.
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "inv_freq",
+        "sampling_eps_max",
+        "sampling_eps_min",
+    ]
+    # The releases hold them; they follow from the configuration.
+    _keys_to_ignore_on_load_missing = [r"inv_freq$", r"sampling_eps_m"]  # noqa: RUF012
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, RotaryEmbedding):
+            initialization.copy_(module.inv_freq, RotaryEmbedding.frequencies(module.width))
+        elif isinstance(module, Embedding):
+            initialization.kaiming_uniform_(module.embedding, a=math.sqrt(5))
+        elif isinstance(module, Norm):
+            initialization.ones_(module.weight)
+        elif isinstance(module, ZeroLinear):
+            initialization.zeros_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module whose `weight` is the embedding."""
+        return self.backbone.vocab_embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The vocabulary projection; never tied."""
+        return self.backbone.output_layer.linear
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Raw logits [B, L, V] of the token at each position.
+
+        Every token sees every token: block-causal attention of BD3LM is a mask to be given, which
+        `dlm.models.model.Model` does. The output is a `MaskedLMOutput` whatever the released
+        `return_dict` says, which was made for the upstream code.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask of the
+                attention backend's own kind.
+            position_ids: int64 [B or 1, L]; the column index if absent.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return MaskedLMOutput(
+            logits=self.project(self.states(input_ids, attention_mask, position_ids))
+        )
+
+    def states(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        cache: View | None = None,
+    ) -> Tensor:
+        """Output of the last block [B, L, D], see `dlm.models.model.Network`."""
+        x = self.backbone.vocab_embed(tokens)
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=x, attention_mask=attention_mask
+        )
+        level = self.backbone.sigma_map()
+        angles = self.backbone.rotary_emb(positions)
+        for block in self.backbone.blocks:
+            x = block(x, level, angles, mask, cache)
+        return torch.as_tensor(x)
+
+    def project(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of the last block's output [..., D]."""
+        return torch.as_tensor(self.backbone.output_layer(states, self.backbone.sigma_map()))
+
+
+class MDLM(Dit):
+    """MDLM under the class name its checkpoints declare in `architectures`."""
+
+    config_class = MdlmConfig
+
+    def __init__(self, config: MdlmConfig) -> None:
+        super().__init__(config)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+class BD3LM(Dit):
+    """BD3LM under the class name its checkpoints declare in `architectures`."""
+
+    config_class = Bd3lmConfig
+
+    def __init__(self, config: Bd3lmConfig) -> None:
+        super().__init__(config)
+        if config.var_min:  # the releases keep the two rates as weights
+            self.sampling_eps_min = nn.Buffer(torch.tensor(config.sampling_eps_min))
+            self.sampling_eps_max = nn.Buffer(torch.tensor(config.sampling_eps_max))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.var_min:
+            initialization.constant_(self.sampling_eps_min, self.config.sampling_eps_min)
+            initialization.constant_(self.sampling_eps_max, self.config.sampling_eps_max)

@@ -1,0 +1,103 @@
+"""Configurations of the DiT families, field for field as released.
+
+Apart from the networks, so that AutoConfig knows them without loading any modelling code.
+"""
+
+from typing import Any, Self
+
+from transformers import PreTrainedConfig
+
+
+class DitConfig(PreTrainedConfig):
+    """What MDLM and BD3LM share, under the released names.
+
+    The releases declare neither the mask nor the end of text: the mask is the last row of the
+    vocabulary, and in front of it is the end of text, GPT-2's last token.
+    """
+
+    attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
+        "hidden_size": "hidden_dim",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_blocks",
+        "max_position_embeddings": "model_length",
+    }
+    hidden_dim: int = 768
+    cond_dim: int = 128
+    n_blocks: int = 12
+    n_heads: int = 12
+    dropout: float = 0.1
+    model_length: int = 1024
+    vocab_size: int = 50258
+    time_conditioning: bool = False
+    mask_token_id: int | None = None  # the last row if null
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None  # the row before the mask if null
+    pad_token_id: int | None = None
+    use_cache: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill what the released file leaves out, and refuse what the engine cannot give."""
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        if self.hidden_dim % self.n_heads or self.hidden_dim // self.n_heads % 2:
+            raise ValueError(
+                "n_heads must divide hidden_dim into heads of even width, got "
+                f"hidden_dim={self.hidden_dim}, n_heads={self.n_heads}"
+            )
+        if self.time_conditioning:
+            raise ValueError(
+                "time_conditioning must be False: a network that is told the noise level needs "
+                "it at every forward, and unmasking policies have none"
+            )
+        if self.mask_token_id is None:
+            self.mask_token_id = self.vocab_size - 1
+        if self.eos_token_id is None:
+            self.eos_token_id = self.vocab_size - 2
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Build from `config.json`, without the pointer to remote code."""
+        kept = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        config: Self = super().from_dict(kept, **kwargs)
+        return config
+
+
+class MdlmConfig(DitConfig):
+    """MDLM's `config.json`."""
+
+    model_type = "mdlm"
+
+
+BD3LM_FIXED = {"adaln": True, "causal": False}
+"""Switches of the upstream code that a block diffusion checkpoint sets this way."""
+
+
+class Bd3lmConfig(DitConfig):
+    """BD3LM's `config.json`.
+
+    `attn_backend` is the upstream code's own choice of kernel and is kept as it is found: here
+    that is `attn_implementation`. `sampling_eps_min` and `sampling_eps_max` are the mask rates
+    that training drew from; decoding has no use for them.
+    """
+
+    model_type = "bd3lm"
+    block_size: int = 4
+    cross_attn: bool = True  # block-causal attention; without it every token sees every token
+    adaln: bool = True
+    causal: bool = False
+    attn_backend: str = "sdpa"
+    var_min: bool = True
+    sampling_eps_min: float = 1e-3
+    sampling_eps_max: float = 0.999
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse the autoregressive and unconditioned networks that share the model type."""
+        super().__post_init__(**kwargs)
+        for name, value in BD3LM_FIXED.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be {value!r} as in every released BD3LM, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")

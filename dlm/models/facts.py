@@ -1,0 +1,215 @@
+"""The facts of a checkpoint, out of its files and its family, cross-checked."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlm.models.families import ENCODER, Family, family_of, find
+from dlm.models.spec import ModelSpec
+from dlm.options import integer
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What `generation_config.json` says about tokens."""
+
+    stop_ids: tuple[int, ...] = ()
+    mask_id: int | None = None
+
+
+def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
+    """The configuration and its family; no code that it may point to is looked at.
+
+    Raises:
+        ValueError: there is none, or it is of no family here.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the configuration of {source!r}: {error}") from error
+    if not raw:
+        raise ValueError(f"cannot read the configuration of {source!r}: config.json is missing")
+    try:
+        found = find(raw, family)
+        if found is ENCODER:
+            return AutoConfig.from_pretrained(source, trust_remote_code=False), found
+        config = found.config_class().from_dict(raw)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the configuration of {source!r} does not fit: {error}") from error
+    config.name_or_path = source
+    return config, found
+
+
+def read_generation(source: str) -> Declared:
+    """Ids of `generation_config.json`, where there is one.
+
+    Raises:
+        ValueError: it is corrupt.
+    """
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(
+        source,
+        "generation_config.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return Declared()
+    try:
+        stated = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(stated, dict):
+            raise ValueError(f"it must hold an object, got {stated!r}")
+        return Declared(tuple(ids(stated.get("eos_token_id"))), stated.get("mask_token_id"))
+    except ValueError as error:
+        raise ValueError(f"cannot read generation_config.json of {source!r}: {error}") from error
+
+
+def resolve(
+    config: Any,
+    declared_stops: Iterable[int],
+    tokenizer: Any,
+    mask_id: int | None = None,
+    *,
+    block_size: int | None = None,
+    declared_mask: int | None = None,
+) -> ModelSpec:
+    """The facts of a checkpoint.
+
+    The mask id is the argument, else the generation configuration's, the configuration's, the
+    family's, the tokenizer's. Stop ids are those of both configurations and of the family. The
+    block size is the argument, else that of the checkpoint's name, its configuration, its family.
+
+    Args:
+        config: of the network; its `name_or_path` is the checkpoint's name.
+        declared_stops: stop ids of the generation configuration.
+        tokenizer: of the checkpoint, None where it has none.
+        mask_id: overrides the checkpoint's.
+        block_size: overrides the checkpoint's.
+        declared_mask: mask id of the generation configuration.
+
+    Raises:
+        ValueError: no mask id, one outside the vocabulary, one the tokenizer contradicts, a stop
+            id that is none, or a block size for a family that looks both ways.
+    """
+    family = family_of(config)
+    size = choose_block(config, family, block_size)
+    if family is ENCODER:
+        from dlm.models.encoder import encoder_spec
+
+        return encoder_spec(config, tokenizer, mask_id)
+    rows = int(getattr(config, "embedding_size", config.vocab_size))
+    owned = range(owned_rows(config, family)) if tokenizer is None else ids_of(tokenizer)
+    mask = choose_mask(config, family, tokenizer, mask_id, declared_mask)
+    stops = stop_ids(config, family, tokenizer, declared_stops)
+    if not all(0 <= stop < rows and stop != mask for stop in stops):
+        raise ValueError(
+            f"stop ids must be ids below the vocabulary size {rows} other than the mask's "
+            f"{mask}, got {stops}"
+        )
+    end = min(max(owned) + 1, rows)
+    gaps = set(range(end)).difference(owned, stops)
+    return ModelSpec(
+        family=family.name,
+        vocab_size=rows,
+        mask_id=mask,
+        eos_id=stops[0],
+        stop_ids=tuple(stops),
+        max_length=int(config.max_position_embeddings),
+        unused=(end, rows),
+        shift=family.shift,
+        block_size=size,
+        never=tuple(sorted(gaps.union(lookup(tokenizer, family.never_tokens)) - {mask})),
+    )
+
+
+def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
+    """The block size of block-causal attention, None for attention both ways."""
+    if asked is None:
+        return family.block_of(config, str(config.name_or_path or ""))
+    if not family.blocks:
+        raise ValueError(
+            f"block_size goes with families of block-causal attention, and {family.name} looks "
+            f"both ways, got {asked!r}"
+        )
+    return integer("block_size", asked, least=1)
+
+
+def is_released(config: Any, family: Family) -> bool:
+    """Whether the ids of the family hold: those of its releases' vocabulary."""
+    return int(getattr(config, "embedding_size", config.vocab_size)) in family.vocabularies
+
+
+def owned_rows(config: Any, family: Family) -> int:
+    """How many rows of the embedding some token owns, without a tokenizer to tell."""
+    known = family.tokens if is_released(config, family) else None
+    return int(config.vocab_size) if known is None else known
+
+
+def choose_mask(
+    config: Any, family: Family, tokenizer: Any, asked: int | None, declared: int | None
+) -> int:
+    """The mask id, from the most particular source that has one."""
+    rows = int(getattr(config, "embedding_size", config.vocab_size))
+    if asked is not None:
+        return integer("mask_id", asked, least=0, most=rows - 1)
+    sources = {
+        "generation_config.json's mask_token_id": declared,
+        "the configuration's mask_token_id": config.mask_token_id,
+        f"the mask of {family.name}": family.mask_id if is_released(config, family) else None,
+        "the tokenizer's": mask_of(tokenizer, family),
+    }
+    given = [(name, value) for name, value in sources.items() if value is not None]
+    if not given:
+        raise ValueError("mask_id is in no file of the checkpoint: pass mask_id")
+    name, chosen = given[0]
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < rows:
+        raise ValueError(
+            f"mask_id must be an id below the vocabulary size {rows}, got {name} {chosen!r}"
+        )
+    last, read = given[-1]
+    if last == "the tokenizer's" and read != chosen:
+        raise ValueError(f"{name} {chosen} and the tokenizer's {read} disagree; pass mask_id")
+    return chosen
+
+
+def mask_of(tokenizer: Any, family: Family) -> int | None:
+    """The mask id of a tokenizer, which may know the token without knowing that it is the mask."""
+    if tokenizer is None:
+        return None
+    declared: int | None = tokenizer.mask_token_id
+    named = () if family.mask_token is None else lookup(tokenizer, (family.mask_token,))
+    return next(iter(named), None) if declared is None else declared
+
+
+def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int]) -> list[int]:
+    """Ends of text and of turn, each once; the first one fills what follows another."""
+    found = [*declared, *ids(config.eos_token_id)]
+    found += family.stop_ids if is_released(config, family) else ()
+    found += lookup(tokenizer, family.stop_tokens)
+    if not found:
+        raise ValueError("eos_token_id is in no file of the checkpoint, which needs one")
+    return list(dict.fromkeys(found))
+
+
+def lookup(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """Ids of those tokens that the tokenizer has."""
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    return [vocabulary[token] for token in tokens if token in vocabulary]
+
+
+def ids_of(tokenizer: Any) -> set[int]:
+    """Every id that some token has."""
+    return set(tokenizer.get_vocab().values())
+
+
+def ids(value: int | list[int] | None) -> list[int]:
+    """Token ids of a field that may hold none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]

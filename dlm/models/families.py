@@ -1,0 +1,378 @@
+"""The families of networks: what their files look like, and what is true of all their checkpoints.
+
+A checkpoint is known by `(model_type, architectures[0])` of its `config.json`: either alone is
+shared by networks that differ. What one checkpoint has of its own is in its configuration, its
+tokenizer or its name; each overrides the family.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from dlm.options import known
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family; ids hold for the released vocabulary only."""
+
+    name: str
+    model_type: str  # as released
+    architectures: tuple[str, ...]  # as released; the first is the network's class
+    config: str  # module:class
+    network: str  # module:class
+    vocabularies: tuple[int, ...] = ()  # rows of the embedding in the releases
+    mask_id: int | None = None  # where no configuration has it
+    mask_token: str | None = None  # for a tokenizer that does not know it for the mask
+    stop_ids: tuple[int, ...] = ()  # beside those a configuration names
+    stop_tokens: tuple[str, ...] = ()  # the same, to be looked up in the tokenizer
+    never_tokens: tuple[str, ...] = ()  # of a generation process that is not ours
+    tokens: int | None = None  # ids that the released tokenizer has
+    shift: bool = False  # whether the output at i predicts token i + 1
+    block_size: int | None = None  # of block-causal attention; None looks both ways
+    block_field: str | None = None  # where a configuration holds the block size
+    block_switch: str | None = None  # the field that turns it on, where there is one
+    block_names: tuple[tuple[str, int | None], ...] = ()
+    """Patterns in the name of a checkpoint, and the block size each stands for; None for what the
+    pattern's group says."""
+    opt_in: bool = False  # whether its files are those of another network, so that one must ask
+    tokenizer: str | None = None  # where its checkpoints come without one
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a checkpoint may have block-causal attention."""
+        return self.block_field is not None or bool(self.block_names)
+
+    def block_of(self, config: Any, name: str) -> int | None:
+        """Block size of a checkpoint: by its name, else its configuration, else the family's."""
+        if self.block_switch is not None and not getattr(config, self.block_switch):
+            return None
+        written = None if self.block_field is None else getattr(config, self.block_field, None)
+        return self.named_block(name) or written or self.block_size
+
+    def named_block(self, name: str) -> int | None:
+        """Block size that the name of a checkpoint tells."""
+        for pattern, size in self.block_names:
+            match = re.search(pattern, name.rstrip("/").rpartition("/")[2], re.IGNORECASE)
+            if match:
+                return int(match[1]) if size is None else size
+        return None
+
+    def config_class(self) -> Any:
+        """The class of its configuration."""
+        return named(self.config)
+
+    def network_class(self) -> Any:
+        """The class of its network."""
+        return named(self.network)
+
+
+def named(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+QWEN3_ROWS = (151936,)
+LING_ROWS = (157184,)
+SDAR_NAMES = ((r"sdar.*-b(\d+)$", None),)
+A2D_NAMES = ((r"bd3lm", 32),)
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "llada",
+            "llada",
+            ("LLaDAModelLM", "LLaDAModel"),
+            "dlm.models.configs:LladaConfig",
+            "dlm.models.llada:LLaDAModelLM",
+            vocabularies=(126464,),
+            mask_id=126336,
+            mask_token="<|mdm_mask|>",
+            stop_ids=(126348,),
+            stop_tokens=("<|eot_id|>",),
+            tokens=126349,
+        ),
+        Family(
+            "illada",
+            "illada",
+            ("ILLaDAForCausalLM", "ILLaDAModel"),
+            "dlm.models.configs:ILladaConfig",
+            "dlm.models.llada:ILLaDAForCausalLM",
+            vocabularies=(155136,),
+            mask_id=5,
+            mask_token="<[MASK]>",
+        ),
+        Family(
+            "llada-moe",
+            "llada",
+            ("LLaDAMoEModelLM", "LLaDAMoEModel"),
+            "dlm.models.moe_configs:LladaMoeConfig",
+            "dlm.models.moe:LLaDAMoEModelLM",
+            vocabularies=LING_ROWS,
+            mask_id=156895,
+            mask_token="<|mask|>",
+            stop_ids=(156892,),
+        ),
+        Family(
+            "llada2",
+            "llada2_moe",
+            ("LLaDA2MoeModelLM", "LLaDA2MoeModel"),
+            "dlm.models.moe_configs:Llada2Config",
+            "dlm.models.moe:LLaDA2MoeModelLM",
+            vocabularies=LING_ROWS,
+            mask_id=156895,
+            mask_token="<|mask|>",
+            stop_ids=(156892,),
+            block_size=32,
+            block_field="block_size",
+        ),
+        Family(
+            "dream",
+            "Dream",
+            ("DreamModel",),
+            "dlm.models.qwen_configs:DreamConfig",
+            "dlm.models.qwen:DreamModel",
+            vocabularies=(152064,),
+            mask_id=151666,
+            mask_token="<|mask|>",
+            stop_ids=(151643, 151645),
+            stop_tokens=("<|im_end|>", "<|dlm_pad|>"),  # the second ends a text of DiffuCoder
+            never_tokens=("<|expand|>",),  # DreamOn's call for another mask
+            tokens=151667,
+            shift=True,
+        ),
+        Family(
+            "dream-reasoner",
+            "Dream",
+            ("DreamForCausalLM",),
+            "dlm.models.qwen_configs:DreamReasonerConfig",
+            "dlm.models.qwen:DreamForCausalLM",
+            vocabularies=QWEN3_ROWS,
+            mask_id=151669,
+            stop_tokens=("<|im_end|>",),
+            block_size=32,
+            block_field="block_size",
+        ),
+        Family(
+            "sdar",
+            "sdar",
+            ("SDARForCausalLM", "SDARModel"),
+            "dlm.models.qwen_configs:SdarConfig",
+            "dlm.models.qwen:SDARForCausalLM",
+            vocabularies=QWEN3_ROWS,
+            mask_id=151669,
+            stop_ids=(151643, 151645),
+            tokens=151670,
+            block_size=4,
+            block_field="block_size",
+            block_names=SDAR_NAMES,
+        ),
+        Family(
+            "sdar-moe",
+            "sdar_moe",
+            ("SDARMoeForCausalLM", "SDARMoeModel"),
+            "dlm.models.moe_configs:SdarMoeConfig",
+            "dlm.models.moe:SDARMoeForCausalLM",
+            vocabularies=QWEN3_ROWS,
+            mask_id=151669,
+            stop_ids=(151643, 151645),
+            tokens=151670,
+            block_size=4,
+            block_field="block_size",
+            block_names=SDAR_NAMES,
+        ),
+        Family(
+            "rnd1",
+            "rnd1",
+            ("RND1LM", "RND1Model"),
+            "dlm.models.moe_configs:Rnd1Config",
+            "dlm.models.moe:RND1LM",
+            vocabularies=QWEN3_ROWS,
+            mask_id=151669,
+            stop_ids=(151645,),
+            tokens=151670,
+            shift=True,
+        ),
+        Family(
+            "fast-dllm-v2",
+            "Fast_dLLM_Qwen",
+            ("Fast_dLLM_QwenForCausalLM", "Fast_dLLM_QwenModel"),
+            "dlm.models.qwen_configs:FastDllmQwenConfig",
+            "dlm.models.qwen:Fast_dLLM_QwenForCausalLM",
+            vocabularies=(152064, 151936),
+            mask_id=151665,
+            mask_token="|<MASK>|",
+            stop_ids=(151645,),
+            tokens=151666,
+            shift=True,
+            block_size=32,
+            block_field="bd_size",
+        ),
+        Family(
+            "open-dcoder",
+            "qwen2",
+            ("Qwen2ForCausalLM",),
+            "dlm.models.qwen_configs:OpenDcoderConfig",
+            "dlm.models.qwen:Qwen2ForCausalLM",
+            vocabularies=(151936,),
+            mask_id=151665,
+            stop_ids=(151643, 151645),
+            tokens=151666,
+            shift=True,
+            opt_in=True,
+        ),
+        Family(
+            "a2d-qwen2",
+            "a2d-qwen2",
+            ("A2DQwen2LMHeadModel", "A2DQwen2Model"),
+            "dlm.models.qwen_configs:A2dQwen2Config",
+            "dlm.models.qwen:A2DQwen2LMHeadModel",
+            mask_token="<|mask|>",
+            stop_tokens=("<|im_end|>",),
+            block_names=A2D_NAMES,
+        ),
+        Family(
+            "a2d-qwen3",
+            "a2d-qwen3",
+            ("A2DQwen3LMHeadModel", "A2DQwen3Model"),
+            "dlm.models.qwen_configs:A2dQwen3Config",
+            "dlm.models.qwen:A2DQwen3LMHeadModel",
+            mask_token="<|mask|>",
+            stop_tokens=("<|im_end|>",),
+            block_names=A2D_NAMES,
+        ),
+        Family(
+            "a2d-llama",
+            "a2d-llama",
+            ("A2DLlamaLMHeadModel", "A2DLlamaModel"),
+            "dlm.models.qwen_configs:A2dLlamaConfig",
+            "dlm.models.qwen:A2DLlamaLMHeadModel",
+            mask_token="<|mask|>",
+            stop_tokens=("<|eot_id|>",),
+            block_names=A2D_NAMES,
+        ),
+        Family(
+            "mdlm",
+            "mdlm",
+            ("MDLM",),
+            "dlm.models.dit_configs:MdlmConfig",
+            "dlm.models.dit:MDLM",
+            tokenizer="gpt2",
+        ),
+        Family(
+            "bd3lm",
+            "bd3lm",
+            ("BD3LM",),
+            "dlm.models.dit_configs:Bd3lmConfig",
+            "dlm.models.dit:BD3LM",
+            block_size=4,
+            block_field="block_size",
+            block_switch="cross_attn",
+            block_names=((r"block_size(\d+)", None),),
+            tokenizer="gpt2",
+        ),
+    )
+}
+
+ENCODER = Family(
+    "encoder",
+    "",  # any that transformers has a masked language model for
+    (),
+    "transformers:AutoConfig",
+    "dlm.models.encoder:Encoder",
+)
+"""BERT and its kin, whose networks and facts are those of transformers and of their tokenizers."""
+
+REFUSED = {
+    "diffusion_gemma": "its noise is random tokens instead of masks",
+    "lfm2": "its block diffusion starts from random tokens instead of masks",
+    "nemotron_labs_diffusion": "its attention scales queries by position (YaRN), which is not here",
+    "sedd": "it predicts ratios of probabilities at a noise level that unmasking policies lack",
+}
+"""Neighbours that no unmasking policy fits, by model type."""
+
+
+def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
+    """The family of a `config.json`.
+
+    Where `architectures` is missing, experts tell LLaDA-MoE from LLaDA, and a block size with a
+    head width tells DreamReasoner from Dream.
+
+    Args:
+        config_dict: the file.
+        family: the family the user names.
+
+    Raises:
+        ValueError: no family here, another than the one named, or one that has to be named.
+    """
+    model_type = config_dict.get("model_type") or ("sedd" if "graph" in config_dict else "")
+    declared = (config_dict.get("architectures") or [""])[0] or ""
+    if family is not None:
+        asked = FAMILIES[known("family", family, FAMILIES)]
+        if asked.model_type != model_type or declared not in ("", *asked.architectures):
+            raise ValueError(
+                f"family {family!r} has model_type {asked.model_type!r} and architectures[0] of "
+                f"{' or '.join(asked.architectures)}, got {model_type!r} and {declared!r}"
+            )
+        return asked
+    return by_type(model_type, declared or undeclared(model_type, config_dict))
+
+
+def undeclared(model_type: str, config_dict: dict[str, Any]) -> str:
+    """The architecture of a configuration that names none."""
+    if model_type == "llada" and "num_experts" in config_dict:
+        return "LLaDAMoEModelLM"
+    if model_type == "Dream" and {"block_size", "head_dim"} <= config_dict.keys():
+        return "DreamForCausalLM"
+    return next((f.architectures[0] for f in FAMILIES.values() if f.model_type == model_type), "")
+
+
+def by_type(model_type: str, architecture: str) -> Family:
+    """The family of a model type and an architecture."""
+    same = [family for family in FAMILIES.values() if family.model_type == model_type]
+    if not same:
+        return other(model_type, architecture)
+    for found in same:
+        if architecture in found.architectures:
+            if found.opt_in:
+                raise ValueError(
+                    f"model_type {model_type!r} is an autoregressive network unless you know that "
+                    f"this checkpoint is {found.name}: then pass family={found.name!r}"
+                )
+            return found
+    names = sorted(name for family in same for name in family.architectures)
+    raise ValueError(
+        f"architectures[0] of model_type {model_type!r} must be one of {', '.join(names)}, "
+        f"got {architecture!r}"
+    )
+
+
+def other(model_type: str, architecture: str) -> Family:
+    """The encoders, or why there is no family."""
+    reason = REFUSED.get(model_type)
+    if reason is not None:
+        raise ValueError(
+            f"model_type {model_type!r} is not a masked-diffusion family that unmasking policies "
+            f"decode: {reason}"
+        )
+    if "ForCausalLM" not in architecture:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+        if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            return ENCODER
+    listed = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
+    hint = " (an autoregressive network?)" if "ForCausalLM" in architecture else ""
+    raise ValueError(
+        f"model_type {model_type!r} with architectures[0] {architecture!r}{hint} is not a "
+        f"masked-diffusion family known here. Known: {listed}, and the masked language models of "
+        "transformers"
+    )
+
+
+def family_of(config: Any) -> Family:
+    """The family whose configuration this is."""
+    home = f"{type(config).__module__}:{type(config).__name__}"
+    return next((family for family in FAMILIES.values() if family.config == home), ENCODER)

@@ -1,0 +1,65 @@
+"""The families in the shape of Qwen2 and Qwen3, under the class names their checkpoints declare.
+
+All but the biases and norms of attention is in their configurations; weights bear the names of
+`dlm.models.transformer` already.
+"""
+
+from dlm.models.qwen_configs import (
+    A2dLlamaConfig,
+    A2dQwen2Config,
+    A2dQwen3Config,
+    DreamConfig,
+    DreamReasonerConfig,
+    FastDllmQwenConfig,
+    OpenDcoderConfig,
+    SdarConfig,
+)
+from dlm.models.transformer import TransformerForMaskedLM
+
+
+class DreamModel(TransformerForMaskedLM):
+    """Dream (Ye et al. 2025, arXiv:2508.15487)."""
+
+    config_class = DreamConfig
+
+
+class DreamForCausalLM(TransformerForMaskedLM):
+    """DreamReasoner."""
+
+    config_class = DreamReasonerConfig
+
+
+class SDARForCausalLM(TransformerForMaskedLM):
+    """SDAR and TraDo."""
+
+    config_class = SdarConfig
+
+
+class Fast_dLLM_QwenForCausalLM(TransformerForMaskedLM):
+    """Fast-dLLM v2."""
+
+    config_class = FastDllmQwenConfig
+
+
+class Qwen2ForCausalLM(TransformerForMaskedLM):
+    """Open-dCoder."""
+
+    config_class = OpenDcoderConfig
+
+
+class A2DQwen2LMHeadModel(TransformerForMaskedLM):
+    """Qwen2 made bidirectional."""
+
+    config_class = A2dQwen2Config
+
+
+class A2DQwen3LMHeadModel(TransformerForMaskedLM):
+    """Qwen3 made bidirectional."""
+
+    config_class = A2dQwen3Config
+
+
+class A2DLlamaLMHeadModel(TransformerForMaskedLM):
+    """Llama made bidirectional."""
+
+    config_class = A2dLlamaConfig

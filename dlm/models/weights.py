@@ -1,0 +1,217 @@
+"""Networks with their weights: through transformers, or from safetensors directly."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dlm.models.conversions import place
+from dlm.models.families import ENCODER, Family
+from dlm.models.tokenizers import cached, read_json
+
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_network(
+    source: str, config: Any, family: Family, device: torch.device, **options: Any
+) -> Any:
+    """The network with every weight in its place, read by transformers.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        config: of the network.
+        family: of the network.
+        device: where to put it; of no account with a `device_map`.
+        options: `dtype`, `attn_implementation`, `device_map` and `quantization_config`, as
+            `from_pretrained` takes them.
+
+    Raises:
+        ValueError: weights that are missing, too many, of another shape, or not safetensors.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    refuse_pickles(source)
+    kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
+    if options["device_map"] is None and device.type != "cpu":
+        options["device_map"] = {"": device}  # straight there, never whole in host memory
+    try:
+        network, report = kind.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
+    if family is ENCODER:
+        from dlm.models.encoder import OTHER_HEADS, Encoder
+
+        unexpected = report["unexpected_keys"]
+        report["unexpected_keys"] = [
+            key for key in unexpected if not any(re.search(head, key) for head in OTHER_HEADS)
+        ]
+        network = Encoder(network)
+    refuse(source, {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys})
+    return finished(source, network)
+
+
+def read_directly(
+    source: str,
+    config: Any,
+    family: Family,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    attention: str,
+) -> Any:
+    """The network with every weight in its place, read tensor by tensor into memory of its own.
+
+    Bit for bit what `read_network` gives, without transformers' loader.
+
+    Raises:
+        ValueError: as `read_network`.
+    """
+    refuse_pickles(source)
+    files = weight_files(source)
+    if not isinstance(dtype, torch.dtype):
+        dtype = config.dtype or first_dtype(source, files)
+    with torch.device("meta"):
+        network = family.network_class()(config)
+    network.set_attn_implementation(attention)
+    cast(network, dtype)
+    network.to_empty(device=device)
+    network.tie_weights()
+    for module in network.modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            network._init_weights(module)  # what no checkpoint holds, such as rotary frequencies
+    try:
+        refuse(source, fill(network, tensors(files)))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
+    return finished(source, network)
+
+
+def refuse_pickles(source: str) -> None:
+    """Refuse a folder whose weights are pickled: unpickling runs what it holds."""
+    folder = Path(source)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"cannot load the weights of {source!r}: {pickles[0]} is a pickle, which could run "
+            "code of its own. Convert it to safetensors first"
+        )
+
+
+def refuse(source: str, wrong: dict[str, list[str]]) -> None:
+    """Refuse weights that do not fit, with the first few of each kind."""
+    if wrong:
+        listed = "; ".join(f"{kind}: {', '.join(keys[:4])}" for kind, keys in wrong.items() if keys)
+        raise ValueError(f"the weights of {source!r} do not fit its configuration: {listed}")
+
+
+def finished(source: str, network: Any) -> Any:
+    """The network, checked and set to work."""
+    check_rotary(source, network)
+    network.requires_grad_(False)
+    return network.eval()
+
+
+def check_rotary(source: str, network: nn.Module) -> None:
+    """Refuse rotary frequencies that loading spoilt: they are buffers, which files need not hold.
+
+    Raises:
+        ValueError: they do not begin with 1, do not fall, or are not those of the configuration.
+    """
+    from dlm.models.dit import RotaryEmbedding as DitRotaryEmbedding
+    from dlm.models.transformer import RotaryEmbedding
+
+    for name, module in network.named_modules():
+        found = getattr(module, "inv_freq", None)
+        if not isinstance(found, Tensor):
+            continue
+        found = found.float().cpu()
+        wrong = found[0] != 1 or not bool((found.diff() < 0).all())
+        if isinstance(module, RotaryEmbedding):
+            wrong = wrong or not torch.equal(found, module.frequencies(module.config))
+        elif isinstance(module, DitRotaryEmbedding):  # from a file, of another library's making
+            wrong = wrong or not torch.allclose(found, module.frequencies(module.width), rtol=1e-5)
+        if wrong:
+            raise ValueError(
+                f"{name}.inv_freq of {source!r} must fall from 1 as its configuration says, "
+                f"got {found[:3].tolist()} ..."
+            )
+
+
+def weight_files(source: str) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        ValueError: there is none, or one that the index names is missing.
+    """
+    shards = read_json(source, INDEX).get("weight_map", {})
+    names = sorted(set(shards.values())) or ["model.safetensors"]
+    paths = {name: cached(source, name) for name in names}
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        raise ValueError(f"cannot load the weights of {source!r}: no file {missing[0]}")
+    return [Path(path) for path in paths.values() if path is not None]
+
+
+def tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, one at a time."""
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                yield name, file.get_tensor(name)
+
+
+def first_dtype(source: str, files: list[Path]) -> torch.dtype:
+    """Dtype of the first floating tensor."""
+    for _, tensor in tensors(files):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    raise ValueError(f"cannot load the weights of {source!r}: none is a floating tensor")
+
+
+def cast(network: Any, dtype: torch.dtype) -> None:
+    """Give an empty network a dtype, but for what is more exact than that throughout."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    wide = set(network._keep_in_fp32_modules_strict or ()) if half else set()
+    state = network.state_dict(keep_vars=True)  # no buffer that checkpoints do not hold
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not wide.intersection(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+
+
+@torch.no_grad()
+def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
+    """Copy weights under their released names to their places; what does not fit, by kind."""
+    weights = network.state_dict(keep_vars=True)
+    filled = dict.fromkeys(weights, 0)
+    wrong: dict[str, list[str]] = {"unexpected": [], "mismatched": []}
+    for name, tensor in released:
+        found = place(name, network, weights)
+        if found is None:
+            wrong["unexpected"].append(name)
+        elif found[1].shape != tensor.shape:
+            wrong["mismatched"].append(name)
+        else:
+            found[1].copy_(tensor)
+            filled[found[0]] += tensor.numel()
+    whole = {id(weights[name]) for name, count in filled.items() if count >= weights[name].numel()}
+    optional = network._keys_to_ignore_on_load_missing or ()
+    wrong["missing"] = [
+        name
+        for name in weights
+        if id(weights[name]) not in whole  # which a tensor with two names is under both
+        and not any(re.search(pattern, name) for pattern in optional)
+    ]
+    return {kind: names for kind, names in wrong.items() if names}

@@ -1,0 +1,305 @@
+"""Families: how a checkpoint is recognised, and what is known about each."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dlm.models.catalog import CHECKPOINTS
+from dlm.models.facts import resolve
+from dlm.models.families import ENCODER, FAMILIES, family_of, find
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_found_by_what_its_files_declare(family: str) -> None:
+    known = FAMILIES[family]
+    for architecture in known.architectures:
+        files = {"model_type": known.model_type, "architectures": [architecture]}
+        assert find(files, family) is known
+        if not known.opt_in:
+            assert find(files) is known
+    network, config = known.network_class(), known.config_class()
+    assert network.__name__ == known.architectures[0]
+    assert network.config_class is config
+    assert family_of(config()) is known
+
+
+def test_no_two_families_look_the_same() -> None:
+    seen = [(f.model_type, name) for f in FAMILIES.values() for name in f.architectures]
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("files", "family"),
+    [
+        ({"model_type": "llada"}, "llada"),
+        ({"model_type": "llada", "num_experts": 64}, "llada-moe"),
+        ({"model_type": "Dream"}, "dream"),
+        ({"model_type": "Dream", "block_size": 32, "head_dim": 128}, "dream-reasoner"),
+        ({"model_type": "sdar", "architectures": []}, "sdar"),
+        ({"model_type": "sdar", "architectures": None}, "sdar"),
+    ],
+)
+def test_families_without_a_declared_architecture(files: dict[str, Any], family: str) -> None:
+    assert find(files) is FAMILIES[family]
+    config = FAMILIES[family].config_class().from_dict(files)
+    assert family_of(config) is FAMILIES[family]
+
+
+@pytest.mark.parametrize("family", ["llada-moe", "dream-reasoner"])
+def test_a_shared_model_type_leads_to_the_right_configuration(family: str) -> None:
+    known = FAMILIES[family]
+    files = {"model_type": known.model_type, "architectures": [known.architectures[0]]}
+    from transformers import AutoConfig
+
+    namesake = next(f for f in FAMILIES.values() if f.model_type == known.model_type)
+    assert namesake is not known
+    config = namesake.config_class().from_dict(files)
+    assert type(config) is known.config_class()
+    assert config.to_dict()["model_type"] == known.model_type
+    assert type(AutoConfig.for_model(config.model_type)) is known.config_class()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [("bert", "BertForMaskedLM"), ("modernbert", "Any"), ("bert", "")],
+)
+def test_masked_language_models_of_transformers(model_type: str, architecture: str) -> None:
+    assert find({"model_type": model_type, "architectures": [architecture]}) is ENCODER
+
+
+@pytest.mark.parametrize(
+    ("files", "family", "message"),
+    [
+        ({}, None, "not a masked-diffusion family known here. Known: Dream, Fast_dLLM_Qwen, a2d-"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, None, "autoregressive"),
+        ({"model_type": "bert", "architectures": ["BertForCausalLM"]}, None, "autoregressive"),
+        (
+            {"model_type": "llada", "architectures": ["Other"]},
+            None,
+            "LLaDAMoEModelLM.* got 'Other'",
+        ),
+        ({"model_type": "Dream", "architectures": ["Qwen2ForCausalLM"]}, None, "DreamForCausalLM"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, None, "='open-dcoder'"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForSomething"]}, None, "Qwen2ForCausalLM"),
+        ({"model_type": "diffusion_gemma"}, None, "random tokens instead of masks"),
+        ({"model_type": "nemotron_labs_diffusion"}, None, "YaRN"),
+        ({"graph": {"type": "absorb"}, "tokens": 50257}, None, "ratios of probabilities"),
+        ({"model_type": "llada"}, "lada", "unknown family 'lada'. Did you mean 'llada'"),
+        ({"model_type": "llada"}, "dream", "family 'dream' has model_type 'Dream'"),
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2Model"]},
+            "open-dcoder",
+            "got 'qwen2' and 'Qwen2Model'",
+        ),
+    ],
+)
+def test_what_is_no_family_is_refused(
+    files: dict[str, Any], family: str | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(files, family)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "files", "block"),
+    [
+        ("sdar", "JetLM/SDAR-8B-Chat", {}, 4),
+        ("sdar", "JetLM/SDAR-8B-Chat", {"block_size": 16}, 16),
+        ("sdar", "JetLM/SDAR-8B-Chat-b32", {"block_size": 4}, 32),
+        ("sdar", "/models/SDAR-1.7B-Chat-b8/", {"block_size": 4}, 8),
+        ("sdar", "/models/my-b8", {"block_size": 4}, 4),
+        ("sdar-moe", "JetLM/SDAR-30B-A3B-Chat-b16", {}, 16),
+        ("a2d-qwen3", "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1", {}, 32),
+        ("a2d-qwen3", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", {}, None),
+        ("a2d-qwen2", "bd3lm/other", {}, None),
+        ("fast-dllm-v2", "", {"bd_size": 16}, 16),
+        ("llada2", "", {}, 32),
+        ("dream-reasoner", "", {}, 32),
+        ("dream", "", {"block_size": 32}, None),
+        ("bd3lm", "kuleshov-group/bd3lm-owt-block_size16", {"block_size": 16}, 16),
+        ("bd3lm", "", {"block_size": 16, "cross_attn": False}, None),
+    ],
+)
+def test_block_size_by_name_then_file_then_family(
+    family: str, name: str, files: dict[str, Any], block: int | None
+) -> None:
+    known = FAMILIES[family]
+    assert known.block_of(known.config_class()(**files), name) == block
+
+
+def tokenizer(mask: int | None = None, **vocabulary: int) -> Any:
+    """A tokenizer that has token i for every id below 100, and what it is told."""
+    words = {str(i): i for i in range(100)} | vocabulary
+    return SimpleNamespace(mask_token_id=mask, get_vocab=lambda: words)
+
+
+def facts(family: str, given: Any = None, stops: tuple[int, ...] = (), **options: Any) -> Any:
+    """The facts of a checkpoint of the released size, as its `config.json` has none."""
+    config = FAMILIES[family].config_class()(**options.pop("files", {}))
+    config.name_or_path = options.pop("name", "")
+    return resolve(config, stops, given, **options)
+
+
+@pytest.mark.parametrize(
+    ("family", "mask", "stops", "shift", "block", "owned"),
+    [
+        ("llada", 126336, (126081, 126348), False, None, 126349),
+        ("illada", 5, (2,), False, None, 155136),
+        ("llada-moe", 156895, (156892,), False, None, 157184),
+        ("llada2", 156895, (156892,), False, 32, 157184),
+        ("dream", 151666, (151643, 151645), True, None, 151667),
+        ("sdar", 151669, (151643, 151645), False, 4, 151670),
+        ("sdar-moe", 151669, (151643, 151645), False, 4, 151670),
+        ("rnd1", 151669, (151645,), True, None, 151670),
+        ("fast-dllm-v2", 151665, (151645,), True, 32, 151666),
+        ("open-dcoder", 151665, (151643, 151645), True, None, 151666),
+        ("mdlm", 50257, (50256,), False, None, 50258),
+        ("bd3lm", 50257, (50256,), False, 4, 50258),
+    ],
+)
+def test_facts_of_the_releases(
+    family: str,
+    mask: int,
+    stops: tuple[int, ...],
+    shift: bool,
+    block: int | None,
+    owned: int,
+) -> None:
+    found = facts(family)
+    assert found.family == family
+    assert found.mask_id == mask
+    assert set(found.stop_ids) == set(stops)
+    assert (found.shift, found.block_size, found.unused[0]) == (shift, block, owned)
+
+
+ORDER = [
+    ({"mask_id": 7, "declared_mask": 8, "files": {"mask_token_id": 9}}, 7),
+    ({"declared_mask": 8, "files": {"mask_token_id": 9}}, 8),
+    ({"files": {"mask_token_id": 9}}, 9),
+    ({}, 151666),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "mask"), ORDER, ids=["argument", "generation", "file", "table"]
+)
+def test_the_mask_is_the_most_particular_one(options: dict[str, Any], mask: int) -> None:
+    assert facts("dream", **options).mask_id == mask
+
+
+def test_the_tokenizer_has_the_mask_where_nothing_else_does() -> None:
+    small = {"vocab_size": 200, "eos_token_id": 3}
+    assert facts("dream", tokenizer(90), files=small).mask_id == 90
+    assert facts("dream", tokenizer(**{"<|mask|>": 91}), files=small).mask_id == 91
+    with pytest.raises(ValueError, match="mask_id is in no file of the checkpoint"):
+        facts("dream", tokenizer(), files=small)
+    with pytest.raises(ValueError, match="mask_id is in no file"):
+        facts("dream", files=small)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (tokenizer(5), {}, "the mask of dream 151666 and the tokenizer's 5 disagree"),
+        (tokenizer(**{"<|mask|>": 151647}), {}, "151666 and the tokenizer's 151647 disagree"),
+        (tokenizer(5), {"declared_mask": 6}, "generation_config.json's mask_token_id 6 and"),
+        (tokenizer(5), {"files": {"mask_token_id": 9}}, "the configuration's mask_token_id 9 and"),
+        (None, {"declared_mask": 152064}, "below the vocabulary size 152064, got generation_conf"),
+        (None, {"declared_mask": True}, "below the vocabulary size"),
+        (None, {"mask_id": 152064}, "mask_id must be an int <= 152063, got 152064"),
+        (None, {"stops": (151666,)}, "other than the mask's 151666"),
+        (None, {"block_size": 4}, "dream looks both ways, got 4"),
+    ],
+)
+def test_facts_that_contradict_each_other(
+    given: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        facts("dream", given, **options)
+
+
+def test_an_argument_settles_a_contradiction() -> None:
+    assert facts("dream", tokenizer(5), mask_id=151666).mask_id == 151666
+
+
+@pytest.mark.parametrize("block_size", [0, True, 2.0, "4"])
+def test_bad_block_sizes(block_size: Any) -> None:
+    with pytest.raises(ValueError, match="block_size must be an int >= 1"):
+        facts("sdar", block_size=block_size)
+
+
+def test_a_block_size_overrides_the_name_and_the_file() -> None:
+    options: dict[str, Any] = {"name": "JetLM/SDAR-8B-Chat-b8", "files": {"block_size": 16}}
+    assert facts("sdar", **options).block_size == 8
+    assert facts("sdar", block_size=2, **options).block_size == 2
+    assert facts("a2d-qwen2", tokenizer(90), (3,), block_size=2).block_size == 2
+
+
+def test_rows_that_no_token_owns_are_never_sampled() -> None:
+    """Gaps between added tokens too, and tokens of a generation process that is not ours."""
+    given = tokenizer(**{"<|mask|>": 110, "<|im_end|>": 105, "<|expand|>": 104})
+    found = facts("dream", given, files={"vocab_size": 120, "eos_token_id": 3})
+    assert found.unused == (111, 120)
+    assert found.never == (100, 101, 102, 103, 104, 106, 107, 108, 109)
+    assert found.stop_ids == (3, 105)
+    assert set(found.banned) == {*range(100, 105), *range(106, 120)}
+
+
+def test_stop_ids_of_a_small_vocabulary_are_its_own() -> None:
+    files = {"vocab_size": 200, "mask_token_id": 9, "eos_token_id": [3, 4]}
+    assert facts("dream", None, (5,), files=files).stop_ids == (5, 3, 4)
+    with pytest.raises(ValueError, match="eos_token_id is in no file"):
+        facts("dream", files={"vocab_size": 200, "mask_token_id": 9})
+
+
+SIZES: list[tuple[str, dict[str, Any], int]] = [
+    ("llada", {}, 8_015_581_184),
+    ("illada", {}, 7_615_025_152),
+    ("llada-moe", {}, 7_356_880_896),
+    ("llada2", {}, 16_255_643_392),
+    (
+        "llada2",
+        {
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "intermediate_size": 9216,
+            "num_attention_heads": 32,
+            "moe_intermediate_size": 1024,
+        },
+        102_889_705_216,
+    ),
+    ("dream", {}, 7_615_616_512),
+    ("dream-reasoner", {}, 8_190_735_360),
+    ("sdar", {}, 8_190_735_360),
+    ("sdar", {"hidden_size": 2560, "intermediate_size": 9728}, 4_411_424_256),
+    ("sdar-moe", {}, 30_532_122_624),
+    ("rnd1", {}, 30_532_122_624),
+    ("fast-dllm-v2", {}, 7_615_616_512),
+    ("open-dcoder", {}, 494_032_768),
+    ("a2d-qwen2", {}, 494_032_768),
+    ("a2d-qwen3", {}, 596_049_920),
+    ("mdlm", {}, 169_627_218),
+    ("bd3lm", {}, 169_627_218),
+]
+
+
+@pytest.mark.parametrize(("family", "files", "count"), SIZES)
+def test_parameters_of_the_releases(family: str, files: dict[str, Any], count: int) -> None:
+    """Counted as published: with the bias of LLaDA2's experts, without what can be computed."""
+    known = FAMILIES[family]
+    with torch.device("meta"):
+        network = known.network_class()(known.config_class()(**files))
+    held = dict(network.named_parameters()) | {
+        name: bias for name, bias in network.named_buffers() if name.endswith("expert_bias")
+    }
+    assert sum(math.prod(tensor.shape) for tensor in held.values()) == count
+    assert count in {row.parameters for row in CHECKPOINTS if row.family == family}
+
+
+def test_every_checkpoint_is_of_a_family_and_every_family_has_one() -> None:
+    names = [row.name for row in CHECKPOINTS]
+    assert len(names) == len(set(names))
+    assert {row.family for row in CHECKPOINTS} == FAMILIES.keys() - {"a2d-llama"}
