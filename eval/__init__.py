@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlm.eval.compare import compare
+    from dlm.eval.comparison import compare
     from dlm.eval.folder import Run, read_run
     from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan
     from dlm.eval.report import write_report
@@ -53,7 +53,7 @@ _HOMES = {
     "Task": "task",
     "choose_options": "plan",
     "choose_templates": "plan",
-    "compare": "compare",
+    "compare": "comparison",
     "evaluate": "runner",
     "make_plan": "plan",
     "read_run": "folder",

@@ -35,6 +35,18 @@ def task_command(name: str) -> Callable[..., None]:
         dtype: Annotated[
             str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
         ] = "auto",
+        family: Annotated[
+            str | None,
+            source(
+                help="For files of another network: see dlm models.", show_default="as declared"
+            ),
+        ] = None,
+        block_size: Annotated[
+            int | None,
+            source(
+                help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT
+            ),
+        ] = None,
         batch_size: Annotated[
             int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
         ] = 16,
@@ -176,6 +188,7 @@ def task_command(name: str) -> Callable[..., None]:
             model=model,
             device=device,
             dtype=dtype,
+            facts={"family": family, "block_size": block_size},
             templates=template or [],
             preset=preset,
             options=options,
@@ -241,8 +254,8 @@ def compare(
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs sample by sample: McNemar's test and bootstrap intervals."""
-    from dlm.eval.compare import METHODS, as_json, table
-    from dlm.eval.compare import compare as compare_runs
+    from dlm.eval.comparison import METHODS, as_json, table
+    from dlm.eval.comparison import compare as compare_runs
     from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
     from dlm.eval.summary import facts

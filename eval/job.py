@@ -42,6 +42,7 @@ class Job:
     model: str | None
     device: str | None
     dtype: str
+    facts: dict[str, Any]  # of the model, that its files do not tell
     templates: list[str]
     preset: str | None
     options: dict[str, Any]
@@ -60,7 +61,7 @@ class Job:
         self.check(options)
         run_all = self.sandbox()
         world = World.of()
-        loaded = load_model(self.model, world.device(self.device), self.dtype)
+        loaded = load_model(self.model, world.device(self.device), self.dtype, **self.facts)
         chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
         templates = choose_templates(self.task, self.templates, chat=chat)
         plan = make_plan(

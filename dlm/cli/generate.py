@@ -43,6 +43,14 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     dtype: Annotated[
         str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
     ] = "auto",
+    family: Annotated[
+        str | None,
+        source(help="For files of another network: see dlm models.", show_default="as declared"),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        source(help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT),
+    ] = None,
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,
@@ -130,7 +138,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, family=family, block_size=block_size)
     if watch:
         job.watch(loaded)
     else:

@@ -1,6 +1,6 @@
 """Loading a model for a command, with no more noise than it is worth."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -8,15 +8,16 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
-def load_model(name: str | None, device: str | None, dtype: str) -> "Model":
+def load_model(name: str | None, device: str | None, dtype: str, **facts: Any) -> "Model":
     """The model, with the bar of transformers for one that takes its time.
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
+    `facts` are those of `dlm.load`: family, block_size.
     """
     console = Console(stderr=True)
     with console.status("loading"):
         from dlm.models.loading import load, silence
     if name is not None:
-        return load(name, device=device, dtype=dtype)
+        return load(name, device=device, dtype=dtype, **facts)
     with silence():
-        return load(name, device=device, dtype=dtype)
+        return load(name, device=device, dtype=dtype, **facts)

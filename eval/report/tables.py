@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dlm.eval.compare import ALL, METHODS, table
+from dlm.eval.comparison import ALL, METHODS, table
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.report.charts import marker
 from dlm.eval.report.html import (

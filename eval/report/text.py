@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from dlm.eval.compare import METHODS, p_value, points, points_interval
+from dlm.eval.comparison import METHODS, p_value, points, points_interval
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run
 from dlm.eval.report.view import Entry, View, percent, row_cells, view

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dlm.eval.compare import ALL, Comparison, compare_pair, labels
+from dlm.eval.comparison import ALL, Comparison, compare_pair, labels
 from dlm.eval.folder import Run
 from dlm.eval.summary import Row, cells, row_of, summarise, wilson
 

@@ -189,7 +189,7 @@ def test_the_built_in_model_chats_by_default(
     flags: list[str], chat: bool, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Any] = []
-    monkeypatch.setattr(generate, "load_model", lambda *args: args)
+    monkeypatch.setattr(generate, "load_model", lambda *args, **facts: args)
     monkeypatch.setattr(Job, "run", lambda job, *args, **options: jobs.append(job))
     run_well("generate", "x", *flags)
     assert jobs[0].chat is chat
@@ -326,7 +326,7 @@ def test_bad_prompt_files_name_the_line(text: str, message: str, tmp_path: Path)
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **facts: Any) -> None:
         raise RuntimeError("ours")
 
     monkeypatch.setattr(generate, "load_model", fail)
@@ -334,7 +334,7 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_interrupting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args: Any, **facts: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(generate, "load_model", interrupt)
@@ -389,3 +389,12 @@ def test_silence_gives_the_bars_back() -> None:
     with silence():
         assert not logging.is_progress_bar_enabled()
     assert logging.is_progress_bar_enabled() == shown
+
+
+def test_facts_that_files_do_not_tell_are_given() -> None:
+    result = run("generate", "x", "--family", "llda")
+    assert result.exit_code == 2
+    assert "llada" in result.stderr
+    result = run("generate", "x", "--block-size", "8")
+    assert result.exit_code == 2
+    assert "block_size" in result.stderr

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,11 @@ def test_readme_lists_every_decoder_with_its_options(name: str) -> None:
     assert all(f"`{field.name}`" in row for field in fields(decoder))
     number = decoder.paper.removeprefix("arXiv:")
     assert number in row or not number[0].isdigit()
+
+
+@pytest.mark.parametrize("package", ["dlm", "dlm.eval"])
+def test_no_module_hides_a_public_name(package: str) -> None:
+    """Importing a submodule puts it into its package, over what goes by the same name there."""
+    folder = ROOT / package.replace(".", "/")
+    names = set(import_module(package).__all__) - {"decoders", "kernels"}
+    assert not names & {path.stem for path in folder.iterdir()}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from dlm.eval.compare import (
+from dlm.eval.comparison import (
     ALL,
     Comparison,
     as_json,
