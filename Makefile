@@ -5,7 +5,7 @@ PARALLEL := --numprocesses logical --dist worksteal
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all bench bench-gpu lint format types wheel gpu clean
+.PHONY: setup demo test test-all test-oldest bench bench-gpu lint format types wheel gpu clean
 
 setup: .venv/dev
 demo: .venv/base
@@ -19,6 +19,14 @@ test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
 test-all: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
+# The same tests of all that touches transformers, on the oldest version that pyproject.toml admits.
+OLDEST := transformers==5.17.0
+test-oldest: .venv/dev
+	$(BIN)/pip install --quiet --upgrade --target build/oldest "$(OLDEST)"
+	PYTHONPATH=build/oldest OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL) \
+	  tests/golden tests/integration/families tests/integration/test_families_* \
+	  tests/integration/test_loading.py tests/integration/test_huggingface* tests/unit/test_families* \
+	  tests/unit/test_huggingface* tests/unit/test_experts.py tests/laws/test_every_family.py
 bench: .venv/dev
 	$(BIN)/dlm bench sampling
 # All that the targets of docs/benchmarks ask of a GPU, about ten minutes on an H100.
