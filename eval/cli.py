@@ -47,6 +47,9 @@ def task_command(name: str) -> Callable[..., None]:
                 help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT
             ),
         ] = None,
+        mask_id: Annotated[
+            int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
+        ] = None,
         batch_size: Annotated[
             int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
         ] = 16,
@@ -188,7 +191,7 @@ def task_command(name: str) -> Callable[..., None]:
             model=model,
             device=device,
             dtype=dtype,
-            facts={"family": family, "block_size": block_size},
+            facts={"family": family, "block_size": block_size, "mask_id": mask_id},
             templates=template or [],
             preset=preset,
             options=options,

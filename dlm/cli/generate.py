@@ -51,6 +51,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         int | None,
         source(help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT),
     ] = None,
+    mask_id: Annotated[
+        int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
+    ] = None,
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,
@@ -138,7 +141,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()
-    loaded = load_model(model, device, dtype, family=family, block_size=block_size)
+    loaded = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
     if watch:
         job.watch(loaded)
     else:

@@ -12,7 +12,7 @@ def load_model(name: str | None, device: str | None, dtype: str, **facts: Any) -
     """The model, with the bar of transformers for one that takes its time.
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
-    `facts` are those of `dlm.load`: family, block_size.
+    `facts` are those of `dlm.load`: family, block_size, mask_id.
     """
     console = Console(stderr=True)
     with console.status("loading"):

@@ -13,6 +13,9 @@ from dlm.options import integer
 LOCAL = ("attn_implementation", "auto_map", "model_type")
 """Keys of a `config.json` that are about the code it was saved with, not about the network."""
 
+ROTARY = {"rope_theta", "rope_type", "type"}
+"""What `rope_parameters` may hold."""
+
 QK_NORM_PLAN = {
     "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
     "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
@@ -123,9 +126,11 @@ class DecoderConfig(PreTrainedConfig):
         kept = {key: value for key, value in config_dict.items() if key not in LOCAL}
         rotary = kept.pop("rope_parameters", None)
         if rotary is not None:  # how transformers 5 writes rope_theta and rope_scaling
-            if rotary.get("rope_type", "default") != "default":
+            kind = rotary.get("rope_type", rotary.get("type", "default"))
+            if kind != "default" or not set(rotary) <= ROTARY:
                 raise ValueError(
-                    f"rope_parameters of {cls.title} must be of rope_type 'default', got {rotary}"
+                    f"rope_parameters of {cls.title} must be of rope_type 'default' and hold "
+                    f"nothing but {', '.join(sorted(ROTARY))}, got {rotary}"
                 )
             kept |= {key: value for key, value in rotary.items() if key == "rope_theta"}
         implied = {key: kept.pop(key) for key in tuple(kept) if cls.implies(key)}
@@ -197,9 +202,6 @@ class LladaConfig(DecoderConfig):
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     weight_tying: bool = False
-    mask_token_id: int | None = 126336
-    eos_token_id: int | None = 126081
-    pad_token_id: int | None = 126081
     activation_type: str = "silu"
     alibi: bool = False
     attention_layer_norm: bool = False
@@ -229,12 +231,14 @@ class LladaConfig(DecoderConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`; LLaDA-MoE, of the same model_type, becomes its own class."""
+        """Build from `config.json`; others of the same model_type become their own classes."""
         architecture = first_architecture(config_dict) or ""
         if architecture.startswith("LLaDAMoE") or "num_experts" in config_dict:
             from dlm.models.moe_configs import LladaMoeConfig
 
             return LladaMoeConfig.from_dict(config_dict, **kwargs)
+        if architecture in ILladaConfig.declared:
+            return ILladaConfig.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 
 
@@ -257,9 +261,6 @@ class ILladaConfig(DecoderConfig):
     mlp_bias: bool = False  # type: ignore[misc]
     layer_norm_eps: float | None = None  # of a LayerNorm, which no release has
     tie_word_embeddings: bool = True
-    bos_token_id: int | None = 0
-    pad_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what the released file may leave null, and refuse what no release has."""

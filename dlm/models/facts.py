@@ -1,7 +1,7 @@
 """The facts of a checkpoint, out of its files and its family, cross-checked."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,14 @@ def resolve(
     *,
     block_size: int | None = None,
     declared_mask: int | None = None,
+    stops: Sequence[int] | None = None,
 ) -> ModelSpec:
     """The facts of a checkpoint.
 
     The mask id is the argument, else the generation configuration's, the configuration's, the
-    family's, the tokenizer's. Stop ids are those of both configurations and of the family. The
-    block size is the argument, else that of the checkpoint's name, its configuration, its family.
+    family's, the tokenizer's. Stop ids are the argument, else those of both configurations and of
+    the family. The block size is the argument, else the configuration's own, that of the
+    checkpoint's name, its family's; it is written to the configuration.
 
     Args:
         config: of the network; its `name_or_path` is the checkpoint's name.
@@ -92,6 +94,7 @@ def resolve(
         mask_id: overrides the checkpoint's.
         block_size: overrides the checkpoint's.
         declared_mask: mask id of the generation configuration.
+        stops: override the checkpoint's stop ids; the first fills what follows another.
 
     Raises:
         ValueError: no mask id, one outside the vocabulary, one the tokenizer contradicts, a stop
@@ -99,6 +102,7 @@ def resolve(
     """
     family = family_of(config)
     size = choose_block(config, family, block_size)
+    family.write_block(config, size)
     if family is ENCODER:
         from dlm.models.encoder import encoder_spec
 
@@ -106,20 +110,20 @@ def resolve(
     rows = int(getattr(config, "embedding_size", config.vocab_size))
     owned = range(owned_rows(config, family)) if tokenizer is None else ids_of(tokenizer)
     mask = choose_mask(config, family, tokenizer, mask_id, declared_mask)
-    stops = stop_ids(config, family, tokenizer, declared_stops)
-    if not all(0 <= stop < rows and stop != mask for stop in stops):
+    ends = stop_ids(config, family, tokenizer, declared_stops) if stops is None else [*stops]
+    if not ends or not all(is_id(stop, rows) and stop != mask for stop in ends):
         raise ValueError(
             f"stop ids must be ids below the vocabulary size {rows} other than the mask's "
-            f"{mask}, got {stops}"
+            f"{mask}, got {ends}"
         )
     end = min(max(owned) + 1, rows)
-    gaps = set(range(end)).difference(owned, stops)
+    gaps = set(range(end)).difference(owned, ends)
     return ModelSpec(
         family=family.name,
         vocab_size=rows,
         mask_id=mask,
-        eos_id=stops[0],
-        stop_ids=tuple(stops),
+        eos_id=ends[0],
+        stop_ids=tuple(ends),
         max_length=int(config.max_position_embeddings),
         unused=(end, rows),
         shift=family.shift,
@@ -168,14 +172,14 @@ def choose_mask(
     if not given:
         raise ValueError("mask_id is in no file of the checkpoint: pass mask_id")
     name, chosen = given[0]
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < rows:
+    if not is_id(chosen, rows):
         raise ValueError(
             f"mask_id must be an id below the vocabulary size {rows}, got {name} {chosen!r}"
         )
     last, read = given[-1]
     if last == "the tokenizer's" and read != chosen:
         raise ValueError(f"{name} {chosen} and the tokenizer's {read} disagree; pass mask_id")
-    return chosen
+    return int(chosen)
 
 
 def mask_of(tokenizer: Any, family: Family) -> int | None:
@@ -192,9 +196,16 @@ def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int
     found = [*declared, *ids(config.eos_token_id)]
     found += family.stop_ids if is_released(config, family) else ()
     found += lookup(tokenizer, family.stop_tokens)
+    if not found and config.pad_token_id is not None:
+        found = [config.pad_token_id]  # what releases that name no end of text end with
     if not found:
-        raise ValueError("eos_token_id is in no file of the checkpoint, which needs one")
+        raise ValueError("eos_token_id is in no file of the checkpoint: pass stop_ids")
     return list(dict.fromkeys(found))
+
+
+def is_id(value: object, rows: int) -> bool:
+    """Whether a value is a token id of an embedding with so many rows."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
 
 
 def lookup(tokenizer: Any, tokens: Iterable[str]) -> list[int]:

@@ -37,6 +37,8 @@ class Family:
     """Patterns in the name of a checkpoint, and the block size each stands for; None for what the
     pattern's group says."""
     opt_in: bool = False  # whether its files are those of another network, so that one must ask
+    any_type: bool = False  # whether its architecture alone tells it: the type is second hand
+    any_architecture: bool = False  # likewise its model type
     tokenizer: str | None = None  # where its checkpoints come without one
 
     @property
@@ -45,19 +47,32 @@ class Family:
         return self.block_field is not None or bool(self.block_names)
 
     def block_of(self, config: Any, name: str) -> int | None:
-        """Block size of a checkpoint: by its name, else its configuration, else the family's."""
+        """Block size of a checkpoint.
+
+        What its configuration has of its own, else what its name tells, else what all of the
+        family have: releases of other block sizes were seen to keep the family's in their file.
+        """
         if self.block_switch is not None and not getattr(config, self.block_switch):
             return None
         written = None if self.block_field is None else getattr(config, self.block_field, None)
-        return self.named_block(name) or written or self.block_size
+        if written not in (None, self.block_size):
+            return int(written)
+        return self.named_block(name) or self.block_size
 
     def named_block(self, name: str) -> int | None:
         """Block size that the name of a checkpoint tells."""
+        cached = re.search(HUB_CACHE, name)
+        last = cached[1] if cached else name.rstrip("/").rpartition("/")[2]
         for pattern, size in self.block_names:
-            match = re.search(pattern, name.rstrip("/").rpartition("/")[2], re.IGNORECASE)
+            match = re.search(pattern, last, re.IGNORECASE)
             if match:
                 return int(match[1]) if size is None else size
         return None
+
+    def write_block(self, config: Any, size: int | None) -> None:
+        """Keep the block size in the configuration, so that what is saved has it under any name."""
+        if self.block_field is not None and size is not None:
+            setattr(config, self.block_field, size)
 
     def config_class(self) -> Any:
         """The class of its configuration."""
@@ -76,8 +91,10 @@ def named(path: str) -> Any:
 
 QWEN3_ROWS = (151936,)
 LING_ROWS = (157184,)
-SDAR_NAMES = ((r"sdar.*-b(\d+)$", None),)
-A2D_NAMES = ((r"bd3lm", 32),)
+SDAR_NAMES = ((r"^sdar-.*-b(\d+)$", None),)
+A2D_NAMES = ((r"-diffusion-bd3lm", 32),)
+HUB_CACHE = r"models--[^/]+?--([^/]+)/snapshots/[0-9a-f]+/?$"
+"""Where the Hub's cache keeps a checkpoint; its last part is no name."""
 
 FAMILIES = {
     family.name: family
@@ -91,7 +108,7 @@ FAMILIES = {
             vocabularies=(126464,),
             mask_id=126336,
             mask_token="<|mdm_mask|>",
-            stop_ids=(126348,),
+            stop_ids=(126081, 126348),
             stop_tokens=("<|eot_id|>",),
             tokens=126349,
         ),
@@ -104,6 +121,8 @@ FAMILIES = {
             vocabularies=(155136,),
             mask_id=5,
             mask_token="<[MASK]>",
+            stop_ids=(2,),
+            any_type=True,
         ),
         Family(
             "llada-moe",
@@ -115,6 +134,7 @@ FAMILIES = {
             mask_id=156895,
             mask_token="<|mask|>",
             stop_ids=(156892,),
+            stop_tokens=("<|role_end|>",),
         ),
         Family(
             "llada2",
@@ -126,6 +146,7 @@ FAMILIES = {
             mask_id=156895,
             mask_token="<|mask|>",
             stop_ids=(156892,),
+            stop_tokens=("<|role_end|>",),
             block_size=32,
             block_field="block_size",
         ),
@@ -153,6 +174,7 @@ FAMILIES = {
             vocabularies=QWEN3_ROWS,
             mask_id=151669,
             stop_tokens=("<|im_end|>",),
+            tokens=151670,
             block_size=32,
             block_field="block_size",
         ),
@@ -232,6 +254,7 @@ FAMILIES = {
             "dlm.models.qwen:A2DQwen2LMHeadModel",
             mask_token="<|mask|>",
             stop_tokens=("<|im_end|>",),
+            block_field="block_size",
             block_names=A2D_NAMES,
         ),
         Family(
@@ -242,6 +265,7 @@ FAMILIES = {
             "dlm.models.qwen:A2DQwen3LMHeadModel",
             mask_token="<|mask|>",
             stop_tokens=("<|im_end|>",),
+            block_field="block_size",
             block_names=A2D_NAMES,
         ),
         Family(
@@ -252,6 +276,7 @@ FAMILIES = {
             "dlm.models.qwen:A2DLlamaLMHeadModel",
             mask_token="<|mask|>",
             stop_tokens=("<|eot_id|>",),
+            block_field="block_size",
             block_names=A2D_NAMES,
         ),
         Family(
@@ -260,6 +285,7 @@ FAMILIES = {
             ("MDLM",),
             "dlm.models.dit_configs:MdlmConfig",
             "dlm.models.dit:MDLM",
+            any_architecture=True,
             tokenizer="gpt2",
         ),
         Family(
@@ -271,7 +297,8 @@ FAMILIES = {
             block_size=4,
             block_field="block_size",
             block_switch="cross_attn",
-            block_names=((r"block_size(\d+)", None),),
+            block_names=((r"^bd3lm.*block_size(\d+)", None),),
+            any_architecture=True,
             tokenizer="gpt2",
         ),
     )
@@ -312,7 +339,9 @@ def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
     declared = (config_dict.get("architectures") or [""])[0] or ""
     if family is not None:
         asked = FAMILIES[known("family", family, FAMILIES)]
-        if asked.model_type != model_type or declared not in ("", *asked.architectures):
+        if not (asked.any_type or asked.model_type == model_type) or not (
+            asked.any_architecture or declared in ("", *asked.architectures)
+        ):
             raise ValueError(
                 f"family {family!r} has model_type {asked.model_type!r} and architectures[0] of "
                 f"{' or '.join(asked.architectures)}, got {model_type!r} and {declared!r}"
@@ -333,10 +362,11 @@ def undeclared(model_type: str, config_dict: dict[str, Any]) -> str:
 def by_type(model_type: str, architecture: str) -> Family:
     """The family of a model type and an architecture."""
     same = [family for family in FAMILIES.values() if family.model_type == model_type]
-    if not same:
+    ours = [f for f in FAMILIES.values() if f.any_type and architecture in f.architectures]
+    if not same and not ours:
         return other(model_type, architecture)
-    for found in same:
-        if architecture in found.architectures:
+    for found in [*same, *ours]:
+        if architecture in found.architectures or found.any_architecture:
             if found.opt_in:
                 raise ValueError(
                     f"model_type {model_type!r} is an autoregressive network unless you know that "
@@ -363,7 +393,7 @@ def other(model_type: str, architecture: str) -> Family:
 
         if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             return ENCODER
-    listed = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
+    listed = ", ".join(sorted({f.model_type for f in FAMILIES.values() if not f.opt_in}))
     hint = " (an autoregressive network?)" if "ForCausalLM" in architecture else ""
     raise ValueError(
         f"model_type {model_type!r} with architectures[0] {architecture!r}{hint} is not a "

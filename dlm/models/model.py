@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MASKED = ("sdpa", "eager")
+"""Attention backends that take a mask for every query."""
+
+
 class Network(Protocol):
     """What a family's network offers, beside what every `PreTrainedModel` has."""
 
@@ -117,7 +121,7 @@ class Model:
     @property
     def takes_masks(self) -> bool:
         """Whether the attention backend takes a mask for every query."""
-        return self.network.config._attn_implementation in ("sdpa", "eager")
+        return self.network.config._attn_implementation in MASKED
 
     def attention_mask(self, attend: Tensor) -> Tensor:
         """Bool [B, L or 1, K] as the 4-D mask that the network's attention backend takes."""
@@ -129,8 +133,9 @@ class Model:
             unseen = torch.zeros(attend.shape, dtype=dtype, device=attend.device)
             return unseen.masked_fill_(~attend, torch.finfo(dtype).min)[:, None]
         raise ValueError(
-            "attn_implementation must be 'sdpa' or 'eager' for a decoder that adds queries with "
-            f"an attention mask of their own, got {backend!r}"
+            f"attn_implementation must be {' or '.join(map(repr, MASKED))} where queries have "
+            "masks of their own: with block-causal attention, a cache of ragged rows, or decoders "
+            f"that add shadow queries, got {backend!r}"
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -104,8 +104,6 @@ class LladaMoeConfig(SparseConfig):
     router_num_group: int | None = None
     router_topk_group: int | None = None
     shared_expert_intermediate_size: int | None = None
-    eos_token_id: int | list[int] | None = 156892
-    pad_token_id: int | None = 156892
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what may be left out, and refuse what no release has."""
@@ -184,7 +182,6 @@ class Llada2Config(SparseConfig):
     norm_softmax: bool = False
     embedding_dropout: float = 0.0
     output_dropout: float = 0.0
-    pad_token_id: int | None = 156892
     block_size: int = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -233,7 +230,6 @@ class Qwen3SparseConfig(Qwen3ShapedConfig, SparseConfig):
     mlp_only_layers: list[int] | None = None
     norm_topk_prob: bool = True
     router_aux_loss_coef: float = 0.001
-    pad_token_id: int | None = 151643
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what may be left out, and refuse what no release has."""
@@ -253,8 +249,6 @@ class Rnd1Config(Qwen3SparseConfig):
     is_causal: bool = False
     moe_backend: str = "hf"  # of the official code; ours is `experts_implementation`
     num_diffusion_steps: int = 256
-    mask_token_id: int | None = 151669
-    eos_token_id: int | list[int] | None = 151645
 
 
 class SdarMoeConfig(Qwen3SparseConfig):
@@ -263,7 +257,4 @@ class SdarMoeConfig(Qwen3SparseConfig):
     model_type = "sdar_moe"
     title = "SDAR-MoE"
     declared = ("SDARMoeForCausalLM", "SDARMoeModel")
-    mask_token_id: int | None = 151669
-    bos_token_id: int | None = 151643
-    eos_token_id: int | list[int] | None = 151643
     block_size: int = 4

@@ -147,6 +147,7 @@ class A2dQwen2Config(Qwen2ShapedConfig):
     model_type = "a2d-qwen2"
     title = "A2D-Qwen2"
     declared = ("A2DQwen2LMHeadModel", "A2DQwen2Model")
+    block_size: int | None = None  # of its own saving; releases tell it by their name
     hidden_size: int = 896
     intermediate_size: int = 4864
     num_hidden_layers: int = 24
@@ -161,6 +162,7 @@ class A2dQwen3Config(Qwen3ShapedConfig):
     model_type = "a2d-qwen3"
     title = "A2D-Qwen3"
     declared = ("A2DQwen3LMHeadModel", "A2DQwen3Model")
+    block_size: int | None = None  # of its own saving; releases tell it by their name
     hidden_size: int = 1024
     intermediate_size: int = 3072
     num_hidden_layers: int = 28
@@ -181,6 +183,7 @@ class A2dLlamaConfig(DecoderConfig):
         "mlp_bias": (False,),
         "pretraining_tp": (1,),
     }
+    block_size: int | None = None  # of its own saving; releases tell it by their name
     hidden_size: int = 2048
     intermediate_size: int = 8192
     num_hidden_layers: int = 16

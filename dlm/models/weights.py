@@ -36,6 +36,7 @@ def read_network(
     from transformers import AutoModelForMaskedLM
 
     refuse_pickles(source)
+    refuse_adapter(source)
     kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
     if options["device_map"] is None and device.type != "cpu":
         options["device_map"] = {"": device}  # straight there, never whole in host memory
@@ -78,6 +79,7 @@ def read_directly(
         ValueError: as `read_network`.
     """
     refuse_pickles(source)
+    refuse_adapter(source)
     files = weight_files(source)
     if not isinstance(dtype, torch.dtype):
         dtype = config.dtype or first_dtype(source, files)
@@ -107,6 +109,15 @@ def refuse_pickles(source: str) -> None:
         raise ValueError(
             f"cannot load the weights of {source!r}: {pickles[0]} is a pickle, which could run "
             "code of its own. Convert it to safetensors first"
+        )
+
+
+def refuse_adapter(source: str) -> None:
+    """Refuse what transformers would add to the weights without a word."""
+    if cached(source, "adapter_config.json") is not None:
+        raise ValueError(
+            f"{source!r} holds an adapter beside the weights: keep it in a folder of its own and "
+            "pass adapter"
         )
 
 

@@ -33,7 +33,6 @@ QWEN3_30B = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
     "vocab_size": 151936,
-    "mask_token_id": 151669,
 }
 RELEASED: dict[Any, dict[str, Any]] = {
     LladaMoeConfig: {
@@ -44,8 +43,6 @@ RELEASED: dict[Any, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "rope_theta": 50000,
-        "pad_token_id": 156892,
-        "eos_token_id": 156892,
     },
     Llada2Config: {
         "num_key_value_heads": 4,
@@ -58,10 +55,9 @@ RELEASED: dict[Any, dict[str, Any]] = {
         "n_group": 8,
         "topk_group": 4,
         "routed_scaling_factor": 2.5,
-        "pad_token_id": 156892,
         "block_size": 32,
     },
-    Rnd1Config: QWEN3_30B | {"max_position_embeddings": 40960, "eos_token_id": 151645},
+    Rnd1Config: QWEN3_30B | {"max_position_embeddings": 40960},
     SdarMoeConfig: QWEN3_30B | {"max_position_embeddings": 32768, "block_size": 4},
 }
 CONFIGS = tuple(RELEASED)

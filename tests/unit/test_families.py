@@ -232,9 +232,15 @@ def test_bad_block_sizes(block_size: Any) -> None:
 
 
 def test_a_block_size_overrides_the_name_and_the_file() -> None:
-    options: dict[str, Any] = {"name": "JetLM/SDAR-8B-Chat-b8", "files": {"block_size": 16}}
-    assert facts("sdar", **options).block_size == 8
+    name = "JetLM/SDAR-8B-Chat-b8"
+    options: dict[str, Any] = {"name": name, "files": {"block_size": 16}}
+    assert facts("sdar", **options).block_size == 16  # of its own, not the family's 4
     assert facts("sdar", block_size=2, **options).block_size == 2
+    cached = f"/cache/models--{name.replace('/', '--')}/snapshots/0a1b2c"
+    for place in (name, f"/models/{name}", cached):
+        assert facts("sdar", name=place, files={"block_size": 4}).block_size == 8
+    for place in ("/tmp/test_sdar-b8_0", "/tmp/some-b8"):
+        assert facts("sdar", name=place, files={"block_size": 4}).block_size == 4
     assert facts("a2d-qwen2", tokenizer(90), (3,), block_size=2).block_size == 2
 
 
@@ -303,3 +309,34 @@ def test_every_checkpoint_is_of_a_family_and_every_family_has_one() -> None:
     names = [row.name for row in CHECKPOINTS]
     assert len(names) == len(set(names))
     assert {row.family for row in CHECKPOINTS} == FAMILIES.keys() - {"a2d-llama"}
+
+
+def test_a_block_size_is_kept_by_what_is_saved() -> None:
+    """Whatever the name of the folder it is saved to."""
+    for family in ("sdar", "a2d-qwen3", "fast-dllm-v2"):
+        found = FAMILIES[family]
+        config = found.config_class()()
+        config.name_or_path = ""
+        resolve(config, [3], None, mask_id=90, block_size=16)
+        again = found.config_class().from_dict(config.to_dict())
+        again.name_or_path = "mine"
+        assert resolve(again, [3], None, mask_id=90).block_size == 16
+
+
+def test_stop_ids_are_given_where_no_file_has_them() -> None:
+    config = FAMILIES["sdar"].config_class()(vocab_size=100)
+    with pytest.raises(ValueError, match="eos_token_id is in no file of the checkpoint: pass stop"):
+        resolve(config, [], None, mask_id=90)
+    assert resolve(config, [], None, mask_id=90, stops=[4, 5]).stop_ids == (4, 5)
+    config.pad_token_id = 7
+    assert resolve(config, [], None, mask_id=90).stop_ids == (7,)
+    for bad in ([90], [100], ["x"], []):
+        with pytest.raises(ValueError, match="stop ids must be ids below"):
+            resolve(config, [], None, mask_id=90, stops=bad)
+
+
+def test_an_architecture_known_at_first_hand_is_enough() -> None:
+    assert find({"model_type": "llada", "architectures": ["ILLaDAForCausalLM"]}).name == "illada"
+    assert find({"model_type": "mdlm", "architectures": ["MDLMForMaskedLM"]}).name == "mdlm"
+    with pytest.raises(ValueError, match="is not a masked-diffusion family"):
+        find({"model_type": "gpt2", "architectures": ["LLaDAModelLM"]})
