@@ -35,8 +35,8 @@ INTO := --device cuda --out docs/benchmarks/gpu.jsonl
 bench-gpu: .venv/dev
 	$(BIN)/pytest -q -m gpu tests/gpu
 	$(GPU) sampling $(INTO)
-	$(GPU) decode --shape llada-8b --prompt-length 256 --gen-length 96 --steps 32 --cache dual --repeats 3 $(INTO)
-	$(GPU) decode --shape llada-8b --prompt-length 256 --gen-length 96 --steps 32 --repeats 3 $(INTO)
+	$(GPU) decode --shape llada-8b --prompt-length 256 --gen-length 96 --steps 33 --cache dual --repeats 3 $(INTO)
+	$(GPU) decode --shape llada-8b --prompt-length 256 --gen-length 96 --steps 33 --repeats 3 $(INTO)
 	$(GPU) batch --shape llada-8b --steps 22 --cache dual --repeats 3 $(INTO)
 	$(GPU) step --shape llada-8b --steps 22 --repeats 3 $(INTO)
 lint: .venv/dev

@@ -1,12 +1,13 @@
 """How steps are run: one kernel at a time, or recorded once and played again."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.models.model import Model
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from dlm.runtime import Outcome
 
 StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
-Play = Callable[[Canvas, Progress], "Outcome"]
-Record = Callable[[StepFunction, Canvas, Progress, Due], Play]
+Record = Callable[[StepFunction, Canvas, Progress, Due], "Recording"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,18 @@ class Execution:
     def of(cls, model: Model) -> "Execution":
         """Steps recorded as CUDA graphs where all of the network is on one GPU; else plain ones.
 
-        A subclass of `Model` is not recorded: what it does at its calls would be done once.
+        A subclass of `Model` is not recorded: what it does at its calls would be done once. Nor
+        are networks of transformers, and experts that are looped over, which ask the device.
         """
         if model.device.type != "cuda":
             return cls()
-        devices = {weight.device for weight in model.network.parameters()}
-        whole = len(devices) == 1 and type(model) is Model
-        return cls(static=True, record=CudaGraph if whole else None)
+        recorded = (
+            type(model) is Model
+            and model.spec.caches
+            and {weight.device for weight in model.network.parameters()} == {model.device}
+            and getattr(model.network.config, "_experts_implementation", None) != "eager"
+        )
+        return cls(static=True, record=CudaGraph if recorded else None)
 
     def leaves(self, live: Sequence[bool]) -> bool:
         """Whether rows that are done leave the batch now."""
@@ -54,82 +59,110 @@ class Execution:
         """Queries to compute where at least `count` of `most` are needed."""
         return min(most, 1 << (count - 1).bit_length()) if self.static and count > 0 else count
 
-    def recorder(self, step: StepFunction) -> StepFunction:
-        """The step for a batch of rows that stays as it is."""
-        return step if self.record is None else Recordings(step, self.record)
 
-
-class Recordings:
-    """Steps of one batch, recorded when their shapes come back for the second time.
+class Steps:
+    """The steps of a generation, recorded when their shapes come back for the second time.
 
     The first time runs plainly: it compiles and allocates what a recording must find ready.
     """
 
-    def __init__(self, step: StepFunction, record: Record) -> None:
+    def __init__(self, step: StepFunction, record: Record | None) -> None:
         self.step = step
         self.record = record
-        self.plays: dict[tuple[bool, int], Play | None] = {}
+        self.made: dict[tuple[bool, int], Recording | None] = {}
+
+    def forget(self) -> None:
+        """Drop what was recorded of a batch whose rows have changed."""
+        self.made.clear()
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
         shape = due.shape
-        if shape is None:
+        if self.record is None or shape is None:
             return self.step(canvas, progress, due)
-        if shape not in self.plays:
-            self.plays[shape] = None
+        if shape not in self.made:
+            self.made[shape] = None
             return self.step(canvas, progress, due)
-        play = self.plays[shape]
-        if play is None:
+        recording = self.made[shape]
+        if recording is None:
             try:
-                play = self.record(self.step, canvas, progress, due)
+                recording = self.made[shape] = self.record(self.step, canvas, progress, due)
             except RuntimeError as error:
+                self.record = None
                 warnings.warn(
-                    f"this step cannot be recorded as a CUDA graph, and runs one kernel at a time: "
+                    "steps cannot be recorded as CUDA graphs, and run one kernel at a time: "
                     f"{error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-
-                def play(canvas: Canvas, progress: Progress) -> "Outcome":
-                    return self.step(canvas, progress, due)
-
-            self.plays[shape] = play
-        return play(canvas, progress)
+                return self.step(canvas, progress, due)
+        return recording(canvas, progress)
 
 
-class CudaGraph:
-    """A step as one CUDA graph, with buffers of its own for what goes in and comes out."""
+class Recording(ABC):
+    """A step with memory of its own for what goes in and what comes out.
+
+    What comes out, the canvas before the step included, is good until the next call.
+    """
 
     def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
         """Record the step. It is not run."""
-        self.inputs = mapped(torch.clone, (canvas, progress))
-        self.graph = torch.cuda.CUDAGraph()
-        caller = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(caller)
-        with torch.cuda.stream(stream):
-            self.graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self.outcome = step(*self.inputs, due)
-            finally:
-                self.graph.capture_end()
-        caller.wait_stream(stream)
-        self.last: list[Any] = [None] * len(list(tensors(self.inputs)))
+        # The rest of the canvas stays as it is while the batch does, and is kept from being freed.
+        self.canvas = replace(canvas, tokens=canvas.tokens.clone())
+        self.progress = mapped(torch.clone, progress)
+
+        def whole() -> "Outcome":
+            made = step(self.canvas, self.progress, due)
+            taken = {id(each) for each in tensors((self.canvas, self.progress))}
+            # A decoder may hand a state on: next time it must not be overwritten before it is read.
+            going = mapped(lambda x: x.clone() if id(x) in taken else x, made.progress)
+            return replace(made, progress=going)
+
+        self.outcome = self.capture(whole)
 
     def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
-        """Run it on other values. What comes out is good until it is run again."""
-        given = list(tensors((canvas, progress)))
-        load(list(tensors(self.inputs)), given, self.last)
-        self.last = given
-        self.graph.replay()
+        """Run it on other values."""
+        self.canvas.tokens.copy_(canvas.tokens)
+        for buffer, value in zip(tensors(self.progress), tensors(progress), strict=True):
+            buffer.copy_(value)
+        self.replay()
         return self.outcome
 
+    @abstractmethod
+    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
+        """Record what `whole` asks of the device; where its results will be."""
 
-def load(buffers: list[Tensor], values: list[Tensor], last: list[Any]) -> None:
-    """Copy what is not in its buffer yet.
+    @abstractmethod
+    def replay(self) -> None:
+        """Do what was recorded again, in the same memory."""
 
-    Most of a canvas never changes: the very tensors that were copied for the last step come again.
-    """
-    for buffer, value, before in zip(buffers, values, last, strict=True):
-        if value is not before and value is not buffer:
-            buffer.copy_(value)
+
+class CudaGraph(Recording):
+    """A step as one CUDA graph."""
+
+    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
+        """Record on a stream of its own."""
+        device = self.canvas.tokens.device
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            caller, stream = torch.cuda.current_stream(), capture_stream(device)
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                self.graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    outcome = whole()
+                finally:
+                    self.graph.capture_end()
+            caller.wait_stream(stream)
+        return outcome
+
+    def replay(self) -> None:
+        """Launch the graph."""
+        with torch.cuda.device(self.canvas.tokens.device):
+            self.graph.replay()
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that steps are recorded on, one for a device: libraries keep memory by stream."""
+    return torch.cuda.Stream(device)

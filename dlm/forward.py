@@ -54,10 +54,11 @@ class Forward:
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
         self.packs = packs and model.takes_masks and not self.shadowed
-        self.last: tuple[tuple[int, ...], Packing] | None = None
+        self.packings: dict[tuple[int, ...], Packing] = {}
 
     def select(self, index: Tensor, rows: int) -> None:
         """Keep the rows `index` of `rows`."""
+        self.packings.clear()
         if self.cache is not None:
             self.cache.select(self.both(index, rows))
 
@@ -82,7 +83,8 @@ class Forward:
             self.cache = Cache(batch * (2 if self.guided else 1), length)
         if self.block_size is not None:
             end = self.block_end(canvas, view.block_start)
-            return self.part(canvas, view, due, Stretch(kept, end, due.reach), self.cache)
+            count = max(due.reach, view.positions.shape[1])
+            return self.part(canvas, view, due, Stretch(kept, end, count), self.cache)
         fresh = None if due.whole else flagged(due.refresh, canvas.tokens.device)
         if fresh is None:
             return self.rows(canvas, view, due.lengths, Refresh(self.cache, None, length))
@@ -166,10 +168,10 @@ class Forward:
         return Hidden(whole, None, False, self.count(view, canvas.length))
 
     def packing(self, lengths: tuple[int, ...], width: int) -> Packing:
-        """How rows of these lengths are packed; the same for many forwards."""
-        if self.last is None or self.last[0] != lengths:
-            self.last = (lengths, Packing.of(lengths, width, self.model.device))
-        return self.last[1]
+        """How rows of these lengths are packed; kept, as a recorded step reads it again."""
+        if lengths not in self.packings:
+            self.packings[lengths] = Packing.of(lengths, width, self.model.device)
+        return self.packings[lengths]
 
     def part(
         self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache

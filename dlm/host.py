@@ -32,8 +32,6 @@ class Mailbox:
         if self.buffer is None or self.buffer.shape != report.shape:
             self.buffer = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
         self.buffer.copy_(report, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        arrived.synchronize()
+        torch.cuda.current_stream(report.device).record_event().synchronize()
         values = self.buffer.tolist()
         return values

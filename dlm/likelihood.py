@@ -148,6 +148,7 @@ class Scorer:
         )
         if self.cfg_scale:
             rows[:, : self.start] = self.model.spec.mask_id
+            rows[:, self.end :] = self.model.spec.mask_id
             hidden = self.model.hidden(rows, positions, None)
             free = self.model.logits(hidden[line, column + self.start])
             logits = free + (self.cfg_scale + 1) * (logits - free)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
 from dlm.contract import Violation, rules, violations
-from dlm.execution import Execution
+from dlm.execution import Execution, Steps
 from dlm.host import Mailbox, send
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
@@ -26,6 +26,7 @@ from dlm.window import Window, locate, write
 class Outcome:
     """What one step made, all of it on the device."""
 
+    before: Canvas  # what the forward saw
     canvas: Canvas  # after writing
     progress: Progress
     view: StepView
@@ -103,16 +104,17 @@ def denoise(
     execution = execution or Execution.of(model)
     loop = Loop(model, decoder, settings, canvas, execution)
     progress, due = loop.start(canvas, lengths)
+    steps = Steps(loop.step, execution.record)  # not of the loop: a circle would outlive it
     live = [True] * len(lengths)
     for number in range(int(progress.bound.max())):
-        outcome = loop.run(canvas, progress, due)
+        outcome = steps(canvas, progress, loop.rounded(due))
         broken, finished, due = loop.read(outcome, due)
         for rule in broken:
             raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
         done = [was and over for was, over in zip(live, finished, strict=True)]
         yield Step(
             number,
-            canvas,
+            outcome.before,
             outcome.canvas.tokens,
             outcome.view,
             outcome.decision,
@@ -128,7 +130,9 @@ def denoise(
         if execution.leaves(live):
             stay = [i for i, going in enumerate(live) if going]
             canvas, progress, due = loop.select(canvas, progress, due, stay)
+            steps.forget()
             live = [True] * len(stay)
+    raise AssertionError(f"{loop.traits.name} is out of forwards, and rows are left")
 
 
 class Loop:
@@ -158,7 +162,6 @@ class Loop:
         self.execution = execution
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
-        self.steps = execution.recorder(self.step)
 
     def start(self, canvas: Canvas, lengths: Sequence[int]) -> tuple[Progress, Due]:
         """Before the first forward."""
@@ -187,11 +190,9 @@ class Loop:
             cross_block=self.traits.cross_block,
         )
 
-    def run(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        """One step, played from a recording where there is one."""
-        reach = self.execution.bucket(due.reach, canvas.tokens.shape[1])
-        due = replace(due, reach=reach)
-        return self.steps(canvas, progress, due)
+    def rounded(self, due: Due) -> Due:
+        """The same with one of few numbers of queries."""
+        return replace(due, reach=self.execution.bucket(due.reach, max(due.lengths)))
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
@@ -205,6 +206,7 @@ class Loop:
         after = replace(canvas, tokens=tokens)
         going = self.advance(after, progress, state, hold, finished)
         return Outcome(
+            before=canvas,
             canvas=after,
             progress=going,
             view=seen.view,
@@ -234,9 +236,11 @@ class Loop:
         """Rules broken, rows done and what the next forward computes, int64."""
         parts = [torch.stack([broken[rule] for rule in self.rules]), progress.done]
         if self.settings.cache != "none":
+            due = (progress.spent == 0) | self.again(progress.spent)
+            # A row that is done goes along with the others: it must not make them unlike.
+            parts += [torch.where(progress.done, (due | progress.done).all(), due)]
             reach = self.meter.forward.reach(canvas, progress.window.start, progress.kept)
-            parts += [(progress.spent == 0) | self.again(progress.spent)]
-            parts += [reach.amax(0, keepdim=True)]
+            parts += [reach.masked_fill(progress.done, 0).amax(0, keepdim=True)]
         return torch.cat([part.long() for part in parts])
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
@@ -256,7 +260,6 @@ class Loop:
         """The rows that go on."""
         index = send(stay, canvas.tokens.device)
         self.meter.forward.select(index, canvas.tokens.shape[0])
-        self.steps = self.execution.recorder(self.step)
         kept = due.select(stay)
         length = max(kept.lengths)
         return canvas.select(index, length), progress.select(index, length), kept

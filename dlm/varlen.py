@@ -10,6 +10,9 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+AMPERE = (8, 0)
+WIDEST = 256
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
 """(query [N, H, E], key and value [N, G, E], int32 [B + 1] row bounds, longest row, scaling) to
 [N, H, E]."""
@@ -56,6 +59,9 @@ def of_torch(function: Callable[..., Tensor]) -> Kernel:
 
 
 def suits(query: Tensor) -> bool:
-    """Whether the kernel answers: it is for half precision on a GPU."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and kernel() is not None
+    """Whether the kernel answers: in half precision, for usual heads, from Ampere on."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    width = query.shape[-1]
+    usual = width % 8 == 0 and width <= WIDEST
+    return usual and torch.cuda.get_device_capability(query.device) >= AMPERE and bool(kernel())

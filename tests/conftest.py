@@ -3,9 +3,11 @@
 Shapes: B rows, L canvas, C contexts, V vocabulary.
 """
 
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +98,28 @@ def golden_folder() -> Path:
 @pytest.fixture(scope="session")
 def golden(golden_folder: Path) -> Model:
     return dlm.load(golden_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def family_cases() -> SimpleNamespace:
+    """What `family_cases.py` defines: how to write a small checkpoint of a family."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "family_cases.py")))
+
+
+@pytest.fixture(scope="session")
+def written(
+    family_cases: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a family's small checkpoint: a random one, else that of the official code."""
+    kept: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in (*family_cases.CASES, "encoder"):
+            return Path(__file__).parent / "golden" / "families" / name.replace("-", "_")
+        if name not in kept:
+            # Not the name of any release, which would say something about the block size.
+            kept[name] = tmp_path_factory.mktemp("checkpoint") / "model"
+            family_cases.write(name, kept[name])
+        return kept[name]
+
+    return find

@@ -132,6 +132,8 @@ def finished(source: str, network: Any) -> Any:
     """The network, checked and set to work."""
     check_rotary(source, network)
     network.requires_grad_(False)
+    if network.dtype == torch.float64 and getattr(network, "packs_experts", False):
+        network.set_experts_implementation("eager")  # torch's grouped products take no float64
     return network.eval()
 
 

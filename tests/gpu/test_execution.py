@@ -57,8 +57,9 @@ def test_recorded_steps_decode_what_plain_ones_do(
     temperature: float,
 ) -> None:
     options: dict[str, Any] = {
-        "decoder": decoder, "cache": cache, "temperature": temperature, "stop_at_eos": False,
-        "gen_length": 18, "block_length": 9, "return_order": True,
+        "decoder": decoder, "cache": cache, "temperature": temperature, "return_order": True,
+        "gen_length": 18, "block_length": 9, "stop_at_eos": cache == "none",
+        "return_trajectory": True,
     }  # fmt: skip
     recorded = dlm.generate(model, ROWS, **options)
     count = len(replays)
@@ -68,11 +69,16 @@ def test_recorded_steps_decode_what_plain_ones_do(
     assert count
     assert (recorded.tokens, recorded.order) == (plain.tokens, plain.order)
     assert recorded.forwards == plain.forwards
+    assert recorded.trajectory is not None
+    assert plain.trajectory is not None
+    for one, other in zip(recorded.trajectory, plain.trajectory, strict=True):
+        assert torch.equal(one.canvases, other.canvases)
+        assert [change[:3] for change in one.commits] == [change[:3] for change in other.commits]
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None:
-    """From the third forward on: the first two compile, allocate and record."""
+    """From the fifth forward on: the first of each shape compiles, the second is recorded."""
     settings = Settings(gen_length=12, block_length=12, cache=cache, stop_at_eos=False)
     job = generation_job(model, ROWS, settings)
     with torch.inference_mode():

@@ -1,22 +1,25 @@
 """Steps whose shapes stay, recorded and played again, decode what plain ones do."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dlm
-from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
-from dlm.execution import Execution, StepFunction
+from dlm.execution import Execution, Recording
 from dlm.host import Mailbox
+from dlm.kernels.tiles import TiledLogits
 from dlm.measure import Places
 from dlm.models.model import Model
-from dlm.progress import Due, Progress
 from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 from dlm.tree import mapped, tensors
@@ -29,28 +32,37 @@ WAITS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index
 """What makes the host wait for a GPU, beside lists of what a mask marks."""
 
 
-class Trace:
-    """What a CUDA graph is, on a CPU: the operations of one step, played on other values.
+class Trace(Recording):
+    """What a CUDA graph is, on a CPU: the operations of one step, done again in the same memory.
 
-    Whatever the host decided while it was recorded is decided for good.
+    Whatever the host decided while it was recorded is decided for good, and what a replay gives is
+    overwritten by the next.
     """
 
     plays = 0
 
-    def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
-        given = (canvas, progress)
+    def capture(self, whole: Callable[[], Outcome]) -> Outcome:
+        given = (self.canvas, self.progress)
+        own = {id(each) for each in tensors(given)}
 
         def flat(*leaves: Tensor) -> list[Tensor]:
             source = iter(leaves)
-            self.outcome = step(*mapped(lambda _: next(source), given), due)
-            return list(tensors(self.outcome))
+            self.canvas, self.progress = mapped(lambda _: next(source), given)
+            made = list(tensors(whole()))
+            self.canvas, self.progress = given
+            return made
 
         self.graph = make_fx(flat)(*tensors(given))
+        outcome = mapped(lambda x: x if id(x) in own else x.clone(), whole())
+        self.memory = [None if id(each) in own else each for each in tensors(outcome)]
+        return outcome
 
-    def __call__(self, canvas: Canvas, progress: Progress) -> Outcome:
+    def replay(self) -> None:
         Trace.plays += 1
-        made = iter(self.graph(*tensors((canvas, progress))))
-        return mapped(lambda _: next(made), self.outcome)
+        made = [each.clone() for each in self.graph(*tensors((self.canvas, self.progress)))]
+        for kept, new in zip(self.memory, made, strict=True):
+            if kept is not None:
+                kept.copy_(new)
 
 
 def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
@@ -84,13 +96,22 @@ def test_shapes_that_stay_change_nothing(golden: Model, decoder: str, cache: str
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_recorded_step_decides_as_it_goes(toy: Toy, decoder: str) -> None:
-    record(toy(5), decoder=decoder, stop_at_eos=False, gen_length=7)
+    record(toy(5), decoder=decoder, stop_at_eos=False, gen_length=8)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("decoder", ["threshold", "klass"])
-def test_a_step_with_a_cache_can_be_recorded(golden: Model, decoder: str, cache: str) -> None:
-    record(golden, decoder=decoder, cache=cache, stop_at_eos=False, gen_length=8, temperature=0.0)
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+@pytest.mark.parametrize("facts", [{}, {"block_size": 3}, {"shift": True}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), [("threshold", "prefix"), ("klass", "dual")])
+def test_a_step_with_a_cache_can_be_recorded(
+    golden: Model, decoder: str, cache: str, facts: dict[str, Any], stop_at_eos: bool
+) -> None:
+    """Rows part company: one is done while the others go on, and blocks end at other forwards."""
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    if stop_at_eos:  # whatever comes first to row 0 ends it
+        first = run(model, Execution(), decoder=decoder, cache=cache, gen_length=3).tokens[0]
+        model = Model(golden.network, None, replace(model.spec, stop_ids=tuple(set(first))))
+    options = {"cache": cache, "decoder_options": {"threshold": 0.02}, "temperature": 0.0}
+    record(model, decoder=decoder, stop_at_eos=stop_at_eos, gen_length=14, **options)
 
 
 def record(model: Model, **options: Any) -> None:
@@ -98,6 +119,42 @@ def record(model: Model, **options: Any) -> None:
     recorded = run(model, Execution(static=True, record=Trace), **options)
     assert Trace.plays > before
     same(recorded, run(model, Execution(), **options))
+
+
+def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> None:
+    """A row that is done does not make the others' forward a mixed one."""
+    shapes: list[Any] = []
+    step = Loop.step
+
+    def watched(self: Loop, canvas: Any, progress: Any, due: Any) -> Outcome:
+        shapes.append(due.shape)
+        return step(self, canvas, progress, due)
+
+    rows = [[5, 6, 511], *([i, *[511] * 12] for i in (7, 8, 9))]
+    options: dict[str, Any] = {"cache": "dual", "block_length": 4, "decoder": "left_to_right"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: Execution(static=True))
+        patch.setattr(Loop, "step", watched)
+        dlm.infill(golden, rows, **options)
+    assert shapes == [(True, 0), *[(False, 0)] * 3] * 3
+
+
+def test_nothing_of_a_generation_outlives_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector, which does not count the memory of a GPU."""
+    loops: list[weakref.ref[Loop]] = []
+    start = Loop.start
+
+    def watched(self: Loop, *given: Any) -> Any:
+        loops.append(weakref.ref(self))
+        return start(self, *given)
+
+    monkeypatch.setattr(Loop, "start", watched)
+    gc.disable()
+    try:
+        run(toy(5), Execution(static=True, record=Trace), gen_length=6, return_trajectory=False)
+        assert [each() for each in loops] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
@@ -137,10 +194,32 @@ def forbidden() -> Iterator[None]:
 
         return wait
 
-    with pytest.MonkeyPatch.context() as patch:
+    prepare = TiledLogits.of
+    waits = {name: getattr(Tensor, name) for name in WAITS}
+
+    def on_a_cpu(*given: Any) -> TiledLogits:
+        """What the kernels ask of a CPU and never of a GPU."""
+        with pytest.MonkeyPatch.context() as allowed:
+            for name, wait in waits.items():
+                allowed.setattr(Tensor, name, wait)
+            return prepare(*given)
+
+    with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
+        patch.setattr(TiledLogits, "of", on_a_cpu)
         for name in WAITS:
             patch.setattr(Tensor, name, refuse(name))
         yield
+
+
+class Refuse(TorchDispatchMode):
+    """Fails on operations whose result has a size that the device alone knows."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        lists = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if lists or name in ("masked_select", "_unique2", "unique_dim"):
+            raise AssertionError(f"the host waits for the device: {func}")
+        return func(*args, **(kwargs or {}))
 
 
 def test_what_is_forbidden_is_noticed() -> None:
@@ -150,6 +229,9 @@ def test_what_is_forbidden_is_noticed() -> None:
             getattr(one, name)()
     with forbidden(), pytest.raises(AssertionError, match="__bool__"):
         assert one
+    for call in (lambda: one[one > 0], lambda: one.masked_select(one > 0), lambda: one.unique()):
+        with forbidden(), pytest.raises(AssertionError, match="waits for the device: aten"):
+            call()
 
 
 def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_so(golden: Model) -> None:

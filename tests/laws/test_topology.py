@@ -12,6 +12,7 @@ from torch import Tensor
 import dlm
 from dlm.canvas import active_length
 from dlm.decoders import DECODERS
+from dlm.execution import Execution
 from dlm.models.model import Model, block_causal
 from dlm.traits import Traits
 
@@ -126,6 +127,17 @@ def test_given_text_between_blanks_is_cached_too(golden: Model) -> None:
         dlm.infill(model, [row, [1, blank]], cache=cache, **options) for cache in ("none", "prefix")
     )
     same(cached, plain)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_last_block_may_be_short(
+    golden: Model, monkeypatch: pytest.MonkeyPatch, static: bool
+) -> None:
+    """Fewer columns are left to compute than the window has."""
+    model = facts(golden, block_size=8)
+    plain = run(model, [[1] * 8], gen_length=18, block_length=8)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=static))
+    same(run(model, [[1] * 8], gen_length=18, block_length=8, cache="dual"), plain)
 
 
 def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(golden: Model) -> None:

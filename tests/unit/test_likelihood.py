@@ -174,3 +174,19 @@ def test_bad_input(model: Model, options: dict[str, object], message: str) -> No
     arguments = {"prompt": PROMPT, "answer": ANSWER} | options
     with pytest.raises(ValueError, match=message):
         dlm.log_likelihood(model, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_what_closes_a_row_is_given_and_no_part_of_it(toy: Toy, cfg_scale: float) -> None:
+    """Drawn left to right, a path has the likelihood of its tokens, guided or not."""
+    model = toy(3, suffix=(1, 2))
+    out = dlm.generate(
+        model, [[4, 3]], decoder="left_to_right", gen_length=5, temperature=1.0,
+        cfg_scale=cfg_scale, stop_at_eos=False, block_length=None,
+    )  # fmt: skip
+    score = dlm.log_likelihood(
+        model, [4, 3], out.tokens[0], estimator="chain", order="left_to_right",
+        cfg_scale=cfg_scale,
+    )  # fmt: skip
+    assert out.path_log_probability is not None
+    assert score == pytest.approx(out.path_log_probability[0], abs=1e-4)

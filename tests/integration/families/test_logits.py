@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dlm
 
@@ -36,6 +37,14 @@ def test_official_logits(family: str, attention: str) -> None:
         torch.testing.assert_close(found, torch.tensor(record["logits"]), atol=1e-4, rtol=0)
 
 
+def question(case: Any) -> tuple[Tensor, Tensor]:
+    """Ids, int64 [2, 21], and their logits, float64 [2, 21, V]."""
+    ids = torch.randint(90, (2, 21), generator=torch.Generator().manual_seed(1))
+    ids[:, 5::3] = 91
+    block = torch.arange(21) // (case.block or 21)
+    return ids, case.reference(case.weights(), ids, block[:, None] >= block)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_written_a_second_time(
     case: Any, written: Callable[[str], Path], attention: str
@@ -44,14 +53,28 @@ def test_logits_written_a_second_time(
     model = dlm.load(
         written(case.family), dtype=torch.float64, attn_implementation=attention, **asked
     )
-    ids = torch.randint(90, (2, 21), generator=torch.Generator().manual_seed(1))
-    ids[:, 5::3] = 91
-    block = torch.arange(21) // (case.block or 21)
-    expected = case.reference(case.weights(), ids, block[:, None] >= block)
+    if case.experts:
+        model.network.set_experts_implementation("eager")  # no other takes float64
+    ids, expected = question(case)
     found = model.raw_logits(ids)
     assert found.dtype == torch.float64
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm", "eager"])
+def test_experts_written_a_second_time(
+    family_cases: Any, written: Callable[[str], Path], experts: str
+) -> None:
+    """SDAR-MoE, as it is loaded by default and otherwise."""
+    case = family_cases.CASES["sdar-moe"]
+    model = dlm.load(written("sdar-moe"), dtype="float32")
+    assert model.network.config._experts_implementation == "grouped_mm"
+    model.network.set_experts_implementation(experts)
+    ids, expected = question(case)
+    torch.testing.assert_close(model.raw_logits(ids).double(), expected, atol=1e-4, rtol=0)
+    for other in (replace(case, chosen=2), replace(case, chosen=4), replace(case, block=None)):
+        assert (question(other)[1] - expected).abs().max() > 0.5
 
 
 def test_facts_of_the_random_checkpoints(case: Any, written: Callable[[str], Path]) -> None:
