@@ -330,7 +330,8 @@ def test_stop_ids_are_given_where_no_file_has_them() -> None:
     assert resolve(config, [], None, mask_id=90, stops=[4, 5]).stop_ids == (4, 5)
     config.pad_token_id = 7
     assert resolve(config, [], None, mask_id=90).stop_ids == (7,)
-    for bad in ([90], [100], ["x"], []):
+    cases: list[list[Any]] = [[90], [100], ["x"], []]
+    for bad in cases:
         with pytest.raises(ValueError, match="stop ids must be ids below"):
             resolve(config, [], None, mask_id=90, stops=bad)
 
