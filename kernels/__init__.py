@@ -1,8 +1,9 @@
 """Token statistics and exact categorical sampling over large vocabularies. Needs torch only."""
 
+from dlm.kernels.call import TokenStatistics
 from dlm.kernels.noise import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
 from dlm.kernels.reference import token_statistics_reference
-from dlm.kernels.statistics import STATISTICS, TokenStatistics, categorical, token_statistics
+from dlm.kernels.statistics import STATISTICS, categorical, token_statistics
 from dlm.kernels.tiles import TILE, Bonus
 
 # transformers 5.0 to 5.12 takes any importable `kernels` for the Hugging Face package of that

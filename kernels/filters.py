@@ -12,8 +12,10 @@ from torch.nn.functional import pad
 
 from dlm.kernels.tiles import TILE, Temperature
 
-SHORTLIST: Final = 8 * TILE
-"""Tokens among which a nucleus is looked for first: ranking these costs a fifth of a full sort."""
+SHORTLISTS: Final = (TILE // 8, 8 * TILE)
+"""Tokens among which a nucleus is looked for first: a full sort costs 40 and 5 times as much."""
+CELL: Final = 64
+"""Tokens of which one maximum says whether any is among the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,13 @@ def filter_cut(
     """
     size = values.shape[1] if top_k is None else min(top_k, values.shape[1])
     if top_p is None:
-        ranked = values.topk(size).values
-        count = torch.full_like(ranked[:, :1], size, dtype=torch.int64)
-    else:
-        ranked, count = _nucleus(values, size, temperature, top_p)
-        count.clamp_(max=ranked.shape[1])  # the last tile may be part padding
+        ranked, ids = leaders(values, size)
+        return Cut(ranked[:, -1:], ids[:, -1:].int())
+    ranked, order, count = _nucleus(values, size, temperature, top_p)
+    count.clamp_(max=ranked.shape[1])  # the last tile may be part padding
     last = ranked.gather(1, count - 1)
+    if order is not None:
+        return Cut(last, order.gather(1, count - 1).int())
     ties_kept = count - (ranked > last).sum(1, keepdim=True)
     del ranked  # before the running count needs as much memory
     seen = (values == last).cumsum(1, dtype=torch.int32)
@@ -89,9 +92,31 @@ def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return ranked, ids.gather(1, order)
 
 
+def leaders(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`likeliest`, which looks at a part of the tokens only where there are many.
+
+    The S likeliest tokens are in the first S cells in the order (maximum descending, index
+    ascending): each cell before that of another token has a token before it.
+
+    Args:
+        values: float32 [N, V].
+        count: How many, S in [1, V].
+
+    Returns:
+        Logits, float32 [N, S], and ids, int64 [N, S].
+    """
+    if values.shape[1] % CELL or count * CELL >= values.shape[1]:
+        return likeliest(values, count)
+    cells = values.view(values.shape[0], -1, CELL)
+    cell = likeliest(cells.amax(2), count)[1].sort(dim=1).values
+    picked = cells.gather(1, cell[:, :, None].expand(-1, -1, CELL)).flatten(1)
+    ranked, place = likeliest(picked, count)
+    return ranked, cell.gather(1, place // CELL) * CELL + place % CELL
+
+
 def _nucleus(
     values: Tensor, size: int, temperature: Temperature, share: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """The likeliest tokens in order, and how many of them hold `share` of the mass.
 
     Args:
@@ -101,22 +126,29 @@ def _nucleus(
         share: In (0, 1].
 
     Returns:
-        Ranked logits, float32 [N, S], and a count in [1, S], int64 [N, 1].
+        Ranked logits, float32 [N, S], their ids, int64 [N, S], or None where ids would double the
+        cost, and a count of at least 1, int64 [N, 1].
     """
     top = values.amax(1, keepdim=True)
     if size < values.shape[1]:
-        ranked = values.topk(size).values
+        ranked, ids = leaders(values, size)
         ends, weights = _running_mass(ranked, top, temperature)
-        return ranked, _prefix_length(ends, weights, share * ends[:, -1:])
-    # The total comes from the unsorted row, so that both paths below give the same count.
+        return ranked, ids, _prefix_length(ends, weights, share * ends[:, -1:])
+    # The total comes from the unsorted row, so that all paths below give the same count.
     target = share * _running_mass(values, top, temperature)[0][:, -1:]
-    if size > SHORTLIST and values.device.type == "cpu":  # elsewhere the question would sync
-        ranked = values.topk(SHORTLIST).values
+    for short in SHORTLISTS:
+        if size <= short or values.device.type != "cpu":  # elsewhere the question would sync
+            continue
+        order = None
+        if short * CELL < size:
+            ranked, order = leaders(values, short)
+        else:
+            ranked = values.topk(short).values
         ends, weights = _running_mass(ranked, top, temperature)
         if bool((ends[:, -1:] >= target).all()):
-            return ranked, _prefix_length(ends, weights, target)
+            return ranked, order, _prefix_length(ends, weights, target)
     ranked = values.sort(dim=1, descending=True).values
-    return ranked, _prefix_length(*_running_mass(ranked, top, temperature), target)
+    return ranked, None, _prefix_length(*_running_mass(ranked, top, temperature), target)
 
 
 def _running_mass(values: Tensor, top: Tensor, temperature: Temperature) -> tuple[Tensor, Tensor]:
@@ -134,7 +166,9 @@ def _running_mass(values: Tensor, top: Tensor, temperature: Temperature) -> tupl
         Sums, float64 [N, K], and weights, float32 [N, K, TILE].
     """
     weights = (values - top).div_(temperature).exp_()
-    tiles = pad(weights, (0, -values.shape[1] % TILE)).view(values.shape[0], -1, TILE)
+    if values.shape[1] % TILE:
+        weights = pad(weights, (0, -values.shape[1] % TILE))
+    tiles = weights.view(values.shape[0], -1, TILE)
     return tiles.sum(-1).double().cumsum(1), tiles
 
 

@@ -15,7 +15,6 @@ clocks of a race that agree to about 1e-6 could change places.
 Shapes: N rows, V vocabulary, K tiles, J bonuses.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -24,27 +23,26 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from dlm.kernels.call import Call
 from dlm.kernels.noise import NoiseKey
-from dlm.kernels.tiles import TILE, Bonus
+from dlm.kernels.tiles import TILE, Bonus, tile_count
 
 ON_CPU = False
 """Whether CPU tensors take the kernels too. For tests under Triton's interpreter."""
-ON_CUDA = False
-"""Whether CUDA tensors do. To be true once tests/gpu/test_triton.py has passed on a GPU: so far the
-kernels have been interpreted and compiled, never run."""
+ON_CUDA = True
+"""Whether CUDA tensors do, on devices where they pass `selfcheck`."""
 
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY: Final = (8, 0)
 
 
-def covers(logits: Tensor, top_k: int | None, top_p: float | None, top: int) -> bool:
+def covers(call: Call) -> bool:
     """Whether the kernels answer a call; the list of those that they do not is above."""
-    cuts = (top_k is not None and top_k < logits.shape[1]) or (top_p is not None and top_p < 1)
-    if cuts or top or logits.dtype not in _DTYPES or logits.shape[0] == 0:
+    if call.cuts or call.top or call.dtype not in _DTYPES or call.logits.shape[0] == 0:
         return False
-    if logits.device.type == "cpu":
+    if call.device.type == "cpu":
         return ON_CPU
-    return ON_CUDA and logits.is_cuda and _runs_on(logits.device.index)
+    return ON_CUDA and call.logits.is_cuda and _runs_on(call.device.index)
 
 
 @cache
@@ -64,27 +62,14 @@ class FusedLaw:
 
 
 def fused_statistics(
-    logits: Tensor,
-    wanted: Collection[str],
-    drawn: FusedLaw | None,
-    scored: FusedLaw | None,
-    *,
-    suppressed: Tensor | None,
-    tokens: Tensor | None,
-    key: NoiseKey | None,
-    bonus: Bonus | None,
+    call: Call, drawn: FusedLaw | None, scored: FusedLaw | None
 ) -> dict[str, Tensor]:
     """Two launches: the scan, then the race and the statistics. Nothing waits for the device.
 
     Args:
-        logits: float of one of three kinds [N, V], of any strides.
-        wanted: Names out of `STATISTICS`.
+        call: One that `covers` admits.
         drawn: What the sample follows; None for the arg max.
         scored: What the statistics describe; None if none is wanted.
-        suppressed: bool [V], or None.
-        tokens: int64 [N], or None.
-        key: The noise of the rows; needed to draw.
-        bonus: On the logits of a few tokens, or None.
 
     Returns:
         `sampled`, `maximum` and what is wanted, as `TokenStatistics` names them.
@@ -93,7 +78,8 @@ def fused_statistics(
     from dlm.kernels.triton_race import FIELDS, draw_kernel
     from dlm.kernels.triton_scan import LOAD, PARTS, ROWS, scan_kernel
 
-    (num_rows, vocabulary), tiles = logits.shape, -(-logits.shape[1] // TILE)
+    logits, wanted = call.logits, call.wanted
+    (num_rows, vocabulary), tiles = logits.shape, tile_count(logits.shape[1])
     parts = logits.new_empty((num_rows, tiles, PARTS), dtype=torch.float32)
     table = logits.new_empty((len(FIELDS), num_rows), dtype=torch.float32)
     sampled = logits.new_empty(num_rows, dtype=torch.int64)
@@ -101,7 +87,7 @@ def fused_statistics(
     entropy = "entropy" in wanted
     common = (
         *(logits, *logits.stride(), num_rows, vocabulary, tiles),
-        *_adjustments(suppressed, bonus),
+        *_adjustments(call.suppressed, call.bonus),
         *_parameters(laws),
         parts,
     )
@@ -119,8 +105,8 @@ def fused_statistics(
         )
         draw_kernel[(num_rows,)](
             *common,
-            None if tokens is None else tokens.contiguous(),
-            *_noise(None if drawn is None else key),
+            None if call.tokens is None else call.tokens.contiguous(),
+            *_noise(None if drawn is None else call.key),
             sampled,
             table,
             LAWS=len(laws),

@@ -40,18 +40,17 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     Returns:
         Four int64 tensors of the broadcast shape, each value in [0, 2**32).
     """
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3, *_ = torch.broadcast_tensors(*counter, *key)
     k0, k1 = key
+    # Sums and products keep bits above the 32 of a word until a mask after the last xor drops
+    # them, and what a round makes is changed in place: small operations cost what they launch.
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> 32).bitwise_and_(_WORD) ^ c1 ^ k0,
-            p1.bitwise_and_(_WORD),
-            (p0 >> 32).bitwise_and_(_WORD) ^ c3 ^ k1,
-            p0.bitwise_and_(_WORD),
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0, c1, c2, c3
+        c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
+        c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
+        c1, c3 = p1, p0
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +131,9 @@ def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     Either half of the 64-bit integers fits a positive int64, which converts to float32 with
     round-to-nearest: distances keep 24 significant bits down to 2**-65.
     """
-    bits = (high << 32) | low
+    bits = (high << 32).bitwise_or_(low)
     upper = bits < 0
-    return ((bits ^ (bits >> 63)).float() + 0.5) * 2.0**-64, upper
+    return bits.bitwise_xor_(bits >> 63).float().add_(0.5).mul_(2.0**-64), upper
 
 
 def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
         float32 of the same shape, in [2**-65, 45.1], rising with k.
     """
     distance, upper = _near_end(high, low)
-    return torch.where(upper, -distance.log(), -(-distance).log1p())
+    return torch.where(upper, distance.log(), distance.neg().log1p_()).neg_()
 
 
 def uniform(key: NoiseKey, index: int = 0) -> Tensor:

@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.kernels.checks import (
-    check_bonus,
-    check_report,
-    check_sampling,
-    check_tensors,
-    check_wanted,
-)
+from dlm.kernels.call import Call, TokenStatistics
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseKey, NoiseStream
-from dlm.kernels.statistics import TokenStatistics
 from dlm.kernels.tiles import TILE, Bonus
 
 
@@ -64,11 +57,21 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
-    check_sampling(temperature, top_k, top_p)
-    check_report(law, scale_statistics, top)
-    check_wanted(wanted)
-    check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
-    check_bonus(logits, bonus)
+    Call(
+        logits,
+        wanted,
+        temperature,
+        top_k,
+        top_p,
+        suppressed,
+        tokens,
+        key,
+        law,
+        scale,
+        scale_statistics,
+        bonus,
+        top,
+    )  # refuses what cannot be answered
     raised = logits.double()
     if bonus is not None:
         raised = raised.scatter_add(1, bonus.tokens, bonus.values.double())

@@ -1,15 +1,43 @@
 """One read of the logits: what it leaves of each row, and the statistics made of that.
 
-Shapes: N rows, R rows of a block, V vocabulary, K tiles, S likeliest tokens, C tokens of a row.
+Of each tile the read leaves the maximum m_k and sums of exp((l - m_k) / T), taken from the tile's
+own maximum: a block may be a part of a row, which stays in the cache from its first use to its
+last. What belongs to the row, from its maximum m, is f_k = exp((m_k - m) / T) times those sums.
+
+Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens of a tile, S
+likeliest tokens.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from dlm.kernels.filters import Cut, filter_cut, likeliest
-from dlm.kernels.tiles import LOWEST, PADDING, Temperature, TiledLogits, row_blocks, rows_of
+from dlm.kernels.filters import Cut, filter_cut, leaders
+from dlm.kernels.tiles import (
+    CPU_GRAIN,
+    LOWEST,
+    PADDING,
+    Temperature,
+    TiledLogits,
+    row_blocks,
+    rows_of,
+    tile_count,
+)
+
+LOG2_E: Final = 1.4426950408889634
+"""Weights are powers of 2: on a CPU torch computes those three times as fast as powers of e."""
+_VECTORS: Final = 32
+"""Float32 elements of two vectors of 512 bits, the most that torch's loops take at a time."""
+_TILE_COST: Final = 6
+"""What one token of one tile a row takes, in elements: its value, ids in int64 and their copies."""
+
+
+def length(part: slice) -> int:
+    """How many rows or tiles."""
+    size: int = part.stop - part.start
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +53,67 @@ class Law:
     """A distribution of every row: softmax((l - m) / T) of the tokens that its filters keep."""
 
     temperature: Temperature  # above 0
+    speed: Tensor  # float32, log2(e) / T, of no dimension or [N, 1]
     filters: Filters | None
-    partition: Tensor  # float32 [N, 1], Z = sum of exp((l - m) / T) over the kept, once scanned
+    mass: Tensor  # float32 [N, K], exp((l - m) / T) of the kept over each tile, once scanned
+    partition: Tensor  # float32 [N, 1], Z, the sum of those, once scanned
     cut: Cut | None  # last token kept, once scanned; None keeps every token
 
     @classmethod
     def of(cls, logits: Tensor, temperature: Temperature, filters: Filters | None) -> "Law":
         """A law of the rows of `logits`, before the scan."""
-        value = logits.new_empty((logits.shape[0], 1), dtype=torch.float32)
-        cut = Cut(torch.empty_like(value), torch.empty_like(value, dtype=torch.int32))
-        return cls(temperature, filters, value, cut if filters else None)
+        num_rows, vocabulary = logits.shape
+        mass = logits.new_empty((num_rows, tile_count(vocabulary)), dtype=torch.float32)
+        value = torch.empty_like(mass[:, :1])
+        cut = Cut(value, torch.empty_like(value, dtype=torch.int32)) if filters else None
+        speed = torch.as_tensor(LOG2_E / temperature, dtype=torch.float32)
+        return cls(temperature, speed, filters, mass, torch.empty_like(value), cut)
 
-    def dropped(self, values: Tensor, rows: slice) -> Tensor | None:
-        """Cut some rows, float32 [R, K W]; bool of that shape, or None if nothing is dropped."""
+    def find_cut(self, values: Tensor, rows: slice) -> Cut | None:
+        """Where the filters cut some whole rows, float32 [R, K, W]; None without filters."""
         if self.cut is None or self.filters is None:
             return None
         temperature = rows_of(self.temperature, rows)
-        cut = filter_cut(values, temperature, self.filters.top_k, self.filters.top_p)
+        cut = filter_cut(values.flatten(1), temperature, self.filters.top_k, self.filters.top_p)
         self.cut.value[rows], self.cut.token[rows] = cut.value, cut.token
-        ids = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
-        return cut.drops(values, ids)
+        return cut
 
-    def weigh(self, gaps: Tensor, rows: slice, dropped: Tensor | None, out: Tensor) -> Tensor:
-        """exp((l - m) / T) of some rows and 0 where dropped, written to `out`; float32 [R, K W]."""
-        if isinstance(self.temperature, float) and self.temperature == 1:
-            torch.exp(gaps, out=out)
-        else:
-            torch.div(gaps, rows_of(self.temperature, rows), out=out).exp_()
-        return out if dropped is None else out.masked_fill_(dropped, 0.0)
+    def gather(self, gaps: Tensor) -> Tensor:
+        """Bring the sums of tiles to the maximum of the row, and add them up.
+
+        Args:
+            gaps: float32 [N, K], m_k - m.
+
+        Returns:
+            f_k, float32 [N, K].
+        """
+        factors = (gaps / self.temperature).exp_()  # of few: `raise_two` needs scratch
+        torch.sum(self.mass.mul_(factors), 1, keepdim=True, out=self.partition)
+        return factors
+
+
+def weigh(gaps: Tensor, speed: Tensor, scratch: Tensor) -> Tensor:
+    """Write 2**(gap speed) to `scratch`; float32 of the shape of the gaps, speed broadcasts."""
+    out = scratch[: gaps.numel()].view_as(gaps)
+    torch.mul(gaps, speed, out=out)
+    raise_two(scratch, gaps.numel())
+    return out
+
+
+def raise_two(scratch: Tensor, count: int) -> None:
+    """2**x in place, of the first `count` elements of float32 scratch and at most `slack()` more.
+
+    torch takes whole vectors to one routine and what is left of a thread's part to another, with
+    other last bits. Every part ends at a whole vector here, so that no bit depends on the batch
+    or on the threads.
+    """
+    unit = _VECTORS * min(torch.get_num_threads(), -(-count // CPU_GRAIN))
+    scratch[: -(-count // unit) * unit].exp2_()
+
+
+def slack() -> int:
+    """Elements of scratch beyond its use, which `raise_two` may write."""
+    return _VECTORS * torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +134,16 @@ class Plan:
             first.append(self.ranked)
         return first if self.scored is None else [*first, self.scored]
 
+    @property
+    def plain_laws(self) -> list[Law]:
+        """Those without filters."""
+        return [law for law in self.laws if law.cut is None]
+
+    @property
+    def whole(self) -> bool:
+        """Whether filters or a list need all of a row at a time."""
+        return self.top > 0 or any(law.cut is not None for law in self.laws)
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -81,68 +152,108 @@ class Scan:
     tiled: TiledLogits
     plan: Plan
     tile_maximum: Tensor  # float32 [N, K]
-    tile_mass: Tensor  # float32 [N, K], exp((l - m) / T) of the drawn law over each tile
-    entropy: Tensor  # float32 [N], nats
+    tile_moment: Tensor  # float32 [N, K], sum of (l - m) exp((l - m) / T) of the scored law
     top_values: Tensor  # float32 [N, S], logits
     top_tokens: Tensor  # int64 [N, S]
 
     @classmethod
     def of(cls, tiled: TiledLogits, plan: Plan) -> "Scan":
-        """Read the logits once, in row blocks."""
-        num_rows = tiled.logits.shape[0]
+        """Read the logits once, in blocks."""
+        num_rows, tiles = tiled.logits.shape[0], tiled.tiles
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return tiled.logits.new_empty((num_rows, *shape), dtype=dtype)
+            return tiled.logits.new_empty(shape, dtype=dtype)
 
         scan = cls(
             tiled,
             plan,
-            tile_maximum=empty(tiled.tiles),
-            tile_mass=empty(tiled.tiles),
-            entropy=empty(),
-            top_values=empty(plan.top),
-            top_tokens=empty(plan.top, dtype=torch.int64),
+            tile_maximum=empty(num_rows, tiles),
+            tile_moment=empty(num_rows, tiles if plan.entropy else 0),
+            top_values=empty(num_rows, plan.top),
+            top_tokens=empty(num_rows, plan.top, dtype=torch.int64),
         )
-        scratch = tiled.scratch(), tiled.scratch()
-        for rows in tiled.blocks():
-            scan._fill(rows, *scratch)
+        count = 1 if len(plan.laws) < 2 and not plan.entropy else 2
+        # A race holds as much as two blocks later on.
+        share = count if plan.drawn is None and not plan.whole else 1
+        blocks = list(tiled.blocks(share, plan.whole))
+        most = max((length(rows) * length(part) for rows, part in blocks), default=0)
+        scratch = empty(count, most * tiled.width + slack()).unbind()
+        for rows, part in blocks:
+            scan._fill(rows, part, scratch[0], scratch[-1])
+        scan._gather()
         return scan
 
-    def _fill(self, rows: slice, scratch: Tensor, weights: Tensor) -> None:
-        """Fill some rows. Works in place: a block and its exponentials are all it holds."""
-        shape = (-1, self.tiled.tiles, self.tiled.width)
-        values = self.tiled.read(rows, scratch)
-        weights = weights[: values.shape[0]]
-        self.tile_maximum[rows] = values.view(shape).amax(2)
-        if self.plan.top:
-            self._fill_top(rows, values.view(shape))
-        dropped = [law.dropped(values, rows) for law in self.plan.laws]
-        values.sub_(self.tile_maximum[rows].amax(1, keepdim=True))
-        for law, out in zip(self.plan.laws, dropped, strict=True):
-            sums = law.weigh(values, rows, out, weights).view(shape).sum(2)
-            law.partition[rows] = sums.sum(1, keepdim=True)
-            if law is self.plan.drawn:
-                self.tile_mass[rows] = sums
-        if self.plan.entropy and self.plan.scored is not None:  # its weights are the last
-            partition = self.plan.scored.partition[rows]
-            moment = values.mul_(weights).view(shape).sum(2).sum(1, keepdim=True)
-            mean = (moment / partition).div_(rows_of(self.plan.scored.temperature, rows))
-            self.entropy[rows] = (partition.log() - mean)[:, 0]
+    def _fill(self, rows: slice, part: slice, scratch: Tensor, spare: Tensor) -> None:
+        """Fill some tiles of some rows, with sums taken from the maximum of each tile.
 
-    def _fill_top(self, rows: slice, values: Tensor) -> None:
-        """Fill the lists of some rows, float32 [R, K, W].
-
-        The S likeliest tokens are in the first S tiles in the order (maximum descending, index
-        ascending): each tile before that of another token has a token before it.
+        Works in place: a block, and its weights where the block is needed after them, are all
+        it holds.
         """
-        width, ranks = self.tiled.width, self.tile_maximum[rows]
-        order = ranks.sort(dim=1, descending=True, stable=True).indices
-        tile = order[:, : self.plan.top].sort(dim=1).values
-        if tile.shape[1] < self.tiled.tiles:
-            values = values.gather(1, tile[:, :, None].expand(-1, -1, width))
-        self.top_values[rows], place = likeliest(values.flatten(1), self.plan.top)
-        ids = tile.gather(1, place // width) * width + place % width
-        self.top_tokens[rows] = ids.clamp_(max=self.tiled.vocabulary - 1)  # rows with NaN only
+        values = self.tiled.read(rows, part, scratch)
+        maximum = torch.amax(values, 2, out=self.tile_maximum[rows, part])
+        if self.plan.top:
+            ranked, ids = leaders(values.flatten(1), self.plan.top)
+            self.top_values[rows] = ranked
+            self.top_tokens[rows] = ids.clamp_(max=self.tiled.vocabulary - 1)  # only if NaN
+        cuts = [law.find_cut(values, rows) for law in self.plan.laws]
+        for law, cut in zip(self.plan.laws, cuts, strict=True):
+            if cut is not None:
+                self._fill_kept(law, cut, rows, values, spare)
+        if self.plan.plain_laws:
+            self._fill_plain(rows, part, values.sub_(maximum[:, :, None]), scratch, spare)
+
+    def _fill_plain(
+        self, rows: slice, part: slice, gaps: Tensor, scratch: Tensor, spare: Tensor
+    ) -> None:
+        """Fill some tiles of some rows by the laws without filters, from gaps in `scratch`."""
+        laws = self.plan.plain_laws
+        for law in laws:
+            last = law is laws[-1] and not self.plan.entropy
+            speed = law.speed[rows, :, None] if law.speed.dim() else law.speed
+            weights = weigh(gaps, speed, scratch if last else spare)
+            torch.sum(weights, 2, out=law.mass[rows, part])
+            if law is self.plan.scored and self.plan.entropy:
+                torch.sum(gaps.mul_(weights), 2, out=self.tile_moment[rows, part])
+
+    def _fill_kept(self, law: Law, cut: Cut, rows: slice, values: Tensor, scratch: Tensor) -> None:
+        """Fill some whole rows, float32 [R, K, W], by a law that drops what comes after the cut.
+
+        Most tiles have nothing that is kept. On the CPU they are left out; elsewhere to count
+        them would sync.
+        """
+        maximum, mass = self.tile_maximum[rows], law.mass[rows]
+        if values.device.type == "cpu":
+            row, tile = (maximum >= cut.value).nonzero(as_tuple=True)
+        else:
+            place = torch.arange(maximum.numel(), device=values.device)
+            row, tile = place // self.tiled.tiles, place % self.tiled.tiles
+        block, width = values[row, tile], self.tiled.width
+        lanes = torch.arange(width, dtype=torch.int32, device=values.device)
+        start = (tile.int() * width)[:, None]  # the cut is moved, as ids of the block are large
+        dropped = Cut(cut.value[row], cut.token[row] - start).drops(block, lanes)
+        gaps = block.sub_(maximum[row, tile][:, None])
+        speed = law.speed[rows][row] if law.speed.dim() else law.speed
+        weights = weigh(gaps, speed, scratch).masked_fill_(dropped, 0.0)
+        mass.zero_()[row, tile] = weights.sum(1)
+        if law is self.plan.scored and self.plan.entropy:
+            self.tile_moment[rows].zero_()[row, tile] = gaps.mul_(weights).sum(1)
+
+    def _gather(self) -> None:
+        """Bring all sums to the maximum of the row."""
+        gaps = self.tile_maximum - self.maximum[:, None]
+        for law in self.plan.laws:
+            factors = law.gather(gaps)
+            if law is self.plan.scored and self.plan.entropy:
+                # f_k s_k first: 0 where f_k is, while (m_k - m) s_k may be too large for float32.
+                self.tile_moment.mul_(factors).addcmul_(gaps, law.mass)
+
+    @property
+    def entropy(self) -> Tensor:
+        """H = ln Z - sum (l - m) exp((l - m) / T) / (T Z) of the scored law, float32 [N], nats."""
+        law = self.plan.scored
+        assert law is not None
+        mean = (self.tile_moment.sum(1, keepdim=True) / law.partition).div_(law.temperature)
+        return (law.partition.log() - mean)[:, 0]
 
     @property
     def maximum(self) -> Tensor:
@@ -153,7 +264,7 @@ class Scan:
         """The likeliest token of each row, the lower id among equals; int64 [N]."""
         tile = self.tile_maximum.argmax(1)
         best = torch.empty_like(tile)
-        for rows in row_blocks(tile.shape[0], 2 * self.tiled.width, tile.device):
+        for rows in row_blocks(tile.shape[0], _TILE_COST * self.tiled.width, tile.device):
             values, ids = self.tiled.tile(rows, tile[rows])
             best[rows] = ids.gather(1, values.argmax(1, keepdim=True))[:, 0]
         return best
@@ -176,7 +287,7 @@ class Scan:
         tile, maximum = self.tile_maximum.argmax(1), self.maximum
         second = self.tile_maximum.scatter(1, tile[:, None], PADDING).amax(1)
         if self.tiled.width > 1:
-            for rows in row_blocks(tile.shape[0], 2 * self.tiled.width, tile.device):
+            for rows in row_blocks(tile.shape[0], _TILE_COST * self.tiled.width, tile.device):
                 inside = self.tiled.tile(rows, tile[rows])[0].topk(2).values[:, 1]
                 second[rows] = torch.maximum(second[rows], inside)
         gaps = (second - maximum)[:, None].div_(law.temperature)

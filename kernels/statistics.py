@@ -4,21 +4,14 @@ Shapes: N rows, V vocabulary, S likeliest tokens.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from dlm.kernels import fused
-from dlm.kernels.checks import (
-    STATISTICS,
-    check_bonus,
-    check_report,
-    check_sampling,
-    check_tensors,
-    check_wanted,
-)
+from dlm.kernels import fused, selfcheck
+from dlm.kernels.call import Call, TokenStatistics
+from dlm.kernels.checks import STATISTICS
 from dlm.kernels.fused import FusedLaw, fused_statistics
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
@@ -29,22 +22,6 @@ __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
 _TEMPERATURES: Final = (1e-30, 1e30)
 """Beyond these float32 logits are a one-hot or a uniform distribution, and 1 / T would overflow."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenStatistics:
-    """One sample a row and what a law of the row, by default the model's own, says about it."""
-
-    sampled: Tensor  # int64 [N]
-    maximum: Tensor  # float32 [N], largest logit; not finite where the row is broken
-    confidence: Tensor | None = None  # float32 [N], p(sampled)
-    margin: Tensor | None = None  # float32 [N], largest minus second largest probability
-    entropy: Tensor | None = None  # float32 [N], nats
-    token_probability: Tensor | None = None  # float32 [N], p(tokens)
-    token_log_probability: Tensor | None = None  # float32 [N], ln p(tokens), without underflow
-    sampled_log_probability: Tensor | None = None  # float32 [N], ln q(sampled), q the sampling law
-    top_tokens: Tensor | None = None  # int64 [N, S], likeliest first
-    top_probabilities: Tensor | None = None  # float32 [N, S], theirs under the model's law
 
 
 def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
@@ -83,8 +60,8 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     -inf logits are never drawn while a row has another; a row of nothing else is uniform over its
     unsuppressed tokens. A NaN or +inf logit that is not suppressed makes the row's statistics NaN.
 
-    The Triton kernels answer the calls that `fused.covers` admits, from the same random words;
-    they stay switched off until they have run on a GPU.
+    On a GPU the Triton kernels answer the calls that `fused.covers` admits, from the same random
+    words, once they have passed `selfcheck` on that device.
 
     Args:
         logits: Floating point [N, V], read only.
@@ -114,43 +91,58 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
-    check_sampling(temperature, top_k, top_p)
-    check_report(law, scale_statistics, top)
-    check_wanted(wanted)
-    check_tensors(logits, wanted, temperature, suppressed, tokens, key, scale)
-    check_bonus(logits, bonus)
-    if fused.covers(logits, top_k, top_p, top):
-        return TokenStatistics(
-            **fused_statistics(
-                logits.detach(),
-                wanted,
-                *_fused_laws(wanted, temperature, law == "sampling", scale, scale_statistics),
-                suppressed=suppressed,
-                tokens=tokens,
-                key=key,
-                bonus=bonus,
-            )
-        )
-    tiled = TiledLogits.of(logits.detach(), suppressed, bonus)
-    filters = Filters(top_k, None if top_p == 1 else top_p)
-    laws = _Laws(tiled.logits, temperature, filters, scale)
-    scored = laws.get(sampling=law == "sampling", scaled=scale_statistics)
-    listed = laws.get(sampling=False, scaled=scale_statistics)
+    call = Call(
+        logits.detach(),
+        wanted,
+        temperature,
+        top_k,
+        top_p,
+        suppressed,
+        tokens,
+        key,
+        law,
+        scale,
+        scale_statistics,
+        bonus,
+        top,
+    )
+    fast = fused.covers(call) and selfcheck.passes(call.device, call.dtype, by_kernels, by_torch)
+    return by_kernels(call) if fast else by_torch(call)
+
+
+def by_kernels(call: Call) -> TokenStatistics:
+    """A call that `fused.covers` admits, by the Triton kernels."""
+    scale = None if call.scale is None else call.scale.detach()
+    drawn = FusedLaw(_bounded(call.temperature), scale) if call.temperature > 0 else None
+    scored = None
+    if set(call.wanted) - {"sampled_log_probability"}:
+        used = (call.temperature or 1.0) if call.law == "sampling" else 1.0
+        scored = FusedLaw(_bounded(used), scale if call.scale_statistics else None)
+    return TokenStatistics(**fused_statistics(call, drawn, scored))
+
+
+def by_torch(call: Call) -> TokenStatistics:
+    """Any call, by operations of torch."""
+    tiled = TiledLogits.of(call.logits, call.suppressed, call.bonus)
+    filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p)
+    laws = _Laws(call.logits, call.temperature, filters, call.scale)
+    scored = laws.get(sampling=call.law == "sampling", scaled=call.scale_statistics)
+    listed = laws.get(sampling=False, scaled=call.scale_statistics)
     plan = Plan(
-        drawn=laws.get(sampling=True, scaled=True) if temperature > 0 else None,
-        scored=scored if set(wanted) - {"sampled_log_probability"} else None,
-        ranked=listed if top else None,
-        top=min(top, tiled.vocabulary),
-        entropy="entropy" in wanted,
+        drawn=laws.get(sampling=True, scaled=True) if call.temperature > 0 else None,
+        scored=scored if set(call.wanted) - {"sampled_log_probability"} else None,
+        ranked=listed if call.top else None,
+        top=min(call.top, tiled.vocabulary),
+        entropy="entropy" in call.wanted,
     )
     scan = Scan.of(tiled, plan)
-    sampled = _draw(scan, key)
+    sampled = _draw(scan, call.key)
     return TokenStatistics(
         sampled,
         scan.maximum,
-        **{name: _measure(name, scan, scored, sampled, tokens) for name in wanted},
-        top_tokens=scan.top_tokens if top else None,
-        top_probabilities=scan.top_probabilities(listed) if top else None,
+        **{name: _measure(name, scan, scored, sampled, call.tokens) for name in call.wanted},
+        top_tokens=scan.top_tokens if call.top else None,
+        top_probabilities=scan.top_probabilities(listed) if call.top else None,
     )
 
 
@@ -204,22 +196,6 @@ class _Laws:
         return self.made[name]
 
 
-def _fused_laws(
-    wanted: Collection[str],
-    temperature: float,
-    sampling: bool,
-    scale: Tensor | None,
-    scale_statistics: bool,
-) -> tuple[FusedLaw | None, FusedLaw | None]:
-    """What the sample follows and what the statistics describe, where nothing is filtered."""
-    scale = None if scale is None else scale.detach()
-    drawn = FusedLaw(_bounded(temperature), scale) if temperature > 0 else None
-    if not set(wanted) - {"sampled_log_probability"}:
-        return drawn, None
-    used = (temperature or 1.0) if sampling else 1.0
-    return drawn, FusedLaw(_bounded(used), scale if scale_statistics else None)
-
-
 def _bounded(temperature: float) -> float:
     return min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
 
@@ -240,7 +216,7 @@ def _draw(scan: Scan, key: NoiseKey | None) -> Tensor:
         return scan.arg_max()
     assert key is not None
     noise = key.stream()
-    tile = race_tiles(scan.tile_mass, noise)
+    tile = race_tiles(law.mass, noise)
     return race_tokens(scan.tiled, tile, law.temperature, law.cut, noise)
 
 

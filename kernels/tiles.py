@@ -1,6 +1,6 @@
-"""Reading logits: float32 blocks of whole rows, one tile a row, or one token a row.
+"""Reading logits: float32 blocks of some tiles of some rows, one tile a row, or one token a row.
 
-Shapes: N rows, R rows of a block, V vocabulary, K tiles, W tokens of a tile.
+Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens of a tile.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,13 @@ TILE: Final = 1024
 """Tokens of a tile. Part of the noise contract: another size draws other samples of one law."""
 
 CPU_BLOCK = 1 << 17
-"""Elements of a temporary on the CPU: 0.5 MB of float32, which stays in the cache."""
+"""Elements of the temporaries of a block on the CPU: 0.5 MB of float32, which a cache holds."""
 CUDA_BLOCK = 1 << 22
-"""Elements of a temporary elsewhere: 16 MB, as smaller kernels cost more to launch than to run."""
+"""The same elsewhere: 16 MB, as smaller kernels cost more to launch than to run."""
+CPU_GRAIN: Final = 1 << 15
+"""Elements below which torch gives no second thread a part of an operation."""
+CPU_SHARE: Final = 32
+"""A block larger than `CPU_BLOCK`, for many threads, is at most this fraction of the logits."""
 
 # Stand-ins for -inf, all with exp(x - maximum) = 0. They are finite so that 0 * (x - maximum) is 0,
 # and apart so that a row without any finite logit is uniform over its unsuppressed tokens.
@@ -34,11 +38,15 @@ def rows_of(temperature: Temperature, rows: slice) -> Temperature:
 
 
 def row_blocks(num_rows: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Split rows of `elements` elements each, so that a temporary of a block meets the budget."""
-    budget = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
-    size = max(1, budget // elements)
+    """Split rows of `elements` elements each, so that the temporaries of a block fit the budget."""
+    size = max(1, (CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK) // elements)
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
+
+
+def tile_count(vocabulary: int) -> int:
+    """K. A vocabulary below one tile is one tile of its own width."""
+    return -(-vocabulary // TILE)
 
 
 class Bonus(NamedTuple):
@@ -54,7 +62,8 @@ class TiledLogits:
 
     logits: Tensor  # float of any kind [N, V]
     suppressed: Tensor | None  # bool [V]
-    suppressed_ids: Tensor | None  # int64, the same on the CPU; elsewhere None
+    suppressed_ids: Tensor | None  # int64, the same on the CPU, ascending; elsewhere None
+    suppressed_ends: list[int]  # how many of them come before each tile, and before the end
     bonus: "Bonus | None" = None
 
     @classmethod
@@ -64,8 +73,10 @@ class TiledLogits:
         """Prepare logits [N, V] and the bool [V] of tokens that have probability 0."""
         # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
         if suppressed is None or logits.device.type != "cpu":
-            return cls(logits, suppressed, None, bonus)
-        return cls(logits, suppressed, suppressed.nonzero()[:, 0], bonus)
+            return cls(logits, suppressed, None, [], bonus)
+        ids = suppressed.nonzero()[:, 0]
+        starts = torch.arange(tile_count(logits.shape[1]) + 1) * TILE
+        return cls(logits, suppressed, ids, torch.searchsorted(ids, starts).tolist(), bonus)
 
     @property
     def vocabulary(self) -> int:
@@ -80,29 +91,67 @@ class TiledLogits:
     @property
     def tiles(self) -> int:
         """K."""
-        return -(-self.vocabulary // self.width)
+        return tile_count(self.vocabulary)
 
-    def blocks(self) -> Iterator[slice]:
-        """Row blocks for temporaries as wide as the vocabulary."""
-        return row_blocks(self.logits.shape[0], self.tiles * self.width, self.logits.device)
+    def blocks(self, temporaries: int, whole: bool) -> Iterator[tuple[slice, slice]]:
+        """Rows and tiles of each block: some whole rows, or if they may be cut a part of one.
 
-    def scratch(self) -> Tensor:
-        """An uninitialised float32 [R, K W] for the largest block."""
-        rows = next((block.stop for block in self.blocks()), 0)
-        return self.logits.new_empty((rows, self.tiles * self.width), dtype=torch.float32)
+        Args:
+            temporaries: How many of the size of a block are held at a time.
+            whole: Whether a block has all tiles of its rows, even beyond the budget.
+        """
+        num_rows, tiles = self.logits.shape[0], self.tiles
+        budget = self._budget() // temporaries // self.width
+        parts = 1 if whole else -(-tiles // max(1, budget))
+        size = -(-tiles // parts)
+        step = max(1, budget // tiles)
+        for row in range(0, num_rows, step):
+            for tile in range(0, tiles, size):
+                yield slice(row, min(row + step, num_rows)), slice(tile, min(tile + size, tiles))
 
-    def read(self, rows: slice, scratch: Tensor) -> Tensor:
-        """Fill `scratch` with some rows, the last tile padded; float32 [R, K W]."""
-        block = scratch[: rows.stop - rows.start]
-        values = block[:, : self.vocabulary].copy_(self.logits[rows]).clamp_(min=LOWEST)
+    def _budget(self) -> int:
+        """Elements of the temporaries of a block.
+
+        On the CPU every thread gets its grain, but what that takes beyond `CPU_BLOCK` has to be
+        a small part of the logits. No result depends on it.
+        """
+        if self.logits.device.type != "cpu":
+            return CUDA_BLOCK
+        busy = CPU_GRAIN * torch.get_num_threads()
+        return max(CPU_BLOCK, min(busy, self.logits.numel() // CPU_SHARE))
+
+    def read(self, rows: slice, tiles: slice, scratch: Tensor) -> Tensor:
+        """Some tiles of some rows, the last tile padded.
+
+        Args:
+            rows: Which rows, R of them.
+            tiles: Which tiles, C of them.
+            scratch: float32, at least R C W elements, overwritten.
+
+        Returns:
+            float32 [R, C, W], in `scratch`.
+        """
+        shape = (rows.stop - rows.start, (tiles.stop - tiles.start) * self.width)
+        start = tiles.start * self.width
+        stop = min(start + shape[1], self.vocabulary)
+        block = scratch[: shape[0] * shape[1]].view(shape)
+        values = block[:, : stop - start]
+        given = self.logits[rows, start:stop]
+        if given.dtype == torch.float32:
+            torch.clamp(given, min=LOWEST, out=values)
+        else:
+            values.copy_(given).clamp_(min=LOWEST)
         if self.bonus is not None:
-            values.scatter_add_(1, self.bonus.tokens[rows], self.bonus.values[rows])
+            self._add_bonus(values, rows, start)
         if self.suppressed_ids is not None:
-            values.index_fill_(1, self.suppressed_ids, SUPPRESSED)
+            first, last = (self.suppressed_ends[tile] for tile in (tiles.start, tiles.stop))
+            if last > first:
+                values.index_fill_(1, self.suppressed_ids[first:last] - start, SUPPRESSED)
         elif self.suppressed is not None:
-            values.masked_fill_(self.suppressed, SUPPRESSED)
-        block[:, self.vocabulary :] = PADDING
-        return block
+            values.masked_fill_(self.suppressed[start:stop], SUPPRESSED)
+        if stop - start < shape[1]:
+            block[:, stop - start :] = PADDING
+        return block.view(shape[0], -1, self.width)
 
     def tile(self, rows: slice, index: Tensor) -> tuple[Tensor, Tensor]:
         """One tile of each of some rows.
@@ -123,13 +172,18 @@ class TiledLogits:
         return self._at(slice(None), tokens[:, None])[:, 0]
 
     def _at(self, rows: slice, ids: Tensor) -> Tensor:
-        """Consecutive tokens of some rows; int64 [R, C] to float32 of that shape."""
+        """Consecutive tokens of some rows; int64 [R, W] or [R, 1] to float32 of that shape."""
         values = self.logits[rows].gather(1, ids).float().clamp_(min=LOWEST)
         if self.bonus is not None:
-            column = self.bonus.tokens[rows] - ids[:, :1]
-            here = (column >= 0) & (column < ids.shape[1])
-            extra = self.bonus.values[rows] * here
-            values.scatter_add_(1, column.clamp(0, ids.shape[1] - 1), extra)
+            self._add_bonus(values, rows, ids[:, :1])
         if self.suppressed is not None:
             values.masked_fill_(self.suppressed[ids], SUPPRESSED)
         return values
+
+    def _add_bonus(self, values: Tensor, rows: slice, start: Tensor | int) -> None:
+        """Add to consecutive tokens of some rows, float32 [R, C], that begin at `start`."""
+        assert self.bonus is not None
+        column = self.bonus.tokens[rows] - start
+        here = (column >= 0) & (column < values.shape[1])
+        extra = torch.where(here, self.bonus.values[rows], 0.0)
+        values.scatter_add_(1, column.clamp_(0, values.shape[1] - 1), extra)

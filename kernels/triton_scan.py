@@ -53,11 +53,13 @@ def temperature_of(temperature, scale, rows, live):  # type: ignore[no-untyped-d
 @triton.jit
 def add_bonus(values, ids, bonus_tokens, bonus_values, bonus_count, row):  # type: ignore[no-untyped-def]
     """Values of tokens `ids` of one row, of any shape, with what the row's bonus adds."""
-    start = row.to(tl.int64) * bonus_count
-    for index in range(bonus_count):
-        token = tl.load(bonus_tokens + start + index).to(tl.int32)
-        extra = tl.load(bonus_values + start + index)
+    place = row.to(tl.int64) * bonus_count
+    end = place + bonus_count
+    while place < end:  # no range: the interpreter of Triton 3.6 has none that numpy 2.4 takes
+        token = tl.load(bonus_tokens + place).to(tl.int32)
+        extra = tl.load(bonus_values + place)
         values += tl.where(ids == token, extra, 0.0)
+        place += 1
     return values
 
 
@@ -89,12 +91,14 @@ def add_bonuses(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     those that fall into it.
     """
     start = rows.to(tl.int64) * bonus_count
-    for index in range(bonus_count):
+    index = bonus_count * 0
+    while index < bonus_count:
         token = tl.load(bonus_tokens + start + index, mask=live, other=-1).to(tl.int32)
         here = (token >= 0) & (token // WIDTH == tile)
         if tl.max(here.to(tl.int32), 0) > 0:
             extra = tl.load(bonus_values + start + index, mask=here, other=0.0)
             values += tl.where(ids == token[:, None], extra[:, None], 0.0)
+        index += 1
     return values
 
 

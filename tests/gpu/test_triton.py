@@ -10,27 +10,33 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from dlm.kernels import STATISTICS, NoiseKey, TokenStatistics, fused, token_statistics
+from dlm.kernels import (
+    STATISTICS,
+    NoiseKey,
+    TokenStatistics,
+    fused,
+    selfcheck,
+    statistics,
+    token_statistics,
+)
+from dlm.kernels.call import Call
+from dlm.kernels.statistics import by_kernels, by_torch
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
 ]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FOLDER = Path(__file__).parent.parent / "unit"
+FIELDS = ("sampled", "maximum", *sorted(STATISTICS))
 CASES = FOLDER / "triton_noise_cases.py", FOLDER / "triton_cases.py"
-
-
-@pytest.fixture(autouse=True)
-def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "ON_CUDA", True)
 
 
 def field(result: TokenStatistics, name: str) -> Tensor:
@@ -71,14 +77,39 @@ def test_the_cases_pass() -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_self_check_passes(dtype: torch.dtype) -> None:
+    """What a process does before its first call. All other tests rest on it."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert selfcheck.difference(device, dtype, by_kernels, by_torch) is None
+
+
+def test_a_call_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the public function, and torch where the check has failed."""
+    call = call_of(2, 5000)
+    found = token_statistics(**call)
+    seen: list[int] = []
+
+    def counted(call: Call) -> TokenStatistics:
+        seen.append(1)
+        return by_kernels(call)
+
+    monkeypatch.setattr(statistics, "by_kernels", counted)
+    again = token_statistics(**call)
+    assert seen == [1]
+    monkeypatch.setattr(selfcheck, "_FOUND", {(call["logits"].device, torch.bfloat16): False})
+    plain = token_statistics(**call)
+    assert seen == [1]
+    assert torch.equal(found.sampled, again.sampled)
+    assert torch.equal(found.sampled, plain.sampled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "vocabulary"), [(1, 126_464), (32, 126_464), (256, 151_936)])
 def test_full_size_is_what_torch_says(num_rows: int, vocabulary: int, dtype: torch.dtype) -> None:
     call = call_of(num_rows, vocabulary, dtype)
-    assert fused.covers(call["logits"], None, None, 0)
-    found = token_statistics(**call)
-    with patch.object(fused, "covers", lambda *_: False):
-        plain = token_statistics(**call)
+    assert fused.covers(Call(**call))
+    found, plain = token_statistics(**call), by_torch(Call(**call))
     assert torch.equal(found.sampled, plain.sampled)
     for name in ("maximum", *STATISTICS):
         torch.testing.assert_close(field(found, name), field(plain, name), rtol=2e-5, atol=2e-6)
@@ -108,6 +139,7 @@ def no_waits() -> Iterator[None]:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_no_call_waits_for_the_device(temperature: float, request: pytest.FixtureRequest) -> None:
     call = call_of(33, 5000) | {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
+    token_statistics(**call)  # the self check, and the compiler
     torch.cuda.synchronize()
     request.getfixturevalue("no_waits")
     token_statistics(**call)
@@ -127,3 +159,55 @@ def test_a_call_is_two_launches_and_little_memory() -> None:
     assert launched == ["scan_kernel", "draw_kernel"]
     logits = call["logits"]
     assert torch.cuda.max_memory_allocated() - before < 0.02 * logits.numel() * 2
+
+
+@pytest.mark.parametrize("path", ["kernels", "torch", "torch, filtered"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_graph_replays_with_other_logits(temperature: float, path: str) -> None:
+    """Captured once, replayed with logits and noise that came later, it equals a plain call."""
+    first, second = call_of(33, 5000), call_of(33, 5000)
+    for call in (first, second):
+        call["temperature"] = temperature
+    second["logits"] = second["logits"].flip(1).roll(7, 0).contiguous()
+    second["key"] = NoiseKey(1, *(part + 50 for part in (second["key"].row,) * 3))
+    if path == "torch, filtered":
+        first, second = first | {"top_p": 0.8, "top_k": 90}, second | {"top_p": 0.8, "top_k": 90}
+    answer = token_statistics if path == "kernels" else lambda **call: by_torch(Call(**call))
+    expected = [answer(**call) for call in (first, second)]  # also compiles
+    kept = [{name: field(one, name).clone() for name in FIELDS} for one in expected]
+    inputs = first | {"logits": first["logits"].clone(), "key": cloned(first["key"])}
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        recorded = answer(**inputs)
+    for call, truth in zip((second, first), reversed(kept), strict=True):
+        inputs["logits"].copy_(call["logits"])
+        for name in ("row", "position", "draw"):
+            getattr(inputs["key"], name).copy_(getattr(call["key"], name))
+        graph.replay()
+        for name in FIELDS:
+            assert torch.equal(field(recorded, name), truth[name]), name
+    assert not torch.equal(kept[0]["sampled"], kept[1]["sampled"])
+
+
+def test_a_capture_before_the_check_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves the question open for the next call."""
+    call = call_of(3, 3000)
+    expected = by_torch(Call(**call))
+    found: dict[Any, bool] = {}
+    monkeypatch.setattr(selfcheck, "_FOUND", found)
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        recorded = token_statistics(**call)
+    assert not found
+    graph.replay()
+    for name in FIELDS:
+        assert torch.equal(field(recorded, name), field(expected, name)), name
+    token_statistics(**call)
+    assert list(found.values()) == [True]
+
+
+def cloned(key: NoiseKey) -> NoiseKey:
+    """The same in tensors of its own."""
+    return NoiseKey(key.seed, key.row.clone(), key.position.clone(), key.draw.clone())

@@ -1,4 +1,4 @@
-"""Statistics against the float64 reference, ties, edge rows, memory and refusals."""
+"""Statistics against the float64 reference, ties, edge rows and refusals."""
 
 from typing import Any
 
@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from dlm.kernels import (
     STATISTICS,
@@ -195,8 +194,9 @@ def test_a_nucleus_beyond_the_shortlist(monkeypatch: pytest.MonkeyPatch) -> None
     logits = torch.cat((random_logits(8, 9000, scale=3.0), random_logits(8, 9000, scale=0.01)))
     options: dict[str, Any] = {"temperature": 1.0, "top_p": 0.97, "key": make_key(16)}
     both = token_statistics(logits, (), **options).sampled
-    monkeypatch.setattr(filters, "SHORTLIST", 10**6)
-    assert torch.equal(token_statistics(logits, (), **options).sampled, both)
+    for lists in ((), (9000,), (64,)):
+        monkeypatch.setattr(filters, "SHORTLISTS", lists)
+        assert torch.equal(token_statistics(logits, (), **options).sampled, both)
     assert torch.equal(token_statistics_reference(logits, (), **options).sampled, both)
 
 
@@ -267,46 +267,6 @@ def test_categorical_is_the_sample_and_its_untempered_probability() -> None:
     assert torch.equal(probability, field(expected, "confidence"))
     truth = logits.double().softmax(1).gather(1, sampled[:, None])[:, 0]
     torch.testing.assert_close(probability.double(), truth)
-
-
-def peak_bytes(options: dict[str, Any], logits: Tensor) -> int:
-    """Most bytes that torch's allocator held at once for one call, its inputs apart."""
-    num_rows, vocabulary = logits.shape
-    suppressed = torch.arange(vocabulary) >= vocabulary - 100
-    key, tokens = make_key(num_rows), torch.zeros(num_rows, dtype=torch.int64)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        token_statistics(
-            logits, STATISTICS, suppressed=suppressed, tokens=tokens, key=key, **options
-        )
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
-    steps = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    assert steps
-    live = torch.tensor([size for _, size in steps]).cumsum(0)
-    return int(live.max())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 1.0},
-        {"temperature": 0.7},
-        {"temperature": 0.7, "top_k": 50},
-        {"temperature": 0.7, "top_p": 0.9},
-        {"temperature": 0.7, "top_k": 5000, "top_p": 0.9},
-        {"top": 300},
-        {"temperature": 0.7, "top": 5, "law": "sampling", "scale": torch.linspace(0.5, 2, 32)},
-        {"top_p": 0.9, "top": 200, "law": "sampling", "scale": torch.linspace(1.5, 2, 32)},
-    ],
-)
-def test_memory_stays_below_one_percent_of_float64(
-    options: dict[str, Any], dtype: torch.dtype
-) -> None:
-    """Of one float64 copy of the logits of a 256-token canvas; the usual path holds three."""
-    logits = random_logits(32, 126_464).to(dtype)
-    assert peak_bytes(options, logits) < 0.01 * 256 * 126_464 * 8
 
 
 BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (

@@ -3,6 +3,7 @@
 Shapes: N rows, V vocabulary.
 """
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dlm.kernels import (
     STATISTICS,
+    Bonus,
     NoiseKey,
     TokenStatistics,
     tiles,
@@ -329,19 +331,22 @@ def test_blocks_and_reads(data: st.DataObject) -> None:
     options = draw_options(data)
     logits, key = random_logits(9, 2500), make_key(9)
     options |= {"tokens": torch.arange(9), "key": key, "scale": random_scale(9)}
+    options["suppressed"] = torch.arange(2500) % 9 == data.draw(st.integers(0, 9))
+    places = torch.tensor([0, 1023, 1024, 2047, 2499]).expand(9, -1)
+    options["bonus"] = Bonus(places, torch.full(places.shape, 3.0))
     expected = token_statistics(logits, STATISTICS, **options)
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     read = TiledLogits.read
 
-    def counted(self: TiledLogits, rows: slice, scratch: Tensor) -> Tensor:
-        seen.extend(range(rows.start, rows.stop))
-        return read(self, rows, scratch)
+    def counted(self: TiledLogits, rows: slice, part: slice, scratch: Tensor) -> Tensor:
+        seen.extend(product(range(rows.start, rows.stop), range(part.start, part.stop)))
+        return read(self, rows, part, scratch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "CPU_BLOCK", data.draw(st.sampled_from((1, 8000, 1 << 20))))
+        patch.setattr(tiles, "CPU_BLOCK", data.draw(st.sampled_from((1, 3000, 8000, 1 << 20))))
         patch.setattr(TiledLogits, "read", counted)
         got = token_statistics(logits, STATISTICS, **options)
-    assert seen == list(range(9))
+    assert seen == list(product(range(9), range(3)))
     for name in FIELDS if options["top"] else FIELDS[:-2]:
         assert torch.equal(field(got, name), field(expected, name)), name
 

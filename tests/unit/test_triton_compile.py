@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dlm.kernels import STATISTICS, Bonus, NoiseKey, fused, token_statistics
+from dlm.kernels import STATISTICS, Bonus, NoiseKey
+from dlm.kernels.call import Call
+from dlm.kernels.statistics import by_kernels
 
 triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
@@ -86,7 +88,6 @@ def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[Recorder,
     from dlm.kernels import triton_race, triton_scan
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(fused, "ON_CPU", True)
     scan, draw = Recorder(triton_scan.scan_kernel), Recorder(triton_race.draw_kernel)
     monkeypatch.setattr(triton_scan, "scan_kernel", scan)
     monkeypatch.setattr(triton_race, "draw_kernel", draw)
@@ -98,16 +99,18 @@ def launch(options: dict[str, Any]) -> None:
     vocabulary, step = options.get("vocabulary", 126_464), options.get("step", 1)
     logits = torch.zeros(2, step * vocabulary, dtype=options["dtype"])[:, ::step]
     index, some = torch.arange(2), torch.zeros(vocabulary, dtype=torch.bool)
-    token_statistics(
-        logits,
-        options.get("wanted", ()),
-        temperature=options.get("temperature", 0.0),
-        suppressed=some if "suppressed" in options else None,
-        tokens=index,
-        key=NoiseKey(0, index, index, index),
-        scale=torch.ones(2) if "scale" in options else None,
-        scale_statistics=options.get("scale_statistics", True),
-        bonus=Bonus(index[:, None], torch.ones(2, 1)) if "bonus" in options else None,
+    by_kernels(
+        Call(
+            logits,
+            options.get("wanted", ()),
+            temperature=options.get("temperature", 0.0),
+            suppressed=some if "suppressed" in options else None,
+            tokens=index,
+            key=NoiseKey(0, index, index, index),
+            scale=torch.ones(2) if "scale" in options else None,
+            scale_statistics=options.get("scale_statistics", True),
+            bonus=Bonus(index[:, None], torch.ones(2, 1)) if "bonus" in options else None,
+        )
     )
 
 

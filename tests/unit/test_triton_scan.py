@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from dlm.kernels import fused, token_statistics
+from dlm.kernels.call import Call
 from dlm.kernels.tiles import TiledLogits
 
 FOLDER = Path(__file__).parent
-CASES = FOLDER / "triton_noise_cases.py", FOLDER / "triton_cases.py"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-def test_the_cases_pass_under_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", ["triton_noise_cases.py", "triton_cases.py"])
+def test_the_cases_pass_under_the_interpreter(cases: str) -> None:
     """In a process of their own: here triton may be imported already, to compile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        [sys.executable, "-m", "pytest", *options, FOLDER / cases],
         env=kept | {"TRITON_INTERPRET": "1", "DLM_TEST_DEVICE": "cpu"},
         cwd=FOLDER.parent.parent,
         capture_output=True,
@@ -52,19 +54,20 @@ def test_calls_that_are_covered(
     options: dict[str, Any], covered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.zeros(options.get("rows", 2), 8, dtype=options.get("dtype", torch.float32))
-    filters = options.get("top_k"), options.get("top_p"), options.get("top", 0)
-    assert not fused.covers(logits, *filters), "a CPU takes the torch path"
+    rest = {name: value for name, value in options.items() if name not in ("rows", "dtype")}
+    call = Call(logits, (), **rest)
+    assert not fused.covers(call), "a CPU takes the torch path"
     monkeypatch.setattr(fused, "ON_CPU", True)
-    assert fused.covers(logits, *filters) == covered
+    assert fused.covers(call) == covered
 
 
 def test_a_cpu_reads_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[slice] = []
     read = TiledLogits.read
 
-    def counted(self: TiledLogits, rows: slice, scratch: torch.Tensor) -> torch.Tensor:
+    def counted(self: TiledLogits, rows: slice, *more: Any) -> torch.Tensor:
         seen.append(rows)
-        return read(self, rows, scratch)
+        return read(self, rows, *more)
 
     monkeypatch.setattr(TiledLogits, "read", counted)
     token_statistics(torch.zeros(2, 8), ("confidence",))

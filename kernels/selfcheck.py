@@ -1,0 +1,103 @@
+"""Whether a faster path answers as the plain one does on a device, found out before it is used.
+
+A kernel that a compiler or a driver gets wrong on one GPU generation gives no error but other
+tokens. So the first call of a process on a device and in a dtype is preceded by two small calls
+that both paths answer. They cost two launches each and, once for each cache of Triton, a
+compilation.
+
+Shapes: N rows, V vocabulary.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dlm.kernels.call import Call, Path, TokenStatistics
+from dlm.kernels.checks import STATISTICS
+from dlm.kernels.noise import NoiseKey
+from dlm.kernels.tiles import TILE, Bonus
+
+ROWS: Final = 6
+VOCABULARY: Final = 2 * TILE + 452  # three tiles, the last of them part padding
+TOLERANCE: Final = 2e-5
+"""Of statistics, which are sums in another order. Samples and maxima have to be equal."""
+
+_FOUND: dict[tuple[torch.device, torch.dtype], bool] = {}
+"""Answers of this process. The one cache here, as to ask again would cost as much again."""
+
+
+def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) -> bool:
+    """Whether `fast` is to be trusted on a device: it answered as `plain` did there.
+
+    Asked once for each device and dtype of a process. A failure is told in a RuntimeWarning, with
+    what went wrong. While a CUDA graph is captured nothing can be asked: the answer is no then,
+    for this once.
+    """
+    found = _FOUND.get((device, dtype))
+    if found is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        wrong = difference(device, dtype, fast, plain)
+        found = _FOUND[device, dtype] = wrong is None
+        if wrong is not None:
+            warnings.warn(
+                f"the Triton kernels fail their self check on {device} in {dtype}, and torch "
+                f"takes their place: {wrong}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return found
+
+
+def difference(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) -> str | None:
+    """What the two paths disagree on, or None."""
+    for call in calls(device, dtype):
+        expected = plain(call)
+        try:
+            found = fast(call)
+            wrong = _wrong_field(found, expected)
+        except Exception as error:  # of a compiler, a driver or a launch: none may end the run
+            return f"{type(error).__name__}: {error}"
+        if wrong is not None:
+            return f"another {wrong} at temperature {call.temperature}"
+    return None
+
+
+def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
+    """The arg max, and a draw with all that a call may adjust."""
+    source = torch.Generator().manual_seed(0)
+    drawn = 3 * torch.randn(ROWS, VOCABULARY, generator=source)
+    logits = drawn.to(device, dtype)
+    index = torch.arange(ROWS, device=device)
+    suppressed = torch.arange(VOCABULARY, device=device) % 7 == 3
+    yield Call(logits, ("confidence", "margin", "entropy"), suppressed=suppressed)
+    yield Call(
+        logits,
+        STATISTICS,
+        temperature=0.7,
+        suppressed=suppressed,
+        tokens=index + TILE,
+        key=NoiseKey(-7, index << 33, index, index),
+        scale=1 + index.float() / ROWS,
+        scale_statistics=False,
+        bonus=Bonus(index[:, None] * 400, torch.full((ROWS, 1), 2.0, device=device)),
+    )
+
+
+def _wrong_field(found: TokenStatistics, expected: TokenStatistics) -> str | None:
+    """The first field that differs, or None."""
+    for field in fields(TokenStatistics):
+        value, truth = getattr(found, field.name), getattr(expected, field.name)
+        if (value is None) != (truth is None) or (truth is not None and not _same(value, truth)):
+            return field.name
+    return None
+
+
+def _same(value: Tensor, truth: Tensor) -> bool:
+    if truth.dtype == torch.int64:
+        return torch.equal(value, truth)
+    return torch.allclose(value, truth, rtol=TOLERANCE, atol=TOLERANCE / 10)
