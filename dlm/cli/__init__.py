@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dlm._version import __version__
-from dlm.cli import bench, frequencies, generate, lists, train
+from dlm.cli import bench, distill, frequencies, generate, lists, train
 from dlm.cli.errors import Commands
 
 PLUGINS = "dlm.commands"
@@ -46,6 +46,7 @@ def dlm(
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("frequencies")(frequencies.frequencies)
+app.add_typer(distill.app, name="distill")
 app.add_typer(bench.app, name="bench")
 app.command("decoders")(lists.decoders)
 app.command("models")(lists.models)

@@ -47,10 +47,9 @@ class Family:
         return self.block_field is not None or bool(self.block_names)
 
     def block_of(self, config: Any, name: str) -> int | None:
-        """Block size of a checkpoint.
+        """Block size of a checkpoint: its configuration's own, else its name's, else the family's.
 
-        What its configuration has of its own, else what its name tells, else what all of the
-        family have: releases of other block sizes were seen to keep the family's in their file.
+        Releases of other block sizes were seen to keep the family's in their file.
         """
         if self.block_switch is not None and not getattr(config, self.block_switch):
             return None
@@ -326,11 +325,7 @@ def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
     """The family of a `config.json`.
 
     Where `architectures` is missing, experts tell LLaDA-MoE from LLaDA, and a block size with a
-    head width tells DreamReasoner from Dream.
-
-    Args:
-        config_dict: the file.
-        family: the family the user names.
+    head width tells DreamReasoner from Dream. `family` is what the user names.
 
     Raises:
         ValueError: no family here, another than the one named, or one that has to be named.
@@ -342,10 +337,9 @@ def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
         if not (asked.any_type or asked.model_type == model_type) or not (
             asked.any_architecture or declared in ("", *asked.architectures)
         ):
-            raise ValueError(
-                f"family {family!r} has model_type {asked.model_type!r} and architectures[0] of "
-                f"{' or '.join(asked.architectures)}, got {model_type!r} and {declared!r}"
-            )
+            what = f"family {family!r} has model_type {asked.model_type!r} and architectures[0] of"
+            names = " or ".join(asked.architectures)
+            raise ValueError(f"{what} {names}, got {model_type!r} and {declared!r}")
         return asked
     return by_type(model_type, declared or undeclared(model_type, config_dict))
 
@@ -373,21 +367,17 @@ def by_type(model_type: str, architecture: str) -> Family:
                     f"this checkpoint is {found.name}: then pass family={found.name!r}"
                 )
             return found
-    names = sorted(name for family in same for name in family.architectures)
-    raise ValueError(
-        f"architectures[0] of model_type {model_type!r} must be one of {', '.join(names)}, "
-        f"got {architecture!r}"
-    )
+    names = ", ".join(sorted(name for family in same for name in family.architectures))
+    what = f"architectures[0] of model_type {model_type!r}"
+    raise ValueError(f"{what} must be one of {names}, got {architecture!r}")
 
 
 def other(model_type: str, architecture: str) -> Family:
     """The encoders, or why there is no family."""
     reason = REFUSED.get(model_type)
     if reason is not None:
-        raise ValueError(
-            f"model_type {model_type!r} is not a masked-diffusion family that unmasking policies "
-            f"decode: {reason}"
-        )
+        what = f"model_type {model_type!r} is not a masked-diffusion family"
+        raise ValueError(f"{what} that unmasking policies decode: {reason}")
     if "ForCausalLM" not in architecture:
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 

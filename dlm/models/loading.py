@@ -3,16 +3,18 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dlm.models.adapter import attach
 from dlm.models.facts import read_config, read_generation, resolve
 from dlm.models.families import ENCODER
-from dlm.models.model import Model
+from dlm.models.model import MASKED, Model
+from dlm.models.spec import ModelSpec
 from dlm.models.tokenizers import read_tokenizer
 from dlm.models.weights import read_directly, read_network
 from dlm.options import boolean, known
@@ -46,6 +48,9 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     family: str | None = None,
     block_size: int | None = None,
     mask_id: int | None = None,
+    stop_ids: Sequence[int] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    merge: bool = False,
 ) -> Model:
     """Load a masked-diffusion language model and its tokenizer.
 
@@ -62,10 +67,14 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
         block_size: overrides the checkpoint's, in families of block-causal attention, tokens.
         mask_id: overrides the checkpoint's mask id.
+        stop_ids: override the checkpoint's stop ids; the first fills what follows another.
+        adapter: a LoRA adapter in peft's format, a folder or a Hugging Face id, trained for this
+            model, as `dlm distill certainty` writes them. Needs peft.
+        merge: add the adapter to the weights, so that a forward costs what it does without one.
 
     Raises:
         ValueError: unknown family, weights that do not fit, facts that contradict each other, an
-            option out of its rule.
+            adapter of another model, an option out of its rule.
         FileNotFoundError: a path that is not there.
     """
     if device is not None and device_map is not None:
@@ -74,6 +83,9 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     target = check_device(device)
     wanted = check_dtype(dtype)
     check_placement(boolean("direct", direct), device_map, quantization_config)
+    if boolean("merge", merge) and adapter is None:
+        raise ValueError("merge adds an adapter to the weights: give adapter as well")
+    addition = None if adapter is None else locate(adapter, "adapter")
 
     def read(source: str) -> Model:
         config, found = read_config(source, family)
@@ -86,7 +98,9 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             mask_id,
             block_size=block_size,
             declared_mask=declared.mask_id,
+            stops=stop_ids,
         )
+        check_attention(attn_implementation, spec)
         with contextlib.nullcontext() if sys.stderr.isatty() else silence():
             if direct:
                 if found is ENCODER:
@@ -106,6 +120,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     device_map=device_map,
                     quantization_config=quantization_config,
                 )
+        if addition is not None:
+            network = attach(network, addition, merge=merge)
         return Model(network, tokenizer, spec)
 
     if name_or_path is None:
@@ -114,16 +130,18 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     return read(locate(name_or_path))
 
 
-def locate(name_or_path: str | os.PathLike[str]) -> str:
+def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
     """A folder that is there, or a Hugging Face id."""
-    source = os.fspath(name_or_path)
+    source = os.fspath(place)
     if not source:
-        raise ValueError("name_or_path must be a folder or a Hugging Face id, got ''")
+        raise ValueError(f"{option} must be a folder or a Hugging Face id, got ''")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return str(folder)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise FileNotFoundError(f"no model folder at {source!r}")
+        raise FileNotFoundError(
+            f"no {'model' if option == 'name_or_path' else option} folder at {source!r}"
+        )
     return source
 
 
@@ -160,6 +178,15 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         return dtype
     known("dtype", dtype, DTYPES)
     return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def check_attention(attn_implementation: str, spec: ModelSpec) -> None:
+    """Refuse a backend without the masks that the family needs."""
+    if spec.block_size is not None and attn_implementation not in MASKED:
+        raise ValueError(
+            f"attn_implementation must be {' or '.join(map(repr, MASKED))} for {spec.family}, "
+            f"whose attention is block-causal, got {attn_implementation!r}"
+        )
 
 
 def check_placement(direct: bool, device_map: Any, quantization_config: Any) -> None:

@@ -1,0 +1,239 @@
+"""`dlm distill`: models and schedules that need fewer forwards."""
+
+import json as json_format
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from dlm.cli.distill_certainty import certainty
+from dlm.cli.errors import INTERRUPTED, Commands
+from dlm.cli.inputs import Messages, as_chat, read_prompts
+from dlm.cli.loading import load_model
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, optimiser, output, source, whole
+from dlm.cli.results import note, print_json
+from dlm.cli.train import stop_after_step
+
+if TYPE_CHECKING:
+    from dlm.decoders.artefact import ScheduleArtefact
+    from dlm.distill.schedule import Distiller, Recipe
+    from dlm.models.model import Model
+
+BUILT_IN = "built-in"
+CACHE = "trajectories"  # folder below --out
+NO_BLOCKS = -1  # what stands for --block-length none until it is one
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Learn to decode in fewer forwards.")
+
+
+def blocks(text: str | int) -> int:
+    """An int, or "none"; typer passes defaults through too."""
+    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
+
+
+def budgets(text: str) -> list[int]:
+    """Distinct ints with commas between."""
+    found = [whole(each) for each in text.split(",")]
+    if len(set(found)) != len(found):
+        raise typer.BadParameter(f"must have each budget once, got {text!r}")
+    return found
+
+
+def schedule(  # noqa: PLR0913 (the parameters are the command line)
+    budget: Annotated[
+        str,
+        decoding(metavar="N[,N...]", help="Forwards of a generation; one schedule for each."),
+    ],
+    out: Annotated[
+        Path,
+        output(metavar="DIR", help="Folder for schedules; the same command goes on with it."),
+    ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts; if none, one a line from --file or a pipe."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        source(
+            "--chat/--no-chat",
+            help="Make each prompt a user message.",
+            show_default="on for the built-in model",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
+    ] = None,
+    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
+    dtype: Annotated[
+        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
+    ] = "auto",
+    family: Annotated[
+        str | None,
+        source(help="For files of another network: see dlm models.", show_default="as declared"),
+    ] = None,
+    batch_size: Annotated[int, source(help="Prompts decoded at a time.", **COUNT)] = 16,
+    base_policy: Annotated[
+        str,
+        decoding(help="Ranks positions: low_confidence, entropy, margin or left_to_right."),
+    ] = "low_confidence",
+    gen_length: Annotated[int, decoding(help="Tokens to decode.", **WHOLE)] = 256,
+    block_length: Annotated[
+        int,
+        decoding(
+            help='Tokens of a block, or "none" for one block.', parser=blocks, metavar="<int>"
+        ),
+    ] = 32,
+    refreshes: Annotated[
+        int, optimiser(help="Error tables made again at the student's states, 0 to 3.", **WHOLE)
+    ] = 2,
+    scale: Annotated[bool, optimiser("--scale/--no-scale", help="Learn logit scales.")] = True,
+    scale_confidence: Annotated[
+        bool,
+        optimiser("--scale-confidence/--no-scale-confidence", help="Rank by scaled logits."),
+    ] = True,
+    relax: Annotated[
+        float,
+        optimiser(help="Share of a block in which the teacher's states may differ.", **REAL),
+    ] = 0.0,
+    seed: Annotated[int, optimiser(help="Of the states that --relax tries.", **WHOLE)] = 0,
+    plot: Annotated[
+        bool, output("--plot", help="Draw each schedule beside it; needs the extra plot.")
+    ] = False,
+    json: Annotated[bool, JSON] = False,
+) -> None:
+    """Learn how many tokens each forward should reveal, and how sharply."""
+    wanted = budgets(budget)
+    rows = read_prompts(prompts or [], file)
+    from dlm.distill.schedule import Recipe
+
+    recipe = Recipe(
+        base_policy=base_policy,
+        gen_length=gen_length,
+        block_length=None if block_length == NO_BLOCKS else block_length,
+        refreshes=refreshes,
+        scale=scale,
+        scale_confidence=scale_confidence,
+        relax=relax,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    if plot:
+        from dlm.distill.schedule_plot import pyplot
+
+        pyplot()
+    loaded = load_model(model, device, dtype, family=family)
+    wrap = model is None if chat is None else chat
+    distiller = prepare(loaded, rows, recipe, out, name=model, chat=wrap)
+    for each in wanted:
+        distiller.forwards(each)
+    for each in wanted:
+        made = learn_until_stopped(distiller, each)
+        path = out / f"schedule-{each}.json"
+        made.save(path)
+        if plot:
+            from dlm.distill.schedule_plot import draw
+
+            draw(made, path.with_suffix(".svg"))
+        show(made, path, machine=json)
+
+
+def prepare(
+    model: "Model",
+    rows: Sequence[str | Messages],
+    recipe: "Recipe",
+    out: Path,
+    *,
+    name: str | None,
+    chat: bool,
+) -> "Distiller":
+    """What learns: the model, its prompts and where trajectories go."""
+    from dlm.distill.schedule import Distiller, Origin
+    from dlm.prompts import encode_prompts
+
+    texts = [as_chat(row) for row in rows] if chat else list(rows)
+    origin = Origin(BUILT_IN if name is None else name, weights=Origin.checksum(model))
+    return Distiller.of(model, encode_prompts(model, texts), recipe, out / CACHE, origin=origin)
+
+
+def learn_until_stopped(distiller: "Distiller", budget: int) -> "ScheduleArtefact":
+    """Learn to the end, or to the user's Ctrl-C, which ends the command."""
+    try:
+        with stop_after_step() as check, bar() as update:
+
+            def report(what: str, done: int, total: int) -> None:
+                update(what, done, total)
+                check()
+
+            return replace(distiller, report=report).learn(budget)
+    except KeyboardInterrupt:
+        note("interrupted: the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def bar() -> Iterator[Any]:
+    """A bar on a terminal, else a line on stderr for each part that is done.
+
+    Yields:
+        What to call with what is under way, how much of it is done and of how much.
+    """
+    console = Console(stderr=True)
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting")
+
+        def update(what: str, done: int, total: int) -> None:
+            progress.update(
+                task, description=f"{what}  {done}/{total}", completed=done, total=total
+            )
+            if done == total and not console.is_terminal:
+                typer.echo(f"{what}: {done}/{total}", err=True)
+
+        yield update
+
+
+def show(made: "ScheduleArtefact", path: Path, *, machine: bool) -> None:
+    """JSON for machines; for people a few lines."""
+    training = json_format.loads(made.training)
+    error = training["error"]
+    if machine:
+        print_json(
+            {
+                "out": str(path),
+                "budget": made.steps,
+                "reveal": made.reveal,
+                "logit_scale": made.logit_scale,
+                "error": error,
+                "rejected": training["rejected"],
+                "checksum": made.checksum,
+            }
+        )
+        return
+    typer.echo(f"{made.steps} forwards: reveal {' '.join(map(str, made.reveal))}")
+    typer.echo(
+        f"  tokens unlike the teacher's: {error['realised']:.2%}, "
+        f"uniform {error['uniform']:.2%}, predicted {error['predicted']:.2%}"
+    )
+    if training["rejected"]:
+        note(f"scales out of range at forwards {training['rejected']}: left at 1")
+    note(f"wrote {path}: use it with --decoder schedule --option path={path}")
+
+
+app.command("schedule")(schedule)
+app.command("certainty")(certainty)

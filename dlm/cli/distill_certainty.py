@@ -1,0 +1,289 @@
+"""`dlm distill certainty`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dlm.cli.corpus import FILE, choose_tasks, read_user_examples
+from dlm.cli.errors import INTERRUPTED
+from dlm.cli.inputs import parse_shares
+from dlm.cli.loading import load_model
+from dlm.cli.meter import Display
+from dlm.cli.options import COUNT, JSON, REAL, WHOLE, data, network, optimiser, run, source, whole
+from dlm.cli.results import note
+from dlm.cli.train import stop_after_step
+from dlm.data import Example, generate_examples, read_held_out
+
+if TYPE_CHECKING:
+    from dlm.distill.certainty_recipe import Recipe
+    from dlm.distill.certainty_targets import Target, Teacher
+    from dlm.models.model import Model
+    from dlm.training.loop import Progress
+
+MERGED = "merged"  # folder of the whole model
+DRAWS = 20  # of a task for a prompt, at most: some have few prompts
+NO_BLOCKS = -1  # what stands for --block-length none until it is one
+
+
+def blocks(text: str | int) -> int:
+    """An int, or "none"; typer passes defaults through too."""
+    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
+
+
+BLOCKS: dict[str, Any] = {"parser": blocks, "metavar": "<int>"}
+
+
+def certainty(  # noqa: PLR0913 (the parameters are the command line)
+    out: Annotated[Path, run(metavar="DIR", help="Folder for targets, checkpoints and adapter.")],
+    resume: Annotated[bool, run("--resume", help="Go on with the run in --out.")] = False,
+    merge: Annotated[
+        bool, run("--merge", help="Write the whole model with the adapter in it to DIR/merged.")
+    ] = False,
+    log_every: Annotated[
+        int, run(help="Steps between lines, with --json or without a terminal.", **COUNT)
+    ] = 50,
+    json: Annotated[bool, JSON] = False,
+    model: Annotated[
+        str | None,
+        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
+    ] = None,
+    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
+    dtype: Annotated[
+        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
+    ] = "auto",
+    family: Annotated[
+        str | None,
+        source(help="For files of another network: see dlm models.", show_default="as declared"),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        data(
+            metavar="NAME=SHARE",
+            help="Share of the prompts: sudoku, countdown, word_problems, functions, arithmetic, "
+            "or file for --data; repeatable.",
+            show_default="all alike, or file alone with --data",
+        ),
+    ] = None,
+    data_file: Annotated[
+        Path | None,
+        data("--data", metavar="FILE", help='JSONL with "prompt" and "response", not looked at.'),
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None,
+        data(
+            metavar="FILE", help="Published sudoku or countdown file never to train on; repeatable."
+        ),
+    ] = None,
+    prompts: Annotated[int, data(help="Different prompts, at most.", **COUNT)] = 2000,
+    chat: Annotated[
+        bool, data("--chat/--raw", help="Put prompts through the chat template, or not.")
+    ] = True,
+    gen_length: Annotated[int, data(help="Tokens of a target.", **WHOLE)] = 256,
+    teacher_block_length: Annotated[
+        int, data(help='Tokens of a block when targets are decoded, or "none".', **BLOCKS)
+    ] = 32,
+    decode_batch: Annotated[
+        int, data(help="Prompts decoded at a time; changes no target.", **COUNT)
+    ] = 16,
+    only_right: Annotated[
+        bool, data("--only-right", help="Leave out targets that do not solve their task.")
+    ] = False,
+    block_length: Annotated[
+        int, data(help='Tokens of a block to be masked, or "none" for all.', **BLOCKS)
+    ] = 32,
+    ratio: Annotated[float, data(help="Of the block, masked in the first view.", **REAL)] = 0.5,
+    temperature: Annotated[float, optimiser(help="Of the entropy.", **REAL)] = 0.5,
+    weight: Annotated[float, optimiser(help="Of the entropy.", **REAL)] = 2.0,
+    steps: Annotated[int, optimiser(help="Updates.", **WHOLE)] = 1000,
+    batch_size: Annotated[int, optimiser(help="Rows of a forward.", **WHOLE)] = 1,
+    accumulate: Annotated[int, optimiser(help="Forwards of an update.", **WHOLE)] = 8,
+    learning_rate: Annotated[float, optimiser(help="Its peak.", **REAL)] = 2e-5,
+    schedule: Annotated[str, optimiser(help="constant, or cosine.")] = "constant",
+    warmup: Annotated[
+        float, optimiser(help="Share of the steps with a rising learning rate.", **REAL)
+    ] = 0.0,
+    weight_decay: Annotated[float, optimiser(help="Of the adapter.", **REAL)] = 0.01,
+    clip: Annotated[float, optimiser(help="Largest norm of the gradient.", **REAL)] = 1.0,
+    precision: Annotated[str, optimiser(help="float32, or bfloat16: autocast.")] = "float32",
+    checkpointing: Annotated[
+        bool,
+        optimiser("--checkpointing", help="Compute activations again instead of keeping them."),
+    ] = False,
+    seed: Annotated[int, optimiser(help="Decides prompts, masks and first weights.", **WHOLE)] = 0,
+    rank: Annotated[int, network(help="Of the adapter.", **WHOLE)] = 128,
+    alpha: Annotated[float, network(help="The adapter is scaled by alpha / rank.", **REAL)] = 128.0,
+    layer: Annotated[
+        list[str] | None,
+        network(
+            metavar="NAME",
+            help="Last name of the modules to adapt; repeatable.",
+            show_default="projections of attention and MLP",
+        ),
+    ] = None,
+) -> None:
+    """Make a model certain early: train an adapter on its own outputs (dParallel)."""
+    tasks = choose_tasks(parse_shares(task or []), data_file)
+    held = read_held_out(held_out or [])
+    examples = choose_prompts(tasks, read_user_examples(data_file, held), held, prompts, seed)
+
+    from dlm.distill.certainty_recipe import Recipe
+    from dlm.distill.certainty_targets import Teacher
+    from dlm.models.loading import silence
+
+    teacher = Teacher(gen_length, unless_none(teacher_block_length), decode_batch)
+    recipe = Recipe(
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        block_length=unless_none(block_length),
+        ratio=ratio,
+        temperature=temperature,
+        weight=weight,
+        rank=rank,
+        alpha=alpha,
+        layers=tuple(layer) if layer else None,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        precision=precision,
+        checkpointing=checkpointing,
+        seed=seed,
+    )
+    base = load_model(model, device, dtype, family=family)
+    work = Work(base, examples, teacher, recipe, out, model, chat=chat, only_right=only_right)
+    with silence():
+        wrapped = work.run(resume, Display(steps, every=log_every, machine=json))
+        if wrapped is None:
+            raise typer.Exit(INTERRUPTED)
+        if merge and first_process():
+            work.write_merged(wrapped)
+    if not json and first_process():
+        note(f"wrote {out}: load it with dlm.load(..., adapter={str(out)!r})")
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that writes."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return bool(PartialState().is_main_process)
+
+
+def unless_none(length: int) -> int | None:
+    """What `blocks` read."""
+    return None if length == NO_BLOCKS else length
+
+
+def choose_prompts(
+    tasks: Mapping[str, float],
+    own: Sequence[Example],
+    held_out: frozenset[str],
+    count: int,
+    seed: int,
+) -> list[Example]:
+    """Different prompts of every task by its share, at most: tasks may have fewer.
+
+    Args:
+        tasks: share of each; "file" stands for the user's own.
+        own: the user's own.
+        held_out: prompts never to come out.
+        count: prompts in all, at most.
+        seed: of generated prompts.
+    """
+    whole = sum(tasks.values())
+    found: dict[str, Example] = {}
+    for name, share in tasks.items():
+        wanted = len(found) + round(count * share / whole)
+        drawn = (
+            own
+            if name == FILE
+            else generate_examples(name, seed, count=DRAWS * count, held_out=held_out)
+        )
+        for example in drawn:
+            if len(found) >= wanted:
+                break
+            if example.prompt not in held_out:
+                found.setdefault(example.prompt, example)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the command does once its options are read."""
+
+    base: "Model"
+    examples: Sequence[Example]
+    teacher: "Teacher"
+    recipe: "Recipe"
+    out: Path
+    name: str | None
+    chat: bool
+    only_right: bool
+
+    def run(self, resume: bool, display: Display) -> Any:
+        """Decode targets and train; the trained network, None after the user's Ctrl-C.
+
+        Raises:
+            ValueError: a run is there and `resume` is not set, or the other way round.
+        """
+        from dlm.distill.certainty_run import STATE, train
+        from dlm.distill.certainty_targets import FILE as TARGETS
+
+        if (self.out / TARGETS).exists() != resume:
+            rule = "no run to resume" if resume else "a run already: resume it or choose another"
+            raise ValueError(f"--out {str(self.out)!r} holds {rule}")
+        try:
+            targets = self.targets()
+            with display, stop_after_step() as check:
+
+                def report(progress: "Progress") -> None:
+                    display.show(progress)
+                    check()
+
+                return train(
+                    self.recipe,
+                    self.base,
+                    targets,
+                    self.out,
+                    base=self.name,
+                    resume=(self.out / STATE).exists(),
+                    report=report,
+                )
+        except KeyboardInterrupt:
+            note("interrupted: to go on, run the same command with --resume")
+            return None
+
+    def targets(self) -> "list[Target]":
+        """The targets to train on.
+
+        Raises:
+            ValueError: all of them are wrong.
+        """
+        from dlm.distill.certainty_targets import make_targets
+
+        with Console(stderr=True).status("decoding targets") as status:
+            found = make_targets(
+                self.base,
+                self.examples,
+                self.teacher,
+                self.out,
+                chat=self.chat,
+                name=self.name,
+                report=lambda done, of: status.update(f"decoding targets {done}/{of}"),
+            )
+        kept = [each for each in found if not self.only_right or each.right is not False]
+        if not kept:
+            raise ValueError(f"--only-right leaves none of {len(found)} targets")
+        return kept
+
+    def write_merged(self, wrapped: Any) -> None:
+        """Write the model with the adapter in its weights, as `dlm.load` reads it."""
+        whole = wrapped.merge_and_unload(safe_merge=True)
+        whole.save_pretrained(self.out / MERGED)
+        if self.base.tokenizer is not None:
+            self.base.tokenizer.save_pretrained(self.out / MERGED)

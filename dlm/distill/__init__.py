@@ -1,0 +1,1 @@
+"""Distillation: models and schedules that need fewer forwards."""

@@ -1,0 +1,362 @@
+"""Learn decoding schedules: `dlm distill schedule`.
+
+Learnable Sampler Distillation (LSD and LSD+, arXiv:2509.19962), for networks without a time. The
+teacher is a base policy with one token a forward; the student has a budget of forwards, and learns
+how many tokens each reveals and by what its logits are scaled. The network stays as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlm.decoders.artefact import ModelFacts, ScheduleArtefact, canonical
+from dlm.decoders.resample import fractions
+from dlm.distill.schedule_align import Aligner, Fit
+from dlm.distill.schedule_ledger import Ledger, Report, Trajectory
+from dlm.distill.schedule_program import ErrorTable
+from dlm.distill.schedule_rollout import Plan, Student, teach
+from dlm.distill.schedule_states import BASES, Layout
+from dlm.generation import check_length
+from dlm.models.model import Model
+from dlm.options import boolean, integer, known, number
+
+MOST_REFRESHES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How schedules are learned.
+
+    Raises:
+        ValueError: an option breaks its rule.
+    """
+
+    base_policy: str = "low_confidence"  # ranks positions, of the teacher and the student
+    gen_length: int = 256  # tokens
+    block_length: int | None = 32  # tokens; None for one block over all
+    refreshes: int = 2  # times the error table is made again at the student's own states
+    scale: bool = True  # whether logit scales are learned
+    scale_confidence: bool = True  # whether the ranking sees them
+    relax: float = (
+        0.0  # share of a block that may differ in the teacher's states; 0.05 in the paper
+    )
+    seed: int = 0  # of the perturbations of `relax`
+    batch_size: int = 16  # rows of a forward
+
+    def __post_init__(self) -> None:
+        known("base_policy", self.base_policy, BASES)
+        integer("gen_length", self.gen_length, least=1)
+        if self.block_length is not None:
+            integer("block_length", self.block_length, least=1)
+        integer("refreshes", self.refreshes, least=0, most=MOST_REFRESHES)
+        boolean("scale", self.scale)
+        boolean("scale_confidence", self.scale_confidence)
+        number("relax", self.relax, least=0, most=1)
+        integer("seed", self.seed, least=0)
+        integer("batch_size", self.batch_size, least=1)
+        if self.relax and not self.scale:
+            raise ValueError(f"relax is for the fit of scales, got {self.relax} without scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which model it is, for the artefact and so that files of another one are not taken up."""
+
+    id: str | None = None
+    revision: str | None = None
+    weights: str = ""  # a checksum
+
+    @staticmethod
+    def checksum(model: Model) -> str:
+        """SHA-256 of the first values of every weight, and of their names."""
+        total = hashlib.sha256()
+        for name, weight in sorted(model.network.state_dict().items()):
+            total.update(f"{name} {list(weight.shape)} ".encode())
+            some = weight.detach().flatten()[:4096].contiguous().cpu()
+            total.update(some.view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan that could be the schedule."""
+
+    name: str
+    plan: Plan
+    predicted: float  # share of tokens expected wrong, by the table that made it
+    realised: float  # share of tokens that were not the teacher's, over the prompts
+    fits: tuple[Fit, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As the artefact keeps it."""
+        return {
+            "name": self.name,
+            "reveal": list(self.plan.counts),
+            "scaled": bool(self.fits),
+            "predicted": self.predicted,
+            "realised": self.realised,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Distiller:
+    """One model, its prompts and the recipe; trajectories are kept in a folder."""
+
+    layout: Layout
+    recipe: Recipe
+    origin: Origin
+    folder: Path
+    report: Report
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        recipe: Recipe,
+        folder: Path,
+        *,
+        origin: Origin,
+        report: Report = lambda what, done, total: None,
+    ) -> "Distiller":
+        """Check that the prompts fit.
+
+        Args:
+            model: what `dlm.load` gave.
+            prompts: token ids, as `dlm.prompts.encode_prompts` gives them.
+            recipe: how to learn.
+            folder: for trajectories; what is there is gone on with.
+            origin: which model it is.
+            report: told how far each part has come.
+
+        Raises:
+            ValueError: no prompt, or one that does not fit the model or the recipe.
+        """
+        if not prompts:
+            raise ValueError("prompts must be one or more, got none")
+        spec = model.spec
+        check_length(model, max(map(len, prompts)) + recipe.gen_length + len(spec.suffix))
+        layout = Layout.of(model, prompts, recipe.gen_length, recipe.block_length)
+        made = cls(layout, recipe, origin, folder, report)
+        if recipe.relax and not made.flips:
+            raise ValueError(
+                f"relax must be at least one token of a block of {layout.block_length}, "
+                f"got {recipe.relax}"
+            )
+        return made
+
+    @property
+    def flips(self) -> int:
+        """Positions that relaxing may change."""
+        return int(self.recipe.relax * self.layout.block_length)
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Of the token ids of all prompts, hex."""
+        ids = [list(row) for row in self.layout.prompts]
+        return hashlib.sha256(canonical(ids).encode()).hexdigest()
+
+    def forwards(self, budget: int) -> int:
+        """Forwards of a block, for a budget of the whole generation.
+
+        Raises:
+            ValueError: the blocks cannot share the budget evenly, or it is above their tokens.
+        """
+        blocks = len(self.layout.sizes)
+        integer("budget", budget, least=1)
+        if budget % blocks:
+            raise ValueError(f"budget must be a multiple of the {blocks} blocks, got {budget}")
+        if budget // blocks > self.layout.block_length:
+            raise ValueError(
+                f"budget must be at most {blocks * self.layout.block_length}, one forward a "
+                f"token, got {budget}"
+            )
+        return budget // blocks
+
+    def facts(self, **more: Any) -> dict[str, Any]:
+        """What a file of trajectories depends on."""
+        spec, layout = self.layout.model.spec, self.layout
+        return {
+            "model": {"id": self.origin.id, "vocab": spec.vocab_size, "mask_id": spec.mask_id},
+            "weights": self.origin.weights,
+            "prompts_sha256": self.prompts_sha256,
+            "base_policy": self.recipe.base_policy,
+            "gen_length": layout.gen_length,
+            "block_length": layout.block_length,
+        } | more
+
+    def teachers(self) -> list[Trajectory]:
+        """The teacher's trajectories."""
+        return self.fill(
+            "teacher",
+            self.facts(kind="teacher"),
+            lambda rows: teach(self.layout, self.recipe.base_policy, rows),
+        )
+
+    def students(
+        self, plan: Plan, teachers: Sequence[Trajectory] | None = None
+    ) -> list[Trajectory]:
+        """Trajectories of a plan; with its teachers, with mistakes at every mask count."""
+        scaled = self.recipe.scale_confidence
+        student = Student(self.layout, self.recipe.base_policy, plan, scaled)
+        kind = "play" if teachers is None else "sweep"
+        facts = self.facts(
+            kind=kind,
+            reveal=list(plan.counts),
+            logit_scale=list(plan.scales),
+            scale_confidence=scaled,
+        )
+        digest = hashlib.sha256(canonical(facts).encode()).hexdigest()
+        name = f"{kind}-{len(plan.counts)}-{digest[:12]}"
+
+        def work(rows: range) -> list[Trajectory]:
+            answers = None if teachers is None else [teachers[row].tokens for row in rows]
+            return student.play(rows, None if answers is None else torch.tensor(answers))
+
+        return self.fill(name, facts, work)
+
+    def fill(
+        self, name: str, facts: dict[str, Any], work: Callable[[range], list[Trajectory]]
+    ) -> list[Trajectory]:
+        """Trajectories of all prompts, those of an earlier run from their file."""
+        return Ledger(self.folder / f"{name}.jsonl", facts).fill(
+            self.layout.prompts,
+            self.recipe.batch_size,
+            lambda begin, end: work(range(begin, end)),
+            lambda done, total: self.report(name, done, total),
+        )
+
+    def learn(self, budget: int) -> ScheduleArtefact:
+        """The schedule for a budget of forwards.
+
+        Of the uniform plan, the one of the teacher's table and those of its refreshes, each with
+        and without scales, it is the one whose answers differ least from the teacher's.
+
+        Raises:
+            ValueError: the budget does not fit.
+        """
+        forwards = self.forwards(budget)
+        teachers = self.teachers()
+        candidates = self.candidates(forwards, teachers)
+        best = min(candidates, key=lambda each: (each.realised, not each.fits))
+        return self.artefact(budget, best, candidates)
+
+    def candidates(self, forwards: int, teachers: Sequence[Trajectory]) -> list[Candidate]:
+        """All plans that are compared."""
+        table = self.table(teachers)
+        found: dict[tuple[int, ...], Candidate] = {}
+        counts, name = table.best(forwards), "teacher"
+        swept: ErrorTable | None = None
+        for refresh in range(1, self.recipe.refreshes + 1):
+            if counts in found:
+                break
+            plan = Plan.plain(counts)
+            students = self.students(plan, teachers)
+            found[counts] = self.judge(name, plan, swept or table, students, teachers)
+            fresh = self.table(students)
+            swept = fresh if swept is None else swept.mixed(fresh)
+            counts, name = swept.best(forwards), f"refresh {refresh}"
+        last = (counts, name, swept or table)
+        for each, label, by in (last, (self.even(forwards), "uniform", table)):
+            if each not in found:
+                plan = Plan.plain(each)
+                found[each] = self.judge(label, plan, by, self.students(plan), teachers)
+        plain = list(found.values())
+        scaled = [self.scaled(each, teachers) for each in plain] if self.recipe.scale else []
+        return plain + scaled
+
+    def even(self, forwards: int) -> tuple[int, ...]:
+        """LLaDA's counts: m // N, and one more for the first m mod N forwards."""
+        each, more = divmod(self.layout.block_length, forwards)
+        return (each + 1,) * more + (each,) * (forwards - more)
+
+    def table(self, trajectories: Sequence[Trajectory]) -> ErrorTable:
+        """The error table of some trajectories."""
+        return ErrorTable.of((each.wrong for each in trajectories), self.layout.sizes)
+
+    def judge(
+        self,
+        name: str,
+        plan: Plan,
+        table: ErrorTable,
+        students: Sequence[Trajectory],
+        teachers: Sequence[Trajectory],
+    ) -> Candidate:
+        """A plan with its errors."""
+        predicted = table.predicted(plan.counts) / self.layout.block_length
+        return Candidate(name, plan, predicted, differing(students, teachers))
+
+    def scaled(self, plain: Candidate, teachers: Sequence[Trajectory]) -> Candidate:
+        """The same plan with the scales that fit its states."""
+        recipe = self.recipe
+        students = self.students(plain.plan)
+        aligner = Aligner(
+            self.layout, students, teachers, self.flips, recipe.seed, recipe.batch_size
+        )
+        label = f"scales {len(plain.plan.counts)} {plain.name}"
+        fits = aligner.fit(plain.plan, lambda done, total: self.report(label, done, total))
+        plan = replace(plain.plan, scales=tuple(fit.scale for fit in fits))
+        realised = differing(self.students(plan), teachers)
+        return replace(plain, plan=plan, realised=realised, fits=tuple(fits))
+
+    def artefact(
+        self, budget: int, best: Candidate, candidates: Sequence[Candidate]
+    ) -> ScheduleArtefact:
+        """The file of the best plan."""
+        layout, recipe, spec = self.layout, self.recipe, self.layout.model.spec
+        whole = recipe.block_length is None and len(layout.sizes) == 1
+        even = self.even(len(best.plan.counts))
+        uniform = next(each for each in candidates if each.plan == Plan.plain(even))
+        training = {
+            "teacher_steps": layout.gen_length,
+            "prompts_sha256": self.prompts_sha256,
+            "n_prompts": len(layout.prompts),
+            "weights": self.origin.weights,
+            "seed": recipe.seed,
+            "relax": recipe.relax,
+            "refreshes": recipe.refreshes,
+            "chosen": best.name,
+            "loss": [fit.after for fit in best.fits],
+            "loss_unscaled": [fit.before for fit in best.fits],
+            "rejected": [k for k, fit in enumerate(best.fits) if fit.rejected],
+            "error": {
+                "predicted": best.predicted,
+                "realised": best.realised,
+                "uniform": uniform.realised,
+            },
+            "candidates": [each.record() for each in candidates],
+        }
+        return ScheduleArtefact(
+            kind="lsd+",
+            model=ModelFacts(
+                vocab=spec.vocab_size,
+                mask_id=spec.mask_id,
+                id=self.origin.id,
+                revision=self.origin.revision,
+            ),
+            base_policy=recipe.base_policy,
+            gen_length=layout.gen_length,
+            block_length=layout.block_length,
+            steps=budget,
+            scope="generation" if whole else "block",
+            reveal=best.plan.counts,
+            cum_fraction=fractions(best.plan.counts),
+            logit_scale=best.plan.scales,
+            scale_confidence=recipe.scale_confidence,
+            training=json.dumps(training),
+        )
+
+
+def differing(students: Sequence[Trajectory], teachers: Sequence[Trajectory]) -> float:
+    """Share of tokens that are not the teacher's."""
+    pairs = [
+        told != wanted
+        for student, teacher in zip(students, teachers, strict=True)
+        for told, wanted in zip(student.tokens, teacher.tokens, strict=True)
+    ]
+    return sum(pairs) / len(pairs)

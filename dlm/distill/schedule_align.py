@@ -1,0 +1,132 @@
+"""Logit scales of a plan: where the student stands, against where the teacher stood.
+
+Shapes: B rows, G generated tokens, W positions of a block, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from dlm.distill.schedule_ledger import Trajectory
+from dlm.distill.schedule_rollout import Plan
+from dlm.distill.schedule_scale import Alignment
+from dlm.distill.schedule_states import Layout
+
+DRAWS = 4  # perturbations of a teacher's state, beside the state itself
+VALUES = 1 << 26  # logits kept for the fit of one forward
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The scale of one forward."""
+
+    scale: float  # 1 where the best one was rejected
+    rejected: bool  # it lay outside the range that is allowed
+    before: float  # mean KL of a position at scale 1, nats
+    after: float  # at `scale`
+
+
+@dataclass(frozen=True, slots=True)
+class Aligner:
+    """States of a student and of its teacher with as many masks."""
+
+    layout: Layout
+    students: Sequence[Trajectory]
+    teachers: Sequence[Trajectory]
+    flips: int  # most positions perturbed in the states of the teacher; 0 for none
+    seed: int
+    batch_size: int
+
+    @torch.inference_mode()
+    def fit(self, plan: Plan, report: Callable[[int, int], None]) -> list[Fit]:
+        """The scale of each forward, over all prompts and blocks."""
+        found = []
+        steps = len(plan.counts)
+        report(0, steps)
+        for forward in range(steps):
+            whole = Alignment.join(list(self.parts(plan, forward)))
+            best = whole.fit()
+            scale = 1.0 if best is None else best
+            found.append(Fit(scale, best is None, whole.loss(1.0), whole.loss(scale)))
+            report(forward + 1, steps)
+        return found
+
+    def parts(self, plan: Plan, forward: int) -> Iterator[Alignment]:
+        """What is to be aligned at one forward of every block, batch by batch."""
+        sizes = self.layout.sizes
+        places = [
+            (block, sum(sizes[:block]) + sum(count for count, _ in steps[:forward]))
+            for block, steps in enumerate(map(plan.of_block, sizes))
+            if forward < len(steps)
+        ]
+        starts = range(0, len(self.students), self.batch_size)
+        words = self.layout.model.spec.vocab_size
+        share = max(1, VALUES // words // (len(places) * len(starts)))
+        for begin in starts:
+            rows = range(begin, min(begin + self.batch_size, len(self.students)))
+            for block, done in places:
+                yield self.part(rows, block, done, forward, share)
+
+    def part(
+        self, rows: Sequence[int], block: int, done: int, forward: int, most: int
+    ) -> Alignment:
+        """Positions of a block that student and teacher both have masked, `most` at most."""
+        layout = self.layout
+        kept = ~layout.suppressed
+        spans = self.spans(self.students, rows, done)
+        logits = layout.logits(spans, rows, block)[..., kept]
+        open_ = self.open(spans, block)
+        least = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+        teacher, both = torch.zeros_like(logits), torch.zeros_like(open_)
+        for states in self.states(rows, block, done, forward):
+            shared = open_ & self.open(states, block)
+            told = layout.logits(states, rows, block)[..., kept]
+            loss = self.losses(logits, told, shared)
+            better = loss < least
+            least = torch.where(better, loss, least)
+            choose = better.to(logits.device)[:, None, None]
+            teacher = torch.where(choose, told, teacher)
+            both = torch.where(better[:, None], shared, both)
+        row, column = both.to(logits.device).nonzero(as_tuple=True)
+        if len(row) > most:
+            spread = torch.linspace(0, len(row) - 1, most, dtype=torch.float64).long()
+            row, column = row[spread.to(row.device)], column[spread.to(row.device)]
+        return Alignment.of(logits[row, column], teacher[row, column])
+
+    def losses(self, logits: Tensor, told: Tensor, shared: Tensor) -> Tensor:
+        """Mean KL of each row at scale 1, inf where no position is shared. float64 [B]."""
+        row, column = shared.to(logits.device).nonzero(as_tuple=True)
+        each = Alignment.of(logits[row, column], told[row, column]).divergence(1.0).cpu()
+        total = torch.zeros(len(shared), dtype=torch.float64).index_add_(0, row.cpu(), each)
+        count = shared.sum(-1)
+        return torch.where(count > 0, total / count.clamp(min=1), torch.inf)
+
+    def states(self, rows: Sequence[int], block: int, done: int, forward: int) -> Iterator[Tensor]:
+        """Spans of the teacher, and where it is relaxed some near them; int64 [B, G]."""
+        spans = self.spans(self.teachers, rows, done)
+        yield spans
+        begin, size = sum(self.layout.sizes[:block]), self.layout.sizes[block]
+        mask_id = self.layout.model.spec.mask_id
+        for draw in range(DRAWS if self.flips else 0):
+            near = spans.clone()
+            for line, row in enumerate(rows):
+                chance = Random(f"{self.seed}/{row}/{block}/{forward}/{draw}")
+                for column in chance.sample(range(begin, begin + size), min(self.flips, size)):
+                    hidden = int(near[line, column]) == mask_id
+                    token = self.teachers[row].tokens[column] if hidden else mask_id
+                    near[line, column] = token
+            yield near
+
+    def spans(self, of: Sequence[Trajectory], rows: Sequence[int], done: int) -> Tensor:
+        """States of some trajectories after `done` tokens, int64 [B, G]."""
+        tokens = torch.tensor([of[row].tokens for row in rows])
+        order = torch.tensor([of[row].order for row in rows])
+        return tokens.masked_fill(order >= done, self.layout.model.spec.mask_id)
+
+    def open(self, spans: Tensor, block: int) -> Tensor:
+        """Masks of a block, bool [B, W]."""
+        begin, size = sum(self.layout.sizes[:block]), self.layout.sizes[block]
+        return spans[:, begin : begin + size] == self.layout.model.spec.mask_id

@@ -1,0 +1,125 @@
+"""States between the first forward and the last, and what the network says of them.
+
+Shapes: B rows, L canvas, G generated tokens, W positions of a block, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import active_length
+from dlm.decoders.schedule import RANKS
+from dlm.decoders.select import descending
+from dlm.kernels import token_statistics
+from dlm.models.model import Model
+
+BASES = ("entropy", "left_to_right", "low_confidence", "margin")
+"""Base policies whose ranking is a function of the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The masked positions of a block in the order they would be revealed."""
+
+    column: Tensor  # int64 [B, W], of the generated span; masked ones first
+    token: Tensor  # int64 [B, W], arg max of each
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Prompts in front of a generated span, and the blocks of the span."""
+
+    model: Model
+    prompts: Sequence[Sequence[int]]
+    gen_length: int
+    block_length: int  # of a block, at most gen_length
+
+    @classmethod
+    def of(
+        cls, model: Model, prompts: Sequence[Sequence[int]], gen_length: int, block: int | None
+    ) -> "Layout":
+        """With the block length that decoding would take.
+
+        Raises:
+            ValueError: the network's blocks are counted from elsewhere than the prompt's end.
+        """
+        size = model.spec.block_size
+        odd = [] if size is None else [len(row) for row in prompts if len(row) % size]
+        if odd:
+            raise ValueError(
+                f"prompts must end where a block of the network does, every {size} tokens, "
+                f"got one of {odd[0]} tokens"
+            )
+        length = min(active_length(block, size) or gen_length, gen_length)
+        return cls(model, prompts, gen_length, length)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each block."""
+        return [
+            min(self.block_length, self.gen_length - at)
+            for at in range(0, self.gen_length, self.block_length)
+        ]
+
+    @property
+    def suppressed(self) -> Tensor:
+        """Tokens that are never sampled, bool [V]."""
+        spec = self.model.spec
+        found = torch.zeros(spec.vocab_size, dtype=torch.bool)
+        found[list(spec.banned)] = True
+        return found.to(self.model.device)
+
+    def blank(self, rows: int) -> Tensor:
+        """Spans of masks, int64 [B, G]."""
+        return torch.full((rows, self.gen_length), self.model.spec.mask_id)
+
+    def logits(self, spans: Tensor, rows: Sequence[int], block: int) -> Tensor:
+        """Logits [B, W, V] at the positions of a block, nothing banned.
+
+        Args:
+            spans: int64 [B, G], on the CPU.
+            rows: prompts that they belong to.
+            block: which one.
+        """
+        spec, device = self.model.spec, self.model.device
+        whole = [
+            [*self.prompts[row], *span, *spec.suffix]
+            for row, span in zip(rows, spans.tolist(), strict=True)
+        ]
+        width = max(map(len, whole))
+        tokens = torch.tensor([[*row, *[spec.eos_id] * (width - len(row))] for row in whole])
+        valid = torch.arange(width) < torch.tensor([[len(row)] for row in whole])
+        begin = torch.tensor([[len(self.prompts[row])] for row in rows]) + sum(self.sizes[:block])
+        at = (begin + torch.arange(self.sizes[block])).to(device)
+        columns = torch.arange(width, device=device)[None]
+        hidden = self.model.hidden(
+            tokens.to(device), columns, None if valid.all() else valid.to(device)
+        )
+        places = torch.arange(len(rows), device=hidden.device)[:, None]
+        return self.model.logits(hidden[places, at.to(hidden.device)]).to(device)
+
+    def rank(
+        self, spans: Tensor, rows: Sequence[int], block: int, base: str, scale: float = 1.0
+    ) -> Ranked:
+        """Rank the masked positions of a block as a base policy does, by scaled logits."""
+        logits = self.logits(spans, rows, block)
+        begin, size = sum(self.sizes[:block]), self.sizes[block]
+        flat = logits.flatten(0, 1)
+        field = RANKS[base]
+        wanted: Any = () if field == "positions" else (field,)
+        factor = None if scale == 1 else torch.full((len(flat),), scale, device=flat.device)
+        found = token_statistics(flat, wanted, suppressed=self.suppressed, scale=factor)
+        if not found.maximum.isfinite().all():
+            raise ValueError("the network returned NaN or infinite logits")
+        token = found.sampled.view(len(rows), size).cpu()
+        if field == "positions":
+            scores = -torch.arange(size).float().expand(len(rows), -1)
+        else:
+            scores = getattr(found, field).view(len(rows), size).cpu()
+            scores = -scores if field == "entropy" else scores
+        masked = spans[:, begin : begin + size] == self.model.spec.mask_id
+        order = descending(scores, masked)
+        return Ranked(order + begin, token.gather(1, order))

@@ -1,0 +1,92 @@
+"""Targets: the model's own outputs, on disk as they come."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dlm
+from dlm.data import Example
+from dlm.distill.certainty_targets import FILE, Target, Teacher, make_targets, read_targets
+from dlm.models.model import Model
+
+TEACHER = Teacher(gen_length=5, block_length=3, batch_size=2)
+PUZZLES = ["Sudoku: 3102200002100320", "Sudoku: 2400134030240000", "Sudoku: 0000000000000001"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return dlm.load()
+
+
+def examples(count: int = 3) -> list[Example]:
+    return [Example("sudoku", prompt, "not looked at") for prompt in PUZZLES[:count]]
+
+
+def test_targets_are_what_the_model_decodes_one_by_one(tiny: Model, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = make_targets(tiny, examples(), TEACHER, tmp_path, report=lambda *n: told.append(n))
+    chats = [[{"role": "user", "content": prompt}] for prompt in PUZZLES]
+    expected = dlm.generate(tiny, chats, gen_length=5, block_length=3, steps=5)
+    assert expected.forwards == [5, 5, 5]
+    assert [each.response for each in found] == expected.tokens
+    assert told == [(2, 3), (3, 3)]
+    assert read_targets(tmp_path / FILE) == found
+
+
+def test_a_target_tells_whether_it_solves_its_task(tiny: Model, tmp_path: Path) -> None:
+    own = Example("own", PUZZLES[0], "")
+    found = make_targets(tiny, [*examples(1), own], Teacher(20, None), tmp_path / "long")
+    assert [each.right for each in found] == [True, None]
+    (short,) = make_targets(tiny, examples(1), TEACHER, tmp_path / "short")
+    assert short.right is False
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 3.5])
+def test_a_file_that_was_cut_short_goes_on(kept: float, tiny: Model, tmp_path: Path) -> None:
+    whole = make_targets(tiny, examples(), TEACHER, tmp_path / "whole")
+    lines = (tmp_path / "whole" / FILE).read_text().splitlines(keepends=True)
+    half = lines[int(kept)][:9] if kept % 1 else ""
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / FILE).write_text("".join(lines[: int(kept)]) + half)
+    told: list[int] = []
+    found = make_targets(
+        tiny, examples(), TEACHER, tmp_path / "cut", report=lambda done, of: told.append(done)
+    )
+    assert found == whole
+    assert (tmp_path / "cut" / FILE).read_text() == "".join(lines)
+    assert len(told) == (2 if kept < 2 else 1)
+
+
+def test_a_file_of_other_settings_or_prompts_is_refused(tiny: Model, tmp_path: Path) -> None:
+    make_targets(tiny, examples(), TEACHER, tmp_path, name="a")
+    with pytest.raises(ValueError, match=r"these differ: \['model'\]"):
+        make_targets(tiny, examples(), TEACHER, tmp_path, name="b")
+    with pytest.raises(ValueError, match=r"these differ: \['gen_length'\]"):
+        make_targets(tiny, examples(), Teacher(6, 3), tmp_path, name="a")
+    with pytest.raises(ValueError, match="targets of other prompts, from line 2"):
+        make_targets(tiny, examples()[::-1], TEACHER, tmp_path, name="a")
+    with pytest.raises(ValueError, match="holds 3 targets, more than the 2 prompts asked for"):
+        make_targets(tiny, examples(2), TEACHER, tmp_path, name="a")
+    assert len(make_targets(tiny, examples(), Teacher(5, 3, 7), tmp_path, name="a")) == 3
+
+
+def test_bad_targets_are_refused(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need at least one prompt, got none"):
+        make_targets(tiny, [], TEACHER, tmp_path)
+    path = tmp_path / FILE
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match="then targets, got none"):
+        read_targets(path)
+    path.write_text("{}\n" + json.dumps({"prompt": [1]}) + "\n")
+    with pytest.raises(ValueError, match=":2: not a target"):
+        read_targets(path)
+    for options in ({"gen_length": 0}, {"block_length": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="must be an int >= 1, got 0"):
+            Teacher(**options)
+
+
+def test_prompts_may_stand_as_they_are(tiny: Model, tmp_path: Path) -> None:
+    (found,) = make_targets(tiny, examples(1), TEACHER, tmp_path, chat=False)
+    assert tiny.tokenizer is not None
+    assert found == Target(tiny.tokenizer(PUZZLES[0])["input_ids"], found.response, False)
