@@ -13,17 +13,26 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
-def encode_prompts(model: Model, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+def encode_prompts(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    chat_options: Mapping[str, Any] | None = None,
+) -> list[list[int]]:
     """Token ids of one prompt or of each of several.
 
     Text is tokenized as it stands; chat messages go through the chat template. What closes every
     row of the model's family (`ModelSpec.suffix`) is taken off: it goes behind what is generated.
 
+    Args:
+        model: whose tokenizer and vocabulary they are for.
+        prompts: text, token ids, chat messages, or several of those.
+        chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's.
+
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary or equal to the mask id, or text
-            for a model without a tokenizer.
+        ValueError: an empty prompt, an id outside the vocabulary or equal to the mask id, text
+            for a model without a tokenizer, or chat options that no template reads.
     """
-    rows = [encode_prompt(model, prompt) for prompt in as_list(prompts)]
+    rows = [encode_prompt(model, prompt, chat_options) for prompt in as_list(prompts)]
     for number, row in enumerate(rows):
         if model.spec.mask_id in row:
             raise ValueError(
@@ -52,18 +61,24 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts  # type: ignore[return-value]
 
 
-def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
+def encode_prompt(
+    model: Model, prompt: Prompt, chat_options: Mapping[str, Any] | None = None
+) -> list[int]:
     """Token ids of one prompt."""
+    chat = not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
+    if chat_options and not chat:
+        raise ValueError(f"chat_options are for chat messages, got the prompt {prompt!r}")
     if isinstance(prompt, str):
         ids = tokenizer_of(model, "a text prompt")(prompt)["input_ids"]
-    elif prompt and isinstance(prompt[0], Mapping):
+    elif chat:
         tokenizer = tokenizer_of(model, "a chat prompt")
         for message in prompt:
             check_message(message)
         if tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: give text or token ids")
+        check_chat_options(tokenizer.get_chat_template(), chat_options or {})
         ids = tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, return_dict=False
+            list(prompt), add_generation_prompt=True, return_dict=False, **(chat_options or {})
         )
     else:
         ids = integers("a prompt's token ids", prompt, least=0)
@@ -74,6 +89,17 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
             f"token ids must be below the vocabulary size {model.spec.vocab_size}, got {max(ids)}"
         )
     return list(ids)
+
+
+def check_chat_options(template: str, chat_options: Mapping[str, Any]) -> None:
+    """Refuse variables that a chat template would ignore, and those it is given anyway."""
+    for name in chat_options:
+        read = re.search(rf"\b{re.escape(name)}\b", template)
+        if not read or name in ("messages", "add_generation_prompt"):
+            raise ValueError(
+                f"chat_options must hold variables that the chat template reads, beside messages "
+                f"and add_generation_prompt, got {name!r}"
+            )
 
 
 def check_message(message: Any) -> None:

@@ -24,7 +24,7 @@ from dlm.kernels.tiles import TILE, Bonus
 ROWS: Final = 6
 VOCABULARY: Final = 2 * TILE + 452  # three tiles, the last of them part padding
 TOLERANCE: Final = 2e-5
-"""Of statistics, which are sums in another order. Samples and maxima have to be equal."""
+"""Of statistics, which are sums in another order. Samples have to be equal."""
 
 _FOUND: dict[tuple[torch.device, torch.dtype], bool] = {}
 """Answers of this process. The one cache here, as to ask again would cost as much again."""

@@ -6,7 +6,16 @@ from typing import Any, Self
 
 from transformers.generation.configuration_utils import GenerationConfig
 
-from dlm.huggingface.options import merge, own, refuse, samples, settings, stated
+from dlm.huggingface.options import (
+    merge,
+    of_file,
+    own,
+    refuse,
+    samples,
+    settings,
+    stated,
+    to_file,
+)
 from dlm.options import known
 
 
@@ -17,7 +26,8 @@ class DiffusionGenerationConfig(GenerationConfig):
     `max_new_tokens` as in transformers. `docs/huggingface.md` lists what each of transformers'
     options means. An option that would be ignored is refused: when the configuration is made,
     when a changed one is saved, and when `generate` uses it. One read from a file is not checked
-    before it is used, so that any checkpoint loads.
+    before it is used, so that any checkpoint loads; keys of the file that are no options here, see
+    `of_file`, are left aside, and written again when it is saved.
 
     Raises:
         ValueError: an unknown option, with the close match; one that breaks its rule; or one that
@@ -70,15 +80,16 @@ class DiffusionGenerationConfig(GenerationConfig):
     def to_dict(self) -> dict[str, Any]:
         """What is stated, and whether that samples."""
         output: dict[str, Any] = super().to_dict()
+        output.pop("_aside", None)
         output["do_sample"] = samples(output)
-        return output
+        return to_file(output, left_aside(self))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration with these values, as they are: `generate` checks them.
+        """A configuration with the values of a file, as they are: `generate` checks them.
 
         Args:
-            config_dict: read from a file.
+            config_dict: read from a file; see `of_file` for what counts of it.
             **kwargs: options that go before those of the file, and transformers' own flags.
 
         Returns:
@@ -88,9 +99,10 @@ class DiffusionGenerationConfig(GenerationConfig):
             ValueError: an unknown option among `kwargs`, unless they are handed back.
         """
         both = kwargs.pop("return_unused_kwargs", False)
-        asked = {k: v for k, v in kwargs.items() if not internal(k)}
+        counted, aside = of_file({k: v for k, v in config_dict.items() if not internal(k)})
+        asked = {k: v for k, v in kwargs.items() if not (internal(k) or (v is None and k in aside))}
         config = cls()
-        config.__dict__.update({k: v for k, v in config_dict.items() if not internal(k)})
+        config.__dict__.update(counted, _aside=aside)
         unused = config.update(**asked)
         config.__dict__["_original_object_hash"] = hash(config)
         if both:
@@ -109,9 +121,16 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     @classmethod
     def of(cls, config: GenerationConfig) -> Self:
-        """Any configuration of transformers as one of ours."""
-        made: Self = cls.from_dict(stated(config))
+        """Any configuration of transformers as one of ours, with all that it states."""
+        made = cls()
+        made.__dict__.update(stated(config), _aside=left_aside(config))
+        made.__dict__["_original_object_hash"] = hash(made)
         return made
+
+
+def left_aside(config: GenerationConfig) -> dict[str, Any]:
+    """What stood in the file of a configuration and is no option here."""
+    return dict(vars(config).get("_aside", {}))
 
 
 def internal(name: str) -> bool:

@@ -3,19 +3,22 @@
 Shapes: B rows, P columns of prompt, N new tokens, R rows of prompts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from dlm.generation import Generation, Job, finish, generation_job
 from dlm.huggingface import batch, streamers
 from dlm.huggingface.checkpoint import Origin
-from dlm.huggingface.config import DiffusionGenerationConfig
+from dlm.huggingface.config import DiffusionGenerationConfig, left_aside
 from dlm.huggingface.options import (
     copies,
     inherited,
@@ -28,6 +31,7 @@ from dlm.huggingface.options import (
 from dlm.models.facts import resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
+from dlm.models.weights import refuse_pickles
 from dlm.options import integer, integers
 from dlm.prompts import decode_text
 from dlm.runtime import Step
@@ -72,6 +76,26 @@ class DiffusionGenerationMixin:
     def can_generate(cls) -> bool:
         """Whether the class projects hidden states to a vocabulary."""
         return hasattr(cls, "project")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        **options: Any,
+    ) -> Any:
+        """As in transformers, but of safetensors alone unless `use_safetensors` is False.
+
+        Raises:
+            ValueError: a folder whose weights are pickled.
+        """
+        place = pretrained_model_name_or_path
+        if options.get("use_safetensors") is not False:
+            options["use_safetensors"] = True
+            if place is not None:
+                folder = Path(place, options.get("subfolder") or "")
+                refuse_pickles(str(folder))
+        return super().from_pretrained(place, *model_args, **options)  # type: ignore[misc]
 
     def generate(
         self,
@@ -168,6 +192,7 @@ class DiffusionGenerationMixin:
             ValueError: something else than a configuration.
         """
         layers = [stated(self.generation_config)]
+        aside = left_aside(self.generation_config)
         if generation_config is not None:
             if not isinstance(generation_config, GenerationConfig):
                 raise ValueError(
@@ -175,11 +200,14 @@ class DiffusionGenerationMixin:
                     f"got {generation_config!r}"
                 )
             layers.append(stated(generation_config))
+            aside |= left_aside(generation_config)
+        tell(aside)
         names = {*own(), *inherited()}
         layers.append({k: v for k, v in options.items() if k in names})
         config = DiffusionGenerationConfig()
         config.__dict__.update(merge(*layers))
-        return config, {k: v for k, v in options.items() if k not in names}
+        lifted = {k for k, v in options.items() if v is None and k in aside}
+        return config, {k: v for k, v in options.items() if k not in names | lifted}
 
     def adjust_generation_fn(
         self,
@@ -240,6 +268,17 @@ def as_model(
         declared_mask=declared.get("mask_token_id"),
     )
     return Model(network, tokenizer, spec)
+
+
+def tell(aside: Collection[str]) -> None:
+    """Warn, once for the same names, of what `generation_config.json` says in vain."""
+    if aside:
+        # Told by transformers' own logger, whose verbosity users set.
+        logging.get_logger("transformers").warning_once(
+            f"generation_config.json holds {', '.join(sorted(aside))} for the code of the "
+            "checkpoint, which is not run: left aside. A file whose options are those of dlm names "
+            "a decoder"
+        )
 
 
 def ids_of(value: int | list[int] | None) -> list[int]:

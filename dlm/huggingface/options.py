@@ -34,6 +34,7 @@ MEANT = (
 )
 """Options of transformers that do here what their names say."""
 
+MASK = "mask_token_id"
 HELD = ("disable_compile", "renormalize_logits")
 """Options that ask for what is so anyway: nothing is compiled, probabilities add up to 1."""
 
@@ -91,7 +92,7 @@ def own() -> Mapping[str, Any]:
     """Options of `dlm.generate` by name, and the mask id, with their defaults."""
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
     shared = {"gen_length", *MEANT}
-    return {k: v for k, v in defaults.items() if k not in shared} | {"mask_token_id": None}
+    return {k: v for k, v in defaults.items() if k not in shared} | {MASK: None}
 
 
 @cache
@@ -110,6 +111,30 @@ def stated(config: GenerationConfig) -> dict[str, Any]:
         and name != "transformers_version"
         and not (value is None and name in inherited())
     }
+
+
+def of_file(options: Layer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a `generation_config.json` that count here, and those that are left aside.
+
+    transformers' own options and the mask id always count. A released file may also configure the
+    loop of the code beside it, under names of its own or under ours in another sense (`steps` of
+    Dream). So our options count in a file that names a `decoder`, as those that we write do.
+    """
+    ours = own() if "decoder" in options else (MASK,)
+    counted = {k: v for k, v in options.items() if k in inherited() or k in ours}
+    return counted, {k: v for k, v in options.items() if k not in counted}
+
+
+def to_file(options: Layer, aside: Layer) -> dict[str, Any]:
+    """What to write so that `of_file` gives options of ours back, with those left aside.
+
+    Options left aside whose names are ours are dropped once options of ours are among them, which
+    they could not be told from.
+    """
+    if not (options.keys() & own().keys()) - {MASK}:
+        return {**aside, **options}
+    kept = {k: v for k, v in aside.items() if k not in own()}
+    return {**kept, "decoder": own()["decoder"], **options}
 
 
 def refuse(options: Layer) -> None:
@@ -268,7 +293,7 @@ def settings(options: Layer, columns: int = 0) -> Settings:
     check_sampling(options)
     check_cache(options)
     copies(options)
-    given = {name: options[name] for name in own() if name in options and name != "mask_token_id"}
+    given = {name: options[name] for name in own() if name in options and name != MASK}
     for name in ("top_k", "top_p", "suppress_tokens", "begin_suppress_tokens"):
         if options.get(name) is not None:
             given[name] = options[name]

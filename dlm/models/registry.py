@@ -27,6 +27,15 @@ def register_configs() -> None:
             AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
+def register_tokenizers() -> None:
+    """Let AutoTokenizer find our class under the name of one that lies beside checkpoints."""
+    from transformers import AutoTokenizer
+
+    from dlm.models.byte_level import DreamTokenizer, DreamTokenizerConfig
+
+    AutoTokenizer.register(DreamTokenizerConfig, fast_tokenizer_class=DreamTokenizer, exist_ok=True)
+
+
 def register_networks(module: str) -> None:
     """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build a module's networks."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -81,6 +90,7 @@ BASES = (
 
 STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
+    "transformers.models.auto.tokenization_auto": register_tokenizers,
     **{module: partial(load_networks, module) for module in (AUTO, *BASES)},
     **{module: partial(after_network, module) for module in MODULES},
 }

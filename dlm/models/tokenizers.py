@@ -8,19 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
-BYTE_LEVEL = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
-"""Classes of byte-level BPE, split as Qwen2 does, that come as vocab.json and merges.txt."""
-
-KEPT = (
-    "additional_special_tokens",
-    "bos_token",
-    "chat_template",
-    "eos_token",
-    "mask_token",
-    "model_max_length",
-    "pad_token",
-    "unk_token",
-)
+QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
 def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokenizerBase | None":
@@ -42,9 +30,10 @@ def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokeni
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(default)
             return tokenizer
         declared = read_json(source, "tokenizer_config.json")
-        tokenizer = byte_level(source, declared) or AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False
-        )
+        kind: Any = AutoTokenizer
+        if declared.get("tokenizer_class") in QWEN2 and cached(source, "tokenizer.json") is None:
+            from dlm.models.byte_level import Qwen2Tokenizer as kind
+        tokenizer = kind.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the tokenizer of {source!r}: {error}") from error
     check_ids(source, tokenizer, declared)
@@ -72,40 +61,6 @@ def read_json(source: str, name: str) -> dict[str, Any]:
     if not isinstance(stated, dict):
         raise ValueError(f"{name} must hold an object, got {stated!r}")
     return stated
-
-
-def byte_level(source: str, declared: dict[str, Any]) -> "PreTrainedTokenizerBase | None":
-    """A tokenizer of `BYTE_LEVEL` that comes without `tokenizer.json`; None for any other.
-
-    Added tokens keep the ids their files declare, gaps included: transformers counts on from the
-    vocabulary's end instead, and needs the code beside the checkpoint for Dream's.
-    """
-    from transformers import AddedToken, Qwen2Tokenizer
-
-    files = [cached(source, name) for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-    whole, words, rules = files
-    if declared.get("tokenizer_class") not in BYTE_LEVEL or whole or not words or not rules:
-        return None
-    added = {
-        int(number): AddedToken(**{k: v for k, v in token.items() if k != "__type"})
-        for number, token in declared.get("added_tokens_decoder", {}).items()
-    }
-    vocabulary = json.loads(Path(words).read_text(encoding="utf-8"))
-    vocabulary |= {token.content: number for number, token in added.items()}
-    lines = Path(rules).read_text(encoding="utf-8").splitlines()
-    merges: Any = [
-        tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
-    ]
-    kept = {key: plain(declared[key]) for key in KEPT if declared.get(key) is not None}
-    tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer(
-        vocab=vocabulary, merges=merges, added_tokens_decoder=added, **kept
-    )
-    return tokenizer
-
-
-def plain(value: Any) -> Any:
-    """A special token as text, which files may write with its properties."""
-    return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
 def check_ids(source: str, tokenizer: Any, declared: dict[str, Any]) -> None:

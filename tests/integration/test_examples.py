@@ -90,6 +90,17 @@ def test_dream_infilling(run: Callable[..., str]) -> None:
     assert sorted(int(n) for line in lines[1:] for n in re.findall(r"\d+", line)[1:]) == [1, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["bert_diffusion", "chat_llada", "dream_infilling"])
+def test_decoders_are_named_as_everywhere(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No list of choices: it would hold those that need options, which these scripts lack."""
+    script = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    with pytest.raises(SystemExit):
+        script["arguments"](["--help"])
+    printed = capsys.readouterr().out
+    assert "`dlm decoders`" in printed
+    assert "schedule" not in printed
+
+
 @pytest.mark.parametrize("options", [[], ["--editing-threshold", "0.01"]], ids=["2.0", "2.1"])
 def test_llada2_blocks(run: Callable[..., str], options: list[str]) -> None:
     folder = str(FAMILIES / "llada2")

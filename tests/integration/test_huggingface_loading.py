@@ -1,5 +1,8 @@
 """Networks of every family generate; so do those whose layers accelerate keeps elsewhere."""
 
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM
+from transformers.utils import logging
 
 import dlm
 from dlm.models.loading import silence
@@ -79,3 +83,49 @@ def test_every_family_generates(name: str, auto: str) -> None:
     out = network.generate(ids, attention_mask=mask, max_new_tokens=10, temperature=0.7)
     rows = dlm.generate(model, [[3, 4], [5, 6, 7, 8]], gen_length=10, temperature=0.7)
     assert out[:, 4:].tolist() == rows.tokens
+
+
+FILES: dict[str, dict[str, Any]] = {
+    "dream": {"alg": "origin", "alg_temp": None, "eps": 1e-3, "steps": 512, "temperature": 0.4},
+    "rnd1": {"num_diffusion_steps": 256, "algorithm": "entropy", "top_k": 5, "temperature": 0.4},
+    "sdar": {"do_sample": True, "temperature": 0.4, "top_k": 5},
+}
+"""Options of the loops that were released with them, beside transformers' own."""
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What transformers logs, as if nothing had been logged before."""
+    logging.warning_once.cache_clear()
+    logging.get_logger("transformers").addHandler(caplog.handler)
+    yield caplog
+    logging.get_logger("transformers").removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_options_of_the_released_code_are_left_aside(
+    name: str, tmp_path: Path, warned: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(FAMILIES / name, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(FILES[name]))
+    with silence():
+        network: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        model = dlm.load(FAMILIES / name)
+    ids = torch.tensor([[3, 4, 5]])
+    meant = {k: v for k, v in FILES[name].items() if k in ("temperature", "top_k")}
+    row = dlm.generate(model, [3, 4, 5], gen_length=4, **meant).tokens[0]
+    strange = sorted(FILES[name].keys() - meant.keys() - {"do_sample"})
+    lifted: dict[str, Any] = dict.fromkeys(strange)
+    config = dlm.DiffusionGenerationConfig()
+    every: list[dict[str, Any]] = [{}, {"generation_config": config}, lifted]
+    for options in every:
+        out = network.generate(ids, max_new_tokens=4, **options)
+        assert out[0, 3:].tolist() == row
+    told = [r.message for r in warned.records if "left aside" in r.message]
+    assert len(told) == bool(strange)
+    assert ", ".join(strange) in "".join(told)
+    as_loaded = dlm.as_model(network).network.generate(ids, max_new_tokens=4)
+    assert as_loaded[0, 3:].tolist() == row
+    for option in {"alg", "num_diffusion_steps"}.intersection(strange):
+        with pytest.raises(ValueError, match=f"unknown option '{option}'"):
+            network.generate(ids, max_new_tokens=4, **{option: 3})

@@ -1,5 +1,6 @@
 """The configuration is made checked, written as it is said, and read back the same."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 import dlm
 from dlm import DiffusionGenerationConfig
 from dlm.decoders import make
+from dlm.huggingface.config import left_aside
 from dlm.huggingface.options import stated
 from dlm.models.model import Model
 from dlm.settings import Settings
@@ -100,19 +102,70 @@ def test_a_changed_configuration_is_checked_when_saved(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path)
 
 
+def file(folder: Path, options: dict[str, Any]) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(options))
+    return folder
+
+
 def test_any_file_loads_and_saves_back(tmp_path: Path) -> None:
     """Weights must load whatever lies beside them: `generate` refuses what it cannot do."""
-    options = {"repetition_penalty": 1.05, "alg": "entropy", "eos_token_id": 2}
-    (tmp_path / "generation_config.json").write_text(json.dumps(options))
-    config: Any = DiffusionGenerationConfig.from_pretrained(tmp_path)
+    options = {"repetition_penalty": 1.05, "eos_token_id": 2}
+    config: Any = DiffusionGenerationConfig.from_pretrained(file(tmp_path, options))
     assert stated(config) == options
     config.save_pretrained(tmp_path / "again")
     assert stated(DiffusionGenerationConfig.from_pretrained(tmp_path / "again")) == options | {
         "do_sample": False
     }
     config.seed = 3
-    with pytest.raises(ValueError, match=r"repetition_penalty cannot work|unknown option 'alg'"):
+    with pytest.raises(ValueError, match="repetition_penalty cannot work"):
         config.save_pretrained(tmp_path / "changed")
+
+
+FOREIGN: dict[str, Any] = {"alg": "origin", "eps": 1e-3, "steps": 512, "decoder_dim": 3}
+COMMON = {"temperature": 0.4, "eos_token_id": 2, "mask_token_id": 9}
+
+
+def test_options_of_other_code_are_left_aside(tmp_path: Path) -> None:
+    """Even those of our names: `steps` counts otherwise in Dream's loop."""
+    config: Any = DiffusionGenerationConfig.from_pretrained(file(tmp_path, FOREIGN | COMMON))
+    assert stated(config) == COMMON
+    assert left_aside(config) == FOREIGN
+    assert config.steps is None
+    assert not hasattr(config, "alg")
+    for copied in (copy.deepcopy(config), DiffusionGenerationConfig.of(config)):
+        assert (stated(copied), left_aside(copied)) == (COMMON, FOREIGN)
+        assert copied == config
+
+
+def test_options_left_aside_are_written_again(tmp_path: Path) -> None:
+    config: Any = DiffusionGenerationConfig.from_pretrained(file(tmp_path, FOREIGN | COMMON))
+    config.save_pretrained(tmp_path / "again")
+    again: Any = DiffusionGenerationConfig.from_pretrained(tmp_path / "again")
+    assert (stated(again), left_aside(again)) == (COMMON | {"do_sample": True}, FOREIGN)
+    assert "decoder" not in json.loads((tmp_path / "again/generation_config.json").read_text())
+    again.seed = 3
+    again.save_pretrained(tmp_path / "ours")
+    ours: Any = DiffusionGenerationConfig.from_pretrained(tmp_path / "ours")
+    expected = {"seed": 3, "decoder": "low_confidence", "do_sample": True}
+    assert stated(ours) == COMMON | expected
+    assert left_aside(ours) == {k: v for k, v in FOREIGN.items() if k != "steps"}
+
+
+def test_a_file_that_names_a_decoder_is_ours(tmp_path: Path) -> None:
+    options = {"decoder": "saber", "steps": 8, "seed": 2}
+    config = DiffusionGenerationConfig.from_pretrained(file(tmp_path, options | {"alg": "x"}))
+    assert stated(config) == options
+    assert left_aside(config) == {"alg": "x"}
+
+
+def test_keywords_lift_what_is_left_aside(tmp_path: Path) -> None:
+    folder = file(tmp_path, FOREIGN)
+    config = DiffusionGenerationConfig.from_pretrained(folder, alg=None, steps=4)
+    assert stated(config) == {"steps": 4}
+    with pytest.raises(ValueError, match="unknown option 'alg'"):
+        DiffusionGenerationConfig.from_pretrained(folder, alg="entropy")
+    with pytest.raises(ValueError, match="unknown option 'algo'"):
+        DiffusionGenerationConfig.from_pretrained(folder, algo=None)
 
 
 def test_keywords_go_before_the_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Nothing that lies in a checkpoint is run, whatever it is and whoever asks."""
 
+import io
 import json
 import pickle
 import shutil
@@ -119,16 +120,101 @@ def test_a_pickle_beside_safetensors_is_not_opened(
     assert not sentinel.exists()
 
 
-def test_a_tokenizer_of_foreign_code_is_refused(
-    written: Callable[[str], Path], tmp_path: Path, sentinel: Path
-) -> None:
+PICKLED = ("AutoModel", "AutoModelForCausalLM")
+
+
+@pytest.mark.parametrize("auto", PICKLED)
+def test_auto_classes_open_no_pickle(name: str, bait: Path, sentinel: Path, auto: str) -> None:
+    if name == "open-dcoder":
+        pytest.skip("its files are those of a Qwen2, which transformers keeps")
+    (bait / "model.safetensors").unlink()
+    (bait / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(sentinel)))
+    inner = {"subfolder": bait.name}
+    for folder, options in ((bait, {}), (bait, {"use_safetensors": True}), (bait.parent, inner)):
+        with pytest.raises(
+            ValueError, match=r"pytorch_model\.bin is a pickle.*Convert it to safet"
+        ):
+            getattr(transformers, auto).from_pretrained(folder, **options)
+    assert not sentinel.exists()
+
+
+def test_pickled_weights_are_read_when_asked_for(folder: Path, tmp_path: Path) -> None:
+    """transformers' own switch, whose reader takes tensors alone."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if not type(config).__module__.startswith("dlm."):
+        pytest.skip("its files are those of a Qwen2, which transformers keeps")
+    shutil.copy(folder / "config.json", tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    read = transformers.AutoModel.from_pretrained(tmp_path, use_safetensors=False)
+    expected = transformers.AutoModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(w, expected[key]) for key, w in read.state_dict().items())
+
+
+@pytest.fixture
+def baited_tokenizer(
+    written: Callable[[str], Path],
+    tmp_path: Path,
+    sentinel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A LLaDA with a tokenizer that is code beside it, which nobody says yes to."""
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     target = tmp_path / "bait"
     shutil.copytree(written("llada"), target)
     (target / "bait.py").write_text(CODE.format(sentinel=str(sentinel)))
     files = {"tokenizer_class": "Unheard", "auto_map": {"AutoTokenizer": ["bait.Tokenizer", None]}}
     (target / "tokenizer_config.json").write_text(json.dumps(files))
-    with pytest.raises(ValueError, match="cannot read the tokenizer"):
-        dlm.load(target)
+    return target
+
+
+def read_by_load(folder: Path) -> None:
+    dlm.load(folder)
+
+
+def read_by_auto(folder: Path, **options: Any) -> None:
+    transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+def read_by_pipeline(folder: Path, **options: Any) -> None:
+    transformers.pipeline("text-generation", model=str(folder), **options)
+
+
+def read_by_generate(folder: Path) -> None:
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    network.generate(torch.tensor([[3, 4]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("read", [read_by_load, read_by_auto, read_by_pipeline, read_by_generate])
+def test_a_tokenizer_of_foreign_code_is_refused(
+    baited_tokenizer: Path, sentinel: Path, read: Callable[..., None]
+) -> None:
+    with pytest.raises(ValueError, match=r"cannot read the tokenizer|custom code"):
+        read(baited_tokenizer)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("read", [read_by_auto, read_by_pipeline])
+def test_a_tokenizer_that_is_trusted_runs(
+    baited_tokenizer: Path, sentinel: Path, read: Callable[..., None]
+) -> None:
+    """Which is what docs/huggingface.md says, and why the test above can fail."""
+    with pytest.raises(AttributeError):
+        read(baited_tokenizer, trust_remote_code=True)
+    assert sentinel.exists()
+
+
+@pytest.mark.parametrize("read", [read_by_auto, read_by_pipeline])
+def test_a_tokenizer_that_is_registered_here_runs_nothing_even_if_trusted(
+    baited_tokenizer: Path, sentinel: Path, read: Callable[..., None]
+) -> None:
+    path = baited_tokenizer / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("Unheard", "DreamTokenizer"))
+    (baited_tokenizer / "vocab.json").write_text('{"a": 0}')
+    (baited_tokenizer / "merges.txt").write_text("")
+    read(baited_tokenizer, trust_remote_code=True)
     assert not sentinel.exists()
 
 
