@@ -121,9 +121,10 @@ def test_options_of_the_released_code_are_left_aside(
     for options in every:
         out = network.generate(ids, max_new_tokens=4, **options)
         assert out[0, 3:].tolist() == row
-    told = [r.message for r in warned.records if "left aside" in r.message]
+    # A record once: whoever turned propagation on has it handled twice.
+    told = {id(r): r.message for r in warned.records if "left aside" in r.message}
     assert len(told) == bool(strange)
-    assert ", ".join(strange) in "".join(told)
+    assert ", ".join(strange) in "".join(told.values())
     as_loaded = dlm.as_model(network).network.generate(ids, max_new_tokens=4)
     assert as_loaded[0, 3:].tolist() == row
     for option in {"alg", "num_diffusion_steps"}.intersection(strange):

@@ -61,7 +61,7 @@ def test_files_cannot_be_written_or_deleted(told: Tell, open_folder: Path) -> No
             except OSError: pass
         for folder in ("/tmp", "/dev/shm"): open(folder + "/" + MARKER, "w").close()
         shutil.rmtree(FOLDER, ignore_errors=True)
-        for folder in ("/usr", "/bin", "/etc"): shutil.rmtree(folder, ignore_errors=True)
+        for folder in ("/usr/bin", "/bin", "/etc"): shutil.rmtree(folder, ignore_errors=True)
         return " ".join(done)
     """
     assert told(solution, FOLDER=str(open_folder)) == ""
