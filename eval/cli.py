@@ -8,48 +8,42 @@ import typer
 
 from dlm.cli.inputs import parse_pairs, parse_value
 from dlm.cli.lists import print_table
-from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source, whole
+from dlm.cli.options import (
+    BLOCKS,
+    COUNT,
+    JSON,
+    NO_BLOCKS,
+    REAL,
+    WHOLE,
+    BlockSize,
+    Device,
+    Dtype,
+    FamilyName,
+    MaskId,
+    ModelName,
+    decoding,
+    output,
+    sampling,
+    source,
+)
 from dlm.cli.results import note, print_json
 from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.tasks import TASKS
 
-WHOLE_SPAN = -1  # what stands for --block-length none until it is one
 WORKERS = 2
 BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
-
-
-def blocks(text: str) -> int:
-    """An int, or "none"."""
-    return WHOLE_SPAN if text.strip().lower() == "none" else whole(text)
 
 
 def task_command(name: str) -> Callable[..., None]:
     """The command that runs one task."""
 
     def command(  # noqa: PLR0913 (the parameters are the command line)
-        model: Annotated[
-            str | None,
-            source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
-        ] = None,
-        device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
-        dtype: Annotated[
-            str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
-        ] = "auto",
-        family: Annotated[
-            str | None,
-            source(
-                help="For files of another network: see dlm models.", show_default="as declared"
-            ),
-        ] = None,
-        block_size: Annotated[
-            int | None,
-            source(
-                help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT
-            ),
-        ] = None,
-        mask_id: Annotated[
-            int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
-        ] = None,
+        model: ModelName = None,
+        device: Device = None,
+        dtype: Dtype = "auto",
+        family: FamilyName = None,
+        block_size: BlockSize = None,
+        mask_id: MaskId = None,
         batch_size: Annotated[
             int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
         ] = 16,
@@ -89,9 +83,7 @@ def task_command(name: str) -> Callable[..., None]:
         gen_length: Annotated[int | None, decoding(help="Tokens to decode.", **WHOLE)] = None,
         block_length: Annotated[
             int | None,
-            decoding(
-                help='Tokens of a block, or "none" for one block.', parser=blocks, metavar="<int>"
-            ),
+            decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
         ] = None,
         steps: Annotated[int | None, decoding(help="Forwards budget.", **WHOLE)] = None,
         position_temperature: Annotated[
@@ -177,7 +169,7 @@ def task_command(name: str) -> Callable[..., None]:
         from dlm.eval.job import Job
 
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        if block_length == WHOLE_SPAN:
+        if block_length == NO_BLOCKS:
             options["block_length"] = None
         pairs = parse_pairs("--option", option or [])
         options["decoder"] = decoder

@@ -1,21 +1,40 @@
 """`dlm distill`: models and schedules that need fewer forwards."""
 
 import json as json_format
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
+from dlm.cli.bars import bar, on_terminal
 from dlm.cli.distill_certainty import certainty
 from dlm.cli.errors import INTERRUPTED, Commands
 from dlm.cli.inputs import Messages, as_chat, read_prompts
 from dlm.cli.loading import load_model
-from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, optimiser, output, source, whole
+from dlm.cli.options import (
+    BLOCKS,
+    COUNT,
+    JSON,
+    REAL,
+    WHOLE,
+    BlockSize,
+    Chat,
+    Device,
+    Dtype,
+    FamilyName,
+    MaskId,
+    ModelName,
+    PromptFile,
+    Prompts,
+    decoding,
+    optimiser,
+    output,
+    source,
+    unless_none,
+    whole,
+)
 from dlm.cli.results import note, print_json
 from dlm.cli.train import stop_after_step
 
@@ -26,14 +45,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = "built-in"
 CACHE = "trajectories"  # folder below --out
-NO_BLOCKS = -1  # what stands for --block-length none until it is one
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Learn to decode in fewer forwards.")
-
-
-def blocks(text: str | int) -> int:
-    """An int, or "none"; typer passes defaults through too."""
-    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
 
 
 def budgets(text: str) -> list[int]:
@@ -53,34 +66,15 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         Path,
         output(metavar="DIR", help="Folder for schedules; the same command goes on with it."),
     ],
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Prompts; if none, one a line from --file or a pipe."),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        source(
-            "--chat/--no-chat",
-            help="Make each prompt a user message.",
-            show_default="on for the built-in model",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
-    ] = None,
-    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
-    dtype: Annotated[
-        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
-    ] = "auto",
-    family: Annotated[
-        str | None,
-        source(help="For files of another network: see dlm models.", show_default="as declared"),
-    ] = None,
+    prompts: Prompts = None,
+    file: PromptFile = None,
+    chat: Chat = None,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    family: FamilyName = None,
+    block_size: BlockSize = None,
+    mask_id: MaskId = None,
     batch_size: Annotated[int, source(help="Prompts decoded at a time.", **COUNT)] = 16,
     base_policy: Annotated[
         str,
@@ -89,9 +83,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     gen_length: Annotated[int, decoding(help="Tokens to decode.", **WHOLE)] = 256,
     block_length: Annotated[
         int,
-        decoding(
-            help='Tokens of a block, or "none" for one block.', parser=blocks, metavar="<int>"
-        ),
+        decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
     ] = 32,
     refreshes: Annotated[
         int, optimiser(help="Error tables made again at the student's states, 0 to 3.", **WHOLE)
@@ -119,7 +111,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     recipe = Recipe(
         base_policy=base_policy,
         gen_length=gen_length,
-        block_length=None if block_length == NO_BLOCKS else block_length,
+        block_length=unless_none(block_length),
         refreshes=refreshes,
         scale=scale,
         scale_confidence=scale_confidence,
@@ -131,7 +123,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         from dlm.distill.schedule_plot import pyplot
 
         pyplot()
-    loaded = load_model(model, device, dtype, family=family)
+    loaded = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
     wrap = model is None if chat is None else chat
     distiller = prepare(loaded, rows, recipe, out, name=model, chat=wrap)
     for each in wanted:
@@ -171,41 +163,15 @@ def learn_until_stopped(distiller: "Distiller", budget: int) -> "ScheduleArtefac
         with stop_after_step() as check, bar() as update:
 
             def report(what: str, done: int, total: int) -> None:
-                update(what, done, total)
+                update(f"{what}  {done}/{total}", done, total)
+                if done == total and not on_terminal():
+                    typer.echo(f"{what}: {done}/{total}", err=True)
                 check()
 
             return replace(distiller, report=report).learn(budget)
     except KeyboardInterrupt:
         note("interrupted: the same command goes on")
         raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def bar() -> Iterator[Any]:
-    """A bar on a terminal, else a line on stderr for each part that is done.
-
-    Yields:
-        What to call with what is under way, how much of it is done and of how much.
-    """
-    console = Console(stderr=True)
-    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("starting")
-
-        def update(what: str, done: int, total: int) -> None:
-            progress.update(
-                task, description=f"{what}  {done}/{total}", completed=done, total=total
-            )
-            if done == total and not console.is_terminal:
-                typer.echo(f"{what}: {done}/{total}", err=True)
-
-        yield update
 
 
 def show(made: "ScheduleArtefact", path: Path, *, machine: bool) -> None:

@@ -13,7 +13,24 @@ from dlm.cli.errors import INTERRUPTED
 from dlm.cli.inputs import parse_shares
 from dlm.cli.loading import load_model
 from dlm.cli.meter import Display
-from dlm.cli.options import COUNT, JSON, REAL, WHOLE, data, network, optimiser, run, source, whole
+from dlm.cli.options import (
+    BLOCKS,
+    COUNT,
+    JSON,
+    REAL,
+    WHOLE,
+    BlockSize,
+    Device,
+    Dtype,
+    FamilyName,
+    MaskId,
+    ModelName,
+    data,
+    network,
+    optimiser,
+    run,
+    unless_none,
+)
 from dlm.cli.results import note
 from dlm.cli.train import stop_after_step
 from dlm.data import Example, generate_examples, read_held_out
@@ -26,15 +43,6 @@ if TYPE_CHECKING:
 
 MERGED = "merged"  # folder of the whole model
 DRAWS = 20  # of a task for a prompt, at most: some have few prompts
-NO_BLOCKS = -1  # what stands for --block-length none until it is one
-
-
-def blocks(text: str | int) -> int:
-    """An int, or "none"; typer passes defaults through too."""
-    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
-
-
-BLOCKS: dict[str, Any] = {"parser": blocks, "metavar": "<int>"}
 
 
 def certainty(  # noqa: PLR0913 (the parameters are the command line)
@@ -47,18 +55,12 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
         int, run(help="Steps between lines, with --json or without a terminal.", **COUNT)
     ] = 50,
     json: Annotated[bool, JSON] = False,
-    model: Annotated[
-        str | None,
-        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
-    ] = None,
-    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
-    dtype: Annotated[
-        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
-    ] = "auto",
-    family: Annotated[
-        str | None,
-        source(help="For files of another network: see dlm models.", show_default="as declared"),
-    ] = None,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    family: FamilyName = None,
+    block_size: BlockSize = None,
+    mask_id: MaskId = None,
     task: Annotated[
         list[str] | None,
         data(
@@ -155,7 +157,7 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
         checkpointing=checkpointing,
         seed=seed,
     )
-    base = load_model(model, device, dtype, family=family)
+    base = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
     work = Work(base, examples, teacher, recipe, out, model, chat=chat, only_right=only_right)
     with silence():
         wrapped = work.run(resume, Display(steps, every=log_every, machine=json))
@@ -172,11 +174,6 @@ def first_process() -> bool:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     return bool(PartialState().is_main_process)
-
-
-def unless_none(length: int) -> int | None:
-    """What `blocks` read."""
-    return None if length == NO_BLOCKS else length
 
 
 def choose_prompts(

@@ -1,17 +1,16 @@
 """`dlm frequencies`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from dlm.cli.bars import bar
 from dlm.cli.errors import INTERRUPTED
 from dlm.cli.options import COUNT, JSON, data, output
 from dlm.cli.results import note, print_json
@@ -91,10 +90,11 @@ def count_until_stopped(
     from dlm.frequencies import count_tokens
 
     try:
-        with stop_after_step() as check, bar(documents) as update:
+        with stop_after_step() as check, bar(TimeRemainingColumn()) as update:
 
             def report(total: "TokenCounts") -> None:
-                update(total)
+                counted = f"{total.documents:,} documents  {total.num_token:,} tokens"
+                update(counted, documents.bytes_read, documents.size)
                 check()
 
             return count_tokens(tokenizer, documents, report=report, **options)
@@ -102,38 +102,6 @@ def count_until_stopped(
         saved = options["out"].exists()
         note(f"interrupted: {'the same command goes on' if saved else 'nothing was saved'}")
         raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def bar(documents: "Corpus") -> Iterator[Any]:
-    """A bar over the bytes of the corpus, on a terminal.
-
-    Yields:
-        What to call with the counts so far.
-    """
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(bar_width=30),
-        TextColumn("{task.description}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("starting", total=documents.size)
-
-        def update(total: "TokenCounts") -> None:
-            progress.update(
-                task,
-                description=f"{total.documents:,} documents  {total.num_token:,} tokens",
-                completed=documents.bytes_read,
-            )
-
-        yield update
 
 
 def summary(total: "TokenCounts", tokenizer: Any, out: Path) -> dict[str, Any]:

@@ -1,59 +1,48 @@
 """`dlm generate`."""
 
-from pathlib import Path
 from typing import Annotated, Any
-
-import typer
 
 from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
-from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, output, sampling, source
+from dlm.cli.options import (
+    COUNT,
+    JSON,
+    REAL,
+    WHOLE,
+    BlockSize,
+    Chat,
+    Device,
+    Dtype,
+    FamilyName,
+    MaskId,
+    ModelName,
+    PromptFile,
+    Prompts,
+    decoding,
+    output,
+    sampling,
+    source,
+)
 
 GEN_LENGTH = 256
 BUILT_IN_GEN_LENGTH = 64
 
 
 def generate(  # noqa: PLR0913 (the parameters are the command line)
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Prompts; if none, one a line from --file or a pipe."),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        source(
-            "--chat/--no-chat",
-            help="Make each prompt a user message.",
-            show_default="on for the built-in model",
-        ),
-    ] = None,
+    prompts: Prompts = None,
+    file: PromptFile = None,
+    chat: Chat = None,
     infill: Annotated[
         bool,
         source("--infill", help="Fill the blanks of texts: [MASK] is one token, [MASK:8] eight."),
     ] = False,
-    model: Annotated[
-        str | None,
-        source(help="Folder or Hugging Face id.", show_default="the built-in tiny model"),
-    ] = None,
-    device: Annotated[str | None, source(help="Such as cuda.", show_default="cpu")] = None,
-    dtype: Annotated[
-        str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")
-    ] = "auto",
-    family: Annotated[
-        str | None,
-        source(help="For files of another network: see dlm models.", show_default="as declared"),
-    ] = None,
-    block_size: Annotated[
-        int | None,
-        source(help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT),
-    ] = None,
-    mask_id: Annotated[
-        int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
-    ] = None,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    family: FamilyName = None,
+    block_size: BlockSize = None,
+    mask_id: MaskId = None,
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,

@@ -105,6 +105,7 @@ def models(json: Annotated[bool, JSON] = False) -> None:
         return
     head = ["model", "family", "parameters", "predicts", "attention", "licence", "verified", "note"]
     print_table(head, [model_cells(row) for row in rows])
+    typer.echo("Masked language models of transformers load as well: BERT, RoBERTa, ModernBERT ...")
 
 
 def describe_model(row: dict[str, Any]) -> dict[str, Any]:

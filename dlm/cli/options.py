@@ -5,7 +5,8 @@ wording where it does not: the option, the rule, the value.
 """
 
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +27,19 @@ def count(text: str) -> int:
     return value
 
 
+NO_BLOCKS = -1  # what stands for --block-length none until it is one
+
+
+def blocks(text: str | int) -> int:
+    """An int, or "none"; typer passes defaults through too."""
+    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
+
+
+def unless_none(length: int) -> int | None:
+    """What `blocks` read."""
+    return None if length == NO_BLOCKS else length
+
+
 def real(text: str) -> float:
     """A number."""
     try:
@@ -37,6 +51,7 @@ def real(text: str) -> float:
 WHOLE: dict[str, Any] = {"parser": whole, "metavar": "<int>"}
 COUNT: dict[str, Any] = {"parser": count, "metavar": "<int>"}
 REAL: dict[str, Any] = {"parser": real, "metavar": "<float>"}
+BLOCKS: dict[str, Any] = {"parser": blocks, "metavar": "<int>"}
 
 source = partial(typer.Option, rich_help_panel="Prompts and model")
 decoding = partial(typer.Option, rich_help_panel="Decoding")
@@ -48,3 +63,36 @@ run = partial(typer.Option, rich_help_panel="Run")
 output = partial(typer.Option, rich_help_panel="Output")
 
 JSON = output("--json", help="One JSON object a line, for machines.")
+
+# What several commands take by the same name.
+Prompts = Annotated[
+    list[str] | None, typer.Argument(help="Prompts; if none, one a line from --file or a pipe.")
+]
+PromptFile = Annotated[
+    Path | None,
+    source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
+]
+Chat = Annotated[
+    bool | None,
+    source(
+        "--chat/--no-chat",
+        help="Make each prompt a user message.",
+        show_default="on for the built-in model",
+    ),
+]
+ModelName = Annotated[
+    str | None, source(help="Folder or Hugging Face id.", show_default="the built-in tiny model")
+]
+Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
+Dtype = Annotated[str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
+FamilyName = Annotated[
+    str | None,
+    source(help="For files of another network: see dlm models.", show_default="as declared"),
+]
+BlockSize = Annotated[
+    int | None,
+    source(help="Tokens of a block-causal block.", show_default="the checkpoint's", **COUNT),
+]
+MaskId = Annotated[
+    int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
+]
