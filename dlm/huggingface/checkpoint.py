@@ -1,11 +1,12 @@
 """What lies beside the weights of a network: generation options and a tokenizer."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from dlm.models.files import cached, read_json
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -34,18 +35,7 @@ class Origin:
 
     def file(self, name: str, token: str | bool | None = None) -> str | None:
         """Where a file of the checkpoint is, None where it has none."""
-        from transformers.utils.hub import cached_file
-
-        path: str | None = cached_file(
-            self.name,
-            name,
-            **self.where,
-            token=token,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return path
+        return cached(self.name, name, **self.where, token=token)
 
     def options(self, token: str | bool | None) -> dict[str, Any] | None:
         """What `generation_config.json` says, None where there is none.
@@ -53,18 +43,7 @@ class Origin:
         Raises:
             ValueError: it is corrupt.
         """
-        path = self.file("generation_config.json", token)
-        if path is None:
-            return None
-        try:
-            options = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(options, dict):
-                raise ValueError(f"it must hold an object, got {options!r}")
-        except ValueError as error:
-            raise ValueError(
-                f"cannot read generation_config.json of {self.name!r}: {error}"
-            ) from error
-        return options
+        return read_json(self.name, "generation_config.json", **self.where, token=token)
 
     def folder(self) -> str:
         """What holds the tokenizer: a folder, or the id where it is the default of that id."""

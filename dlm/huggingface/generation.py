@@ -28,7 +28,7 @@ from dlm.huggingface.options import (
     settings,
     stated,
 )
-from dlm.models.facts import resolve
+from dlm.models.facts import ids, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_pickles
@@ -163,9 +163,9 @@ class DiffusionGenerationMixin:
         own_mask = stated(self.generation_config).get("mask_token_id")
         mask_id = asked.get("mask_token_id")
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
-        stops = ids_of(asked.get("eos_token_id"))
+        stops = ids(asked.get("eos_token_id"))
         spec = model.spec
-        if stops and stops != ids_of(self.generation_config.eos_token_id):
+        if stops and stops != ids(self.generation_config.eos_token_id):
             integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
             if spec.mask_id in stops:
                 raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
@@ -261,7 +261,7 @@ def as_model(
     declared = stated(network.generation_config)
     spec = resolve(
         network.config,
-        ids_of(declared.get("eos_token_id")),
+        ids(declared.get("eos_token_id")),
         tokenizer,
         mask_id,
         block_size=block_size,
@@ -279,13 +279,6 @@ def tell(aside: Collection[str]) -> None:
             "checkpoint, which is not run: left aside. A file whose options are those of dlm names "
             "a decoder"
         )
-
-
-def ids_of(value: int | list[int] | None) -> list[int]:
-    """Token ids of an option that may hold none, one or several."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def output(sequences: Tensor, out: Generation) -> DiffusionGenerationOutput:

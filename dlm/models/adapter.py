@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlm.models.conversions import renamed
-from dlm.models.tokenizers import cached
+from dlm.models.files import cached
 from dlm.options import integer
 
 CONFIG = "adapter_config.json"

@@ -1,12 +1,11 @@
 """The facts of a checkpoint, out of its files and its family, cross-checked."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dlm.models.families import ENCODER, Family, family_of, find
+from dlm.models.files import read_json
 from dlm.models.spec import ModelSpec
 from dlm.options import integer
 
@@ -50,24 +49,8 @@ def read_generation(source: str) -> Declared:
     Raises:
         ValueError: it is corrupt.
     """
-    from transformers.utils.hub import cached_file
-
-    path = cached_file(
-        source,
-        "generation_config.json",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return Declared()
-    try:
-        stated = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(stated, dict):
-            raise ValueError(f"it must hold an object, got {stated!r}")
-        return Declared(tuple(ids(stated.get("eos_token_id"))), stated.get("mask_token_id"))
-    except ValueError as error:
-        raise ValueError(f"cannot read generation_config.json of {source!r}: {error}") from error
+    stated = read_json(source, "generation_config.json") or {}
+    return Declared(tuple(ids(stated.get("eos_token_id"))), stated.get("mask_token_id"))
 
 
 def resolve(
@@ -129,6 +112,7 @@ def resolve(
         shift=family.shift,
         block_size=size,
         never=tuple(sorted(gaps.union(lookup(tokenizer, family.never_tokens)) - {mask})),
+        chat_options=family.chat_options,
     )
 
 
@@ -219,8 +203,8 @@ def ids_of(tokenizer: Any) -> set[int]:
     return set(tokenizer.get_vocab().values())
 
 
-def ids(value: int | list[int] | None) -> list[int]:
-    """Token ids of a field that may hold none, one or several."""
+def ids(value: int | Sequence[int] | None) -> list[int]:
+    """Token ids of a field or an option that may hold none, one or several."""
     if value is None:
         return []
-    return list(value) if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]

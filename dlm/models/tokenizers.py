@@ -1,8 +1,9 @@
 """Tokenizers of checkpoints, without the code that may lie beside them."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dlm.models.files import cached, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokeni
                 return None
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(default)
             return tokenizer
-        declared = read_json(source, "tokenizer_config.json")
+        declared = read_json(source, "tokenizer_config.json") or {}
         kind: Any = AutoTokenizer
         if declared.get("tokenizer_class") in QWEN2 and cached(source, "tokenizer.json") is None:
             from dlm.models.byte_level import Qwen2Tokenizer as kind
@@ -38,29 +39,6 @@ def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokeni
         raise ValueError(f"cannot read the tokenizer of {source!r}: {error}") from error
     check_ids(source, tokenizer, declared)
     return tokenizer
-
-
-def cached(source: str, name: str) -> str | None:
-    """Where a file of the checkpoint is, None where it has none."""
-    from transformers.utils.hub import cached_file
-
-    path: str | None = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return path
-
-
-def read_json(source: str, name: str) -> dict[str, Any]:
-    """A file of the checkpoint, empty where it has none."""
-    path = cached(source, name)
-    stated = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(stated, dict):
-        raise ValueError(f"{name} must hold an object, got {stated!r}")
-    return stated
 
 
 def check_ids(source: str, tokenizer: Any, declared: dict[str, Any]) -> None:

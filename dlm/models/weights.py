@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlm.models.conversions import place
 from dlm.models.families import ENCODER, Family
-from dlm.models.tokenizers import cached, read_json
+from dlm.models.files import cached, read_json
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -169,7 +169,7 @@ def weight_files(source: str) -> list[Path]:
     Raises:
         ValueError: there is none, or one that the index names is missing.
     """
-    shards = read_json(source, INDEX).get("weight_map", {})
+    shards = (read_json(source, INDEX) or {}).get("weight_map", {})
     names = sorted(set(shards.values())) or ["model.safetensors"]
     paths = {name: cached(source, name) for name in names}
     missing = [name for name, path in paths.items() if path is None]
