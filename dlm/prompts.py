@@ -78,7 +78,10 @@ def encode_prompt(
             raise ValueError("the tokenizer has no chat template: give text or token ids")
         check_chat_options(tokenizer.get_chat_template(), chat_options or {})
         ids = tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, return_dict=False, **(chat_options or {})
+            list(prompt),
+            add_generation_prompt=True,
+            return_dict=False,
+            **dict(model.spec.chat_options) | dict(chat_options or {}),
         )
     else:
         ids = integers("a prompt's token ids", prompt, least=0)

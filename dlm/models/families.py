@@ -40,6 +40,7 @@ class Family:
     any_type: bool = False  # whether its architecture alone tells it: the type is second hand
     any_architecture: bool = False  # likewise its model type
     tokenizer: str | None = None  # where its checkpoints come without one
+    chat_options: tuple[tuple[str, bool], ...] = ()  # that it was trained with
 
     @property
     def blocks(self) -> bool:
@@ -263,6 +264,7 @@ FAMILIES = {
             "dlm.models.qwen_configs:A2dQwen3Config",
             "dlm.models.qwen:A2DQwen3LMHeadModel",
             mask_token="<|mask|>",
+            chat_options=(("enable_thinking", False),),
             stop_tokens=("<|im_end|>",),
             block_field="block_size",
             block_names=A2D_NAMES,

@@ -20,6 +20,7 @@ class ModelSpec:
     never: tuple[int, ...] = ()  # further ids that are never sampled
     suffix: tuple[int, ...] = ()  # ids that close every row
     caches: bool = True  # whether the network takes keys and values of earlier forwards
+    chat_options: tuple[tuple[str, bool], ...] = ()  # variables of the chat template
 
     @property
     def banned(self) -> Sequence[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.models.families import FAMILIES
 from dlm.models.model import Model
 
 CHAT = [{"role": "user", "content": "Compute: 60/5"}]
@@ -45,6 +46,14 @@ def test_the_template_is_told(thinking: Model) -> None:
     assert read(thinking, CHAT, chat_options={}) == ["Compute: 60/5 2"]
     assert read(thinking, CHAT, **told) == ["Compute: 60/5 1"]
     assert read(thinking, [CHAT, CHAT], **told) == ["Compute: 60/5 1"] * 2
+
+
+def test_a_family_tells_its_template_and_a_caller_overrides_it(thinking: Model) -> None:
+    spec = replace(thinking.spec, chat_options=FAMILIES["a2d-qwen3"].chat_options)
+    model = replace(thinking, spec=spec)
+    assert read(model, CHAT) == ["Compute: 60/5 1"]
+    assert read(model, CHAT, chat_options={"enable_thinking": True}) == ["Compute: 60/5 2"]
+    assert read(replace(model, tokenizer=dlm.load().tokenizer), CHAT)  # a template without it
 
 
 def test_what_users_render_is_the_same_prompt(tiny: Model) -> None:
