@@ -1,6 +1,6 @@
 """Attention as the networks here call it: through transformers' backends, or by rows end to end.
 
-Shapes: B rows, L tokens of each, H heads, E head width.
+Shapes: B rows, L tokens of each, H heads, E head width, R rotated of it.
 """
 
 from typing import Any
@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
 from dlm.cache import View
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first R columns of [B, H, L, E] in the dtype of the angles, back in its own."""
+    width = cos.shape[-1]
+    turned = x[..., :width].to(cos.dtype)
+    turned = (turned * cos + rotate_half(turned) * sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 def attention(

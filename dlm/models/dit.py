@@ -24,11 +24,10 @@ from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.models.llama.modeling_llama import rotate_half
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.models.attention import attention
+from dlm.models.attention import attention, rotate
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
 
 ROPE_THETA = 10000.0
@@ -81,13 +80,6 @@ class RotaryEmbedding(nn.Module):
         angle = positions[:, None, :, None].to(frequencies.dtype) * frequencies
         angle = torch.cat((angle, angle), -1)
         return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [B, H, L, E] in float32 at least, back in its own dtype."""
-    wide = at_least_float32(x)
-    rotated: Tensor = wide * cos + rotate_half(wide) * sin
-    return rotated.to(x.dtype)
 
 
 class NoiseLevel(nn.Module):

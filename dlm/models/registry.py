@@ -82,6 +82,7 @@ def after_network(module: str) -> None:
 AUTO = "transformers.models.auto.modeling_auto"
 MODULES = tuple(dict.fromkeys(map(module_of, FAMILIES.values())))
 BASES = (
+    "dlm.models.attention",
     "dlm.models.transformer",
     "transformers.modeling_layers",
     "transformers.models.llama.modeling_llama",

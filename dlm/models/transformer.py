@@ -16,15 +16,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    rotate_half,
-)
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.models.attention import attention
+from dlm.models.attention import attention, rotate
 from dlm.models.experts import SparseMlp, initialise
 
 
@@ -54,14 +50,6 @@ class RotaryEmbedding(nn.Module):
         angle = torch.cat((angle, angle), -1)
         kept = wide if self.config.rope_full_precision else dtype
         return angle.cos().to(kept), angle.sin().to(kept)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first R columns of [B, H, L, E] in the dtype of the angles, back in its own."""
-    width = cos.shape[-1]
-    turned = x[..., :width].to(cos.dtype)
-    turned = (turned * cos + rotate_half(turned) * sin).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 class Attention(nn.Module):

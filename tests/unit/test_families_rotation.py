@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlm.models.attention import rotate
 from dlm.models.configs import LladaConfig
 from dlm.models.moe_configs import Llada2Config
 from dlm.models.qwen_configs import DreamConfig, SdarConfig
-from dlm.models.transformer import Attention, RotaryEmbedding, rotate
+from dlm.models.transformer import Attention, RotaryEmbedding
 
 POSITIONS = torch.tensor([[0, 1, 5, 300]])
 
