@@ -285,6 +285,6 @@ class ILladaConfig(DecoderConfig):
         Raises:
             ValueError: it names no rope_theta, or has what no release has.
         """
-        if not config_dict.keys() & {"rope_theta", "rope_parameters"}:
+        if "rope_theta" not in config_dict | (config_dict.get("rope_parameters") or {}):
             raise ValueError("rope_theta must be in the config.json of an iLLaDA")
         return super().from_dict(config_dict, **kwargs)

@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
+SUBS = {"parameterization": "subs", "scale_by_sigma": False}
+"""What makes the output logits of clean tokens, where a `config.json` says it."""
+
 
 class DitConfig(PreTrainedConfig):
     """What MDLM and BD3LM share, under the released names.
@@ -57,6 +60,11 @@ class DitConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Build from `config.json`, without the pointer to remote code."""
+        for name, value in SUBS.items():
+            if config_dict.get(name, value) != value:
+                raise ValueError(
+                    f"{name} must be {value!r} for a mask predictor, got {config_dict[name]!r}"
+                )
         kept = {key: value for key, value in config_dict.items() if key != "auto_map"}
         config: Self = super().from_dict(kept, **kwargs)
         return config

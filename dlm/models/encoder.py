@@ -88,13 +88,13 @@ class Encoder(nn.Module):
         """Final hidden states [B, L, D], see `dlm.models.model.Network`.
 
         Raises:
-            ValueError: there is a cache; or a 4-D mask or positions other than 0 to L - 1 for a
-                family not in `PROJECTIONS`.
+            ValueError: there is a cache; or a mask for every query for a family not in
+                `PROJECTIONS`.
         """
         if cache is not None:
             raise ValueError(f"cache must be 'none' for {self.family}: its networks keep no keys")
         if self.projection is None:
-            return self.all_logits(tokens, attention_mask, positions)
+            return self.all_logits(tokens, attention_mask)
         mask: Any = attention_mask
         if mask is not None and mask.dim() == 4 and self.family == "modernbert":
             near = within(positions, self.config.sliding_window)
@@ -104,14 +104,10 @@ class Encoder(nn.Module):
         )
         return torch.as_tensor(out.last_hidden_state)
 
-    def all_logits(
-        self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor
-    ) -> Tensor:
-        """Logits [B, L, V] of whole rows."""
-        columns = torch.arange(tokens.shape[1], device=positions.device)
+    def all_logits(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [B, L, V] of whole rows: queries at other positions come with their own mask."""
         mask = None if attention_mask is None else padding_mask(attention_mask)
-        own = attention_mask is not None and mask is None
-        if own or not (positions == columns).all():
+        if attention_mask is not None and mask is None:
             raise ValueError(
                 f"a network of {self.family} takes whole rows only: decoders that add queries with "
                 f"an attention mask of their own need one of {', '.join(PROJECTIONS)}"
@@ -154,13 +150,6 @@ def padding_mask(mask: Tensor) -> Tensor | None:
 def first_position(config: Any) -> int:
     """Row of the table of positions that a row's first token takes."""
     return int(config.pad_token_id) + 1 if config.model_type in AFTER_PADDING else 0
-
-
-def has_encoder(model_type: str) -> bool:
-    """Whether transformers itself has a masked language model of this type."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def check_config(config: Any) -> None:

@@ -57,6 +57,28 @@ class Qwen2ShapedConfig(QwenConfig):
     qkv_bias = True
 
 
+class Qwen7bConfig(Qwen2ShapedConfig):
+    """Sizes of Qwen2.5-7B."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    vocab_size: int = 152064
+
+
+class QwenHalfBillionConfig(Qwen2ShapedConfig):
+    """Sizes of Qwen2.5-Coder-0.5B."""
+
+    hidden_size: int = 896
+    intermediate_size: int = 4864
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    tie_word_embeddings: bool = True
+
+
 class Qwen3ShapedConfig(QwenConfig):
     """A norm for each head of queries and keys, and heads of any width."""
 
@@ -67,19 +89,13 @@ class Qwen3ShapedConfig(QwenConfig):
     attention_bias: bool = False
 
 
-class DreamConfig(Qwen2ShapedConfig):
+class DreamConfig(Qwen7bConfig):
     """Dream-v0-7B, and what was trained from it: Dream-Coder, DiffuCoder, DreamOn, dParallel."""
 
     model_type = "Dream"
     title = "Dream"
     declared = ("DreamModel",)
     fixed = QWEN_FIXED | {"use_mrope": (False,)}
-    hidden_size: int = 3584
-    intermediate_size: int = 18944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int = 4
-    vocab_size: int = 152064
     max_position_embeddings: int = 131072
     use_mrope: bool = False
 
@@ -112,48 +128,30 @@ class SdarConfig(Qwen3ShapedConfig):
     block_size: int = 4
 
 
-class FastDllmQwenConfig(Qwen2ShapedConfig):
+class FastDllmQwenConfig(Qwen7bConfig):
     """Fast-dLLM v2 (NVIDIA 2025, arXiv:2509.26328), 7B by default."""
 
     model_type = "Fast_dLLM_Qwen"
     title = "Fast-dLLM v2"
     declared = ("Fast_dLLM_QwenForCausalLM", "Fast_dLLM_QwenModel")
-    hidden_size: int = 3584
-    intermediate_size: int = 18944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int = 4
-    vocab_size: int = 152064
     bd_size: int = 32
 
 
-class OpenDcoderConfig(Qwen2ShapedConfig):
+class OpenDcoderConfig(QwenHalfBillionConfig):
     """Open-dCoder-0.5B: its files are those of an autoregressive Qwen2."""
 
     model_type = "qwen2"
     title = "Open-dCoder"
     declared = ("Qwen2ForCausalLM",)
-    hidden_size: int = 896
-    intermediate_size: int = 4864
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 14
-    num_key_value_heads: int = 2
-    tie_word_embeddings: bool = True
 
 
-class A2dQwen2Config(Qwen2ShapedConfig):
+class A2dQwen2Config(QwenHalfBillionConfig):
     """Qwen2 made bidirectional (dllm 2025), Qwen2.5-Coder-0.5B by default."""
 
     model_type = "a2d-qwen2"
     title = "A2D-Qwen2"
     declared = ("A2DQwen2LMHeadModel", "A2DQwen2Model")
     block_size: int | None = None  # of its own saving; releases tell it by their name
-    hidden_size: int = 896
-    intermediate_size: int = 4864
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 14
-    num_key_value_heads: int = 2
-    tie_word_embeddings: bool = True
 
 
 class A2dQwen3Config(Qwen3ShapedConfig):

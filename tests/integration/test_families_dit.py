@@ -223,6 +223,8 @@ def test_auto_classes(family: str, auto: str) -> None:
     ("changes", "message"),
     [
         ({"time_conditioning": True}, "time_conditioning must be False"),
+        ({"parameterization": "ar"}, "parameterization must be 'subs' .* got 'ar'"),
+        ({"scale_by_sigma": True}, "scale_by_sigma must be False .* got True"),
         ({"n_heads": 5}, "n_heads must divide hidden_dim"),
         ({"causal": True}, "causal must be False as in every released BD3LM"),
         ({"adaln": False}, "adaln must be True"),
