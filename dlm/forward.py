@@ -110,11 +110,8 @@ class Forward:
     def kept(self, start: Tensor, again: Tensor) -> Tensor:
         """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
 
-        0 where the row is to be computed again from its beginning, bool [B], and everywhere if the
-        network is not block-causal.
+        0 where the row is to be computed again from its beginning, bool [B].
         """
-        if self.block_size is None:
-            return torch.zeros_like(start)
         return self.block_start(start).masked_fill(again, 0)
 
     def reach(self, canvas: Canvas, start: Tensor, kept: Tensor) -> Tensor:

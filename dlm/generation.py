@@ -96,10 +96,11 @@ def make_job(
     longest = max(map(len, rows))
     check_length(model, longest)
     settings.check_model(spec)
-    if spec.shift and any(row[0] == spec.mask_id for row in rows):
+    begun = [number for number, row in enumerate(rows) if row[0] == spec.mask_id]
+    if spec.shift and begun:
         raise ValueError(
-            f"{spec.family} predicts a token from the one before it: a row must not begin with a "
-            "mask"
+            f"a row must not begin with a mask for {spec.family}, which predicts a token from the "
+            f"one before it, got one in row {begun[0]}"
         )
     keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
     if len(keys) != len(rows):

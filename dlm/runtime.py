@@ -81,7 +81,6 @@ def denoise(
     lengths: Sequence[int],
     settings: Settings,
     decoder: AnyDecoder,
-    execution: Execution | None = None,
 ) -> Iterator[Step]:
     """Fill every blank, block by block, one yield a forward.
 
@@ -96,12 +95,11 @@ def denoise(
         lengths: real length of each row, tokens.
         settings: how to sample and when to stop.
         decoder: the policy, bound to the model.
-        execution: how steps are run; what suits the model's device if absent.
 
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
     """
-    execution = execution or Execution.of(model)
+    execution = Execution.of(model)
     loop = Loop(model, decoder, settings, canvas, execution)
     progress, due = loop.start(canvas, lengths)
     steps = Steps(loop.step, execution.record)  # not of the loop: a circle would outlive it
@@ -223,7 +221,9 @@ class Loop:
         window = self.locate(canvas, progress.window.block, hold)
         stayed = window.block == progress.window.block
         spent = torch.where(stayed, progress.spent + 1, 0)
-        kept = self.meter.forward.kept(progress.window.start, self.again(spent))
+        kept = progress.kept
+        if self.exact:
+            kept = self.meter.forward.kept(progress.window.start, self.again(spent))
         made = progress.made + 1
         return Progress(state, window, hold, done, spent, made, kept, progress.bound)
 

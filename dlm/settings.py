@@ -140,8 +140,8 @@ class Settings:
             )
         if spec.shift and "leave_one_out" in traits.needs:
             raise ValueError(
-                f"{traits.name} asks the network about a token with a mask in its place, which a "
-                f"family that predicts a token from the one before it cannot answer: {spec.family}"
+                f"decoder must not ask about a token with a mask in its place for {spec.family}, "
+                f"which predicts a token from the one before it, got {self.decoder!r}"
             )
 
     def check_tokens(self, spec: ModelSpec) -> None:

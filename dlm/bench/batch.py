@@ -59,12 +59,12 @@ def compare(work: Work, model: Model, batch: int) -> Result:
             **speeds(times, batch * work.gen_length),
             "share of equal tokens": agreement(together, apart),
         },
-        counted=counts(work, sizes),
+        counted=counts(work, sizes) if work.cache == "none" else {},
     )
 
 
 def counts(work: Work, sizes: list[int]) -> dict[str, int | float]:
-    """Flops of a forward without its projection: what padding costs."""
+    """Flops of a whole forward without its projection: what padding costs without a cache."""
 
     def flops(batch: int, length: int, tokens: int) -> int:
         rows = length + work.gen_length
