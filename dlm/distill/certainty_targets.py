@@ -140,19 +140,6 @@ def reopen(path: Path, head: dict[str, Any]) -> list[Target]:
     return [parse(line, f"{path}:{number}") for number, line in enumerate(whole[1:], start=2)]
 
 
-def read_targets(path: Path) -> list[Target]:
-    """The targets of a finished file.
-
-    Raises:
-        ValueError: a bad line, or no target.
-    """
-    lines = path.read_text().splitlines()
-    targets = [parse(line, f"{path}:{n}") for n, line in enumerate(lines[1:], start=2)]
-    if not targets:
-        raise ValueError(f"{path} must hold a line of settings and then targets, got none")
-    return targets
-
-
 def parse(line: str, where: str) -> Target:
     """One line."""
     try:

@@ -42,9 +42,7 @@ class Recipe:
     refreshes: int = 2  # times the error table is made again at the student's own states
     scale: bool = True  # whether logit scales are learned
     scale_confidence: bool = True  # whether the ranking sees them
-    relax: float = (
-        0.0  # share of a block that may differ in the teacher's states; 0.05 in the paper
-    )
+    relax: float = 0.0  # share of a block that may differ in the teacher's states; paper: 0.05
     seed: int = 0  # of the perturbations of `relax`
     batch_size: int = 16  # rows of a forward
 
@@ -68,7 +66,6 @@ class Origin:
     """Which model it is, for the artefact and so that files of another one are not taken up."""
 
     id: str | None = None
-    revision: str | None = None
     weights: str = ""  # a checksum
 
     @staticmethod
@@ -337,7 +334,6 @@ class Distiller:
                 vocab=spec.vocab_size,
                 mask_id=spec.mask_id,
                 id=self.origin.id,
-                revision=self.origin.revision,
             ),
             base_policy=recipe.base_policy,
             gen_length=layout.gen_length,

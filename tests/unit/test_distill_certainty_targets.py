@@ -7,7 +7,7 @@ import pytest
 
 import dlm
 from dlm.data import Example
-from dlm.distill.certainty_targets import FILE, Target, Teacher, make_targets, read_targets
+from dlm.distill.certainty_targets import FILE, Target, Teacher, make_targets
 from dlm.models.model import Model
 
 TEACHER = Teacher(gen_length=5, block_length=3, batch_size=2)
@@ -31,7 +31,8 @@ def test_targets_are_what_the_model_decodes_one_by_one(tiny: Model, tmp_path: Pa
     assert expected.forwards == [5, 5, 5]
     assert [each.response for each in found] == expected.tokens
     assert told == [(2, 3), (3, 3)]
-    assert read_targets(tmp_path / FILE) == found
+    again = make_targets(tiny, examples(), TEACHER, tmp_path)
+    assert again == found
 
 
 def test_a_target_tells_whether_it_solves_its_task(tiny: Model, tmp_path: Path) -> None:
@@ -74,13 +75,11 @@ def test_a_file_of_other_settings_or_prompts_is_refused(tiny: Model, tmp_path: P
 def test_bad_targets_are_refused(tiny: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need at least one prompt, got none"):
         make_targets(tiny, [], TEACHER, tmp_path)
-    path = tmp_path / FILE
-    path.write_text("{}\n")
-    with pytest.raises(ValueError, match="then targets, got none"):
-        read_targets(path)
-    path.write_text("{}\n" + json.dumps({"prompt": [1]}) + "\n")
-    with pytest.raises(ValueError, match=":2: not a target"):
-        read_targets(path)
+    make_targets(tiny, examples(1), TEACHER, tmp_path)
+    with (tmp_path / FILE).open("a") as file:
+        file.write(json.dumps({"prompt": [1]}) + "\n")
+    with pytest.raises(ValueError, match=":3: not a target"):
+        make_targets(tiny, examples(), TEACHER, tmp_path)
     for options in ({"gen_length": 0}, {"block_length": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="must be an int >= 1, got 0"):
             Teacher(**options)
