@@ -19,10 +19,10 @@ class Cache:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def layer(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, L + 1, E] of a layer, where the layer is."""
+        """Keys and values [B, L + 1, H, E] of a layer that makes them [B, H, Q, E]."""
         if number == len(self.layers):
             _, heads, _, width = like.shape
-            shape = (self.rows, heads, self.length + 1, width)
+            shape = (self.rows, self.length + 1, heads, width)  # a column is written in one piece
             # Zeros, not memory as it is found: a masked key still meets its value in a sum.
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
         return self.layers[number]
@@ -73,11 +73,11 @@ class Refresh(View):
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Keep [B, H, L, E], and attend to just that."""
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
-            new = new[:, :, : self.length]
+            new = new[:, :, : self.length].transpose(1, 2)
             if self.rows is None:
-                kept[:, :, : self.length] = new
+                kept[:, : self.length] = new
             else:
-                kept[self.rows.to(kept.device), :, : self.length] = new
+                kept[self.rows.to(kept.device), : self.length] = new
         return key, value
 
 
@@ -92,13 +92,13 @@ class Reuse(View):
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
-        count = self.columns.shape[1]
+        columns = self.columns.to(key.device)
+        rows = torch.arange(self.cache.rows, device=key.device)[:, None]
+        count = columns.shape[1]
         merged = []
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
-            fresh = new[:, :, :count]
-            index = self.columns.to(kept.device)[:, None, :, None].expand_as(fresh)
-            kept.scatter_(2, index, fresh)
-            seen = kept[:, :, : self.length]
+            kept[rows, columns] = new[:, :, :count].transpose(1, 2)
+            seen = kept[:, : self.length].transpose(1, 2)
             more = new[:, :, count:]
             merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)
         return merged[0], merged[1]

@@ -52,7 +52,7 @@ def test_keys_are_kept_by_row() -> None:
     heads = torch.arange(5.0)[None, None, :, None]
     Packed(packing, Refresh(cache, None, 3)).enter(heads, heads, -heads, 0)
     keys, values = cache.layer(0, heads)
-    assert keys[:, 0, :3, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
+    assert keys[:, :3, 0, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
     assert torch.equal(values, -keys)
 
 
