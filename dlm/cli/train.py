@@ -56,6 +56,9 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
     max_extra: Annotated[
         int, optimiser(help="Most end-of-text tokens beyond the longest response.", **WHOLE)
     ] = 16,
+    optimizer: Annotated[
+        str, optimiser(help="adamw, or muon for matrices within layers and adamw for the rest.")
+    ] = "adamw",
     learning_rate: Annotated[float, optimiser(help="Its peak.", **REAL)] = 3e-3,
     warmup: Annotated[int, optimiser(help="Steps of rising learning rate.", **WHOLE)] = 100,
     weight_decay: Annotated[float, optimiser(help="Of matrices.", **REAL)] = 0.01,
@@ -102,6 +105,7 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
             steps=steps,
             tokens_per_batch=tokens_per_batch,
             max_extra=max_extra,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             warmup=warmup,
             weight_decay=weight_decay,

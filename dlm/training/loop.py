@@ -1,4 +1,4 @@
-"""The training loop: AdamW, cosine decay, checkpoints that resume to the same numbers."""
+"""The training loop: cosine decay, checkpoints that resume to the same numbers."""
 
 import math
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlm.options import known
 from dlm.training.batches import Batch, Batches
 from dlm.training.loss import (
     mask_counts,
@@ -18,6 +19,7 @@ from dlm.training.loss import (
     masked_diffusion_loss,
     stratified_levels,
 )
+from dlm.training.optimizer import OPTIMIZERS, optimizers
 
 STATE = "training_state.pt"
 
@@ -30,6 +32,7 @@ class Recipe:
     steps: int = 1000
     tokens_per_batch: int = 8192
     max_extra: int = 16  # end-of-text tokens beyond the longest response
+    optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 3e-3
     warmup: int = 100  # steps
     weight_decay: float = 0.01
@@ -46,6 +49,7 @@ class Recipe:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        known("optimizer", self.optimizer, OPTIMIZERS)
         if not self.tasks or min(self.tasks.values()) <= 0:
             raise ValueError(f"tasks must name a positive share for each task, got {self.tasks}")
 
@@ -84,7 +88,7 @@ def corrupt(batch: Batch, mask_id: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Trainer:
-    """One run: a network, its optimizer and how far it has come."""
+    """One run: a network, its optimizers and how far it has come."""
 
     def __init__(
         self, network: Any, batches: Batches, recipe: Recipe, *, mask_id: int, out: Path
@@ -96,16 +100,11 @@ class Trainer:
         self.out = out
         self.step = 0
         self.device = next(network.parameters()).device
-        matrices = [p for p in network.parameters() if p.ndim > 1]
-        vectors = [p for p in network.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
+        self.optimizers = optimizers(
+            network,
+            recipe.optimizer,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
         )
 
     def update(self) -> Progress:
@@ -113,8 +112,9 @@ class Trainer:
         began = time.perf_counter()
         batch = self.batches[self.step]
         tokens, masked = corrupt(batch, self.mask_id, self.recipe.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
+        learning_rate = self.recipe.rate(self.step)
+        for group in (group for each in self.optimizers for group in each.param_groups):
+            group["lr"] = learning_rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             masked = masked.to(self.device)
             hidden = self.network.model(tokens.to(self.device)).last_hidden_state
@@ -124,16 +124,16 @@ class Trainer:
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {value} at step {self.step}: lower learning_rate, "
-                f"which was {self.recipe.rate(self.step):g}"
+                f"which was {learning_rate:g}"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        for each in self.optimizers:
+            each.step()
         self.step += 1
         seconds = time.perf_counter() - began
-        rate = self.optimizer.param_groups[0]["lr"]
-        return Progress(self.step, batch.task, value, tokens.numel() / seconds, rate)
+        return Progress(self.step, batch.task, value, tokens.numel() / seconds, learning_rate)
 
     def save(self) -> None:
         """Write the checkpoint in one atomic step."""
@@ -142,7 +142,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "step": self.step,
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
         }
         torch.save(state, self.out / (STATE + ".part"))
         os.replace(self.out / (STATE + ".part"), self.out / STATE)
@@ -163,7 +163,8 @@ class Trainer:
         if shapes != {name: value.shape for name, value in state["network"].items()}:
             raise ValueError(f"{path} was written for a network of another shape")
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for each, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            each.load_state_dict(kept)
         self.step = state["step"]
 
     def run(self, report: Callable[[Progress], None], *, save_every: int = 200) -> None:

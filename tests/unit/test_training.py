@@ -1,6 +1,7 @@
 """The objective, the batches and a run that can be interrupted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dlm.training.loss import (
     masked_diffusion_loss,
     stratified_levels,
 )
+from dlm.training.optimizer import OPTIMIZERS, optimizers
 from dlm.training.run import Shape, new_network, train
 
 SHAPE = Shape(width=32, layers=1, heads=2, mlp_width=64)
@@ -99,7 +101,13 @@ def test_own_examples_leave_out_what_is_held_out(tokenizer: Any) -> None:
 RECIPE = Recipe(tasks={"sudoku": 1.0}, steps=6, tokens_per_batch=400, warmup=2)
 
 
-def run(tokenizer: Any, out: Path, stop_after: int | None = None, **options: Any) -> list[float]:
+def run(
+    tokenizer: Any,
+    out: Path,
+    stop_after: int | None = None,
+    recipe: Recipe = RECIPE,
+    **options: Any,
+) -> list[float]:
     """Train; optionally die after some steps."""
     losses: list[float] = []
 
@@ -108,16 +116,20 @@ def run(tokenizer: Any, out: Path, stop_after: int | None = None, **options: Any
         if len(losses) == stop_after:
             raise KeyboardInterrupt
 
-    train(RECIPE, new_network(SHAPE, tokenizer, 0), tokenizer, out, report=report, **options)
+    train(recipe, new_network(SHAPE, tokenizer, 0), tokenizer, out, report=report, **options)
     return losses
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path: Path) -> None:
-    whole = run(tokenizer, tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    tokenizer: Any, tmp_path: Path, optimizer: str
+) -> None:
+    recipe = replace(RECIPE, optimizer=optimizer)
+    whole = run(tokenizer, tmp_path / "whole", recipe=recipe)
     with pytest.raises(KeyboardInterrupt):
-        run(tokenizer, tmp_path / "halves", stop_after=3)
+        run(tokenizer, tmp_path / "halves", stop_after=3, recipe=recipe)
     assert dlm.load(tmp_path / "halves").spec.mask_id == tokenizer.mask_token_id
-    rest = run(tokenizer, tmp_path / "halves", resume=True)
+    rest = run(tokenizer, tmp_path / "halves", resume=True, recipe=recipe)
     assert rest == whole[3:]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "halves")]
     assert weights[0] == weights[1]
@@ -203,6 +215,36 @@ def test_a_tokenizer_without_end_of_turn_is_refused() -> None:
         token_id(Bare(), "<|eot_id|>")  # type: ignore[arg-type]
 
 
+def test_muon_updates_the_matrices_within_layers(tokenizer: Any) -> None:
+    network = new_network(SHAPE, tokenizer, 0)
+    muon, rest = optimizers(network, "muon", learning_rate=0.01, weight_decay=0.5)
+    within = muon.param_groups[0]["params"]
+    layers = [each for each in network.model.layers.parameters() if each.ndim == 2]
+    assert {id(each) for each in within} == {id(each) for each in layers}
+    matrices, vectors = rest.param_groups
+    assert [id(each) for each in matrices["params"]] == [id(network.model.embed_tokens.weight)]
+    decays = [muon.param_groups[0]["weight_decay"], matrices["weight_decay"]]
+    assert (decays, vectors["weight_decay"]) == ([0.5, 0.5], 0.0)
+    whole = [each for part in (within, matrices["params"], vectors["params"]) for each in part]
+    assert len({id(each) for each in whole}) == len(whole) == len(list(network.parameters()))
+    (alone,) = optimizers(network, "adamw", learning_rate=0.01, weight_decay=0.5)
+    assert sum(len(group["params"]) for group in alone.param_groups) == len(whole)
+
+
+def test_muon_takes_steps_of_a_spectrum_that_is_flat(tokenizer: Any) -> None:
+    network = new_network(SHAPE, tokenizer, 0)
+    muon, _ = optimizers(network, "muon", learning_rate=0.01, weight_decay=0.0)
+    weight = muon.param_groups[0]["params"][0]
+    assert weight.shape == (32, 32)
+    before = weight.detach().clone()
+    left, _, right = torch.linalg.svd(torch.randn(32, 32), full_matrices=False)
+    weight.grad = left @ torch.linspace(1.0, 5.0, 32).diag() @ right
+    muon.step()
+    step = torch.linalg.svdvals(before - weight.detach()) / (0.01 * 0.2 * 32**0.5)
+    assert float(step.min()) > 0.6
+    assert float(step.max()) < 1.3
+
+
 def test_rate_warms_up_and_decays() -> None:
     recipe = Recipe(tasks={"sudoku": 1.0}, steps=100, warmup=10, learning_rate=1.0)
     rates: Sequence[float] = [recipe.rate(step) for step in range(100)]
@@ -217,6 +259,7 @@ def test_rate_warms_up_and_decays() -> None:
     [
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite"),
+        ({"optimizer": "muno"}, "unknown optimizer 'muno'. Did you mean 'muon'"),
         ({"clip": 0.0}, "clip must be finite and > 0"),
         ({"warmup": -1}, "warmup must be >= 0, got -1"),
         ({"tasks": {}}, "tasks must name a positive share"),
