@@ -15,6 +15,7 @@ from dlm.cli.options import (
     NO_BLOCKS,
     REAL,
     WHOLE,
+    Adapter,
     BlockSize,
     Device,
     Dtype,
@@ -44,6 +45,7 @@ def task_command(name: str) -> Callable[..., None]:
         family: FamilyName = None,
         block_size: BlockSize = None,
         mask_id: MaskId = None,
+        adapter: Adapter = None,
         batch_size: Annotated[
             int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
         ] = 16,
@@ -183,6 +185,7 @@ def task_command(name: str) -> Callable[..., None]:
             model=model,
             device=device,
             dtype=dtype,
+            adapter=adapter,
             facts={"family": family, "block_size": block_size, "mask_id": mask_id},
             templates=template or [],
             preset=preset,

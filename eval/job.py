@@ -42,6 +42,7 @@ class Job:
     model: str | None
     device: str | None
     dtype: str
+    adapter: str | None  # added to the weights
     facts: dict[str, Any]  # of the model, that its files do not tell
     templates: list[str]
     preset: str | None
@@ -61,13 +62,20 @@ class Job:
         self.check(options)
         run_all = self.sandbox()
         world = World.of()
-        loaded = load_model(self.model, world.device(self.device), self.dtype, **self.facts)
+        loaded = load_model(
+            self.model,
+            world.device(self.device),
+            self.dtype,
+            adapter=self.adapter,
+            **self.facts,
+        )
         chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
         templates = choose_templates(self.task, self.templates, chat=chat)
         plan = make_plan(
             self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
         )
         name = BUILT_IN if self.model is None else self.model
+        name = name if self.adapter is None else f"{name} + {self.adapter}"
         folder = self.output or default_folder(plan, loaded, name)
         world.join()
         with display(self.task.name, quiet=bool(world.rank) or self.machine) as report:

@@ -13,7 +13,7 @@ from dlm.cli.inputs import parse_value
 from dlm.options import boolean, integer, known, number
 
 OPTION = "option."
-LOAD = ("attn_implementation", "block_size", "dtype", "family", "mask_id")
+LOAD = ("adapter", "attn_implementation", "block_size", "dtype", "family", "mask_id", "merge")
 NOT_OURS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
 SCORE = ("estimator", "order", "samples", "mc_batch_size")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -88,11 +88,11 @@ class DLM(TemplateLM):  # type: ignore[misc]
             pretrained: folder or Hugging Face id; "built-in" or nothing for the built-in model.
             batch_size: prompts decoded at a time; changes no result.
             device: such as "cuda"; the CPU if absent.
-            **arguments: `attn_implementation`, `block_size`, `dtype`, `family` and `mask_id` of
-                `dlm.load`; the options of `dlm.generate`, the decoder's as `option.<name>` or
-                together as `decoder_options`; `estimator`, `order` and `samples` (or `mc_num`) of
-                `dlm.log_likelihood`, and its batch size as `mc_batch_size`, which is part of the
-                estimate.
+            **arguments: `adapter`, `attn_implementation`, `block_size`, `dtype`, `family`,
+                `mask_id` and `merge` of `dlm.load`; the options of `dlm.generate`, the decoder's as
+                `option.<name>` or together as `decoder_options`; `estimator`, `order` and `samples`
+                (or `mc_num`) of `dlm.log_likelihood`, and its batch size as `mc_batch_size`, which
+                is part of the estimate.
 
         Raises:
             ValueError: an argument is unknown, or breaks its rule.

@@ -19,6 +19,7 @@ from dlm.cli.options import (
     JSON,
     REAL,
     WHOLE,
+    Adapter,
     BlockSize,
     Chat,
     Device,
@@ -75,6 +76,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     family: FamilyName = None,
     block_size: BlockSize = None,
     mask_id: MaskId = None,
+    adapter: Adapter = None,
     batch_size: Annotated[int, source(help="Prompts decoded at a time.", **COUNT)] = 16,
     base_policy: Annotated[
         str,
@@ -123,9 +125,18 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         from dlm.distill.schedule_plot import pyplot
 
         pyplot()
-    loaded = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
+    loaded = load_model(
+        model,
+        device,
+        dtype,
+        adapter=adapter,
+        family=family,
+        block_size=block_size,
+        mask_id=mask_id,
+    )
     wrap = model is None if chat is None else chat
-    distiller = prepare(loaded, rows, recipe, out, name=model, chat=wrap)
+    name = model if adapter is None else f"{model or BUILT_IN} + {adapter}"
+    distiller = prepare(loaded, rows, recipe, out, name=name, chat=wrap)
     for each in wanted:
         distiller.forwards(each)
     for each in wanted:

@@ -10,6 +10,7 @@ from dlm.cli.options import (
     JSON,
     REAL,
     WHOLE,
+    Adapter,
     BlockSize,
     Chat,
     Device,
@@ -43,6 +44,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     family: FamilyName = None,
     block_size: BlockSize = None,
     mask_id: MaskId = None,
+    adapter: Adapter = None,
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,
@@ -130,7 +132,15 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()
-    loaded = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
+    loaded = load_model(
+        model,
+        device,
+        dtype,
+        adapter=adapter,
+        family=family,
+        block_size=block_size,
+        mask_id=mask_id,
+    )
     if watch:
         job.watch(loaded)
     else:

@@ -8,12 +8,17 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
-def load_model(name: str | None, device: str | None, dtype: str, **facts: Any) -> "Model":
+def load_model(
+    name: str | None, device: str | None, dtype: str, *, adapter: str | None = None, **facts: Any
+) -> "Model":
     """The model, with the bar of transformers for one that takes its time.
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
-    `facts` are those of `dlm.load`: family, block_size, mask_id.
+    An adapter is added to the weights, so that a forward costs what it does without one. `facts`
+    are those of `dlm.load`: family, block_size, mask_id.
     """
+    if adapter is not None:
+        facts |= {"adapter": adapter, "merge": True}
     console = Console(stderr=True)
     with console.status("loading"):
         from dlm.models.loading import load, silence

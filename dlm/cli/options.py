@@ -96,3 +96,7 @@ BlockSize = Annotated[
 MaskId = Annotated[
     int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
 ]
+Adapter = Annotated[
+    str | None,
+    source(metavar="DIR", help="LoRA of peft, a folder or id, added to the weights."),
+]
