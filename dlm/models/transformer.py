@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
@@ -75,8 +75,8 @@ class Attention(nn.Module):
             self.v_proj = nn.Linear(width, narrow, bias=bias)
         self.o_proj = nn.Linear(wide, width, bias=config.o_bias)
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(self.head_dim, config.rms_norm_eps)
+            self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -89,7 +89,8 @@ class Attention(nn.Module):
         query, key, value = (self.heads(part) for part in self.parts(x))
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, *angles), rotate(key, *angles)
+        heads = (query.shape[1], key.shape[1])
+        query, key = rotate(torch.cat((query, key), 1), *angles).split(heads, 1)
         out = attention(self, query, key, value, mask, cache)
         return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
 
@@ -112,8 +113,8 @@ class Layer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.mlp = SparseMlp(config) if config.is_sparse(layer) else LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -157,7 +158,7 @@ class TransformerModel(Bidirectional):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.embedding_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
