@@ -1,11 +1,14 @@
 """How steps are run: one kernel at a time, or recorded once and played again."""
 
+import contextlib
+import threading
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -38,17 +41,20 @@ class Execution:
         """Steps recorded as CUDA graphs where all of the network is on one GPU; else plain ones.
 
         A subclass of `Model` is not recorded: what it does at its calls would be done once. Nor
-        are networks of transformers, and experts that are looped over, which ask the device.
+        are networks of transformers, attention that takes no masks and experts that are looped
+        over, which ask the device, and networks whose steps could not be recorded before.
         """
         if model.device.type != "cuda":
             return cls()
         recorded = (
             type(model) is Model
             and model.spec.caches
+            and model.takes_masks
+            and model.network not in UNRECORDED
             and {weight.device for weight in model.network.parameters()} == {model.device}
             and getattr(model.network.config, "_experts_implementation", None) != "eager"
         )
-        return cls(static=True, record=CudaGraph if recorded else None)
+        return cls(static=True, record=Recorder(model.network) if recorded else None)
 
     def leaves(self, live: Sequence[bool]) -> bool:
         """Whether rows that are done leave the batch now."""
@@ -137,22 +143,75 @@ class Recording(ABC):
         """Do what was recorded again, in the same memory."""
 
 
+UNRECORDED: Final[weakref.WeakSet[torch.nn.Module]] = weakref.WeakSet()
+"""Networks that a recording failed for: each failure may cost memory, so there is one at most."""
+
+
+class Recorder:
+    """Makes the recordings of one generation, in memory that later generations take over.
+
+    The allocator gives what a graph has used to no one else until it runs out of memory, and
+    within a recording not even then. So the pool outlives the graphs. Two generations that go on
+    by turns must not share one: each writes over what the other left.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self.pool: Any = None
+
+    def __call__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
+    ) -> "CudaGraph":
+        """Record a step."""
+        device = canvas.tokens.device
+        if self.pool is None:
+            unused = pools(device)
+            with torch.cuda.device(device):
+                self.pool = unused.pop() if unused else torch.cuda.MemPool()
+            self.returned = weakref.finalize(self, unused.append, self.pool)
+            self.returned.atexit = False
+        try:
+            return CudaGraph(step, canvas, progress, due, self.pool)
+        except RuntimeError:
+            self.returned.detach()  # nobody knows what state the pool is in
+            UNRECORDED.add(self.network)
+            raise
+
+
+@cache
+def pools(device: torch.device) -> list[Any]:
+    """Memory pools of a device that no generation uses now."""
+    return []
+
+
 class CudaGraph(Recording):
     """A step as one CUDA graph."""
 
+    capturing = threading.Lock()
+
+    def __init__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Any
+    ) -> None:
+        """Record the step in a `torch.cuda.MemPool`. It is not run."""
+        self.pool = pool
+        super().__init__(step, canvas, progress, due)
+
     def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
-        """Record on a stream of its own."""
+        """Record on a stream of its own, which is one thread's at a time."""
         device = self.canvas.tokens.device
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
+        with self.capturing, torch.cuda.device(device):
             caller, stream = torch.cuda.current_stream(), capture_stream(device)
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
-                self.graph.capture_begin(capture_error_mode="thread_local")
+                self.graph.capture_begin(self.pool.id, capture_error_mode="thread_local")
                 try:
                     outcome = whole()
-                finally:
-                    self.graph.capture_end()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):  # which hides what it follows from
+                        self.graph.capture_end()
+                    raise
+                self.graph.capture_end()
             caller.wait_stream(stream)
         return outcome
 

@@ -85,12 +85,12 @@ class Forward:
             end = self.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(kept, end, count), self.cache)
-        fresh = None if due.whole else flagged(due.refresh, canvas.tokens.device)
-        if fresh is None:
+        if due.whole:
             return self.rows(canvas, view, due.lengths, Refresh(self.cache, None, length))
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), self.cache)
-        if not fresh.numel():
+        if not any(due.refresh):
             return part
+        fresh = flagged(due.refresh, canvas.tokens.device)
         # These rows were computed in vain above: cheaper than to copy the others' keys together.
         lengths = [n for n, again in zip(due.lengths, due.refresh, strict=True) if again]
         keep = Refresh(self.cache, self.both(fresh, batch), max(lengths))

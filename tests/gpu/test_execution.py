@@ -1,6 +1,7 @@
 """Steps as CUDA graphs, and a host that does not wait within a block. Skipped without a GPU."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 GOLDEN = Path(__file__).parent.parent / "golden" / "tiny-llada"
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+OPTIONS: dict[str, Any] = {"gen_length": 16, "block_length": 8, "stop_at_eos": False}
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 
 
@@ -76,6 +78,55 @@ def test_recorded_steps_decode_what_plain_ones_do(
         assert [change[:3] for change in one.commits] == [change[:3] for change in other.commits]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("facts", [{}, {"block_size": 3}, {"shift": True}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cfg_scale": 1.0},
+        {"cache": "dual", "cfg_scale": 1.0},
+        {"cache": "dual", "refresh_every": 3},
+        {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
+    ],
+    ids=str,
+)
+def test_recorded_steps_take_all_options(
+    model: Model,
+    replays: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, Any],
+    more: dict[str, Any],
+) -> None:
+    other = Model(model.network, None, replace(model.spec, **facts))
+    options: dict[str, Any] = {"gen_length": 18, "block_length": 9, "stop_at_eos": False, **more}
+    recorded = dlm.generate(other, ROWS, **options)
+    assert replays
+    monkeypatch.setattr(Execution, "of", lambda model: Execution())
+    plain = dlm.generate(other, ROWS, **options)
+    assert (recorded.tokens, recorded.forwards) == (plain.tokens, plain.forwards)
+
+
+def test_recordings_do_not_use_more_and_more_memory(model: Model) -> None:
+    options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "cache": "dual"}
+    held = []
+    for _ in range(6):
+        dlm.generate(model, ROWS, **options)
+        held.append(torch.cuda.memory_reserved())
+    assert len(set(held[2:])) == 1
+
+
+def test_generations_that_take_turns_do_not_touch_each_other(model: Model) -> None:
+    settings = Settings(gen_length=16, block_length=8, stop_at_eos=False)
+    jobs = [generation_job(model, [row] * 2, settings) for row in ROWS[:2]]
+    expected = [dlm.generate(model, [row] * 2, **OPTIONS).tokens for row in ROWS[:2]]
+    with torch.inference_mode():
+        steps = [job.steps(model) for job in jobs]
+        for together in zip(*steps, strict=True):
+            last = [step.tokens.clone() for step in together]
+    for row, tokens, right in zip(ROWS, last, expected, strict=False):
+        assert tokens[:, len(row) : len(row) + 16].tolist() == right
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None:
     """From the fifth forward on: the first of each shape compiles, the second is recorded."""
@@ -94,14 +145,20 @@ def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None
         assert all(next(steps).done)
 
 
-def test_plain_steps_do_not_wait_either(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_plain_steps_do_not_wait_either(
+    model: Model, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
-    test_the_host_does_not_wait_within_a_block(model, "none")
+    test_the_host_does_not_wait_within_a_block(model, cache)
 
 
-def test_in_bfloat16_the_graph_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_in_bfloat16_the_graph_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
     model = dlm.load(GOLDEN, device="cuda", dtype="bfloat16")
-    options: dict[str, Any] = {"gen_length": 16, "block_length": 8, "stop_at_eos": False}
+    options = OPTIONS | {"cache": cache}
     recorded = dlm.generate(model, ROWS, **options)
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
     assert dlm.generate(model, ROWS, **options).tokens == recorded.tokens

@@ -1,26 +1,31 @@
 """Steps whose shapes stay, recorded and played again, decode what plain ones do."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from traceback import walk_stack
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import dlm
 from dlm.decoders import DECODERS
-from dlm.execution import Execution, Recording
-from dlm.host import Mailbox
+from dlm.execution import UNRECORDED, Execution, Recorder, Recording, pools
+from dlm.generation import generation_job
+from dlm.host import Mailbox, send
 from dlm.kernels.tiles import TiledLogits
 from dlm.measure import Places
 from dlm.models.model import Model
+from dlm.packing import Packing
 from dlm.runtime import Loop, Outcome
+from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.tree import mapped, tensors
 
@@ -199,7 +204,7 @@ def forbidden() -> Iterator[None]:
 
     def on_a_cpu(*given: Any) -> TiledLogits:
         """What the kernels ask of a CPU and never of a GPU."""
-        with pytest.MonkeyPatch.context() as allowed:
+        with pytest.MonkeyPatch.context() as allowed, _disable_current_modes():
             for name, wait in waits.items():
                 allowed.setattr(Tensor, name, wait)
             return prepare(*given)
@@ -211,25 +216,57 @@ def forbidden() -> Iterator[None]:
         yield
 
 
+SIZES = (  # of results, which the device alone knows
+    "masked_select", "nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive",
+    "unique_dim_consecutive", "bincount",
+)  # fmt: skip
+ANSWERS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose")
+
+
+def on_the_host() -> bool:
+    """Whether this is work of the host, whose results go to the device through pinned memory."""
+    mine = (send.__code__, Packing.of.__func__.__code__)  # type: ignore[attr-defined]
+    return any(frame.f_code in mine for frame, _ in walk_stack(None))
+
+
 class Refuse(TorchDispatchMode):
-    """Fails on operations whose result has a size that the device alone knows."""
+    """Fails on operations that read what the device has, or wait for a copy to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        lists = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if lists or name in ("masked_select", "_unique2", "unique_dim"):
+        lists = name in ("index", "index_put", "index_put_", "_unsafe_index") and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        repeats = name == "repeat_interleave" and func._overloadname == "Tensor"
+        copies = name == "lift_fresh" and args[0].dim()  # memory that is not pinned
+        waits = lists or repeats or copies or name in (*SIZES, *ANSWERS)
+        if waits and not on_the_host():
             raise AssertionError(f"the host waits for the device: {func}")
         return func(*args, **(kwargs or {}))
 
 
 def test_what_is_forbidden_is_noticed() -> None:
     one = torch.ones(1)
+    some, whole = one > 0, one.long()
     for name in WAITS:
         with forbidden(), pytest.raises(AssertionError, match=name):
             getattr(one, name)()
     with forbidden(), pytest.raises(AssertionError, match="__bool__"):
         assert one
-    for call in (lambda: one[one > 0], lambda: one.masked_select(one > 0), lambda: one.unique()):
+    calls: list[Callable[[], Any]] = [
+        lambda: one[some],
+        lambda: one.clone().index_put_((some,), one),
+        lambda: one.masked_select(some),
+        lambda: one.unique(),
+        lambda: one.unique_consecutive(),
+        lambda: one.nonzero(),
+        lambda: torch.where(some),
+        lambda: whole.bincount(),
+        lambda: one.repeat_interleave(whole),
+        lambda: torch.equal(one, one),
+        lambda: torch.tensor([1, 2]),
+    ]
+    for call in calls:
         with forbidden(), pytest.raises(AssertionError, match="waits for the device: aten"):
             call()
 
@@ -241,3 +278,58 @@ def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_so(golden: Model) 
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         out = run(golden, Execution(static=True, record=refuse))
     same(out, run(golden, Execution()))
+
+
+@pytest.fixture
+def pooled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pools that recordings were made in, where a CPU plays the GPU."""
+    used: list[Any] = []
+
+    class Graph(Trace):
+        def __init__(self, *given: Any) -> None:
+            used.append(given[-1])
+            super().__init__(*given[:-1])
+
+    monkeypatch.setattr("dlm.execution.CudaGraph", Graph)
+    monkeypatch.setattr("torch.cuda.device", lambda _: nullcontext())
+    monkeypatch.setattr("torch.cuda.MemPool", object)
+    pools.cache_clear()
+    return used
+
+
+def recorded(model: Model) -> Execution:
+    return Execution(static=True, record=Recorder(model.network))
+
+
+def test_generations_take_over_the_memory_of_recordings(toy: Toy, pooled: list[Any]) -> None:
+    model = toy(5)
+    for _ in range(2):
+        run(model, recorded(model), gen_length=6)
+    assert len(pooled) > 1
+    assert len(set(map(id, pooled))) == 1
+    before = len(pooled)
+    steps = [generation_job(model, ROWS, Settings(gen_length=6)).steps(model) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", recorded)
+        for _ in range(3):
+            for each in steps:
+                next(each)
+    first, second = pooled[before:]
+    assert first is pooled[0]
+    assert second is not first
+
+
+def test_a_network_that_cannot_be_recorded_is_not_tried_again(
+    golden: Model, pooled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any) -> Any:
+        pooled.append(given[-1])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("dlm.execution.CudaGraph", refuse)
+    model = Model(copy.copy(golden.network), None, golden.spec)
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        run(model, recorded(model))
+    assert model.network in UNRECORDED
+    assert len(pooled) == 1
+    assert not pools(torch.device("cpu"))
