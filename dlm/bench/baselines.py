@@ -44,37 +44,40 @@ def quotas(masks: int, steps: int) -> list[int]:
 
 @torch.inference_mode()
 def plain_loop(
-    model: Model, prompt: list[int], *, gen_length: int, block_length: int, steps: int
-) -> list[int]:
-    """Low-confidence decoding of one row at temperature 0, as LLaDA's `generate` does it.
+    model: Model, prompts: list[list[int]], *, gen_length: int, block_length: int, steps: int
+) -> list[list[int]]:
+    """Low-confidence decoding of prompts of one length at temperature 0, as LLaDA's `generate`.
 
-    Every step takes a forward of the row, logits at all of its positions and a float64 softmax of
-    them, and then the most confident masks of the block by `topk`. The mask itself is banned.
+    Every step takes a forward of all rows, logits at all of their positions and a float64 softmax
+    of them, and then the most confident masks of the block of each row by `topk`. The mask itself
+    is banned.
 
     Args:
         model: the network.
-        prompt: token ids.
+        prompts: token ids, all of one length.
         gen_length: a multiple of `block_length`.
         block_length: tokens of a block.
         steps: a multiple of the number of blocks.
 
     Returns:
-        The generated tokens.
+        The generated tokens of each row.
     """
     mask = model.spec.mask_id
-    row = torch.full((1, len(prompt) + gen_length), mask, device=model.device)
-    row[0, : len(prompt)] = torch.tensor(prompt, device=model.device)
-    columns = torch.arange(row.shape[1], device=model.device)
+    given = torch.tensor(prompts, device=model.device)
+    batch, ahead = given.shape
+    rows = torch.full((batch, ahead + gen_length), mask, device=model.device)
+    rows[:, :ahead] = given
+    columns = torch.arange(rows.shape[1], device=model.device)
     blocks = gen_length // block_length
     for block in range(blocks):
-        end = len(prompt) + (block + 1) * block_length
+        end = ahead + (block + 1) * block_length
         for quota in quotas(block_length, steps // blocks):
-            logits = model.logits(model.hidden(row, columns[None], None))[0]
+            logits = model.logits(model.hidden(rows, columns[None], None)).flatten(0, 1)
             logits[:, mask] = -torch.inf
-            tokens, shares = float64_path(logits, 0.0)
-            masked = (row[0] == mask) & (columns < end)
+            tokens, shares = (part.view_as(rows) for part in float64_path(logits, 0.0))
+            masked = (rows == mask) & (columns < end)
             confidence = torch.where(masked, shares, -torch.inf)
-            chosen = confidence.topk(quota).indices
-            row[0, chosen] = tokens[chosen]
-    found: list[int] = row[0, len(prompt) :].tolist()
+            chosen = confidence.topk(quota, -1).indices
+            rows.scatter_(1, chosen, tokens.gather(1, chosen))
+    found: list[list[int]] = rows[:, ahead:].tolist()
     return found

@@ -6,9 +6,11 @@ from typing import Any
 from dlm.bench.baselines import plain_loop
 from dlm.bench.ceilings import Ceilings, ceilings
 from dlm.bench.count import read_weights
-from dlm.bench.replay import Recorder, replay
+from dlm.bench.events import Gpu, gpu_of
+from dlm.bench.replay import Alone, Recorder
 from dlm.bench.result import Result
 from dlm.bench.step import rates, totals
+from dlm.bench.steps import told, watched
 from dlm.bench.timing import Spread, Times, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
 from dlm.models.model import Model
@@ -17,16 +19,17 @@ SAME_POLICY = "low_confidence"  # what the plain loop does
 
 
 def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size; the plain loop takes the rows one by one.
+    """One result for each batch size.
 
     Raises:
         ValueError: lengths that the plain loop cannot divide.
     """
     check(work)
     model = work.model()
-    most = ceilings(model.device, model.network.dtype)
+    gpu = gpu_of(model.device)
+    most = ceilings(model.device, model.network.dtype, gpu)
     for batch in work.batch_sizes:
-        yield compare(work, model, batch, most)
+        yield compare(work, model, batch, most, gpu)
 
 
 def check(work: Work) -> None:
@@ -44,7 +47,7 @@ def check(work: Work) -> None:
         )
 
 
-def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
+def compare(work: Work, model: Model, batch: int, most: Ceilings, gpu: Gpu | None) -> Result:
     """The engine, the loop and, without a cache, the bare calls in turns."""
     recorder = Recorder.of(model)
     prompts = random_prompts(model, [work.prompt_length] * batch)
@@ -60,14 +63,12 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
 
     def loop() -> None:
         lengths = {"gen_length": work.gen_length, "block_length": work.block_length}
-        looped[:] = [plain_loop(model, prompt, steps=steps, **lengths) for prompt in prompts]
+        looped[:] = plain_loop(model, prompts, steps=steps, **lengths)
 
-    calls: dict[str, Callable[[], object]] = {
-        "dlm": engine,
-        "plain loop": loop,
-    }
-    if bare:
-        calls["network"] = lambda: replay(model, recorder.calls)
+    calls: dict[str, Callable[[], object]] = {"dlm": engine, "plain loop": loop}
+    alone = Alone.of(model, recorder.calls, gpu) if bare else None
+    if alone is not None and alone.run is not None:
+        calls["network"] = alone.run
     times = take_turns(calls, work.repeats, model.device)
     if same and max(recorded.forwards) != steps:
         raise ValueError(f"the engine took {max(recorded.forwards)} forwards, the loop {steps}")
@@ -75,33 +76,54 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
         bench="decode",
         case=work.case(model, batch_size=batch),
         seconds={name: Spread.of(values) for name, values in times.items()},
-        ratios={
-            "plain loop / dlm": ratio(times["plain loop"], times["dlm"]),
-            **({"dlm / network": ratio(times["dlm"], times["network"])} if bare else {}),
-        },
+        ratios=quotients(times),
         found={
             **speeds(times, batch * work.gen_length),
-            "forwards of the plain loop": batch * steps,
+            "forwards of the plain loop": steps,
             "same policy": same,
             "share of equal tokens": agreement(generated, looped) if same else None,
             **pace(work, model, times, max(recorded.forwards), most),
-            **(rates(work.sizes, recorder.calls, times, model, most) if bare else {}),
+            **({} if gpu is None else apart(work, model, prompts, most, gpu)),
+            **({} if alone is None else {"network run by": alone.by}),
+            **(rates(work.sizes, recorder.calls, times, model, most) if "network" in times else {}),
         },
         counted=totals(work.sizes, recorder.calls, model) if bare else {},
     )
 
 
+def quotients(times: Times) -> dict[str, Spread]:
+    """The loop over the engine, and the engine over the network where that was timed."""
+    made = {"plain loop / dlm": ratio(times["plain loop"], times["dlm"])}
+    if "network" in times:
+        made["dlm / network"] = ratio(times["dlm"], times["network"])
+    return made
+
+
+def reading(work: Work, model: Model, most: Ceilings) -> float:
+    """Seconds to read the weights once, which no forward beats."""
+    size: int = model.network.dtype.itemsize
+    return read_weights(work.sizes) * size / most.bandwidth
+
+
 def pace(
     work: Work, model: Model, times: Times, forwards: int, most: Ceilings
 ) -> dict[str, int | float]:
-    """What a forward takes in all, beside the reading of the weights, which is the least."""
+    """What a forward takes in all, beside the reading of the weights."""
     seconds = Spread.of(times["dlm"]).median / forwards
-    weights = read_weights(work.sizes) * model.network.dtype.itemsize
     return {
         "forwards": forwards,
         "dlm ms per forward": 1e3 * seconds,
-        "dlm forward / reading the weights once": seconds * most.bandwidth / weights,
+        "dlm forward / reading the weights once": seconds / reading(work, model, most),
     }
+
+
+def apart(
+    work: Work, model: Model, prompts: list[list[int]], most: Ceilings, gpu: Gpu
+) -> dict[str, int | float]:
+    """Steps that were replayed, recorded and plain, of one more decoding."""
+    with watched(gpu) as spans:
+        work.decode(model, prompts)
+    return told(spans, gpu, reading(work, model, most))
 
 
 def speeds(times: Times, tokens: int) -> dict[str, Any]:

@@ -4,14 +4,19 @@ Shapes: B rows, L tokens, N positions, D model width.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlm.bench.events import Gpu, UnrecordableError
 from dlm.models.model import Model
 from dlm.packing import Packed
+
+PLAIN = "plain calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +87,54 @@ def replay(model: Model, calls: list[Call]) -> None:
         else:
             assert states is not None
             model.logits(states[: call.rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The network calls of a decoding, ready to be made again."""
+
+    run: Callable[[], object] | None  # None where that would say nothing of the network
+    by: str  # how they are made
+
+    @classmethod
+    def of(cls, model: Model, calls: list[Call], gpu: Gpu | None) -> "Alone":
+        """Plain calls; on a GPU recorded ones, as plain ones would time the host.
+
+        Forwards of the same shapes are recorded once: they see the tokens of the first of them.
+        """
+        if gpu is None:
+            return cls(partial(replay, model, calls), PLAIN)
+        made: dict[tuple[Any, ...], Callable[[], object]] = {}
+        order = []
+        try:
+            for forward in forwards(calls):
+                shape = shapes(forward)
+                if shape not in made:
+                    made[shape] = gpu.record(partial(replay, model, forward))
+                order.append(made[shape])
+        except UnrecordableError as error:
+            return cls(None, f"not timed, as recording failed: {error}")
+
+        def run() -> None:
+            for play in order:
+                play()
+
+        return cls(run, f"{len(made)} CUDA graphs for {len(order)} forwards")
+
+
+def forwards(calls: list[Call]) -> list[list[Call]]:
+    """Each call of `hidden` with those of `logits` behind it."""
+    groups: list[list[Call]] = []
+    for call in calls:
+        if call.arguments:
+            groups.append([])
+        groups[-1].append(call)
+    return groups
+
+
+def shapes(forward: list[Call]) -> tuple[Any, ...]:
+    """What forwards share that can be recorded as one. A packed one stands alone."""
+    first, *others = forward
+    *given, cache = first.arguments
+    sizes = (None if each is None else each.shape for each in given)
+    return (*sizes, cache, *(call.rows for call in others))

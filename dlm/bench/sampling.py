@@ -1,10 +1,16 @@
 """Statistics and a sample of every row, against float64 copies of the vocabulary.
 
-Shapes: N rows, V vocabulary.
+On a CPU the wall clock times single calls, with the caches filled by something else ahead of each.
+On a GPU the device is timed: a recording holds calls on different rows, more than caches hold, and
+is played over and over.
+
+Shapes: N rows, P rows of the pool that they are taken from, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +19,17 @@ from torch import Tensor
 from dlm.bench.baselines import float64_path, plain_scores
 from dlm.bench.ceilings import Ceilings, ceilings
 from dlm.bench.count import logits_bytes
+from dlm.bench.events import Gpu, Timed, gpu_of
 from dlm.bench.memory import method, peak_extra_bytes
 from dlm.bench.result import Result
-from dlm.bench.timing import Spread, ratio, take_turns
+from dlm.bench.timing import WALL, Spread, Times, ratio, rounds, take_turns
 from dlm.kernels import NoiseKey, TokenStatistics, token_statistics
 from dlm.models.loading import check_device, check_dtype
 from dlm.options import integer, number
 
-EVICTED = 1 << 28  # bytes written ahead of every call, so that no cache holds the logits
+EVICTED = 1 << 28  # bytes met between two reads of the same logits, so that no cache holds them
+
+Part = Callable[[Tensor], object]  # what is done with some of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,7 @@ class Rows:
         ValueError: an option breaks its rule.
     """
 
-    rows: int = 32  # masks of a block
+    rows: tuple[int, ...] = (32,)  # masks of a block, or of the blocks of a batch
     positions: int = 256  # of a whole generation, which published loops sample at each step
     vocabulary: int = 126464
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
@@ -40,57 +49,75 @@ class Rows:
     repeats: int = 7
 
     def __post_init__(self) -> None:
-        integer("rows", self.rows, least=1)
-        integer("positions", self.positions, least=self.rows)
+        for rows in self.rows:
+            integer("rows", rows, least=1)
+        integer("positions", self.positions, least=min(self.rows))
         integer("vocabulary", self.vocabulary, least=2)
         integer("repeats", self.repeats, least=1)
         for temperature in self.temperatures:
             number("temperature", temperature, least=0.0)
 
+    @property
+    def most(self) -> int:
+        """Rows that any contender needs."""
+        return max(*self.rows, self.positions)
+
 
 def measure(options: Rows) -> Iterator[Result]:
-    """One result for each dtype and temperature."""
+    """One result for each dtype, temperature and number of rows."""
     device = check_device(options.device)
+    gpu = gpu_of(device)
     generator = torch.Generator(device).manual_seed(0)
-    shape = (options.positions, options.vocabulary)
     for name in options.dtypes:
         dtype = check_dtype(name)
         if isinstance(dtype, str):
             raise ValueError(f"dtype must be one of bfloat16, float16 and float32, got {name!r}")
+        count = options.most if gpu is None else pooled(options, dtype)
+        shape = (count, options.vocabulary)
         logits = torch.randn(shape, generator=generator, device=device).mul_(3).to(dtype)
-        most = ceilings(device, dtype)
+        most = ceilings(device, dtype, gpu)
         for temperature in options.temperatures:
-            yield compare(logits, temperature, options, most)
+            for rows in options.rows:
+                yield compare(logits, rows, temperature, options, most, gpu)
+
+
+def pooled(options: Rows, dtype: torch.dtype) -> int:
+    """Rows of a pool that no cache holds."""
+    return max(options.most, math.ceil(EVICTED / (options.vocabulary * dtype.itemsize)))
 
 
 @torch.inference_mode()
-def compare(every: Tensor, temperature: float, options: Rows, most: Ceilings) -> Result:
+def compare(
+    pool: Tensor,
+    rows: int,
+    temperature: float,
+    options: Rows,
+    most: Ceilings,
+    gpu: Gpu | None,
+) -> Result:
     """Time and memory of both paths on the same rows."""
-    device, few = every.device, every[: options.rows]
-    key = noise(options.rows, device)
+    device, few = pool.device, pool[:rows]
+    key = noise(rows, device)
 
-    def ours() -> TokenStatistics:
-        return token_statistics(few, ("confidence",), temperature=temperature, key=key)
+    def ours(logits: Tensor) -> TokenStatistics:
+        return token_statistics(logits, ("confidence",), temperature=temperature, key=key)
 
-    everywhere = f"float64, {options.positions} rows"
-    calls: dict[str, Callable[[], object]] = {
-        "dlm": ours,
-        "float64": lambda: float64_path(few, temperature),
-        everywhere: lambda: float64_path(every, temperature),
-        "maximum and log-sum-exp": lambda: plain_scores(few),
-    }
-    other = torch.empty(EVICTED, dtype=torch.uint8, device=device)
-    times = take_turns(calls, options.repeats, device, other.zero_)
-    del other
-    peaks = {name: peak_extra_bytes(call, device) for name, call in calls.items()}
-    least = logits_bytes(options.rows, options.vocabulary, every.element_size())
+    parts = contenders(ours, rows, temperature, options.positions)
+    times, by = clocked(parts, pool, options.repeats, gpu)
+    peaks = {n: peak_extra_bytes(partial(f, pool[:c]), device) for n, (c, f) in parts.items()}
+    least = logits_bytes(rows, options.vocabulary, pool.element_size())
     bandwidth = least / Spread.of(times["dlm"]).median
+    shares = {
+        f"memory share of {name}": peaks["dlm"] / peaks[name]
+        for name in peaks
+        if name.startswith("float64")
+    }
     return Result(
         bench="sampling",
         case={
-            "rows": options.rows,
+            "rows": rows,
             "vocabulary": options.vocabulary,
-            "dtype": str(every.dtype).removeprefix("torch."),
+            "dtype": str(pool.dtype).removeprefix("torch."),
             "temperature": temperature,
             "device": device.type,
             "repeats": options.repeats,
@@ -98,22 +125,65 @@ def compare(every: Tensor, temperature: float, options: Rows, most: Ceilings) ->
         seconds={name: Spread.of(values) for name, values in times.items()},
         ratios={f"{n} / dlm": ratio(t, times["dlm"]) for n, t in times.items() if n != "dlm"},
         found={
-            **check(few, temperature, ours()),
-            **{f"peak extra bytes, {name}": peaks[name] for name in calls},
-            "memory share of float64": peaks["dlm"] / peaks["float64"],
-            f"memory share of {everywhere}": peaks["dlm"] / peaks[everywhere],
+            **check(few, temperature, ours(few)),
+            **{f"peak extra bytes, {name}": peak for name, peak in peaks.items()},
+            **shares,
             "memory measured by": method(device),
+            **by,
             "logits read per second, bytes": bandwidth,
             "copy bytes per second": most.bandwidth,
+            "copy timed by": most.by,
             "share of copy bandwidth": bandwidth / most.bandwidth,
         },
         counted={
             "least bytes, one read of the logits": least,
-            "one float64 copy of the rows, bytes": logits_bytes(
-                options.rows, options.vocabulary, 8
-            ),
+            "one float64 copy of the rows, bytes": logits_bytes(rows, options.vocabulary, 8),
         },
     )
+
+
+def contenders(
+    ours: Part, rows: int, temperature: float, positions: int
+) -> dict[str, tuple[int, Part]]:
+    """How many rows each takes, and what it does with them."""
+    wide = partial(float64_path, temperature=temperature)
+    made: dict[str, tuple[int, Part]] = {"dlm": (rows, ours), "float64": (rows, wide)}
+    if rows <= positions:
+        made[f"float64, {positions} rows"] = (positions, wide)
+    return made | {"maximum and log-sum-exp": (rows, plain_scores)}
+
+
+def clocked(
+    parts: dict[str, tuple[int, Part]], pool: Tensor, repeats: int, gpu: Gpu | None
+) -> tuple[Times, dict[str, str]]:
+    """Seconds of one call of each contender, and how they were taken."""
+    if gpu is None:
+        calls = {name: partial(part, pool[:count]) for name, (count, part) in parts.items()}
+        other = torch.empty(EVICTED, dtype=torch.uint8, device=pool.device)
+        return take_turns(calls, repeats, pool.device, other.zero_), {"timed by": WALL}
+    rows, _ = parts["dlm"]
+    spare = torch.empty_like(pool)
+    timed = {
+        name: Timed.of(gpu, [partial(part, some) for some in slices(pool, count)])
+        for name, (count, part) in parts.items()
+    }
+    pairs = zip(slices(pool, rows), slices(spare, rows), strict=True)
+    timed["copy of as many bytes"] = Timed.of(gpu, [partial(copy_half, *pair) for pair in pairs])
+    times = rounds({name: each.seconds for name, each in timed.items()}, repeats)
+    own = timed["dlm"].by
+    others = {f"timed by, {n}": each.by for n, each in timed.items() if each.by != own}
+    return times, {"timed by": own, **others}
+
+
+def slices(pool: Tensor, rows: int) -> list[Tensor]:
+    """All that is in the pool, [N, V] each of [P, V]."""
+    return [pool[begin : begin + rows] for begin in range(0, len(pool) - rows + 1, rows)]
+
+
+def copy_half(source: Tensor, target: Tensor) -> None:
+    """Read half of the bytes of [N, V] and write as many."""
+    half = source.numel() // 2
+    target.view(-1)[:half].copy_(source.view(-1)[:half])
 
 
 def noise(rows: int, device: torch.device) -> NoiseKey:

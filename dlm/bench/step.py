@@ -11,7 +11,8 @@ import torch
 
 from dlm.bench.ceilings import Ceilings, ceilings
 from dlm.bench.count import forward_flops, read_weights
-from dlm.bench.replay import Call, Recorder, replay
+from dlm.bench.events import gpu_of
+from dlm.bench.replay import PLAIN, Call, Recorder, replay
 from dlm.bench.result import Result
 from dlm.bench.shapes import Shape
 from dlm.bench.timing import Spread, Times, ratio, take_turns
@@ -22,7 +23,7 @@ from dlm.models.model import Model
 def measure(work: Work) -> Iterator[Result]:
     """One result for each batch size."""
     model = work.model()
-    most = ceilings(model.device, model.network.dtype)
+    most = ceilings(model.device, model.network.dtype, gpu_of(model.device))
     for batch in work.batch_sizes:
         yield compare(work, model, batch, most)
 
@@ -49,6 +50,7 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
         ratios=shares(times, inside[1:], model.device),
         found={
             "engine ms per forward": 1e3 * engine,
+            "network run by": PLAIN,
             **rates(work.sizes, recorder.calls, times, model, most),
         },
         counted=totals(work.sizes, recorder.calls, model),

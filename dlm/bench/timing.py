@@ -1,11 +1,14 @@
-"""Wall times of several calls that take turns, and what to say of them."""
+"""Times of several calls that take turns, and what to say of them."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
+
+WALL = "wall clock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +54,25 @@ def take_turns(
         device: what to wait for.
         before: what to do ahead of every timed call, off the clock.
     """
-    names = list(calls)
-    for name in names:
-        calls[name]()
+    for call in calls.values():
+        call()
+
+    def timed(call: Callable[[], object]) -> float:
+        before()
+        return seconds(call, device)
+
+    return rounds({name: partial(timed, call) for name, call in calls.items()}, repeats)
+
+
+def rounds(timers: Mapping[str, Callable[[], float]], repeats: int) -> Times:
+    """The seconds that each timer tells, once a round, in the order of `take_turns`."""
+    names = list(timers)
     times: Times = {name: [] for name in names}
     for number in range(repeats):
         turn = number % len(names)
         order = names[turn:] + names[:turn]
         for name in reversed(order) if number % 2 else order:
-            before()
-            times[name].append(seconds(calls[name], device))
+            times[name].append(timers[name]())
     return times
 
 

@@ -135,7 +135,14 @@ def show_profile(work: Any, *, machine: bool) -> None:
 
 @app.command("sampling")
 def sampling(  # noqa: PLR0913 (the parameters are the command line)
-    rows: Annotated[int, run(help="Rows to sample.", **COUNT)] = 32,
+    rows: Annotated[
+        list[int] | None,
+        run(
+            help="Rows to sample; repeatable.",
+            show_default="32, on a GPU 256 and 1024 as well",
+            **COUNT,
+        ),
+    ] = None,
     positions: Annotated[
         int, run(help="Rows that published loops sample at each step.", **COUNT)
     ] = 256,
@@ -161,7 +168,8 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
         given["dtypes"] = tuple(dtype)
     if temperature:
         given["temperatures"] = tuple(temperature)
-    options = Rows(rows, positions, vocabulary, device=device, repeats=repeats, **given)
+    counts = tuple(rows or row_counts(device))
+    options = Rows(counts, positions, vocabulary, device=device, repeats=repeats, **given)
     with threads_set(threads):
         Sink(json, out).write(measure(options), device)
 
@@ -257,4 +265,14 @@ def batch(  # noqa: PLR0913
 
 def ragged_sizes(device: str | None) -> list[int]:
     """Batches that are worth a look: a GPU takes larger ones in its stride."""
-    return [8] if device is None or device == "cpu" else [1, 4, 16, 32]
+    return [8] if on_cpu(device) else [1, 4, 16, 32]
+
+
+def row_counts(device: str | None) -> list[int]:
+    """Rows that are worth a look: a GPU is busy with the blocks of a whole batch only."""
+    return [32] if on_cpu(device) else [32, 256, 1024]
+
+
+def on_cpu(device: str | None) -> bool:
+    """Whether the option names the CPU, as it does by default."""
+    return device is None or device.startswith("cpu")

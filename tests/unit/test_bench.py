@@ -143,10 +143,11 @@ def test_the_plain_loop_decodes_the_same_tokens(tiny: Model) -> None:
     prompts = random_prompts(tiny, [7, 7])
     work = Work("tiny", (2,), prompt_length=7, gen_length=12, block_length=4, steps=9)
     out = work.decode(tiny, prompts)
-    looped = [
-        plain_loop(tiny, prompt, gen_length=12, block_length=4, steps=9) for prompt in prompts
-    ]
-    assert out.tokens == looped
+    lengths = {"gen_length": 12, "block_length": 4, "steps": 9}
+    apart = [plain_loop(tiny, [prompt], **lengths)[0] for prompt in prompts]
+    assert out.tokens == apart
+    assert plain_loop(tiny, prompts, **lengths) == apart
+    assert apart[0] != apart[1]
     assert out.forwards == [9, 9]
 
 

@@ -1,0 +1,95 @@
+"""Device time of the steps of a decoding, apart by how each was run.
+
+The engine runs the first step of a shape plainly, records the second and replays all later ones:
+`dlm.execution`. A mean over all of them says little of those that a long generation is made of.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from dlm.bench.events import Gpu
+from dlm.bench.timing import Spread
+from dlm.execution import Recording, Steps
+from dlm.progress import Due
+
+KINDS = ("plain", "recorded", "replayed")
+PARTS = {True: "whole rows", False: "window"}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One step."""
+
+    kind: str  # of `KINDS`; the second step of a shape is recorded and then played
+    whole: bool  # whether all rows were computed as a whole
+    begin: Any  # marks of the device
+    end: Any
+
+
+@contextmanager
+def watched(gpu: Gpu) -> Iterator[list[Span]]:
+    """The steps that are run meanwhile, in this process."""
+    spans: list[Span] = []
+    within: list[str] = []  # what befell the step that is being run
+    run, make, play = Steps.__call__, Recording.__init__, Recording.__call__
+
+    def step(self: Steps, canvas: Any, progress: Any, due: Due) -> Any:
+        within.clear()
+        begin = gpu.mark()
+        outcome = run(self, canvas, progress, due)
+        spans.append(Span(within[0] if within else "plain", due.whole, begin, gpu.mark()))
+        return outcome
+
+    def made(self: Recording, *given: Any) -> None:
+        make(self, *given)
+        within.append("recorded")
+
+    def played(self: Recording, *given: Any) -> Any:
+        within.append("replayed")
+        return play(self, *given)
+
+    owners: list[tuple[type, str, Any, Any]] = [
+        (Steps, "__call__", step, run),
+        (Recording, "__init__", made, make),
+        (Recording, "__call__", played, play),
+    ]
+    for owner, name, spy, _ in owners:
+        setattr(owner, name, spy)
+    try:
+        yield spans
+    finally:
+        for owner, name, _, own in owners:
+            setattr(owner, name, own)
+
+
+def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:
+    """What a result says of steps.
+
+    Args:
+        spans: of one decoding, in order.
+        gpu: what marked them.
+        reading: seconds that the weights take to be read once.
+    """
+    took: dict[tuple[str, bool], list[float]] = {(k, whole): [] for k in KINDS for whole in PARTS}
+    for span in spans:
+        took[span.kind, span.whole].append(gpu.between(span.begin, span.end))
+    found: dict[str, int | float] = {}
+    for (kind, whole), values in took.items():
+        name = f"{kind}, {PARTS[whole]}"
+        found[f"steps {name}"] = len(values)
+        if values:
+            median = Spread.of(values).median
+            found[f"ms per step {name}"] = 1e3 * median
+            if kind == "replayed":
+                found[f"step {name} / reading the weights once"] = median / reading
+    gaps = [
+        gpu.between(one.end, other.begin)
+        for one, other in pairwise(spans)
+        if one.kind == other.kind == "replayed"
+    ]
+    if gaps:
+        found["ms from a replayed step to the next"] = 1e3 * Spread.of(gaps).median
+    return found
