@@ -88,12 +88,12 @@ class Reuse(View):
         """Take the columns [B, Q] that are computed afresh, and how many there are to attend to."""
         self.cache = cache
         self.columns = columns
+        self.rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
         self.length = length
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
-        columns = self.columns.to(key.device)
-        rows = torch.arange(self.cache.rows, device=key.device)[:, None]
+        rows, columns = self.rows.to(key.device), self.columns.to(key.device)
         count = columns.shape[1]
         merged = []
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
