@@ -109,8 +109,9 @@ def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor
     """Blanks of each block, int64 [B, N], of bool [B, L] and where the first begins, [B]."""
     place = torch.arange(blank.shape[1]) - origin[:, None]
     block = place.div(block_length, rounding_mode="floor")
-    blanks = torch.zeros(blank.shape[0], int(block.max()) + 1, dtype=torch.int64)
-    return blanks.scatter_add_(1, block.clamp(min=0), blank.long())
+    last = int(block[blank].max())  # padding and what closes a row lie in no block
+    blanks = torch.zeros(blank.shape[0], last + 1, dtype=torch.int64)
+    return blanks.scatter_add_(1, block.clamp(0, last), blank.long())
 
 
 def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = False) -> Tensor:

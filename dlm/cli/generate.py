@@ -6,6 +6,7 @@ from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
 from dlm.cli.options import (
+    BLOCKS,
     COUNT,
     JSON,
     REAL,
@@ -24,6 +25,7 @@ from dlm.cli.options import (
     output,
     sampling,
     source,
+    unless_none,
 )
 
 GEN_LENGTH = 256
@@ -64,7 +66,8 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         ),
     ] = None,
     block_length: Annotated[
-        int, decoding(help="Tokens of a block; blocks are decoded left to right.", **WHOLE)
+        int,
+        decoding(help="Tokens of a block, or none; blocks are decoded left to right.", **BLOCKS),
     ] = 32,
     steps: Annotated[
         int | None,
@@ -116,7 +119,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             key: parse_value(value) for key, value in parse_pairs("--option", option or []).items()
         },
         "gen_length": gen_length,
-        "block_length": block_length,
+        "block_length": unless_none(block_length),
         "steps": steps,
         "position_temperature": position_temperature or None,
         "stop_at_eos": stop_at_eos,
@@ -128,7 +131,11 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         "cfg_scale": cfg_scale,
         "seed": seed,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None or name == "block_length"
+    }
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()

@@ -231,6 +231,25 @@ def test_a_schedule_of_the_whole_needs_one_block(toy: Toy, tmp_path: Path) -> No
         decode(toy(), path, gen_length=8, block_length=4)
 
 
+@pytest.mark.parametrize("suffix", [(), (3,)])
+@pytest.mark.parametrize("length", [None, 8])
+def test_a_schedule_of_the_whole_takes_rows_of_unlike_lengths(
+    toy: Toy, tmp_path: Path, suffix: tuple[int, ...], length: int | None
+) -> None:
+    path = artefact(tmp_path, (1, 2, 5), gen_length=8, block_length=4, scope="generation", steps=3)
+    plain = toy()
+    model = replace(plain, spec=replace(plain.spec, suffix=suffix))
+    options: dict[str, Any] = {
+        "decoder": "schedule", "decoder_options": {"path": path}, "gen_length": 8,
+        "stop_at_eos": False,
+    }  # fmt: skip
+    rows = [[1], [1, 2, 3, 4, 0, 1]]
+    together = dlm.generate(model, rows, block_length=length, **options)
+    alone = [dlm.generate(model, [row], block_length=length, **options).tokens[0] for row in rows]
+    assert together.tokens == alone
+    assert together.forwards == [3, 3]
+
+
 def test_files_that_are_not_there_or_changed(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path must be a file .*none\.json"):
         decode(toy(), tmp_path / "none.json", gen_length=4)
