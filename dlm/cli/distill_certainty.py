@@ -226,14 +226,16 @@ class Work:
         """Decode targets and train; the trained network, None after the user's Ctrl-C.
 
         Raises:
-            ValueError: a run is there and `resume` is not set, or the other way round.
+            ValueError: a run is there and `resume` is not set, or the other way round; the network
+                cannot be trained so. Then nothing has been written.
         """
-        from dlm.distill.certainty_run import STATE, train
+        from dlm.distill.certainty_run import STATE, check_network, train
         from dlm.distill.certainty_targets import FILE as TARGETS
 
-        if (self.out / TARGETS).exists() != resume:
+        if any((self.out / name).exists() for name in (TARGETS, STATE)) != resume:
             rule = "no run to resume" if resume else "a run already: resume it or choose another"
             raise ValueError(f"--out {str(self.out)!r} holds {rule}")
+        check_network(self.base.network, self.recipe)
         try:
             targets = self.targets()
             with display, stop_after_step() as check:

@@ -53,7 +53,7 @@ class Batches:
         block = block_numbers(
             start, end, length, block_length=recipe.block_length, block_size=spec.block_size
         )
-        noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + forward)
+        noise = torch.Generator().manual_seed(recipe.noise_seed(forward))
         active = draw_blocks(block, torch.rand(size, generator=noise, dtype=torch.float64))
         uniform = torch.rand(rows.shape, generator=noise, dtype=torch.float64)
         views = complementary_views(

@@ -14,6 +14,9 @@ LAYERS = (
 )  # fmt: skip
 """Where a network has them: attention and MLP, not the experts' router nor the vocabulary."""
 
+NOISE = 1_000_003  # seeds of noise that two neighbouring seeds of runs are apart
+LARGEST_SEED = 2**42  # leaves numbers for 4e18 forwards below 2^63
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -45,7 +48,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "rank"):
             integer(name, getattr(self, name), least=1)
-        integer("seed", self.seed, least=0)
+        integer("seed", self.seed, least=0, most=LARGEST_SEED)
         if self.block_length is not None:
             integer("block_length", self.block_length, least=1)
         for name in ("ratio", "warmup"):
@@ -58,6 +61,10 @@ class Recipe:
         known("schedule", self.schedule, ("constant", "cosine"))
         known("precision", self.precision, ("float32", "bfloat16"))
         boolean("checkpointing", self.checkpointing)
+
+    def noise_seed(self, forward: int) -> int:
+        """Seed of the noise of one forward, int64."""
+        return self.seed * NOISE + forward
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or half a cosine."""

@@ -5,6 +5,7 @@ Shapes: B rows, L tokens, M masked positions, V vocabulary.
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,11 +19,15 @@ from dlm.distill.certainty import Loss, certainty_loss
 from dlm.distill.certainty_batches import Batch, Batches, check_targets, digest
 from dlm.distill.certainty_recipe import Recipe, adapter_config
 from dlm.distill.certainty_targets import Target
+from dlm.distill.weights import facts
 from dlm.models.adapter import wrap, write
 from dlm.models.model import Model
 from dlm.training.loop import Progress
 
 STATE = "training_state.pt"
+KINDS = {"recipe": dict, "model": dict, "processes": int, "targets": str, "step": int,
+         "adapter": list, "optimizer": dict}  # fmt: skip
+"""What a checkpoint holds."""
 
 
 class Student(nn.Module):
@@ -59,10 +64,11 @@ class Trainer:
             gradient_accumulation_steps=recipe.accumulate,
         )
         self.device = self.accelerator.device if shared else model.device
+        told = facts(model)  # of the base: the adapter's layers change names and weights
         torch.manual_seed(recipe.seed)  # of the adapter's first values
         self.wrapped = wrap(model.network, adapter_config(model.network, recipe))
         if recipe.checkpointing:
-            keep_fewer_activations(model.network)
+            fewer_activations(model.network)({"use_reentrant": False})
         self.weights = [p for p in model.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -70,7 +76,7 @@ class Trainer:
         self.student, self.optimizer = self.accelerator.prepare(Student(model), optimizer)
         self.step = 0
         self.facts = {"recipe": asdict(recipe), "processes": self.accelerator.num_processes,
-                      "targets": digest(targets)}  # fmt: skip
+                      "targets": digest(targets), "model": told}  # fmt: skip
 
     def update(self) -> Progress:
         """Train on the rows of one step."""
@@ -82,7 +88,7 @@ class Trainer:
         for turn in range(recipe.accumulate):
             forward = (self.step * recipe.accumulate + turn) * machine.num_processes
             batch = self.batches[forward + machine.process_index].to(self.device)
-            torch.manual_seed(recipe.seed * 1_000_003 + forward)  # of dropout, where there is any
+            torch.manual_seed(recipe.noise_seed(forward))  # of dropout, where there is any
             with machine.accumulate(self.student):
                 loss = self.loss(batch)
                 value += self.finite(loss.total.item()) / recipe.accumulate
@@ -136,16 +142,17 @@ class Trainer:
         """Go on from the checkpoint of the folder.
 
         Raises:
-            ValueError: it belongs to another recipe, other targets or another number of processes.
+            ValueError: it is damaged, or belongs to another recipe, another model, other targets
+                or another number of processes.
         """
         path = self.out / STATE
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        state = read_state(path)
         written, mine = flat(state), flat(self.facts)
         differ = sorted(key for key in mine if written.get(key) != mine[key])
         if differ:
             raise ValueError(f"{path} was written by another run; these differ: {differ}")
         shapes = [weight.shape for weight in self.weights]
-        if shapes != [weight.shape for weight in state["adapter"]]:
+        if shapes != [getattr(weight, "shape", None) for weight in state["adapter"]]:
             raise ValueError(f"{path} was written for a network of another shape")
         with torch.no_grad():
             for weight, value in zip(self.weights, state["adapter"], strict=True):
@@ -154,7 +161,11 @@ class Trainer:
         self.step = state["step"]
 
     def run(self, report: Callable[[Progress], None], *, save_every: int = 100) -> None:
-        """Train to the end of the recipe, saving on the way; see `dlm.training.loop.Trainer`."""
+        """Train to the end of the recipe, saving on the way; see `dlm.training.loop.Trainer`.
+
+        The adapter is written at the end even where no step was left to do: a run may have been
+        killed between its last checkpoint and its adapter.
+        """
         self.student.train()
         while self.step < self.recipe.steps:
             progress = self.update()
@@ -163,8 +174,9 @@ class Trainer:
             except KeyboardInterrupt:
                 self.save()
                 raise
-            if self.step % save_every == 0 or self.step == self.recipe.steps:
+            if self.step % save_every == 0 and self.step < self.recipe.steps:
                 self.save()
+        self.save()
         self.student.eval()
 
 
@@ -193,8 +205,8 @@ def train(
         The `PeftModel` around the network.
 
     Raises:
-        ValueError: `out` holds a run and `resume` is not set, or the other way round; a target that
-            does not fit the model.
+        ValueError: `out` holds a run and `resume` is not set, or the other way round; a checkpoint
+            of another run, or a damaged one; a target or a recipe that does not fit the model.
     """
     if (out / STATE).exists() != resume:
         state = (
@@ -202,6 +214,7 @@ def train(
         )
         raise ValueError(f"out={str(out)!r} holds {state}")
     check_targets(model.spec, targets)
+    check_network(model.network, recipe)
     trainer = Trainer(model, targets, recipe, out, base)
     if resume:
         trainer.resume()
@@ -209,8 +222,19 @@ def train(
     return trainer.wrapped
 
 
-def keep_fewer_activations(network: Any) -> None:
-    """Have the layers compute their activations again in the backward pass.
+def check_network(network: Any, recipe: Recipe) -> None:
+    """Refuse a recipe that a network cannot be trained by, before it is changed.
+
+    Raises:
+        ValueError: it has no such layers, or cannot compute activations again.
+    """
+    adapter_config(network, recipe)
+    if recipe.checkpointing:
+        fewer_activations(network)
+
+
+def fewer_activations(network: Any) -> Callable[[dict[str, Any]], None]:
+    """What has the layers compute their activations again in the backward pass.
 
     Raises:
         ValueError: the network cannot.
@@ -218,12 +242,32 @@ def keep_fewer_activations(network: Any) -> None:
     # transformers renamed it and warns of the old name.
     for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
         if hasattr(network, name):
-            getattr(network, name)({"use_reentrant": False})
-            return
+            enable: Callable[[dict[str, Any]], None] = getattr(network, name)
+            return enable
     raise ValueError(f"checkpointing must be False for a {type(network).__name__}: it has none")
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    damaged = f"{path} is damaged: delete it to train from the first step"
+    broken = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (*broken, pickle.UnpicklingError) as error:
+        raise ValueError(damaged) from error
+    if not isinstance(state, dict):
+        raise ValueError(damaged)
+    wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise ValueError(f"{damaged}; it lacks {', '.join(wrong)}")
+    return state
+
+
 def flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """A run's facts by name, those of its recipe among them."""
-    recipe: dict[str, Any] = facts["recipe"]
-    return recipe | {key: facts[key] for key in ("processes", "targets")}
+    """A run's facts by name, those of its recipe and its model among them."""
+    own = {key: facts[key] for key in ("processes", "targets")}
+    return {**facts["recipe"], **facts["model"], **own}

@@ -1,16 +1,19 @@
 """Targets of a distillation: what the model itself decodes, one token a forward."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dlm.data import TASKS, Example
-from dlm.generation import generate
+from dlm.distill.weights import facts
+from dlm.generation import generate, generation_job
 from dlm.models.model import Model
-from dlm.options import integer
+from dlm.options import integer, integers
 from dlm.prompts import Prompt, encode_prompts
+from dlm.settings import Settings
 
 FILE = "targets.jsonl"
 
@@ -51,6 +54,9 @@ def make_targets(
 ) -> list[Target]:
     """Decode every prompt and write `targets.jsonl` on the way, from where it was left.
 
+    Only whole batches are kept of what an earlier run left, so that the batches are the same ones
+    and what comes out of the network is too. Nothing is written before everything is checked.
+
     Args:
         model: the teacher.
         examples: prompts; their responses are not looked at.
@@ -61,7 +67,8 @@ def make_targets(
         report: told how many targets there are, of how many.
 
     Raises:
-        ValueError: a bad prompt, or a file of other settings or other prompts.
+        ValueError: a bad prompt, one too long for the model, or a file that is damaged or of
+            another model, other settings or other prompts.
     """
     from accelerate import PartialState  # type: ignore[import-untyped]
 
@@ -69,12 +76,13 @@ def make_targets(
     prompts = encode_prompts(model, given) if given else []
     if not prompts:
         raise ValueError("targets need at least one prompt, got none")
-    head = {"model": name, "chat": chat} | asdict(teacher)
+    check_job(model, prompts, teacher)
+    head = {"model": name, **facts(model), "prompts": len(prompts), "chat": chat, **asdict(teacher)}
     del head["batch_size"]
+    head = json.loads(json.dumps(head))  # as it is read again
     # Of several processes one decodes, and the others read what it has written.
     with PartialState(cpu=model.device.type == "cpu").main_process_first():
-        done = reopen(out / FILE, head)
-        check_prompts(out / FILE, done, prompts)
+        done = reopen(out / FILE, head, prompts, teacher.batch_size)
         with (out / FILE).open("a") as file:
             for begin in range(len(done), len(prompts), teacher.batch_size):
                 stop = begin + teacher.batch_size
@@ -86,6 +94,12 @@ def make_targets(
     return done
 
 
+def check_job(model: Model, prompts: Sequence[list[int]], teacher: Teacher) -> None:
+    """Refuse what the model could not decode: the longest prompt tells for all."""
+    settings = Settings(gen_length=teacher.gen_length, block_length=teacher.block_length)
+    generation_job(model, [max(prompts, key=len)], settings)
+
+
 def check_prompts(path: Path, done: Sequence[Target], prompts: Sequence[list[int]]) -> None:
     """Refuse a file whose targets are not those of the first prompts."""
     for number, (target, prompt) in enumerate(zip(done, prompts, strict=False)):
@@ -93,7 +107,7 @@ def check_prompts(path: Path, done: Sequence[Target], prompts: Sequence[list[int
             raise ValueError(f"{path} holds targets of other prompts, from line {number + 2}")
     if len(done) > len(prompts):
         raise ValueError(
-            f"{path} holds {len(done)} targets, more than the {len(prompts)} prompts asked for"
+            f"{path} is damaged, delete it: it holds {len(done)} targets of {len(prompts)} prompts"
         )
 
 
@@ -119,30 +133,51 @@ def decode(
         yield Target(prompt, tokens, right)
 
 
-def reopen(path: Path, head: dict[str, Any]) -> list[Target]:
-    """The targets of a file that a run may have left, without a line cut short; else a new file.
+def reopen(
+    path: Path, head: dict[str, Any], prompts: Sequence[list[int]], batch_size: int
+) -> list[Target]:
+    """The whole batches that a run may have left, the rest cut off the file; else a new file.
 
     Raises:
-        ValueError: it was written with other settings.
+        ValueError: it is damaged, or was written for another model, other settings or prompts.
     """
-    if not path.exists():
+    # What follows the last newline was cut short.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if not lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(head) + "\n")
         return []
-    *whole, rest = path.read_text().split("\n")  # what follows the last newline was cut
-    if rest or not whole:
-        whole = whole or [json.dumps(head)]
-        path.write_text("".join(f"{line}\n" for line in whole))
-    written = json.loads(whole[0])
-    differ = sorted(key for key in head if written.get(key) != head[key])
+    check_head(path, lines[0], head)
+    done = [read_target(path, n, line, head) for n, line in enumerate(lines[1:], start=2)]
+    check_prompts(path, done, prompts)
+    kept = len(done) if len(done) == len(prompts) else len(done) - len(done) % batch_size
+    os.truncate(path, sum(len(line) + 1 for line in lines[: kept + 1]))
+    return done[:kept]
+
+
+def check_head(path: Path, line: bytes, head: dict[str, Any]) -> None:
+    """Refuse a first line that does not say what this run would."""
+    try:
+        written = json.loads(line)
+        if not isinstance(written, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged in line 1, delete it: {error}") from None
+    differ = sorted(key for key in head if key not in written or written[key] != head[key])
     if differ:
         raise ValueError(f"{path} was written with other settings; these differ: {differ}")
-    return [parse(line, f"{path}:{number}") for number, line in enumerate(whole[1:], start=2)]
 
 
-def parse(line: str, where: str) -> Target:
-    """One line."""
+def read_target(path: Path, number: int, line: bytes, head: dict[str, Any]) -> Target:
+    """One line below the first."""
     try:
-        return Target(**json.loads(line))
+        target = Target(**json.loads(line))
+        for name in ("prompt", "response"):
+            integers(name, getattr(target, name), least=0, most=head["vocab_size"] - 1)
+        if len(target.response) != head["gen_length"]:
+            raise ValueError(f"a response of {len(target.response)} tokens")
+        if target.right not in (True, False, None):
+            raise ValueError(f"right is {target.right!r}")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: not a target ({error})") from None
+        raise ValueError(f"{path} is damaged in line {number}, delete it: {error}") from None
+    return target

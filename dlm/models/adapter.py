@@ -4,6 +4,7 @@ peft is optional and is imported where an adapter is asked for.
 """
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def wrap(network: Any, config: Any) -> Any:
 def write(wrapped: Any, out: Path, base: str | None) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, the same bytes every time.
 
+    Each file takes its place whole, in one atomic step.
+
     Args:
         wrapped: what `wrap` gave.
         out: folder, made if it is not there.
@@ -112,10 +115,13 @@ def write(wrapped: Any, out: Path, base: str | None) -> None:
         },
     }
     plain = {key: sorted(v) if isinstance(v, set) else v for key, v in stated.items()}
-    (out / CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
     state = peft_library().get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
-    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    parts = {name: out / f"{name}.part" for name in (CONFIG, WEIGHTS)}
+    parts[CONFIG].write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
+    save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
+    for name, part in parts.items():
+        os.replace(part, out / name)
 
 
 def read_config(library: Any, source: str, network: Any) -> Any:

@@ -16,7 +16,9 @@ from dlm.cli.distill_certainty import MERGED, certainty, choose_prompts
 from dlm.cli.errors import Commands
 from dlm.cli.meter import Display
 from dlm.data import Example
+from dlm.distill.certainty_run import STATE
 from dlm.distill.certainty_targets import FILE as TARGETS
+from dlm.distill.weights import facts
 from dlm.models.adapter import CONFIG, WEIGHTS
 from dlm.training.loop import Progress
 
@@ -102,7 +104,8 @@ def test_own_prompts(folder: str, tmp_path: Path) -> None:
     args = [f"--model={folder}", f"--data={data}", f"--out={out}", *SMALL[1:]]
     run_well(*args, "--raw", "--teacher-block-length=none", "--block-length=none")
     lines = [json.loads(line) for line in (out / TARGETS).read_text().splitlines()]
-    assert lines[0] == {"model": folder, "chat": False, "gen_length": 6, "block_length": None}
+    asked = {"model": folder, "prompts": 3, "chat": False, "gen_length": 6, "block_length": None}
+    assert lines[0] == {**facts(dlm.load(folder)), **asked}
     assert [line["right"] for line in lines[1:]] == [None] * 3
 
 
@@ -120,12 +123,43 @@ def test_wrong_targets_are_left_out(folder: str, tmp_path: Path) -> None:
         ("--resume", "holds no run to resume"),
         ("--layer=nothing", "layers must be among"),
         ("--schedule=sine", "unknown schedule 'sine'"),
+        ("--gen-length=5000", "positions, got "),
+        ("--seed=99999999999999999999", "seed must be an int <= 4398046511104"),
     ],
 )
 def test_bad_options_end_in_a_line(option: str, message: str, folder: str, tmp_path: Path) -> None:
     result = run(f"--out={tmp_path / 'out'}", f"--model={folder}", *SMALL, option)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert not (tmp_path / "out").exists()  # so that the command put right is not refused
+
+
+@pytest.mark.parametrize("name", [TARGETS, STATE])
+def test_what_is_damaged_can_be_deleted(name: str, folder: str, tmp_path: Path) -> None:
+    args = [f"--out={tmp_path}", f"--model={folder}", *SMALL]
+    run_well(*args)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / name).write_text("[1]\n")
+    refused = run(*args, "--resume")
+    assert refused.exit_code == 2
+    assert f"{tmp_path / name} is damaged" in refused.stderr
+    (tmp_path / name).unlink()
+    assert "holds a run already" in run(*args).stderr
+    run_well(*args, "--resume")
+    assert (tmp_path / WEIGHTS).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("option", "differ"), [("--dtype=bfloat16", "'dtype', 'weights'"), ("--mask-id=6", "'mask_id'")]
+)
+def test_resuming_with_another_model_is_refused(
+    option: str, differ: str, folder: str, tmp_path: Path
+) -> None:
+    args = [f"--out={tmp_path}", f"--model={folder}", *SMALL]
+    run_well(*args)
+    result = run(*args, "--resume", option)
+    assert result.exit_code == 2
+    assert f"these differ: [{differ}]" in result.stderr
 
 
 def test_prompts_are_different_and_shared_out() -> None:

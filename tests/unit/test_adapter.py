@@ -83,6 +83,24 @@ def test_the_same_adapter_is_the_same_bytes(golden_folder: Path, tmp_path: Path)
     assert json.loads((tmp_path / "a" / CONFIG).read_text())["base_model_name_or_path"] is None
 
 
+def test_a_write_that_fails_leaves_the_adapter_that_was_there(
+    golden_folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: (adapter / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+
+    def torn(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"torn")
+        raise OSError("no space")
+
+    monkeypatch.setattr("dlm.models.adapter.save_file", torn)
+    with pytest.raises(OSError, match="no space"):
+        make(golden_folder, adapter, alpha=7.0)
+    assert {name: (adapter / name).read_bytes() for name in before} == before
+    monkeypatch.undo()
+    make(golden_folder, adapter, alpha=7.0)
+    assert sorted(path.name for path in adapter.iterdir()) == [CONFIG, WEIGHTS]
+
+
 def test_released_names_are_understood(golden_folder: Path, adapter: Path) -> None:
     expected = dlm.load(golden_folder, dtype="float32", adapter=adapter).raw_logits(IDS)
     released = {

@@ -10,7 +10,7 @@ import torch
 
 import dlm
 from dlm.distill.certainty_batches import Batches
-from dlm.distill.certainty_recipe import Recipe
+from dlm.distill.certainty_recipe import LARGEST_SEED, Recipe
 from dlm.distill.certainty_run import STATE, Trainer, train
 from dlm.distill.certainty_targets import Target
 from dlm.models.adapter import CONFIG, WEIGHTS
@@ -175,6 +175,52 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(golden_folder: Path, tmp_path
         train(RECIPE, load(golden_folder)[0], targets[1:], tmp_path, resume=True)
 
 
+def test_an_adapter_that_a_kill_took_is_written_by_resuming(
+    golden_folder: Path, tmp_path: Path
+) -> None:
+    train(RECIPE, *load(golden_folder), tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    for name in whole:
+        (tmp_path / name).unlink()
+    train(RECIPE, *load(golden_folder), tmp_path, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+
+
+def test_a_run_of_another_model_is_refused(golden_folder: Path, tmp_path: Path) -> None:
+    model, targets = load(golden_folder)
+    train(RECIPE, model, targets, tmp_path)
+    narrow = dlm.load(golden_folder, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"these differ: \['dtype', 'weights'\]"):
+        train(RECIPE, narrow, targets, tmp_path, resume=True)
+    moved = dlm.load(golden_folder, dtype="float32")
+    with torch.no_grad():
+        list(moved.network.parameters())[-1].view(-1)[-1] += 1
+    with pytest.raises(ValueError, match=r"these differ: \['weights'\]"):
+        train(RECIPE, moved, targets, tmp_path, resume=True)
+    plain = dlm.load(golden_folder, dtype="float32")
+    other = replace(plain, spec=replace(plain.spec, family="dream", block_size=6))
+    with pytest.raises(ValueError, match=r"these differ: \['block_size', 'family'\]"):
+        train(RECIPE, other, targets, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["empty", "garbage", "torn", "list", "lacking"])
+def test_a_damaged_checkpoint_is_named(kind: str, golden_folder: Path, tmp_path: Path) -> None:
+    train(RECIPE, *load(golden_folder), tmp_path)
+    path = tmp_path / STATE
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "garbage": b"no state"}.get(kind, whole[: len(whole) // 2]))
+    if kind in ("list", "lacking"):
+        torch.save([1] if kind == "list" else {"step": 4}, path)
+    with pytest.raises(ValueError, match=f"{STATE} is damaged: delete it"):
+        train(RECIPE, *load(golden_folder), tmp_path, resume=True)
+
+
+def test_the_largest_seed_numbers_every_forward() -> None:
+    last = Recipe(seed=LARGEST_SEED).noise_seed(4 * 10**18)
+    assert last < 2**63
+    torch.Generator().manual_seed(last)
+
+
 @pytest.mark.parametrize(
     "target", [Target([], [1], None), Target([1], [], None), Target([1], [9999], None)]
 )
@@ -191,6 +237,7 @@ def test_targets_that_are_no_rows_are_refused(
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be an int >= 1, got 0"),
+        ({"seed": 99999999999999999999}, "seed must be an int <= 4398046511104, got 9999999999"),
         ({"block_length": 0}, "block_length must be an int >= 1, got 0"),
         ({"ratio": 1.5}, r"ratio must be a finite number in \[0, 1\], got 1.5"),
         ({"temperature": 0.0}, "temperature must be > 0, got 0"),
