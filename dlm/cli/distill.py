@@ -99,7 +99,10 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         float,
         optimiser(help="Share of a block in which the teacher's states may differ.", **REAL),
     ] = 0.0,
-    seed: Annotated[int, optimiser(help="Of the states that --relax tries.", **WHOLE)] = 0,
+    seed: Annotated[
+        int | None,
+        optimiser(help="Of the states that --relax tries.", show_default="0", **WHOLE),
+    ] = None,
     plot: Annotated[
         bool, output("--plot", help="Draw each schedule beside it; needs the extra plot.")
     ] = False,
@@ -139,15 +142,18 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     distiller = prepare(loaded, rows, recipe, out, name=name, chat=wrap)
     for each in wanted:
         distiller.forwards(each)
-    for each in wanted:
-        made = learn_until_stopped(distiller, each)
-        path = out / f"schedule-{each}.json"
-        made.save(path)
-        if plot:
-            from dlm.distill.schedule_plot import draw
+    from dlm.distill.schedule_ledger import alone
 
-            draw(made, path.with_suffix(".svg"))
-        show(made, path, machine=json)
+    with alone(distiller.folder):
+        for each in wanted:
+            made = learn_until_stopped(distiller, each)
+            path = out / f"schedule-{each}.json"
+            made.save(path)
+            if plot:
+                from dlm.distill.schedule_plot import draw
+
+                draw(made, path.with_suffix(".svg"))
+            show(made, path, machine=json)
 
 
 def prepare(
@@ -164,7 +170,7 @@ def prepare(
     from dlm.prompts import encode_prompts
 
     texts = [as_chat(row) for row in rows] if chat else list(rows)
-    origin = Origin(BUILT_IN if name is None else name, weights=Origin.checksum(model))
+    origin = Origin.of(model, BUILT_IN if name is None else name)
     return Distiller.of(model, encode_prompts(model, texts), recipe, out / CACHE, origin=origin)
 
 
@@ -179,7 +185,7 @@ def learn_until_stopped(distiller: "Distiller", budget: int) -> "ScheduleArtefac
                     typer.echo(f"{what}: {done}/{total}", err=True)
                 check()
 
-            return replace(distiller, report=report).learn(budget)
+            return replace(distiller, report=report).learn_alone(budget)
     except KeyboardInterrupt:
         note("interrupted: the same command goes on")
         raise typer.Exit(INTERRUPTED) from None

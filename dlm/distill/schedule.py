@@ -7,7 +7,7 @@ how many tokens each reveals and by what its logits are scaled. The network stay
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 
 from dlm.decoders.artefact import ModelFacts, ScheduleArtefact, canonical
 from dlm.decoders.resample import fractions
+from dlm.distill import weights
 from dlm.distill.schedule_align import Aligner, Fit
-from dlm.distill.schedule_ledger import Ledger, Report, Trajectory
+from dlm.distill.schedule_ledger import Ledger, Report, Shape, Trajectory, alone
 from dlm.distill.schedule_program import ErrorTable
 from dlm.distill.schedule_rollout import Plan, Student, teach
 from dlm.distill.schedule_states import BASES, Layout
@@ -43,7 +44,7 @@ class Recipe:
     scale: bool = True  # whether logit scales are learned
     scale_confidence: bool = True  # whether the ranking sees them
     relax: float = 0.0  # share of a block that may differ in the teacher's states; paper: 0.05
-    seed: int = 0  # of the perturbations of `relax`
+    seed: int | None = None  # of the perturbations of `relax`; None for 0
     batch_size: int = 16  # rows of a forward
 
     def __post_init__(self) -> None:
@@ -55,28 +56,36 @@ class Recipe:
         boolean("scale", self.scale)
         boolean("scale_confidence", self.scale_confidence)
         number("relax", self.relax, least=0, most=1)
-        integer("seed", self.seed, least=0)
+        if self.seed is not None:
+            integer("seed", self.seed, least=0)
         integer("batch_size", self.batch_size, least=1)
         if self.relax and not self.scale:
             raise ValueError(f"relax is for the fit of scales, got {self.relax} without scale")
+        if self.seed is not None and not self.relax:
+            raise ValueError(
+                f"seed is for the states that relax tries, got {self.seed} without relax"
+            )
+        if not (self.scale or self.scale_confidence):
+            raise ValueError(
+                "scale_confidence is for rankings by scaled logits, got False without scale"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Which model it is, for the artefact and so that files of another one are not taken up."""
 
-    id: str | None = None
-    weights: str = ""  # a checksum
+    id: str | None
+    facts: Mapping[str, Any]  # of `dlm.distill.weights`
 
-    @staticmethod
-    def checksum(model: Model) -> str:
-        """SHA-256 of the first values of every weight, and of their names."""
-        total = hashlib.sha256()
-        for name, weight in sorted(model.network.state_dict().items()):
-            total.update(f"{name} {list(weight.shape)} ".encode())
-            some = weight.detach().flatten()[:4096].contiguous().cpu()
-            total.update(some.view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
+    @classmethod
+    def of(cls, model: Model, id: str | None) -> "Origin":
+        """Of a loaded model.
+
+        Raises:
+            ValueError: a weight is not in memory.
+        """
+        return cls(id, weights.facts(model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +186,23 @@ class Distiller:
 
     def facts(self, **more: Any) -> dict[str, Any]:
         """What a file of trajectories depends on."""
-        spec, layout = self.layout.model.spec, self.layout
+        layout = self.layout
         return {
-            "model": {"id": self.origin.id, "vocab": spec.vocab_size, "mask_id": spec.mask_id},
-            "weights": self.origin.weights,
+            **self.origin.facts,
+            "model": self.origin.id,
             "prompts_sha256": self.prompts_sha256,
             "base_policy": self.recipe.base_policy,
             "gen_length": layout.gen_length,
             "block_length": layout.block_length,
-        } | more
+            **more,
+        }
 
     def teachers(self) -> list[Trajectory]:
         """The teacher's trajectories."""
         return self.fill(
             "teacher",
             self.facts(kind="teacher"),
+            self.shape([[1] * size for size in self.layout.sizes], measured=True),
             lambda rows: teach(self.layout, self.recipe.base_policy, rows),
         )
 
@@ -215,13 +226,22 @@ class Distiller:
             answers = None if teachers is None else [teachers[row].tokens for row in rows]
             return student.play(rows, None if answers is None else torch.tensor(answers))
 
-        return self.fill(name, facts, work)
+        counts = [[count for count, _ in plan.of_block(size)] for size in self.layout.sizes]
+        return self.fill(name, facts, self.shape(counts, measured=teachers is not None), work)
+
+    def shape(self, counts: Sequence[Sequence[int]], *, measured: bool) -> Shape:
+        """What trajectories look like, by what the forwards of each block reveal."""
+        return Shape.of(counts, self.layout.model.spec.vocab_size, measured=measured)
 
     def fill(
-        self, name: str, facts: dict[str, Any], work: Callable[[range], list[Trajectory]]
+        self,
+        name: str,
+        facts: dict[str, Any],
+        shape: Shape,
+        work: Callable[[range], list[Trajectory]],
     ) -> list[Trajectory]:
         """Trajectories of all prompts, those of an earlier run from their file."""
-        return Ledger(self.folder / f"{name}.jsonl", facts).fill(
+        return Ledger(self.folder / f"{name}.jsonl", facts, shape).fill(
             self.layout.prompts,
             self.recipe.batch_size,
             lambda begin, end: work(range(begin, end)),
@@ -233,6 +253,15 @@ class Distiller:
 
         Of the uniform plan, the one of the teacher's table and those of its refreshes, each with
         and without scales, it is the one whose answers differ least from the teacher's.
+
+        Raises:
+            ValueError: the budget does not fit, or another run is on in the folder.
+        """
+        with alone(self.folder):
+            return self.learn_alone(budget)
+
+    def learn_alone(self, budget: int) -> ScheduleArtefact:
+        """`learn`, for one who keeps other runs off the folder himself.
 
         Raises:
             ValueError: the budget does not fit.
@@ -293,7 +322,7 @@ class Distiller:
         recipe = self.recipe
         students = self.students(plain.plan)
         aligner = Aligner(
-            self.layout, students, teachers, self.flips, recipe.seed, recipe.batch_size
+            self.layout, students, teachers, self.flips, recipe.seed or 0, recipe.batch_size
         )
         label = f"scales {len(plain.plan.counts)} {plain.name}"
         fits = aligner.fit(plain.plan, lambda done, total: self.report(label, done, total))
@@ -313,8 +342,8 @@ class Distiller:
             "teacher_steps": layout.gen_length,
             "prompts_sha256": self.prompts_sha256,
             "n_prompts": len(layout.prompts),
-            "weights": self.origin.weights,
-            "seed": recipe.seed,
+            "weights": self.origin.facts["weights"],
+            "seed": recipe.seed or 0,
             "relax": recipe.relax,
             "refreshes": recipe.refreshes,
             "chosen": best.name,

@@ -16,7 +16,7 @@ from dlm.distill.schedule_scale import Alignment
 from dlm.distill.schedule_states import Layout
 
 DRAWS = 4  # perturbations of a teacher's state, beside the state itself
-VALUES = 1 << 26  # logits kept for the fit of one forward
+VALUES = 1 << 26  # logits kept for the fit of one forward, over all prompts and blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,23 @@ class Aligner:
             for block, steps in enumerate(map(plan.of_block, sizes))
             if forward < len(steps)
         ]
-        starts = range(0, len(self.students), self.batch_size)
-        words = self.layout.model.spec.vocab_size
-        share = max(1, VALUES // words // (len(places) * len(starts)))
-        for begin in starts:
-            rows = range(begin, min(begin + self.batch_size, len(self.students)))
-            for block, done in places:
-                yield self.part(rows, block, done, forward, share)
+        total = len(self.students)
+        share = shares(max(1, VALUES // self.layout.model.spec.vocab_size), total * len(places))
+        for begin in range(0, total, self.batch_size):
+            batch = range(begin, min(begin + self.batch_size, total))
+            for number, (block, done) in enumerate(places):
+                most = {row: share[number * total + row] for row in batch}
+                rows = [row for row in batch if most[row]]
+                if rows:
+                    yield self.part(rows, block, done, forward, [most[row] for row in rows])
 
     def part(
-        self, rows: Sequence[int], block: int, done: int, forward: int, most: int
+        self, rows: Sequence[int], block: int, done: int, forward: int, most: Sequence[int]
     ) -> Alignment:
-        """Positions of a block that student and teacher both have masked, `most` at most."""
+        """Positions of a block that student and teacher both have masked, `most` [B] of each row.
+
+        Which ones hangs on the row and the number alone, not on the rest of the batch.
+        """
         layout = self.layout
         kept = ~layout.suppressed
         spans = self.spans(self.students, rows, done)
@@ -90,10 +95,9 @@ class Aligner:
             choose = better.to(logits.device)[:, None, None]
             teacher = torch.where(choose, told, teacher)
             both = torch.where(better[:, None], shared, both)
+        for line, (number, limit) in enumerate(zip(rows, most, strict=True)):
+            both[line] = thinned(both[line], limit, number)
         row, column = both.to(logits.device).nonzero(as_tuple=True)
-        if len(row) > most:
-            spread = torch.linspace(0, len(row) - 1, most, dtype=torch.float64).long()
-            row, column = row[spread.to(row.device)], column[spread.to(row.device)]
         return Alignment.of(logits[row, column], teacher[row, column])
 
     def losses(self, logits: Tensor, told: Tensor, shared: Tensor) -> Tensor:
@@ -130,3 +134,20 @@ class Aligner:
         """Masks of a block, bool [B, W]."""
         begin, size = sum(self.layout.sizes[:block]), self.layout.sizes[block]
         return spans[:, begin : begin + size] == self.layout.model.spec.mask_id
+
+
+def shares(total: int, count: int) -> list[int]:
+    """Ints of that sum, as even as can be and the larger ones spread, for each of `count`."""
+    return [(each + 1) * total // count - each * total // count for each in range(count)]
+
+
+def thinned(flags: Tensor, most: int, row: int) -> Tensor:
+    """Bool [W] with `most` of the flags at most, evenly spread; where they begin is the row's."""
+    places = flags.nonzero()[:, 0]
+    if len(places) <= most:
+        return flags
+    phase = row * 618 % 1000  # of 1000: multiples of the golden section leave no gap over rows
+    picked = [(each * 1000 + phase) * len(places) // (most * 1000) for each in range(most)]
+    found = torch.zeros_like(flags)
+    found[places[picked]] = True
+    return found

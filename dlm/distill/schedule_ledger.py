@@ -1,8 +1,10 @@
 """Trajectories on disk: written batch by batch, so that a run that was stopped goes on."""
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,95 @@ class Trajectory:
     wrong: list[list[int]]  # [G] ranks, from 0, whose arg max is not the teacher's answer
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs off a folder. The lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: another run has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{str(folder)!r} must be of one run at a time, and another one is on: wait for "
+                "its end or give another folder"
+            ) from None
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What all trajectories of one plan have in common."""
+
+    starts: tuple[tuple[int, ...], ...]  # `order` of each block, sorted
+    masks: tuple[int, ...]  # [G] of the block at hand, in the state that `wrong` is of
+    vocab: int
+    measured: bool  # whether mistakes were counted
+
+    @classmethod
+    def of(cls, counts: Sequence[Sequence[int]], vocab: int, *, measured: bool) -> "Shape":
+        """From the tokens that the forwards of each block reveal."""
+        starts: list[tuple[int, ...]] = []
+        masks: list[int] = []
+        done = 0
+        for block in counts:
+            found: list[int] = []
+            for count in block:
+                found += [done] * count
+                done += count
+            starts.append(tuple(found))
+            masks += range(len(found), 0, -1)
+        return cls(tuple(starts), tuple(masks), vocab, measured)
+
+    def fault(self, row: object) -> str | None:
+        """What is wrong with a row of a file; None for nothing."""
+        if not isinstance(row, dict) or set(row) != {"tokens", "order", "wrong"}:
+            return "not a trajectory"
+        tokens, order, wrong = row["tokens"], row["order"], row["wrong"]
+        length = len(self.masks)
+        for name, values in (("tokens", tokens), ("order", order)):
+            if not is_ints(values) or len(values) != length:
+                return f"{name} must be {length} ints"
+        if not all(0 <= token < self.vocab for token in tokens):
+            return f"tokens must be ids below {self.vocab}"
+        begin = 0
+        for block in self.starts:
+            if sorted(order[begin : begin + len(block)]) != list(block):
+                return "order must be that of the plan"
+            begin += len(block)
+        masks = self.masks if self.measured else ()
+        if not isinstance(wrong, list) or len(wrong) != len(masks):
+            return f"wrong must be {len(masks)} lists"
+        if not all(is_ranks(ranks, most) for ranks, most in zip(wrong, masks, strict=True)):
+            return "wrong must be ascending ranks of masks"
+        return None
+
+
+def is_ints(values: object) -> bool:
+    """Whether it is a list of ints; booleans are none."""
+    return isinstance(values, list) and all(type(value) is int for value in values)
+
+
+def is_ranks(values: object, most: int) -> bool:
+    """Whether it is a list of ascending ints in [0, `most`)."""
+    if not isinstance(values, list) or not is_ints(values):
+        return False
+    return values == sorted(set(values)) and all(0 <= value < most for value in values)
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A file of trajectories: a line of facts, then one for each prompt."""
+    """A file of trajectories: a line of facts, then one for each prompt.
+
+    Its owner keeps other runs off the folder, by `alone`.
+    """
 
     path: Path
     facts: Mapping[str, Any]  # what the trajectories depend on
+    shape: Shape
 
     def fill(
         self,
@@ -46,7 +131,7 @@ class Ledger:
         what comes out of the network is too.
 
         Raises:
-            ValueError: the file is of another run.
+            ValueError: the file is of another run or damaged.
         """
         found = self.read(batch_size, len(prompts))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,24 +155,44 @@ class Ledger:
         if not lines:
             self.path.unlink()
             return []
-        try:
-            facts, *rows = map(json.loads, lines)
-            found = [Trajectory(**row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{str(self.path)!r} is damaged, delete it: {error}") from None
-        if facts != json.loads(canonical(self.facts)):
-            names = sorted(set(facts) | set(self.facts)) if isinstance(facts, dict) else []
-            wanted = json.loads(canonical(self.facts))
-            other = [name for name in names if facts.get(name) != wanted.get(name)]
-            raise ValueError(
-                f"{str(self.path)!r} must be of this model, these prompts and these options: "
-                f"{', '.join(other) or 'its facts'} differ; give another folder or delete it"
-            )
-        whole = len(found) if len(found) >= total else len(found) - len(found) % batch_size
+        self.check_facts(self.parsed(lines[0], 1))
+        found = []
+        for number, line in enumerate(lines[1:], 2):
+            row = self.parsed(line, number)
+            late = number - 1 > total
+            fault = f"more rows than the {total} prompts" if late else self.shape.fault(row)
+            if fault is not None:
+                raise self.damage(number, fault)
+            found.append(Trajectory(**row))
+        whole = len(found) if len(found) == total else len(found) - len(found) % batch_size
         kept = b"".join(line + b"\n" for line in lines[: whole + 1])
         with self.path.open("r+b") as file:
             file.truncate(len(kept))
         return found[:whole]
+
+    def parsed(self, line: bytes, number: int) -> Any:
+        """A line of JSON."""
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise self.damage(number, str(error)) from None
+
+    def damage(self, number: int, why: str) -> ValueError:
+        """The error for a line that no run has written."""
+        return ValueError(f"{str(self.path)!r} is damaged at line {number} ({why}): delete it")
+
+    def check_facts(self, facts: object) -> None:
+        """Refuse the file of another run."""
+        if not isinstance(facts, dict):
+            raise self.damage(1, "not the facts of a run")
+        wanted = json.loads(canonical(self.facts))
+        names = sorted(set(facts) | set(wanted))
+        other = [n for n in names if n not in facts or n not in wanted or facts[n] != wanted[n]]
+        if other:
+            raise ValueError(
+                f"{str(self.path)!r} must be of this model, these prompts and these options: "
+                f"{', '.join(other)} differ; give another folder or delete it"
+            )
 
     def add(self, trajectories: Sequence[Trajectory]) -> None:
         """Append a batch, and the facts in front of the first one."""

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import dlm
 from dlm.cli import app
+from dlm.cli.loading import load_model
 from dlm.data import generate_examples
 from dlm.decoders.artefact import ScheduleArtefact
 from dlm.distill import schedule_measure
-from dlm.distill.schedule import Origin
-from dlm.distill.schedule_ledger import Ledger
+from dlm.distill.schedule_ledger import Ledger, alone
+from dlm.distill.weights import checksum
 
 PROMPTS = [example.prompt for example in generate_examples("sudoku", 3, count=6)]
 SMALL = ["--gen-length", "12", "--block-length", "none", "--batch-size", "3", "--refreshes", "1"]
@@ -103,6 +105,36 @@ def test_another_recipe_does_not_take_up_old_trajectories(prompts: str, tmp_path
     assert "base_policy differ" in result.stderr
 
 
+def test_trajectories_of_another_network_are_not_taken_up(
+    prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["--file", prompts, "--budget", "2", "--out", str(tmp_path), *SMALL, "--no-scale"]
+    run_well(*args)
+
+    def load_another(*some: Any, **more: Any) -> Any:
+        model = load_model(*some, **more)
+        weight = model.network.get_input_embeddings().weight
+        assert weight.numel() > 4096
+        with torch.no_grad():
+            weight[-1, -1] += 1  # far behind the first values
+        return model
+
+    monkeypatch.setattr("dlm.cli.distill.load_model", load_another)
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "options: weights differ" in result.stderr
+
+
+def test_a_second_run_in_the_folder_is_refused(prompts: str, tmp_path: Path) -> None:
+    args = ["--file", prompts, "--budget", "2", "--out", str(tmp_path), *SMALL, "--no-scale"]
+    with alone(tmp_path / "trajectories"):
+        result = run(*args)
+    assert result.exit_code == 2
+    assert "one run at a time" in result.stderr
+    assert str(tmp_path) in result.stderr
+    run_well(*args)
+
+
 def test_ctrl_c_stops_between_batches_and_the_same_command_goes_on(
     prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +167,7 @@ def test_shipped_schedules_are_of_the_built_in_model(path: Path) -> None:
     model = dlm.load()
     made = ScheduleArtefact.load(path)
     made.check_model(model.spec.vocab_size, model.spec.mask_id)
-    assert json.loads(made.training)["weights"] == Origin.checksum(model)
+    assert json.loads(made.training)["weights"] == checksum(model)
     assert path.stem.endswith(f"-{made.steps}")
     assert made.gen_length == 64
 
@@ -172,6 +204,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prompts: str, tmp_path: Path) ->
         (["--budget", "2", "--base-policy", "random"], "unknown base_policy"),
         (["--budget", "2", "--relax", "0.05"], "at least one token"),
         (["--budget", "2", "--refreshes", "4"], "refreshes must be"),
+        (["--budget", "2", "--seed", "0"], "seed is for the states that relax tries"),
+        (["--budget", "2", "--no-scale", "--no-scale-confidence"], "without scale"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )

@@ -10,9 +10,10 @@ import torch
 
 import dlm
 from dlm.decoders.artefact import ScheduleArtefact
+from dlm.distill import schedule_align
 from dlm.distill.schedule import Distiller, Origin, Recipe
-from dlm.distill.schedule_align import Aligner
-from dlm.distill.schedule_ledger import Ledger, Trajectory
+from dlm.distill.schedule_align import Aligner, shares, thinned
+from dlm.distill.schedule_ledger import Trajectory
 from dlm.distill.schedule_rollout import Plan, Student, mistakes, teach
 from dlm.distill.schedule_states import BASES, Layout
 from dlm.models.model import Model
@@ -29,7 +30,8 @@ class Stopped(Exception):
 def distiller(model: Model, folder: Path, report: Any = None, **options: Any) -> Distiller:
     recipe = Recipe(**({"gen_length": 8, "block_length": None, "batch_size": 2} | options))
     more = {} if report is None else {"report": report}
-    return Distiller.of(model, PROMPTS, recipe, folder, origin=Origin("toy"), **more)
+    origin = Origin("toy", {"weights": "toy"})
+    return Distiller.of(model, PROMPTS, recipe, folder, origin=origin, **more)
 
 
 def training(artefact: ScheduleArtefact) -> dict[str, Any]:
@@ -203,12 +205,13 @@ def test_relaxing_keeps_the_state_of_least_loss(toy: Toy) -> None:
             losses.append(float(aligner.losses(logits, told, shared)))
         least = min(losses)
         picked.append(losses.index(least))
-        found = aligner.part([row], 0, 5, 1, 100)
+        found = aligner.part([row], 0, 5, 1, [100])
         assert found.loss(1.0) == pytest.approx(0 if least == torch.inf else least)
     assert any(picked)
     # In a batch each row keeps its own.
-    parts = [aligner.part([row], 0, 5, 1, 100).divergence(1.0) for row in rows]
-    assert torch.equal(aligner.part(rows, 0, 5, 1, 100).divergence(1.0), torch.cat(parts))
+    parts = [aligner.part([row], 0, 5, 1, [100]).divergence(1.0) for row in rows]
+    whole = aligner.part(rows, 0, 5, 1, [100] * 5)
+    assert torch.equal(whole.divergence(1.0), torch.cat(parts))
 
 
 def test_a_fit_takes_no_more_positions_than_it_may(toy: Toy) -> None:
@@ -216,40 +219,49 @@ def test_a_fit_takes_no_more_positions_than_it_may(toy: Toy) -> None:
     rows = range(len(PROMPTS))
     teachers = teach(layout, "low_confidence", rows)
     aligner = Aligner(layout, teachers, teachers, flips=0, seed=0, batch_size=2)
-    assert len(aligner.part(rows, 0, 3, 0, 7).mean) == 7
-    assert len(aligner.part(rows, 0, 3, 0, 1000).mean) == 5 * 5
+    assert len(aligner.part(rows, 0, 3, 0, [2, 1, 0, 3, 1]).mean) == 7
+    assert len(aligner.part(rows, 0, 3, 0, [1000] * 5).mean) == 5 * 5
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 5])
-@pytest.mark.parametrize("torn", [b"", b'{"tokens":[1'])
-def test_a_ledger_keeps_whole_batches(tmp_path: Path, kept: int, torn: bytes) -> None:
-    path = tmp_path / "deep" / "t.jsonl"
-    ledger = Ledger(path, {"of": "x"})
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("positions", [2, 7, 13])
+def test_scales_do_not_hang_on_the_batch_size(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, block: int | None, positions: int
+) -> None:
+    """A cap that binds, also one below the number of prompts, holds and picks the same."""
+    monkeypatch.setattr(schedule_align, "VALUES", positions * 8)
+    layout = Layout.of(toy(7), PROMPTS, 8, block)
+    plan = Plan.plain((5, 3) if block is None else (2, 2))
+    teachers = teach(layout, "low_confidence", range(5))
+    students = Student(layout, "low_confidence", plan, True).play(range(5))
+    found = []
+    for size in (1, 2, 5):
+        aligner = Aligner(layout, students, teachers, flips=0, seed=0, batch_size=size)
+        kept = [sum(len(part.mean) for part in aligner.parts(plan, n)) for n in range(2)]
+        assert 0 < kept[0] <= positions
+        assert kept[1] <= positions
+        fits = aligner.fit(plan, lambda *_: None)
+        found.append([x for fit in fits for x in (fit.scale, fit.before, fit.after)])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert found[2] == pytest.approx(found[0], abs=1e-6)
 
-    def work(begin: int, end: int) -> list[Trajectory]:
-        asked.append((begin, end))
-        return [Trajectory([n], [0], [[]]) for n in range(begin, end)]
 
-    asked: list[tuple[int, int]] = []
-    whole = ledger.fill(PROMPTS, 2, work, lambda *_: None)
-    wanted = path.read_bytes()
-    lines = wanted.splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[: kept + 1]) + torn)
-    asked.clear()
-    assert ledger.fill(PROMPTS, 2, work, lambda *_: None) == whole
-    assert path.read_bytes() == wanted
-    first = kept if kept == 5 else kept - kept % 2
-    assert asked == [(n, min(n + 2, 5)) for n in range(first, 5, 2)]
+def test_a_share_is_spread_and_sums_to_the_whole() -> None:
+    assert shares(7, 3) == [2, 2, 3]
+    assert shares(2, 6) == [0, 0, 1, 0, 0, 1]
+    flags = torch.tensor([True, False, True, True, True, False, True])
+    picked = [thinned(flags, 2, row) for row in range(20)]
+    assert all(int(each.sum()) == 2 and not (each & ~flags).any() for each in picked)
+    assert torch.equal(torch.stack(picked).any(0), flags)
+    assert torch.equal(thinned(flags, 5, 3), flags)
 
 
-def test_a_ledger_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    Ledger(path, {"of": "x", "by": 1}).add([])
-    with pytest.raises(ValueError, match="of differ"):
-        Ledger(path, {"of": "y", "by": 1}).read(1, 1)
-    path.write_text('{"of":"y","by":1}\nnonsense\n')
-    with pytest.raises(ValueError, match="damaged"):
-        Ledger(path, {"of": "y", "by": 1}).read(1, 1)
+def test_a_seed_that_is_not_given_is_0(toy: Toy, tmp_path: Path) -> None:
+    plain = distiller(toy(6), tmp_path / "a", relax=0.25).learn(3)
+    given = distiller(toy(6), tmp_path / "b", relax=0.25, seed=0).learn(3)
+    other = distiller(toy(6), tmp_path / "c", relax=0.25, seed=3).learn(3)
+    assert plain.to_json() == given.to_json()
+    assert (training(plain)["seed"], training(other)["seed"]) == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +275,8 @@ def test_a_ledger_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"scale_confidence": "no"}, "scale_confidence must be"),
         ({"relax": 1.5}, "relax must be"),
         ({"relax": 0.5, "scale": False}, "relax is for the fit of scales"),
+        ({"seed": 0}, "seed is for the states that relax tries, got 0 without relax"),
+        ({"scale": False, "scale_confidence": False}, "scale_confidence is for rankings"),
         ({"relax": 0.05}, "at least one token of a block of 8"),
         ({"seed": -1}, "seed must be"),
         ({"batch_size": 0}, "batch_size must be"),
