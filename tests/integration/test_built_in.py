@@ -38,6 +38,11 @@ def test_solves_held_out_sudokus(model: Model) -> None:
     assert at_once.solved < one.solved, "the decoders must tell apart"
 
 
+def test_solves_held_out_word_problems(model: Model) -> None:
+    examples = list(generate_examples("word_problems", 5, count=60, split="test"))
+    assert score(model, examples, 36, WAYS["threshold 0.9"]).solved >= 0.7
+
+
 @pytest.mark.skipif(not PUZZLES.exists(), reason="the published puzzles are not here")
 def test_solves_published_sudokus(model: Model) -> None:
     examples = sudoku.read_csv(PUZZLES)[::10]
