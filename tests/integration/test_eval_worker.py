@@ -132,7 +132,8 @@ def test_the_sandbox_is_found_and_used_as_told(
 
 def job(task: str, **more: Any) -> Job:
     usual: dict[str, Any] = {
-        "model": None, "device": None, "dtype": "auto", "facts": {}, "templates": [],
+        "model": None, "device": None, "dtype": "auto", "adapter": None, "facts": {},
+        "templates": [],
         "preset": None,
         "options": {}, "data": None, "shots": None, "limit": None, "batch_size": 1, "output": None,
         "machine": True,
