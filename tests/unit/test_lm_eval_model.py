@@ -186,8 +186,8 @@ def test_the_seed_of_model_args_decides(lm: DLM) -> None:
 
 
 def test_repeats_differ_and_copies_that_even_processes_do_not(lm: DLM) -> None:
-    prompt = "Who is it?"  # nothing that the model is sure of
-    one, two = ask(prompt, SAMPLED, 0, 3), ask(prompt, SAMPLED, 1, 3)
+    hot = SAMPLED | {"temperature": 3.0}
+    one, two = ask("Compute: 6*8", hot, 0, 3), ask("Compute: 6*8", hot, 1, 3)
     texts = lm.generate_until([*3 * [one], *3 * [two], *3 * [two]], disable_tqdm=True)
     assert len(set(texts[:6])) == 6
     assert texts[6:] == texts[3:6]
