@@ -5,17 +5,20 @@ the torch path of `statistics.py`, whose answers are the same:
 
 - a device other than CUDA, an NVIDIA GPU below compute capability 8.0, an AMD GPU, or no triton;
 - float64 logits, or no rows;
-- `top_k` or `top_p` that may drop a token;
-- lists of likeliest tokens, `top` above 0.
+- lists of likeliest tokens, `top` above 0;
+- `top_k` or `top_p` that may drop one of more than 2**22 tokens, whose masses could overflow.
 
 Samples come from the same random words. Sums of exponentials are added in another order, with
 the exponential of the hardware, so masses differ in their last bits from those of torch, and two
-clocks of a race that agree to about 1e-6 could change places.
+clocks of a race that agree to about 1e-6 could change places. So could a top-p cut move where a
+prefix holds the share that is asked for to about 1e-6: it keeps a few tokens more or less then,
+which hold no more than that. A top-k cut is exact.
 
-Shapes: N rows, V vocabulary, K tiles, J bonuses.
+Shapes: N rows, V vocabulary, K tiles, J bonuses, G programs of a row.
 """
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
@@ -34,11 +37,14 @@ ON_CUDA = True
 
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY: Final = (8, 0)
+_MOST_TO_CUT: Final = 1 << 22
 
 
 def covers(call: Call) -> bool:
     """Whether the kernels answer a call; the list of those that they do not is above."""
-    if call.cuts or call.top or call.dtype not in _DTYPES or call.logits.shape[0] == 0:
+    if call.cuts and call.logits.shape[1] > _MOST_TO_CUT:
+        return False
+    if call.top or call.dtype not in _DTYPES or call.logits.shape[0] == 0:
         return False
     if call.device.type == "cpu":
         return ON_CPU
@@ -53,12 +59,13 @@ def _runs_on(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= _CAPABILITY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FusedLaw:
-    """softmax(l s / T) of every row, over all its tokens."""
+    """softmax(l s / T) of every row, over all its tokens or those that the filters keep."""
 
     temperature: float  # above 0, in the range of `statistics.py`
     scale: Tensor | None  # float32 [N]
+    filtered: bool = False
 
 
 def fused_statistics(
@@ -66,54 +73,36 @@ def fused_statistics(
 ) -> dict[str, Tensor]:
     """Two launches: the scan, then the race and the statistics. Nothing waits for the device.
 
+    A law from which top-k or top-p may drop a token takes the launches of `find_cut` before.
+
     Args:
         call: One that `covers` admits.
-        drawn: What the sample follows; None for the arg max.
-        scored: What the statistics describe; None if none is wanted.
+        drawn: What the sample follows, before the filters; None for the arg max.
+        scored: What the statistics describe, likewise; None if none is wanted.
 
     Returns:
         `sampled`, `maximum` and what is wanted, as `TokenStatistics` names them.
     """
     # Imported here, as triton costs half a second and most machines have no use for it.
     from dlm.kernels.triton_race import FIELDS, draw_kernel
-    from dlm.kernels.triton_scan import LOAD, PARTS, ROWS, scan_kernel
 
-    logits, wanted = call.logits, call.wanted
-    (num_rows, vocabulary), tiles = logits.shape, tile_count(logits.shape[1])
-    parts = logits.new_empty((num_rows, tiles, PARTS), dtype=torch.float32)
-    table = logits.new_empty((len(FIELDS), num_rows), dtype=torch.float32)
-    sampled = logits.new_empty(num_rows, dtype=torch.int64)
-    laws = _distinct(drawn, scored)
-    entropy = "entropy" in wanted
-    common = (
-        *(logits, *logits.stride(), num_rows, vocabulary, tiles),
-        *_adjustments(call.suppressed, call.bonus),
-        *_parameters(laws),
-        parts,
-    )
-    with torch.cuda.device_of(logits):
-        grid = (tiles * -(-num_rows // ROWS),)
-        scan_kernel[grid](
-            *common,
-            LAWS=len(laws),
-            ENTROPY=entropy,
-            ROWS=ROWS,
-            WIDTH=TILE,
-            SPAN=LOAD // logits.element_size(),
-            num_warps=ROWS,
-            enable_fp_fusion=True,
-        )
+    wanted, num_rows = call.wanted, call.logits.shape[0]
+    table = call.logits.new_empty((len(FIELDS), num_rows), dtype=torch.float32)
+    sampled = call.logits.new_empty(num_rows, dtype=torch.int64)
+    laws = _distinct(call, drawn, scored)
+    with torch.cuda.device_of(call.logits):
+        cuts = {law: find_cut(call, law) for law in laws if law.filtered}
         draw_kernel[(num_rows,)](
-            *common,
+            *_scan(call, laws, cuts, entropy="entropy" in wanted),
             None if call.tokens is None else call.tokens.contiguous(),
             *_noise(None if drawn is None else call.key),
             sampled,
             table,
             LAWS=len(laws),
-            ENTROPY=entropy,
+            ENTROPY="entropy" in wanted,
             MARGIN="margin" in wanted,
             RACE=drawn is not None,
-            TILES=max(2, 1 << (tiles - 1).bit_length()),
+            TILES=_room(tile_count(call.logits.shape[1])),
             WIDTH=TILE,
             num_warps=4,
             enable_fp_fusion=True,
@@ -122,22 +111,123 @@ def fused_statistics(
     return {"sampled": sampled, **{name: rows[name] for name in ("maximum", *wanted)}}
 
 
-def _distinct(drawn: FusedLaw | None, scored: FusedLaw | None) -> list[FusedLaw]:
-    """The laws to weigh, the drawn one first; equal laws once."""
-    if drawn is None or scored is None:
-        return [law for law in (drawn, scored) if law is not None]
-    same = drawn.temperature == scored.temperature and drawn.scale is scored.scale
-    return [drawn] if same else [drawn, scored]
+def _distinct(call: Call, drawn: FusedLaw | None, scored: FusedLaw | None) -> list[FusedLaw]:
+    """The laws to weigh with their filters, the drawn one first; equal laws once."""
+    if drawn is not None:
+        drawn = replace(drawn, filtered=call.cuts)
+    if scored is not None:
+        scored = replace(scored, filtered=call.cuts and call.law == "sampling")
+    laws = [law for law in (drawn, scored) if law is not None]
+    parts = {(law.temperature, id(law.scale), law.filtered) for law in laws}
+    return laws[: len(parts)]
 
 
-def _parameters(laws: list[FusedLaw]) -> tuple[Any, ...]:
-    """Temperature and scale of two laws, as the kernels take them."""
+def _scan(
+    call: Call, laws: list[FusedLaw], cuts: dict[FusedLaw, Tensor], entropy: bool
+) -> tuple[Any, ...]:
+    """Launch the scan, and return its arguments; the last of them is what it writes."""
+    from dlm.kernels.triton_scan import LOAD, PARTS, ROWS, scan_kernel
+
+    num_rows, tiles = call.logits.shape[0], tile_count(call.logits.shape[1])
     filled = [*laws, FusedLaw(1.0, None), FusedLaw(1.0, None)][:2]
-    return tuple(
-        part
-        for law in filled
-        for part in (law.temperature, None if law.scale is None else law.scale.contiguous())
+    common = (
+        *_logits(call),
+        *(part for law in filled for part in (*_tempering(law), cuts.get(law))),
+        call.logits.new_empty((num_rows, tiles, PARTS), dtype=torch.float32),
     )
+    scan_kernel[(tiles * -(-num_rows // ROWS),)](
+        *common,
+        LAWS=len(laws),
+        ENTROPY=entropy,
+        ROWS=ROWS,
+        WIDTH=TILE,
+        SPAN=LOAD // call.logits.element_size(),
+        num_warps=ROWS,
+        enable_fp_fusion=True,
+    )
+    return common
+
+
+def find_cut(call: Call, law: FusedLaw) -> Tensor:
+    """`filter_cut` in 5 to 18 launches: a scan for the maxima, the passes, and the last token.
+
+    Top-k takes 4 passes where 16 bits hold every logit, and 8 elsewhere. So does top-p, which
+    needs the maxima too.
+
+    Args:
+        call: One that `covers` admits and that `cuts`.
+        law: T / s of the rows.
+
+    Returns:
+        int32 [N, 2]: the last token kept, as the bits of its float32 logit and its id.
+    """
+    from dlm.kernels import triton_cut as kernel
+
+    (num_rows, vocabulary), form = call.logits.shape, _format(call)
+    counted = call.top_k if call.top_k is not None and call.top_k < vocabulary else None
+    weighed = call.top_p if call.top_p is not None and call.top_p < 1 else None
+    passes = (32 if form == kernel.FLOAT32 else 16) // kernel.DIGIT
+    chunks = -(-vocabulary // kernel.CHUNK)
+    counting = 0 if counted is None else passes
+    steps = counting + (0 if weighed is None else passes)
+    maxima = None if weighed is None else _scan(call, [], {}, entropy=False)[-1]
+    bits = int.from_bytes(struct.pack("<d", weighed or 1.0), "little")
+    common = (*_logits(call), *_tempering(law), maxima)
+    asked = (chunks, counting, counted or 0, _signed(bits), _signed(bits >> 32))
+    options = {
+        "FORMAT": form,
+        "CHUNKS": _room(chunks),
+        "TILES": _room(tile_count(vocabulary)),
+        "enable_fp_fusion": True,
+    }
+    # A pass reads what the one before it left, and leaves its own beside that.
+    state = call.logits.new_empty((2, num_rows, kernel.STATE), dtype=torch.int64).unbind()
+    found = call.logits.new_empty((2, num_rows, chunks, kernel.SLOTS), dtype=torch.int64).unbind()
+    cut = call.logits.new_empty((num_rows, 2), dtype=torch.int32)
+    for step in range(steps):
+        old, new = step % 2, 1 - step % 2
+        kernel.search_kernel[(num_rows * chunks,)](
+            *(*common, state[old], found[old], *asked, step, state[new], found[new]),
+            WEIGH=step >= counting,
+            CHUNK=kernel.CHUNK,
+            num_warps=kernel.WARPS,
+            **options,
+        )
+    last = (state[steps % 2], found[steps % 2])
+    kernel.last_kernel[(num_rows,)](
+        *(*common, *last, *asked, steps, cut),
+        WEIGH=weighed is not None,
+        SWEEP=kernel.SWEEP,
+        num_warps=kernel.SWEEP_WARPS,
+        **options,
+    )
+    return cut
+
+
+def _format(call: Call) -> int:
+    """What the logits may be, once a bonus is added; see `triton_cut.py`."""
+    from dlm.kernels.triton_cut import BFLOAT16, FLOAT16, FLOAT32
+
+    if call.dtype == torch.float32 or (call.bonus is not None and call.bonus.tokens.shape[1]):
+        return FLOAT32
+    return BFLOAT16 if call.dtype == torch.bfloat16 else FLOAT16
+
+
+def _room(count: int) -> int:
+    """A power of 2 that is at least 2 and at least the count."""
+    return max(2, 1 << (count - 1).bit_length())
+
+
+def _tempering(law: FusedLaw) -> tuple[Any, ...]:
+    """Temperature and scale, as the kernels take them."""
+    return law.temperature, None if law.scale is None else law.scale.contiguous()
+
+
+def _logits(call: Call) -> tuple[Any, ...]:
+    """Logits and what changes them, as the kernels take them."""
+    num_rows, vocabulary = call.logits.shape
+    shape = (num_rows, vocabulary, tile_count(vocabulary))
+    return call.logits, *call.logits.stride(), *shape, *_adjustments(call.suppressed, call.bonus)
 
 
 def _adjustments(suppressed: Tensor | None, bonus: Bonus | None) -> tuple[Any, ...]:

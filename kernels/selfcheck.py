@@ -1,9 +1,9 @@
 """Whether a faster path answers as the plain one does on a device, found out before it is used.
 
 A kernel that a compiler or a driver gets wrong on one GPU generation gives no error but other
-tokens. So the first call of a process on a device and in a dtype is preceded by two small calls
-that both paths answer. They cost two launches each and, once for each cache of Triton, a
-compilation.
+tokens. So the first call of a process on a device and in a dtype is preceded by three small calls
+that both paths answer. They cost two launches each, the last some more, and, once for each cache
+of Triton, a compilation.
 
 Shapes: N rows, V vocabulary.
 """
@@ -23,6 +23,8 @@ from dlm.kernels.tiles import TILE, Bonus
 
 ROWS: Final = 6
 VOCABULARY: Final = 2 * TILE + 452  # three tiles, the last of them part padding
+SHARE: Final = 0.8
+"""p of top-p, in the call that has one."""
 TOLERANCE: Final = 2e-5
 """Of statistics, which are sums in another order. Samples have to be equal."""
 
@@ -68,7 +70,7 @@ def difference(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path
 
 
 def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
-    """The arg max, and a draw with all that a call may adjust."""
+    """The arg max, a draw with all that a call may adjust, and one from what filters keep."""
     source = torch.Generator().manual_seed(0)
     drawn = 3 * torch.randn(ROWS, VOCABULARY, generator=source)
     logits = drawn.to(device, dtype)
@@ -85,6 +87,20 @@ def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
         scale=1 + index.float() / ROWS,
         scale_statistics=False,
         bonus=Bonus(index[:, None] * 400, torch.full((ROWS, 1), 2.0, device=device)),
+    )
+    # No prefix of these rows holds SHARE to 1e-3: the cuts of all paths are the same.
+    yield Call(
+        logits,
+        STATISTICS,
+        temperature=0.9,
+        top_k=50,
+        top_p=SHARE,
+        suppressed=suppressed,
+        tokens=index,
+        key=NoiseKey(-7, index << 33, index, index),
+        law="sampling",
+        scale=1 + index.float() / ROWS,
+        scale_statistics=False,
     )
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from dlm.kernels import noise
 from dlm.kernels.triton_noise import first_best, race, row_key, words
-from dlm.kernels.triton_scan import LOWEST, PADDING, read, temperature_of
+from dlm.kernels.triton_scan import LOWEST, PADDING, dropped, last_of, read, temperature_of
 
 TILE_RACE: Final = tl.constexpr(noise.TILE_RACE)
 TOKEN_RACE: Final = tl.constexpr(noise.TOKEN_RACE)
@@ -43,11 +43,15 @@ def expm1(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def exponent(value, maximum, temperature):  # type: ignore[no-untyped-def]
-    """(l - m) / T of one token, -inf where it has probability 0."""
+def exponent(value, token, maximum, temperature, cut, row, live):  # type: ignore[no-untyped-def]
+    """(l - m) / T of one token, -inf where the law gives it nothing."""
     gap = value - maximum
+    out = gap < LOWEST / 2
+    if cut is not None:
+        last_value, last_token = last_of(cut, row, live)
+        out |= dropped(value, token, last_value, last_token)
     none = tl.full((), float("-inf"), tl.float32)
-    return tl.where(gap < LOWEST / 2, none, tl.math.div_rn(gap, temperature))
+    return tl.where(out, none, tl.math.div_rn(gap, temperature))
 
 
 @triton.jit
@@ -61,7 +65,7 @@ def tile_weights(maxima, maximum, exists, temperature):  # type: ignore[no-untyp
 def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kernel takes pointers)
     logits, row_stride, token_stride, num_rows, vocabulary, tile_count,
     suppressed, bonus_tokens, bonus_values, bonus_count,
-    first_temperature, first_scale, second_temperature, second_scale, parts,
+    first_temperature, first_scale, first_cut, second_temperature, second_scale, second_cut, parts,
     tokens, seed_low, seed_high, key_row, key_position, key_draw, sampled, table,
     LAWS: tl.constexpr, ENTROPY: tl.constexpr, MARGIN: tl.constexpr, RACE: tl.constexpr,
     TILES: tl.constexpr, WIDTH: tl.constexpr,
@@ -84,8 +88,10 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         bonus_count: Likewise.
         first_temperature: Likewise.
         first_scale: Likewise.
+        first_cut: Likewise.
         second_temperature: Likewise.
         second_scale: Likewise.
+        second_cut: Likewise.
         parts: What `scan_kernel` wrote.
         tokens: Pointer to int64 [N], or None.
         seed_low: Low half of the seed.
@@ -111,7 +117,8 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
 
     maxima = tl.load(places, mask=exists, other=PADDING)
     maximum, best_tile = first_best(maxima)
-    first = temperature_of(first_temperature, first_scale, row, row < num_rows)
+    live = row < num_rows
+    first = temperature_of(first_temperature, first_scale, row, live)
     tl.store(out, maximum)
 
     # The sample, the arg max and the runner-up.
@@ -129,6 +136,10 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
             logits, row_stride, token_stride, vocabulary, suppressed, bonus_tokens, bonus_values,
             bonus_count, row, tile * WIDTH + lanes,
         )  # fmt: skip
+        if first_cut is not None:
+            last_value, last_token = last_of(first_cut, row, live)
+            gone = dropped(values, tile * WIDTH + lanes, last_value, last_token)
+            values = tl.where(gone, PADDING, values)
         top, _ = first_best(values)
         pairs = tile * (WIDTH // 2) + tl.arange(0, WIDTH // 2)
         high, low = words(TOKEN_RACE, pairs, position, draw, k0, k1)
@@ -151,24 +162,31 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         bonus_count, row, token,
     )  # fmt: skip
     if RACE:
-        tl.store(out + 6 * num_rows, exponent(value, maximum, first) - tl.log(partition))
+        power = exponent(value, token, maximum, first, first_cut, row, live)
+        tl.store(out + 6 * num_rows, power - tl.log(partition))
     else:
         tl.store(out + 6 * num_rows, maximum - maximum)  # 0, but NaN where the row is broken
 
     # The statistics, of the law that is scored.
     if LAWS > 0:
-        scored = first
+        scored, cut = first, first_cut
         if LAWS == 2:
-            scored = temperature_of(second_temperature, second_scale, row, row < num_rows)
+            scored, cut = temperature_of(second_temperature, second_scale, row, live), second_cut
             masses = tl.load(places + 2, mask=exists, other=0.0)
             gaps, weights = tile_weights(maxima, maximum, exists, scored)
             mass = weights * masses
             partition = tl.sum(mass, 0)
-        tl.store(out + num_rows, tl.exp(exponent(value, maximum, scored)) / partition)
+        power = exponent(value, token, maximum, scored, cut, row, live)
+        tl.store(out + num_rows, tl.exp(power) / partition)
         if MARGIN:
             others = tl.max(tl.where(index == best_tile, PADDING, maxima), 0)
             inside = tl.max(tl.where(lanes == best_lane, PADDING, values), 0)
             gap = tl.maximum(others, inside) - maximum
+            if cut is not None:
+                # The kept are a prefix of (logit, id): all but one are dropped if it ends here.
+                last_value, last_token = last_of(cut, row, live)
+                alone = (last_value == maximum) & (last_token == best_tile * WIDTH + best_lane)
+                gap = tl.where(alone, float("-inf"), gap)
             tl.store(out + 2 * num_rows, -expm1(tl.math.div_rn(gap, scored)) / partition)
         if ENTROPY:
             moments = tl.load(places + 3, mask=exists, other=0.0)
@@ -184,6 +202,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
             )  # fmt: skip
             # No kernel can raise: a token that does not exist has the probability NaN.
             known = (asked >= 0) & (asked < vocabulary)
-            power = tl.where(known, exponent(value, maximum, scored), float("nan"))
+            power = exponent(value, asked, maximum, scored, cut, row, live)
+            power = tl.where(known, power, float("nan"))
             tl.store(out + 4 * num_rows, tl.exp(power) / partition)
             tl.store(out + 5 * num_rows, power - tl.log(partition))

@@ -51,6 +51,26 @@ def temperature_of(temperature, scale, rows, live):  # type: ignore[no-untyped-d
 
 
 @triton.jit
+def last_of(cut, rows, live):  # type: ignore[no-untyped-def]
+    """The last token kept of rows of any shape: logits and ids, float32 and int32 of that shape.
+
+    Args:
+        cut: Pointer to int32 [N, 2], bits of the logit and id.
+        rows: Which rows.
+        live: bool, rows that exist.
+    """
+    place = cut + rows * 2
+    value = tl.load(place, mask=live, other=0).to(tl.float32, bitcast=True)
+    return value, tl.load(place + 1, mask=live, other=0)
+
+
+@triton.jit
+def dropped(values, ids, last_value, last_token):  # type: ignore[no-untyped-def]
+    """`Cut.drops`: whether tokens come after the last one kept. No NaN does, so that it shows."""
+    return (values < last_value) | ((values == last_value) & (ids > last_token))
+
+
+@triton.jit
 def add_bonus(values, ids, bonus_tokens, bonus_values, bonus_count, row):  # type: ignore[no-untyped-def]
     """Values of tokens `ids` of one row, of any shape, with what the row's bonus adds."""
     place = row.to(tl.int64) * bonus_count
@@ -112,15 +132,33 @@ def suppress(values, suppressed, ids, inside, SPAN: tl.constexpr):  # type: igno
     return tl.where(tl.load(mask, mask=inside, other=0) != 0, SUPPRESSED, values)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def weigh(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    values, gaps, tile, temperature, scale, cut, rows, live, WIDTH: tl.constexpr, SPAN: tl.constexpr
+):
+    """exp(gap / T) of a tile of several rows, 0 for what the cut drops; float32 [W / P, R, P]."""
+    speed = LOG2_E / temperature_of(temperature, scale, rows, live)
+    weights = tl.exp2(gaps * speed[None, :, None])
+    if cut is not None:
+        spans = tile * WIDTH + tl.arange(0, WIDTH // SPAN) * SPAN
+        ids = spans[:, None, None] + tl.arange(0, SPAN)[None, None, :]
+        value, token = last_of(cut, rows, live)
+        gone = dropped(values, ids, value[None, :, None], token[None, :, None])
+        weights = tl.where(gone, 0.0, weights)
+    return weights
+
+
 @triton.jit(do_not_specialize=["num_rows", "bonus_count"])  # type: ignore[untyped-decorator]
 def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     logits, row_stride, token_stride, num_rows, vocabulary, tile_count,
     suppressed, bonus_tokens, bonus_values, bonus_count,
-    first_temperature, first_scale, second_temperature, second_scale, parts,
+    first_temperature, first_scale, first_cut, second_temperature, second_scale, second_cut, parts,
     LAWS: tl.constexpr, ENTROPY: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
 ):  # fmt: skip
     """Leave of one tile of R rows: m_k, sum exp((l - m_k) / T) and sum (l - m_k) exp(...).
+
+    m_k is that of all tokens, sums are over those that the cut of a law keeps.
 
     Sums are taken from the tile's own maximum, as that of the row is not known yet:
     `draw_kernel` brings them to one maximum, which costs a multiplication of each tile.
@@ -146,8 +184,10 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         bonus_count: J.
         first_temperature: T of the drawn law, or of the scored one if that is all.
         first_scale: Pointer to float32 [N], or None.
+        first_cut: Pointer to int32 [N, 2], the last token kept, or None if all are.
         second_temperature: T of the scored law, if it is another.
         second_scale: Pointer to float32 [N], or None.
+        second_cut: Pointer to int32 [N, 2], or None.
         parts: Pointer to float32 [N, K, PARTS], written.
         LAWS: How many laws are weighed: 0, 1 or 2.
         ENTROPY: Whether the scored law needs its moment.
@@ -189,14 +229,17 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         broken = tl.max(tl.max((values != values).to(tl.int32), 0), 1) > 0
     else:
         gaps = values - maximum[None, :, None]
-        speed = LOG2_E / temperature_of(first_temperature, first_scale, rows, live)
-        weights = tl.exp2(gaps * speed[None, :, None])
+        weights = weigh(
+            values, gaps, tile, first_temperature, first_scale, first_cut, rows, live, WIDTH, SPAN
+        )
         mass = tl.sum(tl.sum(weights, 0), 1)
         broken = mass != mass
         other_mass, moment = nothing, nothing
         if LAWS == 2:
-            speed = LOG2_E / temperature_of(second_temperature, second_scale, rows, live)
-            weights = tl.exp2(gaps * speed[None, :, None])
+            weights = weigh(
+                values, gaps, tile, second_temperature, second_scale, second_cut, rows, live,
+                WIDTH, SPAN,
+            )  # fmt: skip
             other_mass = tl.sum(tl.sum(weights, 0), 1)
         if ENTROPY:
             moment = tl.sum(tl.sum(gaps * weights, 0), 1)

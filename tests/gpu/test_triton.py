@@ -1,4 +1,4 @@
-"""The fused kernels on a GPU: the cases of the interpreter, full size, two launches, no wait.
+"""The fused kernels on a GPU: the cases of the interpreter, full size, few launches, no wait.
 
 Shapes: N rows, V vocabulary.
 """
@@ -26,6 +26,8 @@ from dlm.kernels import (
     token_statistics,
 )
 from dlm.kernels.call import Call
+from dlm.kernels.filters import filter_cut
+from dlm.kernels.fused import FusedLaw, find_cut
 from dlm.kernels.statistics import by_kernels, by_torch
 
 pytestmark = [
@@ -36,7 +38,13 @@ pytestmark = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FOLDER = Path(__file__).parent.parent / "unit"
 FIELDS = ("sampled", "maximum", *sorted(STATISTICS))
-CASES = FOLDER / "triton_noise_cases.py", FOLDER / "triton_cases.py"
+CASES = tuple(FOLDER / f"triton_{name}cases.py" for name in ("noise_", "cut_", ""))
+FILTERS: tuple[dict[str, Any], ...] = (
+    {},
+    {"top_k": 50},
+    {"top_p": 0.9},
+    {"top_k": 5000, "top_p": 0.9},
+)
 
 
 def field(result: TokenStatistics, name: str) -> Tensor:
@@ -45,7 +53,9 @@ def field(result: TokenStatistics, name: str) -> Tensor:
     return value
 
 
-def call_of(num_rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+def call_of(
+    num_rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16, **filters: Any
+) -> dict[str, Any]:
     """A call that wants all there is, on the GPU."""
     source = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn(num_rows, vocabulary, generator=source, device="cuda").mul_(3)
@@ -57,6 +67,8 @@ def call_of(num_rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16)
         "key": NoiseKey(1, index, index, index),
         "tokens": index,
         "suppressed": torch.arange(vocabulary, device="cuda") >= vocabulary - 100,
+        "law": "sampling" if filters else "model",
+        **filters,
     }
 
 
@@ -104,10 +116,14 @@ def test_a_call_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(found.sampled, plain.sampled)
 
 
+@pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "vocabulary"), [(1, 126_464), (32, 126_464), (256, 151_936)])
-def test_full_size_is_what_torch_says(num_rows: int, vocabulary: int, dtype: torch.dtype) -> None:
-    call = call_of(num_rows, vocabulary, dtype)
+def test_full_size_is_what_torch_says(
+    num_rows: int, vocabulary: int, dtype: torch.dtype, filters: dict[str, Any]
+) -> None:
+    """A cut of top-p may move by tokens of 1e-6 of the mass, which these tolerances allow."""
+    call = call_of(num_rows, vocabulary, dtype, **filters)
     assert fused.covers(Call(**call))
     found, plain = token_statistics(**call), by_torch(Call(**call))
     assert torch.equal(found.sampled, plain.sampled)
@@ -115,8 +131,24 @@ def test_full_size_is_what_torch_says(num_rows: int, vocabulary: int, dtype: tor
         torch.testing.assert_close(field(found, name), field(plain, name), rtol=2e-5, atol=2e-6)
 
 
-def test_a_row_alone_has_the_bits_it_has_in_a_batch() -> None:
-    call = call_of(67, 126_464)
+@pytest.mark.parametrize("dtype", DTYPES[::2])
+@pytest.mark.parametrize("top_k", [None, 1, 50, 5000, 126_000])
+def test_full_size_top_k_is_exact(top_k: int | None, dtype: torch.dtype) -> None:
+    """And top-p where all sums are: a row of equals."""
+    logits = call_of(32, 126_464, dtype)["logits"]
+    if top_k is None:
+        logits, top_k, top_p = torch.zeros_like(logits), 100_000, 0.37
+    else:
+        top_p = None
+    found = find_cut(Call(logits, (), top_k=top_k, top_p=top_p), FusedLaw(1.0, None))
+    expected = filter_cut(logits.float(), 1.0, top_k, top_p)
+    assert torch.equal(found[:, :1].contiguous().view(torch.float32), expected.value)
+    assert torch.equal(found[:, 1:], expected.token)
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_a_row_alone_has_the_bits_it_has_in_a_batch(filters: dict[str, Any]) -> None:
+    call = call_of(67, 126_464, **filters)
     whole = token_statistics(**call)
     for row in (0, 1, 42, 66):
         one = slice(row, row + 1)
@@ -136,17 +168,31 @@ def no_waits() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_no_call_waits_for_the_device(temperature: float, request: pytest.FixtureRequest) -> None:
-    call = call_of(33, 5000) | {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
+def test_no_call_waits_for_the_device(
+    temperature: float, filters: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    call = call_of(33, 5000, **filters)
+    call |= {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
     token_statistics(**call)  # the self check, and the compiler
     torch.cuda.synchronize()
     request.getfixturevalue("no_waits")
     token_statistics(**call)
 
 
-def test_a_call_is_two_launches_and_little_memory() -> None:
-    call = call_of(64, 126_464)
+@pytest.mark.parametrize(
+    ("filters", "cutting", "share"),
+    [
+        (FILTERS[0], [], 0.02),
+        (FILTERS[1], ["search_kernel"] * 4 + ["last_kernel"], 0.05),
+        (FILTERS[3], ["scan_kernel"] + ["search_kernel"] * 8 + ["last_kernel"], 0.05),
+    ],
+)
+def test_a_call_is_few_launches_and_little_memory(
+    filters: dict[str, Any], cutting: list[str], share: float
+) -> None:
+    call = call_of(64, 126_464, **filters)
     token_statistics(**call)  # compiles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -156,12 +202,12 @@ def test_a_call_is_two_launches_and_little_memory() -> None:
         torch.cuda.synchronize()
     kernels = [event.name for event in profiler.events() if "kernel" in event.name.lower()]
     launched = [name for name in kernels if not name.startswith(("cuda", "cu"))]
-    assert launched == ["scan_kernel", "draw_kernel"]
+    assert launched == [*cutting, "scan_kernel", "draw_kernel"]
     logits = call["logits"]
-    assert torch.cuda.max_memory_allocated() - before < 0.02 * logits.numel() * 2
+    assert torch.cuda.max_memory_allocated() - before < share * logits.numel() * 2
 
 
-@pytest.mark.parametrize("path", ["kernels", "torch", "torch, filtered"])
+@pytest.mark.parametrize("path", ["kernels", "kernels, filtered", "torch", "torch, filtered"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_graph_replays_with_other_logits(temperature: float, path: str) -> None:
     """Captured once, replayed with logits and noise that came later, it equals a plain call."""
@@ -170,9 +216,10 @@ def test_a_graph_replays_with_other_logits(temperature: float, path: str) -> Non
         call["temperature"] = temperature
     second["logits"] = second["logits"].flip(1).roll(7, 0).contiguous()
     second["key"] = NoiseKey(1, *(part + 50 for part in (second["key"].row,) * 3))
-    if path == "torch, filtered":
+    if path.endswith("filtered"):
         first, second = first | {"top_p": 0.8, "top_k": 90}, second | {"top_p": 0.8, "top_k": 90}
-    answer = token_statistics if path == "kernels" else lambda **call: by_torch(Call(**call))
+    public = path.startswith("kernels")
+    answer = token_statistics if public else lambda **call: by_torch(Call(**call))
     expected = [answer(**call) for call in (first, second)]  # also compiles
     kept = [{name: field(one, name).clone() for name in FIELDS} for one in expected]
     inputs = first | {"logits": first["logits"].clone(), "key": cloned(first["key"])}

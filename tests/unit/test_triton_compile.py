@@ -3,6 +3,9 @@
 The interpreter takes Python that the compiler does not, so that either check alone is too few.
 """
 
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.int32: "i32",
     torch.int64: "i64",
     torch.uint8: "u8",
 }
@@ -33,27 +37,26 @@ LAUNCHES: tuple[dict[str, Any], ...] = (
         "dtype": torch.bfloat16, "temperature": 0.5, "wanted": STATISTICS, "suppressed": True,
         "scale": True, "scale_statistics": False, "bonus": True, "vocabulary": 151_936,
     },
+    {"dtype": torch.bfloat16, "temperature": 1.0, "wanted": STATISTICS, "top_k": 50, "top_p": 0.9},
+    {
+        "dtype": torch.float16, "temperature": 0.5, "wanted": STATISTICS, "law": "sampling",
+        "scale": True, "suppressed": True, "top_p": 0.9,
+    },
+    {
+        "dtype": torch.float32, "wanted": {"margin", "token_probability"}, "law": "sampling",
+        "bonus": True, "step": 2, "top_k": 50,
+    },
 )  # fmt: skip
 """Every flag of the kernels is on in one and off in another."""
 
 
-class Recorder:
-    """Stands for a kernel and keeps what it is launched with."""
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what it was launched with."""
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.given: dict[str, Any] = {}
-        self.options: dict[str, Any] = {}
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*arguments: Any, **more: Any) -> None:
-            names = self.kernel.arg_names
-            flags = {name: value for name, value in more.items() if name in names}
-            self.given = dict(zip(names, arguments, strict=False)) | flags
-            assert list(self.given) == names
-            self.options = {name: value for name, value in more.items() if name not in names}
-
-        return launch
+    kernel: Any
+    given: dict[str, Any]
+    options: dict[str, Any]
 
     def compile(self, architecture: int) -> Any:
         """Compile as the launcher would: with the types, and what it knows of the values."""
@@ -81,17 +84,42 @@ class Recorder:
         )
 
 
+class Recorder:
+    """Stands for a kernel and keeps what it is launched with, once for each set of flags."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.launches: dict[str, Launch] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **more: Any) -> None:
+            names = self.kernel.arg_names
+            flags = {name: value for name, value in more.items() if name in names}
+            given = dict(zip(names, arguments, strict=False)) | flags
+            assert list(given) == names
+            options = {name: value for name, value in more.items() if name not in names}
+            self.launches[str(flags)] = Launch(self.kernel, given, options)
+
+        return launch
+
+
 @pytest.fixture
-def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[Recorder, Recorder]:
+def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Recorder]:
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: there is nothing to compile")
-    from dlm.kernels import triton_race, triton_scan
+    from dlm.kernels import triton_cut, triton_race, triton_scan
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    scan, draw = Recorder(triton_scan.scan_kernel), Recorder(triton_race.draw_kernel)
-    monkeypatch.setattr(triton_scan, "scan_kernel", scan)
-    monkeypatch.setattr(triton_race, "draw_kernel", draw)
-    return scan, draw
+    found = {}
+    for module, name in (
+        (triton_scan, "scan_kernel"),
+        (triton_race, "draw_kernel"),
+        (triton_cut, "search_kernel"),
+        (triton_cut, "last_kernel"),
+    ):
+        found[name] = Recorder(getattr(module, name))
+        monkeypatch.setattr(module, name, found[name])
+    return found
 
 
 def launch(options: dict[str, Any]) -> None:
@@ -104,6 +132,9 @@ def launch(options: dict[str, Any]) -> None:
             logits,
             options.get("wanted", ()),
             temperature=options.get("temperature", 0.0),
+            top_k=options.get("top_k"),
+            top_p=options.get("top_p"),
+            law=options.get("law", "model"),
             suppressed=some if "suppressed" in options else None,
             tokens=index,
             key=NoiseKey(0, index, index, index),
@@ -116,21 +147,43 @@ def launch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("number", range(len(LAUNCHES)))
-def test_kernels_compile(recorders: Any, number: int, architecture: int) -> None:
+def test_kernels_compile(recorders: dict[str, Recorder], number: int, architecture: int) -> None:
     launch(LAUNCHES[number])
-    for recorder in recorders:
-        built = recorder.compile(architecture)
-        assert built.asm["cubin"]
-        # No float64 in any kernel: it runs at a 32nd of the speed, or less.
-        assert ".f64" not in built.asm["ptx"]
+    for name, recorder in recorders.items():
+        for one in recorder.launches.values():
+            built = one.compile(architecture)
+            assert built.asm["cubin"]
+            # It runs at a 32nd of the speed of float32, or less. A cut takes one product.
+            lines = [line for line in built.asm["ptx"].splitlines() if ".f64" in line]
+            assert len(lines) <= (6 if name in ("search_kernel", "last_kernel") else 0), lines
 
 
-def test_what_only_machine_code_shows(recorders: Any) -> None:
+def test_filters_launch_both_searches(recorders: dict[str, Recorder]) -> None:
+    """So that the compilations above are of all there is."""
+    launch(LAUNCHES[5])
+    assert [one.given["WEIGH"] for one in recorders["search_kernel"].launches.values()] == [0, 1]
+    assert [len(recorder.launches) for recorder in recorders.values()] == [2, 1, 2, 1]
+
+
+def test_what_only_machine_code_shows(recorders: dict[str, Recorder]) -> None:
     """Loads of 16 bytes and sums that stay in a warp, on which the bandwidth rests, and NaN."""
     launch(LAUNCHES[1])
-    scan, _ = recorders
+    (scan,) = recorders["scan_kernel"].launches.values()
     lines = scan.compile(90).asm["ptx"].splitlines()
     assert sum("max.NaN.f32" in line for line in lines) == 32, "a NaN that the clamp would hide"
     assert sum("ld.global.v4.b32" in line for line in lines) == 4
     assert sum("shfl.sync" in line for line in lines) <= 15 + 2  # and 2 for the mask
     assert sum("bar.sync" in line for line in lines) <= 1 + 3  # likewise
+
+
+def test_a_search_stays_in_registers(recorders: dict[str, Recorder], tmp_path: Path) -> None:
+    """Loads of 16 bytes, and no stack: 15 thresholds are compared with every token of a lane."""
+    launch(LAUNCHES[5])
+    binary, tool = tmp_path / "search.cubin", Path(compiler.__file__).parent.parent
+    tool = tool / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for one in recorders["search_kernel"].launches.values():
+        built = one.compile(90)
+        assert built.asm["ptx"].count("ld.global.v4.b32") == 2
+        binary.write_bytes(built.asm["cubin"])
+        used = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True)
+        assert " STACK:0 " in used.stdout, used

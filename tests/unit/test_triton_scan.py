@@ -18,7 +18,9 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("cases", ["triton_noise_cases.py", "triton_cases.py"])
+@pytest.mark.parametrize(
+    "cases", ["triton_noise_cases.py", "triton_cut_cases.py", "triton_cases.py"]
+)
 def test_the_cases_pass_under_the_interpreter(cases: str) -> None:
     """In a process of their own: here triton may be imported already, to compile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -39,22 +41,25 @@ def test_the_cases_pass_under_the_interpreter(cases: str) -> None:
     ("options", "covered"),
     [
         ({}, True),
-        ({"top_k": 8}, True),  # drops nothing
-        ({"top_p": 1.0}, True),
-        ({"top_k": 7}, False),
-        ({"top_p": 0.9}, False),
+        ({"top_k": 7}, True),
+        ({"top_p": 0.9}, True),
         ({"top": 1}, False),
         ({"dtype": torch.bfloat16}, True),
         ({"dtype": torch.float16}, True),
         ({"dtype": torch.float64}, False),
         ({"rows": 0}, False),
+        ({"vocabulary": 2**22, "top_k": 7}, True),
+        ({"vocabulary": 2**22 + 1, "top_k": 7}, False),
+        ({"vocabulary": 2**22 + 1}, True),
     ],
 )
 def test_calls_that_are_covered(
     options: dict[str, Any], covered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = torch.zeros(options.get("rows", 2), 8, dtype=options.get("dtype", torch.float32))
-    rest = {name: value for name, value in options.items() if name not in ("rows", "dtype")}
+    shape = options.get("rows", 2), options.get("vocabulary", 8)
+    logits = torch.zeros(1, 1, dtype=options.get("dtype", torch.float32)).expand(shape)
+    shaping = "rows", "vocabulary", "dtype"
+    rest = {name: value for name, value in options.items() if name not in shaping}
     call = Call(logits, (), **rest)
     assert not fused.covers(call), "a CPU takes the torch path"
     monkeypatch.setattr(fused, "ON_CPU", True)

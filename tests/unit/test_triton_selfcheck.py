@@ -46,6 +46,11 @@ def wrong_when_drawn(call: Call) -> TokenStatistics:
     return other_sample(call) if call.temperature else by_torch(call)
 
 
+def wrong_when_filtered(call: Call) -> TokenStatistics:
+    right = by_torch(call)
+    return replace(right, entropy=None) if call.cuts else right
+
+
 def no_compiler(call: Call) -> TokenStatistics:
     raise RuntimeError("ptxas died")
 
@@ -56,6 +61,7 @@ FAILURES = (
     (nan_confidence, "another confidence at temperature 0.0"),
     (missing_margin, "another margin at temperature 0.0"),
     (wrong_when_drawn, "another sampled at temperature 0.7"),
+    (wrong_when_filtered, "another entropy at temperature 0.9"),
     (no_compiler, "RuntimeError: ptxas died"),
 )
 
@@ -89,7 +95,7 @@ def test_every_device_and_dtype_is_asked_once(forgotten: dict[Any, bool]) -> Non
     for _ in range(2):
         for dtype in (torch.float32, torch.bfloat16):
             assert selfcheck.passes(CPU, dtype, counted, by_torch)
-    assert asked == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert asked == [torch.float32] * 3 + [torch.bfloat16] * 3
     assert forgotten == {(CPU, torch.float32): True, (CPU, torch.bfloat16): True}
 
 
@@ -127,11 +133,11 @@ def test_a_passed_check_lets_the_kernels_answer(monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         token_statistics(torch.zeros(2, 3), ())
     token_statistics(torch.zeros(2, 3), (), top=1)  # not covered
-    assert sizes == [selfcheck.VOCABULARY, selfcheck.VOCABULARY, 3, 3]
+    assert sizes == [selfcheck.VOCABULARY] * 3 + [3, 3]
 
 
 def test_the_check_reaches_all_that_the_kernels_adjust() -> None:
-    plain, drawn = selfcheck.calls(CPU, torch.float32)
+    plain, drawn, filtered = selfcheck.calls(CPU, torch.float32)
     assert drawn.key is not None
     assert drawn.bonus is not None
     changed: dict[str, Any] = {
@@ -142,3 +148,20 @@ def test_the_check_reaches_all_that_the_kernels_adjust() -> None:
     for name, value in changed.items():
         assert selfcheck._wrong_field(by_torch(replace(drawn, **{name: value})), expected), name
     assert selfcheck._wrong_field(by_torch(replace(plain, suppressed=None)), by_torch(plain))
+    expected = by_torch(filtered)
+    changed = {"top_k": None, "top_p": None, "law": "model", "scale_statistics": True}
+    for name, value in changed.items():
+        assert selfcheck._wrong_field(by_torch(replace(filtered, **{name: value})), expected), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_rounding_moves_the_cuts_of_the_check(dtype: torch.dtype) -> None:
+    *_, call = selfcheck.calls(CPU, dtype)
+    assert call.suppressed is not None
+    assert call.scale is not None
+    values = call.logits.double().masked_fill(call.suppressed, -torch.inf)
+    for scale in (call.scale[:, None], 1.0):  # of the drawn law, and of the scored one
+        ranked = (values * scale / call.temperature).softmax(1).sort(dim=1, descending=True).values
+        kept = ranked[:, : call.top_k]
+        share = kept.cumsum(1) / kept.sum(1, keepdim=True)
+        assert (share - selfcheck.SHARE).abs().min() > 1e-3

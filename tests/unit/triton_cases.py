@@ -27,6 +27,7 @@ from dlm.kernels import (
     token_statistics_reference,
 )
 from dlm.kernels.call import Call
+from dlm.kernels.reference import _survivors
 from dlm.kernels.statistics import by_kernels
 from dlm.kernels.statistics import by_torch as torch_path
 
@@ -36,6 +37,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = os.environ.get("DLM_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = sorted(STATISTICS)
+# Shares that no count of equal tokens meets exactly, where the last digit would decide.
+FILTERS: tuple[dict[str, Any], ...] = (
+    {"top_k": 5},
+    {"top_p": 0.8123},
+    {"top_k": 20, "top_p": 0.8123},
+)
+UNFILTERED_OR_BOTH: tuple[dict[str, Any], ...] = ({}, FILTERS[2])
+GREEDY_OR_DRAWN: tuple[tuple[float, dict[str, Any]], ...] = (
+    (0.0, {}),
+    (1.0, {}),
+    (1.0, FILTERS[2]),
+)
+"""Temperatures and filters."""
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +155,38 @@ def test_errors_are_those_of_torch(vocabulary: int, dtype: torch.dtype, temperat
     )
 
 
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize(
+    ("law", "dtype"),
+    [("model", torch.bfloat16), *(("sampling", dtype) for dtype in DTYPES)],
+)
+def test_filters_are_those_of_torch(law: str, dtype: torch.dtype, filters: dict[str, Any]) -> None:
+    """With every option in one of the laws, and a cut for each of two laws in the other."""
+    found = agree(
+        random_logits(2, 1100, seed=2).to(dtype),
+        temperature=0.7,
+        tokens=torch.arange(2) * 5,
+        key=make_key(2),
+        law=law,
+        scale=random_scale(2),
+        scale_statistics=False,
+        bonus=random_bonus(2, 1100) if law == "model" else None,
+        suppressed=torch.arange(1100) % 5 == 1,
+        **filters,
+    )
+    assert (found.sampled % 5 != 1).all()
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_few_are_kept(filters: dict[str, Any]) -> None:
+    """Draws of one row come from the tokens that float64 keeps."""
+    row = random_logits(1, 1100, seed=8).bfloat16()
+    drawn = made(on(row.expand(12, -1)), (), temperature=1.0, key=on(make_key(12)), **filters)
+    kept = _survivors(row.double(), filters.get("top_k"), filters.get("top_p"))[0].nonzero()[:, 0]
+    assert torch.isin(drawn.sampled.cpu(), kept).all()
+    assert len(drawn.sampled.unique()) > 2
+
+
 @pytest.mark.parametrize("num_rows", [1, 33])
 def test_any_number_of_rows(num_rows: int) -> None:
     """And a row alone has the bits that it has in a batch."""
@@ -171,20 +217,22 @@ def test_many_samples_are_those_of_torch(scale: float) -> None:
     assert scale == 6.0 or len(found.sampled.unique()) > 25
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_both_laws_in_one_read(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
+def test_both_laws_in_one_read(temperature: float, filters: dict[str, Any]) -> None:
     """The model's law beside that of a sample at another temperature, and scales of one only."""
     for law, scaled in product(("model", "sampling"), (True, False)):
         agree(
-            random_logits(3, 1500, seed=4), temperature=temperature / 2, key=make_key(3), law=law,
-            scale=random_scale(3), scale_statistics=scaled, tokens=torch.arange(3),
+            random_logits(3, 1500, seed=4).bfloat16(), temperature=temperature / 2, law=law,
+            key=make_key(3), scale=random_scale(3), scale_statistics=scaled,
+            tokens=torch.arange(3), **filters,
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("filters", [*UNFILTERED_OR_BOTH, {"top_k": 700}])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_ties_and_holes(temperature: float) -> None:
+def test_ties_and_holes(temperature: float, filters: dict[str, Any]) -> None:
     vocabulary = 2100
-    logits = random_logits(6, vocabulary, seed=1).round()
+    logits = random_logits(6, vocabulary, seed=1).round().bfloat16()
     logits[:, ::3] = -torch.inf
     logits[0] = -torch.inf  # uniform over what is not suppressed
     logits[1] = 0.0
@@ -194,19 +242,20 @@ def test_ties_and_holes(temperature: float) -> None:
     suppressed = torch.arange(vocabulary) % 4 == 2
     found = agree(
         logits, temperature=temperature, suppressed=suppressed, key=make_key(6),
-        tokens=torch.tensor([2, 1, 1031, 1500, 7, 2099]),
+        tokens=torch.tensor([2, 1, 1031, 1500, 7, 2099]), law="sampling", **filters,
     )  # fmt: skip
     assert not suppressed[found.sampled.cpu()].any()
     if temperature == 0:
         assert found.sampled[:5].tolist() == [0, 0, 1031, 0, 7]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_all_suppressed_but_one(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
+def test_all_suppressed_but_one(temperature: float, filters: dict[str, Any]) -> None:
     for vocabulary, left in ((5, 3), (2100, 2080)):
         found = agree(
-            random_logits(2, vocabulary), temperature=temperature, key=make_key(2),
+            random_logits(2, vocabulary).bfloat16(), temperature=temperature, key=make_key(2),
             suppressed=torch.arange(vocabulary) != left, tokens=torch.tensor([left, 0]),
+            law="sampling", **filters,
         )  # fmt: skip
         assert found.sampled.tolist() == [left, left]
         assert field(found, "confidence").tolist() == [1.0, 1.0]
@@ -215,10 +264,17 @@ def test_all_suppressed_but_one(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_bad_logit_shows_in_its_own_row_only(bad: float, temperature: float) -> None:
-    logits = random_logits(5, 1100)
-    options = {"temperature": temperature, "key": on(make_key(5)), "tokens": on(torch.arange(5))}
+@pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
+def test_a_bad_logit_shows_in_its_own_row_only(
+    bad: float, temperature: float, filters: dict[str, Any]
+) -> None:
+    logits = random_logits(5, 1100).bfloat16()
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "key": on(make_key(5)),
+        "law": "sampling",
+    }
+    options |= {"tokens": on(torch.arange(5)), **filters}
     clean = made(on(logits), STATISTICS, **options)
     logits[2, 1050] = bad
     logits[3, :] = bad  # every token
@@ -284,8 +340,9 @@ def test_a_mask_may_start_anywhere() -> None:
     assert torch.equal(mask.bool(), banned)
 
 
-def test_scales_and_temperatures_of_any_size() -> None:
-    logits = random_logits(4, 1300)
+@pytest.mark.parametrize("filters", UNFILTERED_OR_BOTH)
+def test_scales_and_temperatures_of_any_size(filters: dict[str, Any]) -> None:
+    logits = random_logits(4, 1300).bfloat16()
     logits[:, ::2] = -torch.inf
     logits[3] = -torch.inf
     scale = torch.tensor([1e-45, 3e38, 1e-20, 1e-38])
@@ -293,7 +350,7 @@ def test_scales_and_temperatures_of_any_size() -> None:
         options: dict[str, Any] = {
             "temperature": temperature, "law": law, "scale": on(scale),
             "suppressed": on(torch.arange(1300) % 2 == 0), "key": on(make_key(4)),
-            "tokens": on(torch.full((4,), 6)),
+            "tokens": on(torch.full((4,), 6)), **filters,
         }  # fmt: skip
         found, plain = (call(on(logits), STATISTICS, **options) for call in (made, by_torch))
         assert (found.sampled % 2 == 1).all()
