@@ -112,17 +112,6 @@ def test_defaults_are_the_library_s() -> None:
 # Generating
 
 
-def test_generation_in_one_block(folder: str, model: Model) -> None:
-    args = ["generate", PUZZLE, "--model", folder, "--gen-length", "40", "--json"]
-    args += ["--decoder", "random", "--no-stop-at-eos", "--block-length"]
-    found = {each: records(run_well(*args, each).stdout)[0]["tokens"] for each in ("none", "32")}
-    options: dict[str, Any] = {"gen_length": 40, "decoder": "random", "stop_at_eos": False}
-    for name, length in (("none", None), ("32", 32)):
-        tokens = dlm.generate(model, PUZZLE, block_length=length, **options).tokens
-        assert [found[name]] == tokens
-    assert found["none"] != found["32"]
-
-
 def test_generate_prints_the_text_and_what_it_took(folder: str, model: Model) -> None:
     result = run_well("generate", PUZZLE, "--model", folder, "--gen-length", "12")
     out = dlm.generate(model, PUZZLE, gen_length=12)
