@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from dlm.tree import mapped, tensors
 if TYPE_CHECKING:
     from dlm.runtime import Outcome
 
+Made = TypeVar("Made")
 StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
 Record = Callable[[StepFunction, Canvas, Progress, Due], "Recording"]
 
@@ -204,14 +205,7 @@ class CudaGraph(Recording):
             caller, stream = torch.cuda.current_stream(), capture_stream(device)
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
-                self.graph.capture_begin(self.pool.id, capture_error_mode="thread_local")
-                try:
-                    outcome = whole()
-                except BaseException:
-                    with contextlib.suppress(RuntimeError):  # which hides what it follows from
-                        self.graph.capture_end()
-                    raise
-                self.graph.capture_end()
+                outcome = capture(self.graph, whole, self.pool.id)
             caller.wait_stream(stream)
         return outcome
 
@@ -219,6 +213,23 @@ class CudaGraph(Recording):
         """Launch the graph."""
         with torch.cuda.device(self.canvas.tokens.device):
             self.graph.replay()
+
+
+def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:
+    """Record what a call asks of the current stream in a `torch.cuda.CUDAGraph`; what it returns.
+
+    Raises:
+        RuntimeError: the call asks for something that cannot be recorded.
+    """
+    graph.capture_begin(pool, capture_error_mode="thread_local")
+    try:
+        made = call()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # which hides what it follows from
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return made
 
 
 @cache

@@ -4,13 +4,14 @@ On a GPU a call of a few microseconds is lost in the time that the host takes to
 graph asks for many at once, and events are read off the device's own clock.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from dlm.execution import capture
 
 LASTING = 0.02  # seconds that a measurement should take, so that its ends do not matter
 GRAPH = "events around replays of a CUDA graph"
@@ -78,18 +79,6 @@ class Cuda:
         """By the events' clock, which ticks in half microseconds."""
         end.synchronize()
         return 1e-3 * float(begin.elapsed_time(end))
-
-
-def capture(graph: Any, call: Call) -> None:
-    """Record on the current stream."""
-    graph.capture_begin(capture_error_mode="thread_local")
-    try:
-        call()
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # which hides what it follows from
-            graph.capture_end()
-        raise
-    graph.capture_end()
 
 
 def gpu_of(device: torch.device) -> Gpu | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from traceback import walk_stack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,3 +334,29 @@ def test_a_network_that_cannot_be_recorded_is_not_tried_again(
     assert model.network in UNRECORDED
     assert len(pooled) == 1
     assert not pools(torch.device("cpu"))
+
+
+def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(device=torch.device("cuda", 0))
+
+    def model(**changes: Any) -> Model:
+        network = copy.copy(golden.network)
+        network.config = copy.copy(network.config)
+        network.config._attn_implementation = changes.pop("attention", "sdpa")
+        network.config._experts_implementation = changes.pop("experts", None)
+        network.parameters = lambda recurse=True: [gpu]
+        return Model(network, None, replace(golden.spec, **changes))
+
+    def records(asked: Model) -> bool:
+        made = Execution.of(asked)
+        assert made.static
+        return made.record is not None
+
+    monkeypatch.setattr(Model, "device", gpu.device)
+    once = model()
+    assert records(once)
+    UNRECORDED.add(once.network)
+    assert not records(once)
+    assert records(model())
+    refused = ({"attention": "flash_attention_2"}, {"experts": "eager"}, {"caches": False})
+    assert not any(records(model(**changes)) for changes in refused)
