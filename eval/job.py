@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 
 import dlm
 from dlm.cli import job as cli_job
+from dlm.cli.bars import bar, on_terminal
 from dlm.cli.errors import INTERRUPTED
 from dlm.cli.lists import print_table
-from dlm.cli.loading import load_model
+from dlm.cli.loading import load_model, model_name
 from dlm.cli.meter import duration
 from dlm.cli.results import note, print_json
 from dlm.eval.counting import DEFINITIONS
@@ -29,7 +27,6 @@ from dlm.eval.summary import HEAD, Row, cells, facts, launched, spread, summaris
 from dlm.eval.task import Task
 from dlm.eval.world import World
 
-BUILT_IN = "built-in"
 EVERY = 30.0  # seconds between lines where there is no terminal
 RUNS = Path("runs") / "eval"
 
@@ -74,8 +71,7 @@ class Job:
         plan = make_plan(
             self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
         )
-        name = BUILT_IN if self.model is None else self.model
-        name = name if self.adapter is None else f"{name} + {self.adapter}"
+        name = model_name(self.model, self.adapter)
         folder = self.output or default_folder(plan, loaded, name)
         world.join()
         with display(self.task.name, quiet=bool(world.rank) or self.machine) as report:
@@ -134,23 +130,11 @@ def display(task: str, *, quiet: bool) -> Iterator[Any]:
     Yields:
         What to call with the progress.
     """
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not on_terminal():
         yield None if quiet else Lines(task).tell
         return
-    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        line = bar.add_task(f"{task}: starting")
-
-        def update(progress: Progress) -> None:
-            bar.update(
-                line,
-                description=told(task, progress),
-                completed=progress.done,
-                total=progress.total,
-            )
-
-        yield update
+    with bar() as update:
+        yield lambda progress: update(told(task, progress), progress.done, progress.total)
 
 
 class Lines:

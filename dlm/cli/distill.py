@@ -12,7 +12,7 @@ from dlm.cli.bars import bar, on_terminal
 from dlm.cli.distill_certainty import certainty
 from dlm.cli.errors import INTERRUPTED, Commands
 from dlm.cli.inputs import Messages, as_chat, read_prompts
-from dlm.cli.loading import load_model
+from dlm.cli.loading import load_model, model_name
 from dlm.cli.options import (
     BLOCKS,
     COUNT,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from dlm.distill.schedule import Distiller, Recipe
     from dlm.models.model import Model
 
-BUILT_IN = "built-in"
 CACHE = "trajectories"  # folder below --out
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Learn to decode in fewer forwards.")
@@ -138,7 +137,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         mask_id=mask_id,
     )
     wrap = model is None if chat is None else chat
-    name = model if adapter is None else f"{model or BUILT_IN} + {adapter}"
+    name = model_name(model, adapter)
     distiller = prepare(loaded, rows, recipe, out, name=name, chat=wrap)
     for each in wanted:
         distiller.forwards(each)
@@ -162,7 +161,7 @@ def prepare(
     recipe: "Recipe",
     out: Path,
     *,
-    name: str | None,
+    name: str,
     chat: bool,
 ) -> "Distiller":
     """What learns: the model, its prompts and where trajectories go."""
@@ -170,7 +169,7 @@ def prepare(
     from dlm.prompts import encode_prompts
 
     texts = [as_chat(row) for row in rows] if chat else list(rows)
-    origin = Origin.of(model, BUILT_IN if name is None else name)
+    origin = Origin.of(model, name)
     return Distiller.of(model, encode_prompts(model, texts), recipe, out / CACHE, origin=origin)
 
 

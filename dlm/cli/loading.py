@@ -8,6 +8,15 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
+BUILT_IN = "built-in"
+
+
+def model_name(name: str | None, adapter: str | None) -> str:
+    """What results call a model."""
+    base = BUILT_IN if name is None else name
+    return base if adapter is None else f"{base} + {adapter}"
+
+
 def load_model(
     name: str | None, device: str | None, dtype: str, *, adapter: str | None = None, **facts: Any
 ) -> "Model":
