@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlm.canvas import active_length
 from dlm.distill.certainty import block_numbers, complementary_views, draw_blocks
 from dlm.distill.certainty_recipe import Recipe
 from dlm.distill.certainty_targets import Target
 from dlm.models.spec import ModelSpec
+from dlm.training.seeds import noise_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,11 @@ class Batches:
         length = int(end.max())
         rows = torch.tensor([line + [spec.eos_id] * (length - len(line)) for line in lines])
         inside = torch.arange(length) < end[:, None]
+        size_of_block = active_length(recipe.block_length, spec.block_size)
         block = block_numbers(
-            start, end, length, block_length=recipe.block_length, block_size=spec.block_size
+            start, end, length, block_length=size_of_block, block_size=spec.block_size
         )
-        noise = torch.Generator().manual_seed(recipe.noise_seed(forward))
+        noise = torch.Generator().manual_seed(noise_seed(recipe.seed, forward))
         active = draw_blocks(block, torch.rand(size, generator=noise, dtype=torch.float64))
         uniform = torch.rand(rows.shape, generator=noise, dtype=torch.float64)
         views = complementary_views(

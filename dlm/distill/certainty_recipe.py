@@ -8,14 +8,12 @@ from torch import nn
 
 from dlm.models.adapter import peft_library
 from dlm.options import boolean, integer, known, number
+from dlm.training.seeds import LARGEST_SEED
 
 LAYERS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
 """Where a network has them: attention and MLP, not the experts' router nor the vocabulary."""
-
-NOISE = 1_000_003  # seeds of noise that two neighbouring seeds of runs are apart
-LARGEST_SEED = 2**42  # leaves numbers for 4e18 forwards below 2^63
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,6 @@ class Recipe:
         known("schedule", self.schedule, ("constant", "cosine"))
         known("precision", self.precision, ("float32", "bfloat16"))
         boolean("checkpointing", self.checkpointing)
-
-    def noise_seed(self, forward: int) -> int:
-        """Seed of the noise of one forward, int64."""
-        return self.seed * NOISE + forward
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or half a cosine."""

@@ -23,6 +23,7 @@ from dlm.distill.weights import facts
 from dlm.models.adapter import wrap, write
 from dlm.models.model import Model
 from dlm.training.loop import Progress
+from dlm.training.seeds import noise_seed
 
 STATE = "training_state.pt"
 KINDS = {"recipe": dict, "model": dict, "processes": int, "targets": str, "step": int,
@@ -88,7 +89,7 @@ class Trainer:
         for turn in range(recipe.accumulate):
             forward = (self.step * recipe.accumulate + turn) * machine.num_processes
             batch = self.batches[forward + machine.process_index].to(self.device)
-            torch.manual_seed(recipe.noise_seed(forward))  # of dropout, where there is any
+            torch.manual_seed(noise_seed(recipe.seed, forward))  # of dropout, where there is any
             with machine.accumulate(self.student):
                 loss = self.loss(batch)
                 value += self.finite(loss.total.item()) / recipe.accumulate

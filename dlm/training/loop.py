@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlm.options import known
+from dlm.options import integer, known
 from dlm.training.batches import Batch, Batches
 from dlm.training.loss import (
     mask_counts,
@@ -20,6 +20,7 @@ from dlm.training.loss import (
     stratified_levels,
 )
 from dlm.training.optimizer import OPTIMIZERS, optimizers
+from dlm.training.seeds import LARGEST_SEED, noise_seed
 
 STATE = "training_state.pt"
 
@@ -49,6 +50,7 @@ class Recipe:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        integer("seed", self.seed, least=0, most=LARGEST_SEED)
         known("optimizer", self.optimizer, OPTIMIZERS)
         if not self.tasks or min(self.tasks.values()) <= 0:
             raise ValueError(f"tasks must name a positive share for each task, got {self.tasks}")
@@ -111,7 +113,7 @@ class Trainer:
         """Train on one batch."""
         began = time.perf_counter()
         batch = self.batches[self.step]
-        tokens, masked = corrupt(batch, self.mask_id, self.recipe.seed * 1_000_003 + self.step)
+        tokens, masked = corrupt(batch, self.mask_id, noise_seed(self.recipe.seed, self.step))
         learning_rate = self.recipe.rate(self.step)
         for group in (group for each in self.optimizers for group in each.param_groups):
             group["lr"] = learning_rate

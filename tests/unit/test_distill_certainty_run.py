@@ -10,12 +10,13 @@ import torch
 
 import dlm
 from dlm.distill.certainty_batches import Batches
-from dlm.distill.certainty_recipe import LARGEST_SEED, Recipe
+from dlm.distill.certainty_recipe import Recipe
 from dlm.distill.certainty_run import STATE, Trainer, train
 from dlm.distill.certainty_targets import Target
 from dlm.models.adapter import CONFIG, WEIGHTS
 from dlm.models.model import Model
 from dlm.training.loop import Progress
+from dlm.training.seeds import LARGEST_SEED, noise_seed
 
 FAMILIES = Path(__file__).parent.parent / "golden" / "families"
 RECIPE = Recipe(
@@ -215,8 +216,26 @@ def test_a_damaged_checkpoint_is_named(kind: str, golden_folder: Path, tmp_path:
         train(RECIPE, *load(golden_folder), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("length", [8, 3, None])
+def test_block_causal_rows_learn_the_blocks_that_decoding_fills(
+    golden: Model, length: int | None
+) -> None:
+    spec = replace(golden.spec, block_size=4)
+    targets = [Target([1, 2, 3], list(range(4, 15)), None)]
+    recipe = replace(RECIPE, block_length=length, batch_size=1)
+    batches = Batches(spec, targets, recipe)
+    widest = 2 if length == 3 else 4
+    found = set()
+    for forward in range(40):
+        batch = batches[forward]
+        places = batch.masked.nonzero()[:, 1]
+        assert len(set((places // widest).tolist())) == 1
+        found.add(int(places[0]) // widest)
+    assert len(found) == -(-14 // widest) - 3 // widest
+
+
 def test_the_largest_seed_numbers_every_forward() -> None:
-    last = Recipe(seed=LARGEST_SEED).noise_seed(4 * 10**18)
+    last = noise_seed(LARGEST_SEED, 4 * 10**18)
     assert last < 2**63
     torch.Generator().manual_seed(last)
 

@@ -260,6 +260,8 @@ def test_rate_warms_up_and_decays() -> None:
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite"),
         ({"optimizer": "muno"}, "unknown optimizer 'muno'. Did you mean 'muon'"),
+        ({"seed": 2**42 + 1}, "seed must be an int <= 4398046511104, got 4398046511105"),
+        ({"seed": -1}, "seed must be"),
         ({"clip": 0.0}, "clip must be finite and > 0"),
         ({"warmup": -1}, "warmup must be >= 0, got -1"),
         ({"tasks": {}}, "tasks must name a positive share"),
