@@ -51,7 +51,7 @@ bench-gpu: $(if $(PY),$(CHECKOUT)/dlm,.venv/dev)
 	$(GPU) decode $(DECODE) || failed=1; \
 	$(GPU) batch --shape llada-8b --steps 22 --cache dual --repeats 3 $(INTO) || failed=1; \
 	$(GPU) step --shape llada-8b --steps 22 --repeats 3 $(INTO) || failed=1; \
-	$(RUN) pytest -q -m gpu tests/gpu || failed=1; \
+	$(RUN) pytest -q -p no:benchmark -m gpu tests/gpu || failed=1; \
 	exit $$failed
 $(CHECKOUT)/dlm:
 	mkdir -p $(@D) && ln -sfn $(CURDIR)/dlm $@

@@ -53,7 +53,7 @@ class Execution:
             and model.takes_masks
             and model.network not in UNRECORDED
             and {weight.device for weight in model.network.parameters()} == {model.device}
-            and getattr(model.network.config, "_experts_implementation", None) != "eager"
+            and not loops_over_experts(model.network)
         )
         return cls(static=True, record=Recorder(model.network) if recorded else None)
 
@@ -65,6 +65,15 @@ class Execution:
     def bucket(self, count: int, most: int) -> int:
         """Queries to compute where at least `count` of `most` are needed."""
         return min(most, 1 << (count - 1).bit_length()) if self.static and count > 0 else count
+
+
+def loops_over_experts(network: Any) -> bool:
+    """Whether it asks the device which experts there is work for.
+
+    transformers notes "eager" in the configuration of networks without experts, too.
+    """
+    packs = getattr(network, "packs_experts", False)
+    return packs and getattr(network.config, "_experts_implementation", None) == "eager"
 
 
 class Steps:

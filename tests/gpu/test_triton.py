@@ -78,8 +78,9 @@ def test_the_cases_pass() -> None:
         for name, value in os.environ.items()
         if not name.startswith("PYTEST_") and name != "TRITON_INTERPRET"
     }
+    plugins = ("-p", "no:xdist", "-p", "no:benchmark")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *CASES],
         env=kept | {"DLM_TEST_DEVICE": "cuda"},
         cwd=FOLDER.parent.parent,
         capture_output=True,
