@@ -26,7 +26,8 @@ test-oldest: .venv/dev
 	PYTHONPATH=build/oldest OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL) \
 	  tests/golden tests/integration/families tests/integration/test_families_* \
 	  tests/integration/test_loading.py tests/integration/test_huggingface* tests/unit/test_families* \
-	  tests/unit/test_huggingface* tests/unit/test_experts.py tests/laws/test_every_family.py
+	  tests/unit/test_huggingface* tests/unit/test_experts.py tests/laws/test_every_family.py \
+	  tests/laws/test_execution.py
 bench: .venv/dev
 	$(BIN)/dlm bench sampling
 # All that the targets of docs/benchmarks ask of a GPU, about ten minutes on an H100. Where pip has no

@@ -157,71 +157,88 @@ UNRECORDED: Final[weakref.WeakSet[torch.nn.Module]] = weakref.WeakSet()
 """Networks that a recording failed for: each failure may cost memory, so there is one at most."""
 
 
-class Recorder:
-    """Makes the recordings of one generation, in memory that later generations take over.
+class Pool:
+    """Memory that recordings of a device share, and a graph that keeps it.
 
-    The allocator gives what a graph has used to no one else until it runs out of memory, and
-    within a recording not even then. So the pool outlives the graphs. Two generations that go on
-    by turns must not share one: each writes over what the other left.
+    torch gives a pool up with the last graph in it, and takes its name for no other then. The
+    allocator gives what a graph has used to no one else until it runs out of memory, and within a
+    recording not even then. So pools are kept, and later generations take them over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.id = torch.cuda.graph_pool_handle()
+        self.keeper = torch.cuda.CUDAGraph()
+        record(self.keeper, lambda: torch.zeros(1, device=device), self.id, device)
+
+
+@cache
+def pools(device: torch.device) -> list[Pool]:
+    """Those of a device that no generation uses now."""
+    return []
+
+
+class Recorder:
+    """Makes the recordings of one generation, in one pool.
+
+    Two generations that go on by turns must not share one: each writes over what the other left.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network = network
-        self.pool: Any = None
+        self.pool: Pool | None = None
 
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph":
         """Record a step."""
         device = canvas.tokens.device
-        if self.pool is None:
-            unused = pools(device)
-            with torch.cuda.device(device):
-                self.pool = unused.pop() if unused else torch.cuda.MemPool()
-            self.returned = weakref.finalize(self, unused.append, self.pool)
-            self.returned.atexit = False
         try:
+            if self.pool is None:
+                unused = pools(device)
+                self.pool = unused.pop() if unused else Pool(device)
+                self.returned = weakref.finalize(self, unused.append, self.pool)
+                self.returned.atexit = False
             return CudaGraph(step, canvas, progress, due, self.pool)
         except RuntimeError:
-            self.returned.detach()  # nobody knows what state the pool is in
+            if self.pool is not None:
+                self.returned.detach()  # nobody knows what state the pool is in
             UNRECORDED.add(self.network)
             raise
-
-
-@cache
-def pools(device: torch.device) -> list[Any]:
-    """Memory pools of a device that no generation uses now."""
-    return []
 
 
 class CudaGraph(Recording):
     """A step as one CUDA graph."""
 
-    capturing = threading.Lock()
-
     def __init__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Any
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Pool
     ) -> None:
-        """Record the step in a `torch.cuda.MemPool`. It is not run."""
+        """Record the step. It is not run."""
         self.pool = pool
         super().__init__(step, canvas, progress, due)
 
     def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
-        """Record on a stream of its own, which is one thread's at a time."""
-        device = self.canvas.tokens.device
+        """Record into the pool."""
         self.graph = torch.cuda.CUDAGraph()
-        with self.capturing, torch.cuda.device(device):
-            caller, stream = torch.cuda.current_stream(), capture_stream(device)
-            stream.wait_stream(caller)
-            with torch.cuda.stream(stream):
-                outcome = capture(self.graph, whole, self.pool.id)
-            caller.wait_stream(stream)
-        return outcome
+        return record(self.graph, whole, self.pool.id, self.canvas.tokens.device)
 
     def replay(self) -> None:
         """Launch the graph."""
         with torch.cuda.device(self.canvas.tokens.device):
             self.graph.replay()
+
+
+CAPTURING: Final = threading.Lock()
+
+
+def record(graph: Any, call: Callable[[], Made], pool: Any, device: torch.device) -> Made:
+    """`capture` on a stream of its own, which is one thread's at a time."""
+    with CAPTURING, torch.cuda.device(device):
+        caller, stream = torch.cuda.current_stream(), capture_stream(device)
+        stream.wait_stream(caller)
+        with torch.cuda.stream(stream):
+            made = capture(graph, call, pool)
+        caller.wait_stream(stream)
+    return made
 
 
 def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:

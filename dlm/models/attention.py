@@ -7,10 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
 from dlm.cache import View
+
+
+def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
+    """What the attention backend takes for a mask of [B, L] or its own kind; None for none.
+
+    Given none, early transformers 5 makes one of the queries alone while a CUDA graph is captured,
+    which does not fit keys of earlier forwards.
+    """
+    if attention_mask is None:
+        return None
+    return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

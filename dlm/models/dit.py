@@ -21,13 +21,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.models.attention import attention, rotate
+from dlm.models.attention import attention, mask_of, rotate
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
 
 ROPE_THETA = 10000.0
@@ -274,9 +273,7 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
     ) -> Tensor:
         """Output of the last block [B, L, D], see `dlm.models.model.Network`."""
         x = self.backbone.vocab_embed(tokens)
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask
-        )
+        mask = mask_of(self.config, x, attention_mask)
         level = self.backbone.sigma_map()
         angles = self.backbone.rotary_emb(positions)
         for block in self.backbone.blocks:

@@ -13,14 +13,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.models.attention import attention, rotate
+from dlm.models.attention import attention, mask_of, rotate
 from dlm.models.experts import SparseMlp, initialise
 
 
@@ -190,9 +189,7 @@ class TransformerModel(Bidirectional):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask
-        )
+        mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
         for layer in self.layers:
             x = layer(x, angles, mask, cache)

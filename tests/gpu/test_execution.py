@@ -128,7 +128,7 @@ def test_generations_that_take_turns_do_not_touch_each_other(model: Model) -> No
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None:
+def test_the_host_does_not_wait_within_a_block(model: Model, cache: str, no_waits: Any) -> None:
     """From the fifth forward on: the first of each shape compiles, the second is recorded."""
     settings = Settings(gen_length=12, block_length=12, cache=cache, stop_at_eos=False)
     job = generation_job(model, ROWS, settings)
@@ -136,21 +136,18 @@ def test_the_host_does_not_wait_within_a_block(model: Model, cache: str) -> None
         steps = job.steps(model)
         for _ in range(4):
             next(steps)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waits():
             for _ in range(7):
                 next(steps)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert all(next(steps).done)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_plain_steps_do_not_wait_either(
-    model: Model, monkeypatch: pytest.MonkeyPatch, cache: str
+    model: Model, monkeypatch: pytest.MonkeyPatch, cache: str, no_waits: Any
 ) -> None:
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
-    test_the_host_does_not_wait_within_a_block(model, cache)
+    test_the_host_does_not_wait_within_a_block(model, cache, no_waits)
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])

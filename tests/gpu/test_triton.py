@@ -6,7 +6,6 @@ Shapes: N rows, V vocabulary.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -162,24 +161,17 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(filters: dict[str, Any]) -> 
             assert torch.equal(field(whole, name)[one], field(part, name)), name
 
 
-@pytest.fixture
-def no_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_no_call_waits_for_the_device(
-    temperature: float, filters: dict[str, Any], request: pytest.FixtureRequest
+    temperature: float, filters: dict[str, Any], no_waits: Any
 ) -> None:
     call = call_of(33, 5000, **filters)
     call |= {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
     token_statistics(**call)  # the self check, and the compiler
     torch.cuda.synchronize()
-    request.getfixturevalue("no_waits")
-    token_statistics(**call)
+    with no_waits():
+        token_statistics(**call)
 
 
 @pytest.mark.parametrize(
