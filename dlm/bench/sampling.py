@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dlm.bench.baselines import float64_path, plain_scores
-from dlm.bench.ceilings import Ceilings, ceilings
+from dlm.bench.ceilings import Ceilings, ceilings, move
 from dlm.bench.count import logits_bytes
 from dlm.bench.events import Gpu, Timed, gpu_of
 from dlm.bench.memory import method, peak_extra_bytes
@@ -183,7 +183,7 @@ def slices(pool: Tensor, rows: int) -> list[Tensor]:
 def copy_half(source: Tensor, target: Tensor) -> None:
     """Read half of the bytes of [N, V] and write as many."""
     half = source.numel() // 2
-    target.view(-1)[:half].copy_(source.view(-1)[:half])
+    move(source.view(-1)[:half], target.view(-1)[:half])
 
 
 def noise(rows: int, device: torch.device) -> NoiseKey:
