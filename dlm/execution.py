@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
+from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.models.model import Model
@@ -138,9 +139,7 @@ class Recording(ABC):
 
     def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
         """Run it on other values."""
-        self.canvas.tokens.copy_(canvas.tokens)
-        for buffer, value in zip(tensors(self.progress), tensors(progress), strict=True):
-            buffer.copy_(value)
+        copy_all([self.canvas.tokens, *tensors(self.progress)], [canvas.tokens, *tensors(progress)])
         self.replay()
         return self.outcome
 
@@ -151,6 +150,17 @@ class Recording(ABC):
     @abstractmethod
     def replay(self) -> None:
         """Do what was recorded again, in the same memory."""
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors of any dtypes, with one call for all that share theirs."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        into, of = groups.setdefault(target.dtype, ([], []))
+        into.append(target)
+        of.append(source)
+    for into, of in groups.values():
+        torch._foreach_copy_(into, of)
 
 
 UNRECORDED: Final[weakref.WeakSet[torch.nn.Module]] = weakref.WeakSet()
@@ -195,7 +205,10 @@ class Recorder:
         try:
             if self.pool is None:
                 unused = pools(device)
-                self.pool = unused.pop() if unused else Pool(device)
+                try:
+                    self.pool = unused.pop()  # asked first, another thread might come between
+                except IndexError:
+                    self.pool = Pool(device)
                 self.returned = weakref.finalize(self, unused.append, self.pool)
                 self.returned.atexit = False
             return CudaGraph(step, canvas, progress, due, self.pool)
