@@ -37,11 +37,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = os.environ.get("DLM_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = sorted(STATISTICS)
-# Shares that no count of equal tokens meets exactly, where the last digit would decide.
+# A share that no count of equal tokens meets exactly and no prefix here to 5e-3: the last digit
+# would decide.
 FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 5},
-    {"top_p": 0.8123},
-    {"top_k": 20, "top_p": 0.8123},
+    {"top_p": 0.7701},
+    {"top_k": 20, "top_p": 0.7701},
 )
 UNFILTERED_OR_BOTH: tuple[dict[str, Any], ...] = ({}, FILTERS[2])
 GREEDY_OR_DRAWN: tuple[tuple[float, dict[str, Any]], ...] = (
