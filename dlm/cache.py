@@ -89,6 +89,7 @@ class Reuse(View):
         self.cache = cache
         self.columns = columns
         self.rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
+        self.places = (self.rows * (cache.length + 1) + columns).flatten()  # among all tokens
         self.length = length
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
+from dlm.models import fused
 from dlm.models.attention import attention, mask_of, rotate
 from dlm.models.experts import SparseMlp, initialise
 
@@ -191,6 +192,8 @@ class TransformerModel(Bidirectional):
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
         mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
+        if fused.covers(self, x, (Layer, Attention)):
+            return BaseModelOutput(last_hidden_state=fused.run(self, x, angles, mask, cache))
         for layer in self.layers:
             x = layer(x, angles, mask, cache)
         return BaseModelOutput(last_hidden_state=self.norm(x))

@@ -37,7 +37,7 @@ pytestmark = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FOLDER = Path(__file__).parent.parent / "unit"
 FIELDS = ("sampled", "maximum", *sorted(STATISTICS))
-CASES = tuple(FOLDER / f"triton_{name}cases.py" for name in ("noise_", "cut_", ""))
+CASES = tuple(FOLDER / f"triton_{name}cases.py" for name in ("noise_", "cut_", "", "layer_"))
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
     {"top_k": 50},
@@ -190,7 +190,7 @@ def test_a_call_is_few_launches_and_little_memory(
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         token_statistics(**call)
         torch.cuda.synchronize()
     kernels = [event.name for event in profiler.events() if "kernel" in event.name.lower()]

@@ -3,8 +3,10 @@
 Shapes: B rows, W window.
 """
 
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +128,20 @@ def columns(mask: Tensor, row: int = 0) -> list[int]:
 def picked() -> Callable[..., list[int]]:
     """The marked columns of a row."""
     return columns
+
+
+@pytest.fixture
+def recorded_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, str], Any]:
+    """Puts a recorder of launches in the place of a kernel of a module."""
+    triton = pytest.importorskip("triton")
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: there is nothing to compile")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recorder = runpy.run_path(str(Path(__file__).parent / "launches.py"))["Recorder"]
+
+    def put(module: Any, name: str) -> Any:
+        made = recorder(getattr(module, name))
+        monkeypatch.setattr(module, name, made)
+        return made
+
+    return put

@@ -4,7 +4,6 @@ The interpreter takes Python that the compiler does not, so that either check al
 """
 
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,8 @@ from dlm.kernels import STATISTICS, Bonus, NoiseKey
 from dlm.kernels.call import Call
 from dlm.kernels.statistics import by_kernels
 
-triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
-backends = pytest.importorskip("triton.backends.compiler")
 
-TYPES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.uint8: "u8",
-}
 ARCHITECTURES = (80, 90, 100)
 LAUNCHES: tuple[dict[str, Any], ...] = (
     {"dtype": torch.bfloat16},
@@ -50,76 +39,17 @@ LAUNCHES: tuple[dict[str, Any], ...] = (
 """Every flag of the kernels is on in one and off in another."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel and what it was launched with."""
-
-    kernel: Any
-    given: dict[str, Any]
-    options: dict[str, Any]
-
-    def compile(self, architecture: int) -> Any:
-        """Compile as the launcher would: with the types, and what it knows of the values."""
-        types: dict[str, str] = {}
-        constants: dict[tuple[int, ...], Any] = {}
-        hints: dict[tuple[int, ...], Any] = {}
-        for place, (parameter, value) in enumerate(
-            zip(self.kernel.params, self.given.values(), strict=True)
-        ):
-            name, free = parameter.name, not parameter.do_not_specialize
-            plain = isinstance(value, int) and not isinstance(value, bool)
-            if parameter.is_constexpr or value is None or (plain and value == 1 and free):
-                types[name], constants[(place,)] = "constexpr", value
-                continue
-            if isinstance(value, torch.Tensor):
-                types[name], number = f"*{TYPES[value.dtype]}", value.data_ptr()
-            else:
-                types[name], number = ("fp32", 1) if isinstance(value, float) else ("i32", value)
-            if free and number % 16 == 0:
-                hints[(place,)] = [["tt.divisibility", 16]]
-        return triton.compile(
-            compiler.ASTSource(self.kernel, types, constants, hints),
-            target=backends.GPUTarget("cuda", architecture, 32),
-            options=self.options,
-        )
-
-
-class Recorder:
-    """Stands for a kernel and keeps what it is launched with, once for each set of flags."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.launches: dict[str, Launch] = {}
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*arguments: Any, **more: Any) -> None:
-            names = self.kernel.arg_names
-            flags = {name: value for name, value in more.items() if name in names}
-            given = dict(zip(names, arguments, strict=False)) | flags
-            assert list(given) == names
-            options = {name: value for name, value in more.items() if name not in names}
-            self.launches[str(flags)] = Launch(self.kernel, given, options)
-
-        return launch
-
-
 @pytest.fixture
-def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Recorder]:
-    if triton.knobs.runtime.interpret:
-        pytest.skip("TRITON_INTERPRET is set: there is nothing to compile")
+def recorders(recorded_launches: Any) -> dict[str, Any]:
     from dlm.kernels import triton_cut, triton_race, triton_scan
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found = {}
-    for module, name in (
+    kernels = (
         (triton_scan, "scan_kernel"),
         (triton_race, "draw_kernel"),
         (triton_cut, "search_kernel"),
         (triton_cut, "last_kernel"),
-    ):
-        found[name] = Recorder(getattr(module, name))
-        monkeypatch.setattr(module, name, found[name])
-    return found
+    )
+    return {name: recorded_launches(module, name) for module, name in kernels}
 
 
 def launch(options: dict[str, Any]) -> None:
@@ -147,7 +77,7 @@ def launch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("number", range(len(LAUNCHES)))
-def test_kernels_compile(recorders: dict[str, Recorder], number: int, architecture: int) -> None:
+def test_kernels_compile(recorders: dict[str, Any], number: int, architecture: int) -> None:
     launch(LAUNCHES[number])
     for name, recorder in recorders.items():
         for one in recorder.launches.values():
@@ -158,14 +88,14 @@ def test_kernels_compile(recorders: dict[str, Recorder], number: int, architectu
             assert len(lines) <= (6 if name in ("search_kernel", "last_kernel") else 0), lines
 
 
-def test_filters_launch_both_searches(recorders: dict[str, Recorder]) -> None:
+def test_filters_launch_both_searches(recorders: dict[str, Any]) -> None:
     """So that the compilations above are of all there is."""
     launch(LAUNCHES[5])
     assert [one.given["WEIGH"] for one in recorders["search_kernel"].launches.values()] == [0, 1]
     assert [len(recorder.launches) for recorder in recorders.values()] == [2, 1, 2, 1]
 
 
-def test_what_only_machine_code_shows(recorders: dict[str, Recorder]) -> None:
+def test_what_only_machine_code_shows(recorders: dict[str, Any]) -> None:
     """Loads of 16 bytes and sums that stay in a warp, on which the bandwidth rests, and NaN."""
     launch(LAUNCHES[1])
     (scan,) = recorders["scan_kernel"].launches.values()
@@ -176,7 +106,7 @@ def test_what_only_machine_code_shows(recorders: dict[str, Recorder]) -> None:
     assert sum("bar.sync" in line for line in lines) <= 1 + 3  # likewise
 
 
-def test_a_search_stays_in_registers(recorders: dict[str, Recorder], tmp_path: Path) -> None:
+def test_a_search_stays_in_registers(recorders: dict[str, Any], tmp_path: Path) -> None:
     """Loads of 16 bytes, and no stack: 15 thresholds are compared with every token of a lane."""
     launch(LAUNCHES[5])
     binary, tool = tmp_path / "search.cubin", Path(compiler.__file__).parent.parent

@@ -19,7 +19,8 @@ FOLDER = Path(__file__).parent
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(
-    "cases", ["triton_noise_cases.py", "triton_cut_cases.py", "triton_cases.py"]
+    "cases",
+    ["triton_noise_cases.py", "triton_cut_cases.py", "triton_cases.py", "triton_layer_cases.py"],
 )
 def test_the_cases_pass_under_the_interpreter(cases: str) -> None:
     """In a process of their own: here triton may be imported already, to compile."""

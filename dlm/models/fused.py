@@ -1,0 +1,158 @@
+"""The layers of a decoder-shaped transformer by the kernels of `dlm.kernels.fused_layers`.
+
+The modules keep the weights, and are asked for them at every forward: what is loaded, merged or
+moved later is used as it is. Where somebody has put something in their place, an adapter or a
+quantised matrix, or has hooked into one of them, they are called instead.
+
+Shapes: B rows, L tokens of each, M = B L, D model width, H heads, G of keys, E head width.
+"""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from dlm.cache import Reuse, View
+from dlm.kernels import fused_layers as kernels
+from dlm.kernels.layers import Heads, Norms, Slots
+from dlm.models.attention import attention
+
+OURS: Final = (nn.Linear, nn.RMSNorm)
+SILU: Final = type(ACT2FN["silu"])
+Angles = tuple[Tensor, Tensor]
+
+
+def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
+    """Whether the layers of a `TransformerModel` can be run here on activations [B, L, D].
+
+    Args:
+        network: a `TransformerModel`.
+        x: embeddings.
+        kinds: what its layers and their attention should be.
+    """
+    return (
+        kernels.covers(x)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.compiler.is_compiling()
+        and network.config._attn_implementation == "sdpa"
+        and type(network.norm) in OURS
+        and untouched(network.norm)
+        and len(network.layers) > 0
+        and all(layer_fits(layer, x.dtype, kinds) for layer in network.layers)
+    )
+
+
+def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]]) -> bool:
+    """Whether a layer is what this module takes it for, in sizes that the kernels take."""
+    if (type(layer), type(layer.self_attn)) != kinds:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    inner = [*attention.children(), layer.input_layernorm, layer.post_attention_layernorm]
+    matrices = [*projections(attention), attention.o_proj]
+    around = [layer, attention]
+    if type(mlp) is LlamaMLP:
+        if mlp.gate_proj.bias is not None or type(mlp.act_fn) is not SILU:
+            return False
+        matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        inner += matrices[-3:]
+        around += [mlp, mlp.act_fn]
+    return (
+        all(type(part) in OURS for part in inner)
+        and all(map(untouched, (*inner, *around)))
+        and kernels.fits(
+            heads_of(attention), attention.config.rotary_dim, dtype, *(m.weight for m in matrices)
+        )
+    )
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a call of a module does what its class says and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return not hooked
+
+
+def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: View | None) -> Tensor:
+    """Final hidden states [B, L, D] of embeddings [B, L, D].
+
+    Args:
+        network: a `TransformerModel` that `covers` admits.
+        x: embeddings.
+        angles: cosine and sine, [B or 1, 1, L, R].
+        mask: as for `dlm.models.attention.attention`.
+        cache: likewise.
+    """
+    batch, length, width = x.shape
+    cosine, sine = (part.reshape(-1, part.shape[-1]) for part in angles)
+    x = x.reshape(-1, width).contiguous()
+    normed: Tensor = network.layers[0].input_layernorm(x)
+    following = [*(layer.input_layernorm for layer in network.layers[1:]), network.norm]
+    for layer, norm in zip(network.layers, following, strict=True):
+        made = attend(layer.self_attn, normed, (batch, length), (cosine, sine), mask, cache)
+        after = layer.post_attention_layernorm
+        x, normed = kernels.add_norm(x, made, after.weight, after.eps)
+        x, normed = kernels.add_norm(x, feed(layer.mlp, normed), norm.weight, norm.eps)
+    return normed.view(batch, length, width)
+
+
+def feed(mlp: Any, x: Tensor) -> Tensor:
+    """What an MLP adds to tokens [M, D], in parts [P, M, D]."""
+    if type(mlp) is not LlamaMLP:
+        return torch.as_tensor(mlp(x))[None]
+    inner = kernels.gated(x, mlp.gate_proj.weight, mlp.up_proj.weight)
+    return kernels.product(inner, [mlp.down_proj.weight], [mlp.down_proj.bias])
+
+
+def attend(
+    module: Any,
+    x: Tensor,
+    shape: tuple[int, int],
+    angles: Angles,
+    mask: Tensor | None,
+    cache: View | None,
+) -> Tensor:
+    """What attention adds to tokens [M, D], in parts [P, M, D]."""
+    heads = heads_of(module)
+    matrices = projections(module)
+    parts = kernels.product(x, [m.weight for m in matrices], [m.bias for m in matrices])
+    norms = None
+    if module.config.qk_norm:
+        norms = Norms(module.q_norm.weight, module.k_norm.weight, module.q_norm.eps)
+    slots = slots_of(module, x, heads, shape, cache)
+    query, key, value = kernels.rotate(parts, heads, angles, norms, slots, x.dtype)
+    rows = query.view(*shape, *query.shape[1:])
+    if slots is None:
+        key, value = (part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in (key, value))
+        out = attention(module, rows.transpose(1, 2), key, value, mask, cache)
+    else:
+        assert isinstance(cache, Reuse)
+        out = kernels.attend(rows, key, value, cache.length, mask, module.scaling)
+    out = out.reshape(len(x), -1)
+    return kernels.product(out, [module.o_proj.weight], [module.o_proj.bias])
+
+
+def slots_of(
+    module: Any, x: Tensor, heads: Heads, shape: tuple[int, int], cache: View | None
+) -> Slots | None:
+    """Where keys and values of a window go; None for forwards of many tokens, or others."""
+    batch, length = shape
+    if type(cache) is not Reuse or length > kernels.WINDOW or cache.columns.shape != shape:
+        return None
+    like = x.new_empty((batch, heads.keys, 0, heads.width))
+    keys, values = cache.cache.layer(module.layer_idx, like)
+    return Slots(keys, values, cache.places)
+
+
+def heads_of(module: Any) -> Heads:
+    """How its projections divide."""
+    config = module.config
+    return Heads(config.num_attention_heads, config.num_key_value_heads, module.head_dim)
+
+
+def projections(module: Any) -> list[Any]:
+    """The matrices of queries, keys and values, one or three."""
+    if module.config.fused_qkv:
+        return [module.qkv_proj]
+    return [module.q_proj, module.k_proj, module.v_proj]

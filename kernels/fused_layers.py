@@ -1,0 +1,258 @@
+"""Layers by Triton kernels: the functions of `layers`, and what they are for.
+
+On an H200 a step of an 8B network with a window of 32 tokens is 950 operations by torch, and half
+of its time is not the reading of weights. These make nine launches of the 30 of a layer:
+
+    product -> rotate -> attend (two) -> product -> add_norm -> gated -> product -> add_norm
+
+`covers` says for what. The products are for few tokens; more of them take those of torch. Sums are
+added in another order than there, all else is rounded alike.
+
+Shapes: as in `layers`.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dlm.kernels.layers import Heads, Norms, Slots
+
+ON_CPU = False
+"""Whether CPU tensors take the kernels. For tests under Triton's interpreter."""
+FEW: Final = 128
+"""Most tokens for which `product` is faster than torch."""
+FEWER: Final = 64
+"""Most tokens for which `gated` is: it keeps two sums of each."""
+WINDOW: Final = 64
+"""Most queries of a row for `attend`."""
+ROWS: Final = 64
+"""Rows of a matrix that a program takes, and a divisor of those of every matrix."""
+BLOCK: Final = 64
+"""Columns at a time, and likewise."""
+ENOUGH: Final = 128
+"""Programs that keep the processors of a Hopper GPU reading, of which there are 132."""
+KEYS: Final = 256
+"""Keys of a program of `attend`, whatever there are."""
+SCRATCH: Final = 1 << 28
+"""Bytes that the parts of `attend` may take at a time."""
+
+_HALF: Final = (torch.bfloat16, torch.float16)
+_MAJOR: Final = 9  # compute capability; on no other were these kernels ever measured
+
+
+def covers(x: Tensor) -> bool:
+    """Whether there are kernels for activations of this dtype and device."""
+    if x.dtype not in _HALF:
+        return False
+    if x.device.type == "cpu":
+        return ON_CPU
+    return x.is_cuda and _runs_on(x.device.index)
+
+
+def fits(heads: Heads, rotated: int, dtype: torch.dtype, *weights: Tensor) -> bool:
+    """Whether heads and matrices are such as the kernels take with activations of a dtype."""
+    narrow = 16 <= heads.width <= 128 and heads.width.bit_count() == 1
+    even = all(w.shape[0] % ROWS == 0 and w.shape[1] % BLOCK == 0 for w in weights)
+    # A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
+    plain = all(type(w) in (Tensor, torch.nn.Parameter) for w in weights)
+    plain = plain and all(w.dtype == dtype and w.is_contiguous() for w in weights)
+    return narrow and even and plain and rotated % 2 == 0
+
+
+@cache
+def _runs_on(index: int) -> bool:
+    """Whether a CUDA device does. Asked once: no call waits for it."""
+    if torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(index)[0] == _MAJOR
+
+
+def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """`layers.product`. Parts are float32 where there are several."""
+    tokens, columns = x.shape
+    rows = sum(len(weight) for weight in weights)
+    if tokens > FEW:
+        return _by_torch(x, weights, biases, rows)
+    from dlm.kernels.triton_layers import product_kernel
+
+    parts = split(rows, columns)
+    out = x.new_empty((parts, tokens, rows), dtype=x.dtype if parts == 1 else torch.float32)
+    matrices, added = [*weights, *weights, *weights][:3], [*biases, *biases, *biases][:3]
+    second = len(weights[1]) if len(weights) > 1 else 0
+    with torch.cuda.device_of(x):
+        product_kernel[(rows // ROWS, parts)](
+            *(x, *matrices, *added, len(weights[0]), second, out, tokens, rows),
+            COLUMNS=columns,
+            TOKENS=_room(tokens),
+            ROWS=ROWS,
+            BLOCK=BLOCK,
+            PARTS=parts,
+            STAGES=6 if parts == 1 else 8,
+            num_warps=4,
+        )
+    return out
+
+
+def _by_torch(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int
+) -> Tensor:
+    """The same in one part, each matrix straight to its place."""
+    out = x.new_empty((1, len(x), rows))
+    spans = out[0].split([len(weight) for weight in weights], 1)
+    for span, weight, bias in zip(spans, weights, biases, strict=True):
+        if bias is None:
+            torch.mm(x, weight.t(), out=span)
+        else:
+            torch.addmm(bias, x, weight.t(), out=span)
+    return out
+
+
+def split(rows: int, columns: int) -> int:
+    """Parts of a product [M, K] [N, K]^T, whatever M is."""
+    parts = 1
+    while rows // ROWS * parts < ENOUGH and parts < 4 and columns % (2 * parts * BLOCK) == 0:
+        parts *= 2
+    return parts
+
+
+def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """`layers.gated`."""
+    tokens, columns = x.shape
+    if tokens > FEWER:
+        opened = torch.nn.functional.linear(x, gate)
+        return torch.nn.functional.silu(opened).mul_(torch.nn.functional.linear(x, up))
+    from dlm.kernels.triton_layers import gated_kernel
+
+    out = x.new_empty((tokens, len(gate)))
+    with torch.cuda.device_of(x):
+        gated_kernel[(len(gate) // ROWS,)](
+            *(x, gate, up, out, tokens, len(gate)),
+            COLUMNS=columns,
+            TOKENS=_room(tokens),
+            ROWS=ROWS,
+            BLOCK=BLOCK,
+            STAGES=4,
+            num_warps=4,
+        )
+    return out
+
+
+def add_norm(x: Tensor, parts: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """`layers.add_norm`."""
+    from dlm.kernels.triton_layers import add_norm_kernel
+
+    total, normed = torch.empty_like(x), torch.empty_like(x)
+    tokens, width = x.shape
+    with torch.cuda.device_of(x):
+        add_norm_kernel[(tokens,)](
+            *(x, parts, weight, total, normed, epsilon, tokens),
+            WIDTH=width,
+            ROOM=1 << (width - 1).bit_length(),
+            PARTS=len(parts),
+            num_warps=8,
+        )
+    return total, normed
+
+
+def rotate(
+    parts: Tensor,
+    heads: Heads,
+    angles: tuple[Tensor, Tensor],
+    norms: Norms | None,
+    slots: Slots | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`layers.rotate`."""
+    from dlm.kernels.triton_layers import rotate_kernel
+
+    tokens, some = parts.shape[1], 8
+    query = parts.new_empty((tokens, heads.queries, heads.width), dtype=dtype)
+    if slots is None:
+        shape = (tokens, heads.keys, heads.width)
+        keys, values = (query.new_empty(shape) for _ in range(2))
+    else:
+        keys, values = slots.keys, slots.values
+    cosine, sine = angles
+    every = heads.queries + 2 * heads.keys
+    with torch.cuda.device_of(parts):
+        rotate_kernel[(tokens, -(-every // some))](
+            *(parts, cosine, sine),
+            *((None, None, 0.0) if norms is None else (norms.query, norms.key, norms.epsilon)),
+            *(None if slots is None else slots.places, query, keys, values),
+            *(tokens, len(cosine)),
+            HEADS=heads.queries,
+            GROUPS=heads.keys,
+            WIDTH=heads.width,
+            ROTATED=cosine.shape[1],
+            PARTS=len(parts),
+            SOME=some,
+            num_warps=4,
+            enable_fp_fusion=False,  # a product is rounded before it is added, as torch does
+        )
+    return query, keys, values
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, seen: int, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """`layers.attend`, of at most `WINDOW` queries."""
+    batch, queries, heads, width = query.shape
+    each = heads * queries * width * -(-seen // KEYS) * 4  # bytes that a row's parts take
+    rows = max(1, SCRATCH // each)
+    out = torch.empty_like(query)
+    for begin in range(0, batch, rows):
+        some = slice(begin, begin + rows)
+        shown = mask if mask is None or len(mask) == 1 else mask[some]
+        _attend(query[some], keys[some], values[some], seen, shown, scaling, out[some])
+    return out
+
+
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: int,
+    mask: Tensor | None,
+    scaling: float,
+    out: Tensor,
+) -> None:
+    """`attend` of rows whose parts fit into memory together, to `out`."""
+    from dlm.kernels.triton_attention import BLOCK, attend_kernel, combine_kernel
+
+    batch, queries, heads, width = query.shape
+    parts = -(-seen // KEYS)
+    sums = query.new_empty((parts, batch * heads, queries, 2), dtype=torch.float32)
+    weighed = query.new_empty((parts, batch * heads, queries, width), dtype=torch.float32)
+    shown: tuple[Any, ...] = (None, 0, 0)
+    if mask is not None:
+        assert mask.dtype == torch.bool
+        assert mask.shape[3] == seen
+        flags = mask.contiguous().view(torch.uint8)
+        shown = flags, *(0 if flags.shape[i] == 1 else flags.stride(i) for i in (0, 2))
+    with torch.cuda.device_of(query):
+        attend_kernel[(batch * heads, parts)](
+            *(query, keys, values, *shown, scaling, sums, weighed, queries, seen, keys.shape[1]),
+            HEADS=heads,
+            GROUPS=keys.shape[2],
+            WIDTH=width,
+            QUERIES=_room(queries),
+            CHUNK=KEYS,
+            BLOCK=BLOCK,
+            num_warps=4,
+        )
+        combine_kernel[(batch * heads, queries)](
+            *(sums, weighed, out, queries, parts, batch * heads),
+            HEADS=heads,
+            WIDTH=width,
+            SOME=4,
+            num_warps=1,
+        )
+
+
+def _room(count: int) -> int:
+    """A power of 2 that is at least 16 and at least the count."""
+    return max(16, 1 << (count - 1).bit_length())

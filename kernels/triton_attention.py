@@ -1,0 +1,130 @@
+"""Attention of a few queries of each row to many keys, as Triton kernels.
+
+32 queries of 32 heads are 32 programs, a quarter of the processors of an H100. So a program takes
+256 keys only (flash decoding, Dao et al. 2023), and a second kernel brings the parts of a query
+together. How keys are split depends on neither the number of rows nor the longest of them, and a
+part that a query does not see adds nothing: a row has the same bits in every batch.
+
+Shapes: B rows, Q queries of each, H heads, G heads of keys, S keys, E head width, P parts.
+"""
+
+from typing import Final
+
+import triton
+import triton.language as tl
+
+BLOCK: Final = 128
+"""Keys at a time."""
+LOG2_E: Final = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["queries", "seen", "room"])  # type: ignore[untyped-decorator]
+def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    query, keys, values, mask, mask_row, mask_query, scaling, sums, weighed, queries, seen, room,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What the queries of a row and a head see of some keys: m, sum 2^(s - m), and that times v.
+
+    Args:
+        query: Pointer to half precision [B, Q, H, E].
+        keys: Pointer to [B, room, G, E].
+        values: Pointer to [B, room, G, E].
+        mask: Pointer to uint8 [B, Q or 1, S], 0 at what is not seen, or None.
+        mask_row: Elements of the mask from row to row.
+        mask_query: Elements from query to query, 0 if all see alike.
+        scaling: float32, of q k.
+        sums: Pointer to float32 [P, B H, Q, 2], written.
+        weighed: Pointer to float32 [P, B H, Q, E], written.
+        queries: Q.
+        seen: S.
+        room: Keys that a row has memory for.
+        HEADS: H.
+        GROUPS: G.
+        WIDTH: E.
+        QUERIES: Q rounded up to a power of 2, at least 16.
+        CHUNK: Keys of a program.
+        BLOCK: Keys at a time.
+    """
+    program = tl.program_id(0)
+    row, head = (program // HEADS).to(tl.int64), program % HEADS
+    group = head // (HEADS // GROUPS)
+    asked, column = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    live = asked < queries
+    first = tl.program_id(1) * CHUNK
+    place = ((row * queries + asked)[:, None] * HEADS + head) * WIDTH + column[None, :]
+    question = tl.load(query + place, mask=live[:, None], other=0.0)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    answer = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for start in tl.range(0, CHUNK, BLOCK, num_stages=2):
+        index = first + start + tl.arange(0, BLOCK)
+        inside = index < seen
+        here = ((row * room + index) * GROUPS + group) * WIDTH
+        key = tl.load(keys + here[None, :] + column[:, None], mask=inside[None, :], other=0.0)
+        value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
+        score = tl.dot(question, key) * (scaling * LOG2_E)
+        known = inside[None, :]
+        if mask is not None:
+            flag = mask + row * mask_row + asked[:, None] * mask_query + index[None, :]
+            known = known & (tl.load(flag, mask=known & live[:, None], other=0) != 0)
+        score = tl.where(known, score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        # What sees nothing yet has no maximum to take anything from.
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        share = tl.exp2(score - level[:, None])
+        fade = tl.exp2(top - level)
+        total = total * fade + tl.sum(share, 1)
+        answer = answer * fade[:, None] + tl.dot(share.to(value.dtype), value)
+        top = higher
+    part = (tl.program_id(1) * tl.num_programs(0) + program).to(tl.int64) * queries + asked
+    tl.store(weighed + part[:, None] * WIDTH + column[None, :], answer, mask=live[:, None])
+    tl.store(sums + part * 2, top, mask=live)
+    tl.store(sums + part * 2 + 1, total, mask=live)
+
+
+@triton.jit(do_not_specialize=["queries", "parts", "every"])  # type: ignore[untyped-decorator]
+def combine_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    sums, weighed, out, queries, parts, every,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr,
+):  # fmt: skip
+    """Bring the parts of one query and head together, some at a time.
+
+    Args:
+        sums: Pointer to float32 [P, B H, Q, 2], as `attend_kernel` wrote it.
+        weighed: Pointer to float32 [P, B H, Q, E], likewise.
+        out: Pointer to half precision [B, Q, H, E], written.
+        queries: Q.
+        parts: P.
+        every: B H.
+        HEADS: H.
+        WIDTH: E.
+        SOME: Parts at a time, whatever P is.
+    """
+    program, asked = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, WIDTH)
+    place = program.to(tl.int64) * queries + asked
+    step = every.to(tl.int64) * queries
+    top = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    answer = tl.zeros((WIDTH,), tl.float32)
+    part = parts * 0
+    while part < parts:  # no range: the interpreter of Triton 3.6 has none that numpy 2.4 takes
+        index = part + tl.arange(0, SOME)
+        live = index < parts
+        places = place + index * step
+        tops = tl.load(sums + places * 2, mask=live, other=float("-inf"))
+        higher = tl.maximum(top, tl.max(tops, 0))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        fade, shares = tl.exp2(top - level), tl.exp2(tops - level)
+        total = total * fade
+        total += tl.sum(shares * tl.load(sums + places * 2 + 1, mask=live, other=0.0), 0)
+        here = weighed + places[:, None] * WIDTH + column[None, :]
+        answers = tl.load(here, mask=live[:, None], other=0.0)
+        answer = answer * fade + tl.sum(shares[:, None] * answers, 0)
+        top = higher
+        part += SOME
+    answer /= tl.where(total > 0, total, 1.0)  # a query that sees nothing gets 0
+    row, head = (program // HEADS).to(tl.int64), program % HEADS
+    place = ((row * queries + asked) * HEADS + head) * WIDTH + column
+    tl.store(out + place, answer.to(out.dtype.element_ty))
