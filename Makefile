@@ -30,7 +30,7 @@ test-oldest: .venv/dev
 	  tests/laws/test_execution.py
 bench: .venv/dev
 	$(BIN)/dlm bench sampling
-# All that the targets of docs/benchmarks ask of a GPU, about ten minutes on an H100. Where pip has no
+# All that the targets of docs/benchmarks ask of a GPU, some ten minutes on an H200. Where pip has no
 # network, PY=python3 takes that interpreter's packages and this checkout, and nothing is installed.
 # A folder with nothing but a link to the package: the root itself holds a `kernels` and an `eval`.
 CHECKOUT := build/checkout
