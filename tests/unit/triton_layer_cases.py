@@ -216,11 +216,16 @@ def states(model: Model, cache: str) -> Tensor:
     model.states(tokens, columns[None], valid, cache=Refresh(kept, None, 40))
     window = torch.tensor([[4], [20], [0]], device=DEVICE) + columns[:9]
     fresh = tokens.gather(1, window) // 2
+    if cache == "shadows":  # three more queries, whose keys are not kept
+        more = torch.cat((valid, valid.new_ones(3, 3)), 1)[:, None]
+        places = torch.cat((window, window[:, :3]), 1)
+        fresh = torch.cat((fresh, fresh[:, :3] + 1), 1)
+        return model.states(fresh, places, None, more, Reuse(kept, window, 40))
     return model.states(fresh, window, None, valid[:, None], Reuse(kept, window, 40))
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("cache", ["none", "dual", "dual, wide"])
+@pytest.mark.parametrize("cache", ["none", "dual", "dual, wide", "shadows"])
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if cache == "dual, wide":  # more queries than the kernel of attention takes
         monkeypatch.setattr(fused_layers, "WINDOW", 8)
