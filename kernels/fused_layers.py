@@ -40,6 +40,7 @@ KEYS: Final = 256
 SCRATCH: Final = 1 << 28
 """Bytes that the parts of `attend` may take at a time."""
 
+_PLAIN: Final = (torch.nn.Parameter, Tensor)
 _HALF: Final = (torch.bfloat16, torch.float16)
 _MAJOR: Final = 9  # compute capability; on no other were these kernels ever measured
 
@@ -55,12 +56,15 @@ def covers(x: Tensor) -> bool:
 
 def fits(heads: Heads, rotated: int, dtype: torch.dtype, *weights: Tensor) -> bool:
     """Whether heads and matrices are such as the kernels take with activations of a dtype."""
-    narrow = 16 <= heads.width <= 128 and heads.width.bit_count() == 1
-    even = all(w.shape[0] % ROWS == 0 and w.shape[1] % BLOCK == 0 for w in weights)
-    # A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
-    plain = all(type(w) in (Tensor, torch.nn.Parameter) for w in weights)
-    plain = plain and all(w.dtype == dtype and w.is_contiguous() for w in weights)
-    return narrow and even and plain and rotated % 2 == 0
+    if not 16 <= heads.width <= 128 or heads.width.bit_count() != 1 or rotated % 2:
+        return False
+    for weight in weights:
+        rows, columns = weight.shape
+        # A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
+        plain = type(weight) in _PLAIN and weight.dtype == dtype and weight.is_contiguous()
+        if rows % ROWS or columns % BLOCK or not plain:
+            return False
+    return True
 
 
 @cache

@@ -63,7 +63,7 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
         all(type(part) in OURS for part in inner)
         and all(map(untouched, (*inner, *around)))
         and kernels.fits(
-            heads_of(attention), attention.config.rotary_dim, dtype, *(m.weight for m in matrices)
+            attention.layout, attention.rotary_dim, dtype, *(m.weight for m in matrices)
         )
     )
 
@@ -114,11 +114,11 @@ def attend(
     cache: View | None,
 ) -> Tensor:
     """What attention adds to tokens [M, D], in parts [P, M, D]."""
-    heads = heads_of(module)
+    heads: Heads = module.layout
     matrices = projections(module)
     parts = kernels.product(x, [m.weight for m in matrices], [m.bias for m in matrices])
     norms = None
-    if module.config.qk_norm:
+    if module.normed:
         norms = Norms(module.q_norm.weight, module.k_norm.weight, module.q_norm.eps)
     slots = slots_of(module, x, heads, shape, cache)
     query, key, value = kernels.rotate(parts, heads, angles, norms, slots, x.dtype)
@@ -145,14 +145,8 @@ def slots_of(
     return Slots(keys, values, cache.places)
 
 
-def heads_of(module: Any) -> Heads:
-    """How its projections divide."""
-    config = module.config
-    return Heads(config.num_attention_heads, config.num_key_value_heads, module.head_dim)
-
-
 def projections(module: Any) -> list[Any]:
     """The matrices of queries, keys and values, one or three."""
-    if module.config.fused_qkv:
+    if module.fused:
         return [module.qkv_proj]
     return [module.q_proj, module.k_proj, module.v_proj]

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
+from dlm.kernels.layers import Heads
 from dlm.models import fused
 from dlm.models.attention import attention, mask_of, rotate
 from dlm.models.experts import SparseMlp, initialise
@@ -63,18 +64,22 @@ class Attention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
+        # Kept here, as configurations of transformers take long to be asked.
+        self.layout = Heads(config.num_attention_heads, config.num_key_value_heads, self.head_dim)
+        self.rotary_dim = config.rotary_dim
+        self.normed, self.fused = config.qk_norm, config.fused_qkv
         width, bias = config.hidden_size, config.qkv_bias
         wide = config.num_attention_heads * self.head_dim
         narrow = config.num_key_value_heads * self.head_dim
         self.widths = (wide, narrow, narrow)
-        if config.fused_qkv:
+        if self.fused:
             self.qkv_proj = nn.Linear(width, wide + 2 * narrow, bias=bias)
         else:
             self.q_proj = nn.Linear(width, wide, bias=bias)
             self.k_proj = nn.Linear(width, narrow, bias=bias)
             self.v_proj = nn.Linear(width, narrow, bias=bias)
         self.o_proj = nn.Linear(wide, width, bias=config.o_bias)
-        if config.qk_norm:
+        if self.normed:
             self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
 
@@ -87,7 +92,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         query, key, value = (self.heads(part) for part in self.parts(x))
-        if self.config.qk_norm:
+        if self.normed:
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (query.shape[1], key.shape[1])
         query, key = rotate(torch.cat((query, key), 1), *angles).split(heads, 1)
@@ -96,7 +101,7 @@ class Attention(nn.Module):
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value of all heads, [B, L, H E] each, of [B, L, D]."""
-        if self.config.fused_qkv:
+        if self.fused:
             parts: tuple[Tensor, ...] = self.qkv_proj(x).split(self.widths, -1)
             return parts
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
