@@ -87,18 +87,17 @@ class Reuse(View):
     def __init__(self, cache: Cache, columns: Tensor, length: int) -> None:
         """Take the columns [B, Q] that are computed afresh, and how many there are to attend to."""
         self.cache = cache
-        self.columns = columns
-        self.rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
-        self.places = (self.rows * (cache.length + 1) + columns).flatten()  # among all tokens
+        rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
+        self.places = rows * (cache.length + 1) + columns  # of all columns of all rows
         self.length = length
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
-        rows, columns = self.rows.to(key.device), self.columns.to(key.device)
-        count = columns.shape[1]
+        places = self.places.to(key.device)
+        count = places.shape[1]
         merged = []
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
-            kept[rows, columns] = new[:, :, :count].transpose(1, 2)
+            kept.view(-1, *kept.shape[2:])[places] = new[:, :, :count].transpose(1, 2)
             seen = kept[:, : self.length].transpose(1, 2)
             more = new[:, :, count:]
             merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)

@@ -114,12 +114,18 @@ def rotate(
 
 
 def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate the first R columns of [M, H, E]."""
+    """Rotate the first R columns of [..., E] in the dtype of the angles, back in its own.
+
+    Args:
+        x: queries or keys.
+        cosine: [..., R], as wide as `x` or less; what stands before R broadcasts.
+        sine: likewise.
+    """
     width = cosine.shape[-1]
     turned = x[..., :width].to(cosine.dtype)
     first, second = turned.chunk(2, -1)
     turned = (turned * cosine + torch.cat((-second, first), -1) * sine).to(x.dtype)
-    return torch.cat((turned, x[..., width:]), -1)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 def attend(

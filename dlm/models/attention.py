@@ -1,6 +1,6 @@
 """Attention as the networks here call it: through transformers' backends, or by rows end to end.
 
-Shapes: B rows, L tokens of each, H heads, E head width, R rotated of it.
+Shapes: B rows, L tokens of each, H heads, E head width.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from dlm.cache import View
 
@@ -23,14 +23,6 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
     if attention_mask is None:
         return None
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first R columns of [B, H, L, E] in the dtype of the angles, back in its own."""
-    width = cos.shape[-1]
-    turned = x[..., :width].to(cos.dtype)
-    turned = (turned * cos + rotate_half(turned) * sin).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 def attention(

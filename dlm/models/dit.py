@@ -26,7 +26,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.models.attention import attention, mask_of, rotate
+from dlm.kernels.layers import turn
+from dlm.models.attention import attention, mask_of
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
 
 ROPE_THETA = 10000.0
@@ -160,7 +161,7 @@ class Block(GradientCheckpointingLayer):
         query, key, value = rearrange(
             self.attn_qkv(x), "b l (three h e) -> three b h l e", three=3, e=self.head_dim
         )
-        query, key = rotate(query, *angles), rotate(key, *angles)
+        query, key = turn(query, *angles), turn(key, *angles)
         out = attention(self, query, key, value, mask, cache)
         return torch.as_tensor(self.attn_out(rearrange(out, "b l h e -> b l (h e)")))
 

@@ -138,11 +138,11 @@ def slots_of(
 ) -> Slots | None:
     """Where keys and values of a window go; None for forwards of many tokens, or others."""
     batch, length = shape
-    if type(cache) is not Reuse or length > kernels.WINDOW or cache.columns.shape != shape:
+    if type(cache) is not Reuse or length > kernels.WINDOW or cache.places.shape != shape:
         return None
     like = x.new_empty((batch, heads.keys, 0, heads.width))
     keys, values = cache.cache.layer(module.layer_idx, like)
-    return Slots(keys, values, cache.places)
+    return Slots(keys, values, cache.places.flatten())
 
 
 def projections(module: Any) -> list[Any]:

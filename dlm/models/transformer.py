@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
-from dlm.kernels.layers import Heads
+from dlm.kernels.layers import Heads, turn
 from dlm.models import fused
-from dlm.models.attention import attention, mask_of, rotate
+from dlm.models.attention import attention, mask_of
 from dlm.models.experts import SparseMlp, initialise
 
 
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         if self.normed:
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (query.shape[1], key.shape[1])
-        query, key = rotate(torch.cat((query, key), 1), *angles).split(heads, 1)
+        query, key = turn(torch.cat((query, key), 1), *angles).split(heads, 1)
         out = attention(self, query, key, value, mask, cache)
         return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.models.attention import rotate
+from dlm.kernels.layers import turn
 from dlm.models.configs import LladaConfig
 from dlm.models.moe_configs import Llada2Config
 from dlm.models.qwen_configs import DreamConfig, SdarConfig
@@ -46,7 +46,7 @@ def test_rotation_of_a_half_precision_network(
     cos, sin = RotaryEmbedding(config)(POSITIONS, x.dtype)
     assert cos.dtype == sin.dtype == dtype
     assert cos.shape == (1, 1, 4, width)
-    found = rotate(x, cos, sin)
+    found = turn(x, cos, sin)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, turned(x, theta, width, dtype))
     assert torch.equal(found[..., width:], x[..., width:])

@@ -71,7 +71,7 @@ def test_products(
     near(found.float().sum(0), layers.product(x, weights, biases)[0], exact[0])
 
 
-def test_parts_are_those_of_any_number_of_tokens() -> None:
+def test_how_products_are_split() -> None:
     assert [fused_layers.split(*shape) for shape in ((64, 256), (64, 192), (4096, 4096))] == [
         4,
         1,
