@@ -14,6 +14,7 @@ from dlm.models.registry import register
 
 if TYPE_CHECKING:
     from dlm import decoders, kernels
+    from dlm.execution import release
     from dlm.generation import Generation, Snapshot, generate, infill, stream
     from dlm.huggingface import (
         DiffusionGenerationConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "kernels",
     "load",
     "log_likelihood",
+    "release",
     "stream",
 ]
 
@@ -61,6 +63,7 @@ _HOMES = {
     "infill": "dlm.generation",
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",
+    "release": "dlm.execution",
     "stream": "dlm.generation",
 }
 

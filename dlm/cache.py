@@ -27,16 +27,18 @@ class Cache:
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
         return self.layers[number]
 
-    def select(self, index: Tensor) -> None:
-        """Keep the rows `index`."""
-        self.rows = index.numel()
-        self.layers = [
-            (
-                keys.index_select(0, index.to(keys.device)),
-                values.index_select(0, index.to(keys.device)),
-            )
-            for keys, values in self.layers
-        ]
+    def follow(self, other: "Cache", index: Tensor) -> None:
+        """Take over the rows `index` of a cache, as many columns as this one has."""
+        for number, (keys, values) in enumerate(other.layers):
+            like = keys[:, :0].transpose(1, 2)
+            for mine, theirs in zip(self.layer(number, like), (keys, values), strict=True):
+                rows = theirs[:, : self.length].index_select(0, index.to(theirs.device))
+                mine[:, : self.length] = rows
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(part.nbytes for layer in self.layers for part in layer)
 
 
 class View:

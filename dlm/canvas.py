@@ -31,6 +31,11 @@ class Canvas:
     row_key: Tensor  # int64 [B], keys the noise of the row
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """B, L and N."""
+        return *self.tokens.shape, self.blanks.shape[1]
+
+    @property
     def span(self) -> int:
         """Positions from the first block to the last blank, at most over rows.
 
@@ -57,6 +62,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     device: torch.device,
     surplus: bool = False,
     block_size: int | None = None,
+    columns: int | None = None,
 ) -> Canvas:
     """Lay out rows of ids, each with at least one mask.
 
@@ -70,8 +76,9 @@ def build(  # noqa: PLR0913 (what a row is made of)
         device: where the canvas lives.
         surplus: whether a block may take more forwards than it has blanks.
         block_size: of block-causal attention, a multiple of `block_length`.
+        columns: L, at least the tokens of the longest row; None for just those.
     """
-    width = max(map(len, rows))
+    width = max(map(len, rows)) if columns is None else columns
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
     tokens = torch.tensor(padded, dtype=torch.int64)
     inside = torch.arange(width) < torch.tensor([[len(row)] for row in rows])

@@ -1,29 +1,28 @@
 """How steps are run: one kernel at a time, or recorded once and played again."""
 
-import contextlib
-import threading
-import warnings
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dlm.canvas import Canvas
-from dlm.models.model import Model
-from dlm.progress import Due, Progress
-from dlm.tree import mapped, tensors
+from dlm.lanes import Lane, Lanes
+from dlm.models.model import Model, untouched
+from dlm.progress import Due
+from dlm.recording import Recorder, pools
 
-if TYPE_CHECKING:
-    from dlm.runtime import Outcome
-
-Made = TypeVar("Made")
-StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
-Record = Callable[[StepFunction, Canvas, Progress, Due], "Recording"]
+STRIDE: Final = 64
+"""Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
+SHARE: Final = 16
+"""What is kept of generations takes at most one part in so many of a device's memory."""
+KNOWN: Final = ("torch", "transformers", "dlm")
+"""Packages whose modules do the same as long as their tensors, hooks and modes are the same."""
+LANES: Final[weakref.WeakKeyDictionary[nn.Module, Lanes]] = weakref.WeakKeyDictionary()
+"""Of each network whose steps were recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ class Execution:
     until half of the rows are. Both save what only the host can decide, at the cost of work that
     a GPU hardly notices."""
 
-    record: Record | None = None  # makes a step that can be played again; None for no recording
+    lanes: Lanes | None = None
+    """Where recordings are kept; None where steps are not recorded."""
 
     @classmethod
     def of(cls, model: Model) -> "Execution":
@@ -52,20 +52,48 @@ class Execution:
             type(model) is Model
             and model.spec.caches
             and model.takes_masks
-            and model.network not in UNRECORDED
             and {weight.device for weight in model.network.parameters()} == {model.device}
             and not loops_over_experts(model.network)
         )
-        return cls(static=True, record=Recorder(model.network) if recorded else None)
+        lanes = lanes_of(model) if recorded else None
+        return cls(static=True, lanes=None if lanes is None or lanes.failed else lanes)
 
-    def leaves(self, live: Sequence[bool]) -> bool:
-        """Whether rows that are done leave the batch now."""
-        going = sum(live)
-        return going <= len(live) // 2 if self.static else going < len(live)
+    def columns(self, longest: int, most: int) -> int:
+        """Columns of a canvas for rows of up to `longest` tokens, of `most` the network can place.
 
-    def bucket(self, count: int, most: int) -> int:
-        """Queries to compute where at least `count` of `most` are needed."""
-        return min(most, 1 << (count - 1).bit_length()) if self.static and count > 0 else count
+        Where steps are recorded one of few lengths, so that later generations meet it again.
+        """
+        return longest if self.lanes is None else min(most, -(-longest // STRIDE) * STRIDE)
+
+    def rounded(self, due: Due, width: int) -> Due:
+        """The same with one of few numbers of queries, on a canvas of `width` columns."""
+        if not self.static or due.reach <= 0:
+            return due
+        return replace(due, reach=min(width, 1 << (due.reach - 1).bit_length()))
+
+    def stay(self, live: Sequence[bool]) -> list[int] | None:
+        """Rows that remain in the batch; None as long as all do.
+
+        Where shapes stay as they are half of the rows leave at a time, or three quarters, ...:
+        those that go on, and others to make up the number.
+        """
+        going = [row for row, goes in enumerate(live) if goes]
+        if not self.static:
+            return going if len(going) < len(live) else None
+        count = len(live)
+        while count // 2 >= max(1, len(going)):
+            count //= 2
+        over = [row for row, goes in enumerate(live) if not goes]
+        return sorted([*going, *over[: count - len(going)]]) if count < len(live) else None
+
+    @contextmanager
+    def lane(self, network: Any) -> Iterator[Lane]:
+        """Where one generation finds and leaves what is kept of others."""
+        if self.lanes is None:
+            yield Lane(None, None, 0)
+        else:
+            with self.lanes.taken(state_of(network)) as lane:
+                yield lane
 
 
 def loops_over_experts(network: Any) -> bool:
@@ -77,201 +105,60 @@ def loops_over_experts(network: Any) -> bool:
     return packs and getattr(network.config, "_experts_implementation", None) == "eager"
 
 
-class Steps:
-    """The steps of a generation, recorded when their shapes come back for the second time.
+def lanes_of(model: Model) -> Lanes:
+    """Those of a network on a GPU. They go with it."""
+    if model.network not in LANES:
+        LANES[model.network] = Lanes(
+            partial(Recorder, model.device), memory_of(model.device) // SHARE
+        )
+    return LANES[model.network]
 
-    The first time runs plainly: it compiles and allocates what a recording must find ready.
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def release(model: Model) -> None:
+    """Drop what is kept of a model's generations, and the memory of recordings that is not in use.
+
+    `torch.cuda.empty_cache()` gives it back to the device. The next generation records anew.
     """
-
-    def __init__(self, step: StepFunction, record: Record | None) -> None:
-        self.step = step
-        self.record = record
-        self.made: dict[tuple[bool, int], Recording | None] = {}
-
-    def forget(self) -> None:
-        """Drop what was recorded of a batch whose rows have changed."""
-        self.made.clear()
-
-    def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
-        """One step."""
-        shape = due.shape
-        if self.record is None or shape is None:
-            return self.step(canvas, progress, due)
-        if shape not in self.made:
-            self.made[shape] = None
-            return self.step(canvas, progress, due)
-        recording = self.made[shape]
-        if recording is None:
-            try:
-                recording = self.made[shape] = self.record(self.step, canvas, progress, due)
-            except RuntimeError as error:
-                self.record = None
-                warnings.warn(
-                    "steps cannot be recorded as CUDA graphs, and run one kernel at a time: "
-                    f"{error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                return self.step(canvas, progress, due)
-        return recording(canvas, progress)
+    LANES.pop(model.network, None)
+    pools(model.device).clear()
 
 
-class Recording(ABC):
-    """A step with memory of its own for what goes in and what comes out.
+def state_of(network: Any) -> tuple[Any, ...] | None:
+    """What recordings of a network rest on, beside what its tensors hold and its class does.
 
-    What comes out, the canvas before the step included, is good until the next call.
+    None where a module may have more: one of an unknown package, with hooks, or with weights that
+    are more than a tensor.
     """
-
-    def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
-        """Record the step. It is not run."""
-        # The rest of the canvas stays as it is while the batch does, and is kept from being freed.
-        self.canvas = replace(canvas, tokens=canvas.tokens.clone())
-        self.progress = mapped(torch.clone, progress)
-
-        def whole() -> "Outcome":
-            made = step(self.canvas, self.progress, due)
-            taken = {id(each) for each in tensors((self.canvas, self.progress))}
-            # A decoder may hand a state on: next time it must not be overwritten before it is read.
-            going = mapped(lambda x: x.clone() if id(x) in taken else x, made.progress)
-            return replace(made, progress=going)
-
-        self.outcome = self.capture(whole)
-
-    def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
-        """Run it on other values."""
-        copy_all([self.canvas.tokens, *tensors(self.progress)], [canvas.tokens, *tensors(progress)])
-        self.replay()
-        return self.outcome
-
-    @abstractmethod
-    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
-        """Record what `whole` asks of the device; where its results will be."""
-
-    @abstractmethod
-    def replay(self) -> None:
-        """Do what was recorded again, in the same memory."""
+    parts: list[Any] = [*modes(), network.config._attn_implementation]
+    for module in network.modules():
+        if type(module).__module__.partition(".")[0] not in KNOWN or not untouched(module):
+            return None
+        parts.append((id(module), module.training))
+    for tensor in (*network.parameters(), *network.buffers()):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return None
+        parts.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
+    return tuple(parts)
 
 
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors of any dtypes, with one call for all that share theirs."""
-    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for target, source in zip(targets, sources, strict=True):
-        into, of = groups.setdefault(target.dtype, ([], []))
-        into.append(target)
-        of.append(source)
-    for into, of in groups.values():
-        torch._foreach_copy_(into, of)
-
-
-UNRECORDED: Final[weakref.WeakSet[torch.nn.Module]] = weakref.WeakSet()
-"""Networks that a recording failed for: each failure may cost memory, so there is one at most."""
-
-
-class Pool:
-    """Memory that recordings of a device share, and a graph that keeps it.
-
-    torch gives a pool up with the last graph in it, and takes its name for no other then. The
-    allocator gives what a graph has used to no one else until it runs out of memory, and within a
-    recording not even then. So pools are kept, and later generations take them over.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.id = torch.cuda.graph_pool_handle()
-        self.keeper = torch.cuda.CUDAGraph()
-        record(self.keeper, lambda: torch.zeros(1, device=device), self.id, device)
-
-
-@cache
-def pools(device: torch.device) -> list[Pool]:
-    """Those of a device that no generation uses now."""
-    return []
-
-
-class Recorder:
-    """Makes the recordings of one generation, in one pool.
-
-    Two generations that go on by turns must not share one: each writes over what the other left.
-    """
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.network = network
-        self.pool: Pool | None = None
-
-    def __call__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
-    ) -> "CudaGraph":
-        """Record a step."""
-        device = canvas.tokens.device
-        try:
-            if self.pool is None:
-                unused = pools(device)
-                try:
-                    self.pool = unused.pop()  # asked first, another thread might come between
-                except IndexError:
-                    self.pool = Pool(device)
-                self.returned = weakref.finalize(self, unused.append, self.pool)
-                self.returned.atexit = False
-            return CudaGraph(step, canvas, progress, due, self.pool)
-        except RuntimeError:
-            if self.pool is not None:
-                self.returned.detach()  # nobody knows what state the pool is in
-            UNRECORDED.add(self.network)
-            raise
-
-
-class CudaGraph(Recording):
-    """A step as one CUDA graph."""
-
-    def __init__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Pool
-    ) -> None:
-        """Record the step. It is not run."""
-        self.pool = pool
-        super().__init__(step, canvas, progress, due)
-
-    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
-        """Record into the pool."""
-        self.graph = torch.cuda.CUDAGraph()
-        return record(self.graph, whole, self.pool.id, self.canvas.tokens.device)
-
-    def replay(self) -> None:
-        """Launch the graph."""
-        with torch.cuda.device(self.canvas.tokens.device):
-            self.graph.replay()
-
-
-CAPTURING: Final = threading.Lock()
-
-
-def record(graph: Any, call: Callable[[], Made], pool: Any, device: torch.device) -> Made:
-    """`capture` on a stream of its own, which is one thread's at a time."""
-    with CAPTURING, torch.cuda.device(device):
-        caller, stream = torch.cuda.current_stream(), capture_stream(device)
-        stream.wait_stream(caller)
-        with torch.cuda.stream(stream):
-            made = capture(graph, call, pool)
-        caller.wait_stream(stream)
-    return made
-
-
-def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:
-    """Record what a call asks of the current stream in a `torch.cuda.CUDAGraph`; what it returns.
-
-    Raises:
-        RuntimeError: the call asks for something that cannot be recorded.
-    """
-    graph.capture_begin(pool, capture_error_mode="thread_local")
-    try:
-        made = call()
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # which hides what it follows from
-            graph.capture_end()
-        raise
-    graph.capture_end()
-    return made
-
-
-@cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that steps are recorded on, one for a device: libraries keep memory by stream."""
-    return torch.cuda.Stream(device)
+def modes() -> tuple[Any, ...]:
+    """Settings of torch that decide which kernels a call asks for."""
+    cuda = torch.backends.cuda
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cuda"),
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.matmul.fp32_precision,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )

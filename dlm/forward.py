@@ -54,13 +54,14 @@ class Forward:
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
         self.packs = packs and model.takes_masks and not self.shadowed
-        self.packings: dict[tuple[int, ...], Packing] = {}
 
-    def select(self, index: Tensor, rows: int) -> None:
-        """Keep the rows `index` of `rows`."""
-        self.packings.clear()
-        if self.cache is not None:
-            self.cache.select(self.both(index, rows))
+    def follow(self, other: "Forward", index: Tensor, rows: int, length: int) -> None:
+        """Go on with the rows `index` of the `rows` of another, on a canvas of `length` columns."""
+        if other.cache is not None:
+            kept = self.both(index, rows)
+            if self.cache is None:
+                self.cache = Cache(kept.numel(), length)
+            self.cache.follow(other.cache, kept)
 
     def both(self, index: Tensor, rows: int) -> Tensor:
         """Rows, and with guidance the unconditional ones that belong to them."""
@@ -77,7 +78,7 @@ class Forward:
             due: what the host knows.
         """
         if self.mode == "none":
-            return self.rows(canvas, view, due.lengths, None)
+            return self.rows(canvas, view, due.lengths, None, due.packing)
         batch, length = canvas.tokens.shape
         if self.cache is None:
             self.cache = Cache(batch * (2 if self.guided else 1), length)
@@ -86,16 +87,19 @@ class Forward:
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(kept, end, count), self.cache)
         if due.whole:
-            return self.rows(canvas, view, due.lengths, Refresh(self.cache, None, length))
+            keep = Refresh(self.cache, None, length)
+            return self.rows(canvas, view, due.lengths, keep, due.packing)
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), self.cache)
         if not any(due.refresh):
             return part
         fresh = flagged(due.refresh, canvas.tokens.device)
         # These rows were computed in vain above: cheaper than to copy the others' keys together.
         lengths = [n for n, again in zip(due.lengths, due.refresh, strict=True) if again]
-        keep = Refresh(self.cache, self.both(fresh, batch), max(lengths))
-        some = self.rows(canvas.select(fresh, max(lengths)), pick(view, fresh), lengths, keep)
-        return self.merged(part, some, view, fresh, max(lengths))
+        width = max(lengths)
+        keep = Refresh(self.cache, self.both(fresh, batch), width)
+        few, seen = canvas.select(fresh, width), pick(view, fresh)
+        some = self.rows(few, seen, lengths, keep, self.packing(lengths, width))
+        return self.merged(part, some, view, fresh, width)
 
     def block_start(self, start: Tensor) -> Tensor:
         """Where the block-causal block that holds canvas positions [B] begins, [B]."""
@@ -128,12 +132,17 @@ class Forward:
         return Stretch(view.block_start, canvas.length, max(due.reach, window))
 
     def rows(
-        self, canvas: Canvas, view: StepView, lengths: Sequence[int], keep: View | None
+        self,
+        canvas: Canvas,
+        view: StepView,
+        lengths: Sequence[int],
+        keep: View | None,
+        packing: Packing | None,
     ) -> Hidden:
         """Evaluate whole rows."""
         width = canvas.tokens.shape[1]
-        if self.packs and worthwhile(lengths, width):
-            return self.packed(canvas, view, lengths, keep)
+        if packing is not None:
+            return self.packed(canvas, view, packing, keep)
         columns = torch.arange(width, device=canvas.tokens.device)
         valid = columns < canvas.length[:, None] if min(lengths) < width else None
         states = self.evaluate(
@@ -143,20 +152,16 @@ class Forward:
             states[:, :width], self.behind(states, width), False, self.count(view, canvas.length)
         )
 
-    def packed(
-        self, canvas: Canvas, view: StepView, lengths: Sequence[int], keep: View | None
-    ) -> Hidden:
+    def packed(self, canvas: Canvas, view: StepView, packing: Packing, keep: View | None) -> Hidden:
         """Evaluate whole rows without their padding."""
         batch, width = canvas.tokens.shape
         columns = torch.arange(width, device=canvas.tokens.device)
         attend = self.seen(columns[None], width, columns < canvas.length[:, None], True)
         tokens, positions = canvas.tokens, columns.expand(batch, -1)
         if self.guided:
-            lengths = [*lengths, *lengths]
             tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, self.mask_id)))
             positions = positions.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
-        packing = self.packing(tuple(lengths), width)
         tokens, positions = packing.pack(tokens), packing.pack(positions)
         states = self.model.hidden(
             tokens, positions, None, attend, Packed(packing, keep, whole=self.block_size is None)
@@ -164,11 +169,18 @@ class Forward:
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))
 
-    def packing(self, lengths: tuple[int, ...], width: int) -> Packing:
-        """How rows of these lengths are packed; kept, as a recorded step reads it again."""
-        if lengths not in self.packings:
-            self.packings[lengths] = Packing.of(lengths, width, self.model.device)
-        return self.packings[lengths]
+    def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
+        """How whole rows of these lengths are packed; None where padding is computed, too.
+
+        A row alone is padded only to be of the same length as rows of other generations, and where
+        most forwards are of windows it stays so: they all share one recording.
+        """
+        alone = len(lengths) == 1 and self.mode != "none"
+        if alone or not (self.packs and worthwhile(lengths, width)):
+            return None
+        return Packing.of(
+            [*lengths, *lengths] if self.guided else lengths, width, self.model.device
+        )
 
     def part(
         self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache

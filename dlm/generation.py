@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlm.canvas import Canvas, active_length, build
 from dlm.contract import gain
+from dlm.execution import Execution
 from dlm.models.model import Model
 from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
 from dlm.runtime import Step, bind, denoise
@@ -68,11 +69,12 @@ class Job:
     canvas: Canvas
     settings: Settings
     decoder: AnyDecoder  # bound to the model
+    execution: Execution  # how steps are run
 
     def steps(self, model: Model) -> Iterator[Step]:
         """Every forward of the job."""
         lengths = [len(row) for row in self.rows]
-        return denoise(model, self.canvas, lengths, self.settings, self.decoder)
+        return denoise(model, self.canvas, lengths, self.settings, self.decoder, self.execution)
 
 
 def check_length(model: Model, length: int) -> None:
@@ -109,6 +111,7 @@ def make_job(
         )
     decoder = settings.policy()
     block_length = active_length(settings.block_length, spec.block_size)
+    execution = Execution.of(model)
     canvas = build(
         rows,
         mask_id=spec.mask_id,
@@ -119,10 +122,11 @@ def make_job(
         device=model.device,
         surplus=Traits.of(decoder).max_forwards is not None,
         block_size=spec.block_size,
+        columns=execution.columns(longest, spec.max_length),
     )
     bound = bind(decoder, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
-    return Job(rows, spans, canvas, settings, bound)
+    return Job(rows, spans, canvas, settings, bound, execution)
 
 
 def generate(  # noqa: PLR0913 (the options users know by these names)

@@ -3,12 +3,13 @@
 Shapes: B rows, L canvas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from dlm.packing import Packing
 from dlm.tree import mapped
 from dlm.window import Window
 
@@ -20,22 +21,28 @@ class Due:
     lengths: list[int]  # tokens of each row
     refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
     reach: int  # most positions of a row to compute where not all are
+    packing: Packing | None  # of all rows computed as a whole; None where padding is computed, too
 
     @property
     def whole(self) -> bool:
         """Whether all rows are computed as a whole."""
         return all(self.refresh)
 
-    @property
-    def shape(self) -> tuple[bool, int] | None:
-        """What forwards of one shape share; None where some rows are whole and others are not."""
+    def shape(self, width: int) -> Hashable:
+        """What forwards that ask the same of the device share, on a canvas of `width` columns.
+
+        None where some rows are computed as a whole and others are not.
+        """
+        padded = min(self.lengths) < width
         if self.whole:
-            return True, 0
-        return None if any(self.refresh) else (False, self.reach)
+            return True, padded if self.packing is None else tuple(self.lengths)
+        return None if any(self.refresh) else (False, padded, self.reach)
 
     def select(self, stay: Sequence[int]) -> "Due":
-        """The rows `stay`."""
-        return Due([self.lengths[i] for i in stay], [self.refresh[i] for i in stay], self.reach)
+        """The rows `stay`, not packed yet."""
+        lengths = [self.lengths[row] for row in stay]
+        refresh = [self.refresh[row] for row in stay]
+        return Due(lengths, refresh, self.reach, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,17 @@
 Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
 from dlm.contract import Violation, rules, violations
-from dlm.execution import Execution, Steps
+from dlm.execution import Execution
 from dlm.host import Mailbox, send
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
@@ -53,6 +55,21 @@ class Step:
     live: list[bool]  # rows that were being decoded; what others hold means nothing
     done: list[bool]  # of those, rows that need no further forward
 
+    @classmethod
+    def of(cls, number: int, outcome: Outcome, live: list[bool], done: list[bool]) -> "Step":
+        """What a step made, for those who follow the rows."""
+        return cls(
+            number=number,
+            before=outcome.before,
+            tokens=outcome.canvas.tokens,
+            view=outcome.view,
+            decision=outcome.decision,
+            log_probability=outcome.log_probability,
+            queries=outcome.queries,
+            live=live,
+            done=done,
+        )
+
 
 def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None) -> AnyDecoder:
     """The decoder made ready for one model and one canvas.
@@ -81,6 +98,7 @@ def denoise(
     lengths: Sequence[int],
     settings: Settings,
     decoder: AnyDecoder,
+    execution: Execution,
 ) -> Iterator[Step]:
     """Fill every blank, block by block, one yield a forward.
 
@@ -95,75 +113,76 @@ def denoise(
         lengths: real length of each row, tokens.
         settings: how to sample and when to stop.
         decoder: the policy, bound to the model.
+        execution: how steps are run.
 
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
     """
-    execution = Execution.of(model)
-    loop = Loop(model, decoder, settings, canvas, execution)
-    progress, due = loop.start(canvas, lengths)
-    steps = Steps(loop.step, execution.record)  # not of the loop: a circle would outlive it
-    live = [True] * len(lengths)
-    for number in range(int(progress.bound.max())):
-        outcome = steps(canvas, progress, loop.rounded(due))
-        broken, finished, due = loop.read(outcome, due)
-        for rule in broken:
-            raise ValueError(f"{loop.traits.name} at forward {number}: {rule.value}")
-        done = [was and over for was, over in zip(live, finished, strict=True)]
-        yield Step(
-            number,
-            outcome.before,
-            outcome.canvas.tokens,
-            outcome.view,
-            outcome.decision,
-            outcome.log_probability,
-            outcome.queries,
-            live,
-            done,
-        )
-        live = [not over for over in finished]
-        if not any(live):
-            return
-        canvas, progress = outcome.canvas, outcome.progress
-        if execution.leaves(live):
-            stay = [i for i, going in enumerate(live) if going]
-            canvas, progress, due = loop.select(canvas, progress, due, stay)
-            steps.forget()
-            live = [True] * len(stay)
-    raise AssertionError(f"{loop.traits.name} is out of forwards, and rows are left")
+    traits, span = Traits.of(decoder), canvas.span
+    block_length = active_length(settings.block_length, model.spec.block_size) or span
+    width = span if traits.cross_block else min(block_length, span)
+    make = partial(Loop, model, decoder, settings, execution, block_length, width)
+    layout = (model.spec, block_length, width, settings.of_steps(traits))
+    with execution.lane(model.network) as lane:
+        work = lane.workspace((canvas.shape, *layout), decoder, make)
+        canvas = work.lay(canvas)
+        progress, due = work.loop.start(canvas, lengths)
+        live = [True] * len(lengths)
+        for number in range(int(progress.bound.max())):
+            columns = canvas.tokens.shape[1]
+            outcome = work.steps(canvas, progress, execution.rounded(due, columns))
+            broken, finished, due = work.loop.read(outcome, due)
+            for rule in broken:
+                raise ValueError(f"{traits.name} at forward {number}: {rule.value}")
+            done = [was and over for was, over in zip(live, finished, strict=True)]
+            yield Step.of(number, outcome, live, done)
+            live = [not over for over in finished]
+            if not any(live):
+                return
+            canvas, progress = outcome.canvas, outcome.progress
+            stay = execution.stay(live)
+            if stay is not None:
+                index, due, left = send(stay, canvas.tokens.device), due.select(stay), work
+                canvas = canvas.select(index, execution.columns(max(due.lengths), columns))
+                work = lane.workspace((canvas.shape, *layout), decoder, make)
+                canvas = work.lay(canvas)
+                progress, due = work.loop.follow(left.loop, index, canvas, progress, due)
+                live = [live[row] for row in stay]
+        raise AssertionError(f"{traits.name} is out of forwards, and rows are left")
 
 
 class Loop:
-    """What every forward of one generation does, fixed at its start."""
+    """What every forward of rows of one number and length does, fixed at its start."""
 
     def __init__(
         self,
         model: Model,
         decoder: AnyDecoder,
         settings: Settings,
-        canvas: Canvas,
         execution: Execution,
+        block_length: int,
+        width: int,
     ) -> None:
+        """Take the positions of a block, and of the window of a forward."""
+        if execution.lanes is not None:  # what is kept there must not keep the network
+            model = replace(model, network=weakref.proxy(model.network))
         self.decoder = decoder
         self.traits = Traits.of(decoder)
-        self.meter = Meter(model, self.traits, settings, dense=execution.static)
+        self.static = execution.static
+        self.meter = Meter(model, self.traits, settings, dense=self.static)
         self.settings = settings
         self.spec = model.spec
-        self.length = canvas.tokens.shape[1]
-        block_length = active_length(settings.block_length, self.spec.block_size)
-        self.block_length = block_length or self.length
-        span = canvas.span
-        self.width = span if self.traits.cross_block else min(self.block_length, span)
-        self.stop_ids = ids(model.spec.stop_ids, canvas.tokens.device)
+        self.block_length = block_length
+        self.width = width
+        self.stop_ids = ids(model.spec.stop_ids, model.device)
         # Where attention is block-causal a cache holds what is final, and no row is made again.
         self.exact = self.spec.block_size is not None and settings.cache != "none"
-        self.execution = execution
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
 
     def start(self, canvas: Canvas, lengths: Sequence[int]) -> tuple[Progress, Due]:
         """Before the first forward."""
-        batch, device = canvas.tokens.shape[0], canvas.tokens.device
+        (batch, width), device = canvas.tokens.shape, canvas.tokens.device
         blanks = canvas.blanks
         if self.traits.max_forwards is not None:
             blanks = self.traits.max_forwards(blanks, canvas.budget)
@@ -173,8 +192,32 @@ class Loop:
         none, never = torch.zeros_like(block), block > 0
         window = self.locate(canvas, block, never)
         progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1))
-        reach = self.meter.forward.reach(canvas, window.start, none)
-        return progress, Due(list(lengths), [not self.exact] * batch, int(reach.max()))
+        reach = int(self.meter.forward.reach(canvas, window.start, none).max())
+        packing = self.meter.forward.packing(lengths, width)
+        return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
+
+    def follow(
+        self, other: "Loop", index: Tensor, canvas: Canvas, progress: Progress, due: Due
+    ) -> tuple[Progress, Due]:
+        """Go on where another stopped with more rows.
+
+        Args:
+            other: what made their forwards so far.
+            index: int64, those of its rows that go on.
+            canvas: they, and they alone.
+            progress: where all rows stand.
+            due: what the host knows of those that go on.
+        """
+        forward, width = self.meter.forward, canvas.tokens.shape[1]
+        forward.follow(other.meter.forward, index, progress.done.numel(), width)
+        packing = forward.packing(due.lengths, width)
+        return progress.select(index, width), replace(due, packing=packing)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what forwards leave behind for the next ones."""
+        cache = self.meter.forward.cache
+        return 0 if cache is None else cache.size
 
     def locate(self, canvas: Canvas, block: Tensor, hold: Tensor) -> Window:
         """The window of each row, given the block it has been in."""
@@ -188,14 +231,10 @@ class Loop:
             cross_block=self.traits.cross_block,
         )
 
-    def rounded(self, due: Due) -> Due:
-        """The same with one of few numbers of queries."""
-        return replace(due, reach=self.execution.bucket(due.reach, max(due.lengths)))
-
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
         state, seen, decision, broken = self.decide(canvas, progress, due)
-        if self.execution.static:
+        if self.static:
             decision = decision.only(~progress.done)
         drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
         hold = torch.zeros_like(progress.done) if decision.hold is None else decision.hold
@@ -252,17 +291,7 @@ class Loop:
         if self.settings.cache == "none":
             return broken, done, due
         refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
-        return broken, done, Due(due.lengths, refresh, told[-1])
-
-    def select(
-        self, canvas: Canvas, progress: Progress, due: Due, stay: Sequence[int]
-    ) -> tuple[Canvas, Progress, Due]:
-        """The rows that go on."""
-        index = send(stay, canvas.tokens.device)
-        self.meter.forward.select(index, canvas.tokens.shape[0])
-        kept = due.select(stay)
-        length = max(kept.lengths)
-        return canvas.select(index, length), progress.select(index, length), kept
+        return broken, done, replace(due, refresh=refresh, reach=told[-1])
 
     def decide(
         self, canvas: Canvas, progress: Progress, due: Due

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -33,3 +34,19 @@ def mapped(function: Callable[[Tensor], Tensor], tree: T) -> T:
         parts_by_name = {f.name: mapped(function, getattr(tree, f.name)) for f in fields(tree)}
         made = type(tree)(**parts_by_name)
     return made  # type: ignore[no-any-return]
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values are of the same types and hold the same; waits for the device."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        same = (one.dtype, one.device, one.shape) == (other.dtype, other.device, other.shape)
+        return same and torch.equal(one, other)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if is_dataclass(one):
+        return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return (one == other) is True  # an array has no truth

@@ -13,6 +13,7 @@ from dlm.bench.step import rates, totals
 from dlm.bench.steps import told, watched
 from dlm.bench.timing import Spread, Times, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
+from dlm.execution import release
 from dlm.models.model import Model
 
 SAME_POLICY = "low_confidence"  # what the plain loop does
@@ -120,7 +121,8 @@ def pace(
 def apart(
     work: Work, model: Model, prompts: list[list[int]], most: Ceilings, gpu: Gpu
 ) -> dict[str, int | float]:
-    """Steps that were replayed, recorded and plain, of one more decoding."""
+    """Steps that were replayed, recorded and plain, of a decoding that finds nothing recorded."""
+    release(model)
     with watched(gpu) as spans:
         work.decode(model, prompts)
     return told(spans, gpu, reading(work, model, most))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dlm.execution import capture
+from dlm.recording import capture
 
 LASTING = 0.02  # seconds that a measurement should take, so that its ends do not matter
 GRAPH = "events around replays of a CUDA graph"

@@ -1,7 +1,7 @@
 """Device time of the steps of a decoding, apart by how each was run.
 
 The engine runs the first step of a shape plainly, records the second and replays all later ones:
-`dlm.execution`. A mean over all of them says little of those that a long generation is made of.
+`dlm.recording`. A mean over all of them says little of those that a long generation is made of.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from typing import Any
 
 from dlm.bench.events import Gpu
 from dlm.bench.timing import Spread
-from dlm.execution import Recording, Steps
 from dlm.progress import Due
+from dlm.recording import Recording, Steps
 
 KINDS = ("plain", "recorded", "replayed")
 PARTS = {True: "whole rows", False: "window"}

@@ -18,6 +18,7 @@ from dlm.cache import Reuse, View
 from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
+from dlm.models.model import untouched
 
 OURS: Final = (nn.Linear, nn.RMSNorm)
 SILU: Final = type(ACT2FN["silu"])
@@ -66,12 +67,6 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
             attention.layout, attention.rotary_dim, dtype, *(m.weight for m in matrices)
         )
     )
-
-
-def untouched(module: nn.Module) -> bool:
-    """Whether a call of a module does what its class says and nothing else."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return not hooked
 
 
 def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: View | None) -> Tensor:

@@ -176,3 +176,9 @@ def block_causal(queries: Tensor, keys: Tensor, block_size: int) -> Tensor:
     Bool [B, Q, K] of int64 [B, Q] and [B, K].
     """
     return (keys // block_size)[:, None] <= (queries // block_size)[..., None]
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a call of a module does what its class says and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return not hooked

@@ -5,6 +5,9 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import torch
 
+from dlm.execution import Execution
+from dlm.lanes import Lanes
+
 Forbidding = Callable[[], AbstractContextManager[None]]
 
 
@@ -23,3 +26,24 @@ def no_waits() -> Forbidding:
             torch.cuda.set_sync_debug_mode("default")
 
     return forbidding
+
+
+class Never:
+    """Records nothing."""
+
+    failed: bool = True
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def __call__(self, *_: object) -> None:
+        raise AssertionError("a step is recorded")
+
+
+@pytest.fixture
+def unrecorded() -> Execution:
+    """Shapes as where steps are recorded, and each of them run kernel by kernel."""
+    return Execution(static=True, lanes=Lanes(Never, 0))

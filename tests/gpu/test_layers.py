@@ -59,12 +59,18 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["ragged", "one"])
 def test_recorded_steps_are_plain_ones(
-    model: Model, taken: list[int], monkeypatch: pytest.MonkeyPatch, cache: str, rows: Any
+    model: Model,
+    taken: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str,
+    rows: Any,
+    unrecorded: Execution,
 ) -> None:
+    dlm.release(model)
     options: dict[str, Any] = {"gen_length": 24, "block_length": 12, "cache": cache}
     recorded = dlm.generate(model, rows, stop_at_eos=False, **options)
     assert 2 <= len(taken) < max(recorded.forwards)
-    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
+    monkeypatch.setattr(Execution, "of", lambda model: unrecorded)
     plain = dlm.generate(model, rows, stop_at_eos=False, **options)
     assert recorded.tokens == plain.tokens
     assert recorded.forwards == plain.forwards

@@ -168,9 +168,10 @@ def test_queries_beyond_the_row_are_read_by_nobody() -> None:
     keys, values = Reuse(cache, columns, 3).update(new, -new, 0)
     assert keys[:, 0, :, 0].tolist() == [[0.0, 10.0, 11.0], [3.0, 4.0, 12.0]]
     assert torch.equal(values, -keys)
-    cache.select(torch.tensor([1]))
-    keys, _ = Reuse(cache, torch.tensor([[0]]), 3).update(new[:1, :, :1], new[:1, :, :1], 0)
-    assert keys[:, 0, :, 0].tolist() == [[10.0, 4.0, 12.0]]
+    narrow = Cache(rows=1, length=2)
+    narrow.follow(cache, torch.tensor([1]))
+    keys, _ = Reuse(narrow, torch.tensor([[0]]), 2).update(new[:1, :, :1], new[:1, :, :1], 0)
+    assert keys[:, 0, :, 0].tolist() == [[10.0, 4.0]]
 
 
 @pytest.mark.parametrize("decoder", sorted({*DECODERS} - {name for name, _ in PAIRS}))

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from traceback import walk_stack
 from types import SimpleNamespace
 from typing import Any
@@ -13,62 +14,30 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import dlm
 from dlm.decoders import DECODERS
-from dlm.execution import UNRECORDED, Execution, Recorder, Recording, pools
+from dlm.execution import Execution, lanes_of
 from dlm.generation import generation_job
 from dlm.host import Mailbox, send
 from dlm.kernels.tiles import TiledLogits
 from dlm.measure import Places
 from dlm.models.model import Model
 from dlm.packing import Packing
+from dlm.recording import Recorder, pools
 from dlm.runtime import Loop, Outcome
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.tree import mapped, tensors
 
 Toy = Callable[..., Model]
+Traced = Callable[..., Execution]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+ON_A_CPU = partial(Recorder, torch.device("cpu"))
 WAITS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
 """What makes the host wait for a GPU, beside lists of what a mask marks."""
-
-
-class Trace(Recording):
-    """What a CUDA graph is, on a CPU: the operations of one step, done again in the same memory.
-
-    Whatever the host decided while it was recorded is decided for good, and what a replay gives is
-    overwritten by the next.
-    """
-
-    plays = 0
-
-    def capture(self, whole: Callable[[], Outcome]) -> Outcome:
-        given = (self.canvas, self.progress)
-        own = {id(each) for each in tensors(given)}
-
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            source = iter(leaves)
-            self.canvas, self.progress = mapped(lambda _: next(source), given)
-            made = list(tensors(whole()))
-            self.canvas, self.progress = given
-            return made
-
-        self.graph = make_fx(flat)(*tensors(given))
-        outcome = mapped(lambda x: x if id(x) in own else x.clone(), whole())
-        self.memory = [None if id(each) in own else each for each in tensors(outcome)]
-        return outcome
-
-    def replay(self) -> None:
-        Trace.plays += 1
-        made = [each.clone() for each in self.graph(*tensors((self.canvas, self.progress)))]
-        for kept, new in zip(self.memory, made, strict=True):
-            if kept is not None:
-                kept.copy_(new)
 
 
 def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
@@ -94,6 +63,19 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
             assert [c.confidence for c in here] == pytest.approx(sure, rel=1e-4, nan_ok=True)
 
 
+@pytest.fixture
+def played(trace: Any, traced: Traced) -> Callable[..., None]:
+    """Asserts that a generation whose steps are recorded is the plain one."""
+
+    def check(model: Model, **options: Any) -> None:
+        before = trace.plays
+        recorded = run(model, traced(), **options)
+        assert trace.plays > before
+        same(recorded, run(model, Execution(), **options))
+
+    return check
+
+
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_shapes_that_stay_change_nothing(golden: Model, decoder: str, cache: str) -> None:
     options = {"decoder": decoder, "cache": cache, "stop_at_eos": cache != "dual"}
@@ -101,15 +83,22 @@ def test_shapes_that_stay_change_nothing(golden: Model, decoder: str, cache: str
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_recorded_step_decides_as_it_goes(toy: Toy, decoder: str) -> None:
-    record(toy(5), decoder=decoder, stop_at_eos=False, gen_length=8)
+def test_a_recorded_step_decides_as_it_goes(
+    toy: Toy, decoder: str, played: Callable[..., None]
+) -> None:
+    played(toy(5), decoder=decoder, stop_at_eos=False, gen_length=8)
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
 @pytest.mark.parametrize("facts", [{}, {"block_size": 3}, {"shift": True}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), [("threshold", "prefix"), ("klass", "dual")])
 def test_a_step_with_a_cache_can_be_recorded(
-    golden: Model, decoder: str, cache: str, facts: dict[str, Any], stop_at_eos: bool
+    golden: Model,
+    decoder: str,
+    cache: str,
+    facts: dict[str, Any],
+    stop_at_eos: bool,
+    played: Callable[..., None],
 ) -> None:
     """Rows part company: one is done while the others go on, and blocks end at other forwards."""
     model = Model(golden.network, None, replace(golden.spec, **facts))
@@ -117,14 +106,7 @@ def test_a_step_with_a_cache_can_be_recorded(
         first = run(model, Execution(), decoder=decoder, cache=cache, gen_length=3).tokens[0]
         model = Model(golden.network, None, replace(model.spec, stop_ids=tuple(set(first))))
     options = {"cache": cache, "decoder_options": {"threshold": 0.02}, "temperature": 0.0}
-    record(model, decoder=decoder, stop_at_eos=stop_at_eos, gen_length=14, **options)
-
-
-def record(model: Model, **options: Any) -> None:
-    before = Trace.plays
-    recorded = run(model, Execution(static=True, record=Trace), **options)
-    assert Trace.plays > before
-    same(recorded, run(model, Execution(), **options))
+    played(model, decoder=decoder, stop_at_eos=stop_at_eos, gen_length=14, **options)
 
 
 def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> None:
@@ -133,7 +115,7 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
     step = Loop.step
 
     def watched(self: Loop, canvas: Any, progress: Any, due: Any) -> Outcome:
-        shapes.append(due.shape)
+        shapes.append(due.shape(canvas.tokens.shape[1]))
         return step(self, canvas, progress, due)
 
     rows = [[5, 6, 511], *([i, *[511] * 12] for i in (7, 8, 9))]
@@ -142,10 +124,12 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
         patch.setattr(Execution, "of", lambda model: Execution(static=True))
         patch.setattr(Loop, "step", watched)
         dlm.infill(golden, rows, **options)
-    assert shapes == [(True, 0), *[(False, 0)] * 3] * 3
+    assert shapes == [(True, (3, 13, 13, 13)), *[(False, True, 0)] * 3] * 3
 
 
-def test_nothing_of_a_generation_outlives_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_generation_outlives_it(
+    toy: Toy, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the garbage collector, which does not count the memory of a GPU."""
     loops: list[weakref.ref[Loop]] = []
     start = Loop.start
@@ -157,7 +141,7 @@ def test_nothing_of_a_generation_outlives_it(toy: Toy, monkeypatch: pytest.Monke
     monkeypatch.setattr(Loop, "start", watched)
     gc.disable()
     try:
-        run(toy(5), Execution(static=True, record=Trace), gen_length=6, return_trajectory=False)
+        run(toy(5), traced(), gen_length=6, return_trajectory=False)
         assert [each() for each in loops] == [None]
     finally:
         gc.enable()
@@ -286,65 +270,76 @@ def test_a_recording_makes_no_mask_of_its_own(
     assert decode() == expected
 
 
-def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_so(golden: Model) -> None:
-    def refuse(*_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_a_step_that_cannot_be_recorded_runs_plainly(
+    golden: Model, traced: Traced, traces: Any
+) -> None:
+    tries = 0
 
-    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
-        out = run(golden, Execution(static=True, record=refuse))
-    same(out, run(golden, Execution()))
+    class Refusing(traces):  # type: ignore[misc]
+        def __call__(self, *_: Any) -> None:
+            nonlocal tries
+            tries += 1
+            self.failed = True
+
+    execution = traced(Refusing)
+    same(run(golden, execution), run(golden, Execution()))
+    assert tries == 1
+    assert execution.lanes is not None
+    assert execution.lanes.failed
 
 
 @pytest.fixture
-def pooled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def pooled(trace: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The pools that recordings were made in, where a CPU plays the GPU."""
     used: list[Any] = []
 
-    class Graph(Trace):
+    class Graph(trace):  # type: ignore[misc]
         def __init__(self, *given: Any) -> None:
             used.append(given[-1])
             super().__init__(*given[:-1])
 
-    monkeypatch.setattr("dlm.execution.CudaGraph", Graph)
-    monkeypatch.setattr("dlm.execution.Pool", lambda _: SimpleNamespace())
+    monkeypatch.setattr("dlm.recording.CudaGraph", Graph)
+    monkeypatch.setattr("dlm.recording.Pool", lambda _: SimpleNamespace())
+    for name in ("begin", "end"):
+        monkeypatch.setattr(Recorder, name, lambda _: None)
     pools.cache_clear()
     return used
 
 
-def recorded(model: Model) -> Execution:
-    return Execution(static=True, record=Recorder(model.network))
-
-
-def test_generations_take_over_the_memory_of_recordings(toy: Toy, pooled: list[Any]) -> None:
+def test_generations_take_over_the_memory_of_recordings(
+    toy: Toy, traced: Traced, pooled: list[Any]
+) -> None:
     model = toy(5)
     for _ in range(2):
-        run(model, recorded(model), gen_length=6)
+        run(model, traced(ON_A_CPU), gen_length=6)
     assert len(pooled) > 1
     assert len(set(map(id, pooled))) == 1
     before = len(pooled)
-    steps = [generation_job(model, ROWS, Settings(gen_length=6)).steps(model) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Execution, "of", recorded)
-        for _ in range(3):
-            for each in steps:
-                next(each)
+        patch.setattr(Execution, "of", lambda model: traced(ON_A_CPU))
+        jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
+    steps = [job.steps(model) for job in jobs]
+    for _ in range(3):
+        for each in steps:
+            next(each)
     first, second = pooled[before:]
     assert first is pooled[0]
     assert second is not first
 
 
 def test_a_network_that_cannot_be_recorded_is_not_tried_again(
-    golden: Model, pooled: list[Any], monkeypatch: pytest.MonkeyPatch
+    golden: Model, traced: Traced, pooled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: Any) -> Any:
         pooled.append(given[-1])
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("dlm.execution.CudaGraph", refuse)
-    model = Model(copy.copy(golden.network), None, golden.spec)
+    monkeypatch.setattr("dlm.recording.CudaGraph", refuse)
+    execution = traced(ON_A_CPU)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
-        run(model, recorded(model))
-    assert model.network in UNRECORDED
+        run(golden, execution)
+    assert execution.lanes is not None
+    assert execution.lanes.failed
     assert len(pooled) == 1
     assert not pools(torch.device("cpu"))
 
@@ -364,12 +359,14 @@ def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch
     def records(asked: Model) -> bool:
         made = Execution.of(asked)
         assert made.static
-        return made.record is not None
+        return made.lanes is not None
 
+    memory = SimpleNamespace(total_memory=1 << 30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: memory)
     monkeypatch.setattr(Model, "device", gpu.device)
     once = model()
     assert records(once)
-    UNRECORDED.add(once.network)
+    lanes_of(once).failed = True
     assert not records(once)
     assert records(model())
     refused = ({"attention": "flash_attention_2"}, {"experts": True}, {"caches": False})

@@ -22,8 +22,10 @@ from dlm.bench.shapes import SHAPES, build
 from dlm.bench.steps import KINDS, Span, told, watched
 from dlm.bench.timing import WALL
 from dlm.bench.work import Work, random_prompts
-from dlm.execution import Execution, Recording
+from dlm.execution import LANES, Execution
+from dlm.lanes import Lanes
 from dlm.models.model import Model
+from dlm.recording import Recording
 from dlm.tree import mapped, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,19 @@ class Again(Recording):
                 kept.copy_(new)
 
 
+class Agains:
+    failed = False
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def __call__(self, *given: Any) -> Recording | None:
+        return Again(*given)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Model:
     return build(SHAPES["tiny"])
@@ -83,10 +98,14 @@ def tiny() -> Model:
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine records its steps, but not those of a model that notes its calls."""
-    recorded = Execution(static=True, record=Again)
-    monkeypatch.setattr(
-        Execution, "of", lambda model: recorded if type(model) is Model else Execution()
-    )
+
+    def of(model: Model) -> Execution:
+        if type(model) is not Model:
+            return Execution()
+        return Execution(static=True, lanes=LANES.setdefault(model.network, Lanes(Agains, 1 << 40)))
+
+    LANES.clear()
+    monkeypatch.setattr(Execution, "of", of)
 
 
 # Device time
@@ -266,12 +285,13 @@ def test_watching_changes_nothing_and_leaves_nothing(tiny: Model) -> None:
 def test_a_step_whose_recording_failed_is_a_plain_one(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refusing(Again):
-        def capture(self, whole: Callable[[], Any]) -> Any:
-            raise RuntimeError("not permitted")
+    class Refusing(Agains):
+        def __call__(self, *_: Any) -> None:
+            self.failed = True
 
-    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True, record=Refusing))
-    with watched(Toy()) as spans, pytest.warns(RuntimeWarning, match="not permitted"):
+    lanes = Lanes(Refusing, 0)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True, lanes=lanes))
+    with watched(Toy()) as spans:
         WORK.decode(tiny, random_prompts(tiny, [7, 7]))
     assert {span.kind for span in spans} == {"plain"}
 

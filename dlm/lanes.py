@@ -1,0 +1,126 @@
+"""What is kept of generations for later ones: loops, their caches and their recordings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlm.canvas import Canvas
+from dlm.recording import Record, Steps, copy_all
+from dlm.tree import equal, mapped, tensors
+
+if TYPE_CHECKING:
+    from dlm.runtime import Loop
+
+
+class Workspace:
+    """A loop for rows of one number and length, with memory that recordings of it read."""
+
+    def __init__(self, layout: tuple[Any, ...], loop: "Loop", record: Record | None) -> None:
+        self.layout = layout  # all that the loop was made for, beside its decoder
+        self.loop = loop
+        self.steps = Steps(loop.step, record)  # not of the loop: a circle would outlive it
+        self.recorded = record is not None
+        self.canvas: Canvas | None = None
+
+    def lay(self, canvas: Canvas) -> Canvas:
+        """A canvas where recordings look for it."""
+        if not self.recorded:
+            return canvas
+        if self.canvas is None:
+            self.canvas = mapped(torch.clone, canvas)
+        else:
+            copy_all([*tensors(self.canvas)], [*tensors(canvas)])
+        return self.canvas
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.loop.size + self.steps.size
+
+
+class Lane:
+    """Workspaces that one generation at a time may use."""
+
+    def __init__(self, record: Record | None, state: object, most: int) -> None:
+        self.record = record
+        self.state = state  # of the network, None for one that nothing is kept of
+        self.most = most  # bytes to keep
+        self.kept: list[Workspace] = []  # the latest last
+
+    def workspace(
+        self, layout: tuple[Any, ...], decoder: Any, make: Callable[[], "Loop"]
+    ) -> Workspace:
+        """The one that was made for just this, or a new one."""
+        for work in self.kept:
+            if work.layout == layout and equal(work.loop.decoder, decoder):
+                self.kept.remove(work)
+                break
+        else:
+            work = Workspace(layout, make(), self.record)
+        if self.state is not None and constant(decoder):
+            self.kept.append(work)
+            self.trim(spare=1)
+        return work
+
+    def trim(self, spare: int = 0) -> None:
+        """Drop what was used longest ago, but for the last `spare`, until the rest is small."""
+        while len(self.kept) > spare and sum(work.size for work in self.kept) > self.most:
+            del self.kept[0]
+
+
+def constant(decoder: Any) -> bool:
+    """Whether a decoder decides alike in every generation: a frozen dataclass, says the contract.
+
+    One that is none may have changed, and its steps are recorded anew.
+    """
+    parameters = getattr(type(decoder), "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
+
+
+class Lanes:
+    """The lanes of one network."""
+
+    def __init__(self, record: Callable[[], Record], most: int) -> None:
+        """Take what makes the recordings of a lane, and how many bytes to keep."""
+        self.record = record
+        self.most = most
+        self.unused: list[Lane] = []
+        self.failed = False  # whether a recording failed: each may cost memory, so there is one
+
+    @contextmanager
+    def taken(self, state: object) -> Iterator[Lane]:
+        """A lane for one generation of the network in this state.
+
+        It is kept unless something was raised, which leaves nobody knows what behind.
+        """
+        try:
+            lane = self.unused.pop()  # asked first, another thread might come between
+        except IndexError:
+            lane = Lane(self.record(), state, self.most)
+        if lane.state != state:
+            self.unused.clear()
+            lane = Lane(self.record(), state, self.most)
+        assert lane.record is not None
+        lane.record.begin()
+        try:
+            yield lane
+        except GeneratorExit:  # a stream that no more is asked of
+            self.give(lane)
+            raise
+        except BaseException:
+            self.unused.clear()
+            raise
+        self.give(lane)
+
+    def give(self, lane: Lane) -> None:
+        """Keep a lane for the next generation."""
+        assert lane.record is not None
+        lane.record.end()
+        if lane.record.failed:
+            self.failed = True
+            self.unused.clear()
+        elif lane.state is not None:
+            lane.trim()
+            self.unused.append(lane)

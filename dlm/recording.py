@@ -1,0 +1,259 @@
+"""Steps recorded once, as CUDA graphs, and played again."""
+
+import contextlib
+import threading
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas
+from dlm.progress import Due, Progress
+from dlm.tree import mapped, tensors
+
+if TYPE_CHECKING:
+    from dlm.runtime import Outcome
+
+Made = TypeVar("Made")
+StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
+MOST: Final = 16
+"""Recordings of rows of one number and length: each keeps what it gives."""
+
+
+class Recording(ABC):
+    """A step with memory of its own for what goes in and what comes out.
+
+    What comes out, the canvas before the step included, is good until the next call.
+    """
+
+    def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
+        """Record the step. It is not run."""
+        # The rest of the canvas lies where it is at every step, see `dlm.lanes.Workspace`.
+        self.canvas = replace(canvas, tokens=canvas.tokens.clone())
+        self.progress = mapped(torch.clone, progress)
+        self.due = due  # what the host had laid out of it is read again
+
+        def whole() -> "Outcome":
+            made = step(self.canvas, self.progress, due)
+            taken = {id(each) for each in tensors((self.canvas, self.progress))}
+            # A decoder may hand a state on: next time it must not be overwritten before it is read.
+            going = mapped(lambda x: x.clone() if id(x) in taken else x, made.progress)
+            return replace(made, progress=going)
+
+        self.outcome = self.capture(whole)
+
+    def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
+        """Run it on other values."""
+        copy_all([self.canvas.tokens, *tensors(self.progress)], [canvas.tokens, *tensors(progress)])
+        self.replay()
+        return self.outcome
+
+    @property
+    def size(self) -> int:
+        """Bytes of what goes in and comes out."""
+        held = {id(x): x.nbytes for x in tensors((self.canvas, self.progress, self.outcome))}
+        return sum(held.values())
+
+    @abstractmethod
+    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
+        """Record what `whole` asks of the device; where its results will be."""
+
+    @abstractmethod
+    def replay(self) -> None:
+        """Do what was recorded again, in the same memory."""
+
+
+class Record(Protocol):
+    """Makes recordings of which one generation at a time plays some."""
+
+    failed: bool
+    """Whether one could not be made. No more are asked for then."""
+
+    def begin(self) -> None:
+        """A generation begins, after all that the last one asked of the device."""
+        ...
+
+    def end(self) -> None:
+        """A generation is over, and has asked the device for all it wanted."""
+        ...
+
+    def __call__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, /
+    ) -> Recording | None:
+        """Record a step; None, and a warning, where that is impossible."""
+        ...
+
+
+class Steps:
+    """Steps of rows of one number and length, recorded when what they compute comes again.
+
+    The first time runs plainly: it compiles and allocates what a recording must find ready.
+    """
+
+    def __init__(self, step: StepFunction, record: Record | None) -> None:
+        self.step = step
+        self.record = record
+        self.made: dict[Hashable, Recording | None] = {}  # the latest last
+
+    def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
+        """One step."""
+        shape = due.shape(canvas.tokens.shape[1])
+        if self.record is None or self.record.failed or shape is None:
+            return self.step(canvas, progress, due)
+        known = shape in self.made
+        recording = self.made.pop(shape, None)
+        if known and recording is None:
+            recording = self.record(self.step, canvas, progress, due)
+        self.made[shape] = recording
+        if len(self.made) > MOST:
+            del self.made[next(iter(self.made))]
+        return (
+            self.step(canvas, progress, due) if recording is None else recording(canvas, progress)
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes that recordings hold, beside what they share."""
+        return sum(each.size for each in self.made.values() if each is not None)
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors of any dtypes, with one call for all that share theirs."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        into, of = groups.setdefault(target.dtype, ([], []))
+        into.append(target)
+        of.append(source)
+    for into, of in groups.values():
+        torch._foreach_copy_(into, of)
+
+
+class Pool:
+    """Memory that recordings of a device share, and a graph that keeps it.
+
+    torch gives a pool up with the last graph in it, and takes its name for no other then. The
+    allocator gives what a graph has used to no one else until it runs out of memory, and within a
+    recording not even then. So pools are kept, and later recordings take them over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.id = torch.cuda.graph_pool_handle()
+        self.keeper = torch.cuda.CUDAGraph()
+        record(self.keeper, lambda: torch.zeros(1, device=device), self.id, device)
+
+
+@cache
+def pools(device: torch.device) -> list[Pool]:
+    """Those of a device that nothing is recorded in now."""
+    return []
+
+
+class Recorder:
+    """Makes recordings in one pool, for one generation at a time.
+
+    Two generations that go on by turns must not share one: each writes over what the other left.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Pool | None = None
+        self.failed = False
+        self.ended: torch.cuda.Event | None = None
+
+    def begin(self) -> None:
+        """Whichever stream the last generation was on, this one waits for its end."""
+        if self.ended is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.ended)
+
+    def end(self) -> None:
+        """Mark the end on the current stream."""
+        self.ended = torch.cuda.current_stream(self.device).record_event()
+
+    def __call__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
+    ) -> "CudaGraph | None":
+        """Record a step; None, and a warning, where that is impossible."""
+        try:
+            if self.pool is None:
+                unused = pools(self.device)
+                try:
+                    self.pool = unused.pop()  # asked first, another thread might come between
+                except IndexError:
+                    self.pool = Pool(self.device)
+                self.returned = weakref.finalize(self, unused.append, self.pool)
+                self.returned.atexit = False
+            return CudaGraph(step, canvas, progress, due, self.pool)
+        except RuntimeError as error:
+            self.failed = True
+            if self.pool is not None:
+                self.returned.detach()  # nobody knows what state the pool is in
+            warnings.warn(
+                f"steps cannot be recorded as CUDA graphs, and run one kernel at a time: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+
+
+class CudaGraph(Recording):
+    """A step as one CUDA graph."""
+
+    def __init__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Pool
+    ) -> None:
+        """Record the step. It is not run."""
+        self.pool = pool
+        super().__init__(step, canvas, progress, due)
+
+    def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
+        """Record into the pool."""
+        self.graph = torch.cuda.CUDAGraph()
+        return record(self.graph, whole, self.pool.id, self.canvas.tokens.device)
+
+    def replay(self) -> None:
+        """Launch the graph."""
+        with torch.cuda.device(self.canvas.tokens.device):
+            self.graph.replay()
+
+
+CAPTURING: Final = threading.Lock()
+
+
+def record(graph: Any, call: Callable[[], Made], pool: Any, device: torch.device) -> Made:
+    """`capture` on a stream of its own, which is one thread's at a time."""
+    with CAPTURING, torch.cuda.device(device):
+        caller, stream = torch.cuda.current_stream(), capture_stream(device)
+        stream.wait_stream(caller)
+        with torch.cuda.stream(stream):
+            made = capture(graph, call, pool)
+        caller.wait_stream(stream)
+    return made
+
+
+def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:
+    """Record what a call asks of the current stream in a `torch.cuda.CUDAGraph`; what it returns.
+
+    Raises:
+        RuntimeError: the call asks for something that cannot be recorded.
+    """
+    graph.capture_begin(pool, capture_error_mode="thread_local")
+    try:
+        made = call()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # which hides what it follows from
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return made
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that steps are recorded on, one for a device: libraries keep memory by stream."""
+    return torch.cuda.Stream(device)

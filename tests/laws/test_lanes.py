@@ -1,0 +1,385 @@
+"""What is kept of a generation serves later ones, which decode what they would without it."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.decoders import DECODERS
+from dlm.decoders.base import Stateless
+from dlm.execution import LANES, STRIDE, Execution, state_of
+from dlm.generation import generation_job
+from dlm.lanes import Lanes
+from dlm.models.model import Model
+from dlm.recording import MOST, Steps
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.types import Decision, StepView
+
+Traced = Callable[..., Execution]
+Rows = list[list[int]]
+
+ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+OTHERS = [[9, 8], [30, 31, 32, 33, 34, 35, 36, 37, 38], [5, 5, 5, 5]]
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+
+
+@pytest.fixture
+def model(golden_folder: Path) -> Model:
+    """One that a test may change."""
+    return dlm.load(golden_folder, dtype="float32")
+
+
+@pytest.fixture
+def execution(traced: Traced) -> Execution:
+    return traced()
+
+
+@pytest.fixture
+def recordings(trace: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Those that were made."""
+    made: list[Any] = []
+    make = trace.__init__
+
+    def counted(self: Any, *given: Any) -> None:
+        made.append(self)
+        make(self, *given)
+
+    monkeypatch.setattr(trace, "__init__", counted)
+    return made
+
+
+def run(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any) -> dlm.Generation:
+    usual: dict[str, Any] = {"gen_length": 10, "block_length": 5, "seed": 3, "temperature": 0.8}
+    usual |= {"return_order": True, "row_keys": range(40, 40 + len(rows))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: execution)
+        return dlm.generate(model, rows, **{**usual, **options})
+
+
+def check(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any) -> None:
+    one, other = (run(model, each, rows, **options) for each in (execution, Execution()))
+    for name in ("tokens", "decoded", "forwards", "query_tokens", "order"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+def lanes_of(execution: Execution) -> Lanes:
+    assert execution.lanes is not None
+    return execution.lanes
+
+
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_later_generations_decode_what_they_would_alone(
+    golden: Model, execution: Execution, recordings: list[Any], decoder: str, cache: str
+) -> None:
+    options = {"decoder": decoder, "cache": cache, "stop_at_eos": cache != "dual"}
+    for rows in (ROWS, OTHERS, ROWS[::-1]):
+        check(golden, execution, rows, **options)
+    before = len(recordings)
+    assert before
+    check(golden, execution, ROWS, **options)
+    assert len(recordings) == before
+
+
+@pytest.mark.parametrize("facts", [{}, {"block_size": 5}, {"shift": True}], ids=str)
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_prompts_of_other_lengths_share_recordings(
+    golden: Model, execution: Execution, recordings: list[Any], cache: str, facts: dict[str, Any]
+) -> None:
+    """Of rows alone, up to the length of the canvas: from it on there are others.
+
+    An exact cache computes all of a prompt in the first forward, rounded up to a power of two.
+    """
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    for length in (3, 7, 3, 7):
+        check(model, execution, [[5] * length], cache=cache)
+    before = len(recordings)
+    for length in (1, 6) if "block_size" in facts else (1, 20, STRIDE - 11):
+        check(model, execution, [[7] * length], cache=cache)
+    assert len(recordings) == before
+    for length in (STRIDE - 10, STRIDE - 9):  # no padding, and a longer canvas
+        check(model, execution, [[7] * length], cache=cache)
+    assert len(recordings) > before
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
+    golden: Model, execution: Execution, recordings: list[Any], cache: str
+) -> None:
+    """Rows with fewer blanks are done earlier: 6 rows, then 3, then 1."""
+    shapes: set[tuple[int, ...]] = set()
+    call = Steps.__call__
+
+    def seen(self: Steps, canvas: Any, *given: Any) -> Any:
+        shapes.add(canvas.shape)
+        return call(self, canvas, *given)
+
+    rows = [[5 + n, *[511] * blanks, 6] for n, blanks in enumerate((3, 3, 20, 9, 3, 8))]
+    options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, "seed": 1}
+    options["return_trajectory"] = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steps, "__call__", seen)
+        patch.setattr(Execution, "of", lambda model: execution)
+        for _ in range(3):
+            before = len(recordings)
+            found = dlm.infill(golden, rows, **options)
+        assert len(recordings) == before
+        assert {shape[0] for shape in shapes} == {6, 3, 1}
+        patch.setattr(Execution, "of", lambda model: Execution())
+        plain = dlm.infill(golden, rows, **options)
+    assert found.tokens == plain.tokens
+    assert found.forwards == plain.forwards
+    assert found.query_tokens == plain.query_tokens
+
+
+@pytest.mark.parametrize("option", [
+    {"seed": 4}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}, {"cfg_scale": 0.5},
+    {"stop_at_eos": False}, {"suppress_tokens": range(0, 512, 2)}, {"steps": 4},
+    {"begin_suppress_tokens": [*range(0, 512, 2)]}, {"position_temperature": 2.0},
+    {"confidence_eos_eot_inf": True}, {"cache": "dual"}, {"cache": "dual", "refresh_every": 2},
+    {"decoder": "threshold", "decoder_options": {"threshold": 0.01}}, {"block_length": 3},
+    {"decoder": "threshold", "decoder_options": {"threshold": 0.003}}, {"gen_length": 9},
+    {"block_length": None}, {"return_trajectory": True}, {"row_keys": [1, 2, 3]},
+], ids=str)  # fmt: skip
+def test_other_options_are_heeded(
+    golden: Model, execution: Execution, option: dict[str, Any]
+) -> None:
+    for _ in range(2):
+        check(golden, execution, decoder="low_confidence")
+    check(golden, execution, **{"decoder": "low_confidence", **option})
+
+
+def test_the_seed_of_noise_that_is_not_drawn_is_no_other_recording(
+    golden: Model, execution: Execution, recordings: list[Any]
+) -> None:
+    for _ in range(2):
+        check(golden, execution, temperature=0.0)
+    before = len(recordings)
+    check(golden, execution, temperature=0.0, seed=17)
+    assert len(recordings) == before
+    for _ in range(2):
+        check(golden, execution, temperature=0.0, seed=17, decoder="random")
+        check(golden, execution, temperature=0.0, seed=18, decoder="random")
+
+
+def test_other_facts_of_the_same_network_are_heeded(golden: Model, execution: Execution) -> None:
+    first = run(golden, Execution(), gen_length=3).tokens[0]
+    other = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(set(first))))
+    for model in (golden, golden, other, golden):
+        check(model, execution)
+
+
+def test_weights_that_change_in_place_are_seen(
+    model: Model, execution: Execution, recordings: list[Any]
+) -> None:
+    """As they do in training."""
+    for _ in range(2):
+        check(model, execution)
+    before = len(recordings)
+    with torch.no_grad():
+        for weight in model.network.parameters():
+            weight.mul_(1.5)
+    check(model, execution)
+    assert len(recordings) == before
+
+
+def moved(network: Any) -> None:
+    for weight in network.parameters():
+        weight.data = 1.5 * weight.data
+
+
+def hooked(network: Any) -> None:
+    network.model.layers[0].register_forward_hook(lambda *given: 2.0 * given[-1])
+
+
+def replaced(network: Any) -> None:
+    layer = network.model.layers[0].mlp
+    layer.forward = lambda x: torch.zeros_like(x)
+
+
+def eager(network: Any) -> None:
+    network.config._attn_implementation = "eager"
+
+
+def trained(network: Any) -> None:
+    network.train()
+
+
+@pytest.mark.parametrize("change", [moved, hooked, replaced, eager, trained])
+def test_a_network_that_was_changed_is_recorded_anew(
+    model: Model, execution: Execution, recordings: list[Any], change: Callable[[Any], None]
+) -> None:
+    for _ in range(2):
+        check(model, execution)
+    before = len(recordings)
+    kept = [weakref.ref(each) for each in recordings]
+    recordings.clear()
+    change(model.network)
+    for _ in range(2):
+        check(model, execution)
+    assert len(recordings) >= before
+    assert not any(each() for each in kept)
+
+
+def test_what_a_network_rests_on(model: Model) -> None:
+    network = model.network
+    first = state_of(network)
+    assert first == state_of(network)
+    with torch.inference_mode():
+        assert state_of(network) != first
+    torch.backends.cuda.enable_math_sdp(False)
+    try:
+        assert state_of(network) != first
+    finally:
+        torch.backends.cuda.enable_math_sdp(True)
+    assert state_of(network) == first
+    network.model.norm = Norm()
+    assert state_of(network) is None
+
+
+class Norm(torch.nn.RMSNorm):
+    """Of a package that nothing is known of."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+
+
+def test_tables_of_a_decoder_are_told_apart(
+    golden: Model, execution: Execution, recordings: list[Any]
+) -> None:
+    """Frequencies are a tensor that bound decoders do not compare."""
+    some = torch.rand(512, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    for table in (some, some, some.flip(0), some.flip(0), some):
+        options = {"frequencies": table.tolist(), "weight": "exponential"}
+        check(golden, execution, decoder="pc_sampler", decoder_options=options)
+    assert len(recordings) == 2
+
+
+@dataclass
+class Moody(Stateless):
+    """A decoder that is not what a frozen dataclass is."""
+
+    backwards: bool = False
+    paper = "none"
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        place = torch.arange(view.masked.shape[1])
+        order = place if self.backwards else -place
+        score = torch.where(view.masked, order, -999)
+        return None, Decision(view.masked & (score == score.amax(-1, keepdim=True)))
+
+
+def test_a_decoder_that_may_change_is_recorded_anew(golden: Model, execution: Execution) -> None:
+    decoder = Moody()
+    for backwards in (False, False, True):
+        decoder.backwards = backwards
+        check(golden, execution, decoder=decoder, temperature=0.0)
+
+
+def test_generations_by_turns_have_lanes_of_their_own(golden: Model, execution: Execution) -> None:
+    for _ in range(2):
+        check(golden, execution, temperature=0.0)
+    options: dict[str, Any] = {"gen_length": 10, "block_length": 5}
+    alone = [dlm.generate(golden, rows, **options).tokens for rows in (ROWS, OTHERS)]
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(Execution, "of", lambda model: execution)
+        jobs = [generation_job(golden, rows, Settings(**options)) for rows in (ROWS, OTHERS)]
+        for one, other in zip(*(job.steps(golden) for job in jobs), strict=True):
+            last = [step.tokens.clone() for step in (one, other)]
+    for tokens, rows, right in zip(last, (ROWS, OTHERS), alone, strict=True):
+        begun = [len(row) for row in rows]
+        assert [row[n : n + 10] for row, n in zip(tokens.tolist(), begun, strict=True)] == right
+    assert len(lanes_of(execution).unused) == 2
+
+
+def test_a_stream_that_nobody_asks_for_more_gives_its_lane_back(
+    golden: Model, execution: Execution
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: execution)
+        stream = dlm.stream(golden, ROWS[0], gen_length=10, block_length=5)
+        for _ in range(4):
+            next(stream)
+        assert not lanes_of(execution).unused
+        del stream
+    assert len(lanes_of(execution).unused) == 1
+    check(golden, execution, ROWS[:1], temperature=0.0)
+
+
+def test_what_was_raised_leaves_nothing_behind(golden: Model, execution: Execution) -> None:
+    for _ in range(2):
+        check(golden, execution)
+    assert lanes_of(execution).unused
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlm.runtime.Loop.step", broken)
+        with pytest.raises(RuntimeError, match="memory"):
+            run(golden, execution, block_length=4)
+    assert not lanes_of(execution).unused
+    check(golden, execution)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_no_more_is_kept_than_allowed(golden: Model, traced: Traced, cache: str) -> None:
+    execution = traced()
+    run(golden, execution, cache=cache)
+    (lane,) = lanes_of(execution).unused
+    (work,) = lane.kept
+    whole = work.size
+    if cache == "dual":  # 2 layers of keys and values, 3 rows of 64 columns and one more
+        width = golden.network.config.hidden_size
+        layers = golden.network.config.num_hidden_layers
+        assert work.loop.size == layers * 2 * 3 * (STRIDE + 1) * width * 4
+    execution = traced(most=int(2.5 * whole))
+    for length in (10, 9, 8, 7):
+        run(golden, execution, gen_length=length, cache=cache)
+    (lane,) = lanes_of(execution).unused
+    assert 1 <= len(lane.kept) < 4
+    assert sum(work.size for work in lane.kept) <= 2.5 * whole
+    execution = traced(most=0)
+    check(golden, execution, cache=cache)
+    assert not lanes_of(execution).unused[0].kept
+
+
+def test_recordings_of_lengths_that_do_not_come_back_are_dropped(
+    golden: Model, execution: Execution
+) -> None:
+    for length in range(1, MOST + 4):
+        check(golden, execution, [[5] * length, [6]], temperature=0.0)
+    (lane,) = lanes_of(execution).unused
+    (work,) = lane.kept
+    assert len(work.steps.made) == MOST
+
+
+@pytest.mark.parametrize("how", ["deleted", "released"])
+def test_what_is_kept_goes_with_the_network(golden_folder: Path, traced: Traced, how: str) -> None:
+    """Without the garbage collector, which does not count the memory of a GPU."""
+    model = dlm.load(golden_folder, dtype="float32")
+    execution = traced()
+    LANES[model.network] = lanes_of(execution)
+    for _ in range(2):
+        run(model, execution, cache="dual")
+    (work,) = lanes_of(execution).unused[0].kept
+    kept = [weakref.ref(each) for each in (work.loop, work.steps, *work.steps.made.values())]
+    assert len(kept) == 4
+    del execution, work
+    gc.disable()
+    try:
+        if how == "released":
+            dlm.release(model)
+        else:
+            network = weakref.ref(model.network)
+            del model
+            assert network() is None
+        assert not any(each() for each in kept)
+    finally:
+        gc.enable()
