@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from dlm.kernels.noise import signed
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
@@ -29,6 +31,7 @@ class Canvas:
     length: Tensor  # int64 [B], tokens of the row, padding not counted
     row: Tensor  # int64 [B], index of the prompt this row belongs to
     row_key: Tensor  # int64 [B], keys the noise of the row
+    seed: Tensor  # int64 [B], likewise, the same for all
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +62,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     block_length: int,
     steps: int | None,
     row_keys: Sequence[int],
+    seed: int,
     device: torch.device,
     surplus: bool = False,
     block_size: int | None = None,
@@ -73,6 +77,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
         block_length: positions, at least 1.
         steps: forwards budget of each row, shared evenly by its blocks; None for no limit.
         row_keys: one 64-bit int for each row.
+        seed: 64-bit int.
         device: where the canvas lives.
         surplus: whether a block may take more forwards than it has blanks.
         block_size: of block-causal attention, a multiple of `block_length`.
@@ -88,16 +93,12 @@ def build(  # noqa: PLR0913 (what a row is made of)
     origin = start if block_size is None else start - start % block_size
     blanks = blanks_per_block(blank, origin, block_length)
     budget = forwards_per_block(blanks, steps, surplus=surplus)
-    keys = torch.tensor([wrap(key) for key in row_keys], dtype=torch.int64)
+    keys = torch.tensor([signed(key) for key in row_keys], dtype=torch.int64)
     index = torch.arange(len(rows))
     length = inside.sum(-1)
-    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys)
+    seeds = torch.full_like(keys, signed(seed))
+    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds)
     return Canvas(*(part.to(device) for part in parts))
-
-
-def wrap(key: int) -> int:
-    """An int in [-2^63, 2^64) as the int64 with the same 64 bits."""
-    return key - (1 << 64) if key >= 1 << 63 else key
 
 
 def active_length(block_length: int | None, block_size: int | None) -> int | None:

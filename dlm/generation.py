@@ -119,6 +119,7 @@ def make_job(
         block_length=block_length or longest,
         steps=settings.steps,
         row_keys=keys,
+        seed=settings.seed,
         device=model.device,
         surplus=Traits.of(decoder).max_forwards is not None,
         block_size=spec.block_size,

@@ -132,7 +132,7 @@ class Meter:
             return view
         shape = view.positions.shape
         key = NoiseKey(
-            self.settings.seed,
+            canvas.seed.repeat_interleave(shape[1]),
             canvas.row_key.repeat_interleave(shape[1]),
             view.positions.flatten(),
             made.repeat_interleave(shape[1]),
@@ -147,7 +147,7 @@ class Meter:
     def key(self, canvas: Canvas, places: Places, made: Tensor) -> NoiseKey:
         """The noise of some places at one forward."""
         row = places.row
-        return NoiseKey(self.settings.seed, canvas.row_key[row], places.position, made[row])
+        return NoiseKey(canvas.seed[row], canvas.row_key[row], places.position, made[row])
 
     def wanted(self, view: StepView) -> Tensor:
         """The columns a decoder reads, bool [B, W]."""

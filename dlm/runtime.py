@@ -122,7 +122,7 @@ def denoise(
     block_length = active_length(settings.block_length, model.spec.block_size) or span
     width = span if traits.cross_block else min(block_length, span)
     make = partial(Loop, model, decoder, settings, execution, block_length, width)
-    layout = (model.spec, block_length, width, settings.of_steps(traits))
+    layout = (model.spec, block_length, width, settings.of_steps)
     with execution.lane(model.network) as lane:
         work = lane.workspace((canvas.shape, *layout), decoder, make)
         canvas = work.lay(canvas)

@@ -12,7 +12,8 @@ from dlm.types import AnyDecoder
 
 LARGEST = (1 << 31) - 1
 ELSEWHERE = (
-    "decoder", "decoder_options", "gen_length", "block_length", "steps", "row_keys", "return_order",
+    "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
+    "return_order",
 )  # fmt: skip
 """Options that no forward reads: they are in the decoder and the canvas, or for the caller."""
 
@@ -77,11 +78,10 @@ class Settings:
         self.check_ranking(traits)
         self.check_cache(traits)
 
-    def of_steps(self, traits: Traits) -> tuple[Any, ...]:
-        """What forwards of a decoder with these traits read, in an order of its own."""
-        noise = self.temperature or self.position_temperature or "uniform" in traits.needs
-        left = (*ELSEWHERE, *(() if noise else ("seed",)))
-        kept = (getattr(self, f.name) for f in fields(self) if f.name not in left)
+    @property
+    def of_steps(self) -> tuple[Any, ...]:
+        """What forwards read of them."""
+        kept = (getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE)
         return tuple(tuple(x) if isinstance(x, list) else x for x in kept)
 
     def check_cache(self, traits: Traits) -> None:

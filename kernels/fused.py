@@ -240,15 +240,14 @@ def _adjustments(suppressed: Tensor | None, bonus: Bonus | None) -> tuple[Any, .
     return banned, bonus.tokens.contiguous(), bonus.values.contiguous(), bonus.tokens.shape[1]
 
 
-def _noise(key: NoiseKey | None) -> tuple[Any, ...]:
-    """Halves of the seed, and what else keys the noise of the rows."""
+def _noise(key: NoiseKey | None) -> tuple[Tensor | None, ...]:
+    """What keys the noise of the rows."""
     if key is None:
-        return 0, 0, None, None, None
-    rows = (part.contiguous() for part in (key.row, key.position, key.draw))
-    return _signed(key.seed), _signed(key.seed >> 32), *rows
+        return None, None, None, None
+    return tuple(part.contiguous() for part in (key.seeds, key.row, key.position, key.draw))
 
 
 def _signed(word: int) -> int:
-    """The int32 of 32 bits. One type for every seed: another would compile the kernel again."""
+    """The int32 of 32 bits. One type for every word: another would compile the kernel again."""
     word &= 0xFFFFFFFF
     return word - (word >> 31 << 32)

@@ -91,17 +91,19 @@ class NoiseKey:
         ValueError: If the seed is no integer in [-2**63, 2**64), or the tensors are not int64 [N].
     """
 
-    seed: int
+    seed: int | Tensor  # of all rows, or int64 [N] with the same 64 bits
     row: Tensor  # int64 [N], any 64 bits: which request this is
     position: Tensor  # int64 [N], canvas index
     draw: Tensor  # int64 [N], number of the forward
 
     def __post_init__(self) -> None:
-        seed = self.seed
-        whole = isinstance(seed, int) and not isinstance(seed, bool)
-        if not whole or not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed must be an integer in [-2**63, 2**64), got {seed!r}")
-        for name in ("row", "position", "draw"):
+        seed, names = self.seed, ["seed", "row", "position", "draw"]
+        if not isinstance(seed, Tensor):
+            names.remove("seed")
+            whole = isinstance(seed, int) and not isinstance(seed, bool)
+            if not whole or not -(2**63) <= seed < 2**64:
+                raise ValueError(f"seed must be an integer in [-2**63, 2**64), got {seed!r}")
+        for name in names:
             value: Tensor = getattr(self, name)
             if value.dtype != torch.int64 or value.shape != (len(self),):
                 found = f"{value.dtype} {list(value.shape)}"
@@ -110,19 +112,28 @@ class NoiseKey:
     def __len__(self) -> int:
         return self.row.shape[0] if self.row.dim() else 0
 
+    @property
+    def seeds(self) -> Tensor:
+        """The seed of every row, int64 [N]."""
+        if isinstance(self.seed, Tensor):
+            return self.seed
+        return torch.full_like(self.row, signed(self.seed))
+
     def stream(self) -> NoiseStream:
         """Derive the Philox key of every row."""
         row = self.row[:, None]
         none = torch.zeros_like(row)
         counter = (row & _WORD, (row >> 32) & _WORD, torch.full_like(row, _ROW_TAG), none)
-        key = (
-            torch.full_like(row, self.seed & _WORD),
-            torch.full_like(row, (self.seed >> 32) & _WORD),
-        )
-        first, second, _, _ = philox4x32(counter, key)
+        seed = self.seeds[:, None]
+        first, second, _, _ = philox4x32(counter, (seed & _WORD, (seed >> 32) & _WORD))
         return NoiseStream(
             (first, second), self.position[:, None] & _WORD, self.draw[:, None] & _WORD
         )
+
+
+def signed(bits: int) -> int:
+    """The int64 that has the 64 bits of an integer in [-2**63, 2**64)."""
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
 
 
 def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,18 +39,18 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def row_key(seed_low, seed_high, row):  # type: ignore[no-untyped-def]
+def row_key(seed, row):  # type: ignore[no-untyped-def]
     """The Philox key of a row, as `NoiseKey.stream` derives it.
 
     Args:
-        seed_low: int32 or uint32, low half of the seed.
-        seed_high: Likewise, high half.
+        seed: int64.
         row: int64, which request this is.
     """
     none = tl.full((), 0, tl.uint32)
     tag = tl.full((), ROW_TAG, tl.uint32)
     low, high = row.to(tl.uint32), (row >> 32).to(tl.uint32)
-    k0, k1, _, _ = philox(low, high, tag, none, seed_low.to(tl.uint32), seed_high.to(tl.uint32))
+    seed_low, seed_high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    k0, k1, _, _ = philox(low, high, tag, none, seed_low, seed_high)
     return k0, k1
 
 

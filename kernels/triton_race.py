@@ -61,12 +61,12 @@ def tile_weights(maxima, maximum, exists, temperature):  # type: ignore[no-untyp
     return gaps, tl.exp(tl.math.div_rn(gaps, temperature))
 
 
-@triton.jit(do_not_specialize=["num_rows", "bonus_count", "seed_low", "seed_high"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "bonus_count"])  # type: ignore[untyped-decorator]
 def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kernel takes pointers)
     logits, row_stride, token_stride, num_rows, vocabulary, tile_count,
     suppressed, bonus_tokens, bonus_values, bonus_count,
     first_temperature, first_scale, first_cut, second_temperature, second_scale, second_cut, parts,
-    tokens, seed_low, seed_high, key_row, key_position, key_draw, sampled, table,
+    tokens, key_seed, key_row, key_position, key_draw, sampled, table,
     LAWS: tl.constexpr, ENTROPY: tl.constexpr, MARGIN: tl.constexpr, RACE: tl.constexpr,
     TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -94,9 +94,8 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         second_cut: Likewise.
         parts: What `scan_kernel` wrote.
         tokens: Pointer to int64 [N], or None.
-        seed_low: Low half of the seed.
-        seed_high: High half.
-        key_row: Pointer to int64 [N], or None at T = 0.
+        key_seed: Pointer to int64 [N], or None at T = 0.
+        key_row: Likewise.
         key_position: Likewise.
         key_draw: Likewise.
         sampled: Pointer to int64 [N], written.
@@ -128,7 +127,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         mass = weights * masses
         partition = tl.sum(mass, 0)
     if RACE:
-        k0, k1 = row_key(seed_low, seed_high, tl.load(key_row + row))
+        k0, k1 = row_key(tl.load(key_seed + row), tl.load(key_row + row))
         position, draw = tl.load(key_position + row), tl.load(key_draw + row)
         high, low = words(TILE_RACE, tl.arange(0, TILES // 2), position, draw, k0, k1)
         tile = race(tl.where(exists, mass, -1.0), high, low)

@@ -155,17 +155,15 @@ def test_other_options_are_heeded(
     check(golden, execution, **{"decoder": "low_confidence", **option})
 
 
-def test_the_seed_of_noise_that_is_not_drawn_is_no_other_recording(
-    golden: Model, execution: Execution, recordings: list[Any]
+@pytest.mark.parametrize("decoder", ["low_confidence", "random", "first_hitting"])
+def test_other_seeds_are_no_other_recordings(
+    golden: Model, execution: Execution, recordings: list[Any], decoder: str
 ) -> None:
-    for _ in range(2):
-        check(golden, execution, temperature=0.0)
+    check(golden, execution, decoder=decoder)
     before = len(recordings)
-    check(golden, execution, temperature=0.0, seed=17)
+    for seed in (17, -1, (1 << 64) - 2):
+        check(golden, execution, decoder=decoder, seed=seed)
     assert len(recordings) == before
-    for _ in range(2):
-        check(golden, execution, temperature=0.0, seed=17, decoder="random")
-        check(golden, execution, temperature=0.0, seed=18, decoder="random")
 
 
 def test_other_facts_of_the_same_network_are_heeded(golden: Model, execution: Execution) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dlm.kernels import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
-from dlm.kernels.noise import POSITION_NOISE, TILE_RACE, TOKEN_RACE, NoiseStream
+from dlm.kernels.noise import POSITION_NOISE, TILE_RACE, TOKEN_RACE, NoiseStream, signed
 
 WORD = 2**32 - 1
 words = st.integers(0, WORD)
@@ -233,6 +234,16 @@ def test_gumbel_keeps_resolution_near_the_top() -> None:
     assert float(high[-1]) > 9
 
 
+def test_rows_may_have_seeds_of_their_own() -> None:
+    key, index = make_key(4, draw=2), torch.arange(3)[None]
+    seeds = [3, -1, 2**64 - 1, 2**63]
+    own = replace(key, seed=torch.tensor([signed(seed) for seed in seeds]))
+    found = own.stream().words(TOKEN_RACE, index)
+    for row, seed in enumerate(seeds):
+        alone = replace(key, seed=seed).stream().words(TOKEN_RACE, index)
+        assert all(torch.equal(x[row], y[row]) for x, y in zip(found, alone, strict=True))
+
+
 @pytest.mark.parametrize("make", [uniform, gumbel])
 @pytest.mark.parametrize("index", [-1, 2**32, 1.0, True, None])
 def test_bad_index_is_refused(make: Callable[..., Tensor], index: int) -> None:
@@ -246,11 +257,11 @@ def test_bad_seed_is_refused(seed: int) -> None:
         make_key(2, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["row", "position", "draw"])
+@pytest.mark.parametrize("name", ["seed", "row", "position", "draw"])
 @pytest.mark.parametrize("bad", [torch.zeros(2), torch.zeros(3, dtype=torch.int64)])
 def test_bad_key_tensors_are_refused(name: str, bad: Tensor) -> None:
-    parts = dict.fromkeys(("row", "position", "draw"), torch.zeros(2, dtype=torch.int64))
+    parts = dict.fromkeys(("seed", "row", "position", "draw"), torch.zeros(2, dtype=torch.int64))
     if name == "row" and bad.shape == (3,):
         name = "position"  # the length of `row` is the rule, not its breach
     with pytest.raises(ValueError, match=f"{name} must be int64 of shape"):
-        NoiseKey(0, **{**parts, name: bad})
+        NoiseKey(**{**parts, name: bad})

@@ -9,6 +9,7 @@ Shapes: N rows, V vocabulary.
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -63,7 +64,8 @@ def on(value: Any) -> Any:
     if isinstance(value, Bonus):
         return Bonus(*map(on, value))
     if isinstance(value, NoiseKey):
-        return NoiseKey(value.seed, on(value.row), on(value.position), on(value.draw))
+        seed = on(value.seed) if isinstance(value.seed, Tensor) else value.seed
+        return NoiseKey(seed, on(value.row), on(value.position), on(value.draw))
     return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
@@ -207,6 +209,18 @@ def test_any_number_of_rows(num_rows: int) -> None:
 
 def _first(key: NoiseKey, count: int) -> NoiseKey:
     return NoiseKey(key.seed, key.row[:count], key.position[:count], key.draw[:count])
+
+
+def test_rows_with_seeds_of_their_own() -> None:
+    key = make_key(4)
+    seeds = [5, -1, 2**62 + 3, -(2**63)]
+    logits = on(random_logits(4, 1100))
+    own = on(replace(key, seed=torch.tensor(seeds)))
+    found, plain = (call(logits, (), temperature=2.0, key=own) for call in (made, by_torch))
+    alone = [made(logits, (), temperature=2.0, key=on(replace(key, seed=seed))) for seed in seeds]
+    expected = torch.stack([each.sampled[row] for row, each in enumerate(alone)])
+    assert torch.equal(found.sampled, plain.sampled)
+    assert torch.equal(found.sampled, expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 6.0])

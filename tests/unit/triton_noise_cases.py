@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from dlm.kernels import NoiseKey, exponential_from_bits
-from dlm.kernels.fused import _signed
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE
 from dlm.kernels.triton_noise import exponential, first_best, ordered, row_key, value_of, words
 
@@ -29,20 +28,20 @@ def test_words_are_those_of_torch() -> None:
         key = NoiseKey(seed, row, row % 1000, row % 3)
         high = torch.zeros(3, 256, dtype=torch.int64, device=DEVICE)
         low = torch.zeros_like(high)
-        halves = (_signed(seed), _signed(seed >> 32))
-        words_kernel[(3,)](*halves, key.row, key.position, key.draw, high, low, PURPOSE=purpose)
+        given = (key.seeds, key.row, key.position, key.draw)
+        words_kernel[(3,)](*given, high, low, PURPOSE=purpose)
         index = torch.arange(128, device=DEVICE)[None] + 1000
         expected = key.stream().words(purpose, index)
         assert torch.equal(high, expected[0])
         assert torch.equal(low, expected[1])
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def words_kernel(  # type: ignore[no-untyped-def]
-    seed_low, seed_high, row, position, draw, high, low, PURPOSE: tl.constexpr
+    seed, row, position, draw, high, low, PURPOSE: tl.constexpr
 ):
     at = tl.program_id(0)
-    k0, k1 = row_key(seed_low, seed_high, tl.load(row + at))
+    k0, k1 = row_key(tl.load(seed + at), tl.load(row + at))
     index = 1000 + tl.arange(0, 128)
     x, y = words(PURPOSE, index, tl.load(position + at), tl.load(draw + at), k0, k1)
     tl.store(high + at * 256 + tl.arange(0, 256), x.to(tl.int64))
