@@ -66,10 +66,15 @@ class Execution:
         return longest if self.lanes is None else min(most, -(-longest // STRIDE) * STRIDE)
 
     def rounded(self, due: Due, width: int) -> Due:
-        """The same with one of few numbers of queries, on a canvas of `width` columns."""
-        if not self.static or due.reach <= 0:
+        """The same in one of few shapes, on a canvas of `width` columns.
+
+        Queries are rounded up, and where steps are recorded so are the rows computed as a whole.
+        """
+        if not self.static:
             return due
-        return replace(due, reach=min(width, 1 << (due.reach - 1).bit_length()))
+        some = 0 if due.whole or self.lanes is None else sum(due.refresh)
+        room = min(len(due.lengths), power(some))
+        return replace(due, reach=min(width, power(due.reach)), room=room)
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
         """Rows that remain in the batch; None as long as all do.
@@ -94,6 +99,11 @@ class Execution:
         else:
             with self.lanes.taken(state_of(network)) as lane:
                 yield lane
+
+
+def power(count: int) -> int:
+    """The least power of two that is no less than a count; 0 of 0."""
+    return 1 << (count - 1).bit_length() if count > 0 else 0
 
 
 def loops_over_experts(network: Any) -> bool:

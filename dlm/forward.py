@@ -15,7 +15,7 @@ from dlm.canvas import Canvas
 from dlm.host import send
 from dlm.models.model import Model, block_causal
 from dlm.packing import Packed, Packing, worthwhile
-from dlm.progress import Due
+from dlm.progress import Due, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import StepView
@@ -49,6 +49,7 @@ class Forward:
         self.guided = bool(settings.cfg_scale)
         self.shadowed = "leave_one_out" in traits.needs
         self.mode = settings.cache
+        self.refresh_every = settings.refresh_every
         self.shift = model.spec.shift
         self.block_size = model.spec.block_size
         self.cache: Cache | None = None
@@ -67,14 +68,13 @@ class Forward:
         """Rows, and with guidance the unconditional ones that belong to them."""
         return torch.cat((index, index + rows)) if self.guided else index
 
-    def __call__(self, canvas: Canvas, view: StepView, kept: Tensor, due: Due) -> Hidden:
+    def __call__(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Hidden:
         """Evaluate the network.
 
         Args:
             canvas: the rows.
             view: their windows.
-            kept: int64 [B], columns in front of it are final, and their keys cached: where the
-                network is block-causal, nothing that comes later can change them.
+            progress: where they stand.
             due: what the host knows.
         """
         if self.mode == "none":
@@ -85,21 +85,29 @@ class Forward:
         if self.block_size is not None:
             end = self.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
-            return self.part(canvas, view, due, Stretch(kept, end, count), self.cache)
+            return self.part(canvas, view, due, Stretch(progress.kept, end, count), self.cache)
         if due.whole:
             keep = Refresh(self.cache, None, length)
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), self.cache)
-        if not any(due.refresh):
-            return part
-        fresh = flagged(due.refresh, canvas.tokens.device)
-        # These rows were computed in vain above: cheaper than to copy the others' keys together.
-        lengths = [n for n, again in zip(due.lengths, due.refresh, strict=True) if again]
-        width = max(lengths)
-        keep = Refresh(self.cache, self.both(fresh, batch), width)
-        few, seen = canvas.select(fresh, width), pick(view, fresh)
-        some = self.rows(few, seen, lengths, keep, self.packing(lengths, width))
-        return self.merged(part, some, view, fresh, width)
+        # Some rows were computed in vain: cheaper than to copy the others' keys together.
+        if due.room:
+            again = first(self.fresh(progress) & ~progress.done, due.room)
+            return self.merged(part, canvas, view, again, length, None)
+        if any(due.refresh):
+            again = flagged(due.refresh, canvas.tokens.device)
+            lengths = [n for n, fresh in zip(due.lengths, due.refresh, strict=True) if fresh]
+            return self.merged(part, canvas, view, again, max(lengths), lengths)
+        return part
+
+    def fresh(self, progress: Progress) -> Tensor:
+        """Rows that the next forward computes as a whole, whose keys it keeps; bool [B]."""
+        return (progress.spent == 0) | self.again(progress.spent)
+
+    def again(self, spent: Tensor) -> Tensor:
+        """Rows whose cache is to be made again although their block has one, bool [B]."""
+        every = self.refresh_every
+        return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
     def block_start(self, start: Tensor) -> Tensor:
         """Where the block-causal block that holds canvas positions [B] begins, [B]."""
@@ -135,16 +143,17 @@ class Forward:
         self,
         canvas: Canvas,
         view: StepView,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | None,
         keep: View | None,
         packing: Packing | None,
     ) -> Hidden:
-        """Evaluate whole rows."""
+        """Evaluate whole rows; `lengths` as far as the host knows them."""
         width = canvas.tokens.shape[1]
         if packing is not None:
             return self.packed(canvas, view, packing, keep)
         columns = torch.arange(width, device=canvas.tokens.device)
-        valid = columns < canvas.length[:, None] if min(lengths) < width else None
+        padded = lengths is None or min(lengths) < width
+        valid = columns < canvas.length[:, None] if padded else None
         states = self.evaluate(
             canvas, view, canvas.tokens, columns[None], ~canvas.blank, valid, keep
         )
@@ -284,11 +293,31 @@ class Forward:
         return 2 * queries if self.guided else queries
 
     def merged(
-        self, part: Hidden, some: Hidden, view: StepView, fresh: Tensor, length: int
+        self,
+        part: Hidden,
+        canvas: Canvas,
+        view: StepView,
+        fresh: Tensor,
+        width: int,
+        lengths: Sequence[int] | None,
     ) -> Hidden:
-        """States by column, of which the rows `fresh` were computed as a whole."""
+        """States by column, of which those of the rows `fresh` are computed as a whole.
+
+        Args:
+            part: those of all rows.
+            canvas: the rows.
+            view: their windows.
+            fresh: int64, rows; the same one repeated where there are fewer than places.
+            width: columns of theirs, or more.
+            lengths: theirs, where the host knows which they are.
+        """
+        assert self.cache is not None
         where = self.both(fresh, part.queries.shape[0])
-        columns = view.positions[fresh].clamp(max=length - 1)
+        keep = Refresh(self.cache, where, width)
+        packing = None if lengths is None else self.packing(lengths, width)
+        few = canvas.select(fresh, width)
+        some = self.rows(few, pick(view, fresh), lengths, keep, packing)
+        columns = view.positions[fresh].clamp(max=width - 1)
         columns = columns.repeat(2, 1) if self.guided else columns
         index = columns[..., None].expand(-1, -1, some.states.shape[-1])
         states = part.states.index_copy(0, where, some.states.gather(1, index))
@@ -297,6 +326,12 @@ class Forward:
             shadows = shadows.index_copy(0, where, some.shadows)
         queries = part.queries.index_copy(0, fresh, some.queries)
         return Hidden(states, shadows, True, queries)
+
+
+def first(marked: Tensor, count: int) -> Tensor:
+    """The first `count` rows marked in bool [B], int64 [count]; the first one also for missing."""
+    rows = (~marked).long().argsort(stable=True)[:count]
+    return rows.where(marked[rows], rows[0])
 
 
 def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:

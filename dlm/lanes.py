@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -12,6 +12,10 @@ from dlm.tree import equal, mapped, tensors
 
 if TYPE_CHECKING:
     from dlm.runtime import Loop
+
+
+MOST: Final = 32
+"""Workspaces of a lane: also where they are small, recordings take memory of the driver."""
 
 
 class Workspace:
@@ -66,7 +70,9 @@ class Lane:
 
     def trim(self, spare: int = 0) -> None:
         """Drop what was used longest ago, but for the last `spare`, until the rest is small."""
-        while len(self.kept) > spare and sum(work.size for work in self.kept) > self.most:
+        while len(self.kept) > spare and (
+            len(self.kept) > MOST or sum(work.size for work in self.kept) > self.most
+        ):
             del self.kept[0]
 
 

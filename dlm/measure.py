@@ -174,7 +174,7 @@ class Meter:
         """
         # First, as it waits for the device: what follows is asked for while the network computes.
         places = self.places(wanted, view.positions)
-        hidden = self.forward(canvas, view, progress.kept, due)
+        hidden = self.forward(canvas, view, progress, due)
         index = places.column if hidden.by_column else places.position
         logits = self.logits(hidden.states, canvas, places, index)
         state, adjustment = self.adjusted(progress.state, view, places, logits)

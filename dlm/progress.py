@@ -22,6 +22,10 @@ class Due:
     refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
     reach: int  # most positions of a row to compute where not all are
     packing: Packing | None  # of all rows computed as a whole; None where padding is computed, too
+    room: int = 0
+    """Rows to compute as a whole where only some are, whose number is rounded up to this for the
+    same to be asked of the device again: which ones they are it finds out. 0: just those, as the
+    host knows them."""
 
     @property
     def whole(self) -> bool:
@@ -31,12 +35,14 @@ class Due:
     def shape(self, width: int) -> Hashable:
         """What forwards that ask the same of the device share, on a canvas of `width` columns.
 
-        None where some rows are computed as a whole and others are not.
+        None where the host picks out rows that are computed as a whole.
         """
         padded = min(self.lengths) < width
         if self.whole:
             return True, padded if self.packing is None else tuple(self.lengths)
-        return None if any(self.refresh) else (False, padded, self.reach)
+        if any(self.refresh) and not self.room:
+            return None
+        return False, padded, self.reach, self.room
 
     def select(self, stay: Sequence[int]) -> "Due":
         """The rows `stay`, not packed yet."""

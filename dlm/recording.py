@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
-MOST: Final = 16
+MOST: Final = 64
 """Recordings of rows of one number and length: each keeps what it gives."""
 
 

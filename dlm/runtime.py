@@ -262,20 +262,15 @@ class Loop:
         spent = torch.where(stayed, progress.spent + 1, 0)
         kept = progress.kept
         if self.exact:
-            kept = self.meter.forward.kept(progress.window.start, self.again(spent))
+            kept = self.meter.forward.kept(progress.window.start, self.meter.forward.again(spent))
         made = progress.made + 1
         return Progress(state, window, hold, done, spent, made, kept, progress.bound)
-
-    def again(self, spent: Tensor) -> Tensor:
-        """Rows whose cache is to be made again although their block has one, bool [B]."""
-        every = self.settings.refresh_every
-        return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
         parts = [torch.stack([broken[rule] for rule in self.rules]), progress.done]
         if self.settings.cache != "none":
-            due = (progress.spent == 0) | self.again(progress.spent)
+            due = self.meter.forward.fresh(progress)
             # A row that is done goes along with the others: it must not make them unlike.
             parts += [torch.where(progress.done, (due | progress.done).all(), due)]
             reach = self.meter.forward.reach(canvas, progress.window.start, progress.kept)

@@ -16,7 +16,7 @@ from dlm.progress import Due
 from dlm.recording import Recording, Steps
 
 KINDS = ("plain", "recorded", "replayed")
-PARTS = {True: "whole rows", False: "window"}
+PARTS = ("whole rows", "window", "window and some whole rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Span:
     """One step."""
 
     kind: str  # of `KINDS`; the second step of a shape is recorded and then played
-    whole: bool  # whether all rows were computed as a whole
+    part: str  # of `PARTS`, what was computed
     begin: Any  # marks of the device
     end: Any
 
@@ -40,7 +40,7 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
         within.clear()
         begin = gpu.mark()
         outcome = run(self, canvas, progress, due)
-        spans.append(Span(within[0] if within else "plain", due.whole, begin, gpu.mark()))
+        spans.append(Span(within[0] if within else "plain", part_of(due), begin, gpu.mark()))
         return outcome
 
     def made(self: Recording, *given: Any) -> None:
@@ -65,6 +65,11 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
             setattr(owner, name, own)
 
 
+def part_of(due: Due) -> str:
+    """What a forward computes."""
+    return PARTS[0 if due.whole else 2 if any(due.refresh) else 1]
+
+
 def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:
     """What a result says of steps.
 
@@ -73,12 +78,15 @@ def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:
         gpu: what marked them.
         reading: seconds that the weights take to be read once.
     """
-    took: dict[tuple[str, bool], list[float]] = {(k, whole): [] for k in KINDS for whole in PARTS}
+    met = {*PARTS[:2], *(span.part for span in spans)}
+    took: dict[tuple[str, str], list[float]] = {
+        (kind, part): [] for kind in KINDS for part in PARTS if part in met
+    }
     for span in spans:
-        took[span.kind, span.whole].append(gpu.between(span.begin, span.end))
+        took[span.kind, span.part].append(gpu.between(span.begin, span.end))
     found: dict[str, int | float] = {}
-    for (kind, whole), values in took.items():
-        name = f"{kind}, {PARTS[whole]}"
+    for (kind, part), values in took.items():
+        name = f"{kind}, {part}"
         found[f"steps {name}"] = len(values)
         if values:
             median = Spread.of(values).median

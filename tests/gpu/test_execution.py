@@ -131,10 +131,14 @@ def test_later_generations_play_what_earlier_ones_recorded(
     cache: str,
     temperature: float,
 ) -> None:
-    """Batches that shrink, too, and between them one with weights that lie elsewhere."""
+    """Batches that shrink and blocks that end apart, too, and then weights that lie elsewhere."""
     options: dict[str, Any] = OPTIONS | {"cache": cache, "temperature": temperature}
     batches = [ROWS, [[9, 8, 7, 6, 5, 4, 3], [30], [31, 32, 33]], ROWS[::-1]]
-    lines = [[5, *[511] * 3, 6], [7, *[511] * 20], [8, *[511] * 3], [9, *[511] * 9]]
+    blanks = [[1, 2], [1, 3, 4, 4, 4], [2, 4, 1], [2, 4, 4]]
+    lines = [
+        [5 + row, *(token for n in each for token in ([511] * n + [9] * (4 - n)))]
+        for row, each in enumerate(blanks)
+    ]
     texts = [lines, lines[::-1]]
 
     def decode() -> list[list[list[int]]]:

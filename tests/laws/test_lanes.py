@@ -17,7 +17,7 @@ from dlm.execution import LANES, STRIDE, Execution, state_of
 from dlm.generation import generation_job
 from dlm.lanes import Lanes
 from dlm.models.model import Model
-from dlm.recording import MOST, Steps
+from dlm.recording import Steps
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import Decision, StepView
@@ -76,15 +76,21 @@ def lanes_of(execution: Execution) -> Lanes:
 
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_later_generations_decode_what_they_would_alone(
-    golden: Model, execution: Execution, recordings: list[Any], decoder: str, cache: str
+    golden: Model,
+    execution: Execution,
+    recordings: list[Any],
+    trace: Any,
+    decoder: str,
+    cache: str,
 ) -> None:
+    """And in the end play every step, those that compute only some rows as a whole included."""
     options = {"decoder": decoder, "cache": cache, "stop_at_eos": cache != "dual"}
-    for rows in (ROWS, OTHERS, ROWS[::-1]):
+    for rows in (ROWS, OTHERS, ROWS[::-1], ROWS):
         check(golden, execution, rows, **options)
-    before = len(recordings)
-    assert before
+    made, played = len(recordings), trace.plays
     check(golden, execution, ROWS, **options)
-    assert len(recordings) == before
+    assert len(recordings) == made
+    assert trace.plays - played == max(run(golden, Execution(), ROWS, **options).forwards)
 
 
 @pytest.mark.parametrize("facts", [{}, {"block_size": 5}, {"shift": True}], ids=str)
@@ -138,6 +144,43 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     assert found.query_tokens == plain.query_tokens
 
 
+@pytest.mark.parametrize("facts", [{}, {"shift": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.7}, {"refresh_every": 2}], ids=str)
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_rows_whose_blocks_end_apart_are_played_too(
+    golden: Model, execution: Execution, trace: Any, cache: str, more: Any, facts: Any
+) -> None:
+    """Steps that compute 1, 2 or 3 of 5 rows as a whole, the third in room for 4."""
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    blanks = [[1, 2, 4], [1, 3, 4], [1, 3, 4], [2, 4, 4], [2, 4, 1]]
+    rows = [
+        [5 + row, *(token for n in each for token in ([511] * n + [9] * (4 - n)))]
+        for row, each in enumerate(blanks)
+    ]
+    shapes: set[Any] = set()
+    call = Steps.__call__
+
+    def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
+        shapes.add((due.room, sum(due.refresh)))
+        return call(self, canvas, progress, due)
+
+    options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, **more}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steps, "__call__", seen)
+        patch.setattr(Execution, "of", lambda model: execution)
+        for _ in range(3):
+            before = trace.plays
+            found = dlm.infill(model, rows, **options)
+        assert trace.plays - before == max(found.forwards)
+        patch.setattr(Execution, "of", lambda model: Execution())
+        plain = dlm.infill(model, rows, **options)
+    assert (found.tokens, found.forwards) == (plain.tokens, plain.forwards)
+    assert found.query_tokens == plain.query_tokens
+    rooms = {(room, count) for room, count in shapes if room}
+    assert rooms >= {(1, 1), (2, 2), (4, 3)} or more
+    assert rooms
+
+
 @pytest.mark.parametrize("option", [
     {"seed": 4}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}, {"cfg_scale": 0.5},
     {"stop_at_eos": False}, {"suppress_tokens": range(0, 512, 2)}, {"steps": 4},
@@ -146,13 +189,15 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     {"decoder": "threshold", "decoder_options": {"threshold": 0.01}}, {"block_length": 3},
     {"decoder": "threshold", "decoder_options": {"threshold": 0.003}}, {"gen_length": 9},
     {"block_length": None}, {"return_trajectory": True}, {"row_keys": [1, 2, 3]},
+    {"decoder": "saber", "block_length": 6},
 ], ids=str)  # fmt: skip
 def test_other_options_are_heeded(
     golden: Model, execution: Execution, option: dict[str, Any]
 ) -> None:
+    decoder = option.get("decoder", "low_confidence")
     for _ in range(2):
-        check(golden, execution, decoder="low_confidence")
-    check(golden, execution, **{"decoder": "low_confidence", **option})
+        check(golden, execution, decoder=decoder)
+    check(golden, execution, **{"decoder": decoder, **option})
 
 
 @pytest.mark.parametrize("decoder", ["low_confidence", "random", "first_hitting"])
@@ -348,14 +393,21 @@ def test_no_more_is_kept_than_allowed(golden: Model, traced: Traced, cache: str)
     assert not lanes_of(execution).unused[0].kept
 
 
-def test_recordings_of_lengths_that_do_not_come_back_are_dropped(
-    golden: Model, execution: Execution
+def test_what_does_not_come_back_is_dropped(
+    golden: Model, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for length in range(1, MOST + 4):
+    """The oldest first: recordings of some lengths, and then those of a block length."""
+    monkeypatch.setattr("dlm.recording.MOST", 3)
+    monkeypatch.setattr("dlm.lanes.MOST", 2)
+    for length in (1, 2, 3, 4, 2, 5):
         check(golden, execution, [[5] * length, [6]], temperature=0.0)
     (lane,) = lanes_of(execution).unused
     (work,) = lane.kept
-    assert len(work.steps.made) == MOST
+    assert [*work.steps.made] == [(True, (length + 10, 11)) for length in (4, 2, 5)]
+    for block_length in (4, 3):
+        check(golden, execution, block_length=block_length)
+    assert work not in lane.kept
+    assert len(lane.kept) == 2
 
 
 @pytest.mark.parametrize("how", ["deleted", "released"])

@@ -299,12 +299,17 @@ def test_a_step_whose_recording_failed_is_a_plain_one(
 def test_medians_of_steps_and_of_the_gaps_between_them() -> None:
     ends = [(0.0, 9.0), (10.0, 14.0), (15.0, 17.0), (19.0, 21.0), (22.0, 26.0)]
     kinds = ["plain", "recorded", "replayed", "replayed", "replayed"]
-    spans = [Span(kind, False, *pair) for kind, pair in zip(kinds, ends, strict=True)]
+    spans = [Span(kind, "window", *pair) for kind, pair in zip(kinds, ends, strict=True)]
     found = told(spans, Toy(), 0.5)
     assert found["ms per step plain, window"] == 9000
     assert found["ms per step replayed, window"] == 2000
     assert found["step replayed, window / reading the weights once"] == 4
     assert found["ms from a replayed step to the next"] == 1500
+    both = "window and some whole rows"
+    assert f"steps plain, {both}" not in found
+    found = told([*spans, Span("recorded", both, 30.0, 37.0)], Toy(), 0.5)
+    assert (found[f"steps recorded, {both}"], found[f"steps replayed, {both}"]) == (1, 0)
+    assert found[f"ms per step recorded, {both}"] == 7000
 
 
 def compare(work: Work, model: Model, gpu: Toy | None) -> Result:
