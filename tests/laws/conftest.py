@@ -1,15 +1,17 @@
 """Steps recorded and played again on a CPU, where no CUDA graph is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlm.execution import Execution
 from dlm.lanes import Lanes
-from dlm.recording import Record, Recording
+from dlm.recording import Record, Recording, capture_stream, pools
 from dlm.runtime import Outcome
 
 
@@ -74,6 +76,89 @@ class Traces:
 
 def executed(record: Callable[[], Record] = Traces, most: int = 1 << 40) -> Execution:
     return Execution(static=True, lanes=Lanes(record, most))
+
+
+class ToyStream:
+    """Notes what is asked of a stream, in the order of the host."""
+
+    def __init__(self, name: object, log: list[str]) -> None:
+        self.name = name
+        self.log = log
+
+    def wait_stream(self, other: "ToyStream") -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+    def record_event(self) -> str:
+        return f"the end of {self.name}"
+
+
+class ToyCuda:
+    """What `dlm.recording` asks of `torch.cuda`, with a CPU for the GPU."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.pools: list[Any] = []  # of each graph, in the order of their making
+        self.refused = False
+        self.current = ToyStream("caller", self.log)
+
+    def graph_pool_handle(self) -> object:
+        return object()
+
+    def current_stream(self, device: Any = None) -> ToyStream:
+        return self.current
+
+    def Stream(self, device: Any) -> ToyStream:
+        return ToyStream("capture", self.log)
+
+    @contextmanager
+    def stream(self, stream: ToyStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def device(self, device: Any) -> Any:
+        return nullcontext()
+
+    def CUDAGraph(self) -> "ToyGraph":
+        return ToyGraph(self)
+
+
+class ToyGraph:
+    """A CUDA graph that runs on a CPU while it is captured, too."""
+
+    def __init__(self, cuda: ToyCuda) -> None:
+        self.cuda = cuda
+
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
+        assert self.cuda.current.name == "capture"
+        assert capture_error_mode == "thread_local"
+        self.cuda.pools.append(pool)
+        self.operations = Operations()
+        self.operations.__enter__()  # type: ignore[no-untyped-call]
+
+    def capture_end(self) -> None:
+        self.operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self.cuda.refused and len(self.cuda.pools) > 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def replay(self) -> None:
+        self.operations.again()
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> ToyCuda:
+    """`torch.cuda` on a CPU, for as much of it as recordings need."""
+    toy = ToyCuda()
+    for name in ("graph_pool_handle", "current_stream", "Stream", "stream", "device", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(toy, name))
+    pools.cache_clear()
+    capture_stream.cache_clear()
+    return toy
 
 
 @pytest.fixture(scope="session")

@@ -288,33 +288,17 @@ def test_a_step_that_cannot_be_recorded_runs_plainly(
     assert execution.lanes.failed
 
 
-@pytest.fixture
-def pooled(trace: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The pools that recordings were made in, where a CPU plays the GPU."""
-    used: list[Any] = []
-
-    class Graph(trace):  # type: ignore[misc]
-        def __init__(self, *given: Any) -> None:
-            used.append(given[-1])
-            super().__init__(*given[:-1])
-
-    monkeypatch.setattr("dlm.recording.CudaGraph", Graph)
-    monkeypatch.setattr("dlm.recording.Pool", lambda _: SimpleNamespace())
-    for name in ("begin", "end"):
-        monkeypatch.setattr(Recorder, name, lambda _: None)
-    pools.cache_clear()
-    return used
-
-
 def test_generations_take_over_the_memory_of_recordings(
-    toy: Toy, traced: Traced, pooled: list[Any]
+    toy: Toy, traced: Traced, cuda: Any
 ) -> None:
+    """Of a network that nothing else is kept of, one after the other; by turns they must not."""
     model = toy(5)
     for _ in range(2):
         run(model, traced(ON_A_CPU), gen_length=6)
-    assert len(pooled) > 1
-    assert len(set(map(id, pooled))) == 1
-    before = len(pooled)
+    pool, *others = cuda.pools
+    assert others
+    assert set(others) == {pool}
+    cuda.pools.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Execution, "of", lambda model: traced(ON_A_CPU))
         jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
@@ -322,25 +306,33 @@ def test_generations_take_over_the_memory_of_recordings(
     for _ in range(3):
         for each in steps:
             next(each)
-    first, second = pooled[before:]
-    assert first is pooled[0]
-    assert second is not first
+    first, keeper, second = cuda.pools
+    assert first is pool
+    assert keeper is second is not first
+
+
+def test_recordings_on_a_gpu_decode_what_plain_steps_do(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    execution = traced(ON_A_CPU)
+    for _ in range(2):
+        same(run(golden, execution, cache="dual"), run(golden, Execution(), cache="dual"))
+    assert len(cuda.pools) > 2
+    waits = ["capture waits for caller", "caller waits for capture"]
+    assert cuda.log[: 2 * len(cuda.pools)] == waits * len(cuda.pools)
+    assert cuda.log[2 * len(cuda.pools) :] == ["caller waits for the end of caller"]
 
 
 def test_a_network_that_cannot_be_recorded_is_not_tried_again(
-    golden: Model, traced: Traced, pooled: list[Any], monkeypatch: pytest.MonkeyPatch
+    golden: Model, traced: Traced, cuda: Any
 ) -> None:
-    def refuse(*given: Any) -> Any:
-        pooled.append(given[-1])
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr("dlm.recording.CudaGraph", refuse)
+    cuda.refused = True
     execution = traced(ON_A_CPU)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         run(golden, execution)
     assert execution.lanes is not None
     assert execution.lanes.failed
-    assert len(pooled) == 1
+    assert len(cuda.pools) == 2  # the keeper's, and the one that failed
     assert not pools(torch.device("cpu"))
 
 
