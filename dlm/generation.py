@@ -1,5 +1,6 @@
 """Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length, build
-from dlm.contract import gain
 from dlm.execution import Execution
 from dlm.models.model import Model
 from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
@@ -266,43 +266,62 @@ def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: S
 @torch.inference_mode()
 def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
     """Run a job to its end; `text_of` tells how a row's tokens read."""
-    count = len(job.rows)
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    forwards = [0] * count
-    decoded = torch.zeros(count, dtype=torch.int64, device=model.device)
-    path: Tensor | None = None
-    queries = torch.zeros_like(decoded)
-    recorder = Recorder(job.spans) if job.settings.return_trajectory else None
-    order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
+    count, wanted = len(job.rows), job.settings
+    ends: list[End] = [End(0, [], 0, 0, None)] * count
+    recorder = Recorder(job.spans) if wanted.return_trajectory else None
+    order = torch.full_like(job.canvas.tokens, -1) if wanted.return_order else None
+    has_path = False
     for step in job.steps(model):
         if order is not None:
             mark(order, step)
         if recorder is not None:
             recorder.add(step)
-        decoded.index_add_(0, step.before.row, gain(step.decision))
-        queries.index_add_(0, step.before.row, step.queries)
-        if step.log_probability is not None:
-            path = torch.zeros_like(decoded, dtype=torch.float64) if path is None else path
-            path.index_add_(0, step.before.row, step.log_probability)
-        over = [line for line, done in enumerate(step.done) if done]
-        if over:
-            ended = zip(step.before.row[over].tolist(), step.tokens[over].tolist(), strict=True)
-            for row, line in ended:
-                begin, end = job.spans[row]
-                tokens[row] = line[begin:end]
-                forwards[row] = step.number + 1
+        has_path = step.tally.path is not None
+        for row, end in ended(step):
+            ends[row] = end
+    tokens = [end.tokens[slice(*span)] for end, span in zip(ends, job.spans, strict=True)]
+    blanks = [row.count(model.spec.mask_id) for row in job.rows]
     return Generation(
         tokens=tokens,
         texts=None if model.tokenizer is None else [text_of(model, row) for row in tokens],
-        decoded=decoded.tolist(),
-        forwards=forwards,
-        query_tokens=queries.tolist(),
+        decoded=[end.decoded for end in ends],
+        forwards=[end.forwards for end in ends],
+        query_tokens=[end.queries for end in ends],
         trajectory=None if recorder is None else recorder.trajectories(),
         order=None
         if order is None
         else [row[slice(*span)] for row, span in zip(order.tolist(), job.spans, strict=True)],
-        path_log_probability=None if path is None else whole_paths(job, decoded, path),
+        path_log_probability=[end.path_of(n) for end, n in zip(ends, blanks, strict=True)]
+        if has_path
+        else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A row after its last forward."""
+
+    forwards: int
+    tokens: list[int]
+    decoded: int  # commits less remasks
+    queries: int  # positions the network was evaluated at
+    path: float | None  # ln q of what was committed, NaN where its end was filled
+
+    def path_of(self, blanks: int) -> float | None:
+        """Ln q of a row that was decoded as a whole; None for others."""
+        whole = self.path is not None and self.decoded == blanks and not math.isnan(self.path)
+        return self.path if whole else None
+
+
+def ended(step: Step) -> Iterator[tuple[int, End]]:
+    """The rows that a forward was the last of."""
+    over = [line for line, done in enumerate(step.done) if done]
+    if over:
+        tally, rows = step.tally, step.tokens[over].tolist()
+        counts = torch.stack((step.before.row, tally.decoded, tally.queries), -1)[over].tolist()
+        paths = [None] * len(over) if tally.path is None else tally.path[over].tolist()
+        for (row, decoded, queries), tokens, path in zip(counts, rows, paths, strict=True):
+            yield row, End(step.number + 1, tokens, decoded, queries, path)
 
 
 def mark(order: Tensor, step: Step) -> None:
@@ -312,15 +331,6 @@ def mark(order: Tensor, step: Step) -> None:
     taken, edit = step.decision.commit, step.decision.edit
     taken = inside & (taken if edit is None else taken | edit).gather(1, column)
     order[row, :width] = torch.where(taken, step.number, order[row, :width])
-
-
-def whole_paths(job: Job, decoded: Tensor, path: Tensor) -> list[float | None]:
-    """The log-probabilities of paths [B], without those of rows that ended early."""
-    whole = (decoded == job.canvas.blanks.sum(-1)) & ~path.isnan()
-    return [
-        value if is_whole else None
-        for value, is_whole in zip(path.tolist(), whole.tolist(), strict=True)
-    ]
 
 
 @torch.inference_mode()

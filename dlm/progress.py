@@ -52,6 +52,20 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """What the forwards of each row have come to."""
+
+    decoded: Tensor  # int64 [B], commits less remasks
+    queries: Tensor  # int64 [B], positions the network was evaluated at
+    path: Tensor | None  # float64 [B], ln q of what was committed; None where that is no path
+
+    def plus(self, decoded: Tensor, queries: Tensor, path: Tensor | None) -> "Tally":
+        """After one more forward."""
+        total = None if self.path is None or path is None else self.path + path
+        return Tally(self.decoded + decoded, self.queries + queries, total)
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where each row stands."""
 
@@ -63,6 +77,7 @@ class Progress:
     made: Tensor  # int64 [B], forwards made on the row
     kept: Tensor  # int64 [B], columns in front of it are final, and their keys cached
     bound: Tensor  # int64 [B], most forwards the row may take in all
+    tally: Tally
 
     def select(self, index: Tensor, length: int) -> "Progress":
         """The rows `index`, on a canvas of `length` columns."""
@@ -75,6 +90,7 @@ class Progress:
             made=self.made[index],
             kept=self.kept[index],
             bound=self.bound[index],
+            tally=mapped(lambda each: each[index], self.tally),
         )
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
-from dlm.contract import Violation, rules, violations
+from dlm.contract import Violation, gain, rules, violations
 from dlm.execution import Execution
 from dlm.host import Mailbox, send
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
-from dlm.progress import Due, Progress
+from dlm.progress import Due, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
@@ -33,8 +33,6 @@ class Outcome:
     progress: Progress
     view: StepView
     decision: Decision
-    log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
-    queries: Tensor  # int64 [B], positions the network was evaluated at
     report: Tensor  # int64, what the host has to know: `Loop.read`
 
 
@@ -50,8 +48,7 @@ class Step:
     tokens: Tensor  # int64 [B, L], after writing
     view: StepView
     decision: Decision
-    log_probability: Tensor | None  # float64 [B], ln q of what was committed, where it has a path
-    queries: Tensor  # int64 [B], positions the network was evaluated at
+    tally: Tally  # of all forwards so far
     live: list[bool]  # rows that were being decoded; what others hold means nothing
     done: list[bool]  # of those, rows that need no further forward
 
@@ -64,8 +61,7 @@ class Step:
             tokens=outcome.canvas.tokens,
             view=outcome.view,
             decision=outcome.decision,
-            log_probability=outcome.log_probability,
-            queries=outcome.queries,
+            tally=outcome.progress.tally,
             live=live,
             done=done,
         )
@@ -191,7 +187,9 @@ class Loop:
         block = torch.full((batch,), -1, device=device)
         none, never = torch.zeros_like(block), block > 0
         window = self.locate(canvas, block, never)
-        progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1))
+        path = none.double() if self.meter.keeps_path else None
+        tally = Tally(none, none, path)
+        progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1), tally)
         reach = int(self.meter.forward.reach(canvas, window.start, none).max())
         packing = self.meter.forward.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
@@ -241,20 +239,29 @@ class Loop:
         tokens, finished = self.stop(drawn, canvas, progress.window, hold)
         broken[Violation.BOUND] = (~finished & (progress.bound <= progress.made + 1)).any()
         after = replace(canvas, tokens=tokens)
-        going = self.advance(after, progress, state, hold, finished)
+        tally = progress.tally.plus(
+            gain(decision),
+            seen.queries.masked_fill(progress.done, 0),
+            self.path(seen, decision, (tokens != drawn).any(-1)),
+        )
+        going = self.advance(after, progress, state, hold, finished, tally)
         return Outcome(
             before=canvas,
             canvas=after,
             progress=going,
             view=seen.view,
             decision=decision,
-            log_probability=self.path(seen, decision, (tokens != drawn).any(-1)),
-            queries=seen.queries.masked_fill(progress.done, 0),
             report=self.report(broken, after, going),
         )
 
     def advance(
-        self, canvas: Canvas, progress: Progress, state: object, hold: Tensor, done: Tensor
+        self,
+        canvas: Canvas,
+        progress: Progress,
+        state: object,
+        hold: Tensor,
+        done: Tensor,
+        tally: Tally,
     ) -> Progress:
         """After a forward."""
         window = self.locate(canvas, progress.window.block, hold)
@@ -264,7 +271,7 @@ class Loop:
         if self.exact:
             kept = self.meter.forward.kept(progress.window.start, self.meter.forward.again(spent))
         made = progress.made + 1
-        return Progress(state, window, hold, done, spent, made, kept, progress.bound)
+        return Progress(state, window, hold, done, spent, made, kept, progress.bound, tally)
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
