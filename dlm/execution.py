@@ -73,8 +73,9 @@ class Execution:
         if not self.static:
             return due
         some = 0 if due.whole or self.lanes is None else sum(due.refresh)
-        room = min(len(due.lengths), power(some))
-        return replace(due, reach=min(width, power(due.reach)), room=room)
+        reach, room = min(width, power(due.reach)), min(len(due.lengths), power(some))
+        same = (reach, room) == (due.reach, due.room)
+        return due if same else replace(due, reach=reach, room=room)
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
         """Rows that remain in the batch; None as long as all do.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from dlm.canvas import Canvas
-from dlm.recording import Record, Steps, copy_all
-from dlm.tree import equal, mapped, tensors
+from dlm.recording import Record, Steps, by_dtype
+from dlm.tree import equal, mapped
 
 if TYPE_CHECKING:
     from dlm.runtime import Loop
@@ -35,7 +35,8 @@ class Workspace:
         if self.canvas is None:
             self.canvas = mapped(torch.clone, canvas)
         else:
-            copy_all([*tensors(self.canvas)], [*tensors(canvas)])
+            for into, of in zip(by_dtype(self.canvas), by_dtype(canvas), strict=True):
+                torch._foreach_copy_(into, of)
         return self.canvas
 
     @property

@@ -293,7 +293,8 @@ class Loop:
         if self.settings.cache == "none":
             return broken, done, due
         refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
-        return broken, done, replace(due, refresh=refresh, reach=told[-1])
+        same = refresh == due.refresh and told[-1] == due.reach
+        return broken, done, due if same else replace(due, refresh=refresh, reach=told[-1])
 
     def decide(
         self, canvas: Canvas, progress: Progress, due: Due

@@ -200,6 +200,11 @@ def test_other_options_are_heeded(
     check(golden, execution, **{"decoder": decoder, **option})
 
 
+def test_wider_windows_are_others(golden: Model, execution: Execution) -> None:
+    for gen_length in (7, 7, 10):
+        check(golden, execution, block_length=20, gen_length=gen_length)
+
+
 @pytest.mark.parametrize("decoder", ["low_confidence", "random", "first_hitting"])
 def test_other_seeds_are_no_other_recordings(
     golden: Model, execution: Execution, recordings: list[Any], decoder: str
