@@ -4,7 +4,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -119,9 +118,7 @@ def loops_over_experts(network: Any) -> bool:
 def lanes_of(model: Model) -> Lanes:
     """Those of a network on a GPU. They go with it."""
     if model.network not in LANES:
-        LANES[model.network] = Lanes(
-            partial(Recorder, model.device), memory_of(model.device) // SHARE
-        )
+        LANES[model.network] = Lanes(Recorder, memory_of(model.device) // SHARE)
     return LANES[model.network]
 
 

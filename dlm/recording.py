@@ -143,6 +143,7 @@ class Pool:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.id = torch.cuda.graph_pool_handle()
         self.keeper = torch.cuda.CUDAGraph()
         record(self.keeper, lambda: torch.zeros(1, device=device), self.id, device)
@@ -160,32 +161,33 @@ class Recorder:
     Two generations that go on by turns must not share one: each writes over what the other left.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.pool: Pool | None = None
         self.failed = False
         self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:
         """Whichever stream the last generation was on, this one waits for its end."""
-        if self.ended is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.ended)
+        if self.pool is not None and self.ended is not None:
+            torch.cuda.current_stream(self.pool.device).wait_event(self.ended)
 
     def end(self) -> None:
         """Mark the end on the current stream."""
-        self.ended = torch.cuda.current_stream(self.device).record_event()
+        if self.pool is not None:
+            self.ended = torch.cuda.current_stream(self.pool.device).record_event()
 
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph | None":
         """Record a step; None, and a warning, where that is impossible."""
+        device = canvas.tokens.device
         try:
             if self.pool is None:
-                unused = pools(self.device)
+                unused = pools(device)
                 try:
                     self.pool = unused.pop()  # asked first, another thread might come between
                 except IndexError:
-                    self.pool = Pool(self.device)
+                    self.pool = Pool(device)
                 self.returned = weakref.finalize(self, unused.append, self.pool)
                 self.returned.atexit = False
             return CudaGraph(step, canvas, progress, due, self.pool)
