@@ -71,10 +71,13 @@ class Lane:
 
     def trim(self, spare: int = 0) -> None:
         """Drop what was used longest ago, but for the last `spare`, until the rest is small."""
-        while len(self.kept) > spare and (
-            len(self.kept) > MOST or sum(work.size for work in self.kept) > self.most
-        ):
+        while len(self.kept) > spare and (len(self.kept) > MOST or self.size > self.most):
             del self.kept[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(work.size for work in self.kept)
 
 
 def constant(decoder: Any) -> bool:
@@ -131,3 +134,5 @@ class Lanes:
         elif lane.state is not None:
             lane.trim()
             self.unused.append(lane)
+            while sum(each.size for each in self.unused) > self.most:
+                del self.unused[0]
