@@ -66,12 +66,12 @@ class Lane:
             work = Workspace(layout, make(), self.record)
         if self.state is not None and constant(decoder):
             self.kept.append(work)
-            self.trim(spare=1)
+            self.trim()
         return work
 
-    def trim(self, spare: int = 0) -> None:
-        """Drop what was used longest ago, but for the last `spare`, until the rest is small."""
-        while len(self.kept) > spare and (len(self.kept) > MOST or self.size > self.most):
+    def trim(self) -> None:
+        """Drop what was used longest ago until the rest is small enough."""
+        while len(self.kept) > MOST or self.size > self.most:
             del self.kept[0]
 
     @property
