@@ -88,7 +88,11 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes(
         monkeypatch.setattr(Display, "show", shown)
     else:
         monkeypatch.setattr("rich.status.Status.update", updated)
-    result = run(f"--out={broken}", *args)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
+    try:
+        result = run(f"--out={broken}", *args)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert "run the same command with --resume" in result.stderr
     monkeypatch.undo()

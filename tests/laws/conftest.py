@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dlm
 from dlm.execution import Execution
 from dlm.lanes import Lanes
+from dlm.models.model import Model
 from dlm.recording import Record, Recording, capture_stream, pools
 from dlm.runtime import Outcome
 
@@ -177,3 +180,14 @@ def traces() -> type[Traces]:
 def traced() -> Callable[..., Execution]:
     """Steps as on a GPU, recorded so: of what makes recordings, and how many bytes to keep."""
     return executed
+
+
+@pytest.fixture
+def execution(traced: Callable[..., Execution]) -> Execution:
+    return traced()
+
+
+@pytest.fixture
+def model(golden_folder: Path) -> Model:
+    """The golden one, for a test to change."""
+    return dlm.load(golden_folder, dtype="float32")

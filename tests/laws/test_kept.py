@@ -1,0 +1,125 @@
+"""How much is kept of generations, for how long, and of which networks."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.execution import LANES, STRIDE, Execution, state_of
+from dlm.lanes import Lanes
+from dlm.models.model import Model
+
+Traced = Callable[..., Execution]
+
+ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+
+
+def run(
+    model: Model, execution: Execution, rows: list[list[int]] = ROWS, **options: Any
+) -> list[list[int]]:
+    usual: dict[str, Any] = {"gen_length": 10, "block_length": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: execution)
+        return dlm.generate(model, rows, **{**usual, **options}).tokens
+
+
+def check(model: Model, execution: Execution, *given: Any, **options: Any) -> None:
+    expected = run(model, Execution(), *given, **options)
+    assert run(model, execution, *given, **options) == expected
+
+
+def lanes_of(execution: Execution) -> Lanes:
+    assert execution.lanes is not None
+    return execution.lanes
+
+
+def test_what_a_network_rests_on(model: Model) -> None:
+    network = model.network
+    first = state_of(network)
+    assert first == state_of(network)
+    with torch.inference_mode():
+        assert state_of(network) != first
+    torch.backends.cuda.enable_math_sdp(False)
+    try:
+        assert state_of(network) != first
+    finally:
+        torch.backends.cuda.enable_math_sdp(True)
+    assert state_of(network) == first
+    network.model.norm = Norm()
+    assert state_of(network) is None
+
+
+class Norm(torch.nn.RMSNorm):
+    """Of a package that nothing is known of."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_no_more_is_kept_than_allowed(golden: Model, traced: Traced, cache: str) -> None:
+    execution = traced()
+    run(golden, execution, cache=cache)
+    (lane,) = lanes_of(execution).unused
+    (work,) = lane.kept
+    whole = work.size
+    if cache == "dual":  # 2 layers of keys and values, 3 rows of 64 columns and one more
+        width = golden.network.config.hidden_size
+        layers = golden.network.config.num_hidden_layers
+        assert work.loop.size == layers * 2 * 3 * (STRIDE + 1) * width * 4
+    execution = traced(most=int(2.5 * whole))
+    for block_length in (5, 4, 3, 2):
+        run(golden, execution, block_length=block_length, cache=cache)
+    (lane,) = lanes_of(execution).unused
+    assert len(lane.kept) == 2
+    assert lane.size <= 2.5 * whole
+    execution = traced(most=0)
+    check(golden, execution, cache=cache)
+    assert not lanes_of(execution).unused[0].kept
+
+
+def test_what_does_not_come_back_is_dropped(
+    golden: Model, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest first: recordings of some lengths, and then those of a block length."""
+    monkeypatch.setattr("dlm.recording.MOST", 3)
+    monkeypatch.setattr("dlm.lanes.MOST", 2)
+    for length in (1, 2, 3, 4, 2, 5):
+        check(golden, execution, [[5] * length, [6]], temperature=0.0)
+    (lane,) = lanes_of(execution).unused
+    (work,) = lane.kept
+    assert [*work.steps.made] == [(True, (length + 10, 11)) for length in (4, 2, 5)]
+    for block_length in (4, 3):
+        check(golden, execution, block_length=block_length)
+    assert work not in lane.kept
+    assert len(lane.kept) == 2
+
+
+@pytest.mark.parametrize("how", ["deleted", "released"])
+def test_what_is_kept_goes_with_the_network(golden_folder: Path, traced: Traced, how: str) -> None:
+    """Without the garbage collector, which does not count the memory of a GPU."""
+    model = dlm.load(golden_folder, dtype="float32")
+    execution = traced()
+    LANES[model.network] = lanes_of(execution)
+    for _ in range(2):
+        run(model, execution, cache="dual")
+    (work,) = lanes_of(execution).unused[0].kept
+    kept = [weakref.ref(each) for each in (work.loop, work.steps, *work.steps.made.values())]
+    assert len(kept) == 4
+    del execution, work
+    gc.disable()
+    try:
+        if how == "released":
+            dlm.release(model)
+        else:
+            network = weakref.ref(model.network)
+            del model
+            assert network() is None
+        assert not any(each() for each in kept)
+    finally:
+        gc.enable()
