@@ -102,6 +102,14 @@ def test_prompts_of_other_lengths_share_recordings(
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_padding_is_masked_after_rows_that_had_none(
+    golden: Model, execution: Execution, cache: str
+) -> None:
+    for length in (STRIDE - 10, STRIDE - 10, 20):
+        check(golden, execution, [[7] * length], cache=cache)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     golden: Model, execution: Execution, recordings: list[Any], cache: str
 ) -> None:
