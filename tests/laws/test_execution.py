@@ -125,6 +125,13 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
     assert shapes == [(True, (3, 13, 13, 13)), *[(False, True, 0, 0)] * 3] * 3
 
 
+def test_recorded_canvases_have_few_lengths(traced: Traced) -> None:
+    """But none that the network cannot place."""
+    lengths = [(1, 512), (64, 512), (65, 512), (500, 512), (66, 70)]
+    assert [traced().columns(*each) for each in lengths] == [64, 64, 128, 512, 70]
+    assert [Execution(static=True).columns(*each) for each in lengths] == [n for n, _ in lengths]
+
+
 def test_nothing_of_a_generation_outlives_it(
     toy: Toy, traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:

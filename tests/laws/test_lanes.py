@@ -114,12 +114,12 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     golden: Model, execution: Execution, recordings: list[Any], cache: str
 ) -> None:
     """Rows with fewer blanks are done earlier: of 6 rows 2 go on, and one makes up for half."""
-    shapes: set[tuple[int, ...]] = set()
+    shapes: set[tuple[int, bool]] = set()
     call = Steps.__call__
 
-    def seen(self: Steps, canvas: Any, *given: Any) -> Any:
-        shapes.add(canvas.shape)
-        return call(self, canvas, *given)
+    def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
+        shapes.add((canvas.shape[0], due.packing is not None))
+        return call(self, canvas, progress, due)
 
     rows = [[5 + n, *[511] * blanks, 6] for n, blanks in enumerate((3, 3, 20, 9, 3, 3))]
     options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, "seed": 1}
@@ -131,7 +131,7 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
             before = len(recordings)
             found = dlm.infill(golden, rows, **options)
         assert len(recordings) == before
-        assert {shape[0] for shape in shapes} == {6, 3, 1}
+        assert shapes == {(6, True), (3, True), (1, cache == "none")}
         patch.setattr(Execution, "of", lambda model: Execution())
         plain = dlm.infill(golden, rows, **options)
     assert found.tokens == plain.tokens
