@@ -195,6 +195,31 @@ def test_other_options_are_heeded(
     check(golden, execution, **{"decoder": decoder, **option})
 
 
+def test_stop_tokens_are_ranked_last_where_that_is_asked(
+    golden: Model, execution: Execution
+) -> None:
+    model = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(range(0, 511, 2))))
+    for asked in (False, False, True):
+        check(model, execution, confidence_eos_eot_inf=asked, stop_at_eos=False)
+
+
+def test_trajectories_have_confidences_that_were_not_measured_before(
+    golden: Model, execution: Execution
+) -> None:
+    options: dict[str, Any] = {"decoder": "left_to_right"}
+    for _ in range(2):
+        run(golden, execution, **options)
+    found, plain = (
+        run(golden, each, return_trajectory=True, **options).trajectory
+        for each in (execution, Execution())
+    )
+    assert found is not None
+    assert plain is not None
+    for one, other in zip(found, plain, strict=True):
+        sure = [change.confidence for change in one.commits]
+        assert sure == pytest.approx([change.confidence for change in other.commits], rel=1e-4)
+
+
 def test_wider_windows_are_others(golden: Model, execution: Execution) -> None:
     for gen_length in (7, 7, 10):
         check(golden, execution, block_length=20, gen_length=gen_length)
