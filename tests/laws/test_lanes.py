@@ -1,8 +1,10 @@
 """What is kept of a generation serves later ones, which decode what they would without it."""
 
+import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,12 +197,14 @@ def test_other_options_are_heeded(
     check(golden, execution, **{"decoder": decoder, **option})
 
 
-def test_stop_tokens_are_ranked_last_where_that_is_asked(
-    golden: Model, execution: Execution
+@pytest.mark.parametrize("option", ["confidence_eos_eot_inf", "stop_at_eos"])
+def test_options_of_stop_tokens_are_heeded(
+    golden: Model, execution: Execution, option: str
 ) -> None:
     model = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(range(0, 511, 2))))
     for asked in (False, False, True):
-        check(model, execution, confidence_eos_eot_inf=asked, stop_at_eos=False)
+        options: dict[str, Any] = {"stop_at_eos": False, option: asked}
+        check(model, execution, **options)
 
 
 def test_trajectories_have_confidences_that_were_not_measured_before(
@@ -296,12 +300,14 @@ def test_a_network_that_was_changed_is_recorded_anew(
 
 
 def test_tables_of_a_decoder_are_told_apart(
-    golden: Model, execution: Execution, recordings: list[Any]
+    golden: Model, execution: Execution, recordings: list[Any], tmp_path: Path
 ) -> None:
-    """Frequencies are a tensor that bound decoders do not compare."""
+    """Frequencies are a tensor that bound decoders do not compare, here of a file of one name."""
     some = torch.rand(512, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    place = tmp_path / "table.json"
+    options = {"frequencies": place, "weight": "exponential"}
     for table in (some, some, some.flip(0), some.flip(0), some):
-        options = {"frequencies": table.tolist(), "weight": "exponential"}
+        place.write_text(json.dumps(table.tolist()))
         check(golden, execution, decoder="pc_sampler", decoder_options=options)
     assert len(recordings) == 2
 
