@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from dlm.lanes import Lane, Lanes
 from dlm.models.model import Model, untouched
@@ -19,7 +20,8 @@ STRIDE: Final = 64
 SHARE: Final = 16
 """What is kept of generations takes at most one part in so many of a device's memory."""
 KNOWN: Final = ("torch", "transformers", "dlm")
-"""Packages whose modules do the same as long as their tensors, hooks and modes are the same."""
+"""Packages whose modules do the same as long as `state_of` them is the same."""
+PLAIN: Final = (bool, int, float, str)  # attributes of modules that are compared
 LANES: Final[weakref.WeakKeyDictionary[nn.Module, Lanes]] = weakref.WeakKeyDictionary()
 """Of each network whose steps were recorded."""
 
@@ -137,16 +139,21 @@ def release(model: Model) -> None:
 
 
 def state_of(network: Any) -> tuple[Any, ...] | None:
-    """What recordings of a network rest on, beside what its tensors hold and its class does.
+    """What recordings of a network rest on, beside what its tensors hold and its classes do.
 
     None where a module may have more: one of an unknown package, with hooks, or with weights that
     are more than a tensor.
     """
-    parts: list[Any] = [*modes(), network.config._attn_implementation]
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return None
+    config = network.config
+    parts: list[Any] = [*modes(), config._attn_implementation]
+    parts.append(getattr(config, "_experts_implementation", None))
     for module in network.modules():
         if type(module).__module__.partition(".")[0] not in KNOWN or not untouched(module):
             return None
-        parts.append((id(module), module.training))
+        plain = [each for each in vars(module).items() if isinstance(each[1], PLAIN)]
+        parts.append((weakref.ref(module), *plain))  # an id may be that of another one later
     for tensor in (*network.parameters(), *network.buffers()):
         if type(tensor) not in (Tensor, nn.Parameter):
             return None
@@ -159,12 +166,14 @@ def modes() -> tuple[Any, ...]:
     cuda = torch.backends.cuda
     return (
         torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
         torch.is_autocast_enabled("cuda"),
         torch.get_autocast_dtype("cuda"),
         torch.are_deterministic_algorithms_enabled(),
         cuda.matmul.fp32_precision,
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_accumulation,
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),

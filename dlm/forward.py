@@ -41,7 +41,7 @@ class Stretch:
 
 
 class Forward:
-    """The forwards of one generation, with what they leave behind for the next ones."""
+    """Forwards of rows of one number and length, with what they leave behind for the next ones."""
 
     def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
         self.model = model

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -83,10 +85,14 @@ class Lane:
 def constant(decoder: Any) -> bool:
     """Whether a decoder decides alike in every generation: a frozen dataclass, says the contract.
 
-    One that is none may have changed, and its steps are recorded anew.
+    One that is none, or that holds a function, may have changed, and its steps are recorded anew.
     """
-    parameters = getattr(type(decoder), "__dataclass_params__", None)
-    return parameters is not None and parameters.frozen
+    parameters = vars(type(decoder)).get("__dataclass_params__")  # not those of a class above it
+    return (
+        parameters is not None
+        and parameters.frozen
+        and not any(callable(getattr(decoder, field.name)) for field in fields(decoder))
+    )
 
 
 class Lanes:
@@ -97,6 +103,7 @@ class Lanes:
         self.record = record
         self.most = most
         self.unused: list[Lane] = []
+        self.lock = RLock()  # of what is unused; a stream may be collected while it is held
         self.failed = False  # whether a recording failed: each may cost memory, so there is one
 
     @contextmanager
@@ -105,13 +112,11 @@ class Lanes:
 
         It is kept unless something was raised, which leaves nobody knows what behind.
         """
-        try:
-            lane = self.unused.pop()  # asked first, another thread might come between
-        except IndexError:
-            lane = Lane(self.record(), state, self.most)
-        if lane.state != state:
-            self.unused.clear()
-            lane = Lane(self.record(), state, self.most)
+        with self.lock:
+            lane = self.unused.pop() if self.unused else Lane(self.record(), state, self.most)
+            if lane.state != state:
+                self.unused.clear()
+                lane = Lane(self.record(), state, self.most)
         assert lane.record is not None
         lane.record.begin()
         try:
@@ -128,11 +133,12 @@ class Lanes:
         """Keep a lane for the next generation."""
         assert lane.record is not None
         lane.record.end()
-        if lane.record.failed:
-            self.failed = True
-            self.unused.clear()
-        elif lane.state is not None:
-            lane.trim()
-            self.unused.append(lane)
-            while sum(each.size for each in self.unused) > self.most:
-                del self.unused[0]
+        with self.lock:
+            self.failed = self.failed or lane.record.failed
+            if self.failed:
+                self.unused.clear()
+            elif lane.state is not None:
+                lane.trim()
+                self.unused.append(lane)
+                while sum(each.size for each in self.unused) > self.most:
+                    del self.unused[0]

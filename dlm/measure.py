@@ -83,7 +83,7 @@ class Places:
 
 
 class Meter:
-    """What one generation asks of every forward, fixed at its start."""
+    """What is asked of every forward with the same options."""
 
     def __init__(
         self, model: Model, traits: Traits, settings: Settings, *, dense: bool = False

@@ -28,7 +28,7 @@ class Packing:
 
     @classmethod
     def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> "Packing":
-        """Of rows of these lengths, in tokens, the longest of them `width`."""
+        """Of rows of these lengths, in tokens, on a canvas of `width` columns."""
         sizes = torch.tensor(lengths)
         bounds = torch.tensor([0, *accumulate(lengths)])
         starts = bounds[:-1]

@@ -33,15 +33,10 @@ class Due:
         return all(self.refresh)
 
     def shape(self, width: int) -> Hashable:
-        """What forwards that ask the same of the device share, on a canvas of `width` columns.
-
-        None where the host picks out rows that are computed as a whole.
-        """
+        """What forwards that ask the same of the device share, on a canvas of `width` columns."""
         padded = min(self.lengths) < width
         if self.whole:
             return True, padded if self.packing is None else tuple(self.lengths)
-        if any(self.refresh) and not self.room:
-            return None
         return False, padded, self.reach, self.room
 
     def select(self, stay: Sequence[int]) -> "Due":

@@ -1,11 +1,12 @@
 """Steps recorded once, as CUDA graphs, and played again."""
 
 import contextlib
+import gc
 import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -106,9 +107,11 @@ class Steps:
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
-        shape = due.shape(canvas.tokens.shape[1])
-        if self.record is None or self.record.failed or shape is None:
+        if self.record is None or self.record.failed:
             return self.step(canvas, progress, due)
+        # A decoder's first state need not be of the kind of its later ones.
+        kinds = tuple((part.dtype, part.shape) for part in tensors(progress.state))
+        shape = (due.shape(canvas.tokens.shape[1]), kinds)
         known = shape in self.made
         recording = self.made.pop(shape, None)
         if known and recording is None:
@@ -122,7 +125,7 @@ class Steps:
 
     @property
     def size(self) -> int:
-        """Bytes that recordings hold, beside what they share."""
+        """Bytes that recordings take and give, the canvas they share counted with each."""
         return sum(each.size for each in self.made.values() if each is not None)
 
 
@@ -229,13 +232,25 @@ CAPTURING: Final = threading.Lock()
 
 def record(graph: Any, call: Callable[[], Made], pool: Any, device: torch.device) -> Made:
     """`capture` on a stream of its own, which is one thread's at a time."""
-    with CAPTURING, torch.cuda.device(device):
+    with CAPTURING, uncollected(), torch.cuda.device(device):
         caller, stream = torch.cuda.current_stream(), capture_stream(device)
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
             made = capture(graph, call, pool)
         caller.wait_stream(stream)
     return made
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which might end something on a stream that is recorded."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:

@@ -143,6 +143,7 @@ def denoise(
                 work = lane.workspace((canvas.shape, *layout), decoder, make)
                 canvas = work.lay(canvas)
                 progress, due = work.loop.follow(left.loop, index, canvas, progress, due)
+                del left  # and the cache of the rows that are gone
                 live = [live[row] for row in stay]
         raise AssertionError(f"{traits.name} is out of forwards, and rows are left")
 

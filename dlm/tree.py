@@ -45,8 +45,13 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         same = (one.dtype, one.device, one.shape) == (other.dtype, other.device, other.shape)
         return same and torch.equal(one, other)
-    if isinstance(one, tuple):
+    if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(equal, one, other))
-    if is_dataclass(one):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if is_dataclass(one) and not isinstance(one, type):
         return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
-    return (one == other) is True  # an array has no truth
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError, RuntimeError):  # an array has no truth
+        return False

@@ -1,5 +1,6 @@
 """Caches: exact where they say so, and a row's own business in any batch."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import dlm
 from dlm.cache import Cache, Refresh, Reuse
 from dlm.decoders import DECODERS
 from dlm.forward import Forward
+from dlm.generation import make_job
 from dlm.models.model import Model
+from dlm.settings import Settings
 from dlm.traits import Traits
 
 MASK = 511
@@ -189,3 +192,22 @@ def test_options_that_do_not_fit_are_refused(golden: Model) -> None:
         run(golden, [[1]], [0], decoder="wino", cache="dual")
     with pytest.raises(ValueError, match=r"unknown cache 'duel'. Did you mean 'dual'"):
         run(golden, [[1]], [0], cache="duel")
+
+
+def test_the_cache_of_a_batch_goes_when_the_batch_shrinks(
+    golden: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
+    make = Cache.__init__
+
+    def watched(self: Cache, rows: int, length: int) -> None:
+        make(self, rows, length)
+        alive.add(self)
+
+    monkeypatch.setattr(Cache, "__init__", watched)
+    rows = [[5, 511, 511], [6, *[511] * 6]]
+    settings = Settings(cache="dual", block_length=3, stop_at_eos=False)
+    job = make_job(golden, rows, [(0, len(row)) for row in rows], settings)
+    with torch.inference_mode():
+        seen = [[cache.rows for cache in alive] for _ in job.steps(golden)]
+    assert seen == [[2]] * 2 + [[1]] * 4

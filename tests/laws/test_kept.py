@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import dlm
+from dlm.decoders.base import Stateless
 from dlm.execution import LANES, STRIDE, Execution, state_of
-from dlm.lanes import Lanes
+from dlm.lanes import Lanes, constant
 from dlm.models.model import Model
+from dlm.tree import equal
+from dlm.types import Decision, StepView
 
 Traced = Callable[..., Execution]
 
@@ -50,6 +54,15 @@ def test_what_a_network_rests_on(model: Model) -> None:
     finally:
         torch.backends.cuda.enable_math_sdp(True)
     assert state_of(network) == first
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert state_of(network) is None
+    hook.remove()
+    network.model.layers[0].self_attn.scaling *= 2
+    second = state_of(network)
+    assert second not in (first, None)
+    del network.model.layers[0].mlp.act_fn
+    network.model.layers[0].mlp.act_fn = torch.nn.GELU()  # where the other one lay, perhaps
+    assert state_of(network) not in (first, second, None)
     network.model.norm = Norm()
     assert state_of(network) is None
 
@@ -59,6 +72,39 @@ class Norm(torch.nn.RMSNorm):
 
     def __init__(self) -> None:
         super().__init__(64)
+
+
+@dataclass(frozen=True)
+class Counting(Stateless):
+    """A decoder whose state is none before its first forward."""
+
+    table: Any = None
+    paper = "none"
+
+    def step(self, state: Any, view: StepView) -> tuple[Any, Decision]:
+        first = view.masked.int().cumsum(-1) == 1
+        made = view.step if state is None else state + 1
+        return made, Decision(view.masked & first)
+
+
+class Undecorated(Counting):
+    pass
+
+
+def test_a_state_may_be_of_another_kind_at_first(golden: Model, execution: Execution) -> None:
+    for _ in range(3):
+        check(golden, execution, decoder=Counting())
+
+
+def test_which_decoders_are_told_apart(golden: Model, execution: Execution) -> None:
+    one, two = torch.ones(2), torch.zeros(2)
+    assert constant(Counting(one))
+    assert not any(map(constant, (Undecorated(), Counting(lambda: one), object())))
+    assert equal(Counting([one, {"a": one}]), Counting([one.clone(), {"a": one.clone()}]))
+    others = ([one, {"a": two}], [one], (one, {"a": one}), [one, {"b": one}], int, None)
+    assert not any(equal(Counting([one, {"a": one}]), Counting(other)) for other in others)
+    for _ in range(2):
+        check(golden, execution, decoder=Counting([one, two]))
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
@@ -93,7 +139,7 @@ def test_what_does_not_come_back_is_dropped(
         check(golden, execution, [[5] * length, [6]], temperature=0.0)
     (lane,) = lanes_of(execution).unused
     (work,) = lane.kept
-    assert [*work.steps.made] == [(True, (length + 10, 11)) for length in (4, 2, 5)]
+    assert [*work.steps.made] == [((True, (n + 10, 11)), ()) for n in (4, 2, 5)]
     for block_length in (4, 3):
         check(golden, execution, block_length=block_length)
     assert work not in lane.kept

@@ -199,10 +199,11 @@ def test_rows_whose_blocks_end_apart_are_played_too(
 def test_other_options_are_heeded(
     golden: Model, execution: Execution, option: dict[str, Any]
 ) -> None:
-    decoder = option.get("decoder", "low_confidence")
+    usual: dict[str, Any] = {"decoder": option.get("decoder", "low_confidence")}
+    usual |= {"cache": "dual"} if "refresh_every" in option else {}
     for _ in range(2):
-        check(golden, execution, decoder=decoder)
-    check(golden, execution, **{"decoder": decoder, **option})
+        check(golden, execution, **usual)
+    check(golden, execution, **{**usual, **option})
 
 
 @pytest.mark.parametrize("option", ["confidence_eos_eot_inf", "stop_at_eos"])
