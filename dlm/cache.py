@@ -30,10 +30,14 @@ class Cache:
     def follow(self, other: "Cache", index: Tensor) -> None:
         """Take over the rows `index` of a cache, as many columns as this one has."""
         for number, (keys, values) in enumerate(other.layers):
-            like = keys[:, :0].transpose(1, 2)
-            for mine, theirs in zip(self.layer(number, like), (keys, values), strict=True):
-                rows = theirs[:, : self.length].index_select(0, index.to(theirs.device))
-                mine[:, : self.length] = rows
+            rows = index.to(keys.device)
+            # What the last column comes to hold is read by nobody.
+            taken = [part[:, : self.length + 1].index_select(0, rows) for part in (keys, values)]
+            if number == len(self.layers):
+                self.layers.append((taken[0], taken[1]))
+            else:
+                for mine, theirs in zip(self.layers[number], taken, strict=True):
+                    mine.copy_(theirs)
 
     @property
     def size(self) -> int:
