@@ -266,10 +266,9 @@ def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: S
 @torch.inference_mode()
 def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
     """Run a job to its end; `text_of` tells how a row's tokens read."""
-    count, wanted = len(job.rows), job.settings
-    ends: list[End] = [End(0, [], 0, 0, None)] * count
-    recorder = Recorder(job.spans) if wanted.return_trajectory else None
-    order = torch.full_like(job.canvas.tokens, -1) if wanted.return_order else None
+    found: dict[int, End] = {}
+    recorder = Recorder(job.spans) if job.settings.return_trajectory else None
+    order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     has_path = False
     for step in job.steps(model):
         if order is not None:
@@ -277,8 +276,8 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
         if recorder is not None:
             recorder.add(step)
         has_path = step.tally.path is not None
-        for row, end in ended(step):
-            ends[row] = end
+        found.update(ended(step))
+    ends = [found[row] for row in range(len(job.rows))]
     tokens = [end.tokens[slice(*span)] for end, span in zip(ends, job.spans, strict=True)]
     blanks = [row.count(model.spec.mask_id) for row in job.rows]
     return Generation(
@@ -308,7 +307,7 @@ class End:
     path: float | None  # ln q of what was committed, NaN where its end was filled
 
     def path_of(self, blanks: int) -> float | None:
-        """Ln q of a row that was decoded as a whole; None for others."""
+        """Its log-probability where the row was decoded as a whole, blank by blank; else None."""
         whole = self.path is not None and self.decoded == blanks and not math.isnan(self.path)
         return self.path if whole else None
 

@@ -178,7 +178,7 @@ class Meter:
         index = places.column if hidden.by_column else places.position
         logits = self.logits(hidden.states, canvas, places, index)
         state, adjustment = self.adjusted(progress.state, view, places, logits)
-        key = self.key(canvas, places, progress.made)
+        key = self.key(canvas, places, progress.made) if self.settings.temperature else None
         drawn = self.draw(logits, adjustment, view, places, key)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
@@ -241,7 +241,7 @@ class Meter:
         adjustment: Adjustment,
         view: StepView,
         places: Places,
-        key: NoiseKey,
+        key: NoiseKey | None,
     ) -> TokenStatistics:
         """Sample, and measure what the decoder reads."""
         scale = None if adjustment.scale is None else adjustment.scale[places.row]

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,25 +73,23 @@ class Recording(ABC):
         """Do what was recorded again, in the same memory."""
 
 
-class Record(Protocol):
+class Record(ABC):
     """Makes recordings of which one generation at a time plays some."""
 
-    failed: bool
+    failed: bool = False
     """Whether one could not be made. No more are asked for then."""
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 (most have nothing to wait for)
         """A generation begins, after all that the last one asked of the device."""
-        ...
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027
         """A generation is over, and has asked the device for all it wanted."""
-        ...
 
+    @abstractmethod
     def __call__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, /
+        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> Recording | None:
         """Record a step; None, and a warning, where that is impossible."""
-        ...
 
 
 class Steps:
@@ -158,7 +156,7 @@ def pools(device: torch.device) -> list[Pool]:
     return []
 
 
-class Recorder:
+class Recorder(Record):
     """Makes recordings in one pool, for one generation at a time.
 
     Two generations that go on by turns must not share one: each writes over what the other left.
@@ -166,7 +164,6 @@ class Recorder:
 
     def __init__(self) -> None:
         self.pool: Pool | None = None
-        self.failed = False
         self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:

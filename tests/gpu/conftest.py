@@ -7,6 +7,7 @@ import torch
 
 from dlm.execution import Execution
 from dlm.lanes import Lanes
+from dlm.recording import Record
 
 Forbidding = Callable[[], AbstractContextManager[None]]
 
@@ -28,16 +29,10 @@ def no_waits() -> Forbidding:
     return forbidding
 
 
-class Never:
+class Never(Record):
     """Records nothing."""
 
-    failed: bool = True
-
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
+    failed = True
 
     def __call__(self, *_: object) -> None:
         raise AssertionError("a step is recorded")

@@ -1,6 +1,5 @@
 """Steps as CUDA graphs, and a host that does not wait within a block. Skipped without a GPU."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,32 +33,29 @@ def model() -> Model:
     return dlm.load(GOLDEN, device="cuda", dtype="float32")
 
 
-@pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the steps that were recorded."""
+def calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each call of a method of a CUDA graph."""
     made: list[int] = []
-    capture = CudaGraph.capture
+    call = getattr(CudaGraph, name)
 
     def counted(self: CudaGraph, *given: Any) -> Any:
         made.append(1)
-        return capture(self, *given)
+        return call(self, *given)
 
-    monkeypatch.setattr(CudaGraph, "capture", counted)
+    monkeypatch.setattr(CudaGraph, name, counted)
     return made
 
 
 @pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the steps that were recorded."""
+    return calls_of("capture", monkeypatch)
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the steps that were played from a recording."""
-    made: list[int] = []
-    play = CudaGraph.__call__
-
-    def counted(self: CudaGraph, *given: Any) -> Any:
-        made.append(1)
-        return play(self, *given)
-
-    monkeypatch.setattr(CudaGraph, "__call__", counted)
-    return made  # type: ignore[return-value]
+    return calls_of("__call__", monkeypatch)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -62,18 +62,10 @@ class Trace(Recording):
         self.graph.again()
 
 
-class Traces:
+class Traces(Record):
     """Makes them."""
 
-    failed: bool = False
-
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    def __call__(self, *given: Any) -> Trace:
+    def __call__(self, *given: Any) -> Trace | None:
         return Trace(*given)
 
 

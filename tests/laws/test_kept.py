@@ -139,6 +139,9 @@ def test_what_does_not_come_back_is_dropped(
         check(golden, execution, [[5] * length, [6]], temperature=0.0)
     (lane,) = lanes_of(execution).unused
     (work,) = lane.kept
+    # What packs the rows is read again, and has no other owner than the recording.
+    made = [each for each in work.steps.made.values() if each is not None]
+    assert [each.due.packing is not None for each in made] == [True] * 3
     assert [*work.steps.made] == [((True, (n + 10, 11)), ()) for n in (4, 2, 5)]
     for block_length in (4, 3):
         check(golden, execution, block_length=block_length)

@@ -25,7 +25,7 @@ from dlm.bench.work import Work, random_prompts
 from dlm.execution import LANES, Execution
 from dlm.lanes import Lanes
 from dlm.models.model import Model
-from dlm.recording import Recording
+from dlm.recording import Record, Recording
 from dlm.tree import mapped, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -77,15 +77,7 @@ class Again(Recording):
                 kept.copy_(new)
 
 
-class Agains:
-    failed = False
-
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
+class Agains(Record):
     def __call__(self, *given: Any) -> Recording | None:
         return Again(*given)
 
