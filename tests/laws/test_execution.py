@@ -132,7 +132,7 @@ def test_recorded_canvases_have_few_lengths(traced: Traced) -> None:
     assert [Execution(static=True).columns(*each) for each in lengths] == [n for n, _ in lengths]
 
 
-def test_nothing_of_a_generation_outlives_it(
+def test_nothing_outlives_a_generation_of_which_nothing_is_kept(
     toy: Toy, traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the garbage collector, which does not count the memory of a GPU."""
