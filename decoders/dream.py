@@ -29,8 +29,8 @@ class Dream(Policy):
     margin ("topk_margin") or the negative entropy ("entropy") of the tempered and filtered law;
     "origin" reveals each mask with probability 1 - s / t instead. Ye et al. 2025 (Dream,
     arXiv:2508.15487) and its released code, whose `alg_temp` is `position_temperature`. Counts are
-    of each row's own masks (the code takes the batch mean), and times that would reveal nothing
-    are passed over.
+    of each row's own masks (the code takes the batch mean), times that would reveal nothing are
+    passed over, and of `top_k` and `top_p`, given both, k cuts first, as everywhere here.
     """
 
     alg: str = "entropy"

@@ -26,8 +26,9 @@ class MutualStability(Policy):
 
     {i: c_i >= threshold, arg max unchanged over the last `patience` forwards of the block, and
     JS(p_t, p_{t-1}) <= drift nats on the 8 likeliest tokens and the rest}, filled up to `quota`
-    by confidence. LESS (arXiv:2606.16908). Distributions are the model's own at every
-    temperature. A block goes on until it has no mask, where the authors' code can leave some.
+    by confidence; with `patience` 0 nothing is compared. LESS (arXiv:2606.16908). Distributions
+    are the model's own at every temperature. A block goes on until it has no mask, where the
+    authors' code can leave some.
     """
 
     threshold: float = 0.75

@@ -35,8 +35,10 @@ class PCSampler(Stateless):
         frequencies: path of a JSON file (a list, or the authors' counts), the V frequencies
             themselves, or "model" for the model's mean prediction on a canvas of masks (stop tokens
             apart from the others).
-        weight: "linear" ranks by (1 - lambda_) minmax(c) + lambda_ (L - j) / L, without f, L the
-            length of the block (`linear_position` of the authors' code).
+        weight: "linear" ranks by (1 - lambda_) minmax(s) + lambda_ (L - j) / L, L the length of
+            the block, s = min(-c ln f, alpha) and the range that of all its positions: for a
+            committed one c of what is predicted and f of what stands there (`linear_position` of
+            the authors' code).
         position_origin: where j counts from, "block" or "generation". It moves all scores of a
             block alike, which changes draws at a position temperature and the linear weight.
     """
@@ -60,11 +62,6 @@ class PCSampler(Stateless):
         number("alpha", self.alpha, least=0.0)
         known("weight", self.weight, WEIGHTS)
         known("position_origin", self.position_origin, ORIGINS)
-        if self.weight == "linear" and (self.alpha != 10.0 or self.frequencies != "model"):
-            raise ValueError(
-                "alpha and frequencies are for the exponential weight: leave them out with "
-                f"'linear', got alpha {self.alpha} and frequencies {str(self.frequencies)[:60]}"
-            )
         given: object = self.frequencies
         if isinstance(given, str | Path):
             if given != "model":
@@ -77,14 +74,17 @@ class PCSampler(Stateless):
                 f"frequencies must be a path, a sequence, a tensor or 'model', got {given!r}"
             )
 
+    @property
+    def reads_committed(self) -> bool:
+        """Whether committed positions count."""
+        return self.weight == "linear"
+
     def bind(self, facts: Facts) -> "Weighted":
         """With the frequencies read, on the device of the model."""
-        table = None
-        if self.weight == "exponential":
-            if self.frequencies == "model":
-                table = facts.background()
-            else:
-                table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
+        if self.frequencies == "model":
+            table = facts.background()
+        else:
+            table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
         options = {option.name: getattr(self, option.name) for option in fields(PCSampler)}
         return Weighted(**options, table=table)
 
@@ -101,7 +101,7 @@ class Weighted(PCSampler):
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """Top-q by the weighted, calibrated confidence."""
-        scores = self.linear(view) if self.table is None else self.exponential(view, self.table)
+        scores = self.linear(view) if self.weight == "linear" else self.exponential(view)
         return None, Decision(top(view.tempered(scores), view.masked, view.quota))
 
     def index(self, view: StepView) -> Tensor:
@@ -109,22 +109,27 @@ class Weighted(PCSampler):
         origin = view.block_start if self.position_origin == "block" else view.row_start
         return view.positions - origin[:, None]
 
-    def exponential(self, view: StepView, table: Tensor) -> Tensor:
+    def content(self, view: StepView) -> Tensor:
+        """min(-c ln f, alpha), float32 [B, W]."""
+        assert self.table is not None
+        tokens = view.tokens.where(view.editable, view.sampled)
+        rarity = -(self.table[tokens] + GUARD).log()
+        return (view.want("confidence") * rarity).clamp(max=self.alpha)
+
+    def exponential(self, view: StepView) -> Tensor:
         """exp(-lambda_ j) min(-c ln f, alpha)."""
-        rarity = -(table[view.sampled] + GUARD).log()
-        content = (view.want("confidence") * rarity).clamp(max=self.alpha)
         index = self.index(view)
         if view.position_noise is None:
             # From the row's first mask on: the same order, and exp does not run out of digits.
             index = index - index.masked_fill(~view.masked, NEVER).amin(-1, keepdim=True)
-        return content * torch.exp(-self.lambda_ * index.double().clamp(min=0))
+        return self.content(view) * torch.exp(-self.lambda_ * index.double().clamp(min=0))
 
     def linear(self, view: StepView) -> Tensor:
-        """(1 - lambda_) minmax(c) + lambda_ (L - j) / L."""
-        confidence = view.want("confidence")
-        least = confidence.masked_fill(~view.masked, float("inf")).amin(-1, keepdim=True)
-        most = confidence.masked_fill(~view.masked, -float("inf")).amax(-1, keepdim=True)
-        scaled = (confidence - least) / (most - least).clamp(min=GUARD)
+        """(1 - lambda_) minmax(min(-c ln f, alpha)) + lambda_ (L - j) / L."""
+        content, inside = self.content(view), view.masked | view.editable
+        least = content.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
+        most = content.masked_fill(~inside, -float("inf")).amax(-1, keepdim=True)
+        scaled = (content - least) / (most - least).clamp(min=GUARD)
         index = self.index(view)
-        length = (index + 1).masked_fill(~(view.masked | view.editable), 1).amax(-1, keepdim=True)
+        length = (index + 1).masked_fill(~inside, 1).amax(-1, keepdim=True)
         return (1 - self.lambda_) * scaled + self.lambda_ * (length - index) / length

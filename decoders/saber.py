@@ -31,10 +31,12 @@ PRESETS = {
 
 
 class Confidences(NamedTuple):
-    """Per column of the window."""
+    """Per column of the window, and of the blocks that it has left behind."""
 
     last: Tensor  # float32 [B, W], at the forward before; -inf where there was none
     committed: Tensor  # float32 [B, W], when it was last committed; -1 where it never was
+    behind: Tensor  # float64 [B], sum of those of earlier blocks; 0 while the window holds them
+    earlier: Tensor  # int64 [B], how many those are
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Saber(Policy):
 
     def init_state(self, batch: int, length: int) -> Confidences:
         """Confidence 0 before the first forward, as in the authors' code."""
-        return Confidences(torch.zeros(batch, length), torch.full((batch, length), -1.0))
+        last, committed = torch.zeros(batch, length), torch.full((batch, length), -1.0)
+        none = torch.zeros(batch, dtype=torch.int64)
+        return Confidences(last, committed, none.double(), none)
 
     def step(self, state: Confidences, view: StepView) -> tuple[Confidences, Decision]:
         """Accelerate, then backtrack."""
@@ -88,11 +92,10 @@ class Saber(Policy):
         confidence = view.want("confidence")
         if preset.own_token:
             confidence = confidence.where(view.masked, view.want("token_probability"))
-        committed = state.committed
-        if not preset.everywhere:  # the window moves on with the block
-            committed = committed.masked_fill(~view.editable, -1.0)
-        commit = self.accelerate(confidence, committed, view)
-        committed = torch.where(commit, confidence, committed)
+        if not preset.everywhere:
+            state = moved_on(state, view)
+        commit = self.accelerate(confidence, state, view)
+        committed = torch.where(commit, confidence, state.committed)
         candidates = view.editable if preset.spare_new else view.editable | commit
         fall = confidence - state.last
         fall = fall.where(fall.isfinite(), float("inf"))
@@ -105,13 +108,14 @@ class Saber(Policy):
         last = confidence.masked_fill(~inside, -float("inf"))
         # A position that was committed and remasked in one forward is a mask that stays one.
         both = commit & remask
-        return Confidences(last, committed), Decision(commit & ~both, remask=remask & ~both)
+        state = state._replace(last=last, committed=committed)
+        return state, Decision(commit & ~both, remask=remask & ~both)
 
-    def accelerate(self, confidence: Tensor, committed: Tensor, view: StepView) -> Tensor:
+    def accelerate(self, confidence: Tensor, state: Confidences, view: StepView) -> Tensor:
         """All above the mean confidence of past commits, the n best at least; bool [B, W]."""
-        past = committed >= 0
-        count = past.sum(-1)
-        mean = exact_sum(committed, past) / count.clamp(min=1)
+        past = state.committed >= 0
+        count = state.earlier + past.sum(-1)
+        mean = (state.behind + exact_sum(state.committed, past)) / count.clamp(min=1)
         bar = torch.where(count > 0, mean, 1.0)[:, None]
         sure = view.masked & (confidence > bar)
         least = view.quota.clamp(min=self.n)
@@ -127,3 +131,13 @@ class Saber(Policy):
         count = count.minimum(accepted - 1).clamp(min=0)
         complete = ~(view.masked & ~commit).any(-1)  # as it is with the last of a budget
         return count.masked_fill(complete, 0)
+
+
+def moved_on(state: Confidences, view: StepView) -> Confidences:
+    """The same where a block begins: what the window held counts as behind it."""
+    past = (state.committed >= 0) & (view.step == 0)[:, None]
+    return state._replace(
+        committed=state.committed.masked_fill(past, -1.0),
+        behind=state.behind + exact_sum(state.committed, past),
+        earlier=state.earlier + past.sum(-1),
+    )

@@ -168,8 +168,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         gen_length: tokens to decode, at least 1.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
             attention is block-causal, at most a block of the network's, and a divisor of it.
-        steps: forwards budget of a row, shared evenly by its blocks (one each at least); None
-            lets the decoder use as many as it needs.
+        steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
+            each at least); None lets the decoder use as many as it needs.
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
         top_k: samples among the k most likely tokens.
         top_p: samples among the most likely tokens that hold this much probability.

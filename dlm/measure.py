@@ -289,11 +289,14 @@ class Meter:
         )
         ends = self.wordless[drawn.sampled]
         margin, entropy = ranked.margin, ranked.entropy
+        # What was drawn may lie outside of the top-p of the law without stop tokens.
+        least = torch.finfo(torch.float32).tiny
+        assert ranked.token_probability is not None
         return replace(
             ranked,
             sampled=drawn.sampled,
             maximum=drawn.maximum,
-            confidence=ranked.token_probability,
+            confidence=ranked.token_probability.clamp(min=least).masked_fill(ends, 0.0),
             margin=None if margin is None else margin.masked_fill(ends, 0.0),
             entropy=None
             if entropy is None

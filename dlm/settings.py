@@ -106,7 +106,7 @@ class Settings:
             )
         if not self.confidence_eos_eot_inf:
             return
-        if traits.mutates_committed or "token_probability" in traits.needs:
+        if traits.mutates_committed or traits.reads_committed:
             raise ValueError(
                 f"confidence_eos_eot_inf ranks masked positions only, and {self.decoder!r} also "
                 "ranks committed ones: use suppress_tokens to keep stop tokens away"

@@ -36,8 +36,8 @@ class StepView:
     Fields typed `Tensor | None` hold a tensor where the decoder names them in `needs`. Statistics
     are of the untempered model, unless the decoder declares other `scores` or adjusts logits: then
     of the law it scores by. Committed columns are measured too where the decoder declares
-    `mutates_committed` (and not `reads_committed` = False) or needs `token_probability`; what is
-    not measured holds 0.
+    `reads_committed`, or does not deny it and declares `mutates_committed` or needs
+    `token_probability`; what is not measured holds 0.
     """
 
     tokens: Tensor  # int64 [B, W], x_t

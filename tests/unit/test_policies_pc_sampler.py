@@ -130,9 +130,7 @@ def test_scores_are_clamped_and_monotone(
 ) -> None:
     """T3.4."""
     decoder = PCSampler(0.0, alpha, [value] * 8).bind(facts())
-    assert isinstance(decoder, Weighted)
-    assert decoder.table is not None
-    scores = decoder.exponential(view_of(confidence=sorted(confidence)), decoder.table)[0].tolist()
+    scores = decoder.exponential(view_of(confidence=sorted(confidence)))[0].tolist()
     assert max(scores) <= torch.tensor(alpha).item()
     assert min(scores) >= 0
     assert scores == sorted(scores)
@@ -171,40 +169,63 @@ def test_far_positions_still_rank_by_content(
 
 
 @rule
-@given(positions(), st.floats(0.0, 1.0))
+@given(positions(), st.floats(0.0, 1.0), frequencies, st.sampled_from([0.5, 10.0]), st.data())
 def test_linear_weights(
-    view_of: View, facts: Bind, picked: Picked, case: dict[str, Any], lambda_: float
-) -> None:
-    """(1 - lambda) minmax(c) + lambda (L - j) / L, minmax over the masked positions."""
-    decoder = PCSampler(lambda_, weight="linear").bind(facts())
-    _, decision = decoder.step(None, view_of(**case))
-    inside = {i: case["confidence"][i] for i, open_ in enumerate(case["masked"]) if open_}
-    least, most = (min(inside.values()), max(inside.values())) if inside else (0.0, 0.0)
+    view_of: View, facts: Bind, picked: Picked, case: dict[str, Any], lambda_: float,
+    table: list[float], alpha: float, data: st.DataObject,
+) -> None:  # fmt: skip
+    """(1 - lambda) minmax(s) + lambda (L - j) / L, minmax over the block, committed or not."""
     length = len(case["masked"])
+    tokens = data.draw(st.lists(st.integers(0, 6), min_size=length, max_size=length))
+    decoder = PCSampler(lambda_, alpha, table, "linear").bind(facts())
+    _, decision = decoder.step(None, view_of(**case, tokens=tokens))
+    held = [case["sampled"][i] if open_ else tokens[i] for i, open_ in enumerate(case["masked"])]
+    content = [score(case | {"sampled": held}, i, table, lambda_=0, alpha=alpha, origin=0)
+               for i in range(length)]  # fmt: skip
+    least, most = min(content), max(content)
     scores = {
-        i: (1 - lambda_) * (c - least) / max(most - least, 1e-9) + lambda_ * (length - i) / length
-        for i, c in inside.items()
-    }
+        i: (1 - lambda_) * (content[i] - least) / max(most - least, 1e-9)
+        + lambda_ * (length - i) / length
+        for i, open_ in enumerate(case["masked"]) if open_
+    }  # fmt: skip
     check_best(picked(decision.commit), scores, case["quota"])
+
+
+def test_linear_weights_measure_what_is_committed(
+    toy: Callable[..., Model], facts: Bind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The range of scores is that of the block, so that an early and telling token narrows it."""
+    table = [0.5, 0.25, 1e-4, 0.1, 0.1, 0.05, 0.0, 0.0]
+    model = toy(3)
+    decoder = PCSampler(frequencies=table, weight="linear").bind(facts(vocab=8))
+    bound = Weighted.step
+    seen: list[StepView] = []
+
+    def watched(self: Weighted, state: None, view: StepView) -> Any:
+        seen.append(view)
+        return bound(self, state, view)
+
+    monkeypatch.setattr(Weighted, "step", watched)
+    dlm.generate(model, [[1]], decoder=decoder, gen_length=6, stop_at_eos=False)
+    assert len(seen) == 6
+    assert all(bool((view.want("confidence") > 0).all()) for view in seen)
 
 
 def test_position_temperature_sees_the_weight_as_it_stands(view_of: View, facts: Bind) -> None:
     """s + T g with s = e^{-lambda j} content: noise counts the same as the block fills."""
     decoder = PCSampler(1.0, 10.0, [0.5] * 8, position_origin="generation").bind(facts())
-    assert decoder.table is not None
     confidence = torch.tensor([[0.5, 1.0, 0.75]])
     view = view_of(
         masked=[[False, True, True]], confidence=confidence, sampled=[[1, 1, 1]],
         position_noise=[[0.0, 0.0, 0.0]], block_start=6, row_start=2,
     )  # fmt: skip
-    found = decoder.exponential(view, decoder.table)
+    found = decoder.exponential(view)
     expected = confidence * -math.log(0.5 + 1e-9) * torch.exp(-torch.tensor([[4.0, 5.0, 6.0]]))
     torch.testing.assert_close(found.float(), expected)
 
 
 def test_a_short_last_block_has_its_own_length(view_of: View, facts: Bind) -> None:
     decoder = PCSampler(1.0, weight="linear").bind(facts())
-    assert isinstance(decoder, Weighted)
     view = view_of(
         confidence=[0.1] * 6, masked=[True, False, True, True, False, False],
         editable=[False, True, False, False, False, False],

@@ -118,11 +118,6 @@ def test_an_int_beyond_the_floats_is_refused() -> None:
     ("decoder", "options", "message"),
     [
         ("pc_sampler", {"weight": "linear", "lambda_": 1.5}, r"lambda_ must .* \[0, 1\], got 1.5"),
-        (
-            "pc_sampler",
-            {"weight": "linear", "alpha": 2.0},
-            "alpha and frequencies are for the expo",
-        ),
         ("pc_sampler", {"frequencies": ["a"]}, "frequencies must"),
         ("pc_sampler", {"frequencies": b"ab"}, "frequencies must be a path"),
         ("pc_sampler", {"frequencies": torch.tensor(0.5)}, "frequencies must"),
@@ -139,12 +134,15 @@ def test_bad_combinations_and_names(decoder: str, options: dict[str, Any], messa
         make(decoder, **options)
 
 
-@pytest.mark.parametrize("decoder", ["saber", "wino", "block_refinement", "remdm", "hierarchical"])
+@pytest.mark.parametrize(
+    "decoder", ["saber", "wino", "block_refinement", "remdm", "hierarchical", "pc_sampler"]
+)
 def test_refused_with_stop_tokens_last(toy: Toy, decoder: str) -> None:
     """Those that rank committed positions too; hierarchical does where it remasks."""
     own: dict[str, dict[str, Any]] = {
         "block_refinement": {"editing_threshold": 0.5},
         "hierarchical": {"remask": True},
+        "pc_sampler": {"weight": "linear"},
     }
     rule = re.escape("confidence_eos_eot_inf ranks masked positions only")
     with pytest.raises(ValueError, match=rule):

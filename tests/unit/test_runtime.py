@@ -227,6 +227,23 @@ def test_a_word_outranks_a_surer_end(toy: Toy, decoder: str, temperature: float)
     assert [c.token for c in plain.trajectory[0].commits] == [EOS, EOT, 1]  # type: ignore[index]
 
 
+def test_a_word_outside_of_the_nucleus_without_ends_outranks_an_end(toy: Toy) -> None:
+    """Of p = (0.4, 0.35, 0.25 EOS) top-p 0.5 keeps two words, but one once EOS is gone."""
+    table = torch.full((3, 8), -30.0)
+    table[1, EOS] = 5.0
+    table[2, [0, 1, EOS]] = torch.tensor([0.4, 0.35, 0.25]).log()
+    options: dict[str, Any] = {
+        "decoder": "block_refinement", "temperature": 1.0, "top_p": 0.5,
+        "confidence_eos_eot_inf": True,
+    }  # fmt: skip
+    out = dlm.generate(
+        by_position(toy, table), [[0]] * 40, gen_length=2, stop_at_eos=False, return_order=True,
+        **options,
+    )  # fmt: skip
+    assert {row[1] for row in out.tokens} == {0, 1}
+    assert out.order == [[1, 0]] * 40
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", DECODERS)
 def test_broken_logits_are_refused(toy: Toy, name: str, bad: float) -> None:
