@@ -4,16 +4,20 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from dlm.lanes import Lane, Lanes
+from dlm.canvas import Canvas
+from dlm.lanes import Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
-from dlm.progress import Due
+from dlm.progress import Due, Progress
 from dlm.recording import Recorder, pools
+
+if TYPE_CHECKING:
+    from dlm.runtime import Outcome
 
 STRIDE: Final = 64
 """Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
@@ -92,6 +96,21 @@ class Execution:
             count //= 2
         over = [row for row, goes in enumerate(live) if not goes]
         return sorted([*going, *over[: count - len(going)]]) if count < len(live) else None
+
+    def step(
+        self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
+    ) -> "Outcome":
+        """A step in one of few shapes; where memory is short once more without what is kept."""
+        due = self.rounded(due, canvas.tokens.shape[1])
+        try:
+            return work.steps(canvas, progress, due)
+        except torch.OutOfMemoryError:
+            if self.lanes is None:
+                raise
+        # Here, where the error holds no tensors of the step any more.
+        self.lanes.shed(lane, work)
+        pools(canvas.tokens.device).clear()
+        return work.steps(canvas, progress, due)
 
     @contextmanager
     def lane(self, network: Any) -> Iterator[Lane]:

@@ -1,12 +1,15 @@
 """What is kept of generations for later ones: loops, their caches and their recordings."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.recording import Record, Steps, by_dtype
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from dlm.runtime import Loop
 
 
+CONSTANTS: Final = (bool, int, float, str, bytes, Path, Enum, type(None), Tensor)
 MOST: Final = 32
 """Workspaces of a lane: also where they are small, recordings take memory of the driver."""
 
@@ -85,13 +89,18 @@ class Lane:
 def constant(decoder: Any) -> bool:
     """Whether a decoder decides alike in every generation: a frozen dataclass, says the contract.
 
-    One that is none, or that holds a function, may have changed, and its steps are recorded anew.
+    One that is none, or that holds a function or what can change, may have changed, and its steps
+    are recorded anew. A tensor that changes is read as it is.
     """
+    if isinstance(decoder, tuple):
+        return all(map(constant, decoder))
+    if not is_dataclass(decoder) or isinstance(decoder, type):
+        return isinstance(decoder, CONSTANTS)
     parameters = vars(type(decoder)).get("__dataclass_params__")  # not those of a class above it
     return (
         parameters is not None
         and parameters.frozen
-        and not any(callable(getattr(decoder, field.name)) for field in fields(decoder))
+        and all(constant(getattr(decoder, field.name)) for field in fields(decoder))
     )
 
 
@@ -126,8 +135,16 @@ class Lanes:
             raise
         except BaseException:
             self.unused.clear()
+            with suppress(RuntimeError):  # of a device that does no more
+                lane.record.end()
             raise
         self.give(lane)
+
+    def shed(self, lane: Lane, work: Workspace) -> None:
+        """Drop what is kept beside what is in use."""
+        with self.lock:
+            self.unused.clear()
+        lane.kept = [each for each in lane.kept if each is work]
 
     def give(self, lane: Lane) -> None:
         """Keep a lane for the next generation."""

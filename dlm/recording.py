@@ -95,13 +95,15 @@ class Record(ABC):
 class Steps:
     """Steps of rows of one number and length, recorded when what they compute comes again.
 
-    The first time runs plainly: it compiles and allocates what a recording must find ready.
+    The first time of every thread runs plainly: it compiles and allocates what a recording must
+    find ready, and libraries keep some of that, such as the handle of cuBLAS, for each thread.
     """
 
     def __init__(self, step: StepFunction, record: Record | None) -> None:
         self.step = step
         self.record = record
-        self.made: dict[Hashable, Recording | None] = {}  # the latest last
+        # Or the threads that ran it plainly. The latest last.
+        self.made: dict[Hashable, Recording | frozenset[int]] = {}
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
@@ -110,21 +112,21 @@ class Steps:
         # A decoder's first state need not be of the kind of its later ones.
         kinds = tuple((part.dtype, part.shape) for part in tensors(progress.state))
         shape = (due.shape(canvas.tokens.shape[1]), kinds)
-        known = shape in self.made
-        recording = self.made.pop(shape, None)
-        if known and recording is None:
-            recording = self.record(self.step, canvas, progress, due)
-        self.made[shape] = recording
+        known, thread = self.made.pop(shape, frozenset()), threading.get_ident()
+        if not isinstance(known, Recording):
+            made = self.record(self.step, canvas, progress, due) if thread in known else None
+            known = made or known | {thread}
+        self.made[shape] = known
         if len(self.made) > MOST:
             del self.made[next(iter(self.made))]
-        return (
-            self.step(canvas, progress, due) if recording is None else recording(canvas, progress)
-        )
+        if isinstance(known, Recording):
+            return known(canvas, progress)
+        return self.step(canvas, progress, due)
 
     @property
     def size(self) -> int:
         """Bytes that recordings take and give, the canvas they share counted with each."""
-        return sum(each.size for each in self.made.values() if each is not None)
+        return sum(each.size for each in self.made.values() if isinstance(each, Recording))
 
 
 def by_dtype(tree: Any) -> list[list[Tensor]]:
@@ -136,24 +138,59 @@ def by_dtype(tree: Any) -> list[list[Tensor]]:
 
 
 class Pool:
-    """Memory that recordings of a device share, and a graph that keeps it.
+    """Memory that recordings of a device share, a graph that keeps it, and their stream.
 
     torch gives a pool up with the last graph in it, and takes its name for no other then. The
     allocator gives what a graph has used to no one else until it runs out of memory, and within a
     recording not even then. So pools are kept, and later recordings take them over.
+
+    cuBLAS works in memory that torch allocates once for each stream, by the first product that is
+    recorded there, and that all later recordings of the stream read, until a graph of that stream
+    goes. On a stream of its own it lies in the pool of just those recordings.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.id = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+        self.ended: torch.cuda.Event | None = None  # the last generation that played one of them
         self.keeper = torch.cuda.CUDAGraph()
-        record(self.keeper, lambda: torch.zeros(1, device=device), self.id, device)
+        self.record(self.keeper, lambda: torch.zeros(1, device=device))
+
+    def record(self, graph: Any, call: Callable[[], Made]) -> Made:
+        """`capture` into it, which is one thread's at a time."""
+        with CAPTURING, uncollected(), torch.cuda.device(self.device):
+            caller = torch.cuda.current_stream()
+            self.stream.wait_stream(caller)
+            with torch.cuda.stream(self.stream):
+                made = capture(graph, call, self.id)
+            caller.wait_stream(self.stream)
+        return made
+
+    def begin(self) -> None:
+        """Whichever stream the last generation was on, the current one waits for its end."""
+        if self.ended is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.ended)
+
+    def end(self) -> None:
+        """Mark the end on the current stream."""
+        self.ended = torch.cuda.current_stream(self.device).record_event()
 
 
 @cache
 def pools(device: torch.device) -> list[Pool]:
     """Those of a device that nothing is recorded in now."""
     return []
+
+
+def take(device: torch.device) -> Pool:
+    """One that nothing is recorded in."""
+    try:
+        pool = pools(device).pop()  # asked first, another thread might come between
+    except IndexError:
+        return Pool(device)
+    pool.begin()
+    return pool
 
 
 class Recorder(Record):
@@ -164,17 +201,16 @@ class Recorder(Record):
 
     def __init__(self) -> None:
         self.pool: Pool | None = None
-        self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:
         """Whichever stream the last generation was on, this one waits for its end."""
-        if self.pool is not None and self.ended is not None:
-            torch.cuda.current_stream(self.pool.device).wait_event(self.ended)
+        if self.pool is not None:
+            self.pool.begin()
 
     def end(self) -> None:
         """Mark the end on the current stream."""
         if self.pool is not None:
-            self.ended = torch.cuda.current_stream(self.pool.device).record_event()
+            self.pool.end()
 
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
@@ -183,18 +219,19 @@ class Recorder(Record):
         device = canvas.tokens.device
         try:
             if self.pool is None:
-                unused = pools(device)
-                try:
-                    self.pool = unused.pop()  # asked first, another thread might come between
-                except IndexError:
-                    self.pool = Pool(device)
-                self.returned = weakref.finalize(self, unused.append, self.pool)
+                self.pool = take(device)
+                self.returned = weakref.finalize(self, pools(device).append, self.pool)
                 self.returned.atexit = False
             return CudaGraph(step, canvas, progress, due, self.pool)
-        except RuntimeError as error:
+        except BaseException as error:
             self.failed = True
             if self.pool is not None:
                 self.returned.detach()  # nobody knows what state the pool is in
+            with contextlib.suppress(RuntimeError):
+                # torch before 2.13 draws no random numbers until a recording has ended well.
+                Pool(device)
+            if not isinstance(error, RuntimeError):
+                raise
             warnings.warn(
                 f"steps cannot be recorded as CUDA graphs, and run one kernel at a time: {error}",
                 RuntimeWarning,
@@ -216,26 +253,15 @@ class CudaGraph(Recording):
     def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
         """Record into the pool."""
         self.graph = torch.cuda.CUDAGraph()
-        return record(self.graph, whole, self.pool.id, self.canvas.tokens.device)
+        return self.pool.record(self.graph, whole)
 
     def replay(self) -> None:
         """Launch the graph."""
-        with torch.cuda.device(self.canvas.tokens.device):
+        with torch.cuda.device(self.pool.device):
             self.graph.replay()
 
 
 CAPTURING: Final = threading.Lock()
-
-
-def record(graph: Any, call: Callable[[], Made], pool: Any, device: torch.device) -> Made:
-    """`capture` on a stream of its own, which is one thread's at a time."""
-    with CAPTURING, uncollected(), torch.cuda.device(device):
-        caller, stream = torch.cuda.current_stream(), capture_stream(device)
-        stream.wait_stream(caller)
-        with torch.cuda.stream(stream):
-            made = capture(graph, call, pool)
-        caller.wait_stream(stream)
-    return made
 
 
 @contextlib.contextmanager
@@ -265,9 +291,3 @@ def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:
         raise
     graph.capture_end()
     return made
-
-
-@cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that steps are recorded on, one for a device: libraries keep memory by stream."""
-    return torch.cuda.Stream(device)

@@ -126,7 +126,7 @@ def denoise(
         live = [True] * len(lengths)
         for number in range(int(progress.bound.max())):
             columns = canvas.tokens.shape[1]
-            outcome = work.steps(canvas, progress, execution.rounded(due, columns))
+            outcome = execution.step(lane, work, canvas, progress, due)
             broken, finished, due = work.loop.read(outcome, due)
             for rule in broken:
                 raise ValueError(f"{traits.name} at forward {number}: {rule.value}")

@@ -81,8 +81,9 @@ class Settings:
     @property
     def of_steps(self) -> tuple[Any, ...]:
         """What forwards read of them."""
-        kept = (getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE)
-        return tuple(tuple(x) if isinstance(x, list) else x for x in kept)
+        kept = [getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE]
+        listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
+        return tuple(tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
 
     def check_cache(self, traits: Traits) -> None:
         """Refuse a cache that the decoder is not right with."""

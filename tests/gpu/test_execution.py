@@ -1,5 +1,7 @@
 """Steps as CUDA graphs, and a host that does not wait within a block. Skipped without a GPU."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,31 @@ def test_what_is_kept_is_given_back() -> None:
         left.append(torch.cuda.memory_reserved())
         assert left[-1] < held
     assert left[1] == left[2]  # a library may keep what it asked for in the first
+
+
+def test_recordings_outlive_those_of_another_network() -> None:
+    """In half precision, where products work in memory that recordings could share."""
+    one, other = (dlm.load(GOLDEN, device="cuda", dtype="bfloat16") for _ in range(2))
+    options: dict[str, Any] = OPTIONS | {"cache": "dual"}
+    expected = [dlm.generate(each, ROWS, **options).tokens for each in (one, other, one, other)][-1]
+    dlm.release(one)
+    del one
+    torch.cuda.empty_cache()
+    taken = torch.full((1 << 26,), -1, dtype=torch.int64, device="cuda")  # where it lay, perhaps
+    for _ in range(2):
+        assert dlm.generate(other, ROWS, **options).tokens == expected
+    assert bool((taken == -1).all())
+
+
+def test_another_thread_decodes_what_one_has_recorded(model: Model) -> None:
+    options: dict[str, Any] = OPTIONS | {"cache": "dual", "block_length": 16}
+    dlm.release(model)
+    expected = dlm.generate(model, ROWS, **options).tokens
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
+        warnings.simplefilter("error", RuntimeWarning)
+        for _ in range(3):
+            assert thread.submit(dlm.generate, model, ROWS, **options).result().tokens == expected
+            assert dlm.generate(model, ROWS, **options).tokens == expected
 
 
 def test_recordings_do_not_use_more_and_more_memory(model: Model) -> None:

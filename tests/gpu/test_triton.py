@@ -63,7 +63,7 @@ def call_of(
         "logits": logits.to(dtype),
         "wanted": STATISTICS,
         "temperature": 0.7,
-        "key": NoiseKey(1, index, index, index),
+        "key": NoiseKey(torch.full_like(index, 1), index, index, index),
         "tokens": index,
         "suppressed": torch.arange(vocabulary, device="cuda") >= vocabulary - 100,
         "law": "sampling" if filters else "model",

@@ -14,7 +14,7 @@ import dlm
 from dlm.execution import Execution
 from dlm.lanes import Lanes
 from dlm.models.model import Model
-from dlm.recording import Record, Recording, capture_stream, pools
+from dlm.recording import Record, Recording, pools
 from dlm.runtime import Outcome
 
 
@@ -96,7 +96,8 @@ class ToyCuda:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.pools: list[Any] = []  # of each graph, in the order of their making
-        self.refused = False
+        self.streams: list[ToyStream] = []  # likewise, that it was captured on
+        self.refused: Exception | None = None
         self.current = ToyStream("caller", self.log)
 
     def graph_pool_handle(self) -> object:
@@ -133,13 +134,14 @@ class ToyGraph:
         assert self.cuda.current.name == "capture"
         assert capture_error_mode == "thread_local"
         self.cuda.pools.append(pool)
+        self.cuda.streams.append(self.cuda.current)
         self.operations = Operations()
         self.operations.__enter__()  # type: ignore[no-untyped-call]
 
     def capture_end(self) -> None:
         self.operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if self.cuda.refused and len(self.cuda.pools) > 1:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.cuda.refused is not None and len(self.cuda.pools) == 2:
+            raise self.cuda.refused
 
     def replay(self) -> None:
         self.operations.again()
@@ -152,7 +154,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> ToyCuda:
     for name in ("graph_pool_handle", "current_stream", "Stream", "stream", "device", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, getattr(toy, name))
     pools.cache_clear()
-    capture_stream.cache_clear()
     return toy
 
 

@@ -18,15 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution, lanes_of
-from dlm.generation import generation_job
 from dlm.host import Mailbox, send
+from dlm.kernels import checks
 from dlm.kernels.tiles import TiledLogits
 from dlm.measure import Places
 from dlm.models.model import Model
 from dlm.packing import Packing
-from dlm.recording import Recorder, pools
 from dlm.runtime import Loop, Outcome
-from dlm.settings import Settings
 from dlm.traits import Traits
 
 Toy = Callable[..., Model]
@@ -191,18 +189,22 @@ def forbidden() -> Iterator[None]:
 
         return wait
 
-    prepare = TiledLogits.of
     waits = {name: getattr(Tensor, name) for name in WAITS}
 
-    def on_a_cpu(*given: Any) -> TiledLogits:
+    def on_a_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
         """What the kernels ask of a CPU and never of a GPU."""
-        with pytest.MonkeyPatch.context() as allowed, _disable_current_modes():
-            for name, wait in waits.items():
-                allowed.setattr(Tensor, name, wait)
-            return prepare(*given)
+
+        def asked(*given: Any) -> Any:
+            with pytest.MonkeyPatch.context() as allowed, _disable_current_modes():
+                for name, wait in waits.items():
+                    allowed.setattr(Tensor, name, wait)
+                return call(*given)
+
+        return asked
 
     with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
-        patch.setattr(TiledLogits, "of", on_a_cpu)
+        patch.setattr(TiledLogits, "of", on_a_cpu(TiledLogits.of))
+        patch.setattr(checks, "check_left", on_a_cpu(checks.check_left))
         for name in WAITS:
             patch.setattr(Tensor, name, refuse(name))
         yield
@@ -293,54 +295,6 @@ def test_a_step_that_cannot_be_recorded_runs_plainly(
     assert tries == 1
     assert execution.lanes is not None
     assert execution.lanes.failed
-
-
-def test_generations_take_over_the_memory_of_recordings(
-    toy: Toy, traced: Traced, cuda: Any
-) -> None:
-    """Of a network that nothing else is kept of, one after the other; by turns they must not."""
-    model = toy(5)
-    for _ in range(2):
-        run(model, traced(Recorder), gen_length=6)
-    pool, *others = cuda.pools
-    assert others
-    assert set(others) == {pool}
-    cuda.pools.clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Execution, "of", lambda model: traced(Recorder))
-        jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
-    steps = [job.steps(model) for job in jobs]
-    for _ in range(3):
-        for each in steps:
-            next(each)
-    first, keeper, second = cuda.pools
-    assert first is pool
-    assert keeper is second is not first
-
-
-def test_recordings_on_a_gpu_decode_what_plain_steps_do(
-    golden: Model, traced: Traced, cuda: Any
-) -> None:
-    execution = traced(Recorder)
-    for _ in range(2):
-        same(run(golden, execution, cache="dual"), run(golden, Execution(), cache="dual"))
-    assert len(cuda.pools) > 2
-    waits = ["capture waits for caller", "caller waits for capture"]
-    assert cuda.log[: 2 * len(cuda.pools)] == waits * len(cuda.pools)
-    assert cuda.log[2 * len(cuda.pools) :] == ["caller waits for the end of caller"]
-
-
-def test_a_network_that_cannot_be_recorded_is_not_tried_again(
-    golden: Model, traced: Traced, cuda: Any
-) -> None:
-    cuda.refused = True
-    execution = traced(Recorder)
-    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
-        run(golden, execution)
-    assert execution.lanes is not None
-    assert execution.lanes.failed
-    assert len(cuda.pools) == 2  # the keeper's, and the one that failed
-    assert not pools(torch.device("cpu"))
 
 
 def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections import UserList
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from dlm.decoders.base import Stateless
 from dlm.execution import LANES, STRIDE, Execution, state_of
 from dlm.lanes import Lanes, constant
 from dlm.models.model import Model
+from dlm.recording import Recording
 from dlm.tree import equal
 from dlm.types import Decision, StepView
 
@@ -99,12 +101,22 @@ def test_a_state_may_be_of_another_kind_at_first(golden: Model, execution: Execu
 def test_which_decoders_are_told_apart(golden: Model, execution: Execution) -> None:
     one, two = torch.ones(2), torch.zeros(2)
     assert constant(Counting(one))
-    assert not any(map(constant, (Undecorated(), Counting(lambda: one), object())))
+    changing = (Undecorated(), Counting(lambda: one), object(), Counting((1, [1])), Counting({}))
+    assert not any(map(constant, changing))
+    assert all(map(constant, (Counting((1, "a", None)), Counting(Counting(one)))))
     assert equal(Counting([one, {"a": one}]), Counting([one.clone(), {"a": one.clone()}]))
     others = ([one, {"a": two}], [one], (one, {"a": one}), [one, {"b": one}], int, None)
     assert not any(equal(Counting([one, {"a": one}]), Counting(other)) for other in others)
     for _ in range(2):
         check(golden, execution, decoder=Counting([one, two]))
+
+
+def test_options_may_be_changed_between_generations(golden: Model, execution: Execution) -> None:
+    """In place, too, whatever kind of a list they are."""
+    banned = UserList([0])
+    for _ in range(5):
+        check(golden, execution, suppress_tokens=banned)
+        banned.append(run(golden, Execution(), suppress_tokens=banned)[0][0])
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
@@ -140,7 +152,7 @@ def test_what_does_not_come_back_is_dropped(
     (lane,) = lanes_of(execution).unused
     (work,) = lane.kept
     # What packs the rows is read again, and has no other owner than the recording.
-    made = [each for each in work.steps.made.values() if each is not None]
+    made = [each for each in work.steps.made.values() if isinstance(each, Recording)]
     assert [each.due.packing is not None for each in made] == [True] * 3
     assert [*work.steps.made] == [((True, (n + 10, 11)), ()) for n in (4, 2, 5)]
     for block_length in (4, 3):
@@ -158,9 +170,10 @@ def test_what_is_kept_goes_with_the_network(golden_folder: Path, traced: Traced,
     for _ in range(2):
         run(model, execution, cache="dual")
     (work,) = lanes_of(execution).unused[0].kept
-    kept = [weakref.ref(each) for each in (work.loop, work.steps, *work.steps.made.values())]
+    made = [each for each in work.steps.made.values() if isinstance(each, Recording)]
+    kept = [weakref.ref(each) for each in (work.loop, work.steps, *made)]
     assert len(kept) == 4
-    del execution, work
+    del execution, work, made
     gc.disable()
     try:
         if how == "released":

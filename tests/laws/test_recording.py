@@ -1,0 +1,182 @@
+"""What records CUDA graphs, with a CPU for the GPU: streams, memory, threads and failures."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.execution import Execution
+from dlm.generation import generation_job
+from dlm.models.model import Model
+from dlm.recording import Recorder, pools
+from dlm.runtime import Loop
+from dlm.settings import Settings
+
+Toy = Callable[..., Model]
+Traced = Callable[..., Execution]
+
+ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+
+
+def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
+    usual: dict[str, Any] = {"gen_length": 11, "block_length": 4, "temperature": 0.8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: execution)
+        return dlm.generate(model, ROWS, return_order=True, **{**usual, **options})
+
+
+def same(one: dlm.Generation, other: dlm.Generation) -> None:
+    assert (one.tokens, one.forwards, one.order) == (other.tokens, other.forwards, other.order)
+
+
+def test_generations_take_over_the_memory_of_recordings(
+    toy: Toy, traced: Traced, cuda: Any
+) -> None:
+    """Of a network that nothing else is kept of, one after the other; by turns they must not."""
+    model = toy(5)
+    for _ in range(2):
+        run(model, traced(Recorder), gen_length=6)
+    pool, *others = cuda.pools
+    assert others
+    assert set(others) == {pool}
+    of_pool = cuda.streams[0]
+    for noted in (cuda.pools, cuda.streams):
+        noted.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: traced(Recorder))
+        jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
+    steps = [job.steps(model) for job in jobs]
+    for _ in range(3):
+        for each in steps:
+            next(each)
+    first, keeper, second = cuda.pools
+    assert first is pool
+    assert keeper is second is not first
+    # What libraries allocate for a stream lies in the pool of all that is recorded on it.
+    for one, stream in zip(cuda.pools, cuda.streams, strict=True):
+        assert (stream is of_pool) == (one is pool)
+
+
+def test_recordings_on_a_gpu_decode_what_plain_steps_do(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    execution = traced(Recorder)
+    for _ in range(2):
+        same(run(golden, execution, cache="dual"), run(golden, Execution(), cache="dual"))
+    assert len(cuda.pools) > 2
+    waits = ["capture waits for caller", "caller waits for capture"]
+    assert cuda.log[: 2 * len(cuda.pools)] == waits * len(cuda.pools)
+    assert cuda.log[2 * len(cuda.pools) :] == ["caller waits for the end of caller"]
+
+
+def test_a_network_that_cannot_be_recorded_is_not_tried_again(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    cuda.refused = RuntimeError("operation not permitted when stream is capturing")
+    execution = traced(Recorder)
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        run(golden, execution)
+    assert execution.lanes is not None
+    assert execution.lanes.failed
+    keeper, failed, well = cuda.pools
+    assert keeper is failed is not well  # torch has to see a recording end well
+    assert not pools(torch.device("cpu"))
+
+
+def test_memory_of_a_recording_that_was_broken_off_is_not_used_again(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    cuda.refused = KeyboardInterrupt()
+    execution = traced(Recorder)
+    with pytest.raises(KeyboardInterrupt):
+        run(golden, execution)
+    assert not pools(torch.device("cpu"))
+    broken = cuda.pools[1]
+    same(run(golden, execution), run(golden, Execution()))
+    assert broken not in cuda.pools[2:]
+
+
+def test_memory_that_is_taken_over_is_waited_for(golden: Model, traced: Traced, cuda: Any) -> None:
+    """Its last recordings may have been played on another stream."""
+    run(golden, traced(Recorder))
+    cuda.current = type(cuda.current)("another", cuda.log)
+    cuda.log.clear()
+    run(golden, traced(Recorder))
+    assert cuda.log[0] == "another waits for the end of caller"
+
+
+def test_every_thread_runs_a_step_plainly_before_it_is_recorded(
+    golden: Model, traced: Traced, traces: Any
+) -> None:
+    """Libraries make what they need for each thread at their first call, not in a recording."""
+    by: list[int] = []
+    plain: set[int] = set()
+
+    class Watching(traces):  # type: ignore[misc]
+        def __call__(self, *given: Any) -> Any:
+            by.append(threading.get_ident())
+            assert by[-1] in plain
+            return super().__call__(*given)
+
+    execution = traced(Watching)
+    step = Loop.step
+
+    def watched(self: Loop, *given: Any) -> Any:
+        plain.add(threading.get_ident())
+        return step(self, *given)
+
+    expected = run(golden, Execution(), block_length=None, steps=1)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as other:
+        patch.setattr(Loop, "step", watched)
+        for thread in (None, other, None, other):
+            one = (golden, execution)
+            options: dict[str, Any] = {"block_length": None, "steps": 1}
+            made = run(*one, **options) if thread is None else thread.submit(
+                run, *one, **options).result()  # fmt: skip
+            same(made, expected)
+    assert by == [threading.get_ident()]
+
+
+def test_memory_that_is_short_is_taken_from_what_is_kept(
+    golden: Model, execution: Execution, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept are two lanes, and one of them has another workspace than the one in use."""
+    lanes = execution.lanes
+    assert lanes is not None
+    options: dict[str, Any] = {"cache": "dual", "gen_length": 11}
+    expected = run(golden, Execution(), **options)
+    step, short = Loop.step, 0
+
+    def scarce(self: Loop, *given: Any) -> Any:
+        nonlocal short
+        if short:
+            short -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *given)
+
+    monkeypatch.setattr(Loop, "step", scarce)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(Execution, "of", lambda model: execution)
+        steps = generation_job(golden, ROWS, Settings(**options)).steps(golden)
+        next(steps)
+        run(golden, execution)
+        del steps
+    run(golden, execution, **options)
+    assert sorted(len(lane.kept) for lane in lanes.unused) == [1, 2]
+    for work in lanes.unused[-1].kept:
+        work.steps.made.clear()  # so that a step runs plainly
+    pools(torch.device("cpu")).append(object())  # type: ignore[arg-type]
+    short = 1
+    same(run(golden, execution, **options), expected)
+    assert [len(lane.kept) for lane in lanes.unused] == [1]
+    assert not pools(torch.device("cpu"))
+    short = 2
+    with pytest.raises(torch.OutOfMemoryError):
+        run(golden, execution, block_length=5, **options)
+    short = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        run(golden, Execution(), **options)
