@@ -235,7 +235,7 @@ class ScheduleArtefact:
             ValueError: `max_length` is not an int in [0, MAX_LENGTH].
         """
         most = integer("max_length", max_length, least=0, most=MAX_LENGTH)
-        scales = torch.tensor(self.logit_scale)
+        scales = torch.tensor(self.logit_scale, dtype=torch.float32)
         left = torch.arange(len(scales)) < torch.arange(most + 1)[:, None]
         return torch.where(left, scales, 1.0)
 

@@ -58,12 +58,13 @@ class Credit(Policy):
     def init_state(self, batch: int, length: int) -> Credits:
         """No credit."""
         shape = (batch, length, self.slots)
-        return Credits(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape))
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        return Credits(tokens, torch.zeros(shape, dtype=torch.float32))
 
     def adjust(self, state: Credits, view: StepView) -> tuple[Credits, Adjustment]:
         """Credit the best tokens, and fuse."""
         masks, committed = view.masked.sum(-1), view.editable.sum(-1)
-        seen = (committed / (masks + committed).clamp(min=1))[:, None, None]
+        seen = (committed.float() / (masks + committed).clamp(min=1))[:, None, None]
         decay, strength = (seen, seen) if self.adaptive else (self.decay, self.strength)
         exponent = 1.0 if self.adaptive else self.exponent
         credit = fresh(view.step, state.credit, 0.0) * decay

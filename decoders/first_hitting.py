@@ -76,7 +76,7 @@ class FirstHitting(Policy):
         assert state.gap is not None
         now = Summary.of(view)
         place = rank(-view.want("uniform"), view.masked)
-        ahead = place / state.gap.clamp(min=1)[:, None]
+        ahead = place.float() / state.gap.clamp(min=1)[:, None]
         known_before = (view.step > 0)[:, None] & view.masked
         bonus = (ahead * known_before)[..., None] * log_ratio(now, state.before)
         gap = torch.minimum(view.quota, view.masked.sum(-1))

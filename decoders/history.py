@@ -27,7 +27,7 @@ class Summary(NamedTuple):
     def empty(cls, batch: int, length: int, count: int) -> "Summary":
         """No observation yet."""
         tokens = torch.full((batch, length, count), -1)
-        return cls(tokens, torch.zeros(batch, length, count))
+        return cls(tokens, torch.zeros(batch, length, count, dtype=torch.float32))
 
     @classmethod
     def of(cls, view: StepView) -> "Summary":

@@ -86,7 +86,8 @@ class ReMDM(Policy):
 
     def init_state(self, batch: int, length: int) -> Remasking:
         """No move made."""
-        return Remasking(torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, length))
+        moves = torch.zeros(batch, dtype=torch.int64)
+        return Remasking(moves, torch.zeros(batch, length, dtype=torch.float32))
 
     def step(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
         """Loop or draw."""

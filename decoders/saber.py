@@ -82,9 +82,9 @@ class Saber(Policy):
 
     def init_state(self, batch: int, length: int) -> Confidences:
         """Confidence 0 before the first forward, as in the authors' code."""
-        last, committed = torch.zeros(batch, length), torch.full((batch, length), -1.0)
+        last = torch.zeros(batch, length, dtype=torch.float32)
         none = torch.zeros(batch, dtype=torch.int64)
-        return Confidences(last, committed, none.double(), none)
+        return Confidences(last, last - 1, none.double(), none)
 
     def step(self, state: Confidences, view: StepView) -> tuple[Confidences, Decision]:
         """Accelerate, then backtrack."""

@@ -3,7 +3,9 @@
 Shapes: B rows, W window.
 """
 
+from dataclasses import fields, is_dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,63 @@ def rules(traits: Traits) -> tuple[Violation, ...]:
     return (Violation.COMMIT, Violation.CHANGE, *bounded)
 
 
+def answer(made: object, view: StepView, traits: Traits) -> tuple[Any, Decision]:
+    """State and decision out of what `step` returned.
+
+    Args:
+        made: what it returned.
+        view: what it saw.
+        traits: what the decoder declares.
+
+    Raises:
+        ValueError: it is no pair of those, or rows of the state cannot be moved.
+    """
+    name = traits.name
+    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], Decision):
+        raise ValueError(f"{name}: step must return (state, Decision), got {made!r}")
+    check_state(made[0], view.masked.shape[0], name)
+    return made
+
+
+def check_state(state: object, rows: int, name: str) -> None:
+    """Refuse a state of the decoder `name` whose rows cannot be dropped, added and reordered.
+
+    Raises:
+        ValueError: it holds something else than tensors with a leading axis of `rows`, None, and
+            tuples and frozen dataclasses of those.
+    """
+    if isinstance(state, Tensor):
+        if state.shape[:1] != (rows,):
+            raise ValueError(
+                f"{name}: state must hold tensors with a leading axis of {rows}, one for each row, "
+                f"got {state.dtype} {list(state.shape)}"
+            )
+        return
+    parts = parts_of(state)
+    if parts is None:
+        raise ValueError(
+            f"{name}: state must be None, a tensor, or a tuple or frozen dataclass of those, "
+            f"got {state!r}"
+        )
+    for part in parts:
+        check_state(part, rows, name)
+
+
+def parts_of(state: object) -> tuple[Any, ...] | None:
+    """What a state is made of, as `dlm.tree` takes it apart; None where that cannot."""
+    if state is None:
+        return ()
+    if isinstance(state, tuple):
+        return state
+    if not is_dataclass(state) or isinstance(state, type):
+        return None
+    # Rows are taken by making it anew; what is not frozen could change behind a recording's back.
+    frozen = type(state).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    held = fields(state)
+    made = frozen and all(field.init for field in held)
+    return tuple(getattr(state, field.name) for field in held) if made else None
+
+
 def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Violation, Tensor]:
     """Whether each rule is broken, bool scalars on the device of the view.
 
@@ -47,8 +106,6 @@ def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Viola
             edits without declaring it.
     """
     name = traits.name
-    if not isinstance(decision, Decision):
-        raise ValueError(f"{name}: step must return (state, Decision), got {decision!r}")
     changes = {"remask": decision.remask, "edit": decision.edit}
     given = {field: mask for field, mask in changes.items() if mask is not None}
     for field, mask in {"commit": decision.commit, **given}.items():

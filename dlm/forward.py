@@ -172,9 +172,8 @@ class Forward:
             positions = positions.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
         tokens, positions = packing.pack(tokens), packing.pack(positions)
-        states = self.model.hidden(
-            tokens, positions, None, attend, Packed(packing, keep, whole=self.block_size is None)
-        )
+        packed = Packed(packing, keep, whole=self.block_size is None)
+        states = self.model.hidden(tokens, positions, None, packed, attend=attend)
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))
 
@@ -249,10 +248,10 @@ class Forward:
             positions = positions if positions.shape[0] == 1 else positions.repeat(2, 1)
             valid = None if valid is None else valid.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
-        more: dict[str, Any] = {} if cache is None else {"cache": cache}
+        more: dict[str, Any] = {}
         if attend is not None:
             valid, more["attend"] = None, attend
-        return self.model.hidden(tokens, positions, valid, **more).to(tokens.device)
+        return self.model.hidden(tokens, positions, valid, cache, **more).to(tokens.device)
 
     def seen(
         self, positions: Tensor, length: int, valid: Tensor | None, reuse: bool

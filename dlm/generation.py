@@ -11,7 +11,16 @@ from torch import Tensor
 from dlm.canvas import Canvas, active_length, build
 from dlm.execution import Execution
 from dlm.models.model import Model
-from dlm.prompts import Prompt, as_list, decode_text, encode_blanks, encode_prompts, whole_text
+from dlm.options import names_checked
+from dlm.prompts import (
+    Prompt,
+    as_list,
+    check_model,
+    decode_text,
+    encode_blanks,
+    encode_prompts,
+    whole_text,
+)
 from dlm.runtime import Step, bind, denoise
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -130,6 +139,7 @@ def make_job(
     return Job(rows, spans, canvas, settings, bound, execution)
 
 
+@names_checked
 def generate(  # noqa: PLR0913 (the options users know by these names)
     model: Model,
     prompts: Prompt | Sequence[Prompt],
@@ -247,6 +257,7 @@ def infill(
     """
     if "gen_length" in options:
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
+    check_model(model)
     settings = Settings.of({"stop_at_eos": False, **options})
     rows = [encode_blanks(model, one) for one in as_list(text)]  # type: ignore[arg-type]
     job = make_job(model, rows, [(0, len(row)) for row in rows], settings)

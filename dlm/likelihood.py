@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dlm.kernels import NoiseKey, token_statistics, uniform
 from dlm.models.model import Model
-from dlm.options import integer, integers, known, number
+from dlm.options import integer, integers, known, names_checked, number
 from dlm.prompts import Prompt, encode_prompts
 
 ESTIMATORS = ("monte_carlo", "chain")
 ORDERS = ("random", "left_to_right", "confidence")
 
 
+@names_checked
 @torch.inference_mode()
 def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     model: Model,

@@ -343,7 +343,7 @@ def background(model: Model) -> Tensor:
     tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
     columns = torch.arange(length, device=model.device)
     hidden = model.hidden(tokens, columns[None], None)
-    total = torch.zeros(model.spec.vocab_size, device=model.device)
+    total = torch.zeros(model.spec.vocab_size, dtype=torch.float32, device=model.device)
     stops, banned = (ids(t, total.device) for t in (model.spec.stop_ids, model.spec.banned))
     ends = torch.zeros_like(total)[stops]
     for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit

@@ -1,10 +1,16 @@
 """Checks of options, one wording for all: the option, the rule, the value."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
@@ -86,3 +92,22 @@ def known(kind: str, name: object, names: Iterable[str]) -> str:
     close = get_close_matches(name, listed, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(listed) or 'none'}")
+
+
+def names_checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which refuses options that it does not have as all bad input is refused.
+
+    Python's own refusal is a `TypeError` without the list.
+
+    Raises:
+        ValueError: by the function made: an unknown option, with the close match and the list.
+    """
+    names = frozenset(signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            known("option", name, names)
+        return function(*args, **kwargs)
+
+    return checked

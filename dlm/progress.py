@@ -5,13 +5,15 @@ Shapes: B rows, L canvas.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from dlm.packing import Packing
 from dlm.tree import mapped
 from dlm.window import Window
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +87,10 @@ class Progress:
             made=self.made[index],
             kept=self.kept[index],
             bound=self.bound[index],
-            tally=mapped(lambda each: each[index], self.tally),
+            tally=select_rows(self.tally, index),
         )
 
 
-def select_rows(state: Any, index: Tensor) -> Any:
-    """The rows `index` of a decoder state: None, a tensor, or a tuple of those."""
-    check_state(state)
-    return mapped(lambda part: part[index], state)
-
-
-def check_state(state: Any) -> None:
-    """Refuse a state whose rows cannot be dropped.
-
-    Raises:
-        TypeError: it is something else than None, tensors and tuples.
-    """
-    if isinstance(state, tuple):
-        for part in state:
-            check_state(part)
-    elif state is not None and not isinstance(state, Tensor):
-        raise TypeError(
-            f"decoder state must be None, a tensor or a tuple, got {type(state).__name__}"
-        )
+def select_rows(value: T, index: Tensor) -> T:
+    """The rows `index` of a value made of tensors with a leading row axis."""
+    return mapped(lambda part: part[index], value)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 from dlm.models.model import Model
-from dlm.options import integer, integers
+from dlm.options import integer, integers, names_checked
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
@@ -13,6 +14,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
+@names_checked
 def encode_prompts(
     model: Model,
     prompts: Prompt | Sequence[Prompt],
@@ -29,9 +31,11 @@ def encode_prompts(
         chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's.
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary or equal to the mask id, text
-            for a model without a tokenizer, or chat options that no template reads.
+        ValueError: what is no model or no prompt, an empty prompt, an id outside the vocabulary or
+            equal to the mask id, text for a model without a tokenizer, or chat options that no
+            template reads.
     """
+    check_model(model)
     rows = [encode_prompt(model, prompt, chat_options) for prompt in as_list(prompts)]
     for number, row in enumerate(rows):
         if model.spec.mask_id in row:
@@ -39,6 +43,14 @@ def encode_prompts(
                 f"prompt {number} holds the mask id {model.spec.mask_id}: use dlm.infill for blanks"
             )
     return [opened(row, model.spec.suffix) for row in rows]
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model, such as the name of one."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model must be what dlm.load gave, or dlm.as_model made of a network, got {model!r}"
+        )
 
 
 def opened(row: list[int], suffix: tuple[int, ...]) -> list[int]:
@@ -56,7 +68,7 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
             "prompts must be a text, token ids, chat messages or a non-empty list of those, "
             f"got {prompts!r}"
         )
-    if isinstance(prompts[0], int | Mapping):
+    if isinstance(prompts[0], Number | Mapping):  # numpy's numbers too
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
 
@@ -65,7 +77,8 @@ def encode_prompt(
     model: Model, prompt: Prompt, chat_options: Mapping[str, Any] | None = None
 ) -> list[int]:
     """Token ids of one prompt."""
-    chat = not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    chat = listed and bool(prompt) and isinstance(prompt[0], Mapping)
     if chat_options and not chat:
         raise ValueError(f"chat_options are for chat messages, got the prompt {prompt!r}")
     if isinstance(prompt, str):

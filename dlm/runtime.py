@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
-from dlm.contract import Violation, gain, rules, violations
+from dlm.contract import Violation, answer, check_state, gain, rules, violations
 from dlm.execution import Execution
 from dlm.host import Mailbox, send
 from dlm.measure import Measured, Meter, background, ids
@@ -185,6 +185,7 @@ class Loop:
             blanks = self.traits.max_forwards(blanks, canvas.budget)
         with device:
             state = self.decoder.init_state(batch, self.width)
+        check_state(state, batch, self.traits.name)
         block = torch.full((batch,), -1, device=device)
         none, never = torch.zeros_like(block), block > 0
         window = self.locate(canvas, block, never)
@@ -305,17 +306,18 @@ class Loop:
         Returns:
             The decoder's state, the view measured, the decision and which rules it breaks.
         """
-        state = progress.state
         view = self.meter.look(canvas, progress)
         if self.traits.order_only:
-            state, decision = self.decoder.step(state, view)
+            made = self.decoder.step(progress.state, view)
+            state, decision = answer(made, view, self.traits)
             broken = violations(decision, view, self.traits)
             taken = decision.commit if decision.edit is None else decision.commit | decision.edit
             seen = self.meter.measure(canvas, progress, due, view, taken)
         else:
             wanted = self.meter.wanted(view)
             seen = self.meter.measure(canvas, progress, due, view, wanted)
-            state, decision = self.decoder.step(seen.state, seen.view)
+            made = self.decoder.step(seen.state, seen.view)
+            state, decision = answer(made, seen.view, self.traits)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
 

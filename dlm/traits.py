@@ -22,7 +22,7 @@ class Traits:
     """The declarations of a decoder, with defaults for those it leaves out.
 
     Raises:
-        ValueError: a declaration is of the wrong kind.
+        ValueError: a method is missing, or a declaration is of the wrong kind.
     """
 
     name: str  # of its class, for messages
@@ -47,6 +47,7 @@ class Traits:
     def of(cls, decoder: AnyDecoder) -> "Traits":
         """Read them."""
         name = type(decoder).__name__
+        check_methods(decoder, name)
         needs = names(name, "needs", getattr(decoder, "needs", UNDECLARED))
         cross_block = boolean(f"{name}.cross_block", getattr(decoder, "cross_block", False))
         mutates = boolean(f"{name}.mutates_committed", getattr(decoder, "mutates_committed", True))
@@ -86,6 +87,19 @@ class Traits:
     def has_path(self) -> bool:
         """Whether the tokens a row draws, one after the other, have a probability of their own."""
         return self.blind and not self.mutates_committed
+
+
+def check_methods(decoder: AnyDecoder, owner: str) -> None:
+    """Refuse a decoder without the methods that the runtime calls.
+
+    Raises:
+        ValueError: one is missing, or no method.
+    """
+    for attribute in ("init_state", "step", "adjust", "max_forwards"):
+        method = getattr(decoder, attribute, None)
+        absent = method is None and attribute in ("adjust", "max_forwards")
+        if not (absent or callable(method)):
+            raise ValueError(f"{owner}.{attribute} must be a method, got {method!r}")
 
 
 def names(owner: str, attribute: str, value: object) -> frozenset[str]:

@@ -128,8 +128,8 @@ class Decoder(Protocol[S]):
     """An unmasking policy: a frozen dataclass of hyperparameters, no hidden state.
 
     A decoder never calls the model, samples, writes tokens or syncs with the host. Its state is
-    `None`, a tensor or a (named) tuple of those, with a leading row axis: the runtime drops and
-    reorders rows of it. `init_state` runs under the model's device.
+    `None`, a tensor with a leading row axis, or a (named) tuple or frozen dataclass of those: the
+    runtime drops and reorders rows of it. `init_state` runs under the model's device.
 
     Besides what is below it may have any of the attributes that `dlm.traits.Traits` lists. One
     that declares nothing gets every statistic that takes no forward or list of its own, and may

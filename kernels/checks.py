@@ -83,7 +83,8 @@ def check_tensors(
 ) -> None:
     """Refuse tensors of another shape or dtype, and absent ones that are needed.
 
-    The values of `scale` are looked at on the CPU only: elsewhere the question would sync.
+    The values of `suppressed` and `scale` are looked at on the CPU only: elsewhere the question
+    would sync.
 
     Raises:
         ValueError: Naming the argument, the rule and what was found.
@@ -94,6 +95,8 @@ def check_tensors(
     _check_shape("suppressed", suppressed, torch.bool, vocabulary)
     _check_shape("tokens", tokens, torch.int64, num_rows)
     _check_shape("scale", scale, torch.float32, num_rows)
+    if suppressed is not None and suppressed.device.type == "cpu":
+        check_left(suppressed)
     if scale is not None and scale.device.type == "cpu":
         bad = scale[~((scale > 0) & (scale < torch.inf))].tolist()
         if bad:
@@ -105,6 +108,16 @@ def check_tensors(
         raise ValueError(f"key must be given for temperature {temperature}, got None")
     if key is not None and len(key) != num_rows:
         raise ValueError(f"key must have one entry a row, {num_rows}, got {len(key)}")
+
+
+def check_left(suppressed: Tensor) -> None:
+    """Refuse bool [V] on the CPU that leaves no token to draw.
+
+    Raises:
+        ValueError: If all are suppressed.
+    """
+    if suppressed.view(torch.uint8).amin():  # microseconds; `all` of bool takes twenty times that
+        raise ValueError(f"suppressed must leave a token, got all of {suppressed.numel()}")
 
 
 def check_bonus(logits: Tensor, bonus: Bonus | None) -> None:

@@ -18,13 +18,13 @@ from dlm.kernels.tiles import TILE, Bonus
 def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed path)
     logits: Tensor,
     wanted: Collection[str],
-    *,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    key: NoiseKey | None = None,
+    *,
     suppressed: Tensor | None = None,
     tokens: Tensor | None = None,
-    key: NoiseKey | None = None,
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
     scale_statistics: bool = True,
@@ -42,9 +42,9 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         temperature: Likewise.
         top_k: Likewise.
         top_p: Likewise.
+        key: Likewise.
         suppressed: Likewise.
         tokens: Likewise.
-        key: Likewise.
         law: Likewise.
         scale: Likewise.
         scale_statistics: Likewise.

@@ -27,13 +27,13 @@ _TEMPERATURES: Final = (1e-30, 1e30)
 def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
     logits: Tensor,
     wanted: Collection[str],
-    *,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    key: NoiseKey | None = None,
+    *,
     suppressed: Tensor | None = None,
     tokens: Tensor | None = None,
-    key: NoiseKey | None = None,
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
     scale_statistics: bool = True,
@@ -69,14 +69,15 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
         temperature: T, at least 0.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
-        suppressed: bool [V], tokens of probability 0. At least one must be left.
-        tokens: int64 [N], for `token_probability` and `token_log_probability`.
         key: The noise of the rows; needed when T > 0.
+        suppressed: bool [V], tokens of probability 0. At least one must be left (checked on the
+            CPU only, as a GPU would have to wait).
+        tokens: int64 [N], for `token_probability` and `token_log_probability`.
         law: What the statistics describe: the "model", or the law of "sampling", where dropped
             tokens have probability 0. `sampled_log_probability` is of the latter always, with 0
             for the arg max of T = 0, and `top_probabilities` of the former.
-        scale: float32 [N], above 0 (checked on the CPU only, as a GPU would have to wait), factor
-            on the logits of each row. None is 1.
+        scale: float32 [N], above 0 (checked on the CPU only, too), factor on the logits of each
+            row. None is 1.
         scale_statistics: Whether all statistics but `sampled_log_probability` see the scale too.
             If not, the statistics of "sampling" are those of the law without it.
         bonus: Added to the logits of a few tokens of every row, in float32 and before anything

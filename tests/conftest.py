@@ -52,8 +52,9 @@ class TableModel(Model):
         tokens: Tensor,
         positions: Tensor,
         valid: Tensor | None,
-        attend: Tensor | None = None,
         cache: View | None = None,
+        *,
+        attend: Tensor | None = None,
     ) -> Tensor:
         weight = (positions + 3) * (positions + 7) * (tokens + 1)
         if valid is not None:

@@ -56,15 +56,16 @@ class Recorder(Model):
         tokens: Tensor,
         positions: Tensor,
         valid: Tensor | None,
-        attend: Tensor | None = None,
         cache: Any = None,
+        *,
+        attend: Tensor | None = None,
     ) -> Tensor:
         """As `Model.hidden`."""
         if cache is not None and not (isinstance(cache, Packed) and cache.keep is None):
             raise ValueError("a decoding with a cache cannot be made again without it")
         self.calls.append(Call((tokens, positions, valid, attend, cache), tokens.numel()))
         began = time.perf_counter()
-        out = Model.hidden(self, tokens, positions, valid, attend, cache)
+        out = Model.hidden(self, tokens, positions, valid, cache, attend=attend)
         self.seconds.append(time.perf_counter() - began)
         return out
 
@@ -83,7 +84,8 @@ def replay(model: Model, calls: list[Call]) -> None:
     states: Tensor | None = None
     for call in calls:
         if call.arguments:
-            states = model.hidden(*call.arguments).flatten(0, 1)
+            tokens, positions, valid, attend, cache = call.arguments
+            states = model.hidden(tokens, positions, valid, cache, attend=attend).flatten(0, 1)
         else:
             assert states is not None
             model.logits(states[: call.rows])

@@ -78,8 +78,9 @@ class Model:
         tokens: Tensor,
         positions: Tensor,
         valid: Tensor | None,
-        attend: Tensor | None = None,
         cache: View | None = None,
+        *,
+        attend: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D], of which the one at i predicts the token at i.
 
@@ -90,15 +91,15 @@ class Model:
             tokens: int64 [B, L].
             positions: int64 [B or 1, L].
             valid: bool [B, L], False at padding; None where there is none.
-            attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
-                (third). Without it all that is valid is seen, within the family's topology.
             cache: where keys and values go, and what there is to attend to. With `Reuse` and a
                 block-causal network `attend` has to be given.
+            attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
+                (third). Without it all that is valid is seen, within the family's topology.
 
         Raises:
             ValueError: a mask is needed that the attention backend does not take.
         """
-        states = self.states(tokens, positions, valid, attend, cache)
+        states = self.states(tokens, positions, valid, cache, attend=attend)
         return torch.cat((states[:, :1], states[:, :-1]), 1) if self.spec.shift else states
 
     def states(
@@ -106,8 +107,9 @@ class Model:
         tokens: Tensor,
         positions: Tensor,
         valid: Tensor | None,
-        attend: Tensor | None = None,
         cache: View | None = None,
+        *,
+        attend: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D] where the network puts them; arguments as `hidden`."""
         if attend is None and self.spec.block_size is not None and not isinstance(cache, Reuse):
@@ -151,6 +153,8 @@ class Model:
         Raises:
             ValueError: ids of another shape or type, outside the vocabulary, or too many.
         """
+        if not isinstance(input_ids, Tensor):
+            raise ValueError(f"input_ids must be an int64 tensor [B, L], got {input_ids!r}")
         if input_ids.dtype != torch.int64 or input_ids.dim() != 2 or not input_ids.numel():
             raise ValueError(
                 f"input_ids must be int64 [B, L], got {input_ids.dtype} {list(input_ids.shape)}"

@@ -1,6 +1,6 @@
 """What holds for every decoder, whatever the logits. A decoder in the registry is tested here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -193,6 +193,39 @@ def test_is_a_frozen_value(name: str) -> None:
     assert hash(decoder) == hash(make(name))
     with pytest.raises((AttributeError, TypeError)):
         decoder.surprise = 1  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets that of torch for the rest of a test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in DECODERS),
+        ("credit", {"adaptive": True}),
+        ("first_hitting", {"order": 2}),
+        ("pc_sampler", {"weight": "linear"}),
+    ],
+)
+def test_the_default_dtype_of_torch_decides_nothing(
+    golden: Model,
+    name: str,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    default_dtype: Callable[[torch.dtype], None],
+) -> None:
+    settings: dict[str, Any] = {"decoder": name, "decoder_options": options, "gen_length": 12}
+    settings |= {"block_length": 5, "temperature": 1.0, "stop_at_eos": False}
+    rows = [[1, 2, 3], [5, 6, 7, 8, 9], [4]]
+    plain = dlm.generate(golden, rows, **settings)
+    default_dtype(dtype)
+    assert dlm.generate(golden, rows, **settings) == plain
 
 
 @every_decoder

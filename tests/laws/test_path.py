@@ -223,8 +223,9 @@ class ExactModel(Model):
         tokens: Tensor,
         positions: Tensor,
         valid: Tensor | None,
-        attend: Tensor | None = None,
         cache: View | None = None,
+        *,
+        attend: Tensor | None = None,
     ) -> Tensor:
         state = (tokens[:, 1:] * 3 ** torch.arange(L)).sum(-1, keepdim=True)
         return (state * L + positions - 1).clamp(min=0)[..., None]

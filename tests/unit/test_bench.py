@@ -269,6 +269,23 @@ def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
     assert equal == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("command", [["step", "--shape=tiny", *MINIMAL], ["sampling"]])
+def test_results_that_cannot_be_kept_are_not_measured(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(options: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(f"dlm.bench.{command[0]}.measure", measure)
+    for path in (tmp_path, tmp_path / "nowhere" / "results.jsonl"):
+        found = bench(*command, f"--out={path}")
+        assert found.exit_code == 2
+        assert f"--out must be a file that can be written, got {str(path)!r}: " in found.stderr
+    found = bench(*command, f"--out={tmp_path / 'new'}")
+    assert isinstance(found.exception, AssertionError)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_sampling_benchmark_runs() -> None:
     small = ["--rows=2", "--positions=4", "--vocabulary=3000", "--repeats=1", "--threads=1"]
     found = lines("sampling", *small)

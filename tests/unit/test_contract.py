@@ -60,6 +60,30 @@ def test_contract_is_enforced(
         dlm.generate(toy(), [[1]], decoder=rule, gen_length=3, block_length=2, stop_at_eos=False)
 
 
+@pytest.mark.parametrize(
+    "step", [lambda v: Decision(first(v)), lambda v: [None, Decision(first(v))],
+             lambda v: (None, first(v)), lambda v: (None, None, Decision(first(v)))],
+)  # fmt: skip
+def test_a_step_returns_state_and_decision(toy: Toy, step: Callable[[StepView], Any]) -> None:
+    class Odd(Rule):
+        def step(self, state: None, view: StepView) -> Any:
+            return self.decide(view)
+
+    with pytest.raises(ValueError, match=r"^Odd: step must return \(state, Decision\), got "):
+        dlm.generate(toy(), [[1]], decoder=Odd(step), gen_length=3)
+
+
+def test_a_decoder_without_a_first_state_is_refused(toy: Toy) -> None:
+    class Odd:
+        def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+            return None, Decision(first(view))
+
+    decoder: Any = Odd()
+    for call in (dlm.generate, dlm.stream):
+        with pytest.raises(ValueError, match=r"Odd\.init_state must be a method, got None"):
+            call(toy(), [1], decoder=decoder, gen_length=3)
+
+
 def test_edits_take_the_prediction(toy: Toy) -> None:
     """Position 1 is committed at once and edited once everything else is."""
 

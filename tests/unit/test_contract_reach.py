@@ -292,11 +292,15 @@ def test_float64_statistics_decide_the_same(
         ("caches", ("prefx",), "unknown cache of Odd 'prefx'. Did you mean 'prefix'"),
         ("cross_block", "no", "Odd.cross_block must be True or False"),
         ("adjust_needs", ["confidence"], "Odd.adjust_needs must be a set"),
+        ("init_state", None, "Odd.init_state must be a method, got None"),
+        ("step", "first", "Odd.step must be a method, got 'first'"),
+        ("adjust", 2.0, "Odd.adjust must be a method, got 2.0"),
+        ("max_forwards", 8, "Odd.max_forwards must be a method, got 8"),
     ],
 )
 def test_declarations_are_checked(attribute: str, value: Any, message: str) -> None:
     class Odd(Policy):
-        pass
+        init_state, step = Reaching.init_state, Reaching.step
 
     setattr(Odd, attribute, value)
     with pytest.raises(ValueError, match=message):

@@ -226,6 +226,12 @@ def test_bad_options(golden: Model, options: dict[str, Any], message: str) -> No
         ([[]], "at least one token"),
         ([[1, 2.0]], "token ids must be an int >= 0, got 2.0"),
         ([[1, 512]], "below the vocabulary size 512, got 512"),
+        ([1.0], "token ids must be an int >= 0, got 1.0"),
+        ([1, "a"], "token ids must be an int >= 0, got 'a'"),
+        ([[1], 2], "must be a sequence of ints, got 2"),
+        ([torch.tensor([1, 2])], r"must be a sequence of ints, got tensor\(\[1, 2\]\)"),
+        (list(torch.tensor([1, 2])), r"must be a sequence of ints, got tensor\(1\)"),
+        ([{1, 2}], "must be a sequence of ints, got {1, 2}"),
         ([[1, 511]], "holds the mask id 511: use dlm.infill"),
         ("text", "needs a tokenizer"),
         ([{"role": "user", "content": "hi"}], "needs a tokenizer"),
@@ -255,6 +261,26 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
         dlm.generate(talker, [{"role": "user"}], gen_length=2)
     with pytest.raises(ValueError, match="stream takes one prompt"):
         dlm.stream(golden, [[1], [2]], gen_length=2)  # type: ignore[arg-type]
+
+
+def test_a_text_and_a_number_are_no_prompts(talker: Model) -> None:
+    with pytest.raises(ValueError, match="must be a sequence of ints, got 1"):
+        dlm.generate(talker, ["a", 1], gen_length=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "more"),
+    [
+        (dlm.generate, ()),
+        (dlm.stream, ()),
+        (dlm.infill, ()),
+        (dlm.log_likelihood, ([2],)),
+        (dlm.encode_prompts, ()),
+    ],
+)
+def test_the_name_of_a_model_is_none(call: Callable[..., Any], more: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"model must be what dlm.load gave, .* got 'tiny'"):
+        call("tiny", [1], *more)
 
 
 def test_empty_text_is_refused(talker: Model) -> None:
@@ -315,4 +341,7 @@ def test_numpy_numbers_are_numbers(golden: Model) -> None:
 
     plain = dlm.generate(golden, [[5]], gen_length=4, temperature=0.5)
     options: dict[str, Any] = {"gen_length": np.int64(4), "temperature": np.float32(0.5)}
-    assert plain.tokens == dlm.generate(golden, [[np.int64(5)]], **options).tokens  # type: ignore[arg-type]
+    for prompt in ([[np.int64(5)]], [np.int64(5)], list(np.array([5]))):
+        assert plain.tokens == dlm.generate(golden, prompt, **options).tokens  # type: ignore[arg-type]
+    blanks: Any = list(np.array([5, *[511] * 4]))
+    assert dlm.infill(golden, blanks).tokens[0][:1] == [5]

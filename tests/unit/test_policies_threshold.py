@@ -318,7 +318,7 @@ def test_more_entropy_never_takes_more_forwards(toy: Toy) -> None:
     base = toy(table)
 
     class Frozen(type(base)):  # type: ignore[misc]
-        def hidden(self, tokens: Any, positions: Any, valid: Any, attend: Any = None) -> Any:
+        def hidden(self, tokens: Any, positions: Any, *_: Any) -> Any:
             return positions.expand(tokens.shape)[..., None]
 
     model = Frozen(None, None, base.spec, table)

@@ -96,8 +96,8 @@ def test_shadows_do_not_change_what_is_real(golden: Model, view_of: View, dtype:
         (hidden[:, :length] - plain).abs().max().item()
         for hidden in (
             model.hidden(both, columns[None], (columns < length).expand(3, -1)),
-            model.hidden(both, places, None, attend),
-            model.hidden(both, places, None, leak),
+            model.hidden(both, places, None, attend=attend),
+            model.hidden(both, places, None, attend=leak),
         )
     )
     assert shadowed <= padded + 1e-6, (shadowed, padded)
@@ -139,7 +139,7 @@ def test_a_single_shadow_leaves_its_token_out(view_of: View) -> None:
     for token in range(10, 14):
         tokens = torch.cat((canvas, torch.tensor([[mask]])), 1)
         tokens[0, 2] = token
-        shadow = model.logits(model.hidden(tokens, places, None, attend)[0, 6]).float()
+        shadow = model.logits(model.hidden(tokens, places, None, attend=attend)[0, 6]).float()
         shadow[banned] = -torch.inf
         assert torch.allclose(shadow.softmax(-1), plain.softmax(-1), atol=1e-6)
         real = model.raw_logits(tokens[:, :6])[0, 2].float()
@@ -159,7 +159,9 @@ def dense(model: Model, canvas: Tensor, view: StepView, row: int, size: int) -> 
     tokens = torch.cat((canvas, torch.full((len(shadows),), model.spec.mask_id)))[None]
     places = torch.tensor([[*range(length), *shadows]])
     with torch.inference_mode():
-        return model.logits(model.hidden(tokens, places, None, attend[None])[0, length:]).double()
+        return model.logits(
+            model.hidden(tokens, places, None, attend=attend[None])[0, length:]
+        ).double()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.7])

@@ -117,7 +117,7 @@ def by_position(toy: Toy, logits: Tensor) -> Model:
     base = toy(logits)
 
     class ByPosition(type(base)):  # type: ignore[misc]
-        def hidden(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        def hidden(self, tokens: Tensor, positions: Tensor, *_: Any) -> Tensor:
             return positions.expand(tokens.shape)[..., None]
 
     return ByPosition(None, None, base.spec, logits)
@@ -157,11 +157,12 @@ def test_rows_that_end_leave_the_forward(golden: Model) -> None:
             tokens: Tensor,
             positions: Tensor,
             valid: Tensor | None,
-            attend: Tensor | None = None,
             cache: View | None = None,
+            *,
+            attend: Tensor | None = None,
         ) -> Tensor:
             seen.append(tokens.numel())
-            return Model.hidden(self, tokens, positions, valid, attend, cache)
+            return Model.hidden(self, tokens, positions, valid, cache, attend=attend)
 
     model = Counting(golden.network, golden.tokenizer, golden.spec)
     # Row 0 is done at its first forward: its only blank.
@@ -169,6 +170,22 @@ def test_rows_that_end_leave_the_forward(golden: Model) -> None:
     out = dlm.infill(model, rows, block_length=2)
     assert seen == [3 + 6, 6, 6]
     assert out.forwards == [1, 3]
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_model_takes_tokens_positions_valid_and_cache(golden: Model, cache: str) -> None:
+    """In this order; more only where queries have masks of their own."""
+
+    class Four(Model):
+        def hidden(  # type: ignore[override]
+            self, tokens: Tensor, positions: Tensor, valid: Tensor | None, cache: View | None
+        ) -> Tensor:
+            return Model.hidden(self, tokens, positions, valid, cache)
+
+    model = Four(golden.network, golden.tokenizer, golden.spec)
+    options: dict[str, Any] = {"gen_length": 8, "block_length": 4, "cache": cache}
+    rows = [[1, 2, 3], [4, 5, 6]]
+    assert dlm.generate(model, rows, **options) == dlm.generate(golden, rows, **options)
 
 
 def test_suppressed_tokens_never_come(toy: Toy) -> None:

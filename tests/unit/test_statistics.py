@@ -1,5 +1,6 @@
 """Statistics against the float64 reference, ties, edge rows and refusals."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -287,6 +288,8 @@ BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (
         r"suppressed must be torch.bool of shape \[8\]",
     ),
     ({"suppressed": torch.zeros(8)}, r"suppressed must be torch.bool .* got torch.float32 \[8\]"),
+    ({"suppressed": torch.ones(8).bool()}, "suppressed must leave a token, got all of 8"),
+    ({"suppressed": torch.ones(16).bool()[::2]}, "suppressed must leave a token, got all of 8"),
     ({"tokens": torch.zeros(4)}, r"tokens must be torch.int64 of shape \[4\], got torch.float32"),
     (
         {"tokens": torch.zeros(4, 1, dtype=torch.int64)},
@@ -326,6 +329,21 @@ def test_bad_names_and_logits_are_refused(function: Any) -> None:
             ValueError, match=r"logits must be floating point of shape \[N, V\], got"
         ):
             function(bad, ())
+
+
+@pytest.mark.parametrize("function", [token_statistics, token_statistics_reference])
+def test_what_says_how_to_sample_may_be_given_in_order(function: Any) -> None:
+    logits, key = random_logits(5, 40), make_key(5)
+    named = function(logits, {"margin"}, temperature=0.7, top_k=9, top_p=0.9, key=key)
+    in_order = function(logits, {"margin"}, 0.7, 9, 0.9, key)
+    assert torch.equal(in_order.sampled, named.sampled)
+    assert torch.equal(in_order.margin, named.margin)
+    with pytest.raises(TypeError, match="takes from 2 to 6 positional arguments but 7"):
+        function(logits, (), 0.0, None, None, None, None)
+
+
+def test_the_reference_has_the_same_signature() -> None:
+    assert signature(token_statistics) == signature(token_statistics_reference)
 
 
 def test_statistics_names_are_those_of_the_result() -> None:

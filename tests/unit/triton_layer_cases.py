@@ -220,8 +220,8 @@ def states(model: Model, cache: str) -> Tensor:
         more = torch.cat((valid, valid.new_ones(3, 3)), 1)[:, None]
         places = torch.cat((window, window[:, :3]), 1)
         fresh = torch.cat((fresh, fresh[:, :3] + 1), 1)
-        return model.states(fresh, places, None, more, Reuse(kept, window, 40))
-    return model.states(fresh, window, None, valid[:, None], Reuse(kept, window, 40))
+        return model.states(fresh, places, None, Reuse(kept, window, 40), attend=more)
+    return model.states(fresh, window, None, Reuse(kept, window, 40), attend=valid[:, None])
 
 
 @torch.inference_mode()
