@@ -31,7 +31,15 @@ class Origin:
         """Out of the arguments of `from_pretrained`."""
         kept = ("cache_dir", "local_files_only", "revision", "subfolder")
         stated = {k: where[k] for k in kept if where.get(k)}
-        return cls(os.fspath(name), {k: v for k, v in stated.items() if v != "main"})
+        folder = Path(name)
+        # Absolute, as its files may be read after a change of the working directory.
+        place = str(folder.absolute()) if folder.is_dir() else os.fspath(name)
+        return cls(place, {k: v for k, v in stated.items() if v != "main"})
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the checkpoint, the most particular one first."""
+        inside = self.where.get("subfolder")
+        return (self.name,) if inside is None else (f"{self.name}/{inside}", self.name)
 
     def file(self, name: str, token: str | bool | None = None) -> str | None:
         """Where a file of the checkpoint is, None where it has none."""

@@ -28,10 +28,10 @@ from dlm.huggingface.options import (
     settings,
     stated,
 )
-from dlm.models.facts import ids, resolve
+from dlm.models.facts import Overrides, ids, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
-from dlm.models.weights import refuse_pickles
+from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, integers
 from dlm.prompts import decode_text
 from dlm.runtime import Step
@@ -71,6 +71,7 @@ class DiffusionGenerationMixin:
     output_modalities = ("text",)
     _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
     _tokenizer: Any = None  # read from there once it is needed
+    _overrides: Overrides = Overrides()  # facts that hold instead of those read there
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -96,6 +97,26 @@ class DiffusionGenerationMixin:
                 folder = Path(place, options.get("subfolder") or "")
                 refuse_pickles(str(folder))
         return super().from_pretrained(place, *model_args, **options)  # type: ignore[misc]
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **options: Any
+    ) -> None:
+        """As in transformers, of whole weights or of an adapter that transformers loaded.
+
+        Raises:
+            ValueError: peft put an adapter into the layers, whose weights would bear names that
+                loading does not know.
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            refuse_adapted(self)
+        super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
+        """Inputs of a forward in transformers' own loop: peft wants every network to have this.
+
+        `generate` here is another loop, which does not call it.
+        """
+        return {"input_ids": input_ids, **arguments}
 
     def generate(
         self,
@@ -127,6 +148,7 @@ class DiffusionGenerationMixin:
         Raises:
             ValueError: a bad option or prompt, named in the message.
         """
+        refuse_learned_prompts(self)
         config, arguments = self._prepare_generation_config(generation_config, **options)
         refuse_arguments(arguments)
         asked = stated(config)
@@ -165,7 +187,8 @@ class DiffusionGenerationMixin:
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
         stops = ids(asked.get("eos_token_id"))
         spec = model.spec
-        if stops and stops != ids(self.generation_config.eos_token_id):
+        known = {*spec.stop_ids, *ids(self.generation_config.eos_token_id)}
+        if not known.issuperset(stops):
             integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
             if spec.mask_id in stops:
                 raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
@@ -182,6 +205,16 @@ class DiffusionGenerationMixin:
             family = family_of(self.config)
             self._tokenizer = self._origin.tokenizer(family.tokenizer)
         return self._tokenizer
+
+    def override(self, block_size: int | None, tokens: Overrides) -> None:
+        """Keep what a user says instead of the checkpoint, for every later call.
+
+        Args:
+            block_size: of block-causal attention, tokens; goes to the configuration.
+            tokens: mask and stop ids; not saved.
+        """
+        family_of(self.config).write_block(self.config, block_size)
+        self._overrides = tokens
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None = None, **options: Any
@@ -217,13 +250,18 @@ class DiffusionGenerationMixin:
         pretrained_model_name_or_path: str | None,
         **where: Any,
     ) -> None:
-        """Take `generation_config.json` over; transformers calls this once weights are loaded.
+        """Take over what lies beside the weights; transformers calls this once they are loaded.
+
+        That is `generation_config.json`, and the block size that the checkpoint's name may tell.
 
         Raises:
-            ValueError: the file is corrupt.
+            ValueError: the file is corrupt, or the block size is none.
         """
         if pretrained_model_name_or_path is not None:
             self._origin = Origin.of(pretrained_model_name_or_path, where)
+            family = family_of(self.config)
+            # Kept from here on: what is saved may have any name.
+            family.write_block(self.config, family.block_of(self.config, *self._origin.names()))
         if generation_config is not None:
             self.generation_config = DiffusionGenerationConfig.of(generation_config)
         elif self._origin is not None:
@@ -241,8 +279,11 @@ def as_model(
 ) -> Model:
     """A network that transformers loaded, as `dlm.load` gives it: for `dlm.generate` and the rest.
 
+    What `dlm.load` was told instead of the checkpoint's facts still holds; what this is told holds
+    for the model that it gives.
+
     Args:
-        network: one of our classes, from an Auto class.
+        network: one of our classes, from an Auto class or of a model of `dlm.load`.
         tokenizer: of the model; by default the one that lies where the network was loaded from.
         block_size: overrides the checkpoint's, in families of block-causal attention, tokens.
         mask_id: overrides the checkpoint's mask id.
@@ -258,16 +299,34 @@ def as_model(
         )
     if tokenizer is None:
         tokenizer = network.checkpoint_tokenizer()
+    if block_size is None and network._origin is not None:
+        # Loading has settled it, whatever the name of the checkpoint says.
+        block_size = family_of(network.config).written_block(network.config)
     declared = stated(network.generation_config)
     spec = resolve(
         network.config,
         ids(declared.get("eos_token_id")),
         tokenizer,
-        mask_id,
+        network._overrides.mask_id if mask_id is None else mask_id,
         block_size=block_size,
         declared_mask=declared.get("mask_token_id"),
+        stops=network._overrides.stop_ids,
     )
     return Model(network, tokenizer, spec)
+
+
+def refuse_learned_prompts(network: Any) -> None:
+    """Refuse a network whose inputs peft would prepare: nothing here asks for that.
+
+    Raises:
+        ValueError: its `prepare_inputs_for_generation` is another's.
+    """
+    found = getattr(network.prepare_inputs_for_generation, "__self__", None)
+    if found is not network:
+        raise ValueError(
+            "prepare_inputs_for_generation must be the network's own: prompts that peft learned "
+            f"have no place on a canvas of token ids, got that of a {type(found).__name__}"
+        )
 
 
 def tell(aside: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlm.models.conversions import renamed
-from dlm.models.files import cached
+from dlm.models.files import absent, cached
 from dlm.options import integer
 
 CONFIG = "adapter_config.json"
@@ -128,7 +128,7 @@ def read_config(library: Any, source: str, network: Any) -> Any:
     """The configuration of an adapter, if it is a LoRA for this class of networks."""
     path = cached(source, CONFIG)
     if path is None:
-        raise ValueError(f"no {CONFIG} in the adapter {source!r}")
+        raise ValueError(f"no {CONFIG} in the adapter {source!r}{absent(source)}")
     try:
         stated = json.loads(Path(path).read_text(encoding="utf-8"))
         kind = stated.get("peft_type")

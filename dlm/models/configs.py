@@ -6,15 +6,29 @@ Apart from the networks, so that AutoConfig knows them without loading any model
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from transformers import PreTrainedConfig
 
-from dlm.options import integer
+from dlm.options import integer, number
 
 LOCAL = ("attn_implementation", "auto_map", "model_type")
 """Keys of a `config.json` that are about the code it was saved with, not about the network."""
 
 ROTARY = {"rope_theta", "rope_type", "type"}
 """What `rope_parameters` may hold."""
+
+SIZES = (
+    "vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+"""What has to be a positive int in every family."""
 
 QK_NORM_PLAN = {
     "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
@@ -43,6 +57,8 @@ class DecoderConfig(PreTrainedConfig):
     released_type: ClassVar[str | None] = None  # the released model_type, where ours is another
     declared: ClassVar[tuple[str, ...]]  # what its checkpoints put in `architectures`
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}  # what every release has, as it may be written
+    sizes: ClassVar[tuple[str, ...]] = SIZES
+    nullable: ClassVar[tuple[str, ...]] = ()  # sizes that a file may leave null
     qkv_bias: ClassVar[bool] = False
     o_bias: ClassVar[bool] = False
     mlp_bias: ClassVar[bool] = False
@@ -70,7 +86,9 @@ class DecoderConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse what no release has."""
+        """Fill what the released file may leave null, and refuse what no release has."""
+        self.check_numbers()
+        self.fill()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         common = {"hidden_act": ("silu",), "rope_scaling": (None, False)}
         for name, values in (common | self.fixed).items():
@@ -79,12 +97,33 @@ class DecoderConfig(PreTrainedConfig):
                     f"{name} must be {values[0]!r} as in every released {self.title}, "
                     f"got {getattr(self, name)!r}"
                 )
-        integer("num_key_value_heads", self.num_key_value_heads, least=1)
         if self.num_attention_heads % self.num_key_value_heads:
+            few, many = map(self.name_in_file, ("num_key_value_heads", "num_attention_heads"))
             raise ValueError(
-                "num_key_value_heads must divide num_attention_heads, got "
+                f"{few} must divide {many}, got "
                 f"{self.num_key_value_heads} and {self.num_attention_heads}"
             )
+
+    def check_numbers(self) -> None:
+        """Refuse numbers that none can be made of, by their names in the file.
+
+        Raises:
+            ValueError: a size is no positive int, or another number is none.
+        """
+        for name in self.sizes:
+            size = getattr(self, name)
+            if not (size is None and name in self.nullable):
+                integer(self.name_in_file(name), size, least=1)
+        number("rms_norm_eps", self.rms_norm_eps, least=0)
+        number("rope_theta", self.rope_theta, least=1)
+
+    @classmethod
+    def name_in_file(cls, name: str) -> str:
+        """What `config.json` calls a field."""
+        return cls.attribute_map.get(name, name)
+
+    def fill(self) -> None:
+        """Give sizes that the file leaves null the value that this stands for."""
 
     @property
     def head_dim(self) -> int:
@@ -123,16 +162,17 @@ class DecoderConfig(PreTrainedConfig):
                 f"architectures[0] of {cls.title} must be one of {cls.declared}, "
                 f"got {architecture!r}"
             )
-        kept = {key: value for key, value in config_dict.items() if key not in LOCAL}
+        kept = {k: v for k, v in with_dtypes(config_dict).items() if k not in LOCAL}
         rotary = kept.pop("rope_parameters", None)
         if rotary is not None:  # how transformers 5 writes rope_theta and rope_scaling
-            kind = rotary.get("rope_type", rotary.get("type", "default"))
-            if kind != "default" or not set(rotary) <= ROTARY:
+            held = rotary if isinstance(rotary, dict) else {"type": None}
+            kind = held.get("rope_type", held.get("type", "default"))
+            if kind != "default" or not set(held) <= ROTARY:
                 raise ValueError(
                     f"rope_parameters of {cls.title} must be of rope_type 'default' and hold "
                     f"nothing but {', '.join(sorted(ROTARY))}, got {rotary}"
                 )
-            kept |= {key: value for key, value in rotary.items() if key == "rope_theta"}
+            kept |= {key: value for key, value in held.items() if key == "rope_theta"}
         implied = {key: kept.pop(key) for key in tuple(kept) if cls.implies(key)}
         found = super().from_dict(kept, **kwargs)
         config = found[0] if isinstance(found, tuple) else found
@@ -155,6 +195,27 @@ def first_architecture(config_dict: dict[str, Any]) -> str | None:
     """What a `config.json` declares its network to be, if it does."""
     declared = config_dict.get("architectures") or [None]
     return str(declared[0]) if declared[0] else None
+
+
+def with_dtypes(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` whose dtype is one of torch, null where the weights have to tell it.
+
+    Raises:
+        ValueError: it is no floating dtype.
+    """
+    stated = {key: config_dict[key] for key in ("dtype", "torch_dtype") if config_dict.get(key)}
+    return config_dict | {key: dtype_of(key, value) for key, value in stated.items()}
+
+
+def dtype_of(key: str, value: object) -> torch.dtype | None:
+    """The dtype that a file writes as "bfloat16", "torch.bfloat16" or "auto"."""
+    if value == "auto":
+        return None
+    name = value.removeprefix("torch.") if isinstance(value, str) else ""
+    found = value if isinstance(value, torch.dtype) else getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"{key} must be 'auto' or the name of a floating dtype, got {value!r}")
+    return found
 
 
 LLADA_FIXED: dict[str, tuple[Any, ...]] = {
@@ -191,11 +252,13 @@ class LladaConfig(DecoderConfig):
     title = "LLaDA"
     declared = ("LLaDAModelLM", "LLaDAModel")
     fixed = LLADA_FIXED
+    nullable = ("embedding_size", "intermediate_size", "num_key_value_heads")
     d_model: int = 4096
     n_heads: int = 32
     n_kv_heads: int | None = None
     n_layers: int = 32
-    mlp_hidden_size: int = 12288
+    mlp_hidden_size: int | None = 12288  # `mlp_ratio` times `d_model` if null
+    mlp_ratio: int = 4
     vocab_size: int = 126464
     embedding_size: int | None = None  # type: ignore[assignment]  # `vocab_size` if null
     max_sequence_length: int = 4096
@@ -216,18 +279,20 @@ class LladaConfig(DecoderConfig):
     rope_full_precision: bool = True  # type: ignore[misc]
     scale_logits: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave null, and refuse what no release has."""
+    def fill(self) -> None:
+        """Give sizes that the file leaves null the value that this stands for."""
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.embedding_size is None:
             self.embedding_size = self.vocab_size
-        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                "n_heads must divide d_model and n_kv_heads must divide n_heads, got "
-                f"d_model={self.d_model}, n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
-            )
+        if self.mlp_hidden_size is None:
+            self.mlp_hidden_size = integer("mlp_ratio", self.mlp_ratio, least=1) * self.d_model
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse what no release has."""
         super().__post_init__(**kwargs)
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -249,6 +314,7 @@ class ILladaConfig(DecoderConfig):
     title = "iLLaDA"
     declared = ("ILLaDAForCausalLM", "ILLaDAModel")
     fixed = {"layer_norm_eps": (None,)}  # noqa: RUF012
+    nullable = ("head_dim",)
     hidden_size: int = 4096
     intermediate_size: int = 14336
     num_hidden_layers: int = 32
@@ -262,11 +328,10 @@ class ILladaConfig(DecoderConfig):
     layer_norm_eps: float | None = None  # of a LayerNorm, which no release has
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave null, and refuse what no release has."""
+    def fill(self) -> None:
+        """Give sizes that the file leaves null the value that this stands for."""
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
 
     @property
     def qkv_bias(self) -> bool:  # type: ignore[override]

@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
+from dlm.models.configs import with_dtypes
+from dlm.options import integer
+
 SUBS = {"parameterization": "subs", "scale_by_sigma": False}
 """What makes the output logits of clean tokens, where a `config.json` says it."""
 
@@ -65,7 +68,7 @@ class DitConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name} must be {value!r} for a mask predictor, got {config_dict[name]!r}"
                 )
-        kept = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        kept = {k: v for k, v in with_dtypes(config_dict).items() if k != "auto_map"}
         config: Self = super().from_dict(kept, **kwargs)
         return config
 
@@ -107,5 +110,4 @@ class Bd3lmConfig(DitConfig):
                     f"{name} must be {value!r} as in every released BD3LM, "
                     f"got {getattr(self, name)!r}"
                 )
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        integer("block_size", self.block_size, least=1)

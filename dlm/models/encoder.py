@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlm.cache import View
 from dlm.models.spec import ModelSpec
+from dlm.models.weights import refuse_adapted
 from dlm.options import integer
 
 PROJECTIONS = {
@@ -71,7 +72,12 @@ class Encoder(nn.Module):
         return module
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
-        """Write the network as transformers does."""
+        """Write the network as transformers does.
+
+        Raises:
+            ValueError: there is an adapter in its layers.
+        """
+        refuse_adapted(self)
         self.network.save_pretrained(*args, **options)
 
     def forward(self, *args: Any, **options: Any) -> Any:

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlm.models.families import ENCODER, Family, family_of, find
-from dlm.models.files import read_json
+from dlm.models.families import ENCODER, family_of, find
+from dlm.models.family import Family
+from dlm.models.files import absent, read_json
 from dlm.models.spec import ModelSpec
 from dlm.options import integer
 
@@ -16,6 +17,14 @@ class Declared:
 
     stop_ids: tuple[int, ...] = ()
     mask_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a user said of the tokens of a checkpoint when it was loaded."""
+
+    mask_id: int | None = None
+    stop_ids: tuple[int, ...] | None = None
 
 
 def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
@@ -29,7 +38,13 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the configuration of {source!r}: {error}") from error
+        raise ValueError(
+            f"cannot read the configuration of {source!r}{absent(source)}: {error}"
+        ) from error
+    except TypeError:  # of a file that holds a number
+        raw = None
+    if not isinstance(raw, dict):
+        raw = read_json(source, "config.json")  # which refuses what holds no object
     if not raw:
         raise ValueError(f"cannot read the configuration of {source!r}: config.json is missing")
     try:
@@ -68,7 +83,7 @@ def resolve(
     The mask id is the argument, else the generation configuration's, the configuration's, the
     family's, the tokenizer's. Stop ids are the argument, else those of both configurations and of
     the family. The block size is the argument, else the configuration's own, that of the
-    checkpoint's name, its family's; it is written to the configuration.
+    checkpoint's name, its family's.
 
     Args:
         config: of the network; its `name_or_path` is the checkpoint's name.
@@ -81,14 +96,21 @@ def resolve(
 
     Raises:
         ValueError: no mask id, one outside the vocabulary, one the tokenizer contradicts, a stop
-            id that is none, or a block size for a family that looks both ways.
+            id that is none, stop ids for an encoder, or a block size for a family that looks both
+            ways.
     """
+    if stops is not None and (isinstance(stops, str) or not isinstance(stops, Sequence)):
+        raise ValueError(f"stop_ids must be a sequence of ints, got {stops!r}")
     family = family_of(config)
     size = choose_block(config, family, block_size)
-    family.write_block(config, size)
     if family is ENCODER:
         from dlm.models.encoder import encoder_spec
 
+        if stops is not None:
+            raise ValueError(
+                "stop_ids goes with families that were trained to end a text, and a "
+                f"{config.model_type} fills blanks, got {stops!r}"
+            )
         return encoder_spec(config, tokenizer, mask_id)
     rows = int(getattr(config, "embedding_size", config.vocab_size))
     owned = range(owned_rows(config, family)) if tokenizer is None else ids_of(tokenizer)

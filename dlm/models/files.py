@@ -26,6 +26,13 @@ def cached(source: str, name: str, **where: Any) -> str | None:
     return path
 
 
+def absent(source: str) -> str:
+    """What to add to a message where nothing is found under a name that is no folder."""
+    if Path(source).is_dir():
+        return ""
+    return " (there is no such folder, so it was looked for on the Hugging Face Hub)"
+
+
 def read_json(source: str, name: str, **where: Any) -> dict[str, Any] | None:
     """The object in a file of the checkpoint, None where it has none; arguments as `cached`.
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from dlm.models.adapter import attach
-from dlm.models.facts import read_config, read_generation, resolve
+from dlm.models.facts import Overrides, read_config, read_generation, resolve
 from dlm.models.families import ENCODER
 from dlm.models.model import MASKED, Model
 from dlm.models.spec import ModelSpec
 from dlm.models.tokenizers import read_tokenizer
 from dlm.models.weights import read_directly, read_network
-from dlm.options import boolean, known
+from dlm.options import boolean, known, names_checked
 
 __all__ = [
     "ATTENTION",
@@ -36,6 +36,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+@names_checked
 def load(  # noqa: PLR0913 (what users choose about a model)
     name_or_path: str | os.PathLike[str] | None = None,
     *,
@@ -57,7 +58,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     Nothing that a checkpoint holds is run: no code beside it, no pickle.
 
     Args:
-        name_or_path: a folder or a Hugging Face id; None for the built-in tiny model.
+        name_or_path: a folder, else a Hugging Face id; None for the built-in tiny model.
         device: where to put it, such as "cuda"; the CPU if absent.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention".
@@ -120,6 +121,9 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     device_map=device_map,
                     quantization_config=quantization_config,
                 )
+        if found is not ENCODER:
+            ends = None if stop_ids is None else tuple(stop_ids)
+            network.override(spec.block_size, Overrides(mask_id, ends))
         if addition is not None:
             network = attach(network, addition, merge=merge)
         return Model(network, tokenizer, spec)
@@ -138,11 +142,23 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return str(folder)
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if folder.exists() or not is_id(source):
         raise FileNotFoundError(
             f"no {'model' if option == 'name_or_path' else option} folder at {source!r}"
         )
     return source
+
+
+def is_id(name: str) -> bool:
+    """Whether the Hugging Face Hub may have something under this name, "owner/name" or "name"."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -165,6 +181,8 @@ def check_device(device: str | torch.device | None) -> torch.device:
         target = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(f"device must be a torch device, got {device!r}") from error
+    if target.type == "meta":
+        raise ValueError(f"device must be one that holds weights, got {device!r}")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here")
     return target

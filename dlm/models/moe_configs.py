@@ -6,7 +6,7 @@ reads, as a class variable or under a second name where the released file has no
 
 from typing import Any, ClassVar
 
-from dlm.models.configs import QK_NORM_PLAN, DecoderConfig
+from dlm.models.configs import QK_NORM_PLAN, SIZES, DecoderConfig
 from dlm.models.qwen_configs import QWEN_FIXED, Qwen3ShapedConfig
 from dlm.options import integer
 
@@ -36,6 +36,7 @@ class SparseConfig(DecoderConfig):
     base_model_tp_plan = ATTENTION_PLAN | EXPERTS_PLAN
     base_model_ep_plan = EXPERT_PARALLEL_PLAN
     qk_norm = True
+    sizes = (*SIZES, "moe_intermediate_size", "num_experts")
     scoring: ClassVar[str] = "softmax"
     num_experts: int = 128
     num_experts_per_tok: int = 8
@@ -80,6 +81,7 @@ class LladaMoeConfig(SparseConfig):
         "shared_expert_intermediate_size": (None,),
     }
     num_shared_experts: ClassVar[int] = 0
+    nullable = ("intermediate_size",)
     hidden_size: int = 2048
     num_hidden_layers: int = 16
     num_attention_heads: int = 16
@@ -213,6 +215,8 @@ class Qwen3SparseConfig(Qwen3ShapedConfig, SparseConfig):
     """What the two of Qwen3-30B-A3B's shape share; not a family itself."""
 
     base_model_tp_plan = SparseConfig.base_model_tp_plan
+    sizes = SparseConfig.sizes
+    nullable = ("head_dim", "intermediate_size")
     fixed = QWEN_FIXED | {
         "attention_bias": (False,),
         "decoder_sparse_step": (1,),

@@ -21,6 +21,7 @@ class QwenConfig(DecoderConfig):
     """
 
     fixed = QWEN_FIXED
+    nullable: ClassVar[tuple[str, ...]] = ("head_dim",)
     hidden_size: int = 4096
     intermediate_size: int = 12288
     num_hidden_layers: int = 36
@@ -36,10 +37,13 @@ class QwenConfig(DecoderConfig):
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave null, and refuse what no release has."""
+    def fill(self) -> None:
+        """Give sizes that the file leaves null the value that this stands for."""
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse what no release has."""
         if not self.use_sliding_window:
             self.sliding_window = None
         super().__post_init__(**kwargs)
@@ -181,6 +185,7 @@ class A2dLlamaConfig(DecoderConfig):
         "mlp_bias": (False,),
         "pretraining_tp": (1,),
     }
+    nullable = ("head_dim",)
     block_size: int | None = None  # of its own saving; releases tell it by their name
     hidden_size: int = 2048
     intermediate_size: int = 8192
@@ -198,8 +203,7 @@ class A2dLlamaConfig(DecoderConfig):
     pretraining_tp: int = 1
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave null, and refuse what no release has."""
+    def fill(self) -> None:
+        """Give sizes that the file leaves null the value that this stands for."""
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)

@@ -14,7 +14,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-from dlm.models.families import FAMILIES, Family
+from dlm.models.families import FAMILIES
+from dlm.models.family import Family
 
 
 def register_configs() -> None:

@@ -146,6 +146,13 @@ class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
     renamings: ClassVar[tuple[tuple[str, str], ...]] = ()
     packs_experts: ClassVar[bool] = False  # see `dlm.models.conversions`
 
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Embedding:
+        """As in transformers, which knows one size in a configuration: LLaDA's has two."""
+        embedding: nn.Embedding = super().resize_token_embeddings(*args, **options)
+        if not isinstance(getattr(type(self.config), "embedding_size", None), property):
+            self.config.embedding_size = embedding.num_embeddings
+        return embedding
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]

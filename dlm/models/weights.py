@@ -10,10 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dlm.models.conversions import place
-from dlm.models.families import ENCODER, Family
+from dlm.models.families import ENCODER
+from dlm.models.family import Family
 from dlm.models.files import cached, read_json
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NOT_READ = re.compile(r"rotary_emb\.inv_freq$")  # of old checkpoints; the configuration tells it
+ADAPTED = ".base_layer."  # in the names of weights whose layers peft adapts
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -37,6 +41,7 @@ def read_network(
 
     refuse_pickles(source)
     refuse_adapter(source)
+    file_names(source)  # as transformers reports a broken index in words of its own
     kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
     if options["device_map"] is None and device.type != "cpu":
         options["device_map"] = {"": device}  # straight there, never whole in host memory
@@ -87,8 +92,7 @@ def read_directly(
         network = family.network_class()(config)
     network.set_attn_implementation(attention)
     cast(network, dtype)
-    network.to_empty(device=device)
-    network.tie_weights()
+    network.to_empty(device=device)  # which unties, as files may hold both of a tied pair
     for module in network.modules():
         if next(module.buffers(recurse=False), None) is not None:
             network._init_weights(module)  # what no checkpoint holds, such as rotary frequencies
@@ -118,6 +122,16 @@ def refuse_adapter(source: str) -> None:
         raise ValueError(
             f"{source!r} holds an adapter beside the weights: keep it in a folder of its own and "
             "pass adapter"
+        )
+
+
+def refuse_adapted(network: Any) -> None:
+    """Refuse to save weights whose layers hold an adapter: their names are not those to load."""
+    if any(ADAPTED in name for name, _ in network.named_parameters()):
+        raise ValueError(
+            "save_pretrained must get a network without an adapter in its layers: load it with "
+            "merge=True, call merge_and_unload of its PeftModel, or save the adapter alone by "
+            "save_pretrained of its PeftModel"
         )
 
 
@@ -163,15 +177,32 @@ def check_rotary(source: str, network: nn.Module) -> None:
             )
 
 
+def file_names(source: str) -> list[str]:
+    """Names of the files with the weights: the single one where it is, else those of the index.
+
+    Raises:
+        ValueError: the index is broken.
+    """
+    index = None if cached(source, SINGLE) is not None else read_json(source, INDEX)
+    if index is None:
+        return [SINGLE]
+    places = index.get("weight_map")
+    named = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not places or not named or not isinstance(index.get("metadata"), dict):
+        raise ValueError(
+            f"cannot read {INDEX} of {source!r}: it must hold metadata, and a weight_map that "
+            f"names the file of every weight, got {sorted(index)}"
+        )
+    return sorted(set(places.values()))
+
+
 def weight_files(source: str) -> list[Path]:
     """The safetensors files of a checkpoint.
 
     Raises:
-        ValueError: there is none, or one that the index names is missing.
+        ValueError: there is none, the index is broken, or a file that it names is missing.
     """
-    shards = (read_json(source, INDEX) or {}).get("weight_map", {})
-    names = sorted(set(shards.values())) or ["model.safetensors"]
-    paths = {name: cached(source, name) for name in names}
+    paths = {name: cached(source, name) for name in file_names(source)}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise ValueError(f"cannot load the weights of {source!r}: no file {missing[0]}")
@@ -206,25 +237,35 @@ def cast(network: Any, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
-    """Copy weights under their released names to their places; what does not fit, by kind."""
+    """Copy weights under their released names to their places; what does not fit, by kind.
+
+    A pair of weights that the configuration ties is tied unless both are there and differ.
+    """
     weights = network.state_dict(keep_vars=True)
-    filled = dict.fromkeys(weights, 0)
+    filled: dict[str, set[tuple[int, int]]] = {name: set() for name in weights}
     wrong: dict[str, list[str]] = {"unexpected": [], "mismatched": []}
     for name, tensor in released:
         found = place(name, network, weights)
         if found is None:
-            wrong["unexpected"].append(name)
+            if not NOT_READ.search(name):
+                wrong["unexpected"].append(name)
         elif found[1].shape != tensor.shape:
             wrong["mismatched"].append(name)
         else:
             found[1].copy_(tensor)
-            filled[found[0]] += tensor.numel()
-    whole = {id(weights[name]) for name, count in filled.items() if count >= weights[name].numel()}
+            # By the place, as one that is filled twice stands for no other.
+            filled[found[0]].add((int(found[1].storage_offset()), tensor.numel()))
+    missing = {name for name, parts in filled.items() if not covers(parts, weights[name])}
+    network.tie_weights(missing_keys=missing, recompute_mapping=False)  # as transformers' loader
     optional = network._keys_to_ignore_on_load_missing or ()
     wrong["missing"] = [
         name
         for name in weights
-        if id(weights[name]) not in whole  # which a tensor with two names is under both
-        and not any(re.search(pattern, name) for pattern in optional)
+        if name in missing and not any(re.search(pattern, name) for pattern in optional)
     ]
     return {kind: names for kind, names in wrong.items() if names}
+
+
+def covers(parts: set[tuple[int, int]], weight: Tensor) -> bool:
+    """Whether different parts of a weight, (offset, elements), make all of it up."""
+    return sum(elements for _, elements in parts) >= weight.numel()

@@ -228,7 +228,7 @@ def test_auto_classes(family: str, auto: str) -> None:
         ({"n_heads": 5}, "n_heads must divide hidden_dim"),
         ({"causal": True}, "causal must be False as in every released BD3LM"),
         ({"adaln": False}, "adaln must be True"),
-        ({"block_size": 0}, "block_size must be at least 1"),
+        ({"block_size": 0}, "block_size must be an int >= 1, got 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

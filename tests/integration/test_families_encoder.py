@@ -167,10 +167,10 @@ def test_positions_and_not_columns_place_tokens(model_type: str, attention: str)
     seen = torch.rand(20, 20, generator=torch.Generator().manual_seed(4)) < 0.7
     seen |= torch.eye(20, dtype=torch.bool)
     columns = torch.arange(20)[None]
-    straight = model.hidden(tokens, columns, None, seen[None])
-    moved = model.hidden(tokens[:, order], order[None], None, seen[order][:, order][None])
+    straight = model.hidden(tokens, columns, None, attend=seen[None])
+    moved = model.hidden(tokens[:, order], order[None], None, attend=seen[order][:, order][None])
     torch.testing.assert_close(moved, straight[:, order], atol=2e-5, rtol=0)
-    everything = model.hidden(tokens, columns, None, torch.ones(1, 20, 20, dtype=torch.bool))
+    everything = model.hidden(tokens, columns, None, attend=torch.ones(1, 20, 20, dtype=torch.bool))
     torch.testing.assert_close(everything, model.hidden(tokens, columns, None), atol=2e-5, rtol=0)
     assert (everything - straight).abs().max() > 1e-3
 

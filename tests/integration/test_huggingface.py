@@ -374,8 +374,9 @@ def test_stop_ids_that_only_the_tokenizer_knows(saved: Path) -> None:
         (None, (1, 4)),
         (1, (1, 4)),
         ([1], (1, 4)),
-        (4, (4,)),
-        ([4, 1], (4, 1)),
+        (4, (1, 4)),
+        ([4, 1], (1, 4)),
+        ([4, 6], (4, 6)),
     ):
         assert network.model_for({"eos_token_id": stops}, None).spec.stop_ids == expected
 

@@ -144,6 +144,16 @@ def test_import_is_light() -> None:
     assert out.stdout.split("\n")[:2] == ["[]", "False"]
 
 
+def test_models_and_their_facts_are_named_by_their_package() -> None:
+    code = (
+        "import sys, dlm.models; print('torch' in sys.modules, dir(dlm.models));"
+        "from dlm.models import Model, ModelSpec; import dlm;"
+        "print(Model is dlm.Model, isinstance(dlm.load().spec, ModelSpec))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split("\n")[:2] == ["False ['Model', 'ModelSpec']", "True True"]
+
+
 def test_sharded_checkpoint(golden: Model, tmp_path: Path) -> None:
     golden.network.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -245,6 +255,9 @@ def test_foreign_and_corrupt_checkpoints(
         ({"family": "lada"}, "unknown family 'lada'. Did you mean 'llada'"),
         ({"family": "dream"}, "family 'dream' has model_type 'Dream'"),
         ({"block_size": 4}, "llada looks both ways, got 4"),
+        ({"stop_ids": 5}, "stop_ids must be a sequence of ints, got 5"),
+        ({"stop_ids": "5"}, "stop_ids must be a sequence of ints, got '5'"),
+        ({"device": "meta"}, "device must be one that holds weights, got 'meta'"),
     ],
 )
 def test_bad_load_options(golden_folder: Path, options: dict[str, Any], message: str) -> None:
@@ -315,8 +328,11 @@ def test_bad_mask_ids(golden_folder: Path, mask_id: Any) -> None:
 
 @pytest.mark.parametrize(
     "ids",
-    [torch.tensor([1]), torch.tensor([[1.0]]), torch.tensor([[600]]), torch.ones(1, 257).long()],
-)
-def test_bad_raw_inputs(golden: Model, ids: torch.Tensor) -> None:
+    [
+        torch.tensor([1]), torch.tensor([[1.0]]), torch.tensor([[600]]), torch.ones(1, 257).long(),
+        [[1, 2]], None,
+    ],
+)  # fmt: skip
+def test_bad_raw_inputs(golden: Model, ids: Any) -> None:
     with pytest.raises(ValueError, match="input_ids must"):
         golden.raw_logits(ids)

@@ -312,12 +312,13 @@ def test_every_checkpoint_is_of_a_family_and_every_family_has_one() -> None:
 
 
 def test_a_block_size_is_kept_by_what_is_saved() -> None:
-    """Whatever the name of the folder it is saved to."""
+    """Whatever the name of the folder it is saved to; what is asked of one model is not."""
     for family in ("sdar", "a2d-qwen3", "fast-dllm-v2"):
         found = FAMILIES[family]
         config = found.config_class()()
         config.name_or_path = ""
-        resolve(config, [3], None, mask_id=90, block_size=16)
+        found.write_block(config, 16)
+        assert resolve(config, [3], None, mask_id=90, block_size=2).block_size == 2
         again = found.config_class().from_dict(config.to_dict())
         again.name_or_path = "mine"
         assert resolve(again, [3], None, mask_id=90).block_size == 16

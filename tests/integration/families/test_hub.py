@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import dlm
 from dlm.cli import lists
 from dlm.models.catalog import CHECKPOINTS
 
@@ -29,15 +30,55 @@ def test_an_id_is_read_from_the_cache(written: Callable[[str], Path], tmp_path: 
     shutil.copytree(written("sdar"), home / "snapshots" / REVISION)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(REVISION)
-    offline = {
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-    }
     out = subprocess.run(
-        [sys.executable, "-c", LOAD], capture_output=True, text=True, env=os.environ | offline
+        [sys.executable, "-c", LOAD], capture_output=True, text=True, env=offline(tmp_path)
     )
     assert out.stdout.split("\n")[:2] == ["[2, 2] None", "True"], out.stderr
+
+
+ABSENT = """
+import dlm
+for name in ("nobody", "no/body"):
+    for place in ({"name_or_path": name}, {"adapter": name}):
+        try:
+            dlm.load(**place)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def offline(home: Path) -> dict[str, str]:
+    places = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
+    return os.environ | places | {"HF_HUB_OFFLINE": "1"}
+
+
+def test_an_id_without_an_owner(written: Callable[[str], Path], tmp_path: Path) -> None:
+    home = tmp_path / "hub" / "models--SDAR-tiny-b2"
+    shutil.copytree(written("sdar"), home / "snapshots" / REVISION)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(REVISION)
+    assert dlm.load(home / "snapshots" / REVISION).spec.block_size == 2
+    out = subprocess.run(
+        [sys.executable, "-c", LOAD.replace("someone/", "")],
+        capture_output=True,
+        text=True,
+        env=offline(tmp_path),
+    )
+    assert out.stdout.split("\n")[:2] == ["[2, 2] None", "True"], out.stderr
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
+    out = subprocess.run(
+        [sys.executable, "-c", ABSENT], capture_output=True, text=True, env=offline(tmp_path)
+    )
+    told = [line for line in out.stdout.split("\n") if "there is no such folder" in line]
+    assert len(told) == 4, out.stdout + out.stderr
+    assert all("looked for on the Hugging Face Hub" in line for line in told)
+    for line, name in zip(told[::2], ("nobody", "no/body"), strict=True):
+        assert line.startswith(f"cannot read the configuration of {name!r} (")
+        assert "couldn't connect" in line
+    for line, name in zip(told[1::2], ("nobody", "no/body"), strict=True):
+        assert line.startswith(f"no adapter_config.json in the adapter {name!r} (")
 
 
 def test_the_list_has_the_facts_of_each_family(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,149 @@
+"""Networks that were changed once they were loaded: adapters of peft, other vocabularies."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+import dlm
+from dlm.models.loading import silence
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+OPTIONS: dict[str, Any] = {"decoder": "threshold", "max_new_tokens": 12}
+FAMILIES = ["llada", "dream", "sdar", "a2d-qwen3"]
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft and transformers at odds
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with silence():
+        yield
+
+
+def adapted(folder: Path, task: str | None = "CAUSAL_LM") -> Any:
+    """A `PeftModel` whose adapter changes something."""
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type=task)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    return wrapped.eval()
+
+
+def written_by(network: Any) -> Tensor:
+    return torch.as_tensor(network.generate(input_ids=IDS, **OPTIONS))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "FEATURE_EXTRACTION", None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_wraps_and_generates(
+    family: str, task: str | None, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = written(family)
+    wrapped = adapted(folder, task)
+    expected = written_by(wrapped)
+    assert not torch.equal(expected, written_by(AutoModelForCausalLM.from_pretrained(folder)))
+    assert torch.equal(expected, written_by(wrapped.get_base_model()))
+    wrapped.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    assert torch.equal(written_by(again), expected)
+    assert torch.equal(written_by(dlm.load(folder, adapter=tmp_path).network), expected)
+
+
+def test_inputs_that_peft_prepares_from_the_networks_own(written: Callable[[str], Path]) -> None:
+    mask = torch.ones_like(IDS)
+    found = adapted(written("llada")).prepare_inputs_for_generation(IDS, attention_mask=mask)
+    assert found["input_ids"] is IDS
+    assert found["attention_mask"] is mask
+
+
+def test_learned_prompts_are_refused(written: Callable[[str], Path]) -> None:
+    network: Any = AutoModelForCausalLM.from_pretrained(written("sdar"))
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=48, num_layers=2
+    )
+    wrapped = peft.get_peft_model(network, config)
+    with pytest.raises(ValueError, match="prompts that peft learned have no place on a canvas"):
+        written_by(wrapped)
+    assert written_by(network).shape == (1, 17)  # by itself, it has none
+
+
+@pytest.mark.parametrize("by", ["peft", "dlm"])
+def test_a_network_with_an_adapter_in_its_layers_is_not_saved(
+    by: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, adapter, out = written("llada"), tmp_path / "adapter", tmp_path / "out"
+    wrapped = adapted(folder)
+    wrapped.save_pretrained(adapter)
+    network = dlm.load(folder, adapter=adapter).network if by == "dlm" else wrapped.get_base_model()
+    with pytest.raises(ValueError, match="without an adapter in its layers: load it with merge=Tr"):
+        network.save_pretrained(out)
+    assert not out.exists()
+    merged = dlm.load(folder, adapter=adapter, merge=True)
+    merged.network.save_pretrained(out)
+    assert torch.equal(dlm.load(out).raw_logits(IDS), merged.raw_logits(IDS))
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "other")
+    saved, expected = (dlm.load(place).raw_logits(IDS) for place in (tmp_path / "other", out))
+    torch.testing.assert_close(saved, expected)
+
+
+def test_an_encoder_with_an_adapter_in_its_layers_is_not_saved(
+    written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    network = dlm.load(written("encoder")).network
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["query"]), network.network)
+    with pytest.raises(ValueError, match="without an adapter in its layers"):
+        network.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_transformers_loaded_is_saved_alone(
+    written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adapted(written("sdar")).save_pretrained(tmp_path / "adapter")
+    network: Any = AutoModelForCausalLM.from_pretrained(written("sdar"))
+    network.load_adapter(tmp_path / "adapter")
+    network.save_pretrained(tmp_path / "again")
+    names = [load_file(tmp_path / at / "adapter_model.safetensors") for at in ("adapter", "again")]
+    assert names[0].keys() == names[1].keys()
+    assert not (tmp_path / "again" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("rows", [100, 93])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_number_of_tokens(
+    family: str, rows: int, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    network: Any = AutoModelForMaskedLM.from_pretrained(written(family))
+    embedding = network.resize_token_embeddings(rows)
+    assert embedding.weight.shape == network.lm_head.weight.shape == (rows, 48)
+    assert (network.config.vocab_size, network.config.embedding_size) == (rows, rows)
+    expected = written_by(network)
+    network.save_pretrained(tmp_path)
+    for direct in (False, True):
+        model = dlm.load(tmp_path, direct=direct)
+        assert (model.spec.vocab_size, model.spec.unused) == (rows, (rows, rows))
+        assert torch.equal(written_by(model.network), expected)
+
+
+def test_rows_that_no_token_owns_after_another_number_of_tokens(
+    written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    network: Any = AutoModelForMaskedLM.from_pretrained(written("llada"))
+    network.resize_token_embeddings(97, pad_to_multiple_of=64)
+    assert network.config.embedding_size == 128
+    network.resize_token_embeddings()
+    network.save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    assert (stated["vocab_size"], stated["embedding_size"]) == (128, 128)
+    assert dlm.load(tmp_path).spec.vocab_size == 128

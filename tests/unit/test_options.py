@@ -1,0 +1,45 @@
+"""Options by name: a misspelt one is refused in one way by all that users call."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import dlm
+from dlm.models.model import Model
+
+CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
+    (dlm.generate, ([1, 2],), "tempreture", "temperature"),
+    (dlm.stream, ([1, 2],), "tempreture", "temperature"),
+    (dlm.infill, ([1, 511],), "tempreture", "temperature"),
+    (dlm.log_likelihood, ([1], [2]), "sampels", "samples"),
+    (dlm.encode_prompts, ([1],), "chat_option", "chat_options"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "wrong", "right"), CALLS, ids=[call.__name__ for call, *_ in CALLS]
+)
+def test_a_misspelt_option_is_named_with_its_match_and_the_list(
+    golden: Model, call: Callable[..., Any], given: tuple[Any, ...], wrong: str, right: str
+) -> None:
+    message = f"unknown option '{wrong}'. Did you mean '{right}'.*Known: .*{right}"
+    with pytest.raises(ValueError, match=message):
+        call(golden, *given, **{wrong: 1})
+
+
+def test_a_misspelt_option_of_load() -> None:
+    with pytest.raises(ValueError, match=r"unknown option 'divice'. Did you mean 'device'.*merge"):
+        dlm.load(None, divice="cpu")  # type: ignore[call-arg]
+
+
+def test_what_checks_names_reads_as_it_did(golden: Model) -> None:
+    """Help, completion and `eval` read the signature; every name of it may be given."""
+    assert list(inspect.signature(dlm.load).parameters)[:3] == ["name_or_path", "device", "dtype"]
+    assert inspect.signature(dlm.generate).parameters["gen_length"].default == 256
+    assert (dlm.generate.__doc__ or "").startswith("Continue every prompt")
+    named = dlm.generate(model=golden, prompts=[1, 2], gen_length=2)
+    assert named == dlm.generate(golden, [1, 2], gen_length=2)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'prompts'"):
+        dlm.generate(golden)  # type: ignore[call-arg]
