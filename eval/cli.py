@@ -256,12 +256,14 @@ def compare(
     from dlm.eval.comparison import compare as compare_runs
     from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
-    from dlm.eval.summary import facts
+    from dlm.eval.summary import execution_note, facts
 
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two folders, got {len(folders)}")
     runs = [read_run(folder) for folder in folders]
     found = compare_runs(runs)
+    if told := execution_note(runs):
+        note(told)
     if json:
         for each in found:
             print_json(as_json(each))
@@ -291,11 +293,13 @@ def report(
 
     if markdown and out is not None:
         raise ValueError(f"--markdown prints a table and writes no page: leave --out {out} away")
+    page = out or Path("report.html")
+    if page.is_dir() and not markdown:
+        raise ValueError(f"--out must be a file to write, got the folder {str(page)!r}")
     runs = [read_run(folder) for folder in folders]
     if markdown:
         typer.echo(markdown_table(runs))
         return
-    page = out or Path("report.html")
     write_report(runs, page)
     note(f"wrote {page}")
 

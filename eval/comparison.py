@@ -73,7 +73,7 @@ class Comparison:
     p: float
     difference: Estimate  # of the scores
     forwards: Estimate  # ratio of forwards per row
-    tokens_per_forward: Estimate  # ratio
+    response_tokens_per_forward: Estimate  # ratio
     seconds: Estimate  # ratio
 
 
@@ -211,7 +211,7 @@ def comparison(
         p=mcnemar(*discordant) if len(sums) == len(pairs) else sign_flip(net),
         difference=estimate(score_difference, sums, drawn),
         forwards=estimate(forwards_ratio, sums, drawn),
-        tokens_per_forward=estimate(tokens_per_forward_ratio, sums, drawn),
+        response_tokens_per_forward=estimate(response_tokens_per_forward_ratio, sums, drawn),
         seconds=estimate(seconds_ratio, sums, drawn) if timed else Estimate(None, None),
     )
 
@@ -244,7 +244,7 @@ def forwards_ratio(totals: Floats) -> Floats:
     return totals[..., 4] / totals[..., 3]
 
 
-def tokens_per_forward_ratio(totals: Floats) -> Floats:
+def response_tokens_per_forward_ratio(totals: Floats) -> Floats:
     """Response tokens per forward, other over baseline, over totals [..., 9]."""
     return totals[..., 6] * totals[..., 3] / (totals[..., 5] * totals[..., 4])
 
@@ -296,7 +296,7 @@ def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]
         "only one right",
         "p",
         "forwards, ratio",
-        "tokens / forward, ratio",
+        "response / forward, ratio",
         "seconds, ratio",
     ]
     return head, [cells(each) for each in comparisons]
@@ -315,7 +315,7 @@ def cells(each: Comparison) -> list[str]:
         " : ".join(f"{count:,}" for count in each.discordant),
         p_value(each.p),
         ratio(each.forwards),
-        ratio(each.tokens_per_forward),
+        ratio(each.response_tokens_per_forward),
         ratio(each.seconds),
     ]
 
@@ -353,7 +353,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "value": getattr(comparison, name).value,
             "interval": getattr(comparison, name).interval,
         }
-        for name in ("difference", "forwards", "tokens_per_forward", "seconds")
+        for name in ("difference", "forwards", "response_tokens_per_forward", "seconds")
     }
     return {
         "baseline": comparison.baseline,

@@ -10,7 +10,9 @@ Checked against the original:
 - the 1,000 reference answers are valid, and exact;
 - `valid` is the score: it takes any equations that reach the target, where `exact`, the authors'
   comparison with the reference string, takes one way out of many;
-- differs: the prompts are ours, and so is how equations are found in a longer text.
+- differs: the prompts are ours, and so is how equations are found in a longer text: signs of
+  print count as those of a keyboard, Markdown's emphasis is no operator, and a result with a
+  decimal part that is not zero is no equation.
 """
 
 import re
@@ -23,8 +25,11 @@ from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
 COUNT = 500
 
 _EQUATION = re.compile(
-    r"(?<![0-9.+*/-])(-?[0-9]{1,9})\s?([-+*/])\s?(-?[0-9]{1,9})\s?=\s?(-?[0-9]{1,9})(?![0-9])"
+    r"(?<![0-9.+*/-])(-?[0-9]{1,9})\s{0,2}([-+*/])\s{0,2}(-?[0-9]{1,9})"
+    r"\s{0,2}=\s{0,2}(-?[0-9]{1,9})(?:\.0+)?(?!\.?[0-9])"
 )
+_SIGNS = str.maketrans("\u00d7\u00f7\u2212", "*/-")
+_MARKS = re.compile(r"([0-9)][^\S\n]*\*+[^\S\n]*(?=[-(0-9]))|[*_`]+")  # an operator, or Markdown
 
 
 def problem(number: int, example: Example) -> Problem:
@@ -48,7 +53,8 @@ def local() -> list[Problem]:
 def equations(problem: Problem, output: str) -> str | None:
     """The last equations, as many as it takes: one fewer than there are numbers."""
     needed = len(problem.fields["numbers"].split(",")) - 1
-    found = [f"{a}{how}{b}={c}" for a, how, b, c in _EQUATION.findall(output)]
+    text = _MARKS.sub(lambda found: found[1] or "", output.translate(_SIGNS))
+    found = [f"{a}{how}{b}={c}" for a, how, b, c in _EQUATION.findall(text)]
     return ",".join(found[-needed:]) if found else None
 
 
@@ -70,7 +76,7 @@ Answer with the steps alone, as equations with a comma between them, like 3*4=12
 
 TASK = Task(
     name="countdown",
-    version=1,
+    version=2,  # 1: emphasis and signs of print hid equations, 50.5 was 50
     summary="Reach a number from three others.",
     paper="Gandhi et al. 2024, arXiv:2404.03683",
     licence="Apache-2.0 where generated, MIT where published",

@@ -13,21 +13,22 @@ DEFINITIONS = (
         "positions included, guidance twice, padding not at all; mean over rows",
     ),
     (
-        "tokens / forward",
+        "response / forward",
         "response tokens (in front of the first end of text) over forwards, both summed over rows",
     ),
     (
-        "all / forward",
-        "the same with every position that a forward committed, end of text included; what is "
-        "filled in behind an end of text without a forward is not counted",
+        "tokens / forward",
+        "the same with every position that a forward committed, end of text included, as "
+        "`dlm generate` counts; what is filled in behind an end of text without a forward is not "
+        "counted",
     ),
     (
-        "tokens / s",
+        "response / s",
         "response tokens over seconds of decoding of one process, both summed over rows; the "
         "seconds of a batch are shared by its rows in proportion to their query tokens; loading, "
         "a warm-up of two forwards, extraction and scoring are not timed",
     ),
-    ("all / s", "the same with every position that a forward committed"),
+    ("tokens / s", "the same with every position that a forward committed"),
     (
         "prompt tokens",
         "never counted as tokens; a prompt too long for the model counts as failed in the score "
@@ -77,22 +78,22 @@ class Counts:
         return ratio(self.seconds, self.samples)
 
     @property
-    def tokens_per_forward(self) -> float:
-        """Of the response."""
+    def response_tokens_per_forward(self) -> float:
+        """In front of the first end of text."""
         return ratio(self.response_tokens, self.forwards)
 
     @property
-    def all_per_forward(self) -> float:
+    def tokens_per_forward(self) -> float:
         """Of every committed position."""
         return ratio(self.decoded_tokens, self.forwards)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Of the response, by one process."""
+    def response_tokens_per_second(self) -> float:
+        """In front of the first end of text, by one process."""
         return ratio(self.response_tokens, self.seconds)
 
     @property
-    def all_per_second(self) -> float:
+    def tokens_per_second(self) -> float:
         """Of every committed position, by one process."""
         return ratio(self.decoded_tokens, self.seconds)
 

@@ -32,7 +32,7 @@ class Block:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds that is closed; of nested ones the innermost."""
+    r"""What the last `\boxed{...}` holds, closed and not empty; of nested ones the innermost."""
     open_: list[tuple[bool, int, int]] = []  # of each brace: whether of a box, where, content
     best: tuple[int, str] | None = None
     for token in _BOX.finditer(text):
@@ -40,8 +40,9 @@ def last_boxed(text: str) -> str | None:
             open_.append((token.group() != "{", token.start(), token.end()))
         elif token.group() == "}" and open_:
             is_box, start, content = open_.pop()
-            if is_box and (best is None or start > best[0]):
-                best = start, text[content : token.start()].strip()
+            inside = text[content : token.start()].strip() if is_box else ""
+            if inside and (best is None or start > best[0]):
+                best = start, inside
     return None if best is None else best[1]
 
 
@@ -149,6 +150,25 @@ def parsed(code: str) -> ast.Module | None:
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def whole_module(text: str) -> str | None:
+    """All of a text, if it is a module and no prose: words such as `Sure` parse as names."""
+    code = textwrap.dedent(text)
+    tree = parsed(code)
+    return None if tree is None or any(map(_is_prose, tree.body)) else code
+
+
+def _is_prose(statement: ast.stmt) -> bool:
+    """Whether a statement does nothing that a module needs, as `Sure, here` and `Note: short` do.
+
+    A text alone may be a docstring.
+    """
+    if isinstance(statement, ast.AnnAssign):
+        return statement.value is None
+    if not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Constant):
+        return False
+    return not any(isinstance(each, ast.Call) for each in ast.walk(statement.value))
 
 
 def as_body(code: str) -> str:

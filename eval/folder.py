@@ -23,6 +23,7 @@ FORMAT = "dlm-eval"
 VERSION = 1
 SETTINGS = "run.json"
 SAMPLES = "samples.jsonl"
+GENERATION = "generation"  # the setting that holds options of `dlm.generate`
 
 
 def digest(value: Any) -> str:
@@ -144,11 +145,15 @@ def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
 def replace_file(path: Path, text: str) -> None:
     """Write a file in one step: after a kill it is the old one or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Appender:
@@ -226,8 +231,9 @@ class Folder:
                     f"{str(self.path)!r}, got {problems}: or give another --output"
                 )
         launches = [] if record is None else record["launches"]
-        for draft in self.path.glob(".*.jsonl.*"):  # what a kill left in the middle of a merge
-            draft.unlink()
+        for name in (SETTINGS, SAMPLES):  # what a kill left in the middle of `replace_file`
+            for draft in self.path.glob(f".{name}.*"):
+                draft.unlink()
         self.merge(digest(settings))
         there = len(merged([self.path / SAMPLES], digest(settings)))
         if not launches or there < problems * len(settings["templates"]):
@@ -262,7 +268,19 @@ def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, An
     """
     for name in dict.fromkeys([*new, *old]):  # the broad ones come first
         if old.get(name) != new.get(name):
+            told = " and ".join(differences(name, old.get(name), new.get(name)))
             raise ValueError(
-                f"--output {str(folder)!r} holds a run with {name} {old.get(name)!r}, "
-                f"got {new.get(name)!r}: give another folder"
+                f"--output {str(folder)!r} holds a run with {told}: give another folder"
             )
+
+
+def differences(name: str, old: Any, new: Any) -> list[str]:
+    """What differs in a setting, entry by entry where it has entries."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [f"{name} {old!r}, got {new!r}"]
+    prefix = "" if name == GENERATION else f"{name} "  # the names of its entries are options
+    return [
+        f"{prefix}{key} {old.get(key)!r}, got {new.get(key)!r}"
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key)
+    ]

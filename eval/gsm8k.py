@@ -8,7 +8,8 @@ problems; solved examples are the first ones of the 7,473 for training.
 
 The score is `flexible`, the last number of the output: it is the only reading that every template
 allows, and the one usual for models that were never told of `####`. It takes a stray "$." or "..."
-for a number, as lm-eval does; `boxed_or_flexible` looks into the last `\boxed{}` first and is ours.
+for a number, as lm-eval does; `boxed_or_flexible` looks into the last `\boxed{}` first, compares
+values (18.00 is 18) and is ours.
 
 Checked against lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml (version 3):
 - `strict` and `flexible` read and compare as its filters `strict-match` and `flexible-extract` with
@@ -19,6 +20,7 @@ Checked against lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml (version 3):
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from dlm.eval.extract import last_boxed, last_number
@@ -31,6 +33,7 @@ TRAIN = "gsm8k_train.jsonl"
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _GOLD = re.compile(r"#### -?[0-9][0-9,]*(?:\.[0-9]+)?\s*\Z")
 _IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
+_DECIMAL = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _LATEX = re.compile(r"\\[!,;: ]|\{,\}|\\(?=[$%])")
 
 
@@ -42,7 +45,7 @@ def problems(records: Iterable[Record]) -> list[Problem]:
     """
     found = []
     for number, record in enumerate(records):
-        answer = record.text("answer")
+        answer = record.text("answer").rstrip()  # what is compared ends in its number
         if _GOLD.search(answer) is None:
             raise record.refuse("'answer' must end in '#### ' and a number", answer[-40:])
         found.append(Problem(str(number), {"question": record.text("question")}, answer))
@@ -72,6 +75,18 @@ def normalised(text: str) -> str:
 def is_correct(problem: Problem, extracted: str) -> bool:
     """Whether a number is that of the reference, up to commas, dollars and a full stop."""
     return normalised(extracted) == normalised(problem.answer)
+
+
+def is_equal(problem: Problem, extracted: str) -> bool:
+    """The same of two numbers: 18.00 is 18."""
+    told, wanted = _number(extracted), _number(problem.answer)
+    return is_correct(problem, extracted) or (told is not None and told == wanted)
+
+
+def _number(text: str) -> Decimal | None:
+    """The value of an answer, if it is one number."""
+    plain = normalised(text)
+    return Decimal(plain) if _DECIMAL.fullmatch(plain) else None
 
 
 def strict(problem: Problem, output: str) -> str | None:
@@ -108,7 +123,7 @@ def _base(shots: int) -> Template:
 
 TASK = Task(
     name="gsm8k",
-    version=1,
+    version=2,  # 1: boxed_or_flexible compared texts, a reference with a newline matched nothing
     summary="Grade-school maths word problems.",
     paper="Cobbe et al. 2021, arXiv:2110.14168",
     licence="MIT",
@@ -127,7 +142,7 @@ TASK = Task(
     metrics=(
         Metric("flexible", flexible, is_correct),
         Metric("strict", strict, is_correct),
-        Metric("boxed_or_flexible", boxed_or_flexible, is_correct),
+        Metric("boxed_or_flexible", boxed_or_flexible, is_equal),
     ),
     presets=(
         Preset(

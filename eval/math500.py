@@ -92,13 +92,13 @@ def examples(data: Path | None) -> list[Problem]:
 
 def boxed(problem: Problem, output: str) -> str | None:
     r"""What the last `\boxed{}` holds."""
-    return last_boxed(output) or None
+    return last_boxed(output)
 
 
 def final(problem: Problem, output: str) -> str | None:
     r"""The last `\boxed{}`, else the last line that is not blank."""
     inside = last_boxed(output)
-    if inside:
+    if inside is not None:
         return rf"\boxed{{{inside}}}"
     return output.rstrip().rpartition("\n")[2].strip() or None
 
@@ -128,7 +128,7 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    version=1,
+    version=2,  # 1: an empty box hid the answer in front of it
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
     licence="MIT",

@@ -21,6 +21,7 @@ from dlm.options import known
 NOT_OPTIONS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
 """Parameters of `dlm.generate` that a run sets itself."""
 
+ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
 PROBED = 256  # values of each weight that the fingerprint of a model reads
 
@@ -58,20 +59,32 @@ class Plan:
         return found
 
 
+def named_templates(task: Task, names: Sequence[str]) -> tuple[Template, ...]:
+    """The templates of these names, or all of them for "all".
+
+    Raises:
+        ValueError: an unknown name, one given twice, or "all" beside others.
+    """
+    if ALL in names:
+        if len(names) > 1:
+            raise ValueError(f"template must be {ALL!r} alone or names, got {list(names)}")
+        return task.templates
+    chosen = tuple(task.template(name) for name in names)
+    if len(set(names)) != len(names):
+        raise ValueError(f"template must name each template once, got {list(names)}")
+    return chosen
+
+
 def choose_templates(task: Task, names: Sequence[str], *, chat: bool) -> tuple[Template, ...]:
     """The templates of these names; all for "all", the model's default for none.
 
     Raises:
-        ValueError: an unknown name, one given twice, or a chat template for a model without one.
+        ValueError: an unknown name, one given twice, "all" beside others, or a chat template for a
+            model without one.
     """
-    if list(names) == ["all"]:
-        chosen = tuple(each for each in task.templates if chat or not each.chat)
-    elif names:
-        chosen = tuple(task.template(name) for name in names)
-    else:
-        chosen = (task.default_template(chat=chat),)
-    if len(set(names)) != len(names):
-        raise ValueError(f"template must name each template once, got {list(names)}")
+    chosen = named_templates(task, names) or (task.default_template(chat=chat),)
+    if ALL in names:
+        chosen = tuple(each for each in chosen if chat or not each.chat)
     for each in chosen:
         if each.chat and not chat:
             raise ValueError(
@@ -100,6 +113,26 @@ def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -
     return allowed | dict(chosen.options) | dict(options)
 
 
+def check_preset(
+    task: Task, preset: str | None, given: Mapping[str, Any], model: dlm.Model
+) -> None:
+    """Refuse a preset that names tokens of another vocabulary, unless they were given anew.
+
+    Raises:
+        ValueError: it does.
+    """
+    chosen = task.presets[0] if preset is None else task.preset(preset)
+    size = model.spec.vocab_size
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        ids = () if name in given else chosen.options.get(name, ())
+        for each in ids:
+            if each >= size:
+                raise ValueError(
+                    f"preset {chosen.name!r} of {task.name} must be for a model with token {each} "
+                    f"({name}), got one with {size} tokens: give another --preset"
+                )
+
+
 def make_plan(
     task: Task,
     templates: tuple[Template, ...],
@@ -122,8 +155,13 @@ def make_plan(
     return Plan(task, templates, problems, origin, examples, options)
 
 
-def settings_of(plan: Plan, model: dlm.Model, name: str) -> dict[str, Any]:
-    """All that decides the results of a run, as JSON holds it."""
+def settings_of(
+    plan: Plan, model: dlm.Model, name: str, execution: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that decides the results of a run, as JSON holds it.
+
+    `execution` is what `Sandbox.facts` tells, of a task that runs code.
+    """
     decoder, options = describe_decoder(plan.options["decoder"], plan.options["decoder_options"])
     return {
         "task": plan.task.name,
@@ -144,6 +182,7 @@ def settings_of(plan: Plan, model: dlm.Model, name: str) -> dict[str, Any]:
         "decoder_files": file_digests(options),
         "generation": plan.generation,
         "dlm": dlm.__version__,
+        **({} if execution is None else {"execution": dict(execution)}),
     }
 
 

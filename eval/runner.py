@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,8 +25,15 @@ from dlm.eval.task import Check
 from dlm.eval.world import World
 from dlm.options import integer
 
-RunAll = Callable[[list[Check]], Sequence[Any]]
-"""Runs checks in a sandbox: one outcome each."""
+
+class Executor(Protocol):
+    """Runs generated code: `dlm.eval.Sandbox`, or what stands in for it."""
+
+    def run_all(self, checks: list[Check]) -> Sequence[Any]:
+        """One outcome for each check, in their order."""
+
+    def facts(self) -> dict[str, Any]:
+        """What decides how a check ends, as JSON holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Progress:
     done: int  # samples of this process, those of earlier starts left out
     total: int
     score: float  # mean over them
-    tokens_per_second: float  # of responses
+    response_tokens_per_second: float
     seconds_left: float
 
 
@@ -47,7 +54,7 @@ def evaluate(
     *,
     name: str,
     batch_size: int = 16,
-    run_all: RunAll | None = None,
+    sandbox: Executor | None = None,
     world: World | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -59,7 +66,7 @@ def evaluate(
         output: folder to write to, and to go on from.
         name: what the model is called.
         batch_size: prompts decoded at a time; changes no result.
-        run_all: runs generated code; needed by tasks that do.
+        sandbox: runs generated code; for the tasks that do.
         world: this process among others, which it has joined.
         report: called after every batch.
 
@@ -67,16 +74,19 @@ def evaluate(
         ValueError: a bad option; a folder that holds another run, or is in use.
     """
     integer("batch_size", batch_size, least=1)
-    if plan.task.runs_code and run_all is None:
-        raise ValueError(f"run_all must be given for {plan.task.name}, which runs generated code")
+    if plan.task.runs_code and sandbox is None:
+        raise ValueError(f"sandbox must be given for {plan.task.name}, which runs generated code")
+    if sandbox is not None and not plan.task.runs_code:
+        raise ValueError(f"sandbox is for tasks that run generated code, not for {plan.task.name}")
     positions, length = model.spec.max_length, plan.options["gen_length"]
     if length >= positions:
         raise ValueError(
             f"gen_length must be below the model's {positions} positions, got {length}"
         )
     world = world or World()
-    settings = settings_of(plan, model, name)
+    settings = settings_of(plan, model, name, sandbox.facts() if sandbox else None)
     world.agree(settings)
+    run_all = sandbox.run_all if sandbox else refuse_code
     worker = Worker(model, plan, digest(settings), run_all, report)
     if world.rank:
         world.wait()
@@ -100,7 +110,7 @@ class Worker:
         model: dlm.Model,
         plan: Plan,
         settings: str,
-        run_all: RunAll | None,
+        run_all: Callable[[list[Check]], Sequence[Any]],
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.model = model
@@ -153,7 +163,7 @@ class Worker:
         """Outputs as samples, in their order."""
         texts = [each.item.template.cut(each.text) for each in outputs]
         problems = [each.item.problem for each in outputs]
-        verdicts = score(self.plan.task, problems, texts, self.run_all or refuse_code)
+        verdicts = score(self.plan.task, problems, texts, self.run_all)
         return [
             Sample(
                 task=self.plan.task.name,
@@ -228,7 +238,7 @@ class Pace:
             done=self.done,
             total=self.total,
             score=self.score / self.done,
-            tokens_per_second=self.tokens / self.decoding if self.decoding else 0.0,
+            response_tokens_per_second=self.tokens / self.decoding if self.decoding else 0.0,
             seconds_left=left,
         )
 

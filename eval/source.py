@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ TRIES = 20  # draws for each example that is wanted, before giving up on more di
 HELD_OUT_SEED = 1  # that of the README's table
 HELD_IN_SEED = 0
 HELD_IN = 8  # solved examples that generators offer
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Record:
         value = self.get(key)
         if not isinstance(value, str):
             raise ValueError(f"{self.where}: {key!r} must be text, got {value!r}")
+        self._require_unicode(key, value)
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -57,7 +61,15 @@ class Record:
         value = self.get(key)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{self.where}: {key!r} must be a list of texts, got {value!r}")
+        for each in value:
+            self._require_unicode(key, each)
         return list(value)
+
+    def _require_unicode(self, key: str, text: str) -> None:
+        """Refuse half a pair of surrogates, which JSON can write and no tokenizer reads."""
+        found = _HALF.search(text)
+        if found is not None:
+            raise self.refuse(f"{key!r} must be text that UTF-8 can hold", found.group())
 
     def refuse(self, rule: str, value: object) -> ValueError:
         """The error to raise where a value breaks a rule."""

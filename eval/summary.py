@@ -34,7 +34,10 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
     """95% interval of a share (Wilson 1927): well behaved at 0, at 1 and for few samples."""
     spread = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2))
     centre, scale = mean + Z95**2 / (2 * count), 1 + Z95**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # At 0 and at 1 an end is the mean, which rounding would miss.
+    low = 0.0 if mean <= 0 else (centre - spread) / scale
+    high = 1.0 if mean >= 1 else (centre + spread) / scale
+    return max(0.0, low), min(1.0, high)
 
 
 def row_of(run: Run, template: str, samples: Sequence[Sample]) -> Row:
@@ -78,10 +81,10 @@ HEAD = (
     "95%",
     "forwards",
     "query tokens",
+    "response / forward",
     "tokens / forward",
-    "all / forward",
+    "response / s",
     "tokens / s",
-    "all / s",
 )
 """Columns of every table; `dlm.eval.counting.DEFINITIONS` says what they count."""
 
@@ -93,10 +96,10 @@ def cells(row: Row) -> list[str]:
     measured = [
         f"{counts.forwards_per_row:.1f}",
         f"{counts.query_tokens_per_row:,.0f}",
+        f"{counts.response_tokens_per_forward:.2f}",
         f"{counts.tokens_per_forward:.2f}",
-        f"{counts.all_per_forward:.2f}",
+        f"{counts.response_tokens_per_second:,.1f}",
         f"{counts.tokens_per_second:,.1f}",
-        f"{counts.all_per_second:,.1f}",
     ]
     return [
         row.run.name,
@@ -111,6 +114,26 @@ def cells(row: Row) -> list[str]:
 def launched(run: Run, name: str) -> list[object]:
     """A fact of every start of a run, each value once."""
     return list(dict.fromkeys(start.get(name) for start in run.launches))
+
+
+def executed(run: Run) -> list[str]:
+    """What ran generated code, where a run did."""
+    found = run.settings.get("execution")
+    return [] if found is None else [f"code run by {found['python']} in {found['sandbox']}"]
+
+
+def execution_note(runs: Sequence[Run]) -> str | None:
+    """A warning where generated code was not run in one way; None where it was."""
+    ways = [run.settings.get("execution") for run in runs]
+    if all(way == ways[0] for way in ways):
+        return None
+    told = "; ".join(
+        f"{run.folder}: {', '.join(f'{key} {value}' for key, value in way.items())}"
+        if way is not None
+        else f"{run.folder}: not recorded"
+        for run, way in zip(runs, ways, strict=True)
+    )
+    return f"code was not run in one way, which can change scores: {told}"
 
 
 def facts(run: Run) -> str:
@@ -133,6 +156,7 @@ def facts(run: Run) -> str:
         settings["dtype"],
         f"dlm {settings['dlm']}",
         *(f"{label} {value}" for label, value in told.items()),
+        *executed(run),
         f"seed {settings['generation']['seed']}",
     ]
     return "; ".join(parts)

@@ -59,6 +59,24 @@ class Sink:
     machine: bool
     out: Path | None
 
+    def __post_init__(self) -> None:
+        """Try the file before there are results to lose.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        if self.out is None:
+            return
+        is_new = not self.out.exists()
+        try:
+            self.out.open("a").close()
+        except OSError as error:
+            raise ValueError(
+                f"--out must be a file that can be written, got {str(self.out)!r}: {error.strerror}"
+            ) from None
+        if is_new:
+            self.out.unlink()  # nothing is left where nothing is measured
+
     def write(self, results: "Iterable[Result]", device: str | None) -> None:
         """Print each result as it comes."""
         from dlm.bench.machine import describe

@@ -34,7 +34,6 @@ from dlm.cli.options import (
     output,
     source,
     unless_none,
-    whole,
 )
 from dlm.cli.results import note, print_json
 from dlm.cli.train import stop_after_step
@@ -50,10 +49,17 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, help="Learn to decode in f
 
 
 def budgets(text: str) -> list[int]:
-    """Distinct ints with commas between."""
-    found = [whole(each) for each in text.split(",")]
+    """Distinct ints with commas between.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    try:
+        found = [int(each) for each in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--budget must be ints with commas between, got {text!r}") from None
     if len(set(found)) != len(found):
-        raise typer.BadParameter(f"must have each budget once, got {text!r}")
+        raise ValueError(f"--budget must have each budget once, got {text!r}")
     return found
 
 

@@ -15,16 +15,19 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages
     """Prompts of the command line, else of the file, else of a piped stdin.
 
     Raises:
-        ValueError: none, both, or a line that is not a prompt.
+        ValueError: none, both, a line that is not a prompt, or text that UTF-8 cannot hold.
     """
     if given and file is not None:
         raise ValueError(f"give prompts or --file, not both: got {given[0]!r} and {str(file)!r}")
     if given:
-        return list(given)
+        return [
+            writable(text, f"prompt {n} of the command line")
+            for n, text in enumerate(given, start=1)
+        ]
     if file is not None:
         rows = parse_prompts(decode(file.read_bytes(), str(file)), str(file))
     elif not sys.stdin.isatty():
-        rows = parse_prompts(sys.stdin.read(), "stdin")
+        rows = parse_prompts(decode(sys.stdin.buffer.read(), "stdin"), "stdin")
     else:
         rows = []
     if not rows:
@@ -39,6 +42,20 @@ def decode(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} must be UTF-8: {error}") from error
+
+
+def writable(text: str, where: str) -> str:
+    """The text, if UTF-8 can hold it: not with half a pair of surrogates, as broken input has.
+
+    Raises:
+        ValueError: it has one; names it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at character {error.start + 1}"
+        raise ValueError(f"{where} must be text that UTF-8 can hold, got {found}") from None
+    return text
 
 
 def parse_prompts(text: str, where: str) -> list[str | Messages]:
@@ -71,11 +88,14 @@ def parse_record(line: str, where: str) -> str | Messages:
     if keys == ["prompt"]:
         if not isinstance(value, str):
             raise ValueError(f'{where}: "prompt" must be a string, got {value!r}')
-        return value
+        return writable(value, f'{where}: "prompt"')
     if not isinstance(value, list) or not value or not all(map(is_message, value)):
         raise ValueError(
             f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, got {value!r}'
         )
+    for message in value:
+        for key in ("role", "content"):
+            writable(message[key], f'{where}: "{key}" of "messages"')
     return value
 
 

@@ -151,7 +151,7 @@ def flat(entry: Entry) -> dict[str, str]:
     """Settings and facts of the starts of a run, as text."""
     found = {"folder": str(entry.run.folder), "settings": entry.run.hash}
     for name, value in entry.run.settings.items():
-        if isinstance(value, dict) and name in ("generation", "data"):
+        if isinstance(value, dict) and name in ("generation", "data", "execution"):
             found |= {f"{name}: {key}": told(each) for key, each in value.items()}
         else:
             found[name] = told(value)

@@ -32,6 +32,8 @@ of its files.
 - Holes in the kernel. Namespaces, and a filter that refuses what past holes were in, share a
   kernel with you; a virtual machine does not.
 - Side channels: time, caches, load. A program can see the machine's /proc (CPU, memory, uptime).
+- A machine that others keep busy. A check that the wall clock stops beside other checks is run
+  again when they are done; one that is then still given too little CPU time is timed out.
 - Use within the limits: `workers` times so much memory and CPU time at once. CPU time is counted by
   process; a program of many processes can use all cores until the wall clock stops it. The memory
   of all together is looked at ten times a second, and may be passed for that long.

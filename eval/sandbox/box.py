@@ -3,8 +3,9 @@
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dlm.eval.sandbox import judge as judging
 from dlm.eval.sandbox.ladder import BUBBLEWRAP, UNPROTECTED, Rung, pythons, rungs, unprotected
@@ -19,7 +20,7 @@ PROBE = Check(
     "assert double([1]) == [1, 1]\ntry:\n    double(None)\nexcept TypeError:\n    pass\n",
 )
 STOPPED = {
-    TIME: (judging.TIMED_OUT, "no time left"),
+    TIME: (judging.TIMED_OUT, judging.NO_TIME),
     SPACE: (judging.MEMORY, "all processes together use too much"),
     WORDS: (judging.KILLED, "too much output"),
 }
@@ -96,6 +97,11 @@ class Sandbox:
         """What is protected here and what is not, in a few lines for people."""
         return stated(self._rung, self.limits)
 
+    def facts(self) -> dict[str, Any]:
+        """What decides how a check ends: the protection, the interpreter, the limits."""
+        python = self._rung.python.version()
+        return {"sandbox": self.rung, "python": python, **asdict(self.limits)}
+
     def run(self, check: Check) -> Outcome:
         """Run a check. Whatever the solution does, an outcome comes back.
 
@@ -120,6 +126,9 @@ class Sandbox:
     def run_all(self, checks: Iterable[Check], workers: int = 2) -> list[Outcome]:
         """Run checks, several at a time; outcomes in the order of the checks.
 
+        A check that the wall clock stops beside others, with CPU time left, is run again alone, so
+        that `workers` changes no outcome.
+
         Raises:
             ValueError: `workers` is no positive int.
             RuntimeError: the sandbox itself did not start.
@@ -128,9 +137,15 @@ class Sandbox:
         listed: Sequence[Check] = list(checks)
         pool = ThreadPoolExecutor(workers, "sandbox")
         try:
-            return list(pool.map(self.run, listed))
+            found = list(pool.map(self.run, listed))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+        if min(workers, len(listed)) < 2:
+            return found
+        return [
+            self.run(check) if starved(outcome) else outcome
+            for check, outcome in zip(listed, found, strict=True)
+        ]
 
     def _feed(self, check: Check, nonce: str) -> bytes:
         """What a judge reads: its own program, then its task."""
@@ -171,6 +186,11 @@ def verdict(ran: Run, nonce: str) -> tuple[str, str]:
         if secrets.compare_digest(said.encode(), nonce.encode()) and rest != "ready":
             return kind, shown(detail)[: judging.DETAIL]
     return judging.KILLED, f"everything died, status {ran.process.returncode}"
+
+
+def starved(outcome: Outcome) -> bool:
+    """Whether the wall clock ended a check: others may have had the CPU time that it had left."""
+    return outcome.kind == judging.TIMED_OUT and outcome.detail == judging.NO_TIME
 
 
 def shown(text: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, ERROR = "passed", "failed", "error"
 TIMED_OUT, MEMORY, KILLED, UNREADABLE = "timed out", "out of memory", "killed", "unreadable"
+NO_TIME = "no time left"  # detail of what the wall clock stopped, with CPU time left
 DETAIL = 300  # characters
 NO_DUMP, DEATH_SIGNAL = 4, 1  # PR_SET_DUMPABLE, PR_SET_PDEATHSIG
 FILES = 128  # open at a time
@@ -54,7 +55,7 @@ def main() -> None:
         os.dup2(null, standard)  # what the tests print is not ours to say
     os.close(null)
     signal.signal(signal.SIGXCPU, lambda *_: say(TIMED_OUT, "the tests used up the CPU time"))
-    signal.signal(signal.SIGALRM, lambda *_: say(TIMED_OUT, "no time left"))
+    signal.signal(signal.SIGALRM, lambda *_: say(TIMED_OUT, NO_TIME))
     signal.setitimer(signal.ITIMER_REAL, task["wall_seconds"] + 1)
     try:
         judge(task)

@@ -4,6 +4,7 @@ import os
 import secrets
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Python:
 
     path: str
     folder: str = ""  # its installation, if that is not below /usr
+
+    def version(self) -> str:
+        """Implementation and version, in words."""
+        code = "import platform as p; print(p.python_implementation(), p.python_version())"
+        command = [self.path, "-I", "-S", "-B", "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)

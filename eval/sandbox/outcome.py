@@ -9,7 +9,8 @@ from dlm.options import integer, number
 class Limits:
     """What one check may use.
 
-    CPU time is the first to run out, so that a busy machine fails no honest program.
+    CPU time is the first to run out for a program that computes; the wall clock stops one that
+    waits, or that gets less than a third of a core.
     """
 
     cpu_seconds: int = 5  # of every process

@@ -198,8 +198,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prompts: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--budget", "2,2"], "each budget once"),
-        (["--budget", "2,x"], "must be an int"),
+        (["--budget", "2,2"], "--budget must have each budget once, got '2,2'"),
+        (["--budget", "2,x"], "--budget must be ints with commas between, got '2,x'"),
+        (["--budget", "2,"], "--budget must be ints with commas between, got '2,'"),
         (["--budget", "13"], "at most 12"),
         (["--budget", "2", "--base-policy", "random"], "unknown base_policy"),
         (["--budget", "2", "--relax", "0.05"], "at least one token"),

@@ -73,6 +73,7 @@ def test_every_task_runs_to_its_end(dlm_eval: Run, task: str, tmp_path: Path) ->
     assert sum(each.score for each in run.samples) == pytest.approx(4 * row["score"])
     if TASKS[task].runs_code:
         assert all(each.detail for each in run.samples)
+        assert {"sandbox", "python", "cpu_seconds"} <= set(run.settings["execution"])
     again = lines(dlm_eval(*given, "--output", str(tmp_path), "--json", "--batch-size", "3"))
     assert again == [row]  # nothing was left to do, so nothing is told of the second start
 
@@ -82,7 +83,10 @@ def test_the_built_in_model_solves_sudokus(dlm_eval: Run, tmp_path: Path) -> Non
     (row,) = lines(dlm_eval(*given, "--json"))
     assert row["score"] > 0.8
     assert row["forwards"] < 4
-    assert row["tokens_per_forward"] > 5
+    assert row["response_tokens_per_forward"] > 5
+    samples = read_run(tmp_path).samples
+    decoded = sum(each.decoded_tokens for each in samples)
+    assert row["tokens_per_forward"] == decoded / sum(each.forwards for each in samples)
 
 
 def test_people_see_a_table_and_what_its_columns_mean(dlm_eval: Run, tmp_path: Path) -> None:
@@ -109,6 +113,12 @@ def test_prompts_that_do_not_fit_are_told(dlm_eval: Run, tmp_path: Path) -> None
     assert "2 prompts were too long for the model and count as failed" in result.stdout
     row = result.stdout.splitlines()[2].split()
     assert row[-6:] == ["-"] * 6
+    given = ("sudoku", "--limit", "2", "--gen-length", "500", "--output", str(tmp_path), "--json")
+    (told,) = lines(dlm_eval(*given))
+    assert [name for name, value in told.items() if value is None and name != "execution"] == [
+        "forwards", "query_tokens", "response_tokens_per_forward", "tokens_per_forward",
+        "response_tokens_per_second", "tokens_per_second",
+    ]  # fmt: skip
 
 
 def test_a_run_has_a_folder_of_its_own(
@@ -172,7 +182,15 @@ def test_help_lists_every_task(dlm_eval: Run) -> None:
         (("sudoko",), "Did you mean 'sudoku'"),
         (("sudoku", "--template", "plane"), "unknown template of sudoku 'plane'. Did you mean"),
         (("sudoku", "--template", "plain", "--template", "plain"), "each template once"),
+        (
+            ("sudoku", "--template", "all", "--template", "plain"),
+            "template must be 'all' alone or names, got ['all', 'plain']",
+        ),
         (("sudoku", "--preset", "winoo"), "unknown preset of sudoku 'winoo'. Did you mean 'wino'"),
+        (
+            ("humaneval", "--preset", "llada-pure"),
+            "preset 'llada-pure' of humaneval must be for a model with token 126081",
+        ),
         (("sudoku", "--decoder", "sabre"), "unknown decoder 'sabre'. Did you mean 'saber'"),
         (("sudoku", "--option", "x=1"), "unknown option of low_confidence 'x'"),
         (("sudoku", "--limit", "0"), "must be an int >= 1, got '0'"),
@@ -210,6 +228,7 @@ def test_another_run_is_refused(dlm_eval: Run, tmp_path: Path) -> None:
     assert dlm_eval(*given).exit_code == 0
     for more, message in (
         (("--decoder", "saber"), "holds a run with decoder 'low_confidence', got 'saber'"),
+        (("--steps", "5"), "holds a run with steps None, got 5: give another folder"),
         (("--limit", "1"), "--limit must be at least the 2 problems"),
     ):
         result = dlm_eval(*given, *more)
@@ -248,8 +267,12 @@ def test_runs_are_compared_and_reported(dlm_eval: Run, tmp_path: Path) -> None:
     assert (found["baseline"], found["other"], found["pairs"]) == ("low_confidence", "threshold", 6)
     compared = dlm_eval("compare", *folders)
     assert "low_confidence" in compared.stdout
-    for told in ("exact McNemar test", "tokens / forward: response tokens", "batch size 16"):
+    for told in ("exact McNemar test", "response / forward: response tokens", "batch size 16"):
         assert told in " ".join(compared.stderr.split())
+    refused = dlm_eval("report", *folders, "--out", str(tmp_path))
+    assert refused.exit_code == 2
+    assert "--out must be a file to write, got the folder" in refused.stderr
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
     page = tmp_path / "page.html"
     assert dlm_eval("report", *folders, "--out", str(page)).exit_code == 0
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")

@@ -116,7 +116,7 @@ def test_more_problems_join_those_that_are_there(built_in: Model, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"decoder": "saber"}, "decoder"), ({"seed": 1}, "generation"), ({"steps": 3}, "generation"),
+    [({"decoder": "saber"}, "decoder"), ({"seed": 1}, "seed"), ({"steps": 3}, "steps"),
      ({"templates": ["explained"]}, "templates"),
      ({"decoder_options": {"threshold": 0.5}}, "decoder_options")],
 )  # fmt: skip

@@ -10,7 +10,14 @@ import torch
 
 import dlm
 from dlm.decoders import PCSampler, Threshold
-from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan, settings_of
+from dlm.eval.plan import (
+    Plan,
+    check_preset,
+    choose_options,
+    choose_templates,
+    make_plan,
+    settings_of,
+)
 from dlm.eval.tasks import TASKS
 from dlm.models.loading import silence
 from dlm.models.model import Model
@@ -128,6 +135,17 @@ def test_decoders_of_the_library_are_told_apart(built_in: Model) -> None:
 
     with pytest.raises(ValueError, match="decoder must be a name or an instance of a dataclass"):
         of(built_in, replace(plan(), options={**plan().options, "decoder": Mine()}))
+
+
+def test_a_preset_of_another_vocabulary_is_refused_by_name(built_in: Model) -> None:
+    task = TASKS["humaneval"]
+    told = "preset 'llada-pure' of humaneval must be for a model with token 126081"
+    with pytest.raises(ValueError, match=told):
+        check_preset(task, "llada-pure", {}, built_in)
+    check_preset(task, "llada-pure", {"suppress_tokens": (1,)}, built_in)
+    large = replace(built_in.spec, vocab_size=126464)
+    check_preset(task, "llada-pure", {}, replace(built_in, spec=large))
+    check_preset(task, None, {}, built_in)
 
 
 def test_templates_that_a_model_cannot_take_are_refused() -> None:

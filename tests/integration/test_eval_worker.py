@@ -1,7 +1,6 @@
 """What a run does around decoding: stop texts, the warm-up, the pace, the commit, the sandbox."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,9 @@ def test_time_left_is_that_of_the_positions_left(
     pace.add([sample(items[0], score=1.0)])
     expected = 6.0 * sum(sizes[1:]) / sizes[0]
     told = pace.progress()
-    assert told == Progress(1, 3, 1.0, tokens_per_second=4.0, seconds_left=told.seconds_left)
+    assert told == Progress(
+        1, 3, 1.0, response_tokens_per_second=4.0, seconds_left=told.seconds_left
+    )
     assert told.seconds_left == pytest.approx(expected)
     pace.add([sample(item, score=0.0) for item in items[1:]])
     assert pace.progress().seconds_left == 0.0
@@ -117,15 +118,19 @@ def test_the_sandbox_is_found_and_used_as_told(
             told["workers"] = workers
             return checks
 
+        def facts(self) -> dict[str, Any]:
+            return {"python": "3"}
+
     def find(*, unsafe: bool) -> Box:
         told["unsafe"] = unsafe
         return Box()
 
     monkeypatch.setattr("dlm.eval.sandbox.Sandbox.find", find)
     made = job("humaneval", workers=7, unsafe=unsafe)
-    run_all: Callable[..., Any] | None = made.sandbox()
-    assert run_all is not None
-    run_all([])
+    sandbox = made.sandbox()
+    assert sandbox is not None
+    assert sandbox.run_all([]) == []
+    assert sandbox.facts() == {"python": "3"}
     assert told == {"unsafe": unsafe, "workers": 7}
     assert job("gsm8k", workers=7, unsafe=unsafe).sandbox() is None
 

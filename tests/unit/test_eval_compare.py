@@ -132,7 +132,7 @@ def test_costs_are_ratios_over_pairs() -> None:
     )
     found = only(compare([first, other]))
     assert found.forwards.value == pytest.approx(10 / 10)
-    assert found.tokens_per_forward.value == pytest.approx((18 / 10) / (20 / 10))
+    assert found.response_tokens_per_forward.value == pytest.approx((18 / 10) / (20 / 10))
     assert found.seconds.value == pytest.approx(4 / 1)
 
 

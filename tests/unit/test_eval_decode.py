@@ -125,8 +125,8 @@ def test_counts_are_sums_and_their_ratios() -> None:
     ]
     counts = Counts.of(rows)
     assert (counts.forwards_per_row, counts.query_tokens_per_row) == (4.0, 40.0)
-    assert (counts.tokens_per_forward, counts.all_per_forward) == (1.0, 2.0)
-    assert (counts.tokens_per_second, counts.all_per_second) == (4.0, 8.0)
+    assert (counts.response_tokens_per_forward, counts.tokens_per_forward) == (1.0, 2.0)
+    assert (counts.response_tokens_per_second, counts.tokens_per_second) == (4.0, 8.0)
     assert counts.seconds_per_row == 1.0
 
 
@@ -143,9 +143,9 @@ def test_what_was_not_decoded_counts_in_no_mean() -> None:
 
 
 def test_every_column_is_defined() -> None:
-    defined = {name for name, _ in DEFINITIONS}
-    assert {"forwards", "query tokens", "tokens / forward", "all / forward"} <= defined & set(HEAD)
-    assert {"tokens / s", "all / s"} <= defined & set(HEAD)
+    defined = {name for name, _ in DEFINITIONS} & set(HEAD)
+    assert {"forwards", "query tokens", "response / forward", "tokens / forward"} <= defined
+    assert {"response / s", "tokens / s"} <= defined
 
 
 def test_the_page_about_evaluation_has_the_definitions() -> None:
@@ -158,3 +158,9 @@ def test_the_page_about_evaluation_has_the_definitions() -> None:
 def test_intervals_are_those_of_wilson(right: int, count: int) -> None:
     expected = binomtest(right, count).proportion_ci(method="wilson")
     assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [*range(1, 60), 164, 500, 1319])
+def test_intervals_end_at_nothing_and_at_everything(count: int) -> None:
+    assert wilson(0.0, count)[0] == 0.0
+    assert wilson(1.0, count)[1] == 1.0

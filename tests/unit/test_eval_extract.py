@@ -19,6 +19,7 @@ from dlm.eval.extract import (
     last_boxed,
     last_number,
     parsed,
+    whole_module,
 )
 
 ADD = "def add(a, b):\n    return a + b"
@@ -37,7 +38,9 @@ ADD = "def add(a, b):\n    return a + b"
         ("\\boxed{a\n+b}", "a\n+b"),
         (r"\boxed{\boxed{3} eggs}", "3"),
         (r"\boxed{4} then \boxed{5", "4"),
-        (r"\boxed{}", ""),
+        (r"\boxed{}", None),
+        (r"\boxed{1} then \boxed{ }", "1"),
+        (r"\boxed{2 \boxed{}}", r"2 \boxed{}"),
         (r"{\boxed{6}} }}}", "6"),
         (r"\boxed{7", None),
         (r"\boxed 7", None),
@@ -137,6 +140,21 @@ def test_bare_code(text: str, code: str | None) -> None:
     assert bare_code(text, ("add",)) == code
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"import sys\nsys.setrecursionlimit(99)\n{ADD}", None), (f"N: int = 2\n{ADD}", None),
+        (f"A, B = 1, 1\n{ADD}", None), (f'"""\nAdds.\n"""\n{ADD}', None),
+        (f"L = [\n1,\n]\n{ADD}", None), (f"{ADD}\nassert add(1, 2) == 3", None),
+        ("  x = 1\n  y = 2", "x = 1\ny = 2"),
+        (f"Sure\n{ADD}", ""), (f"Sure, here\n{ADD}", ""), (f"Note: short\n{ADD}", ""),
+        (f"Here is add\n{ADD}", ""), (f"Here it is:\n{ADD}", ""), ("def", ""),
+    ],
+)  # fmt: skip
+def test_a_whole_module_is_python_without_words(text: str, code: str | None) -> None:
+    assert whole_module(text) == (text if code is None else code or None)
+
+
 def test_bodies() -> None:
     assert as_body("return 1") == "    return 1"
     assert as_body("\n  return 1") == "\n  return 1"
@@ -179,6 +197,7 @@ def test_every_reader_takes_any_text(text: str) -> None:
     block_defining(text, ("add",))
     bare_code(text, ("add", "d"))
     first_block(text)
+    whole_module(text)
     parsed(as_body(text))
     joined(text, text)
 
@@ -195,4 +214,5 @@ def test_time_is_linear_in_the_text(piece: str) -> None:
     block_defining(text, ("add",))
     bare_code(text, ("sub",))
     bare_code(text, ("add",))
+    whole_module(text)
     assert time.process_time() - began < 5.0

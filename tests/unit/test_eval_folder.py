@@ -1,6 +1,7 @@
 """The folder of a run: what is on disk after a kill, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dlm.eval.folder import (
     digest,
     merged,
     read_run,
+    replace_file,
     sample_files,
 )
 from dlm.eval.sample import Sample
@@ -113,6 +115,41 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     ):
         f.open(fewer, 3, LAUNCH)
     assert read_run(tmp_path).settings == settings()
+
+
+def test_of_a_setting_with_entries_only_what_differs_is_named(tmp_path: Path) -> None:
+    begin(tmp_path, generation={"steps": None, "seed": 0, "top_k": None}, data={"sha256": "a"})
+    for changed, told in (
+        ({"generation": {"steps": 5, "seed": 0, "top_k": None}}, "with steps None, got 5: give"),
+        (
+            {"generation": {"steps": 5, "seed": 1, "top_k": None}},
+            "with steps None, got 5 and seed 0, got 1: give",
+        ),
+        ({"decoder_options": {}}, "with decoder_options threshold 0.9, got None: give"),
+        ({"data": {"sha256": "b"}}, "with data sha256 'a', got 'b': give"),
+        ({"data": None}, "with data {'sha256': 'a'}, got None: give"),
+    ):
+        same: dict[str, Any] = {
+            "generation": {"steps": None, "seed": 0, "top_k": None},
+            "data": {"sha256": "a"},
+        }
+        with pytest.raises(ValueError, match=re.escape(f"holds a run {told} another folder")):
+            begin(tmp_path, **same | changed)
+
+
+def test_what_a_kill_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    begin(tmp_path)
+    for name in (".run.json.4711", ".samples.jsonl.4711", ".kept"):
+        (tmp_path / name).write_text("{")
+    begin(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"lock", "run.json", ".kept"}
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "folder", "text")
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
 
 
 def test_problems_may_grow_but_not_shrink(tmp_path: Path) -> None:

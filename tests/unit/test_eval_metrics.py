@@ -101,7 +101,11 @@ def verdict(task: Task, problem: Problem, output: str) -> Verdict:
         (r"\boxed{17} no, 18", 1, 0, 0),
         (r"\boxed{} 18", 1, 0, 1),
         ("-18", 0, 0, 0),
-        ("18.0", 0, 0, 0),
+        ("18.0", 0, 0, 1),
+        ("18.00 dollars", 0, 0, 1),
+        (r"\boxed{18.} of 30 \boxed{}", 0, 0, 1),
+        ("18.01", 0, 0, 0),
+        ("18...", 0, 0, 0),
         ("", 0, 0, 0),
     ],
 )
@@ -118,6 +122,13 @@ def test_gsm8k_reads_latex_numbers(boxed: str) -> None:
     number = gsm8k.boxed_or_flexible(problem, rf"\boxed{{{boxed}}}")
     assert number is not None
     assert gsm8k.is_correct(problem, number)
+    assert gsm8k.is_equal(problem, f"{number}.00")
+
+
+def test_gsm8k_references_may_end_in_a_newline() -> None:
+    record = Record("here", {"question": "?", "answer": "6 more.\n#### 18\n"})
+    (problem,) = gsm8k.problems([record])
+    assert set(verdict(TASKS["gsm8k"], problem, "#### 18").scores.values()) == {1}
 
 
 def test_gsm8k_prompts() -> None:
@@ -140,6 +151,15 @@ def test_gsm8k_prompts() -> None:
 BODY = "    return 2 * x"
 WHOLE = f"def twice(x):\n{BODY}"
 BEFORE = PROMPT.partition("def twice")[0].strip("\n")
+SUM = "def twice(x):\n    return sum(PAIR) * x"
+MODULES = (
+    f"import sys\nsys.setrecursionlimit(sys.getrecursionlimit())\nPAIR: list[int] = [2]\n{SUM}",
+    f"ONE, PAIR = 1, (1, 1)\n{SUM}",
+    f"PAIR = [\n1,\n1,\n]\n{SUM}",
+    f"PAIR = {{}}\nPAIR[2] = 0\n{SUM}",
+    'def twice(x):\n    """Doubles.\n\nIn the first column.\n    """\n    return 2 * x',
+    "def twice(x):\n    return helped(x)\n\nassert True\n\ndef helped(x):\n    return 2 * x",
+)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +183,8 @@ BEFORE = PROMPT.partition("def twice")[0].strip("\n")
         (f"Sure!\n\n{WHOLE}\n\nThat is all.", f"{BEFORE}\n{WHOLE}\n"),
         (f"  ```python\n  def twice(x):\n  {BODY}\n  ```", f"{BEFORE}\n{WHOLE}\n"),
         ("    def twice(x):\n        return 2 * x", f"{BEFORE}\n{WHOLE}\n"),
+        *((text, f"{BEFORE}\n{text}\n") for text in MODULES),
+        (f"Sure\n\n{WHOLE}", f"{BEFORE}\n{WHOLE}\n"),
     ],
 )  # fmt: skip
 def test_humaneval_programs(output: str, program: str) -> None:
@@ -197,7 +219,8 @@ def test_humaneval_checks_what_the_prompt_defines() -> None:
     [
         WHOLE, f"{WHOLE}\n[DONE]\n\nTask: x", f"[BEGIN]\n{WHOLE}\n[DONE]",
         f"```python\n{WHOLE}\n```",
-        f"Here it is:\n{WHOLE}\nI hope it helps.", f"```python\nx\n```\n```python\n{WHOLE}\n```",
+        f"Here it is:\n{WHOLE}\nI hope it helps.", f"Sure\n\n{WHOLE}", *MODULES,
+        f"```python\nx\n```\n```python\n{WHOLE}\n```",
         "twice = lambda x: 2 * x", "```python\ntwice = lambda x: 2 * x\n```", f"```python\n{WHOLE}",
         f"    {WHOLE}".replace("\n", "\n    "), f"import os\n{WHOLE}\nprint(twice(2))",
     ],
@@ -235,6 +258,7 @@ def test_mbpp_shows_three_asserts_and_runs_all() -> None:
         (r"\frac{1}{2}", r"So it is $\frac{1}{2}$.", 1, 0),
         (r"\frac{1}{2}", "1/2 is close.\nThe answer is 3", 0, 0),
         (r"\frac{1}{2}", r"\boxed{2}", 0, 0),
+        (r"\frac{1}{2}", r"\boxed{\frac{1}{2}}, so \boxed{}", 1, 1),
         (r"\left(3, \frac{\pi}{2}\right)", r"\boxed{(3,\frac{\pi}{2})}", 1, 1),
         (r"\text{Evelyn}", r"\boxed{Evelyn}", 1, 1),
         (r"\text{Evelyn}", r"\boxed{\text{Bob}}", 0, 0),
@@ -331,12 +355,24 @@ def test_sudoku(output: str, solved: int, cells: float) -> None:
         ("79-44=35,35+15=50", 1, 0), ("44-15=29,79-29=51", 0, 0), ("79-29=50", 0, 0),
         ("44-15=29,79-29=50,1+1=2", 0, 0), ("15-44=-29,79+-29=50", 1, 0), ("50", 0, 0), ("", 0, 0),
         ("79-44+15=50", 0, 0), ("44-15=29\n100+79-29=50", 0, 0),
+        ("**44-15=29**, **79-29=50**", 1, 1), ("*44-15=29,79-29=50*", 1, 1),
+        ("44 - 15 = **29**, 79 - 29 = __50__", 1, 1), ("* 44-15=29\n* 79-29=50", 1, 1),
+        ("44  -  15  =  29, 79\u221229=50", 1, 1), ("44-15=29.0, 79-29=50.", 1, 1),
+        ("44-15=29,79-29=50.5", 0, 0), ("44-15=29,79-29=50.05", 0, 0),
+        ("44-15=29,1+78**2=79,79-29=50", 1, 1),
     ],
 )  # fmt: skip
 def test_countdown(output: str, valid: int, exact: int) -> None:
     fields = {"prompt": "Countdown: 15,44,79,50", "numbers": "15, 44, 79", "target": "50"}
     found = verdict(TASKS["countdown"], Problem("0", fields, "44-15=29,79-29=50"), output)
     assert found.scores == {"valid": valid, "exact": exact}
+
+
+@pytest.mark.parametrize("text", ["4*6=24,24+1=25", "4 * 6 = 24, 24+1=25", "4\u00d76=24, 24+1=25"])
+def test_countdown_reads_products(text: str) -> None:
+    fields = {"prompt": "Countdown: 1,4,6,25", "numbers": "1, 4, 6", "target": "25"}
+    found = verdict(TASKS["countdown"], Problem("0", fields, "4*6=24,24+1=25"), text)
+    assert found.scores == {"valid": 1, "exact": 1}
 
 
 def test_code_is_run_in_one_call() -> None:

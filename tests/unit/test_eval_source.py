@@ -36,6 +36,11 @@ RECORDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def broken_off(value: Any) -> Any:
+    """A value with half a pair of surrogates."""
+    return [*value, "\ud800"] if isinstance(value, list) else f"{value}\ud800"
+
+
 def write(folder: Path, name: str, text: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -54,6 +59,18 @@ def ways(record: dict[str, Any]) -> list[tuple[str, bytes]]:
         ("packed", gzip.compress(json.dumps([record]).encode(), mtime=0)),
         ("mark.jsonl", b"\xef\xbb\xbf" + lines(record).replace("\n", "\r\n").encode() + b"\r\n"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(n, k) for n, record in RECORDS.items() for k, v in record.items() if not isinstance(v, int)],
+)
+def test_text_that_utf_8_cannot_hold_is_refused(tmp_path: Path, name: str, key: str) -> None:
+    broken = RECORDS[name] | {key: broken_off(RECORDS[name][key])}
+    path = write(tmp_path, "a.jsonl", "\n" + lines(broken))
+    told = rf"a.jsonl:2: '{key}' must be text that UTF-8 can hold, got '.ud800'"
+    with pytest.raises(ValueError, match=told):
+        TASKS[name].source.read(path)
 
 
 @pytest.mark.parametrize("name", RECORDS)

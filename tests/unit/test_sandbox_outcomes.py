@@ -1,6 +1,7 @@
 """What the tests of a check see of a solution, and how a check ends."""
 
 import textwrap
+import threading
 from typing import Any
 
 import pytest
@@ -166,6 +167,30 @@ def test_outcomes_come_in_order(box: Sandbox) -> None:
         found = box.run_all(checks, workers=workers)
         assert [each.passed for each in found] == [True, False] * 5
     assert box.run_all([]) == []
+
+
+def test_what_the_wall_clock_stops_beside_others_is_run_again_alone(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def busy(self: Sandbox, check: Check) -> Outcome:
+        """Ends a check as a machine does whose other checks have the core."""
+        asked.append(check.solution)
+        if check.solution == "burns":
+            return Outcome(False, "timed out", "2.0 s of CPU time", 1.0)
+        alone = threading.current_thread() is threading.main_thread()
+        if alone and check.solution == "works":
+            return Outcome(True, "passed", "", 1.0)
+        return Outcome(False, "timed out", "no time left", 1.0)
+
+    monkeypatch.setattr(Sandbox, "run", busy)
+    found = box.run_all([Check(each, "") for each in ("waits", "works", "burns")], workers=3)
+    assert [each.kind for each in found] == ["timed out", "passed", "timed out"]
+    assert asked[3:] == ["waits", "works"]
+    asked.clear()
+    assert not box.run_all([Check("waits", "")], workers=3)[0].passed
+    assert asked == ["waits"]  # it had been alone
 
 
 @pytest.mark.parametrize("workers", [0, 1.5, True])

@@ -1,0 +1,49 @@
+"""Text that UTF-8 cannot hold ends a command in a line that names its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dlm.cli import app
+
+HALF = "a\ud800"  # half a pair of surrogates
+
+
+def refused(*args: str, stdin: bytes = b"") -> str:
+    result: Any = CliRunner().invoke(app, list(args), input=stdin, prog_name="dlm")
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return str(result.stderr)
+
+
+@pytest.mark.parametrize("command", [["generate"], ["distill", "schedule"]])
+def test_prompts_of_the_command_line(command: list[str], tmp_path: Path) -> None:
+    more = ["--budget=3", f"--out={tmp_path}"] if command[0] == "distill" else []
+    told = refused(*command, "fine", "a\udcff", *more)
+    assert "prompt 2 of the command line must be text that UTF-8 can hold" in told
+    assert r"got '\udcff' at character 2" in told
+
+
+def test_prompts_of_a_pipe() -> None:
+    assert "stdin must be UTF-8: " in refused("generate", stdin=b"a\xff")
+    told = refused("generate", stdin=json.dumps({"prompt": HALF}).encode())
+    assert 'stdin:1: "prompt" must be text that UTF-8 can hold' in told
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"prompt": HALF}, '"prompt"'),
+        ({"messages": [{"role": "user", "content": HALF}]}, '"content" of "messages"'),
+        ({"messages": [{"role": HALF, "content": ""}]}, '"role" of "messages"'),
+    ],
+)
+def test_prompts_of_a_file(record: dict[str, Any], place: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts"
+    file.write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(record) + "\n")
+    told = refused("generate", "--file", str(file))
+    assert rf"prompts:2: {place} must be text that UTF-8 can hold, got '\ud800'" in told
