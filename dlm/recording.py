@@ -146,7 +146,7 @@ class Pool:
 
     cuBLAS works in memory that torch allocates once for each stream, by the first product that is
     recorded there, and that all later recordings of the stream read, until a graph of that stream
-    goes. On a stream of its own it lies in the pool of just those recordings.
+    goes (pytorch issue 193402). On a stream of its own it lies in the pool of just those.
     """
 
     def __init__(self, device: torch.device) -> None:
