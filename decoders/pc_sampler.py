@@ -86,6 +86,7 @@ class PCSampler(Stateless):
         else:
             table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
         options = {option.name: getattr(self, option.name) for option in fields(PCSampler)}
+        options["frequencies"] = "model"  # the table says it, and as Python's numbers it is large
         return Weighted(**options, table=table)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:

@@ -87,9 +87,8 @@ def parts_of(state: object) -> tuple[Any, ...] | None:
     if not is_dataclass(state) or isinstance(state, type):
         return None
     # Rows are taken by making it anew; what is not frozen could change behind a recording's back.
-    frozen = type(state).__dataclass_params__.frozen  # type: ignore[attr-defined]
-    held = fields(state)
-    made = frozen and all(field.init for field in held)
+    parameters, held = type(state).__dataclass_params__, fields(state)  # type: ignore[attr-defined]
+    made = parameters.frozen and parameters.init and all(field.init for field in held)
     return tuple(getattr(state, field.name) for field in held) if made else None
 
 

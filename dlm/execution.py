@@ -13,6 +13,7 @@ from torch.nn.modules import module as hooks
 from dlm.canvas import Canvas
 from dlm.lanes import Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
+from dlm.options import names_checked
 from dlm.progress import Due, Progress
 from dlm.recording import Recorder, pools
 
@@ -110,7 +111,8 @@ class Execution:
         # Here, where the error holds no tensors of the step any more.
         self.lanes.shed(lane, work)
         pools(canvas.tokens.device).clear()
-        return work.steps(canvas, progress, due)
+        torch.cuda.empty_cache()  # which nothing does while a step is recorded
+        return work.loop.step(canvas, progress, due)
 
     @contextmanager
     def lane(self, network: Any) -> Iterator[Lane]:
@@ -148,6 +150,7 @@ def memory_of(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
+@names_checked
 def release(model: Model) -> None:
     """Drop what is kept of a model's generations, and the memory of recordings that is not in use.
 

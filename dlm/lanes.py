@@ -134,7 +134,8 @@ class Lanes:
             self.give(lane)
             raise
         except BaseException:
-            self.unused.clear()
+            with self.lock:
+                self.unused.clear()
             with suppress(RuntimeError):  # of a device that does no more
                 lane.record.end()
             raise

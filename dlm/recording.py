@@ -77,7 +77,7 @@ class Record(ABC):
     """Makes recordings of which one generation at a time plays some."""
 
     failed: bool = False
-    """Whether one could not be made. No more are asked for then."""
+    """Whether one could not be made. No more are asked for then, nor are others played."""
 
     def begin(self) -> None:  # noqa: B027 (most have nothing to wait for)
         """A generation begins, after all that the last one asked of the device."""
@@ -89,7 +89,11 @@ class Record(ABC):
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> Recording | None:
-        """Record a step; None, and a warning, where that is impossible."""
+        """Record a step; None, and a warning, where that is impossible.
+
+        Raises:
+            torch.OutOfMemoryError: the first time that memory is short.
+        """
 
 
 class Steps:
@@ -103,30 +107,44 @@ class Steps:
         self.step = step
         self.record = record
         # Or the threads that ran it plainly. The latest last.
-        self.made: dict[Hashable, Recording | frozenset[int]] = {}
+        self.made: dict[Hashable, Recording | frozenset[object]] = {}
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
         if self.record is None or self.record.failed:
+            self.made.clear()
             return self.step(canvas, progress, due)
         # A decoder's first state need not be of the kind of its later ones.
         kinds = tuple((part.dtype, part.shape) for part in tensors(progress.state))
         shape = (due.shape(canvas.tokens.shape[1]), kinds)
-        known, thread = self.made.pop(shape, frozenset()), threading.get_ident()
-        if not isinstance(known, Recording):
-            made = self.record(self.step, canvas, progress, due) if thread in known else None
-            known = made or known | {thread}
+        known = self.made.get(shape, frozenset())
+        if not isinstance(known, Recording) and this_thread() in known:
+            known = self.record(self.step, canvas, progress, due) or known
+        if isinstance(known, Recording):
+            made = known(canvas, progress)
+        else:
+            made, known = self.step(canvas, progress, due), known | {this_thread()}
+        self.made.pop(shape, None)
         self.made[shape] = known
         if len(self.made) > MOST:
             del self.made[next(iter(self.made))]
-        if isinstance(known, Recording):
-            return known(canvas, progress)
-        return self.step(canvas, progress, due)
+        return made
 
     @property
     def size(self) -> int:
         """Bytes that recordings take and give, the canvas they share counted with each."""
         return sum(each.size for each in self.made.values() if isinstance(each, Recording))
+
+
+THREAD: Final = threading.local()
+
+
+def this_thread() -> object:
+    """What stands for the current thread; its number may be that of another one later."""
+    if not hasattr(THREAD, "mark"):
+        THREAD.mark = object()
+    mark: object = THREAD.mark
+    return mark
 
 
 def by_dtype(tree: Any) -> list[list[Tensor]]:
@@ -152,7 +170,9 @@ class Pool:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.id = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
+        with CAPTURING:
+            self.stream = unused_stream(device)
+            POOLS.add(self)
         self.ended: torch.cuda.Event | None = None  # the last generation that played one of them
         self.keeper = torch.cuda.CUDAGraph()
         self.record(self.keeper, lambda: torch.zeros(1, device=device))
@@ -175,6 +195,27 @@ class Pool:
     def end(self) -> None:
         """Mark the end on the current stream."""
         self.ended = torch.cuda.current_stream(self.device).record_event()
+
+
+POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
+"""All that there are."""
+STREAMS: Final = 32
+"""That torch hands out for a device, in turn."""
+
+
+def unused_stream(device: torch.device) -> torch.cuda.Stream:
+    """One that no pool has, and not the current one.
+
+    Raises:
+        RuntimeError: there is none left.
+    """
+    taken = {pool.stream.cuda_stream for pool in POOLS if pool.device == device}
+    taken.add(torch.cuda.current_stream(device).cuda_stream)
+    for _ in range(STREAMS):
+        stream = torch.cuda.Stream(device)
+        if stream.cuda_stream not in taken:
+            return stream
+    raise RuntimeError(f"all {STREAMS} streams of {device} have recordings")
 
 
 @cache
@@ -201,6 +242,7 @@ class Recorder(Record):
 
     def __init__(self) -> None:
         self.pool: Pool | None = None
+        self.short = False  # whether memory was, once
 
     def begin(self) -> None:
         """Whichever stream the last generation was on, this one waits for its end."""
@@ -215,7 +257,7 @@ class Recorder(Record):
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph | None":
-        """Record a step; None, and a warning, where that is impossible."""
+        """As `Record`."""
         device = canvas.tokens.device
         try:
             if self.pool is None:
@@ -224,9 +266,13 @@ class Recorder(Record):
                 self.returned.atexit = False
             return CudaGraph(step, canvas, progress, due, self.pool)
         except BaseException as error:
+            if isinstance(error, torch.OutOfMemoryError) and not self.short:
+                self.short = True
+                raise  # there may be more without what is kept
             self.failed = True
             if self.pool is not None:
                 self.returned.detach()  # nobody knows what state the pool is in
+                self.pool = None
             with contextlib.suppress(RuntimeError):
                 # torch before 2.13 draws no random numbers until a recording has ended well.
                 Pool(device)

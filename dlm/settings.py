@@ -107,7 +107,8 @@ class Settings:
             )
         if not self.confidence_eos_eot_inf:
             return
-        if traits.mutates_committed or traits.reads_committed:
+        reads = traits.reads_committed or "token_probability" in traits.needs
+        if traits.mutates_committed or reads:
             raise ValueError(
                 f"confidence_eos_eot_inf ranks masked positions only, and {self.decoder!r} also "
                 "ranks committed ones: use suppress_tokens to keep stop tokens away"

@@ -32,7 +32,7 @@ from dlm.models.facts import Overrides, ids, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
-from dlm.options import integer, integers
+from dlm.options import integer, integers, names_checked
 from dlm.prompts import decode_text
 from dlm.runtime import Step
 from dlm.trajectory import Trajectory
@@ -270,6 +270,7 @@ class DiffusionGenerationMixin:
                 self.generation_config = DiffusionGenerationConfig.from_dict(options)
 
 
+@names_checked
 def as_model(
     network: Any,
     tokenizer: Any = None,

@@ -1,5 +1,6 @@
 """Steps recorded and played again on a CPU, where no CUDA graph is."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -79,6 +80,7 @@ class ToyStream:
     def __init__(self, name: object, log: list[str]) -> None:
         self.name = name
         self.log = log
+        self.cuda_stream = id(self)
 
     def wait_stream(self, other: "ToyStream") -> None:
         self.log.append(f"{self.name} waits for {other.name}")
@@ -97,7 +99,10 @@ class ToyCuda:
         self.log: list[str] = []
         self.pools: list[Any] = []  # of each graph, in the order of their making
         self.streams: list[ToyStream] = []  # likewise, that it was captured on
-        self.refused: Exception | None = None
+        self.refused: BaseException | None = None  # what ends the first recording of a step
+        self.always = False  # and all later ones
+        self.few = [ToyStream("capture", self.log) for _ in range(3)]
+        self.given = 0
         self.current = ToyStream("caller", self.log)
 
     def graph_pool_handle(self) -> object:
@@ -107,7 +112,9 @@ class ToyCuda:
         return self.current
 
     def Stream(self, device: Any) -> ToyStream:
-        return ToyStream("capture", self.log)
+        """A few in turn, as torch does."""
+        self.given += 1
+        return self.few[self.given % len(self.few)]
 
     @contextmanager
     def stream(self, stream: ToyStream) -> Iterator[None]:
@@ -140,7 +147,8 @@ class ToyGraph:
 
     def capture_end(self) -> None:
         self.operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if self.cuda.refused is not None and len(self.cuda.pools) == 2:
+        steps = len(self.cuda.pools) - 1  # the first keeps the pool
+        if self.cuda.refused is not None and (steps == 1 or (steps > 1 and self.cuda.always)):
             raise self.cuda.refused
 
     def replay(self) -> None:
@@ -153,6 +161,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> ToyCuda:
     toy = ToyCuda()
     for name in ("graph_pool_handle", "current_stream", "Stream", "stream", "device", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, getattr(toy, name))
+    monkeypatch.setattr("dlm.recording.POOLS", weakref.WeakSet())
     pools.cache_clear()
     return toy
 

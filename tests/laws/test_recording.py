@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import dlm
 from dlm.execution import Execution
 from dlm.generation import generation_job
 from dlm.models.model import Model
-from dlm.recording import Recorder, pools
+from dlm.recording import Pool, Recorder, pools
 from dlm.runtime import Loop
 from dlm.settings import Settings
 
@@ -100,6 +99,20 @@ def test_memory_of_a_recording_that_was_broken_off_is_not_used_again(
     assert broken not in cuda.pools[2:]
 
 
+def test_no_two_pools_have_one_stream(
+    golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the three that this device has one is the caller's, and torch hands them out in turn."""
+    device = torch.device("cpu")
+    cuda.current = cuda.few[1]
+    held = [Pool(device), Pool(device)]
+    assert {id(pool.stream) for pool in held} == {id(cuda.few[0]), id(cuda.few[2])}
+    with pytest.warns(RuntimeWarning, match="all 32 streams of cpu have recordings"):
+        run(golden, traced(Recorder))
+    held.pop()
+    assert Pool(device).stream is not held[0].stream
+
+
 def test_memory_that_is_taken_over_is_waited_for(golden: Model, traced: Traced, cuda: Any) -> None:
     """Its last recordings may have been played on another stream."""
     run(golden, traced(Recorder))
@@ -110,41 +123,57 @@ def test_memory_that_is_taken_over_is_waited_for(golden: Model, traced: Traced, 
 
 
 def test_every_thread_runs_a_step_plainly_before_it_is_recorded(
-    golden: Model, traced: Traced, traces: Any
+    golden: Model, traced: Traced, traces: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libraries make what they need for each thread at their first call, not in a recording."""
-    by: list[int] = []
-    plain: set[int] = set()
+    """Libraries make what they need for each thread at their first call, not in a recording.
+
+    Threads that come one after the other have one number.
+    """
+    said: list[str] = []
+    mine = threading.local()
 
     class Watching(traces):  # type: ignore[misc]
         def __call__(self, *given: Any) -> Any:
-            by.append(threading.get_ident())
-            assert by[-1] in plain
+            said.append("recorded")
+            assert mine.ready
             return super().__call__(*given)
 
-    execution = traced(Watching)
     step = Loop.step
 
     def watched(self: Loop, *given: Any) -> Any:
-        plain.add(threading.get_ident())
+        mine.ready = True
+        said.append("run")
         return step(self, *given)
 
-    expected = run(golden, Execution(), block_length=None, steps=1)
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as other:
-        patch.setattr(Loop, "step", watched)
-        for thread in (None, other, None, other):
-            one = (golden, execution)
-            options: dict[str, Any] = {"block_length": None, "steps": 1}
-            made = run(*one, **options) if thread is None else thread.submit(
-                run, *one, **options).result()  # fmt: skip
-            same(made, expected)
-    assert by == [threading.get_ident()]
+    monkeypatch.setattr(Loop, "step", watched)
+    options: dict[str, Any] = {"block_length": None, "steps": 1}
+    expected = run(golden, Execution(), **options)
+    execution = traced(Watching)
+    said.clear()
+
+    def decode() -> None:
+        same(run(golden, execution, **options), expected)
+
+    for _ in range(3):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        thread.join()
+    decode()
+    assert said == ["run"] * 4
+    decode()
+    assert said[4:] == ["recorded", "run"]  # the double runs it while it is recorded
+    decode()
+    assert len(said) == 6
 
 
 def test_memory_that_is_short_is_taken_from_what_is_kept(
     golden: Model, execution: Execution, cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kept are two lanes, and one of them has another workspace than the one in use."""
+    """Kept are two lanes, and one of them has another workspace than the one in use.
+
+    The step is made once more kernel by kernel: a recording would take more, and what a first step
+    compiles and allocates must not lie in one.
+    """
     lanes = execution.lanes
     assert lanes is not None
     options: dict[str, Any] = {"cache": "dual", "gen_length": 11}
@@ -180,3 +209,32 @@ def test_memory_that_is_short_is_taken_from_what_is_kept(
     short = 1
     with pytest.raises(torch.OutOfMemoryError):
         run(golden, Execution(), **options)
+
+
+def test_a_recording_that_memory_is_short_for_is_made_once_there_is_more(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    cuda.refused = torch.OutOfMemoryError("CUDA out of memory")
+    execution = traced(Recorder)
+    options: dict[str, Any] = {"cache": "dual"}
+    expected = run(golden, Execution(), **options)
+    same(run(golden, execution, **options), expected)
+    assert execution.lanes is not None
+    assert not execution.lanes.failed
+    count = len(cuda.pools)
+    assert count > 2
+    same(run(golden, execution, **options), expected)
+    assert len(cuda.pools) >= count
+
+
+def test_a_recording_that_memory_stays_short_for_is_given_up(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    cuda.refused, cuda.always = torch.OutOfMemoryError("CUDA out of memory"), True
+    execution = traced(Recorder)
+    options: dict[str, Any] = {"cache": "dual"}
+    with pytest.warns(RuntimeWarning, match="CUDA out of memory"):
+        same(run(golden, execution, **options), run(golden, Execution(), **options))
+    assert execution.lanes is not None
+    assert execution.lanes.failed
+    assert len(cuda.pools) == 4  # the keeper's, two tries, and one that has to end well

@@ -44,6 +44,16 @@ class Derived:
         object.__setattr__(self, "twice", 2 * self.seen)
 
 
+@dataclass(frozen=True, init=False)
+class Closed:
+    """One with a constructor of its own."""
+
+    seen: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        object.__setattr__(self, "seen", value)
+
+
 class Named(NamedTuple):
     seen: Tensor
     more: object = None
@@ -120,6 +130,7 @@ ODD: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda x: (x, 3), "frozen dataclass of those, got 3"),
     (Loose, "frozen dataclass of those, got Loose"),
     (Derived, "frozen dataclass of those, got Derived"),
+    (Closed, "frozen dataclass of those, got Closed"),
     (lambda x: Kept, "frozen dataclass of those, got <class"),
     (lambda x: Kept(x, "late"), "frozen dataclass of those, got 'late'"),  # type: ignore[arg-type]
     (lambda x: x.sum(), r"leading axis of 4, one for each row, got torch.float32 \[\]"),

@@ -192,12 +192,12 @@ def test_linear_weights(
 
 
 def test_linear_weights_measure_what_is_committed(
-    toy: Callable[..., Model], facts: Bind, monkeypatch: pytest.MonkeyPatch
+    toy: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The range of scores is that of the block, so that an early and telling token narrows it."""
     table = [0.5, 0.25, 1e-4, 0.1, 0.1, 0.05, 0.0, 0.0]
     model = toy(3)
-    decoder = PCSampler(frequencies=table, weight="linear").bind(facts(vocab=8))
+    decoder = PCSampler(frequencies=table, weight="linear")
     bound = Weighted.step
     seen: list[StepView] = []
 

@@ -3,15 +3,18 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import dlm
 from dlm.decoders import DECODERS, make
+from dlm.decoders.base import Stateless
 from dlm.models.model import Model
+from dlm.settings import Settings
+from dlm.types import Decision, StepView
 
 Toy = Callable[..., Model]
 
@@ -150,6 +153,23 @@ def test_refused_with_stop_tokens_last(toy: Toy, decoder: str) -> None:
             toy(), [[1]], decoder=decoder, decoder_options=own.get(decoder), gen_length=3,
             confidence_eos_eot_inf=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judging(Stateless):
+    """Reads the probability of committed tokens, and denies that they are measured."""
+
+    paper: ClassVar[str] = "none"
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence", "token_probability"})
+    reads_committed: ClassVar[bool] = False
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        return None, Decision(view.masked)
+
+
+def test_a_decoder_that_denies_what_it_needs_is_refused_with_stop_tokens_last() -> None:
+    with pytest.raises(ValueError, match="confidence_eos_eot_inf ranks masked positions only"):
+        Settings(decoder=Judging(), confidence_eos_eot_inf=True)
 
 
 @pytest.mark.parametrize("decoder", ["random", "left_to_right", "dilated", "first_hitting"])
