@@ -25,8 +25,8 @@ test-oldest: .venv/dev
 	$(BIN)/pip install --quiet --upgrade --target build/oldest "$(OLDEST)"
 	PYTHONPATH=build/oldest OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL) \
 	  tests/golden tests/integration/families tests/integration/test_families_* \
-	  tests/integration/test_loading.py tests/integration/test_huggingface* tests/unit/test_families* \
-	  tests/unit/test_huggingface* tests/unit/test_experts.py tests/laws/test_every_family.py \
+	  tests/integration/test_loading* tests/integration/test_huggingface* tests/unit/test_families* \
+	  tests/unit/test_huggingface* tests/unit/test_configs.py tests/unit/test_experts.py tests/laws/test_every_family.py \
 	  tests/laws/test_execution.py
 bench: .venv/dev
 	$(BIN)/dlm bench sampling

@@ -29,7 +29,9 @@ _EQUATION = re.compile(
     r"\s{0,2}=\s{0,2}(-?[0-9]{1,9})(?:\.0+)?(?!\.?[0-9])"
 )
 _SIGNS = str.maketrans("\u00d7\u00f7\u2212", "*/-")
-_MARKS = re.compile(r"([0-9)][^\S\n]*\*+[^\S\n]*(?=[-(0-9]))|[*_`]+")  # an operator, or Markdown
+_MARKS = re.compile(  # an operator, with blanks on both sides or on none, or Markdown
+    r"([0-9)](?:[^\S\n]*\*[^\S\n]*|\*+|[^\S\n]+\*+[^\S\n]+)(?=[-(0-9]))|[*_`]+"
+)
 
 
 def problem(number: int, example: Example) -> Problem:

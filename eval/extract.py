@@ -17,6 +17,10 @@ _BOX = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _OPENS = re.compile(r"(?:[ \t]*|[^`]*[^`~])(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`]*")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
+_BINDING = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
+    *(ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr),
+)
 _STARTS_CODE = re.compile(
     r"(?:async\s+def|def|class)\s|import\s+\w|from\s+[\w.]+\s+import\s|[@#]|[A-Za-z_][\w.]*\s*=[^=]"
 )
@@ -153,10 +157,57 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def whole_module(text: str) -> str | None:
-    """All of a text, if it is a module and no prose: words such as `Sure` parse as names."""
+    """All of a text, if it is a module, without its prose: words such as `Sure` parse as names."""
     code = textwrap.dedent(text)
     tree = parsed(code)
-    return None if tree is None or any(map(_is_prose, tree.body)) else code
+    if tree is None or not _compiles(code):
+        return None
+    left = without(code, tree, {each for each in tree.body if _is_prose(each)})
+    return left if left.strip() else None
+
+
+def without_tail(code: str) -> str:
+    """A module without the statements at its end that bind nothing: calls and tests of its own."""
+    tree = parsed(code)
+    assert tree is not None
+    last = max((n for n, each in enumerate(tree.body, start=1) if _binds(each)), default=0)
+    return without(code, tree, {*tree.body[last:]})
+
+
+def without(code: str, tree: ast.Module, dropped: set[ast.stmt]) -> str:
+    """A module without the lines of some of its statements, as far as no other has a part in them.
+
+    Args:
+        code: the module.
+        tree: it, parsed.
+        dropped: out of the body of the tree.
+    """
+    kept = {line for each in tree.body if each not in dropped for line in _lines(each)}
+    gone = {line for each in dropped for line in _lines(each)} - kept
+    numbered = enumerate(code.split("\n"), start=1)
+    return "\n".join(line for number, line in numbered if number not in gone)
+
+
+def _lines(statement: ast.stmt) -> range:
+    """Numbers of its lines, decorators included."""
+    first = [each.lineno for each in getattr(statement, "decorator_list", [])]
+    return range(min([statement.lineno, *first]), (statement.end_lineno or statement.lineno) + 1)
+
+
+def _binds(statement: ast.stmt) -> bool:
+    """Whether a statement, or one inside, gives something a name or a value."""
+    return any(isinstance(each, _BINDING) for each in ast.walk(statement))
+
+
+def _compiles(code: str) -> bool:
+    """Whether it is a module to Python's compiler too: `return` outside of functions parses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(code, "<output>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _is_prose(statement: ast.stmt) -> bool:

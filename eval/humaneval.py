@@ -32,6 +32,7 @@ from dlm.eval.extract import (
     joined,
     parsed,
     whole_module,
+    without_tail,
 )
 from dlm.eval.source import Record, hub_records, read_records, unique
 from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
@@ -105,9 +106,9 @@ def program(problem: Problem, output: str) -> str | None:
 
 
 def _whole(output: str, name: str) -> str | None:
-    """All of an output, if it is a module that defines the function."""
+    """All of an output, if it is a module that defines the function, but for its own tests."""
     code = whole_module(output)
-    return code if code is not None and defines(code, name) else None
+    return without_tail(code) if code is not None and defines(code, name) else None
 
 
 def check(problem: Problem, code: str) -> Check:

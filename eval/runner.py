@@ -33,7 +33,7 @@ class Executor(Protocol):
         """One outcome for each check, in their order."""
 
     def facts(self) -> dict[str, Any]:
-        """What decides how a check ends, as JSON holds it."""
+        """What decides how a check ends, as JSON holds it; `sandbox` and `python` name them."""
 
 
 @dataclass(frozen=True, slots=True)

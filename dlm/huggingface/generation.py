@@ -28,7 +28,7 @@ from dlm.huggingface.options import (
     settings,
     stated,
 )
-from dlm.models.facts import Overrides, ids, resolve
+from dlm.models.facts import Overrides, ids, is_released, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
@@ -187,8 +187,8 @@ class DiffusionGenerationMixin:
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
         stops = ids(asked.get("eos_token_id"))
         spec = model.spec
-        known = {*spec.stop_ids, *ids(self.generation_config.eos_token_id)}
-        if not known.issuperset(stops):
+        declared = ids(self.generation_config.eos_token_id)
+        if stops and stops != declared and not set(spec.stop_ids).issuperset(stops):
             integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
             if spec.mask_id in stops:
                 raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
@@ -215,6 +215,12 @@ class DiffusionGenerationMixin:
         """
         family_of(self.config).write_block(self.config, block_size)
         self._overrides = tokens
+
+    def keep_tokens(self) -> None:
+        """Write the mask and the stop ids of a released vocabulary to the generation config."""
+        if is_released(self.config, family_of(self.config)):
+            spec, config = as_model(self).spec, self.generation_config
+            vars(config).update(mask_token_id=spec.mask_id, eos_token_id=list(spec.stop_ids))
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None = None, **options: Any

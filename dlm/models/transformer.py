@@ -147,7 +147,11 @@ class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
     packs_experts: ClassVar[bool] = False  # see `dlm.models.conversions`
 
     def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Embedding:
-        """As in transformers, which knows one size in a configuration: LLaDA's has two."""
+        """As in transformers, which knows one size in a configuration: LLaDA's has two.
+
+        Ids of special tokens that the size of a released vocabulary tells are written down first.
+        """
+        self.keep_tokens()
         embedding: nn.Embedding = super().resize_token_embeddings(*args, **options)
         if not isinstance(getattr(type(self.config), "embedding_size", None), property):
             self.config.embedding_size = embedding.num_embeddings

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import dlm
 from dlm.models.loading import silence
@@ -134,6 +134,26 @@ def test_another_number_of_tokens(
         model = dlm.load(tmp_path, direct=direct)
         assert (model.spec.vocab_size, model.spec.unused) == (rows, (rows, rows))
         assert torch.equal(written_by(model.network), expected)
+
+
+def test_a_released_vocabulary_keeps_its_tokens_at_another_size(
+    written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its number of rows tells them, as no file of LLaDA's does."""
+    kind = type(AutoModelForMaskedLM.from_pretrained(written("llada")))
+    small = AutoConfig.from_pretrained(written("llada"))
+    sizes = {"vocab_size": 126464, "embedding_size": 126464}
+    config = type(small).from_dict(
+        small.to_dict() | sizes | {"mask_token_id": None, "eos_token_id": None}
+    )
+    network = kind(config)
+    before = dlm.as_model(network).spec
+    assert (before.mask_id, before.stop_ids) == (126336, (126081, 126348))
+    network.resize_token_embeddings(126472)
+    network.save_pretrained(tmp_path)
+    for found in (dlm.as_model(network).spec, dlm.load(tmp_path).spec):
+        assert (found.mask_id, found.stop_ids) == (before.mask_id, before.stop_ids)
+        assert found.vocab_size == 126472
 
 
 def test_rows_that_no_token_owns_after_another_number_of_tokens(

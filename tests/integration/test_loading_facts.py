@@ -143,6 +143,10 @@ def test_what_load_is_told_goes_before_generation_config(named: Path) -> None:
     same(model)
     asked = model.network.model_for({"eos_token_id": 12, "mask_token_id": 34}, None).spec
     assert (asked.stop_ids, asked.mask_id) == ((7,), 34)
+    assert model.network.model_for({"eos_token_id": 90}, None).spec.stop_ids == (90,)
+    (named / "generation_config.json").write_text('{"eos_token_id": [12, 13]}')
+    model = dlm.load(named, stop_ids=[7])
+    assert model.network.model_for({"eos_token_id": 13}, None).spec.stop_ids == (13,)
 
 
 def test_what_as_model_is_told_holds_for_its_model_alone(named: Path) -> None:

@@ -20,6 +20,7 @@ from dlm.eval.extract import (
     last_number,
     parsed,
     whole_module,
+    without_tail,
 )
 
 ADD = "def add(a, b):\n    return a + b"
@@ -147,12 +148,29 @@ def test_bare_code(text: str, code: str | None) -> None:
         (f"A, B = 1, 1\n{ADD}", None), (f'"""\nAdds.\n"""\n{ADD}', None),
         (f"L = [\n1,\n]\n{ADD}", None), (f"{ADD}\nassert add(1, 2) == 3", None),
         ("  x = 1\n  y = 2", "x = 1\ny = 2"),
-        (f"Sure\n{ADD}", ""), (f"Sure, here\n{ADD}", ""), (f"Note: short\n{ADD}", ""),
-        (f"Here is add\n{ADD}", ""), (f"Here it is:\n{ADD}", ""), ("def", ""),
+        (f"Sure\n{ADD}", ADD), (f"Sure, here\n{ADD}", ADD), (f"Note: short\n{ADD}", ADD),
+        (f"Here is add\n{ADD}\nadd", ADD), (f"Here it is:\n{ADD}", ""), ("def", ""), ("Sure", ""),
+        (f"X = 1; add\n{ADD}", None), (f"{ADD}\nreturn False", ""), (f"{ADD}\nyield 1", ""),
     ],
 )  # fmt: skip
 def test_a_whole_module_is_python_without_words(text: str, code: str | None) -> None:
     assert whole_module(text) == (text if code is None else code or None)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "add(1, 2)", "main()", "assert add(1, 2) == 4", "for t in tests:\n    print(t)", "O(n)",
+        "while True:\n    pass", "if True: add(1, 2)", "'done'\nadd(1, 2)\nadd(2, 2)",
+    ],
+)  # fmt: skip
+def test_a_module_without_what_it_runs_at_its_end(tail: str) -> None:
+    """It may fail, and no test of others needs it; what binds a name or a value stays."""
+    head = f"print(1)\nimport sys\n@sys.call\n{ADD}"
+    assert without_tail(f"{head}\n{tail}") == head
+    kept = f"{head}\n{tail}\nif True:\n    K = 1"
+    assert without_tail(kept) == kept
+    assert without_tail(f"{head}; K = 2; add(1, 2)") == f"{head}; K = 2; add(1, 2)"
 
 
 def test_bodies() -> None:

@@ -185,6 +185,8 @@ MODULES = (
         ("    def twice(x):\n        return 2 * x", f"{BEFORE}\n{WHOLE}\n"),
         *((text, f"{BEFORE}\n{text}\n") for text in MODULES),
         (f"Sure\n\n{WHOLE}", f"{BEFORE}\n{WHOLE}\n"),
+        (f"{WHOLE}\n\nprint(twice(x))\nassert twice(1) == 3", f"{BEFORE}\n{WHOLE}\n"),
+        (f"{WHOLE}\nreturn False", f"{BEFORE}\n{WHOLE}\n"),
     ],
 )  # fmt: skip
 def test_humaneval_programs(output: str, program: str) -> None:
@@ -357,6 +359,7 @@ def test_sudoku(output: str, solved: int, cells: float) -> None:
         ("79-44+15=50", 0, 0), ("44-15=29\n100+79-29=50", 0, 0),
         ("**44-15=29**, **79-29=50**", 1, 1), ("*44-15=29,79-29=50*", 1, 1),
         ("44 - 15 = **29**, 79 - 29 = __50__", 1, 1), ("* 44-15=29\n* 79-29=50", 1, 1),
+        ("1) **44-15=29**\n2) **79-29=50**", 1, 1), ("1 **44 - 15=29** (a) **79-29=50**", 1, 1),
         ("44  -  15  =  29, 79\u221229=50", 1, 1), ("44-15=29.0, 79-29=50.", 1, 1),
         ("44-15=29,79-29=50.5", 0, 0), ("44-15=29,79-29=50.05", 0, 0),
         ("44-15=29,1+78**2=79,79-29=50", 1, 1),
