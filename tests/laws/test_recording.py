@@ -1,6 +1,8 @@
 """What records CUDA graphs, with a CPU for the GPU: streams, memory, threads and failures."""
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import dlm
+from dlm import recording
 from dlm.execution import Execution
 from dlm.generation import generation_job
 from dlm.models.model import Model
@@ -93,10 +96,53 @@ def test_memory_of_a_recording_that_was_broken_off_is_not_used_again(
     execution = traced(Recorder)
     with pytest.raises(KeyboardInterrupt):
         run(golden, execution)
+    gc.collect()
     assert not pools(torch.device("cpu"))
     broken = cuda.pools[1]
     same(run(golden, execution), run(golden, Execution()))
     assert broken not in cuda.pools[2:]
+
+
+def test_what_failed_keeps_no_memory(
+    golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for as long as the generation, with recordings that are played no more."""
+    execution: Execution = traced(Recorder)
+    monkeypatch.setattr(Execution, "of", lambda model: execution)
+    settings = Settings(gen_length=30, block_length=15, cache="dual", stop_at_eos=False)
+    held = []
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for step in generation_job(golden, ROWS, settings).steps(golden):
+            if step.number == 10:
+                held.append(len(recording.POOLS))
+                cuda.refused, cuda.always = RuntimeError("no more"), True
+            elif step.number == 20:
+                cuda.refused = None  # with what its traceback holds
+                gc.collect()
+                held.append(len(recording.POOLS))
+    assert held == [1, 0]
+    gc.collect()
+    assert not pools(torch.device("cpu"))
+
+
+def test_what_a_generation_asked_for_before_it_broke_is_waited_for(
+    golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution: Execution = traced(Recorder)
+    monkeypatch.setattr(Execution, "of", lambda model: execution)
+    steps: Any = generation_job(golden, ROWS, Settings(gen_length=11)).steps(golden)
+    with torch.inference_mode():
+        for _ in range(4):
+            next(steps)
+        with pytest.raises(ValueError, match="broke"):
+            steps.throw(ValueError("broke"))
+    del steps
+    gc.collect()
+    cuda.current = type(cuda.current)("another", cuda.log)
+    cuda.log.clear()
+    run(golden, traced(Recorder))
+    assert cuda.log[0] == "another waits for the end of caller"
 
 
 def test_no_two_pools_have_one_stream(

@@ -191,6 +191,20 @@ def test_linear_weights(
     check_best(picked(decision.commit), scores, case["quota"])
 
 
+@pytest.mark.parametrize(("committed", "first"), [(2, 0), (0, 1)])
+def test_what_is_committed_sets_the_range_of_linear_weights(
+    view_of: View, facts: Bind, picked: Picked, committed: int, first: int
+) -> None:
+    """A rare token in the block makes the others alike, and the earlier one goes first."""
+    table = [0.5, 0.5, 1e-8, *[0.1] * 5]
+    decoder = PCSampler(0.3, 10.0, table, "linear").bind(facts())
+    view = view_of(
+        confidence=[0.5, 0.6, 0.6], sampled=[0, 0, 0], tokens=[7, 7, committed],
+        masked=[True, True, False],
+    )  # fmt: skip
+    assert picked(decoder.step(None, view)[1].commit) == [first]
+
+
 def test_linear_weights_measure_what_is_committed(
     toy: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,19 +215,19 @@ def test_the_safe_preset_keeps_what_did_not_fall(view_of: View) -> None:
 
 @every_preset
 def test_the_mean_is_over_earlier_blocks_too(view_of: View, picked: Picked, preset: str) -> None:
-    """Blocks of confidence 0.75 and 0.875: the second is above the mean of the first, at once.
+    """Confidence 0.75, 0.875 and 0.78: only the second block is above the mean so far, at once.
 
-    With the mean of each block it would be committed one by one.
+    By the mean of each block all would be committed one by one.
     """
     decoder = Saber(1, preset=preset)
     wide = PRESETS[preset].everywhere
-    state = decoder.init_state(1, 8 if wide else 4)
+    state = decoder.init_state(1, 12 if wide else 4)
     found: list[list[int]] = []
-    tokens = [7] * 8
+    tokens = [7] * 12
     while 7 in tokens:
-        first = 0 if 7 in tokens[:4] else 4
-        window = range(0 if wide else first, 8 if wide else first + 4)
-        level = [0.75 if i < 4 else 0.875 for i in window]
+        first = tokens.index(7) // 4 * 4
+        window = range(0 if wide else first, 12 if wide else first + 4)
+        level = [[0.75, 0.875, 0.78][i // 4] for i in window]
         masked = [tokens[i] == 7 and i < first + 4 for i in window]
         view = view_of(
             confidence=level, token_probability=level, masked=masked, block_start=window[0],
@@ -237,7 +237,7 @@ def test_the_mean_is_over_earlier_blocks_too(view_of: View, picked: Picked, pres
         state, decision = decoder.step(state, view)
         found.append([window[i] for i in picked(decision.commit)])
         tokens = [0 if i in found[-1] else token for i, token in enumerate(tokens)]
-    assert found == [[0], [1], [2], [3], [4, 5, 6, 7]]
+    assert found == [[0], [1], [2], [3], [4, 5, 6, 7], [8], [9], [10], [11]]
 
 
 @every_preset
