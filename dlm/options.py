@@ -94,6 +94,20 @@ def known(kind: str, name: object, names: Iterable[str]) -> str:
     raise ValueError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(listed) or 'none'}")
 
 
+def writable(text: str, where: str) -> str:
+    """The text, if UTF-8 can hold it: not with half a pair of surrogates, as broken input has.
+
+    Raises:
+        ValueError: it has one; names it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at character {error.start + 1}"
+        raise ValueError(f"{where} must be text that UTF-8 can hold, got {found}") from None
+    return text
+
+
 def names_checked(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, which refuses options that it does not have as all bad input is refused.
 

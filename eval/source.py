@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ from typing import Any
 
 from dlm.data import Example, generate_examples
 from dlm.eval.task import Problem, Task, Template
-from dlm.options import file, integer
+from dlm.options import file, integer, writable
 
 GZIP = b"\x1f\x8b"
 TRIES = 20  # draws for each example that is wanted, before giving up on more distinct ones
 HELD_OUT_SEED = 1  # that of the README's table
 HELD_IN_SEED = 0
 HELD_IN = 8  # solved examples that generators offer
-
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,7 @@ class Record:
         value = self.get(key)
         if not isinstance(value, str):
             raise ValueError(f"{self.where}: {key!r} must be text, got {value!r}")
-        self._require_unicode(key, value)
-        return value
+        return writable(value, f"{self.where}: {key!r}")
 
     def texts(self, key: str) -> list[str]:
         """A value that must be a list of texts.
@@ -61,15 +57,7 @@ class Record:
         value = self.get(key)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{self.where}: {key!r} must be a list of texts, got {value!r}")
-        for each in value:
-            self._require_unicode(key, each)
-        return list(value)
-
-    def _require_unicode(self, key: str, text: str) -> None:
-        """Refuse half a pair of surrogates, which JSON can write and no tokenizer reads."""
-        found = _HALF.search(text)
-        if found is not None:
-            raise self.refuse(f"{key!r} must be text that UTF-8 can hold", found.group())
+        return [writable(each, f"{self.where}: {key!r}") for each in value]
 
     def refuse(self, rule: str, value: object) -> ValueError:
         """The error to raise where a value breaks a rule."""

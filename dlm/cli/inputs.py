@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlm.options import writable
+
 Messages = list[dict[str, str]]
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
@@ -42,20 +44,6 @@ def decode(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} must be UTF-8: {error}") from error
-
-
-def writable(text: str, where: str) -> str:
-    """The text, if UTF-8 can hold it: not with half a pair of surrogates, as broken input has.
-
-    Raises:
-        ValueError: it has one; names it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"{text[error.start]!r} at character {error.start + 1}"
-        raise ValueError(f"{where} must be text that UTF-8 can hold, got {found}") from None
-    return text
 
 
 def parse_prompts(text: str, where: str) -> list[str | Messages]:
