@@ -35,6 +35,14 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
     assert (one.tokens, one.forwards, one.order) == (other.tokens, other.forwards, other.order)
 
 
+def check_waits(model: Model, traced: Traced, cuda: Any) -> None:
+    """That memory taken over on another stream is waited for first."""
+    cuda.current = type(cuda.current)("another", cuda.log)
+    cuda.log.clear()
+    run(model, traced(Recorder))
+    assert cuda.log[0] == "another waits for the end of caller"
+
+
 def test_generations_take_over_the_memory_of_recordings(
     toy: Toy, traced: Traced, cuda: Any
 ) -> None:
@@ -139,15 +147,10 @@ def test_what_a_generation_asked_for_before_it_broke_is_waited_for(
             steps.throw(ValueError("broke"))
     del steps
     gc.collect()
-    cuda.current = type(cuda.current)("another", cuda.log)
-    cuda.log.clear()
-    run(golden, traced(Recorder))
-    assert cuda.log[0] == "another waits for the end of caller"
+    check_waits(golden, traced, cuda)
 
 
-def test_no_two_pools_have_one_stream(
-    golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_two_pools_have_one_stream(golden: Model, traced: Traced, cuda: Any) -> None:
     """Of the three that this device has one is the caller's, and torch hands them out in turn."""
     device = torch.device("cpu")
     cuda.current = cuda.few[1]
@@ -162,10 +165,7 @@ def test_no_two_pools_have_one_stream(
 def test_memory_that_is_taken_over_is_waited_for(golden: Model, traced: Traced, cuda: Any) -> None:
     """Its last recordings may have been played on another stream."""
     run(golden, traced(Recorder))
-    cuda.current = type(cuda.current)("another", cuda.log)
-    cuda.log.clear()
-    run(golden, traced(Recorder))
-    assert cuda.log[0] == "another waits for the end of caller"
+    check_waits(golden, traced, cuda)
 
 
 def test_every_thread_runs_a_step_plainly_before_it_is_recorded(
