@@ -27,17 +27,16 @@ class Cache:
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
         return self.layers[number]
 
-    def follow(self, other: "Cache", index: Tensor) -> None:
-        """Take over the rows `index` of a cache, as many columns as this one has."""
-        for number, (keys, values) in enumerate(other.layers):
-            rows = index.to(keys.device)
-            # What the last column comes to hold is read by nobody.
-            taken = [part[:, : self.length + 1].index_select(0, rows) for part in (keys, values)]
+    def follow(self, other: "Cache", index: Tensor, places: Tensor) -> None:
+        """Take over the rows `index` of a cache as rows `places`, as far as both have columns."""
+        length = min(self.length, other.length)
+        for number, layer in enumerate(other.layers):
             if number == len(self.layers):
-                self.layers.append((taken[0], taken[1]))
-            else:
-                for mine, theirs in zip(self.layers[number], taken, strict=True):
-                    mine.copy_(theirs)
+                shape = (self.rows, self.length + 1, *layer[0].shape[2:])
+                self.layers.append((layer[0].new_zeros(shape), layer[1].new_zeros(shape)))
+            for mine, theirs in zip(self.layers[number], layer, strict=True):
+                taken = theirs[:, :length].index_select(0, index.to(theirs.device))
+                mine[places.to(mine.device), :length] = taken
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dlm.kernels.noise import signed
 
@@ -45,6 +46,22 @@ class Canvas:
         Waits for the device.
         """
         return int((self.stop - self.origin).max())
+
+    @classmethod
+    def stack(cls, parts: Sequence["Canvas"], pad_id: int) -> "Canvas":
+        """The rows of several, as wide and with as many blocks as the widest."""
+        width = max(part.tokens.shape[1] for part in parts)
+        blocks = max(part.blanks.shape[1] for part in parts)
+        fill = {"tokens": (width, pad_id), "blank": (width, 0)}
+        fill |= {"blanks": (blocks, 0), "budget": (blocks, 0)}
+        kept = {}
+        for f in fields(cls):
+            values = [getattr(part, f.name) for part in parts]
+            if f.name in fill:
+                to, value = fill[f.name]
+                values = [pad(each, (0, to - each.shape[1]), value=value) for each in values]
+            kept[f.name] = torch.cat(values)
+        return cls(**kept)
 
     def select(self, index: Tensor, length: int) -> "Canvas":
         """The rows `index`, with only the first `length` columns."""

@@ -98,6 +98,10 @@ class Execution:
         over = [row for row, goes in enumerate(live) if not goes]
         return sorted([*going, *over[: count - len(going)]]) if count < len(live) else None
 
+    def places(self, count: int) -> int:
+        """Rows of a batch that `count` rows are put together in."""
+        return power(count) if self.static else count
+
     def step(
         self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
     ) -> "Outcome":

@@ -56,13 +56,18 @@ class Forward:
         packs = getattr(model.network, "packs_rows", False)
         self.packs = packs and model.takes_masks and not self.shadowed
 
-    def follow(self, other: "Forward", index: Tensor, rows: int, length: int) -> None:
-        """Go on with the rows `index` of the `rows` of another, on a canvas of `length` columns."""
+    def follow(
+        self, other: "Forward", index: Tensor, rows: int, places: Tensor, shape: tuple[int, int]
+    ) -> None:
+        """Go on with the rows `index` of the `rows` of another as rows `places` of a canvas.
+
+        Of that canvas `shape` tells rows and columns.
+        """
         if other.cache is not None:
-            kept = self.both(index, rows)
             if self.cache is None:
-                self.cache = Cache(kept.numel(), length)
-            self.cache.follow(other.cache, kept)
+                self.cache = Cache(shape[0] * (2 if self.guided else 1), shape[1])
+            kept, into = self.both(index, rows), self.both(places, shape[0])
+            self.cache.follow(other.cache, kept, into)
 
     def both(self, index: Tensor, rows: int) -> Tensor:
         """Rows, and with guidance the unconditional ones that belong to them."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlm.batch import Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
 from dlm.execution import Execution
 from dlm.models.model import Model
@@ -21,7 +22,7 @@ from dlm.prompts import (
     encode_prompts,
     whole_text,
 )
-from dlm.runtime import Step, bind, denoise
+from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
@@ -82,8 +83,9 @@ class Job:
 
     def steps(self, model: Model) -> Iterator[Step]:
         """Every forward of the job."""
+        terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
-        return denoise(model, self.canvas, lengths, self.settings, self.decoder, self.execution)
+        return denoise(terms, Rows(self.canvas, lengths, range(len(lengths))))
 
 
 def check_length(model: Model, length: int) -> None:
@@ -328,10 +330,10 @@ def ended(step: Step) -> Iterator[tuple[int, End]]:
     over = [line for line, done in enumerate(step.done) if done]
     if over:
         tally, rows = step.tally, step.tokens[over].tolist()
-        counts = torch.stack((step.before.row, tally.decoded, tally.queries), -1)[over].tolist()
+        counts = torch.stack((tally.decoded, tally.queries), -1)[over].tolist()
         paths = [None] * len(over) if tally.path is None else tally.path[over].tolist()
-        for (row, decoded, queries), tokens, path in zip(counts, rows, paths, strict=True):
-            yield row, End(step.number + 1, tokens, decoded, queries, path)
+        for line, tokens, (decoded, queries), path in zip(over, rows, counts, paths, strict=True):
+            yield step.names[line], End(step.made[line], tokens, decoded, queries, path)
 
 
 def mark(order: Tensor, step: Step) -> None:

@@ -41,6 +41,13 @@ class Due:
             return True, padded if self.packing is None else tuple(self.lengths)
         return False, padded, self.reach, self.room
 
+    @classmethod
+    def stack(cls, parts: Sequence["Due"]) -> "Due":
+        """Of the rows of several, not packed yet."""
+        lengths = [length for part in parts for length in part.lengths]
+        refresh = [fresh for part in parts for fresh in part.refresh]
+        return cls(lengths, refresh, max(part.reach for part in parts), None)
+
     def select(self, stay: Sequence[int]) -> "Due":
         """The rows `stay`, not packed yet."""
         lengths = [self.lengths[row] for row in stay]

@@ -4,19 +4,19 @@ Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from dlm.canvas import Canvas, active_length
+from dlm.canvas import Canvas
 from dlm.contract import Violation, answer, check_state, gain, rules, violations
 from dlm.execution import Execution
-from dlm.host import Mailbox, send
+from dlm.host import Mailbox
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
+from dlm.packing import Packing
 from dlm.progress import Due, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -43,28 +43,16 @@ class Step:
     Its tensors are good until the next step is asked for.
     """
 
-    number: int  # forwards made before this one
+    number: int  # forwards of the batch before this one
     before: Canvas  # what the forward saw
     tokens: Tensor  # int64 [B, L], after writing
     view: StepView
     decision: Decision
     tally: Tally  # of all forwards so far
+    names: list[int]  # of the rows: where they stood in the batch, unless they joined it
+    made: list[int]  # forwards of each row, this one included
     live: list[bool]  # rows that were being decoded; what others hold means nothing
     done: list[bool]  # of those, rows that need no further forward
-
-    @classmethod
-    def of(cls, number: int, outcome: Outcome, live: list[bool], done: list[bool]) -> "Step":
-        """What a step made, for those who follow the rows."""
-        return cls(
-            number=number,
-            before=outcome.before,
-            tokens=outcome.canvas.tokens,
-            view=outcome.view,
-            decision=outcome.decision,
-            tally=outcome.progress.tally,
-            live=live,
-            done=done,
-        )
 
 
 def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None) -> AnyDecoder:
@@ -86,66 +74,6 @@ def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | 
     )
     bound: AnyDecoder = ready(facts)
     return bound
-
-
-def denoise(
-    model: Model,
-    canvas: Canvas,
-    lengths: Sequence[int],
-    settings: Settings,
-    decoder: AnyDecoder,
-    execution: Execution,
-) -> Iterator[Step]:
-    """Fill every blank, block by block, one yield a forward.
-
-    Rows are independent: each has its own active block, and leaves the batch when it is done.
-    Every forward commits more than it remasks, or the decoder declares how many forwards a block
-    may take at most: either way the loop is bounded. Once a step the host waits for one report of
-    it, and for nothing else.
-
-    Args:
-        model: the network and the facts of its family.
-        canvas: rows with at least one blank each.
-        lengths: real length of each row, tokens.
-        settings: how to sample and when to stop.
-        decoder: the policy, bound to the model.
-        execution: how steps are run.
-
-    Raises:
-        ValueError: the decoder broke its contract, or the network returned NaN.
-    """
-    traits, span = Traits.of(decoder), canvas.span
-    block_length = active_length(settings.block_length, model.spec.block_size) or span
-    width = span if traits.cross_block else min(block_length, span)
-    make = partial(Loop, model, decoder, settings, execution, block_length, width)
-    layout = (model.spec, block_length, width, settings.of_steps)
-    with execution.lane(model.network) as lane:
-        work = lane.workspace((canvas.shape, *layout), decoder, make)
-        canvas = work.lay(canvas)
-        progress, due = work.loop.start(canvas, lengths)
-        live = [True] * len(lengths)
-        for number in range(int(progress.bound.max())):
-            columns = canvas.tokens.shape[1]
-            outcome = execution.step(lane, work, canvas, progress, due)
-            broken, finished, due = work.loop.read(outcome, due)
-            for rule in broken:
-                raise ValueError(f"{traits.name} at forward {number}: {rule.value}")
-            done = [was and over for was, over in zip(live, finished, strict=True)]
-            yield Step.of(number, outcome, live, done)
-            live = [not over for over in finished]
-            if not any(live):
-                return
-            canvas, progress = outcome.canvas, outcome.progress
-            stay = execution.stay(live)
-            if stay is not None:
-                index, due, left = send(stay, canvas.tokens.device), due.select(stay), work
-                canvas = canvas.select(index, execution.columns(max(due.lengths), columns))
-                work = lane.workspace((canvas.shape, *layout), decoder, make)
-                canvas = work.lay(canvas)
-                progress, due = work.loop.follow(left.loop, index, canvas, progress, due)
-                del left  # and the cache of the rows that are gone
-                live = [live[row] for row in stay]
-        raise AssertionError(f"{traits.name} is out of forwards, and rows are left")
 
 
 class Loop:
@@ -193,25 +121,27 @@ class Loop:
         tally = Tally(none, none, path)
         progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1), tally)
         reach = int(self.meter.forward.reach(canvas, window.start, none).max())
-        packing = self.meter.forward.packing(lengths, width)
+        packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
 
     def follow(
-        self, other: "Loop", index: Tensor, canvas: Canvas, progress: Progress, due: Due
-    ) -> tuple[Progress, Due]:
-        """Go on where another stopped with more rows.
+        self, other: "Loop", index: Tensor, count: int, places: Tensor, canvas: Canvas
+    ) -> None:
+        """Take over what the forwards of another left for the next ones.
 
         Args:
-            other: what made their forwards so far.
-            index: int64, those of its rows that go on.
-            canvas: they, and they alone.
-            progress: where all rows stand.
-            due: what the host knows of those that go on.
+            other: what made the forwards so far of
+            index: int64, these of its rows, of
+            count: rows.
+            places: int64, the same rows here.
+            canvas: all rows here.
         """
-        forward, width = self.meter.forward, canvas.tokens.shape[1]
-        forward.follow(other.meter.forward, index, progress.done.numel(), width)
-        packing = forward.packing(due.lengths, width)
-        return progress.select(index, width), replace(due, packing=packing)
+        (rows, columns), forward = canvas.tokens.shape, self.meter.forward
+        forward.follow(other.meter.forward, index, count, places, (rows, columns))
+
+    def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
+        """How rows of these lengths are laid end to end, on a canvas of `width` columns."""
+        return self.meter.forward.packing(lengths, width)
 
     @property
     def size(self) -> int:

@@ -48,7 +48,7 @@ class Recorder:
     def add(self, step: Step) -> None:
         """Keep what a forward saw and changed."""
         tokens = step.before.tokens.to("cpu", copy=True)  # good until the next step only
-        rows = step.before.row.tolist()
+        rows = step.names
         live = [line for line, going in enumerate(step.live) if going]
         for line in live:
             begin, end = self.spans[rows[line]]

@@ -1,6 +1,6 @@
 """Values made of tensors: dataclasses and tuples of them, with anything else as constants."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,37 @@ def mapped(function: Callable[[Tensor], Tensor], tree: T) -> T:
         parts_by_name = {f.name: mapped(function, getattr(tree, f.name)) for f in fields(tree)}
         made = type(tree)(**parts_by_name)
     return made  # type: ignore[no-any-return]
+
+
+def stacked(trees: Sequence[T]) -> T:
+    """Values of one kind as one, the rows of their tensors behind each other.
+
+    Raises:
+        ValueError: they are made of other parts, or their tensors of other dtypes or shapes.
+    """
+    made: Any = trees[0]
+    if len(trees) == 1:
+        return trees[0]
+    kinds = {kind(tree) for tree in trees}
+    if len(kinds) > 1:
+        raise ValueError(f"rows to put together must hold the same, got {sorted(kinds)}")
+    if isinstance(made, Tensor):
+        made = torch.cat([each for each in trees if isinstance(each, Tensor)])
+    elif isinstance(made, tuple):
+        parts = [stacked([tree[i] for tree in trees]) for i in range(len(made))]  # type: ignore[index]
+        made = type(made)(*parts) if hasattr(made, "_fields") else tuple(parts)
+    elif is_dataclass(made) and not isinstance(made, type):
+        names = [field.name for field in fields(made)]
+        made = type(made)(**{n: stacked([getattr(tree, n) for tree in trees]) for n in names})
+    return made  # type: ignore[no-any-return]
+
+
+def kind(tree: Any) -> str:
+    """What values that can be stacked have in common, without their parts."""
+    if isinstance(tree, Tensor):
+        return f"{tree.dtype} {list(tree.shape[1:])}"
+    size = f" of {len(tree)}" if isinstance(tree, tuple) else ""
+    return f"{type(tree).__name__}{size}"
 
 
 def equal(one: Any, other: Any) -> bool:

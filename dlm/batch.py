@@ -1,0 +1,207 @@
+"""Rows that are decoded together: they leave when they are done, and others may join them.
+
+Shapes: B rows, L canvas, N blocks of a row.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from dlm.canvas import Canvas, active_length
+from dlm.execution import Execution
+from dlm.host import send
+from dlm.lanes import Lane, Workspace
+from dlm.models.model import Model
+from dlm.progress import Due
+from dlm.runtime import Loop, Step
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.tree import stacked
+from dlm.types import AnyDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What rows that are decoded together have in common."""
+
+    model: Model
+    settings: Settings
+    decoder: AnyDecoder  # bound to the model
+    execution: Execution  # how steps are run
+    block_length: int  # positions that may be committed at a time
+    width: int  # W, positions of a window
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        settings: Settings,
+        decoder: AnyDecoder,
+        execution: Execution,
+        span: int,
+    ) -> "Terms":
+        """Those of rows with at most `span` positions from the first block to the last blank."""
+        block_length = active_length(settings.block_length, model.spec.block_size) or span
+        width = span if Traits.of(decoder).cross_block else min(block_length, span)
+        return cls(model, settings, decoder, execution, block_length, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to decode, laid out."""
+
+    canvas: Canvas  # with at least one blank in each
+    lengths: Sequence[int]  # tokens of each
+    names: Sequence[int]  # what a step calls them
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happens to a batch between two forwards."""
+
+    leave: frozenset[int] = frozenset()  # names of rows that are given up
+    join: Rows | None = None  # on the same terms
+
+
+NO_CHANGE = Change()
+
+
+def denoise(
+    terms: Terms, rows: Rows, change: Callable[[], Change] = lambda: NO_CHANGE
+) -> Iterator[Step]:
+    """Fill every blank, block by block, one yield a forward.
+
+    Rows are independent: each has its own active block, and leaves the batch when it is done.
+    Every forward commits more than it remasks, or the decoder declares how many forwards a block
+    may take at most: either way the loop is bounded. Once a step the host waits for one report of
+    it, and for nothing else.
+
+    Args:
+        terms: of all rows, those that join included.
+        rows: to begin with.
+        change: asked after every forward. Where a cache is kept the first forward of rows that
+            join is theirs alone, as it computes them from end to end.
+
+    Raises:
+        ValueError: the decoder broke its contract, or the network returned NaN.
+    """
+    network = terms.model.network
+    with terms.execution.lane(network) as lane:
+        batch = Batch(terms, lane, rows)
+        while True:
+            yield batch.step()
+            now = change()
+            batch.drop(now.leave)
+            if now.join is not None:
+                with terms.execution.lane(network) as other:  # what is recorded in it stays its own
+                    more = Batch(terms, other, now.join)
+                    if terms.settings.cache != "none":
+                        yield more.step()
+                    batch.take(more)
+                    del more  # and its cache
+            if not any(batch.live):
+                return
+            batch.shrink()
+
+
+class Batch:
+    """Rows between two forwards."""
+
+    def __init__(self, terms: Terms, lane: Lane, rows: Rows) -> None:
+        """Take rows on the terms of all, and what is kept of other batches."""
+        self.terms = terms
+        self.lane = lane
+        self.names = list(rows.names)
+        self.live = [True] * len(self.names)
+        self.made = [0] * len(self.names)  # forwards of each row
+        self.number = 0  # forwards of the batch
+        self.work = self.workspace(rows.canvas)
+        self.canvas = self.work.lay(rows.canvas)
+        self.progress, self.due = self.work.loop.start(self.canvas, rows.lengths)
+
+    def workspace(self, canvas: Canvas) -> Workspace:
+        """What makes forwards of a canvas of this shape."""
+        terms = self.terms
+        options = (terms.execution, terms.block_length, terms.width)
+        make = partial(Loop, terms.model, terms.decoder, terms.settings, *options)
+        layout = (canvas.shape, terms.model.spec, *options[1:], terms.settings.of_steps)
+        return self.lane.workspace(layout, terms.decoder, make)
+
+    def step(self) -> Step:
+        """One forward of all rows."""
+        outcome = self.terms.execution.step(
+            self.lane, self.work, self.canvas, self.progress, self.due
+        )
+        broken, finished, self.due = self.work.loop.read(outcome, self.due)
+        for rule in broken:
+            raise ValueError(f"{self.work.loop.traits.name} at forward {self.number}: {rule.value}")
+        live = self.live
+        self.made = [count + 1 for count in self.made]
+        made = Step(
+            number=self.number,
+            before=outcome.before,
+            tokens=outcome.canvas.tokens,
+            view=outcome.view,
+            decision=outcome.decision,
+            tally=outcome.progress.tally,
+            names=self.names,
+            made=self.made,
+            live=live,
+            done=[was and over for was, over in zip(live, finished, strict=True)],
+        )
+        self.live = [was and not over for was, over in zip(live, finished, strict=True)]
+        self.canvas, self.progress = outcome.canvas, outcome.progress
+        self.number += 1
+        return made
+
+    def drop(self, names: frozenset[int]) -> None:
+        """Give rows up."""
+        if names:
+            pairs = zip(self.live, self.names, strict=True)
+            self.live = [was and name not in names for was, name in pairs]
+
+    def shrink(self) -> None:
+        """Let rows go that need no further forward, as far as shapes may change."""
+        stay = self.terms.execution.stay(self.live)
+        if stay is not None:
+            self.gather([(self, stay)], [self.live[line] for line in stay])
+
+    def take(self, other: "Batch") -> None:
+        """Let the rows of another batch join, and those that are done go."""
+        here, there = (
+            [line for line, goes in enumerate(batch.live) if goes] for batch in (self, other)
+        )
+        count = len(here) + len(there)
+        spare = self.terms.execution.places(count) - count  # for copies of a row, never looked at
+        live = [True] * len(here) + [False] * spare + [True] * len(there)
+        self.gather([(self, here + [0] * spare), (other, there)], live)
+
+    def gather(self, parts: Sequence[tuple["Batch", list[int]]], live: list[bool]) -> None:
+        """Go on with some rows of several batches, of which those count that are `live`."""
+        terms, device = self.terms, self.canvas.tokens.device
+        batches = [batch for batch, _ in parts]
+        lines: list[int] = []
+        above = 0
+        for batch, some in parts:
+            lines += [above + line for line in some]
+            above += len(batch.live)
+        index = send(lines, device)
+        due = Due.stack([batch.due.select(some) for batch, some in parts])
+        canvas = Canvas.stack([batch.canvas for batch in batches], terms.model.spec.eos_id)
+        columns = terms.execution.columns(max(due.lengths), canvas.tokens.shape[1])
+        canvas = canvas.select(index, columns)
+        progress = stacked([batch.progress for batch in batches]).select(index, columns)
+        work = self.workspace(canvas)
+        canvas, loop, first = work.lay(canvas), work.loop, 0
+        for batch, some in parts:
+            places = torch.arange(first, first + len(some), device=device)
+            loop.follow(batch.work.loop, send(some, device), len(batch.live), places, canvas)
+            first += len(some)
+        window = loop.locate(canvas, progress.window.block, progress.hold)
+        self.names = [batch.names[line] for batch, some in parts for line in some]
+        self.made = [batch.made[line] for batch, some in parts for line in some]
+        self.work, self.canvas, self.live = work, canvas, live
+        self.progress = replace(progress, window=window)
+        self.due = replace(due, packing=loop.packing(due.lengths, columns))

@@ -1,0 +1,265 @@
+"""Rows that join a batch decode what they would alone, whenever they come and whoever goes."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from dlm.batch import Change, Rows, Terms, denoise
+from dlm.cache import Cache
+from dlm.canvas import Canvas
+from dlm.decoders import DECODERS
+from dlm.execution import Execution
+from dlm.generation import End, Job, ended, make_job
+from dlm.models.model import Model
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.tree import stacked
+
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+MASK = 511
+USUAL: dict[str, Any] = {"block_length": 4, "temperature": 0.8, "stop_at_eos": False}
+
+
+@dataclass(frozen=True)
+class Comer:
+    """A row, when it comes, and when it is given up."""
+
+    prompt: list[int]
+    blanks: int
+    after: int = 0  # forwards of the batch
+    gone: int | None = None
+
+    @property
+    def row(self) -> list[int]:
+        return [*self.prompt, *[MASK] * self.blanks]
+
+
+COMERS = [
+    Comer([1, 2, 3, 4, 0, 1, 2], 9),
+    Comer([3], 9),
+    Comer([4, 1, 0], 9, after=2),
+    Comer([5, 6, 7, 8, 9, 10, 11, 12, 13, 14], 13, after=2),
+    Comer([30, 31], 5, after=5),
+    Comer([7] * 5, 10, after=7),
+]
+"""Two that begin, two that come together and are longer, one that is shorter than a block is wide,
+and one that comes when some are done."""
+
+
+def jobs_of(model: Model, comers: Sequence[Comer], **options: Any) -> list[Job]:
+    """A job for each row alone, with its number as its key and its name."""
+    jobs = []
+    for number, comer in enumerate(comers):
+        settings = Settings(**{**USUAL, **options, "row_keys": [number], "seed": number % 2})
+        jobs.append(make_job(model, [comer.row], [(0, len(comer.row))], settings))
+    return jobs
+
+
+def together(
+    model: Model,
+    comers: Sequence[Comer],
+    execution: Execution,
+    sizes: list[int] | None = None,
+    **options: Any,
+) -> dict[int, End]:
+    """All in one batch; those that come together are laid out together. Notes rows per forward."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Execution, "of", lambda model: execution)
+        jobs = jobs_of(model, comers, **options)
+    made = 0
+
+    def rows(when: int) -> Rows | None:
+        names = [n for n, comer in enumerate(comers) if comer.after == when]
+        if not names:
+            return None
+        canvas = Canvas.stack([jobs[n].canvas for n in names], 0)
+        return Rows(canvas, [len(comers[n].row) for n in names], names)
+
+    def change() -> Change:
+        nonlocal made
+        made += 1
+        leave = frozenset(n for n, comer in enumerate(comers) if comer.gone == made)
+        return Change(leave, rows(made))
+
+    first = rows(0)
+    assert first is not None
+    span = max(job.canvas.span for job in jobs)
+    terms = Terms.of(model, jobs[0].settings, jobs[0].decoder, execution, span)
+    ends: dict[int, End] = {}
+    with torch.inference_mode():
+        for step in denoise(terms, first, change):
+            ends.update(ended(step))
+            if sizes is not None:
+                sizes.append(len(step.live))
+    return ends
+
+
+def alone(model: Model, comers: Sequence[Comer], **options: Any) -> dict[int, End]:
+    """Each in a batch of its own."""
+    with torch.inference_mode():
+        return {
+            number: dict(end for step in job.steps(model) for end in ended(step))[0]
+            for number, job in enumerate(jobs_of(model, comers, **options))
+        }
+
+
+def same(found: dict[int, End], expected: dict[int, End]) -> None:
+    assert found.keys() == expected.keys()
+    for number, end in expected.items():
+        mine = found[number]
+        assert mine.tokens[: len(end.tokens)] == end.tokens, number  # then comes padding
+        for name in ("forwards", "decoded", "queries"):
+            assert getattr(mine, name) == getattr(end, name), (number, name)
+        assert mine.path == pytest.approx(end.path, abs=1e-3)
+
+
+@pytest.fixture(params=["plain", "static", "recorded"])
+def way(request: pytest.FixtureRequest, traced: Callable[..., Execution]) -> Execution:
+    """How steps are run."""
+    ways = {"plain": Execution, "static": lambda: Execution(static=True), "recorded": traced}
+    return ways[request.param]()
+
+
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_rows_that_join_decode_what_they_would_alone(
+    golden: Model, decoder: str, cache: str
+) -> None:
+    options: dict[str, Any] = {"decoder": decoder, "cache": cache}
+    same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"block_size": 4}, {"block_size": 8}, {"shift": True}], ids=str
+)
+@pytest.mark.parametrize(("decoder", "cache"), [
+    ("low_confidence", "none"), ("klass", "prefix"), ("first_hitting", "dual"), ("saber", "none"),
+])  # fmt: skip
+def test_however_steps_are_run(
+    golden: Model, way: Execution, decoder: str, cache: str, facts: dict[str, Any]
+) -> None:
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    options: dict[str, Any] = {"decoder": decoder, "cache": cache}
+    expected = alone(model, COMERS, **options)
+    for _ in range(3 if way.lanes is not None else 1):  # plainly, recorded, played
+        same(together(model, COMERS, way, **options), expected)
+
+
+@pytest.mark.parametrize(("cache", "more"), [
+    ("prefix", {"cfg_scale": 0.7}), ("dual", {"refresh_every": 2}), ("prefix", {"steps": 6}),
+    ("dual", {"cfg_scale": 0.7, "refresh_every": 3}), ("prefix", {"stop_at_eos": True}),
+    ("dual", {"stop_at_eos": True}), ("dual", {"block_length": None}),
+    ("none", {"position_temperature": 0.5}),
+], ids=str)  # fmt: skip
+def test_whatever_is_asked_for(
+    golden: Model, way: Execution, cache: str, more: dict[str, Any]
+) -> None:
+    model = golden
+    if "stop_at_eos" in more:
+        model = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(range(0, 511, 9))))
+    options = {"cache": cache, **more}
+    expected = alone(model, COMERS, **options)
+    for _ in range(3 if way.lanes is not None else 1):
+        same(together(model, COMERS, way, **options), expected)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_rows_that_are_given_up_leave_the_others_alone(
+    golden: Model, way: Execution, cache: str
+) -> None:
+    comers = [
+        replace(comer, gone=gone)
+        for comer, gone in zip(COMERS, (3, None, 4, None, None, 8), strict=True)
+    ]
+    sizes: list[int] = []
+    found = together(golden, comers, way, sizes, cache=cache)
+    expected = alone(golden, COMERS, cache=cache)
+    same(found, {number: expected[number] for number in (1, 3, 4)})
+    if not way.static:  # a row that is given up is computed no more
+        kept: list[int] = []
+        together(golden, COMERS, way, kept, cache=cache)
+        assert sum(sizes) < sum(kept)
+
+
+def test_others_join_when_all_are_done(golden: Model, way: Execution) -> None:
+    comers = [Comer([1, 2], 3), Comer([3], 3), Comer([4, 5, 6], 9, after=3)]
+    sizes: list[int] = []
+    same(together(golden, comers, way, sizes), alone(golden, comers))
+    assert sizes == [2] * 3 + [1] * 9
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_shapes_that_stay_are_few(golden: Model, cache: str) -> None:
+    """Rows that join are made up to a power of two."""
+    comers = [Comer([n], 12, after=n // 3) for n in range(9)]
+    sizes: list[int] = []
+    together(golden, comers, Execution(static=True), sizes, cache=cache)
+    alone_first = {3} if cache != "none" else set()  # those that join, in their first forward
+    assert {*sizes} - alone_first <= {1, 2, 3, 4, 8, 16}
+    assert max(sizes) == 16
+
+
+rows = st.builds(
+    Comer,
+    prompt=st.lists(st.integers(0, 500), min_size=1, max_size=12),
+    blanks=st.integers(1, 11),
+    after=st.integers(0, 3),
+    gone=st.none() | st.integers(1, 6),
+)
+
+
+@hypothesis(max_examples=25, deadline=None)
+@given(
+    comers=st.lists(rows, min_size=1, max_size=5),
+    decoder=st.sampled_from(["threshold", "credit", "remdm", "first_hitting"]),
+    cache=st.sampled_from(["none", "prefix", "dual"]),
+    static=st.booleans(),
+)
+def test_whoever_comes_and_goes(
+    golden: Model, comers: list[Comer], decoder: str, cache: str, static: bool
+) -> None:
+    comers = [Comer([1, 2], 13), *comers]  # with five others there is always somebody
+    options: dict[str, Any] = {"decoder": decoder, "cache": cache}
+    found = together(golden, comers, Execution(static=static), **options)
+    expected = alone(golden, comers, **options)
+    stay = {n for n, comer in enumerate(comers) if comer.gone is None}
+    assert stay <= {*found} | {n for n, comer in enumerate(comers) if comer.after}
+    same(found, {number: expected[number] for number in found})
+
+
+def test_what_rows_left_behind_goes_with_them(
+    golden: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that joined only the cache of all is left."""
+    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
+    make = Cache.__init__
+
+    def watched(self: Cache, rows: int, length: int) -> None:
+        make(self, rows, length)
+        alive.add(self)
+
+    monkeypatch.setattr(Cache, "__init__", watched)
+    counts: list[int] = []
+
+    class Counted(list[int]):
+        def append(self, size: int) -> None:
+            counts.append(len(alive))
+
+    together(golden, COMERS, Execution(), Counted(), cache="dual")
+    assert counts.count(2) == 3  # the first forwards of rows that join
+    assert {*counts} == {1, 2}
+
+
+def test_rows_of_other_kinds_are_not_put_together() -> None:
+    one, other = (torch.zeros(2, 3), None), (torch.zeros(1, 3), None)
+    joined = stacked([one, other])
+    assert joined[0].shape == (3, 3)
+    for wrong in ((torch.zeros(1, 4), None), (torch.zeros(1, 3).double(), None), (one[0], one[0])):
+        with pytest.raises(ValueError, match="rows to put together must hold the same"):
+            stacked([one, wrong])
