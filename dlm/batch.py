@@ -170,6 +170,8 @@ class Batch:
 
     def take(self, other: "Batch") -> None:
         """Let the rows of another batch join, and those that are done go."""
+        if not any(other.live):
+            return  # their first forward was all they needed
         here, there = (
             [line for line, goes in enumerate(batch.live) if goes] for batch in (self, other)
         )
@@ -199,9 +201,7 @@ class Batch:
             places = torch.arange(first, first + len(some), device=device)
             loop.follow(batch.work.loop, send(some, device), len(batch.live), places, canvas)
             first += len(some)
-        window = loop.locate(canvas, progress.window.block, progress.hold)
         self.names = [batch.names[line] for batch, some in parts for line in some]
         self.made = [batch.made[line] for batch, some in parts for line in some]
-        self.work, self.canvas, self.live = work, canvas, live
-        self.progress = replace(progress, window=window)
+        self.work, self.canvas, self.progress, self.live = work, canvas, progress, live
         self.due = replace(due, packing=loop.packing(due.lengths, columns))

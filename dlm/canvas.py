@@ -50,6 +50,8 @@ class Canvas:
     @classmethod
     def stack(cls, parts: Sequence["Canvas"], pad_id: int) -> "Canvas":
         """The rows of several, as wide and with as many blocks as the widest."""
+        if len(parts) == 1:
+            return parts[0]
         width = max(part.tokens.shape[1] for part in parts)
         blocks = max(part.blanks.shape[1] for part in parts)
         fill = {"tokens": (width, pad_id), "blank": (width, 0)}

@@ -97,10 +97,10 @@ def check_length(model: Model, length: int) -> None:
         )
 
 
-def make_job(
-    model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
-) -> Job:
-    """Lay out rows that hold the mask id at every position to decode.
+def lay_out(
+    model: Model, rows: Sequence[list[int]], settings: Settings, execution: Execution
+) -> Canvas:
+    """Rows that hold the mask id at every position to decode, as a canvas.
 
     Raises:
         ValueError: they do not fit the model, or an option does not fit them.
@@ -120,23 +120,33 @@ def make_job(
         raise ValueError(
             f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
         )
-    decoder = settings.policy()
-    block_length = active_length(settings.block_length, spec.block_size)
-    execution = Execution.of(model)
-    canvas = build(
+    return build(
         rows,
         mask_id=spec.mask_id,
         pad_id=spec.eos_id,
-        block_length=block_length or longest,
+        block_length=active_length(settings.block_length, spec.block_size) or longest,
         steps=settings.steps,
         row_keys=keys,
         seed=settings.seed,
         device=model.device,
-        surplus=Traits.of(decoder).max_forwards is not None,
+        surplus=Traits.of(settings.policy()).max_forwards is not None,
         block_size=spec.block_size,
         columns=execution.columns(longest, spec.max_length),
     )
-    bound = bind(decoder, model, canvas, block_length)
+
+
+def make_job(
+    model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
+) -> Job:
+    """What decodes rows that hold the mask id at every position to decode.
+
+    Raises:
+        ValueError: they do not fit the model, or an option does not fit them.
+    """
+    execution = Execution.of(model)
+    canvas = lay_out(model, rows, settings, execution)
+    block_length = active_length(settings.block_length, model.spec.block_size)
+    bound = bind(settings.policy(), model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
     return Job(rows, spans, canvas, settings, bound, execution)
 
@@ -268,12 +278,24 @@ def infill(
 
 def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
     """Prompts with `gen_length` masks behind each, and then what closes every row."""
-    encoded, suffix = encode_prompts(model, prompts), model.spec.suffix
-    check_length(model, max(map(len, encoded)) + settings.gen_length + len(suffix))
-    behind = [*[model.spec.mask_id] * settings.gen_length, *suffix]
-    rows = [[*row, *behind] for row in encoded]
-    spans = [(len(row), len(row) + settings.gen_length) for row in encoded]
+    rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
     return make_job(model, rows, spans, settings)
+
+
+def continued(
+    model: Model, prompts: Sequence[list[int]], gen_length: int
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Rows with `gen_length` masks behind each prompt, and where these stand.
+
+    Raises:
+        ValueError: they are longer than the model can place.
+    """
+    suffix = model.spec.suffix
+    check_length(model, max(map(len, prompts)) + gen_length + len(suffix))
+    behind = [*[model.spec.mask_id] * gen_length, *suffix]
+    return [[*row, *behind] for row in prompts], [
+        (len(row), len(row) + gen_length) for row in prompts
+    ]
 
 
 @torch.inference_mode()

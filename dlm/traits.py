@@ -83,6 +83,24 @@ class Traits:
         quiet = self.needs <= {"uniform", "position_noise"}
         return self.blind and quiet and self.adjust is None
 
+    def settled(self, row: list[int], begin: int, block_start: int, mask_id: int) -> int:
+        """First position of an unfinished row that a later forward may change.
+
+        In front of the first mask nothing changes; where the decoder may take tokens back, in front
+        of its block; where it may reach back to earlier blocks, nothing stays for sure.
+
+        Args:
+            row: tokens up to the end of what is decoded.
+            begin: where that begins.
+            block_start: where the block that was decoded last begins.
+            mask_id: marks what is not decoded yet.
+        """
+        if self.cross_block:
+            return begin
+        if self.mutates_committed:
+            return block_start
+        return row.index(mask_id, begin) if mask_id in row else len(row)
+
     @property
     def has_path(self) -> bool:
         """Whether the tokens a row draws, one after the other, have a probability of their own."""

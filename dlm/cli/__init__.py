@@ -1,4 +1,4 @@
-"""The command line: generating, training, benchmarks, the lists, and what other packages add.
+"""The command line: decoding, serving, training, benchmarks, lists, and what other packages add.
 
 Nothing here imports torch or transformers before a command runs, so that `--help` is instant.
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dlm._version import __version__
-from dlm.cli import bench, distill, frequencies, generate, lists, train
+from dlm.cli import bench, distill, frequencies, generate, lists, serve, train
 from dlm.cli.errors import Commands
 
 PLUGINS = "dlm.commands"
@@ -44,6 +44,7 @@ def dlm(
 
 
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("frequencies")(frequencies.frequencies)
 app.add_typer(distill.app, name="distill")

@@ -124,6 +124,7 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 
     sink = Sink(options.pop("json"), options.pop("out"))
     profiled = options.pop("profile", False)
+    more = traffic(options)
     with threads_set(options.pop("threads")):
         work = Work(batch_sizes=tuple(options.pop("batch_size")), **options)
         if profiled:
@@ -132,7 +133,16 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
             show_profile(work, machine=sink.machine)
             return
         bench = import_module(f"dlm.bench.{name}")
-        sink.write(bench.measure(work), work.device)
+        sink.write(bench.measure(work, *more), work.device)
+
+
+def traffic(options: dict[str, Any]) -> tuple[Any, ...]:
+    """What `serve` is given beside `Work`, taken out of the options."""
+    if "requests" not in options:
+        return ()
+    from dlm.bench.serve import Traffic
+
+    return (Traffic(options.pop("requests"), options.pop("load")),)
 
 
 def show_profile(work: Any, *, machine: bool) -> None:
@@ -279,6 +289,32 @@ def batch(  # noqa: PLR0913
 ) -> None:
     """Ragged batches, prompts of 16 tokens to the length given, against one at a time."""
     decode_with("batch", locals() | {"batch_size": batch_size or ragged_sizes(device)})
+
+
+@app.command("serve")
+def serve(  # noqa: PLR0913
+    shape: ShapeName = "tiny",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 256,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    steps: Steps = None,
+    cache: CacheName = "dual",
+    requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
+    load: Annotated[
+        float, decoding(help="How many come while one is answered alone.", **REAL)
+    ] = 1.5,
+    device: Device = None,
+    repeats: Repeats = 3,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Requests that come one after the other: rows that join, against batches and one at a time."""
+    decode_with("serve", locals() | {"batch_size": batch_size or [8]})
 
 
 def ragged_sizes(device: str | None) -> list[int]:

@@ -6,24 +6,33 @@ from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
 from dlm.cli.options import (
-    BLOCKS,
     COUNT,
     JSON,
-    REAL,
     WHOLE,
     Adapter,
+    BlockLength,
     BlockSize,
+    CacheName,
+    CfgScale,
     Chat,
+    DecoderName,
+    DecoderOptions,
     Device,
     Dtype,
     FamilyName,
     MaskId,
     ModelName,
+    PositionTemperature,
     PromptFile,
     Prompts,
+    RefreshEvery,
+    Seed,
+    Steps,
+    Temperature,
+    TopK,
+    TopP,
     decoding,
     output,
-    sampling,
     source,
     unless_none,
 )
@@ -50,13 +59,8 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
     ] = 16,
-    decoder: Annotated[
-        str, decoding(help="Which tokens to commit: see dlm decoders.")
-    ] = "low_confidence",
-    option: Annotated[
-        list[str] | None,
-        decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
-    ] = None,
+    decoder: DecoderName = "low_confidence",
+    option: DecoderOptions = None,
     gen_length: Annotated[
         int | None,
         decoding(
@@ -65,17 +69,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             **WHOLE,
         ),
     ] = None,
-    block_length: Annotated[
-        int,
-        decoding(help="Tokens of a block, or none; blocks are decoded left to right.", **BLOCKS),
-    ] = 32,
-    steps: Annotated[
-        int | None,
-        decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
-    ] = None,
-    position_temperature: Annotated[
-        float, decoding(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
-    ] = 0.0,
+    block_length: BlockLength = 32,
+    steps: Steps = None,
+    position_temperature: PositionTemperature = 0.0,
     stop_at_eos: Annotated[
         bool | None,
         decoding(
@@ -84,25 +80,13 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             show_default="on, off with --infill",
         ),
     ] = None,
-    cache: Annotated[
-        str, decoding(help="What later forwards of a block reuse: none, prefix or dual.")
-    ] = "none",
-    refresh_every: Annotated[
-        int | None,
-        decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
-    ] = None,
-    temperature: Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)] = 0.0,
-    top_k: Annotated[
-        int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
-    ] = None,
-    cfg_scale: Annotated[
-        float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
-    ] = 0.0,
-    seed: Annotated[int, sampling(help="Decides all noise.", **WHOLE)] = 0,
+    cache: CacheName = "none",
+    refresh_every: RefreshEvery = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    cfg_scale: CfgScale = 0.0,
+    seed: Seed = 0,
     watch: Annotated[
         bool, output("--watch", help="Draw the canvas of one prompt, forward by forward.")
     ] = False,

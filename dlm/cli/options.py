@@ -60,6 +60,7 @@ data = partial(typer.Option, rich_help_panel="Data")
 optimiser = partial(typer.Option, rich_help_panel="Optimiser")
 network = partial(typer.Option, rich_help_panel="Network")
 run = partial(typer.Option, rich_help_panel="Run")
+server = partial(typer.Option, rich_help_panel="Server")
 output = partial(typer.Option, rich_help_panel="Output")
 
 JSON = output("--json", help="One JSON object a line, for machines.")
@@ -100,3 +101,36 @@ Adapter = Annotated[
     str | None,
     source(metavar="DIR", help="LoRA of peft, a folder or id, added to the weights."),
 ]
+
+# How to decode.
+DecoderName = Annotated[str, decoding(help="Which tokens to commit: see dlm decoders.")]
+DecoderOptions = Annotated[
+    list[str] | None,
+    decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
+]
+BlockLength = Annotated[
+    int,
+    decoding(help="Tokens of a block, or none; blocks are decoded left to right.", **BLOCKS),
+]
+Steps = Annotated[
+    int | None,
+    decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
+]
+PositionTemperature = Annotated[
+    float, decoding(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
+]
+CacheName = Annotated[
+    str, decoding(help="What later forwards of a block reuse: none, prefix or dual.")
+]
+RefreshEvery = Annotated[
+    int | None,
+    decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
+]
+Temperature = Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)]
+TopK = Annotated[int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)]
+TopP = Annotated[
+    float | None,
+    sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
+]
+CfgScale = Annotated[float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)]
+Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]

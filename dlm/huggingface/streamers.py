@@ -34,9 +34,7 @@ def check(streamer: Any, rows: int) -> None:
 class Follower:
     """Tells a streamer what each forward of a one-row job made final, and what it drafted.
 
-    Final is what no later forward can change: tokens in front of the first mask; where the
-    decoder may take tokens back, in front of its block; where it may reach back to earlier
-    blocks, nothing before the row is done.
+    Final is what no later forward can change, see `Traits.settled`.
     """
 
     def __init__(self, streamer: Any, job: Job, mask_id: int, stop_ids: Collection[int]) -> None:
@@ -52,7 +50,11 @@ class Follower:
         """Tell about one forward."""
         line = step.tokens[0, : self.end].tolist()
         done = step.done[0]
-        final = self.end if done else max(self.told, self.final(step, line))
+        final = self.end
+        if not done:
+            block = int(step.view.block_start[0])
+            settled = self.traits.settled(line, self.begin, block, self.mask_id)
+            final = max(self.told, settled)
         if done:
             stops = (i + 1 for i in range(self.begin, final) if line[i] in self.stop_ids)
             final = max(self.told, next(stops, final))
@@ -65,14 +67,6 @@ class Follower:
         known = [i for i in range(self.told, self.end) if line[i] != self.mask_id]
         if known:
             put_draft(value=torch.tensor([line[self.told : known[-1] + 1]]))
-
-    def final(self, step: Step, line: list[int]) -> int:
-        """First position of an unfinished row that may still change."""
-        if self.traits.cross_block:
-            return self.begin
-        if self.traits.mutates_committed:
-            return int(step.view.block_start[0])
-        return line.index(self.mask_id, self.begin) if self.mask_id in line else self.end
 
 
 class TextDiffusionStreamer(TextStreamer):

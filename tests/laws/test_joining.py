@@ -194,6 +194,14 @@ def test_others_join_when_all_are_done(golden: Model, way: Execution) -> None:
     assert sizes == [2] * 3 + [1] * 9
 
 
+@pytest.mark.parametrize("blanks", [3, 5])
+def test_a_first_forward_may_be_the_last(golden: Model, way: Execution, blanks: int) -> None:
+    """Of rows that join while others go on, and of some that join when no one is left."""
+    comers = [Comer([1, 2], blanks), Comer([3], 1, after=1), Comer([4, 5, 6], 1, after=3)]
+    options: dict[str, Any] = {"cache": "dual"}
+    same(together(golden, comers, way, **options), alone(golden, comers, **options))
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_shapes_that_stay_are_few(golden: Model, cache: str) -> None:
     """Rows that join are made up to a power of two."""

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import dlm
-from dlm.bench import batch, memory
+from dlm.bench import batch, memory, serve
 from dlm.bench.baselines import float64_path, plain_loop, quotas
 from dlm.bench.count import forward_flops, layer_weights, parameters, read_weights
 from dlm.bench.machine import commit, processor
@@ -18,6 +18,7 @@ from dlm.bench.profile import by_function
 from dlm.bench.replay import Recorder, replay
 from dlm.bench.result import Result, shown
 from dlm.bench.sampling import Rows
+from dlm.bench.serve import requests_of
 from dlm.bench.shapes import SHAPES, Shape, build, shape_of
 from dlm.bench.step import count_flops, count_forwards
 from dlm.bench.timing import Spread, ratio, take_turns
@@ -250,10 +251,11 @@ def test_processor_names(tmp_path: Path) -> None:
 # Commands
 
 
-@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch"])
+@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve"])
 def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     args = [name, "--shape=tiny", *MINIMAL, f"--out={out}"]
+    args += ["--requests=3", "--load=9"] if name == "serve" else []
     found = lines(*args, "--batch-size=1", "--batch-size=2")
     assert [row["case"]["batch_size"] for row in found] == [1, 2]
     assert [json.loads(line) for line in out.read_text().splitlines()] == found
@@ -297,6 +299,25 @@ def test_the_sampling_benchmark_runs() -> None:
         assert row["found"]["peak extra bytes, float64"] >= 2 * 3000 * 8
 
 
+def test_requests_are_unlike_and_batches_take_what_waits(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work("tiny", (4,), prompt_length=40, gen_length=16, block_length=8)
+    requests = requests_of(work, tiny, 6)
+    blanks = [end - begin for ((begin, end),) in (request.spans for request in requests)]
+    assert (min(blanks), max(blanks), len({*blanks})) == (4, 16, 6)
+    assert sorted(begin for ((begin, _),) in (request.spans for request in requests)) == [
+        16, 20, 25, 30, 35, 40,
+    ]  # fmt: skip
+    taken: list[int] = []
+    monkeypatch.setattr(serve, "answer", lambda model, some: taken.append(len(some)))
+    now = time.perf_counter()
+    over = serve.batched(tiny, 4, requests, [now] * 5 + [now + 0.05])
+    assert taken == [4, 1, 1]
+    assert over[-1] > now + 0.05
+    assert min(serve.joined(tiny, 4, requests, [now] * 6)) > now
+
+
 def test_tables_for_people() -> None:
     found = bench("step", "--shape=tiny", *MINIMAL, "--batch-size=1")
     assert found.exit_code == 0
@@ -317,6 +338,11 @@ def test_tables_for_people() -> None:
         ("positions must be an int >= 32", ["sampling", "--positions=4"]),
         ("dtype must be one of", ["sampling", "--dtype=auto"]),
         ("torch sees no CUDA device", ["sampling", "--device=cuda"]),
+        (
+            "'--requests': must be an int >= 1, got '0'",
+            ["serve", "--shape=tiny", *MINIMAL, "--requests=0"],
+        ),
+        ("load must be above 0, got 0.0", ["serve", "--shape=tiny", *MINIMAL, "--load=0"]),
         ("must fit the model's 512 positions", ["batch", "--prompt-length=600", "--layers=1"]),
     ],
 )

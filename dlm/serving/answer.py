@@ -1,0 +1,73 @@
+"""The choices of an answer, as the engine tells of them."""
+
+from dataclasses import dataclass, field
+
+from dlm.models.model import Model
+from dlm.serving.protocol import Asked
+from dlm.serving.text import Reader
+from dlm.serving.work import Ended, Grown
+
+
+@dataclass(slots=True)
+class Choice:
+    """One row of a request, as far as it is known."""
+
+    reader: Reader
+    pieces: list[str] = field(default_factory=list)
+    finish_reason: str | None = None  # "stop" or "length", once nothing follows
+    forwards: int | None = None  # None where a stop text ended it, and its row was given up
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an event adds to the answer."""
+
+    index: int  # of the choice
+    text: str
+    choice: Choice
+
+
+class Answer:
+    """All choices of a request."""
+
+    def __init__(self, model: Model, asked: Asked) -> None:
+        self.asked = asked
+        self.choices = [Choice(Reader(model, asked.stop)) for _ in asked.request.rows]
+
+    def take(self, event: Grown | Ended) -> Piece | None:
+        """What an event adds; None for one told before the engine heard that the row is over."""
+        choice = self.choices[event.row]
+        if choice.finish_reason is not None:
+            return None
+        reader = choice.reader
+        if isinstance(event, Grown):
+            text = reader.push(event.tokens)
+        else:
+            text = reader.end(event.tokens)
+            choice.forwards = event.forwards
+        if reader.stopped:
+            choice.finish_reason = "stop"
+        elif isinstance(event, Ended):
+            choice.finish_reason = "stop" if reader.ended else "length"
+        choice.pieces.append(text)
+        return Piece(event.row, text, choice)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing follows."""
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all choices, of each up to the first stop token and with it."""
+        return sum(choice.reader.count for choice in self.choices)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of all choices, where they are known."""
+        return sum(choice.forwards or 0 for choice in self.choices)

@@ -1,0 +1,150 @@
+"""The HTTP application: OpenAI's endpoints over one engine."""
+
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dlm.serving import replies
+from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
+from dlm.serving.protocol import check_defaults
+from dlm.serving.refusals import Wrong
+
+__all__ = ["Served", "create_app"]
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+HEALTH = "/health"
+
+
+def untold(served: Served) -> None:
+    """Tell nobody."""
+
+
+def create_app(
+    engine: Engine,
+    *,
+    name: str,
+    defaults: Mapping[str, Any],
+    api_key: str | None = None,
+    served: Callable[[Served], None] = untold,
+) -> Starlette:
+    """The application that serves an engine's model.
+
+    Args:
+        engine: who decodes; it stays the caller's to close.
+        name: of the model, as requests give it.
+        defaults: options of `dlm.generate`, without those that speak of rows or of what is
+            returned; a request's override them.
+        api_key: what requests have to bring, all but those for `/health`; None for nothing.
+        served: told once of each request for a completion, when it is over.
+
+    Raises:
+        ValueError: a default that is none or does not fit the model, a model without a tokenizer,
+            or an empty key or name.
+    """
+    if api_key is not None and not api_key:
+        raise ValueError("api_key must not be empty")
+    if not name:
+        raise ValueError("the name of the model must not be empty")
+    if engine.model.tokenizer is None:
+        raise ValueError("a model must have a tokenizer to be served, and this one has none")
+    check_defaults(defaults, engine.model)
+    # The first call sets the tokenizer up, which must not happen while another thread uses it.
+    engine.model.tokenizer("a")
+    endpoints = Endpoints(Service(engine, name, dict(defaults), served))
+    return Starlette(
+        routes=[
+            Route(COMPLETIONS, endpoints.complete, methods=["POST"]),
+            Route(CHAT, endpoints.chat, methods=["POST"]),
+            Route("/v1/models", endpoints.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
+            Route(HEALTH, endpoints.health, methods=["GET"]),
+        ],
+        middleware=[] if api_key is None else [Middleware(Guard, key=api_key)],
+        exception_handlers={HTTPException: refused},
+    )
+
+
+class Endpoints:
+    """What there is to ask for."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.created = int(time.time())
+
+    async def complete(self, request: Request) -> Response:
+        """Continue prompts."""
+        return await Exchange(self.service, request, COMPLETIONS, chat=False).respond()
+
+    async def chat(self, request: Request) -> Response:
+        """Answer messages."""
+        return await Exchange(self.service, request, CHAT, chat=True).respond()
+
+    async def models(self, request: Request) -> Response:
+        """The one model there is."""
+        listed = [replies.model_object(self.service.name, self.created)]
+        return reply({"object": "list", "data": listed})
+
+    async def model(self, request: Request) -> Response:
+        """The model of a name."""
+        asked, name = request.path_params["name"], self.service.name
+        if asked != name:
+            message = f"model must be {name!r}, which is served here, got {asked!r}"
+            return refusal(Wrong(404, message, param="model", code="model_not_found"))
+        return reply(replies.model_object(name, self.created))
+
+    async def health(self, request: Request) -> Response:
+        """Whether requests are answered, and how many rows there are."""
+        engine = self.service.engine
+        if not engine.running:
+            return reply({"status": "stopped"}, 503)
+        decoding, waiting = engine.load()
+        return reply({"status": "ok", "decoding": decoding, "waiting": waiting})
+
+
+class Guard:
+    """Lets only those in who bring the key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app = app
+        self.key = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        guarded = scope["type"] == "http" and scope["path"] != HEALTH
+        if not guarded or self.fits(Headers(scope=scope).get("authorization", "")):
+            await self.app(scope, receive, send)
+            return
+        message = "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'"
+        response = refusal(Wrong(401, message, code="invalid_api_key"))
+        response.headers["www-authenticate"] = "Bearer"
+        await response(scope, receive, send)
+
+    def fits(self, header: str) -> bool:
+        """Whether a header has the key; takes as long for any key of that length."""
+        scheme, _, key = header.partition(" ")
+        given = key.strip().encode("latin-1")  # as the bytes came
+        return hmac.compare_digest(given, self.key) and scheme.lower() == "bearer"
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """The answer where no endpoint is."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    messages = {
+        404: f"there is nothing at {path!r}",
+        405: f"{path!r} takes no {request.method}",
+    }
+    response = refusal(Wrong(error.status_code, messages.get(error.status_code, error.detail)))
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,190 @@
+"""One model and one thread that decodes what is asked of it, rows joining and leaving."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+
+from dlm.models.model import Model
+from dlm.options import integer
+from dlm.serving.group import Group, Laid, Line
+from dlm.serving.work import Busy, Event, Failed, Request, Tell
+
+
+class Engine:
+    """Decodes requests in a thread of its own, until it is closed.
+
+    Rows wait in the order of the requests and are decoded as soon as there is room. Those that
+    agree on how to be decoded share their forwards, whenever they came; the forwards of others
+    take turns. What a row yields is what `dlm.generate` gives for it alone.
+
+    Args:
+        model: what `dlm.load` gave.
+        batch_size: rows decoded at a time, at most.
+        queue_size: rows that wait, at most.
+
+    Raises:
+        ValueError: a size is no int, or below 1.
+    """
+
+    def __init__(self, model: Model, *, batch_size: int = 16, queue_size: int = 256) -> None:
+        self.model = model
+        self.batch_size = integer("batch_size", batch_size, least=1)
+        self.queue_size = integer("queue_size", queue_size, least=1)
+        self.waiting: deque[Line] = deque()
+        self.groups: list[Group] = []
+        self.given_up: list[tuple[int, int | None]] = []  # tickets and rows
+        self.numbers = count(1)
+        self.news = threading.Condition(threading.RLock())  # guards all but the groups
+        self.running = True
+        self.thread = threading.Thread(target=self.run, name="dlm engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, request: Request, tell: Tell) -> int:
+        """Ask for the rows of a request, and be told of them; a ticket to give them up with.
+
+        Args:
+            request: what to decode.
+            tell: called in the engine's thread, and not to wait.
+
+        Raises:
+            Busy: there is no room for so many rows to wait now.
+            RuntimeError: the engine is closed.
+            ValueError: there never is.
+        """
+        rows = len(request.rows)
+        if rows > self.queue_size:
+            raise ValueError(f"a request must hold at most {self.queue_size} rows, got {rows}")
+        with self.news:
+            if not self.running:
+                raise RuntimeError("the engine is closed")
+            if len(self.waiting) + rows > self.queue_size:
+                raise Busy(
+                    f"{len(self.waiting)} rows wait and {rows} more do not fit the "
+                    f"{self.queue_size} that may: ask again later"
+                )
+            ticket = next(self.numbers)
+            for row in range(rows):
+                self.waiting.append(Line(next(self.numbers), ticket, row, request, tell))
+            self.news.notify()
+            return ticket
+
+    def cancel(self, ticket: int, row: int | None = None) -> None:
+        """Give up a row of a request, or all of them: nothing is told of them any more."""
+        with self.news:
+            self.given_up.append((ticket, row))
+            self.news.notify()
+
+    def load(self) -> tuple[int, int]:
+        """Rows being decoded, and rows that wait."""
+        with self.news:
+            return sum(len(group.lines) for group in list(self.groups)), len(self.waiting)
+
+    def close(self) -> None:
+        """End, failing what is not done."""
+        with self.news:
+            self.running = False
+            self.news.notify()
+        self.thread.join()
+
+    def run(self) -> None:
+        """Decode whatever comes."""
+        error: Exception = RuntimeError("the engine is closed")
+        try:
+            with torch.inference_mode():
+                while self.busy():
+                    self.leave()
+                    self.admit()
+                    for group in list(self.groups):
+                        self.advance(group)
+        except BaseException as broken:
+            error = RuntimeError(f"the engine broke down: {broken!r}")
+            raise
+        finally:
+            self.end(error)
+
+    def busy(self) -> bool:
+        """Wait for something to do; whether to go on."""
+        with self.news:
+            while self.running and not (self.waiting or self.groups or self.given_up):
+                self.news.wait()
+            return self.running
+
+    def leave(self) -> None:
+        """Let go of what was given up."""
+        with self.news:
+            given_up, self.given_up = self.given_up, []
+            for ticket, row in given_up:
+                kept = [line for line in self.waiting if not line.is_of(ticket, row)]
+                self.waiting = deque(kept)
+        for ticket, row in given_up:
+            for group in list(self.groups):
+                for line in [each for each in group.lines.values() if each.is_of(ticket, row)]:
+                    group.drop(line)
+                if not group.lines:
+                    self.remove(group)
+
+    def admit(self) -> None:
+        """Let those join that waited longest, as far as there is room."""
+        while sum(len(group.lines) for group in self.groups) < self.batch_size:
+            with self.news:
+                if not self.waiting:
+                    return
+                line = self.waiting.popleft()
+            try:
+                self.place(Laid.of(self.model, line))
+            except Exception as error:
+                self.fail([line], error)
+                self.leave()
+
+    def place(self, laid: Laid) -> None:
+        """Find others to decode a line with, or begin with it."""
+        for group in self.groups:
+            if group.accepts(laid):
+                group.add(laid)
+                return
+        self.groups.append(Group(laid, self.say))
+
+    def advance(self, group: Group) -> None:
+        """One forward of a group, which is over when it fails or has no lines left."""
+        try:
+            group.advance()
+        except Exception as error:
+            self.fail(list(group.lines.values()), error)
+            group.lines.clear()
+        if not group.lines:
+            self.remove(group)
+
+    def remove(self, group: Group) -> None:
+        """Forget a group."""
+        group.close()
+        self.groups.remove(group)
+
+    def say(self, line: Line, event: Event) -> None:
+        """Tell of a line; where nobody listens its request is given up."""
+        try:
+            line.tell(event)
+        except Exception:  # such as an event loop that is closed
+            self.cancel(line.ticket)
+
+    def fail(self, lines: Sequence[Line], error: Exception) -> None:
+        """Tell the requests of some lines that there is no answer, once each, and give them up."""
+        for line in {line.ticket: line for line in lines}.values():
+            self.say(line, Failed(error))
+            self.cancel(line.ticket)
+
+    def end(self, error: Exception) -> None:
+        """Fail what is left."""
+        with self.news:
+            self.running = False
+            left = [
+                *self.waiting,
+                *(line for group in self.groups for line in group.lines.values()),
+            ]
+            self.waiting.clear()
+        for group in self.groups:
+            group.close()
+        self.groups.clear()
+        self.fail(left, error)

@@ -1,0 +1,278 @@
+"""One request for a completion, from its body to the last byte of the answer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from dlm.models.model import Model
+from dlm.serving import replies, work
+from dlm.serving.answer import Answer, Piece
+from dlm.serving.protocol import Asked, read_request
+from dlm.serving.refusals import AWAY, LEFT, Closed, Gone, Wrong, wrong_of
+from dlm.serving.work import Ended, Event, Failed, Grown, Tell
+
+MOST_BYTES = 8 << 20  # of a body
+PULSE = 0.5  # seconds between looks whether both sides are still there
+
+
+class Engine(Protocol):
+    """What decodes."""
+
+    @property
+    def model(self) -> Model:
+        """What it decodes with."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """Whether it decodes."""
+        ...
+
+    def submit(self, request: work.Request, tell: Tell) -> int:
+        """A ticket for rows to decode."""
+        ...
+
+    def cancel(self, ticket: int, row: int | None = None) -> None:
+        """Give a row up, or all rows of a request."""
+        ...
+
+    def load(self) -> tuple[int, int]:
+        """Rows being decoded, and rows that wait."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A request that is over."""
+
+    endpoint: str  # path
+    status: int  # of HTTP; 499 where the client went away
+    seconds: float  # since its head came
+    choices: int  # 0 where it was refused before that was known
+    prompt_tokens: int
+    completion_tokens: int  # what was decoded of them, where it was cut short
+    forwards: int  # NFE, of the rows whose end the engine told
+    error: str | None  # what went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every request needs."""
+
+    engine: Engine
+    name: str  # of the model
+    defaults: Mapping[str, Any]
+    served: Callable[[Served], None]
+
+
+def reply(value: Any, status: int = 200) -> Response:
+    """An answer in JSON."""
+    return Response(replies.dumped(value), status, media_type="application/json")
+
+
+def refusal(wrong: Wrong) -> Response:
+    """The answer that there is none."""
+    response = reply(wrong.body(), wrong.status)
+    if wrong.status == 429:
+        response.headers["retry-after"] = "1"
+    return response
+
+
+class EventStream(StreamingResponse):
+    """Events as a client reads them; `close` is called however that ends."""
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+        self.close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
+
+
+class Exchange:
+    """A request and its answer."""
+
+    def __init__(self, service: Service, request: Request, endpoint: str, *, chat: bool) -> None:
+        self.service = service
+        self.engine = service.engine
+        self.request = request
+        self.endpoint = endpoint
+        self.chat = chat
+        self.start = self.looked = time.monotonic()
+        self.asked: Asked | None = None
+        self.answer: Answer | None = None
+        self.ticket: int | None = None
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        # Until it is known better: whoever does not end it in another way has gone.
+        self.status = LEFT
+        self.error: str | None = AWAY
+
+    async def respond(self) -> Response:
+        """The answer, or why there is none."""
+        streams = False
+        try:
+            await self.begin()
+            assert self.asked is not None
+            # Before a status is sent: the engine may refuse what could not be checked in front.
+            first = await self.next()
+            if self.asked.stream:
+                streams = True
+                return EventStream(self.stream(first), self.close)
+            return await self.whole(first)
+        except Exception as error:
+            return refusal(self.fail(error))
+        finally:
+            if not streams:
+                self.close()
+
+    async def begin(self) -> None:
+        """Read the body and hand the rows to the engine."""
+        data = await read_body(self.request)
+        read = partial(
+            read_request,
+            data,
+            chat=self.chat,
+            model=self.engine.model,
+            name=self.service.name,
+            defaults=self.service.defaults,
+        )
+        self.asked = await run_in_threadpool(read)
+        self.answer = Answer(self.engine.model, self.asked)
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody listens
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        try:
+            self.ticket = self.engine.submit(self.asked.request, tell)
+        except RuntimeError as error:
+            if self.engine.running:
+                raise
+            raise Closed from error
+
+    async def next(self, *, look: bool = True) -> Grown | Ended:
+        """What the engine tells next.
+
+        Args:
+            look: for the client; a stream that has begun learns of its leaving by itself.
+
+        Raises:
+            Closed: the engine has ended.
+            Gone: the client has.
+            Exception: the engine failed at the request.
+        """
+        while True:
+            if time.monotonic() - self.looked >= PULSE:
+                self.looked = time.monotonic()
+                if look and await self.request.is_disconnected():
+                    raise Gone
+                if not self.engine.running and self.events.empty():
+                    raise Closed
+            try:
+                event = await asyncio.wait_for(self.events.get(), PULSE)
+            except TimeoutError:
+                continue
+            if not isinstance(event, Failed):
+                return event
+            if not (isinstance(event.error, ValueError) or self.engine.running):
+                raise Closed from event.error
+            raise event.error
+
+    def take(self, event: Grown | Ended) -> Piece | None:
+        """Add an event to the answer; the engine need not go on with a row that is over."""
+        assert self.answer is not None
+        assert self.ticket is not None
+        piece = self.answer.take(event)
+        if piece is not None and piece.choice.finish_reason and isinstance(event, Grown):
+            self.engine.cancel(self.ticket, event.row)
+        return piece
+
+    async def whole(self, event: Grown | Ended) -> Response:
+        """The answer in one piece, from its first event on."""
+        assert self.answer is not None
+        self.take(event)
+        while not self.answer.complete:
+            self.take(await self.next())
+        self.status, self.error = 200, None
+        return reply(replies.Writer(self.answer, self.service.name).whole())
+
+    async def stream(self, event: Grown | Ended) -> AsyncIterator[bytes]:
+        """The answer in events, from the engine's first one on."""
+        assert self.answer is not None
+        assert self.asked is not None
+        writer = replies.Writer(self.answer, self.service.name)
+        try:
+            while True:
+                piece = self.take(event)
+                for chunk in () if piece is None else writer.chunks(piece):
+                    yield replies.event(chunk)
+                if self.answer.complete:
+                    break
+                event = await self.next(look=False)
+        except Exception as error:
+            yield replies.event(self.fail(error).body())
+            return
+        if self.asked.include_usage:
+            yield replies.event(writer.last_chunk())
+        yield replies.event(b"[DONE]")
+        self.status, self.error = 200, None
+
+    def fail(self, error: Exception) -> Wrong:
+        """Note an error: what the client is told of it."""
+        wrong = wrong_of(error)
+        ours = wrong.status == 500  # which the client is not told
+        found = f"{type(error).__name__}: {error}" if ours else wrong.message
+        self.status, self.error = wrong.status, replies.shortened(found)
+        return wrong
+
+    def close(self) -> None:
+        """Give up what is still decoded, and tell of the request."""
+        if self.ticket is not None:
+            self.engine.cancel(self.ticket)
+        asked, answer = self.asked, self.answer
+        self.service.served(
+            Served(
+                endpoint=self.endpoint,
+                status=self.status,
+                seconds=time.monotonic() - self.start,
+                choices=0 if asked is None else len(asked.request.rows),
+                prompt_tokens=0 if asked is None else asked.prompt_tokens,
+                completion_tokens=0 if answer is None else answer.completion_tokens,
+                forwards=0 if answer is None else answer.forwards,
+                error=self.error,
+            )
+        )
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, if it is not too long.
+
+    Raises:
+        Wrong: it is.
+        Gone: the client left in the middle of it.
+    """
+    data = bytearray()
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > MOST_BYTES:
+                raise Wrong(413, f"a body must be at most {MOST_BYTES >> 20} MiB")
+    except ClientDisconnect:
+        raise Gone from None
+    return bytes(data)

@@ -1,0 +1,256 @@
+"""Fields of a body, read and checked one by one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlm.options import boolean, integer, known, writable
+
+Body = Mapping[str, Any]
+
+MOST_CHOICES = 128  # of a prompt
+MOST_STOPS = 16
+LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
+
+OPTIONS = (
+    "decoder",
+    "decoder_options",
+    "block_length",
+    "steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "position_temperature",
+    "cfg_scale",
+    "cache",
+    "refresh_every",
+    "seed",
+    "stop_at_eos",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "confidence_eos_eot_inf",
+)
+"""Options of `dlm.generate` that are fields under their own names."""
+
+SHARED = ("model", "max_tokens", "n", "stop", "stream", "stream_options", "user", *OPTIONS)
+COMPLETION = ("prompt", *SHARED)
+CHAT = ("messages", "max_completion_tokens", "chat_template_kwargs", *SHARED)
+
+UNSUPPORTED = (
+    "audio",
+    "best_of",
+    "echo",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "logprobs",
+    "metadata",
+    "min_p",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "reasoning_effort",
+    "repetition_penalty",
+    "response_format",
+    "store",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "web_search_options",
+)
+"""Fields that other servers of these endpoints take, and that nothing here could honour."""
+
+OFF: Mapping[str, Any] = {
+    "function_call": "none",
+    "modalities": ["text"],
+    "reasoning_effort": "none",
+    "repetition_penalty": 1,
+    "response_format": {"type": "text"},
+    "tool_choice": "none",
+}
+"""How some of them say that they want nothing, beside being empty."""
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ValueError: it is none, has a key twice, or a number that JSON has not.
+    """
+    try:
+        body = json.loads(data, object_pairs_hook=once, parse_constant=finite)
+    except RecursionError:
+        raise ValueError("the body must be a JSON object, got one nested too deep") from None
+    except ValueError as error:  # no UTF-8 too
+        raise ValueError(f"the body must be a JSON object: {error}") from error
+    if not isinstance(body, dict):
+        raise ValueError(f"the body must be a JSON object, got {type(body).__name__}")
+    return body
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each of whose keys is there once."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"each key must be there once, got {name!r} twice")
+        found[name] = value
+    return found
+
+
+def finite(text: str) -> float:
+    """Refuse NaN and the infinities."""
+    raise ValueError(f"numbers must be finite, got {text}")
+
+
+def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
+    """What a body says; null says nothing but for `block_length`, where it is one block over all.
+
+    Raises:
+        ValueError: a field is unknown, with the close match.
+    """
+    for name in body:
+        if name == "gen_length":
+            raise ValueError("unknown field 'gen_length': max_tokens says how many are decoded")
+        if name not in UNSUPPORTED:
+            known("field", name, names)
+    return {k: v for k, v in body.items() if v is not None or k == "block_length"}
+
+
+def refuse_unsupported(body: Body, n: int) -> None:
+    """Refuse fields that would be ignored, where they ask for something.
+
+    Raises:
+        ValueError: one does.
+    """
+    for name in UNSUPPORTED:
+        if name in body and not asks_nothing(name, body[name], n):
+            raise ValueError(f"{name} is not supported, got {body[name]!r}: leave it out")
+
+
+def asks_nothing(name: str, value: Any, n: int) -> bool:
+    """Whether an unsupported field says that it is off."""
+    if value is None or value is False:
+        return True
+    if name == "best_of":  # every choice is handed back
+        return bool(value == n)
+    if name == "logprobs":  # 0 asks for that of the token itself
+        return False
+    return (name in OFF and value == OFF[name]) or value in ("", 0, [], {})
+
+
+def read_prompts(value: Any) -> list[Any]:
+    """The prompts of a completion, each a text or a list of token ids.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    prompts = [value] if isinstance(value, str) else value
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], int | float):
+        prompts = [prompts]
+    listed = isinstance(prompts, list) and bool(prompts)
+    if listed and all(isinstance(prompt, str) for prompt in prompts):
+        return [writable(prompt, "prompt") for prompt in prompts]
+    if listed and all(isinstance(prompt, list) and prompt for prompt in prompts):
+        for prompt in prompts:
+            for token in prompt:
+                integer("token ids of prompt", token, least=0)
+        return list(prompts)
+    raise ValueError(
+        "prompt must be a text, token ids, or a list of texts or of lists of token ids, "
+        f"got {value!r}"
+    )
+
+
+def read_messages(value: Any) -> list[dict[str, str]]:
+    """The messages of a chat, each with its content as one text.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f'messages must be a list of {{"role": ..., "content": ...}}, got {value!r}'
+        )
+    return [read_message(message, f"messages[{number}]") for number, message in enumerate(value)]
+
+
+def read_message(message: Any, where: str) -> dict[str, str]:
+    """A message without the fields that say nothing."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{where} must be an object with texts role and content, got {message!r}")
+    for name, value in message.items():
+        if name not in ("role", "content") and value not in (None, False, "", [], {}):
+            raise ValueError(f"{where}.{name} is not supported, got {value!r}: leave it out")
+    role = writable(message["role"], f"{where}.role")
+    return {"role": role, "content": read_content(message.get("content"), f"{where}.content")}
+
+
+def read_content(content: Any, where: str) -> str:
+    """The content of a message: a text, or parts that are texts, joined."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"{where} must be a text or a list of parts, got {content!r}")
+    for part in parts:
+        fits = isinstance(part, dict) and part.keys() == {"type", "text"}
+        if not fits or part["type"] != "text" or not isinstance(part["text"], str):
+            raise ValueError(
+                f'parts of {where} must be {{"type": "text", "text": ...}}, got {part!r}'
+            )
+    return writable("".join(part["text"] for part in parts), where)
+
+
+def read_stop(value: Any) -> tuple[str, ...]:
+    """The texts that end a choice.
+
+    Raises:
+        ValueError: they are no texts, or too many or too long.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"stop must be a text or texts, none of them empty, got {value!r}")
+    if len(texts) > MOST_STOPS:
+        raise ValueError(f"stop must be at most {MOST_STOPS} texts, got {len(texts)}")
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST_STOP:
+        raise ValueError(f"texts of stop must be at most {LONGEST_STOP} characters, got {longest}")
+    return tuple(writable(text, "stop") for text in texts)
+
+
+def read_stream(body: Body) -> tuple[bool, bool]:
+    """Whether the answer is streamed, and whether with its usage at the end.
+
+    Raises:
+        ValueError: an option of streams for an answer that is none.
+    """
+    stream = boolean("stream", body.get("stream", False))
+    options = body.get("stream_options")
+    if options is None:
+        return stream, False
+    if not stream:
+        raise ValueError(f"stream_options go with stream true, got {options!r} without")
+    if not isinstance(options, dict):
+        raise ValueError(f"stream_options must be an object, got {options!r}")
+    for name in options:
+        known("option of stream_options", name, ("include_usage",))
+    usage = options.get("include_usage")
+    return stream, usage is not None and boolean("include_usage", usage)
+
+
+def read_length(body: Body) -> int | None:
+    """Tokens to decode, if they are stated.
+
+    Raises:
+        ValueError: no int of at least 1, or two that differ.
+    """
+    names = ("max_tokens", "max_completion_tokens")
+    lengths = {name: integer(name, body[name], least=1) for name in names if name in body}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"max_tokens and max_completion_tokens mean the same, got {lengths['max_tokens']} "
+            f"and {lengths['max_completion_tokens']}"
+        )
+    return next(iter(lengths.values()), None)

@@ -1,0 +1,185 @@
+"""Rows of requests that are decoded together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dlm.batch import Change, Rows, Terms, denoise
+from dlm.canvas import Canvas, active_length
+from dlm.decoders.base import Policy
+from dlm.execution import Execution
+from dlm.generation import ended, lay_out
+from dlm.host import send
+from dlm.models.model import Model
+from dlm.runtime import Step, bind
+from dlm.serving.work import Ended, Event, Grown, Request, Tell
+from dlm.traits import Traits
+from dlm.tree import equal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One row of a request."""
+
+    name: int  # no other has
+    ticket: int  # of the request
+    row: int  # of the request
+    request: Request
+    tell: Tell
+
+    def is_of(self, ticket: int, row: int | None) -> bool:
+        """Whether it is that row of that request, or any row where none is named."""
+        return self.ticket == ticket and row in (None, self.row)
+
+    @property
+    def tokens(self) -> list[int]:
+        """To be decoded, with masks."""
+        return self.request.rows[self.row]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """What is handed back."""
+        return self.request.spans[self.row]
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A line laid out, and what it is to be decoded with."""
+
+    line: Line
+    canvas: Canvas
+    terms: Terms  # with a decoder that is not bound yet
+    bound_to: tuple[int, ...]  # what binding it would look at
+
+    @classmethod
+    def of(cls, model: Model, line: Line) -> "Laid":
+        """Lay a line out.
+
+        Windows are as wide as a block, also for a row that ends before: it shares them with others.
+
+        Raises:
+            ValueError: it does not fit the model, or an option does not fit it.
+        """
+        settings = line.request.settings
+        keys = settings.row_keys
+        if keys is not None:
+            settings = replace(settings, row_keys=(keys[line.row],))
+        execution = Execution.of(model)
+        canvas = lay_out(model, [line.tokens], settings, execution)
+        decoder, span = settings.policy(), canvas.span
+        block_length = active_length(settings.block_length, model.spec.block_size)
+        wide = span if block_length is None else max(span, block_length)
+        width = span if Traits.of(decoder).cross_block else wide
+        terms = Terms.of(model, settings, decoder, execution, width)
+        binds = getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
+        bound_to = (canvas.blanks.shape[1], min(terms.block_length, span)) if binds else ()
+        return cls(line, canvas, terms, bound_to)
+
+    @property
+    def agreement(self) -> tuple[Any, ...]:
+        """What lines decoded together have in common."""
+        terms = self.terms
+        shapes = (terms.block_length, terms.width, *self.bound_to)
+        return terms.decoder, terms.settings.of_steps, shapes
+
+
+class Group:
+    """Lines that share their forwards: some from the beginning, others join."""
+
+    def __init__(self, first: Laid, say: Callable[[Line, Event], None]) -> None:
+        """Take a line to begin with, and how to tell of lines.
+
+        Raises:
+            ValueError: the decoder was made for another model.
+        """
+        terms = first.terms
+        self.agreement = first.agreement
+        decoder = bind(terms.decoder, terms.model, first.canvas, terms.block_length)
+        terms.settings.check_ranking(Traits.of(decoder))
+        self.terms = replace(terms, decoder=decoder)
+        self.traits = Traits.of(decoder)
+        self.say = say
+        self.lines: dict[int, Line] = {}
+        self.told: dict[int, int] = {}  # of lines that are followed, up to where
+        self.joining: list[Laid] = []
+        self.leaving: set[int] = set()
+        self.steps: Iterator[Step] | None = None
+        self.add(first)
+
+    def accepts(self, laid: Laid) -> bool:
+        """Whether a line may join."""
+        return equal(self.agreement, laid.agreement)
+
+    def add(self, laid: Laid) -> None:
+        """Let a line join at the next forward."""
+        self.lines[laid.line.name] = laid.line
+        self.told[laid.line.name] = laid.line.span[0]
+        self.joining.append(laid)
+
+    def drop(self, line: Line) -> None:
+        """Give a line up."""
+        del self.lines[line.name]
+        before = len(self.joining)
+        self.joining = [laid for laid in self.joining if laid.line is not line]
+        if len(self.joining) == before:
+            self.leaving.add(line.name)
+
+    def arrivals(self) -> Rows | None:
+        """Those that join now."""
+        joining, self.joining = self.joining, []
+        if not joining:
+            return None
+        canvas = Canvas.stack([laid.canvas for laid in joining], self.terms.model.spec.eos_id)
+        names = [laid.line.name for laid in joining]
+        return Rows(canvas, [len(laid.line.tokens) for laid in joining], names)
+
+    def change(self) -> Change:
+        """What happens between two forwards."""
+        leaving, self.leaving = frozenset(self.leaving), set()
+        return Change(leaving, self.arrivals())
+
+    def advance(self) -> None:
+        """Make a forward and tell of it.
+
+        Raises:
+            Exception: whatever a forward raises; no line is decoded any further then.
+        """
+        if self.steps is None:
+            first = self.arrivals()
+            assert first is not None
+            self.steps = denoise(self.terms, first, self.change)
+        step = next(self.steps)
+        self.follow(step)
+        for name, end in ended(step):
+            line = self.lines.pop(name, None)
+            if line is not None:
+                tokens = end.tokens[slice(*line.span)]
+                self.say(line, Ended(line.row, tokens, end.decoded, end.forwards))
+
+    def follow(self, step: Step) -> None:
+        """Tell of what became final in lines that go on."""
+        going = zip(step.names, step.live, step.done, strict=True)
+        followed = [
+            (place, self.lines[name])
+            for place, (name, live, done) in enumerate(going)
+            if live and not done and name in self.lines and self.lines[name].request.follow
+        ]
+        if not followed:
+            return
+        index = send([place for place, _ in followed], step.tokens.device)
+        seen = torch.cat((step.view.block_start[:, None], step.tokens), 1)[index].tolist()
+        for (_, line), (block_start, *tokens) in zip(followed, seen, strict=True):
+            begin, end = line.span
+            mask_id = self.terms.model.spec.mask_id
+            settled = self.traits.settled(tokens[:end], begin, block_start, mask_id)
+            told = self.told[line.name]
+            if settled > told:
+                self.told[line.name] = settled
+                self.say(line, Grown(line.row, tokens[told:settled]))
+
+    def close(self) -> None:
+        """Make no more forwards."""
+        if self.steps is not None:
+            self.steps.close()  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""Objects of OpenAI's endpoints, as JSON."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from dlm.serving.answer import Answer, Choice, Piece
+
+OWNER = "dlm"
+LONGEST = 600  # characters of a message: it may quote what a body held
+
+
+def dumped(value: Any) -> bytes:
+    """JSON in ASCII, which holds broken text of a body too."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def error_object(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """An error."""
+    return {"error": {"message": shortened(message), "type": kind, "param": param, "code": code}}
+
+
+def shortened(message: str) -> str:
+    """A message without what lies between its beginning and its end, if it is long."""
+    if len(message) <= LONGEST:
+        return message
+    return f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
+
+
+def model_object(name: str, created: int) -> dict[str, Any]:
+    """The model that is served."""
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+
+
+class Writer:
+    """Writes one answer, as a whole or in chunks.
+
+    Beside what OpenAI's have, a choice has `forwards`: null where a stop text cut it short.
+    """
+
+    def __init__(self, answer: Answer, name: str) -> None:
+        self.answer = answer
+        self.chat = answer.asked.chat
+        self.begun: set[int] = set()  # choices with a chunk
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        self.head = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self.chat else "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once it is complete."""
+        choices = [self.choice(*numbered) for numbered in enumerate(self.answer.choices)]
+        return {**self.head, "choices": choices, "usage": self.usage()}
+
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """A choice of an answer as a whole."""
+        said: dict[str, Any] = {"text": choice.text}
+        if self.chat:
+            said = {"message": {"role": "assistant", "content": choice.text}}
+        return {"index": index, **said, "logprobs": None, **ending(choice)}
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of the prompts and of what was decoded."""
+        prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What to send for a piece: its text, and how the choice ended if it did."""
+        first = self.chat and piece.index not in self.begun
+        over = piece.choice.finish_reason is not None
+        if piece.text or (first and over):
+            said: dict[str, Any] = {"text": piece.text}
+            if self.chat:
+                role = {"role": "assistant"} if first else {}
+                said = {"delta": {**role, "content": piece.text}}
+            self.begun.add(piece.index)
+            yield self.chunk(
+                [{"index": piece.index, **said, "logprobs": None, "finish_reason": None}]
+            )
+        if over:
+            nothing: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+            yield self.chunk(
+                [{"index": piece.index, **nothing, "logprobs": None, **ending(piece.choice)}]
+            )
+
+    def last_chunk(self) -> dict[str, Any]:
+        """The usage of the whole, behind all choices."""
+        return {**self.chunk([]), "usage": self.usage()}
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """One object of a stream."""
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        usage = {"usage": None} if self.answer.asked.include_usage else {}
+        return {**self.head, "object": kind, "choices": choices, **usage}
+
+
+def ending(choice: Choice) -> dict[str, Any]:
+    """How a choice ended."""
+    return {"finish_reason": choice.finish_reason, "forwards": choice.forwards}
+
+
+def event(value: Any) -> bytes:
+    """One event of a stream."""
+    return b"data: " + (value if isinstance(value, bytes) else dumped(value)) + b"\n\n"

@@ -1,0 +1,50 @@
+"""What is asked of an engine, and what it tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlm.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Rows to decode with the same options, checked and laid out."""
+
+    rows: list[list[int]]  # token ids, the mask id wherever a token is to be decoded
+    spans: list[tuple[int, int]]  # of each row, what is handed back
+    settings: Settings  # `row_keys` has one for each row
+    follow: bool = False  # whether tokens are told as they become final
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Tokens of a row that no later forward changes."""
+
+    row: int  # of the request
+    tokens: list[int]  # of the span, those that follow what was told before
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A row after its last forward; nothing is told of it any more."""
+
+    row: int
+    tokens: list[int]  # the whole span
+    decoded: int  # positions that forwards committed
+    forwards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request cannot be answered; nothing is told of it any more."""
+
+    error: Exception  # a ValueError where the request is to blame
+
+
+Event = Grown | Ended | Failed
+Tell = Callable[[Event], None]
+"""Called in the engine's thread, and not to wait for anything."""
+
+
+class Busy(Exception):
+    """More rows wait than the engine has room for."""

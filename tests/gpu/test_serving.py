@@ -1,0 +1,57 @@
+"""An engine on a GPU: rows that come while others are decoded. Skipped without a GPU."""
+
+import time
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.generation import continued
+from dlm.models.model import Model
+from dlm.serving.engine import Engine
+from dlm.serving.work import Ended, Event, Request
+from dlm.settings import Settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+GOLDEN = Path(__file__).parent.parent / "golden" / "tiny-llada"
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [3] * 20, [4], [9, 8, 7, 6]]
+PATIENCE = 120.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return dlm.load(GOLDEN, device="cuda", dtype="float32")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("decoder", ["low_confidence", "first_hitting", "klass"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_rows_are_what_generate_gives(model: Model, decoder: str, cache: str) -> None:
+    """More than once: steps run plainly, are recorded, and are played."""
+    options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "temperature": 0.8}
+    options |= {"decoder": decoder, "cache": cache, "stop_at_eos": False}
+    expected = dlm.generate(model, PROMPTS, row_keys=[0] * len(PROMPTS), **options)
+    engine = Engine(model, batch_size=4)
+    try:
+        for _ in range(4):
+            told: list[Queue[Event]] = []
+            for prompt in PROMPTS:
+                rows, spans = continued(model, [prompt], options["gen_length"])
+                told.append(Queue())
+                settings = Settings(**options, row_keys=(0,))
+                engine.submit(Request(rows, spans, settings), told[-1].put)
+                time.sleep(0.01)
+            for queue, tokens, forwards in zip(
+                told, expected.tokens, expected.forwards, strict=True
+            ):
+                end = queue.get(timeout=PATIENCE)
+                assert isinstance(end, Ended)
+                assert (end.tokens, end.forwards) == (tokens, forwards)
+    finally:
+        engine.close()

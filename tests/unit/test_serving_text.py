@@ -1,0 +1,238 @@
+"""Text of a stream: together it is the text of the whole, however the tokens came."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import dlm
+from dlm.models.model import Model
+from dlm.prompts import decode_text
+from dlm.serving.text import Reader
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+STOP_ID, SPECIAL_ID = 0, 1
+HEAD = {"</s>": STOP_ID, "<s>": SPECIAL_ID, "<unk>": 2}
+
+
+def byte_level() -> Tokenizer:
+    """One token a byte, and one for each half of a character of four bytes."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    smile = split.pre_tokenize_str("\U0001f600")[0][0]
+    letters = [*LETTERS, smile[:2], smile[2:]]
+    words = HEAD | {letter: 3 + i for i, letter in enumerate(letters)}
+    core = Tokenizer(models.BPE(words, [], unk_token="<unk>"))
+    core.pre_tokenizer = split
+    core.decoder = decoders.ByteLevel()
+    return core
+
+
+def word_piece() -> Tokenizer:
+    """Pieces of words, whose decoder puts spaces between and takes some away again."""
+    words = ["the", "cat", "##s", "##ed", ".", ",", "'", "s", "n't", "ab", "##a", "b", "##b"]
+    core = Tokenizer(models.WordPiece(HEAD | {w: 3 + i for i, w in enumerate(words)}))
+    core.decoder = decoders.WordPiece()
+    return core
+
+
+def byte_fallback() -> Tokenizer:
+    """Pieces with a sign for spaces, the first of which goes, and bytes for all else."""
+    words = ["\u2581", "\u2581a", "a", "b", "ab", "\u2581b"]
+    bytes_ = [f"<0x{number:02X}>" for number in (0x61, 0x20, 0xE2, 0x82, 0xAC, 0xC3, 0xA9)]
+    vocabulary = HEAD | {word: 3 + i for i, word in enumerate(words + bytes_)}
+    core = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    core.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return core
+
+
+def served(core: Tokenizer) -> Model:
+    """The built-in model with another tokenizer, whose ids 0 and 1 are special."""
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+    tiny = dlm.load()
+    spec = replace(tiny.spec, vocab_size=len(tokenizer), stop_ids=(STOP_ID,), eos_id=STOP_ID)
+    return replace(tiny, tokenizer=tokenizer, spec=spec)
+
+
+MODELS = {
+    "built-in": dlm.load(),
+    "byte level": served(byte_level()),
+    "word piece": served(word_piece()),
+    "byte fallback": served(byte_fallback()),
+}
+
+
+def read(model: Model, tokens: Sequence[int], cuts: Sequence[int], stop: Sequence[str]) -> Any:
+    """The reader of tokens that come in pieces, and the texts it gave."""
+    reader = Reader(model, stop)
+    ends = sorted({0, *(min(cut, len(tokens)) for cut in cuts)})
+    texts = [reader.push(tokens[begin:end]) for begin, end in pairwise(ends)]
+    return reader, [*texts, reader.end(tokens)]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """A text in front of the first stop text."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Model, list[int], list[int], list[str]]:
+    """A model, tokens, where they are cut into pieces, and stop texts that may well occur."""
+    model = MODELS[draw(st.sampled_from(sorted(MODELS)))]
+    ids = st.integers(0, model.spec.vocab_size - 1)
+    stops = st.sampled_from(model.spec.stop_ids)
+    few = draw(st.lists(ids, min_size=1, max_size=4))
+    one = st.sampled_from(few) | st.sampled_from(few) | ids
+    tokens = draw(st.lists(one if draw(st.booleans()) else one | stops, max_size=24))
+    cuts = draw(st.lists(st.integers(0, len(tokens)), max_size=24))
+    text = decode_text(model, tokens)
+    part = st.tuples(st.integers(0, max(0, len(text) - 1)), st.integers(1, 5)).map(
+        lambda place: text[place[0] : sum(place)]
+    )
+    made = part | st.tuples(part, st.sampled_from("ab\ufffd")).map("".join)
+    return model, tokens, cuts, draw(st.lists(made.filter(bool), max_size=3))
+
+
+@given(case=cases())
+@settings(deadline=None, max_examples=150)
+def test_pieces_make_the_text_of_the_whole(
+    case: tuple[Model, list[int], list[int], list[str]],
+) -> None:
+    model, tokens, cuts, stop = case
+    reader, texts = read(model, tokens, cuts, stop)
+    whole = decode_text(model, tokens)
+    assert "".join(texts) == cut(whole, stop)
+    assert reader.stopped == any(text in whole for text in stop)
+
+
+@given(text=st.text(max_size=20))
+@settings(deadline=None)
+def test_any_text_comes_token_by_token(text: str) -> None:
+    model = MODELS["built-in"]
+    assert model.tokenizer is not None
+    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    _, texts = read(model, tokens, range(len(tokens) + 1), [])
+    assert "".join(texts) == decode_text(model, tokens)
+
+
+def tokens_of(model: Model, text: str) -> list[int]:
+    assert model.tokenizer is not None
+    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_text_comes_as_soon_as_it_is_final() -> None:
+    model = MODELS["byte level"]
+    reader = Reader(model)
+    assert [reader.push([token]) for token in tokens_of(model, "a\u00e9\u20acb")] == [
+        "a", "", "\u00e9", "", "", "\u20ac", "b",
+    ]  # fmt: skip
+
+
+def test_what_may_become_a_stop_text_is_withheld() -> None:
+    model = MODELS["byte level"]
+    reader = Reader(model, ["END", "\n\n"])
+    tokens = tokens_of(model, "1E2\n3ENENDx")
+    assert [reader.push([token]) for token in tokens[:-1]] == [
+        "1", "", "E2", "", "\n3", "", "", "EN", "", "",
+    ]  # fmt: skip
+    assert reader.stopped
+    assert reader.count == len(tokens) - 1
+    assert (reader.push(tokens[-1:]), reader.end(tokens)) == ("", "")
+
+
+def test_the_stop_text_that_begins_first_counts() -> None:
+    model = MODELS["byte level"]
+    for text, shown in [("xabc", "x"), ("xabd", "xa")]:
+        reader = Reader(model, ["b", "abc"])
+        assert "".join(reader.push([token]) for token in tokens_of(model, text)) == shown
+        assert reader.stopped
+
+
+def test_an_end_of_text_gives_what_was_withheld() -> None:
+    model = MODELS["byte level"]
+    tokens = [*tokens_of(model, "aEN")]
+    reader = Reader(model, ["END"])
+    assert reader.push(tokens) == "a"
+    assert reader.end(tokens) == "EN"
+    assert not reader.stopped
+
+
+def test_half_a_character_at_the_end_is_shown_as_decoding_shows_it() -> None:
+    model = MODELS["byte level"]
+    tokens = tokens_of(model, "a\u20ac")[:-1]
+    reader = Reader(model)
+    assert reader.push(tokens) == "a"
+    assert reader.end(tokens) == "\ufffd"
+
+
+def test_bytes_wait_for_the_end_of_their_run() -> None:
+    model = MODELS["byte fallback"]
+    assert model.tokenizer is not None
+    names = ["ab", "<0x61>", "<s>", "<0xE2>", "a"]
+    ids = model.tokenizer.get_vocab()
+    tokens = [ids[name] for name in names]
+    reader = Reader(model)
+    texts = [reader.push([token]) for token in tokens]
+    assert texts == ["ab", "", "", "", "\ufffd\ufffda"]  # no text, so not even the first is
+    assert "".join(texts) == decode_text(model, tokens)
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_nothing_counts_behind_a_stop_token(pushed: bool) -> None:
+    model = MODELS["byte level"]
+    tokens = [*tokens_of(model, "ab"), STOP_ID, *tokens_of(model, "cd")]
+    reader = Reader(model)
+    texts = [reader.push(tokens[:3]), reader.push(tokens[3:])] if pushed else []
+    assert "".join([*texts, reader.end(tokens)]) == "ab"
+    assert (reader.count, reader.ended, reader.stopped) == (3, True, False)
+
+
+def test_without_a_stop_token_all_tokens_count() -> None:
+    model = MODELS["byte level"]
+    reader = Reader(model)
+    assert reader.end(tokens_of(model, "abc")) == "abc"
+    assert (reader.count, reader.ended) == (3, False)
+
+
+def test_a_long_text_is_not_decoded_from_its_beginning_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MODELS["byte level"]
+    seen: list[int] = []
+    tokenizer: Any = model.tokenizer
+    decode = tokenizer.decode
+
+    def watched(ids: list[int], **options: Any) -> str:
+        seen.append(len(ids))
+        return str(decode(ids, **options))
+
+    monkeypatch.setattr(tokenizer, "decode", watched)
+    reader = Reader(model)
+    for token in tokens_of(model, "abc\u20ac" * 50):
+        reader.push([token])
+    assert max(seen) == 3
+
+
+def test_nothing_is_given_while_a_tokenizer_takes_its_text_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MODELS["word piece"]
+    said = {0: "", 1: "a.", 2: "a .b", 3: "a.bc"}
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, **options: said[len(ids)])
+    reader = Reader(model)
+    assert [reader.push([3]) for _ in range(3)] == ["a.", "", "bc"]
+    assert reader.end([3, 3, 3]) == ""
+
+
+def test_a_model_without_a_tokenizer_has_no_text() -> None:
+    with pytest.raises(ValueError, match="text needs a tokenizer"):
+        Reader(replace(MODELS["byte level"], tokenizer=None))
