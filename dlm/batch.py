@@ -14,11 +14,11 @@ from dlm.execution import Execution
 from dlm.host import send
 from dlm.lanes import Lane, Workspace
 from dlm.models.model import Model
-from dlm.progress import Due
+from dlm.progress import Due, Progress
 from dlm.runtime import Loop, Step
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.tree import stacked
+from dlm.tree import kinds, stacked
 from dlm.types import AnyDecoder
 
 
@@ -95,12 +95,13 @@ def denoise(
             now = change()
             batch.drop(now.leave)
             if now.join is not None:
-                with terms.execution.lane(network) as other:  # what is recorded in it stays its own
+                # A lane of their own: what is kept in the other one is in use.
+                with terms.execution.lane_beside(lane) as other:
                     more = Batch(terms, other, now.join)
-                    if terms.settings.cache != "none":
+                    if terms.settings.cache != "none" or not batch.is_like(more):
                         yield more.step()
                     batch.take(more)
-                    del more  # and its cache
+                    del more
             if not any(batch.live):
                 return
             batch.shrink()
@@ -161,6 +162,17 @@ class Batch:
         if names:
             pairs = zip(self.live, self.names, strict=True)
             self.live = [was and name not in names for was, name in pairs]
+            self.progress = self.only_live(self.progress)
+
+    def only_live(self, progress: Progress) -> Progress:
+        """Nothing changes any more in rows that do not count."""
+        idle = send(torch.tensor([not goes for goes in self.live]), progress.done.device)
+        return replace(progress, done=progress.done | idle)
+
+    def is_like(self, other: "Batch") -> bool:
+        """Whether decoders' states can be put together: the first need not be like later ones."""
+        one, two = (kinds(batch.progress.state) for batch in (self, other))
+        return one == two
 
     def shrink(self) -> None:
         """Let rows go that need no further forward, as far as shapes may change."""
@@ -198,10 +210,10 @@ class Batch:
         work = self.workspace(canvas)
         canvas, loop, first = work.lay(canvas), work.loop, 0
         for batch, some in parts:
-            places = torch.arange(first, first + len(some), device=device)
-            loop.follow(batch.work.loop, send(some, device), len(batch.live), places, canvas)
+            loop.follow(batch.work.loop, send(some, device), len(batch.live), first, canvas)
             first += len(some)
         self.names = [batch.names[line] for batch, some in parts for line in some]
         self.made = [batch.made[line] for batch, some in parts for line in some]
-        self.work, self.canvas, self.progress, self.live = work, canvas, progress, live
+        self.work, self.canvas, self.live = work, canvas, live
+        self.progress = self.only_live(progress)
         self.due = replace(due, packing=loop.packing(due.lengths, columns))

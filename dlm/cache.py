@@ -27,16 +27,21 @@ class Cache:
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
         return self.layers[number]
 
-    def follow(self, other: "Cache", index: Tensor, places: Tensor) -> None:
-        """Take over the rows `index` of a cache as rows `places`, as far as both have columns."""
-        length = min(self.length, other.length)
+    def follow(self, other: "Cache", index: Tensor, first: int) -> None:
+        """Take over rows `index` of a cache from row `first` on, as far as both have columns."""
+        length, end = min(self.length, other.length), first + index.numel()
+        adopts = end - first == self.rows and self.length == length
         for number, layer in enumerate(other.layers):
+            rows = index.to(layer[0].device)
             if number == len(self.layers):
+                if adopts:  # what the last column comes to hold is read by nobody
+                    keys, values = (part[:, : length + 1].index_select(0, rows) for part in layer)
+                    self.layers.append((keys, values))
+                    continue
                 shape = (self.rows, self.length + 1, *layer[0].shape[2:])
                 self.layers.append((layer[0].new_zeros(shape), layer[1].new_zeros(shape)))
             for mine, theirs in zip(self.layers[number], layer, strict=True):
-                taken = theirs[:, :length].index_select(0, index.to(theirs.device))
-                mine[places.to(mine.device), :length] = taken
+                mine[first:end, :length] = theirs[:, :length].index_select(0, rows)
 
     @property
     def size(self) -> int:

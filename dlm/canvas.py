@@ -30,7 +30,7 @@ class Canvas:
     blanks: Tensor  # int64 [B, N], blanks of each block
     budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
     length: Tensor  # int64 [B], tokens of the row, padding not counted
-    row: Tensor  # int64 [B], index of the prompt this row belongs to
+    row: Tensor  # int64 [B], index among the rows that were laid out together
     row_key: Tensor  # int64 [B], keys the noise of the row
     seed: Tensor  # int64 [B], likewise, the same for all
 

@@ -127,6 +127,15 @@ class Execution:
             with self.lanes.taken(state_of(network)) as lane:
                 yield lane
 
+    @contextmanager
+    def lane_beside(self, lane: Lane) -> Iterator[Lane]:
+        """Another one, of the same network in the same state."""
+        if self.lanes is None:
+            yield Lane(None, None, 0)
+        else:
+            with self.lanes.taken(lane.state) as other:
+                yield other
+
 
 def power(count: int) -> int:
     """The least power of two that is no less than a count; 0 of 0."""

@@ -57,17 +57,21 @@ class Forward:
         self.packs = packs and model.takes_masks and not self.shadowed
 
     def follow(
-        self, other: "Forward", index: Tensor, rows: int, places: Tensor, shape: tuple[int, int]
+        self, other: "Forward", index: Tensor, rows: int, first: int, shape: tuple[int, int]
     ) -> None:
-        """Go on with the rows `index` of the `rows` of another as rows `places` of a canvas.
+        """Go on with the rows `index` of the `rows` of another, from row `first` of a canvas on.
 
         Of that canvas `shape` tells rows and columns.
         """
-        if other.cache is not None:
-            if self.cache is None:
-                self.cache = Cache(shape[0] * (2 if self.guided else 1), shape[1])
-            kept, into = self.both(index, rows), self.both(places, shape[0])
-            self.cache.follow(other.cache, kept, into)
+        if other.cache is None:
+            return
+        if self.cache is None:
+            self.cache = Cache(shape[0] * (2 if self.guided else 1), shape[1])
+        if index.numel() == shape[0]:
+            self.cache.follow(other.cache, self.both(index, rows), 0)
+            return
+        for half in range(2 if self.guided else 1):
+            self.cache.follow(other.cache, index + half * rows, first + half * shape[0])
 
     def both(self, index: Tensor, rows: int) -> Tensor:
         """Rows, and with guidance the unconditional ones that belong to them."""

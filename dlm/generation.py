@@ -283,19 +283,19 @@ def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: S
 
 
 def continued(
-    model: Model, prompts: Sequence[list[int]], gen_length: int
+    model: Model, prompts: Sequence[list[int]], gen_length: int, after: Sequence[int] = ()
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Rows with `gen_length` masks behind each prompt, and where these stand.
+
+    Behind them comes `after`, and what closes every row of the family.
 
     Raises:
         ValueError: they are longer than the model can place.
     """
-    suffix = model.spec.suffix
-    check_length(model, max(map(len, prompts)) + gen_length + len(suffix))
-    behind = [*[model.spec.mask_id] * gen_length, *suffix]
-    return [[*row, *behind] for row in prompts], [
-        (len(row), len(row) + gen_length) for row in prompts
-    ]
+    behind = [*[model.spec.mask_id] * gen_length, *after, *model.spec.suffix]
+    check_length(model, max(map(len, prompts)) + len(behind))
+    spans = [(len(prompt), len(prompt) + gen_length) for prompt in prompts]
+    return [[*prompt, *behind] for prompt in prompts], spans
 
 
 @torch.inference_mode()

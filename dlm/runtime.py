@@ -124,20 +124,18 @@ class Loop:
         packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
 
-    def follow(
-        self, other: "Loop", index: Tensor, count: int, places: Tensor, canvas: Canvas
-    ) -> None:
+    def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
 
         Args:
-            other: what made the forwards so far of
-            index: int64, these of its rows, of
-            count: rows.
-            places: int64, the same rows here.
-            canvas: all rows here.
+            other: what made the forwards so far.
+            index: int64, rows of its canvas that go on.
+            count: rows of its canvas.
+            first: where they go on here, one after the other.
+            canvas: the rows here.
         """
         (rows, columns), forward = canvas.tokens.shape, self.meter.forward
-        forward.follow(other.meter.forward, index, count, places, (rows, columns))
+        forward.follow(other.meter.forward, index, count, first, (rows, columns))
 
     def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
         """How rows of these lengths are laid end to end, on a canvas of `width` columns."""
@@ -168,7 +166,8 @@ class Loop:
             decision = decision.only(~progress.done)
         drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
         hold = torch.zeros_like(progress.done) if decision.hold is None else decision.hold
-        tokens, finished = self.stop(drawn, canvas, progress.window, hold)
+        tokens, over = self.stop(drawn, canvas, progress.window, hold)
+        finished = over | progress.done  # a row that is given up is not over
         broken[Violation.BOUND] = (~finished & (progress.bound <= progress.made + 1)).any()
         after = replace(canvas, tokens=tokens)
         tally = progress.tally.plus(

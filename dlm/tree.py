@@ -45,26 +45,25 @@ def stacked(trees: Sequence[T]) -> T:
     made: Any = trees[0]
     if len(trees) == 1:
         return trees[0]
-    kinds = {kind(tree) for tree in trees}
-    if len(kinds) > 1:
-        raise ValueError(f"rows to put together must hold the same, got {sorted(kinds)}")
-    if isinstance(made, Tensor):
-        made = torch.cat([each for each in trees if isinstance(each, Tensor)])
-    elif isinstance(made, tuple):
-        parts = [stacked([tree[i] for tree in trees]) for i in range(len(made))]  # type: ignore[index]
-        made = type(made)(*parts) if hasattr(made, "_fields") else tuple(parts)
-    elif is_dataclass(made) and not isinstance(made, type):
-        names = [field.name for field in fields(made)]
-        made = type(made)(**{n: stacked([getattr(tree, n) for tree in trees]) for n in names})
+    found = {kinds(tree) for tree in trees}
+    if len(found) > 1:
+        raise ValueError(f"rows to put together must hold the same, got {sorted(found)}")
+    parts = [list(tensors(tree)) for tree in trees]
+    joined = iter([torch.cat(together) for together in zip(*parts, strict=True)])
+    made = mapped(lambda _: next(joined), made)
     return made  # type: ignore[no-any-return]
 
 
-def kind(tree: Any) -> str:
-    """What values that can be stacked have in common, without their parts."""
+def kinds(tree: Any) -> tuple[str, ...]:
+    """What values that can be stacked have in common: their parts, and their tensors' kinds."""
     if isinstance(tree, Tensor):
-        return f"{tree.dtype} {list(tree.shape[1:])}"
-    size = f" of {len(tree)}" if isinstance(tree, tuple) else ""
-    return f"{type(tree).__name__}{size}"
+        return (f"{tree.dtype} {list(tree.shape[1:])}",)
+    parts: list[Any] = []
+    if isinstance(tree, tuple):
+        parts = list(tree)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        parts = [getattr(tree, field.name) for field in fields(tree)]
+    return (type(tree).__name__, *(found for part in parts for found in kinds(part)), "end")
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -99,15 +99,19 @@ def compare(
         ends.setdefault(name, []).append(max(over) - began)
         return sum(end - come for end, come in zip(over, comes, strict=True)) / len(comes)
 
+    engine = Engine(model, batch_size=batch, queue_size=len(requests))
     contenders = {
-        "joining": partial(joined, model, batch),
+        "joining": partial(joined, engine),
         "batches": partial(batched, model, batch),
         "one by one": partial(batched, model, 1),
     }
     timers = {name: partial(timed, name, serve) for name, serve in contenders.items()}
-    rounds(timers, 1)  # warms up
-    ends.clear()
-    times = rounds(timers, work.repeats)
+    try:
+        rounds(timers, 1)  # warms up
+        ends.clear()
+        times = rounds(timers, work.repeats)
+    finally:
+        engine.close()
     tokens = sum(end - begin for request in requests for begin, end in request.spans)
     return Result(
         bench="serve",
@@ -125,27 +129,21 @@ def compare(
     )
 
 
-def joined(
-    model: Model, batch: int, requests: Sequence[Request], comes: Sequence[float]
-) -> list[float]:
+def joined(engine: Engine, requests: Sequence[Request], comes: Sequence[float]) -> list[float]:
     """When an engine has answered each request, of those that come at these times."""
     over = [0.0] * len(requests)
     done: SimpleQueue[Event] = SimpleQueue()
-    engine = Engine(model, batch_size=batch, queue_size=len(requests))
 
     def tell(place: int, event: Event) -> None:
         over[place] = time.perf_counter()
         done.put(event)
 
-    try:
-        for place, (request, come) in enumerate(zip(requests, comes, strict=True)):
-            time.sleep(max(0.0, come - time.perf_counter()))
-            engine.submit(request, partial(tell, place))
-        for event in (done.get() for _ in requests):
-            if not isinstance(event, Ended):
-                raise RuntimeError(f"a request was not answered: {event}")
-    finally:
-        engine.close()
+    for place, (request, come) in enumerate(zip(requests, comes, strict=True)):
+        time.sleep(max(0.0, come - time.perf_counter()))
+        engine.submit(request, partial(tell, place))
+    for event in (done.get() for _ in requests):
+        if not isinstance(event, Ended):
+            raise RuntimeError(f"a request was not answered: {event}")
     return over
 
 

@@ -1,10 +1,13 @@
 """`dlm serve`."""
 
+import os
+import re
 import socket
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from dlm.cli.generate import BUILT_IN_GEN_LENGTH, GEN_LENGTH
@@ -28,23 +31,22 @@ from dlm.cli.options import (
     ModelName,
     PositionTemperature,
     RefreshEvery,
-    Seed,
     Steps,
     Temperature,
     TopK,
     TopP,
     decoding,
+    sampling,
     server,
     unless_none,
 )
 from dlm.cli.results import note, print_json
 
+KEY: Final = "DLM_API_KEY"  # a variable of the environment
+
 if TYPE_CHECKING:
     from dlm.models.model import Model
     from dlm.serving.app import Served
-
-GRACE: Final = 30
-"""Seconds."""
 
 
 def serve(  # noqa: PLR0913 (the parameters are the command line)
@@ -63,7 +65,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     api_key: Annotated[
         str | None,
-        server(help="What requests have to bring.", envvar="DLM_API_KEY", show_default="nothing"),
+        server(help="What requests have to bring.", envvar=KEY, show_default="nothing"),
     ] = None,
     batch_size: Annotated[int, server(help="Rows decoded at a time, at most.", **COUNT)] = 16,
     queue_size: Annotated[int, server(help="Rows that wait, at most.", **COUNT)] = 256,
@@ -86,7 +88,10 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     top_k: TopK = None,
     top_p: TopP = None,
     cfg_scale: CfgScale = 0.0,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        sampling(help="Decides all noise.", show_default="drawn for each request", **WHOLE),
+    ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Answer OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
@@ -110,9 +115,11 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
         "top_k": top_k,
         "top_p": top_p,
         "cfg_scale": cfg_scale,
-        "seed": seed,
     }
+    if seed is not None:
+        defaults["seed"] = seed
     check_extra()
+    check_key(api_key)
     from dlm.settings import Settings
 
     Settings.of(defaults)  # like the port, before a model is loaded
@@ -133,27 +140,24 @@ def run(
     queue_size: int,
     machine: bool,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM; what is being answered then gets `GRACE` seconds."""
-    import uvicorn
-
+    """Serve until Ctrl-C or SIGTERM."""
     from dlm.serving.app import create_app
     from dlm.serving.engine import Engine
+    from dlm.serving.front import run_until_signal
 
     engine = Engine(model, batch_size=batch_size, queue_size=queue_size)
     try:
         served = partial(tell, machine=machine)
         app = create_app(engine, name=name, defaults=defaults, api_key=api_key, served=served)
-        announce(listener, name, batch_size, machine=machine)
-        config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=GRACE
-        )
-        with suppress(KeyboardInterrupt):  # the usual end
-            uvicorn.Server(config).run(sockets=[listener])
+        announce(listener, name, batch_size, guarded=api_key is not None, machine=machine)
+        run_until_signal(app, engine, listener)
     finally:
         engine.close()
 
 
-def announce(listener: socket.socket, name: str, batch_size: int, *, machine: bool) -> None:
+def announce(
+    listener: socket.socket, name: str, batch_size: int, *, guarded: bool, machine: bool
+) -> None:
     """Say where requests go."""
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
@@ -163,19 +167,29 @@ def announce(listener: socket.socket, name: str, batch_size: int, *, machine: bo
     body = '{"messages": [{"role": "user", "content": "Hello"}]}'
     note(f"{name} at {url}, {batch_size} rows at a time; Ctrl-C ends. Such as:")
     note(f"  curl {url}/chat/completions -d '{body}'")
+    if not (guarded or ip_address(host).is_loopback):
+        note("Whoever reaches this address may ask: --api-key says who may")
 
 
 def tell(served: "Served", *, machine: bool) -> None:
-    """A line for each request."""
-    if machine:
-        print_json(asdict(served))
-        return
-    done = (
-        f"{served.choices} of {served.prompt_tokens} tokens, {served.completion_tokens} decoded in "
-        f"{served.forwards} forwards"
-    )
-    said = done if served.error is None else served.error
-    note(f"{served.endpoint} {served.status}: {said}, {served.seconds:.2f} s")
+    """A line for each request; nobody has to read it."""
+    with suppress(OSError):
+        if machine:
+            print_json(asdict(served))
+        else:
+            note(line_of(served))
+
+
+def line_of(served: "Served") -> str:
+    """A request for people: on one line, whatever a client made an error say."""
+    said = served.error
+    if said is None:
+        said = (
+            f"{served.choices} of {served.prompt_tokens} tokens, "
+            f"{served.completion_tokens} decoded in {served.forwards} forwards"
+        )
+    shown = "".join(letter if letter.isprintable() else " " for letter in said)
+    return f"{served.endpoint} {served.status}: {shown}, {served.seconds:.2f} s"
 
 
 def check_extra() -> None:
@@ -188,14 +202,28 @@ def check_extra() -> None:
         raise ValueError("dlm serve needs starlette and uvicorn: pip install 'dlm[serve]'")
 
 
+def check_key(key: str | None) -> None:
+    """Refuse a key that lets nobody in, or everybody where one was meant to be.
+
+    Raises:
+        ValueError: it is empty, or no header can hold it as it is.
+    """
+    if key is None and os.environ.get(KEY) == "":  # as good as not set, to click
+        raise ValueError(f"{KEY} must not be empty: unset it to serve without a key")
+    if key is not None and not re.fullmatch("[!-~]+( +[!-~]+)*", key):
+        raise ValueError("--api-key must be printable ASCII, with no space around it")
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a port in use shows before a model is loaded.
 
     Raises:
-        ValueError: no port.
+        ValueError: no host, or no port.
         OSError: no such address, or it is in use.
     """
+    if not host:
+        raise ValueError("--host must not be empty: 0.0.0.0 stands for all addresses")
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port must be an int in [0, 65535], got {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)

@@ -18,6 +18,7 @@ from dlm.serving import replies
 from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
 from dlm.serving.protocol import check_defaults
 from dlm.serving.refusals import Wrong
+from dlm.serving.text import vocabulary_of
 
 __all__ = ["Served", "create_app"]
 
@@ -61,8 +62,9 @@ def create_app(
     check_defaults(defaults, engine.model)
     # The first call sets the tokenizer up, which must not happen while another thread uses it.
     engine.model.tokenizer("a")
+    vocabulary_of(engine.model.tokenizer)
     endpoints = Endpoints(Service(engine, name, dict(defaults), served))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(COMPLETIONS, endpoints.complete, methods=["POST"]),
             Route(CHAT, endpoints.chat, methods=["POST"]),
@@ -73,6 +75,8 @@ def create_app(
         middleware=[] if api_key is None else [Middleware(Guard, key=api_key)],
         exception_handlers={HTTPException: refused},
     )
+    app.router.redirect_slashes = False  # there is nothing at such a path
+    return app
 
 
 class Endpoints:

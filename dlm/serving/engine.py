@@ -1,9 +1,12 @@
 """One model and one thread that decodes what is asked of it, rows joining and leaving."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
+from typing import Final
 
 import torch
 
@@ -11,6 +14,10 @@ from dlm.models.model import Model
 from dlm.options import integer
 from dlm.serving.group import Group, Laid, Line
 from dlm.serving.work import Busy, Event, Failed, Request, Tell
+
+LOG: Final = logging.getLogger("dlm.serving")
+GROUPS: Final = 16
+"""That take turns, at most: each has recordings of its own, and torch few streams to make them."""
 
 
 class Engine:
@@ -37,7 +44,7 @@ class Engine:
         self.groups: list[Group] = []
         self.given_up: list[tuple[int, int | None]] = []  # tickets and rows
         self.numbers = count(1)
-        self.news = threading.Condition(threading.RLock())  # guards all but the groups
+        self.news = threading.Condition()  # guards all but the groups
         self.running = True
         self.thread = threading.Thread(target=self.run, name="dlm engine", daemon=True)
         self.thread.start()
@@ -50,9 +57,9 @@ class Engine:
             tell: called in the engine's thread, and not to wait.
 
         Raises:
-            Busy: there is no room for so many rows to wait now.
+            Busy: other rows wait, and there is no room for these.
             RuntimeError: the engine is closed.
-            ValueError: there never is.
+            ValueError: they are more than may ever wait.
         """
         rows = len(request.rows)
         if rows > self.queue_size:
@@ -72,7 +79,7 @@ class Engine:
             return ticket
 
     def cancel(self, ticket: int, row: int | None = None) -> None:
-        """Give up a row of a request, or all of them: nothing is told of them any more."""
+        """Give up a row of a request, or all of them: this forward is the last to tell of them."""
         with self.news:
             self.given_up.append((ticket, row))
             self.news.notify()
@@ -82,11 +89,15 @@ class Engine:
         with self.news:
             return sum(len(group.lines) for group in list(self.groups)), len(self.waiting)
 
-    def close(self) -> None:
-        """End, failing what is not done."""
+    def stop(self) -> None:
+        """Fail what is not done, after this forward, and end."""
         with self.news:
             self.running = False
             self.news.notify()
+
+    def close(self) -> None:
+        """Stop, and wait for the end."""
+        self.stop()
         self.thread.join()
 
     def run(self) -> None:
@@ -99,6 +110,7 @@ class Engine:
                     self.admit()
                     for group in list(self.groups):
                         self.advance(group)
+                        self.leave()  # a request that failed may have rows in others
         except BaseException as broken:
             error = RuntimeError(f"the engine broke down: {broken!r}")
             raise
@@ -132,35 +144,48 @@ class Engine:
             with self.news:
                 if not self.waiting:
                     return
-                line = self.waiting.popleft()
+                line = self.waiting[0]
             try:
-                self.place(Laid.of(self.model, line))
+                placed = self.place(Laid.of(self.model, line))
             except Exception as error:
-                self.fail([line], error)
+                self.fail([line], error.with_traceback(None))
                 self.leave()
+                continue
+            if not placed:
+                return
+            with self.news:
+                self.waiting.popleft()
 
-    def place(self, laid: Laid) -> None:
-        """Find others to decode a line with, or begin with it."""
+    def place(self, laid: Laid) -> bool:
+        """Find others to decode a line with, or begin with it; whether there was room."""
         for group in self.groups:
             if group.accepts(laid):
                 group.add(laid)
-                return
+                return True
+        if len(self.groups) == GROUPS:
+            return False
         self.groups.append(Group(laid, self.say))
+        return True
 
     def advance(self, group: Group) -> None:
         """One forward of a group, which is over when it fails or has no lines left."""
+        if group not in self.groups:
+            return
         try:
             group.advance()
         except Exception as error:
-            self.fail(list(group.lines.values()), error)
+            LOG.exception("a forward failed")
+            # Nobody's fault who asked, whatever it is; and no frame that holds a cache is kept.
+            told = RuntimeError(f"{type(error).__name__}: {error}")
+            self.fail(list(group.lines.values()), told)
             group.lines.clear()
         if not group.lines:
             self.remove(group)
 
     def remove(self, group: Group) -> None:
         """Forget a group."""
-        group.close()
         self.groups.remove(group)
+        group.close()
 
     def say(self, line: Line, event: Event) -> None:
         """Tell of a line; where nobody listens its request is given up."""
@@ -179,12 +204,10 @@ class Engine:
         """Fail what is left."""
         with self.news:
             self.running = False
-            left = [
-                *self.waiting,
-                *(line for group in self.groups for line in group.lines.values()),
-            ]
+            groups, self.groups = self.groups, []
+            left = [*self.waiting, *(line for group in groups for line in group.lines.values())]
             self.waiting.clear()
-        for group in self.groups:
-            group.close()
-        self.groups.clear()
         self.fail(left, error)
+        for group in groups:
+            with suppress(Exception):  # of a device that does no more
+                group.close()

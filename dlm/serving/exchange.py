@@ -1,11 +1,12 @@
 """One request for a completion, from its body to the last byte of the answer."""
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from starlette.concurrency import run_in_threadpool
@@ -17,11 +18,16 @@ from dlm.models.model import Model
 from dlm.serving import replies, work
 from dlm.serving.answer import Answer, Piece
 from dlm.serving.protocol import Asked, read_request
-from dlm.serving.refusals import AWAY, LEFT, Closed, Gone, Wrong, wrong_of
+from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
 from dlm.serving.work import Ended, Event, Failed, Grown, Tell
 
-MOST_BYTES = 8 << 20  # of a body
+MOST_BYTES = 4 << 20  # of a body
 PULSE = 0.5  # seconds between looks whether both sides are still there
+QUIET = 15.0  # seconds without a word after which a stream says that it goes on
+WAITING = b": waiting\n\n"
+"""A comment, which clients skip: proxies give up connections that bring nothing."""
+
+LOG = logging.getLogger("dlm.serving")
 
 
 class Engine(Protocol):
@@ -87,23 +93,6 @@ def refusal(wrong: Wrong) -> Response:
     return response
 
 
-class EventStream(StreamingResponse):
-    """Events as a client reads them; `close` is called however that ends."""
-
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
-        self.close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.close()
-
-
 class Exchange:
     """A request and its answer."""
 
@@ -128,12 +117,15 @@ class Exchange:
         try:
             await self.begin()
             assert self.asked is not None
+            if not self.asked.stream:
+                return await self.whole()
             # Before a status is sent: the engine may refuse what could not be checked in front.
-            first = await self.next()
-            if self.asked.stream:
-                streams = True
-                return EventStream(self.stream(first), self.close)
-            return await self.whole(first)
+            first = await self.next(within=QUIET)
+            streams = True
+            return EventStream(self, self.stream(first))
+        except asyncio.CancelledError:
+            self.cut()
+            raise
         except Exception as error:
             return refusal(self.fail(error))
         finally:
@@ -143,16 +135,8 @@ class Exchange:
     async def begin(self) -> None:
         """Read the body and hand the rows to the engine."""
         data = await read_body(self.request)
-        read = partial(
-            read_request,
-            data,
-            chat=self.chat,
-            model=self.engine.model,
-            name=self.service.name,
-            defaults=self.service.defaults,
-        )
-        self.asked = await run_in_threadpool(read)
-        self.answer = Answer(self.engine.model, self.asked)
+        asked, self.answer = await run_in_threadpool(self.read, data)
+        self.asked = asked
         loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:
@@ -160,23 +144,33 @@ class Exchange:
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
         try:
-            self.ticket = self.engine.submit(self.asked.request, tell)
+            self.ticket = self.engine.submit(asked.request, tell)
         except RuntimeError as error:
             if self.engine.running:
                 raise
             raise Closed from error
 
-    async def next(self, *, look: bool = True) -> Grown | Ended:
+    def read(self, data: bytes) -> tuple[Asked, Answer]:
+        """What a body asks for, and the answer without a word yet."""
+        service, model = self.service, self.engine.model
+        asked = read_request(
+            data, chat=self.chat, model=model, name=service.name, defaults=service.defaults
+        )
+        return asked, Answer(model, asked)
+
+    async def next(self, *, look: bool = True, within: float = math.inf) -> Grown | Ended | None:
         """What the engine tells next.
 
         Args:
             look: for the client; a stream that has begun learns of its leaving by itself.
+            within: seconds; None where nothing comes in them.
 
         Raises:
             Closed: the engine has ended.
             Gone: the client has.
             Exception: the engine failed at the request.
         """
+        late = time.monotonic() + within
         while True:
             if time.monotonic() - self.looked >= PULSE:
                 self.looked = time.monotonic()
@@ -185,8 +179,11 @@ class Exchange:
                 if not self.engine.running and self.events.empty():
                     raise Closed
             try:
-                event = await asyncio.wait_for(self.events.get(), PULSE)
+                async with asyncio.timeout(PULSE):  # `wait_for` can lose a cancellation
+                    event = await self.events.get()
             except TimeoutError:
+                if time.monotonic() >= late:
+                    return None
                 continue
             if not isinstance(event, Failed):
                 return event
@@ -194,8 +191,10 @@ class Exchange:
                 raise Closed from event.error
             raise event.error
 
-    def take(self, event: Grown | Ended) -> Piece | None:
+    def take(self, event: Grown | Ended | None) -> Piece | None:
         """Add an event to the answer; the engine need not go on with a row that is over."""
+        if event is None:
+            return None
         assert self.answer is not None
         assert self.ticket is not None
         piece = self.answer.take(event)
@@ -203,35 +202,42 @@ class Exchange:
             self.engine.cancel(self.ticket, event.row)
         return piece
 
-    async def whole(self, event: Grown | Ended) -> Response:
-        """The answer in one piece, from its first event on."""
+    async def whole(self) -> Response:
+        """The answer in one piece."""
         assert self.answer is not None
-        self.take(event)
         while not self.answer.complete:
             self.take(await self.next())
+        response = reply(replies.Writer(self.answer, self.service.name).whole())
         self.status, self.error = 200, None
-        return reply(replies.Writer(self.answer, self.service.name).whole())
+        return response
 
-    async def stream(self, event: Grown | Ended) -> AsyncIterator[bytes]:
-        """The answer in events, from the engine's first one on."""
+    async def stream(self, event: Grown | Ended | None) -> AsyncIterator[bytes]:
+        """The answer in events, from the engine's first one on; None if that is late."""
         assert self.answer is not None
         assert self.asked is not None
         writer = replies.Writer(self.answer, self.service.name)
         try:
             while True:
                 piece = self.take(event)
+                if event is None:
+                    yield WAITING
                 for chunk in () if piece is None else writer.chunks(piece):
                     yield replies.event(chunk)
                 if self.answer.complete:
                     break
-                event = await self.next(look=False)
+                event = await self.next(look=False, within=QUIET)
+            if self.asked.include_usage:
+                yield replies.event(writer.last_chunk())
         except Exception as error:
             yield replies.event(self.fail(error).body())
             return
-        if self.asked.include_usage:
-            yield replies.event(writer.last_chunk())
         yield replies.event(b"[DONE]")
         self.status, self.error = 200, None
+
+    def cut(self) -> None:
+        """Note that the server ended first, unless it is known already how this ended."""
+        if self.status == LEFT:
+            self.status, self.error = 503, CUT
 
     def fail(self, error: Exception) -> Wrong:
         """Note an error: what the client is told of it."""
@@ -246,18 +252,40 @@ class Exchange:
         if self.ticket is not None:
             self.engine.cancel(self.ticket)
         asked, answer = self.asked, self.answer
-        self.service.served(
-            Served(
-                endpoint=self.endpoint,
-                status=self.status,
-                seconds=time.monotonic() - self.start,
-                choices=0 if asked is None else len(asked.request.rows),
-                prompt_tokens=0 if asked is None else asked.prompt_tokens,
-                completion_tokens=0 if answer is None else answer.completion_tokens,
-                forwards=0 if answer is None else answer.forwards,
-                error=self.error,
-            )
+        told = Served(
+            endpoint=self.endpoint,
+            status=self.status,
+            seconds=time.monotonic() - self.start,
+            choices=0 if asked is None else len(asked.request.rows),
+            prompt_tokens=0 if asked is None else asked.prompt_tokens,
+            completion_tokens=0 if answer is None else answer.completion_tokens,
+            forwards=0 if answer is None else answer.forwards,
+            error=self.error,
         )
+        try:
+            self.service.served(told)
+        except Exception:  # which must not change the answer
+            LOG.exception("%s was answered with %s, but not told of", told.endpoint, told.status)
+
+
+class EventStream(StreamingResponse):
+    """Events as a client reads them; the exchange is closed however that ends."""
+
+    def __init__(self, exchange: Exchange, events: AsyncIterator[bytes]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+        self.exchange = exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # not by a client that leaves: that is caught inside
+            self.exchange.cut()
+            raise
+        finally:
+            self.exchange.close()
 
 
 async def read_body(request: Request) -> bytes:

@@ -1,7 +1,7 @@
 """Fields of a body, read and checked one by one."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm.options import boolean, integer, known, writable
@@ -11,6 +11,7 @@ Body = Mapping[str, Any]
 MOST_CHOICES = 128  # of a prompt
 MOST_STOPS = 16
 LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
+LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
 
 OPTIONS = (
     "decoder",
@@ -32,8 +33,21 @@ OPTIONS = (
 )
 """Options of `dlm.generate` that are fields under their own names."""
 
-SHARED = ("model", "max_tokens", "n", "stop", "stream", "stream_options", "user", *OPTIONS)
-COMPLETION = ("prompt", *SHARED)
+LABELS: Mapping[str, tuple[type, str]] = {
+    "user": (str, "a text"),
+    "metadata": (dict, "an object"),
+    "store": (bool, "True or False"),
+    "safety_identifier": (str, "a text"),
+    "prompt_cache_key": (str, "a text"),
+}
+"""Fields that change no text, and what they must be."""
+
+SHARED = (
+    *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
+    *LABELS,
+    *OPTIONS,
+)
+COMPLETION = ("prompt", "suffix", *SHARED)
 CHAT = ("messages", "max_completion_tokens", "chat_template_kwargs", *SHARED)
 
 UNSUPPORTED = (
@@ -43,10 +57,11 @@ UNSUPPORTED = (
     "frequency_penalty",
     "function_call",
     "functions",
+    "ignore_eos",
     "logit_bias",
     "logprobs",
-    "metadata",
     "min_p",
+    "min_tokens",
     "modalities",
     "parallel_tool_calls",
     "prediction",
@@ -54,8 +69,7 @@ UNSUPPORTED = (
     "reasoning_effort",
     "repetition_penalty",
     "response_format",
-    "store",
-    "suffix",
+    "service_tier",
     "tool_choice",
     "tools",
     "top_logprobs",
@@ -63,15 +77,23 @@ UNSUPPORTED = (
 )
 """Fields that other servers of these endpoints take, and that nothing here could honour."""
 
-OFF: Mapping[str, Any] = {
-    "function_call": "none",
-    "modalities": ["text"],
-    "reasoning_effort": "none",
-    "repetition_penalty": 1,
-    "response_format": {"type": "text"},
-    "tool_choice": "none",
+OFF: Mapping[str, Sequence[Any]] = {
+    "function_call": ["none"],
+    "modalities": [["text"]],
+    "parallel_tool_calls": [True],  # of tools, which are refused themselves
+    "reasoning_effort": ["none"],
+    "repetition_penalty": [1],
+    "response_format": [{"type": "text"}],
+    "service_tier": ["auto", "default"],
+    "tool_choice": ["none", "auto"],
 }
 """How some of them say that they want nothing, beside being empty."""
+
+REASONS: Mapping[str, str] = {
+    "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
+    "name": "the chat template has no place for it",
+}
+"""What to do without some of them, or why they are none, if not just to leave them out."""
 
 
 def read_json(data: bytes) -> dict[str, Any]:
@@ -116,8 +138,13 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
         if name == "gen_length":
             raise ValueError("unknown field 'gen_length': max_tokens says how many are decoded")
         if name not in UNSUPPORTED:
-            known("field", name, names)
+            known_name("field", name, names)
     return {k: v for k, v in body.items() if v is not None or k == "block_length"}
+
+
+def known_name(kind: str, name: Any, names: Iterable[str]) -> str:
+    """As `dlm.options.known`, of a name that a client may have made long."""
+    return known(kind, name[:LONGEST_NAME] if isinstance(name, str) else name, names)
 
 
 def refuse_unsupported(body: Body, n: int) -> None:
@@ -128,7 +155,13 @@ def refuse_unsupported(body: Body, n: int) -> None:
     """
     for name in UNSUPPORTED:
         if name in body and not asks_nothing(name, body[name], n):
-            raise ValueError(f"{name} is not supported, got {body[name]!r}: leave it out")
+            raise unsupported(name, body[name], name)
+
+
+def unsupported(name: str, value: Any, where: str) -> ValueError:
+    """The error of a field that asks for what there is not."""
+    reason = REASONS.get(name, "leave it out")
+    return ValueError(f"{where} is not supported, got {value!r}: {reason}")
 
 
 def asks_nothing(name: str, value: Any, n: int) -> bool:
@@ -139,7 +172,7 @@ def asks_nothing(name: str, value: Any, n: int) -> bool:
         return bool(value == n)
     if name == "logprobs":  # 0 asks for that of the token itself
         return False
-    return (name in OFF and value == OFF[name]) or value in ("", 0, [], {})
+    return value in ("", 0, [], {}) or value in OFF.get(name, ())
 
 
 def read_prompts(value: Any) -> list[Any]:
@@ -149,7 +182,7 @@ def read_prompts(value: Any) -> list[Any]:
         ValueError: they are something else.
     """
     prompts = [value] if isinstance(value, str) else value
-    if isinstance(prompts, list) and prompts and isinstance(prompts[0], int | float):
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], int):
         prompts = [prompts]
     listed = isinstance(prompts, list) and bool(prompts)
     if listed and all(isinstance(prompt, str) for prompt in prompts):
@@ -183,10 +216,13 @@ def read_message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"{where} must be an object with texts role and content, got {message!r}")
     for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, False, "", [], {}):
-            raise ValueError(f"{where}.{name} is not supported, got {value!r}: leave it out")
-    role = writable(message["role"], f"{where}.role")
-    return {"role": role, "content": read_content(message.get("content"), f"{where}.content")}
+        told = name in ("role", "content") or (name == "type" and value in ("text", "message"))
+        if not told and value not in (None, False, "", [], {}):
+            raise unsupported(name, value, f"{where}.{name}")
+    role, content = writable(message["role"], f"{where}.role"), message.get("content")
+    if content is None and role == "assistant":  # it may have said nothing
+        content = ""
+    return {"role": role, "content": read_content(content, f"{where}.content")}
 
 
 def read_content(content: Any, where: str) -> str:
@@ -201,6 +237,17 @@ def read_content(content: Any, where: str) -> str:
                 f'parts of {where} must be {{"type": "text", "text": ...}}, got {part!r}'
             )
     return writable("".join(part["text"] for part in parts), where)
+
+
+def read_suffix(value: Any) -> str:
+    """What stands behind a completion.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"suffix must be a text, got {value!r}")
+    return writable(value, "suffix")
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
@@ -227,17 +274,17 @@ def read_stream(body: Body) -> tuple[bool, bool]:
         ValueError: an option of streams for an answer that is none.
     """
     stream = boolean("stream", body.get("stream", False))
-    options = body.get("stream_options")
-    if options is None:
-        return stream, False
-    if not stream:
-        raise ValueError(f"stream_options go with stream true, got {options!r} without")
+    options = body.get("stream_options", {})
     if not isinstance(options, dict):
         raise ValueError(f"stream_options must be an object, got {options!r}")
-    for name in options:
-        known("option of stream_options", name, ("include_usage",))
-    usage = options.get("include_usage")
-    return stream, usage is not None and boolean("include_usage", usage)
+    for name, value in options.items():
+        known_name("option of stream_options", name, ("include_usage", "include_obfuscation"))
+        if value is not None and boolean(name, value) and name == "include_obfuscation":
+            raise unsupported(name, value, name)
+    usage = bool(options.get("include_usage"))
+    if usage and not stream:
+        raise ValueError(f"stream_options go with stream true, got {options!r} without")
+    return stream, usage
 
 
 def read_length(body: Body) -> int | None:

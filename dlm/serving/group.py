@@ -115,16 +115,20 @@ class Group:
     def add(self, laid: Laid) -> None:
         """Let a line join at the next forward."""
         self.lines[laid.line.name] = laid.line
-        self.told[laid.line.name] = laid.line.span[0]
         self.joining.append(laid)
 
     def drop(self, line: Line) -> None:
         """Give a line up."""
-        del self.lines[line.name]
+        self.forget(line.name)
         before = len(self.joining)
         self.joining = [laid for laid in self.joining if laid.line is not line]
         if len(self.joining) == before:
             self.leaving.add(line.name)
+
+    def forget(self, name: int) -> Line | None:
+        """A line that nothing is told of any more, if there is one of that name."""
+        self.told.pop(name, None)
+        return self.lines.pop(name, None)
 
     def arrivals(self) -> Rows | None:
         """Those that join now."""
@@ -153,7 +157,7 @@ class Group:
         step = next(self.steps)
         self.follow(step)
         for name, end in ended(step):
-            line = self.lines.pop(name, None)
+            line = self.forget(name)
             if line is not None:
                 tokens = end.tokens[slice(*line.span)]
                 self.say(line, Ended(line.row, tokens, end.decoded, end.forwards))
@@ -174,7 +178,7 @@ class Group:
             begin, end = line.span
             mask_id = self.terms.model.spec.mask_id
             settled = self.traits.settled(tokens[:end], begin, block_start, mask_id)
-            told = self.told[line.name]
+            told = self.told.get(line.name, begin)
             if settled > told:
                 self.told[line.name] = settled
                 self.say(line, Grown(line.row, tokens[told:settled]))

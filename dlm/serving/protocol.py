@@ -5,8 +5,9 @@ All that can be refused without the network is refused here.
 
 import dataclasses
 import inspect
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,9 +20,12 @@ from dlm.models.spec import ModelSpec
 from dlm.options import integer, known
 from dlm.prompts import encode_prompts, tokenizer_of
 from dlm.serving import fields
+from dlm.serving.text import vocabulary_of
 from dlm.serving.work import Request
 from dlm.settings import Settings
+from dlm.traits import CACHES
 
+SEED_BITS = 53  # numbers that JSON's readers keep, whatever they are written in
 MOST_ROWS = 1024  # of a request
 MOST_TOKENS = 1 << 22  # of all rows of a request together
 MOST_STEPS = 1 << 14  # some decoders make all the forwards that they are given
@@ -29,6 +33,9 @@ MOST_OF_DECODER = 256  # some decoders hold so much for each token, or add so ma
 
 DEFAULTS = ("gen_length", *fields.OPTIONS)
 """Options that a server may be started with."""
+
+FROM_TEMPLATES = (TemplateError, TypeError, ArithmeticError, LookupError, ValueError)
+"""What rendering raises: templates refuse roles, and compute with what they are given."""
 
 
 class UnknownModel(ValueError):
@@ -71,18 +78,25 @@ def read_request(
     if stop:
         tokenizer_of(model, "stop")
     stream, include_usage = fields.read_stream(body)
-    prompts = read_prompts(body, chat=chat)
-    if len(prompts) * n > MOST_ROWS:
-        raise ValueError(
-            f"prompts times n must be at most {MOST_ROWS}, got {len(prompts)} times {n}"
-        )
+    prompts = read_messages(body, model) if chat else read_prompts(body, model, n)
+    after = encode_suffix(model, fields.read_suffix(body.get("suffix", "")))
+    if after:  # as in `dlm.infill`: what follows is given
+        body.setdefault("stop_at_eos", False)
     settings = read_settings(body, defaults, model.spec, len(prompts) * n)
-    encoded = encode(model, prompts, body.get("chat_template_kwargs", {}))
-    rows, spans = lay_out(model, encoded, settings.gen_length, n)
+    if chat:
+        encoded = [encode_chat(model, prompts, body.get("chat_template_kwargs", {}))]
+    else:
+        encoded = encode_prompts(model, prompts)
+    if fields.read_length(body) is None:  # as long as the server says, where that much is left
+        closed = max(map(len, encoded)) + len(after) + len(model.spec.suffix)
+        room = max(1, model.spec.max_length - closed)
+        if room < settings.gen_length:
+            settings = replace(settings, gen_length=room)
+    rows, spans = lay_out(model, encoded, settings.gen_length, after, n)
     return Asked(
         request=Request(rows, spans, settings, follow=stream or bool(stop)),
         chat=chat,
-        prompt_tokens=sum(map(len, encoded)),
+        prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),
         stop=stop,
         stream=stream,
         include_usage=include_usage,
@@ -101,20 +115,62 @@ def check_defaults(defaults: Mapping[str, Any], model: Model) -> None:
 
 
 def check_labels(body: fields.Body, name: str) -> None:
-    """Refuse another model's name, and a user that is no text."""
+    """Refuse another model's name, and labels that are not what they should be."""
     asked = body.get("model", name)
     if asked != name:
         raise UnknownModel(f"model must be {name!r}, which is served here, got {asked!r}")
-    if not isinstance(body.get("user", ""), str):
-        raise ValueError(f"user must be a text, got {body['user']!r}")
+    for label, (kind, said) in fields.LABELS.items():
+        if label in body and not isinstance(body[label], kind):
+            raise ValueError(f"{label} must be {said}, got {body[label]!r}")
 
 
-def read_prompts(body: fields.Body, *, chat: bool) -> list[Any]:
-    """What `encode_prompts` takes, one for each prompt."""
-    field = "messages" if chat else "prompt"
-    if field not in body:
-        raise ValueError(f"{field} must be there")
-    return [fields.read_messages(body[field])] if chat else fields.read_prompts(body[field])
+def read_prompts(body: fields.Body, model: Model, n: int) -> list[Any]:
+    """Texts or lists of token ids, each to be answered `n` times.
+
+    Raises:
+        ValueError: they are something else, or too many or too long.
+    """
+    if "prompt" not in body:
+        raise ValueError("prompt must be there")
+    value = body["prompt"]
+    # How much there is first: to look at each takes long.
+    several = isinstance(value, list) and value and isinstance(value[0], str | list)
+    listed = value if several else [value]
+    if len(listed) * n > MOST_ROWS:
+        raise ValueError(
+            f"prompts times n must be at most {MOST_ROWS}, got {len(listed)} times {n}"
+        )
+    for prompt in listed:
+        if isinstance(prompt, str):
+            refuse_long(model, "prompt", len(prompt))
+        elif isinstance(prompt, list):
+            check_length(model, len(prompt))
+    return fields.read_prompts(value)
+
+
+def read_messages(body: fields.Body, model: Model) -> list[dict[str, str]]:
+    """The messages of a chat.
+
+    Raises:
+        ValueError: they are something else, or too long.
+    """
+    if "messages" not in body:
+        raise ValueError("messages must be there")
+    messages = fields.read_messages(body["messages"])
+    texts = (text for message in messages for text in message.values())
+    refuse_long(model, "messages", sum(map(len, texts)))
+    return messages
+
+
+def refuse_long(model: Model, name: str, length: int) -> None:
+    """Refuse texts that are too long for any tokens, before these are sought.
+
+    Raises:
+        ValueError: they are.
+    """
+    most = model.spec.max_length
+    if length > most * vocabulary_of(tokenizer_of(model, name)).longest:
+        raise ValueError(f"{name} must fit the model's {most} positions, got {length} characters")
 
 
 def read_settings(
@@ -125,7 +181,10 @@ def read_settings(
     length = fields.read_length(body)
     if length is not None:
         given["gen_length"] = length
+    if type(given.get("top_k")) is int and given["top_k"] in (-1, 0):  # off, as elsewhere
+        given["top_k"] = None
     used = defaults.get("decoder", Settings().decoder)
+    refuse_names(given)
     refuse_files(given.get("decoder", used), given.get("decoder_options"))
     refuse_work(given, spec)
     gone = set()
@@ -134,9 +193,29 @@ def read_settings(
     if "cache" in given:
         gone.add("refresh_every")  # it speaks of the other cache
     kept = {name: value for name, value in defaults.items() if name not in gone}
+    if "seed" not in {*kept, *given}:
+        given["seed"] = secrets.randbits(SEED_BITS)  # which the answer tells
     settings = Settings.of({**kept, **given, "row_keys": list(range(rows))})
     settings.check_model(spec)
     return settings
+
+
+def refuse_names(given: Mapping[str, Any]) -> None:
+    """Refuse unknown names here, where long ones are cut.
+
+    Raises:
+        ValueError: one is unknown, or the name of an option is long.
+    """
+    for kind, names in (("decoder", DECODERS), ("cache", CACHES)):
+        if isinstance(given.get(kind), str):
+            fields.known_name(kind, given[kind], names)
+    options = given.get("decoder_options")
+    longest = max(map(len, options), default=0) if isinstance(options, Mapping) else 0
+    if longest > fields.LONGEST_NAME:
+        raise ValueError(
+            f"names in decoder_options must be at most {fields.LONGEST_NAME} characters, "
+            f"got {longest}"
+        )
 
 
 def refuse_files(decoder: Any, options: Any) -> None:
@@ -182,15 +261,48 @@ def refuse_work(given: Mapping[str, Any], spec: ModelSpec) -> None:
             )
 
 
-def encode(model: Model, prompts: list[Any], chat_options: Any) -> list[list[int]]:
-    """Token ids of each prompt."""
+def encode_chat(
+    model: Model, messages: Sequence[Mapping[str, str]], chat_options: Any
+) -> list[int]:
+    """Token ids of messages.
+
+    Raises:
+        ValueError: the template has no variable of such a name, or does not take the messages.
+    """
     if not isinstance(chat_options, Mapping):
         raise ValueError(f"chat_template_kwargs must be an object, got {chat_options!r}")
     refuse_arguments(model, chat_options)
     try:
-        return encode_prompts(model, prompts, chat_options)
-    except (TemplateError, TypeError) as error:  # templates refuse roles, and meet any type
+        (ids,) = encode_prompts(model, messages, chat_options)
+    except FROM_TEMPLATES as error:
+        if is_ours(error):
+            raise
         raise ValueError(f"messages must fit the model's chat template: {error}") from error
+    return ids
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether it is a check of this package that an error comes from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and where.partition(".")[0] == "dlm"
+
+
+def encode_suffix(model: Model, text: str) -> list[int]:
+    """Token ids of what stands behind a completion.
+
+    Raises:
+        ValueError: they hold the mask, or the model has no tokenizer.
+    """
+    if not text:
+        return []
+    refuse_long(model, "suffix", len(text))
+    ids: list[int] = tokenizer_of(model, "suffix")(text, add_special_tokens=False)["input_ids"]
+    if model.spec.mask_id in ids:
+        raise ValueError(f"suffix must not hold the mask, got {text!r}")
+    return ids
 
 
 def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
@@ -204,18 +316,18 @@ def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
     render = tokenizer_of(model, "a chat prompt").apply_chat_template
     own = inspect.signature(render).parameters.keys() - {"tools", "documents"}
     for name in chat_options:
-        if name in own:
-            raise ValueError(
-                f"chat_template_kwargs must be variables of the template, got {name!r}"
-            )
+        cut = name[: fields.LONGEST_NAME]  # a longer one takes long to look for
+        if name in own or name != cut:
+            raise ValueError(f"chat_template_kwargs must be variables of the template, got {cut!r}")
 
 
 def lay_out(
-    model: Model, encoded: Sequence[list[int]], gen_length: int, n: int
+    model: Model, encoded: Sequence[list[int]], gen_length: int, after: Sequence[int], n: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Rows of each prompt `n` times, with what is to be decoded behind, and where that lies."""
-    check_length(model, max(map(len, encoded)) + gen_length + len(model.spec.suffix))
-    total = n * sum(len(prompt) + gen_length for prompt in encoded)
+    check_length(model, max(map(len, encoded)) + gen_length + len(after) + len(model.spec.suffix))
+    total = n * sum(len(prompt) + gen_length + len(after) for prompt in encoded)
     if total > MOST_TOKENS:
         raise ValueError(f"all choices must hold at most {MOST_TOKENS} tokens, got {total}")
-    return continued(model, [prompt for prompt in encoded for _ in range(n)], gen_length)
+    copies = [prompt for prompt in encoded for _ in range(n)]
+    return continued(model, copies, gen_length, after)

@@ -9,6 +9,7 @@ from dlm.serving.work import Busy
 
 LEFT = 499  # what servers write for a client that went away
 AWAY = "the client went away"
+CUT = "the server ended"
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 FIELDS = frozenset({*fields.COMPLETION, *fields.CHAT, *fields.UNSUPPORTED})

@@ -37,7 +37,8 @@ def model_object(name: str, created: int) -> dict[str, Any]:
 class Writer:
     """Writes one answer, as a whole or in chunks.
 
-    Beside what OpenAI's have, a choice has `forwards`: null where a stop text cut it short.
+    Beside what OpenAI's have, it has its `seed`, and each choice its `forwards`: null where a stop
+    text cut it short.
     """
 
     def __init__(self, answer: Answer, name: str) -> None:
@@ -50,6 +51,7 @@ class Writer:
             "object": "chat.completion" if self.chat else "text_completion",
             "created": int(time.time()),
             "model": name,
+            "seed": answer.asked.request.settings.seed,
         }
 
     def whole(self) -> dict[str, Any]:

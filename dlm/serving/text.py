@@ -1,6 +1,9 @@
 """Text of tokens as they become final."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from tokenizers.decoders import ByteLevel
 
@@ -9,13 +12,39 @@ from dlm.prompts import decode_text, tokenizer_of, whole_text
 
 HALF = "\ufffd"
 """Stands for bytes that are no character, or not yet one."""
+KEPT = 8  # tokens decoded again in front of new ones, where these read otherwise alone
+LONG = 32  # tokens; more of them are not decoded again for every new one
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What all texts of a tokenizer have in common."""
+
+    local: bool  # what follows a whole character is decoded as if it stood alone
+    readable: frozenset[int]  # tokens whose text does not hang on those that follow, if not local
+    longest: int  # characters of a token, at most
+
+
+@lru_cache(maxsize=4)
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of a tokenizer, read once."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    local = isinstance(getattr(backend, "decoder", None), ByteLevel)  # joins bytes
+    names = tokenizer.get_vocab()
+    # Special ones are left out, so that what stands on both sides of them joins. A run of bytes
+    # that is no text is so many signs: none of it is known before its end.
+    added = tokenizer.added_tokens_decoder
+    silent = {*tokenizer.all_special_ids, *(i for i in added if added[i].special)}
+    read = () if local else (i for name, i in names.items() if not is_byte(name))
+    return Vocabulary(local, frozenset(read) - silent, max(map(len, names), default=1))
 
 
 class Reader:
     """The text of one choice: what it gave is never taken back.
 
     Together it gives `decode_text` of the whole span, cut in front of the stop text that begins
-    first, however the tokens came.
+    first, however the tokens came. New tokens are decoded behind a few of those before them, and
+    their text is what they add; where it does not continue the earlier text all are decoded.
 
     Args:
         model: whose tokenizer and stop tokens they are.
@@ -23,33 +52,54 @@ class Reader:
     """
 
     def __init__(self, model: Model, stop: Sequence[str] = ()) -> None:
-        tokenizer = tokenizer_of(model, "text")
+        self.vocabulary = vocabulary_of(tokenizer_of(model, "text"))
         self.model = model
         self.stop = stop
         self.stopped = False  # whether a stop text ended it
         self.ended = False  # whether a stop token did
         self.count = 0  # tokens, up to the first stop token and with it
         self.given = ""
-        # Bytes joined: what follows a whole character is decoded as if it stood alone.
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self.local = isinstance(getattr(backend, "decoder", None), ByteLevel)
-        # They are left out, so that what stands on both sides of them joins.
-        added = tokenizer.added_tokens_decoder
-        self.silent = {*tokenizer.all_special_ids, *(i for i in added if added[i].special)}
-        self.known = ""  # text of the tokens that are not in `tokens` any more
         self.tokens: list[int] = []
+        self.readable = 0  # tokens in front of those whose text hangs on what follows
+        self.seen = 0  # tokens that have been decoded
+        # The window: tokens that are decoded again. Its head is text that is known already.
+        self.begin = 0
+        self.head = ""
+        self.known = ""  # text of all tokens up to the end of the head
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that is final now, after these further tokens."""
         if self.stopped or self.ended:
             return ""
-        self.tokens += self.counted(tokens)
-        text = self.known + whole_text(self.model, self.readable(self.tokens))
-        if self.local and not text.endswith(HALF):
-            self.known, self.tokens = text, []
-        text = text.rstrip(HALF)
+        self.add(self.counted(tokens))
+        new, size = self.readable - self.seen, self.readable - self.begin
+        if not new or (size > LONG and new * 8 < size):
+            return ""
+        text = self.read(self.readable).rstrip(HALF)
         # Some tokenizers change what they said of earlier tokens: wait until they say it again.
         return self.give(text, self.withheld(text)) if text.startswith(self.given) else ""
+
+    def read(self, end: int) -> str:
+        """Text of all tokens up to `end`."""
+        self.seen = end
+        text = whole_text(self.model, self.tokens[self.begin : end])
+        if not text.startswith(self.head):
+            self.begin, self.head, self.known = 0, "", ""
+            return whole_text(self.model, self.tokens[:end])
+        text = self.known + text[len(self.head) :]
+        if not text.endswith(HALF):
+            self.advance(text, end)
+        return text
+
+    def advance(self, text: str, end: int) -> None:
+        """Let the window begin later, once it is twice as long as need be, if it reads alike."""
+        kept = 0 if self.vocabulary.local else KEPT
+        begin = end - kept
+        if begin - self.begin < kept:
+            return
+        head = whole_text(self.model, self.tokens[begin:end]) if kept else ""
+        if self.vocabulary.local or (head and text.endswith(head)):
+            self.begin, self.head, self.known = begin, head, text
 
     def end(self, tokens: Sequence[int]) -> str:
         """Text that remains, of the tokens of the whole span."""
@@ -68,27 +118,24 @@ class Reader:
         self.count += len(tokens) if place is None else place + 1
         return tokens[:place]
 
-    def readable(self, tokens: list[int]) -> list[int]:
-        """Tokens without those at the end whose text hangs on the tokens that follow."""
-        if self.local:
-            return tokens
-        # A run of bytes that is no text is so many signs: none of it is known before its end.
-        names = self.model.tokenizer.convert_ids_to_tokens(tokens)  # type: ignore[union-attr]
-        end = len(tokens)
-        while end and (tokens[end - 1] in self.silent or is_byte(names[end - 1])):
-            end -= 1
-        return tokens[:end]
+    def add(self, tokens: Sequence[int]) -> None:
+        """Keep further tokens, and find the last whose text does not hang on what follows."""
+        local, readable = self.vocabulary.local, self.vocabulary.readable
+        ends = range(len(tokens), 0, -1)
+        last = next((end for end in ends if local or tokens[end - 1] in readable), None)
+        if last is not None:
+            self.readable = len(self.tokens) + last
+        self.tokens += tokens
 
     def withheld(self, text: str) -> int:
         """Where the longest end of a text begins that may become a stop text."""
-        room = len(text) - len(self.given)
+        room = min(len(text) - len(self.given), max(map(len, self.stop), default=0) - 1)
         lengths = (
             length
-            for stop in self.stop
-            for length in range(min(room, len(stop) - 1), 0, -1)
-            if text.endswith(stop[:length])
+            for length in range(room, 0, -1)
+            if any(len(stop) > length and text.endswith(stop[:length]) for stop in self.stop)
         )
-        return len(text) - max(lengths, default=0)
+        return len(text) - next(lengths, 0)
 
     def give(self, text: str, end: int) -> str:
         """What was not given yet of a text up to `end`, or to a stop text in front of it."""
@@ -101,6 +148,6 @@ class Reader:
         return piece
 
 
-def is_byte(name: str | None) -> bool:
-    """Whether a token stands for one byte, such as <0xE2>, or for nothing."""
-    return name is None or (len(name) == 6 and name.startswith("<0x") and name.endswith(">"))
+def is_byte(name: str) -> bool:
+    """Whether a token stands for one byte, such as <0xE2>."""
+    return len(name) == 6 and name.startswith("<0x") and name.endswith(">")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dlm
+from dlm.batch import Batch
 from dlm.generation import continued
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
@@ -32,8 +33,18 @@ def model() -> Model:
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("decoder", ["low_confidence", "first_hitting", "klass"])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_rows_are_what_generate_gives(model: Model, decoder: str, cache: str) -> None:
+def test_rows_are_what_generate_gives(
+    model: Model, monkeypatch: pytest.MonkeyPatch, decoder: str, cache: str
+) -> None:
     """More than once: steps run plainly, are recorded, and are played."""
+    joined: list[int] = []
+    take = Batch.take
+
+    def counted(batch: Batch, other: Batch) -> None:
+        joined.append(len(other.live))
+        take(batch, other)
+
+    monkeypatch.setattr(Batch, "take", counted)
     options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "temperature": 0.8}
     options |= {"decoder": decoder, "cache": cache, "stop_at_eos": False}
     expected = dlm.generate(model, PROMPTS, row_keys=[0] * len(PROMPTS), **options)
@@ -55,3 +66,4 @@ def test_rows_are_what_generate_gives(model: Model, decoder: str, cache: str) ->
                 assert (end.tokens, end.forwards) == (tokens, forwards)
     finally:
         engine.close()
+    assert joined

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from typer.testing import CliRunner
 import dlm
 from dlm.cli import app
 from dlm.cli import serve as command
+from dlm.serving import front
+from dlm.serving.app import Served, create_app
+from dlm.serving.engine import Engine
 
 PATIENCE = 120  # seconds
 KEY = "open sesame"
@@ -31,7 +36,7 @@ class Server:
     """One that listens."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None = None
     told: str = ""  # on stdout, behind its first line
 
     def open(self, path: str, body: Any, key: str = KEY) -> Any:
@@ -57,7 +62,7 @@ class Server:
 
 @contextmanager
 def serving(*options: str) -> Iterator[Server]:
-    """Such a server, ended by Ctrl-C."""
+    """Such a server, ended by SIGTERM."""
     given = [sys.executable, "-m", "dlm", "serve", "--port=0", *options]
     process = subprocess.Popen(
         given,
@@ -67,11 +72,14 @@ def serving(*options: str) -> Iterator[Server]:
         env={**os.environ, "DLM_API_KEY": KEY},
     )
     assert process.stdout is not None
-    server = Server(json.loads(process.stdout.readline())["url"], process)
+    first = process.stdout.readline()
+    if not first:
+        raise AssertionError(process.communicate()[1])
+    server = Server(json.loads(first)["url"], process)
     try:
         yield server
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         server.told, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
 
@@ -123,6 +131,9 @@ def run(*args: str) -> Any:
     (["--option", "radius=1"], "low_confidence"),
     (["--batch-size=0"], "must be an int >= 1, got '0'"),
     (["--host=no.such.host.invalid"], "error: "),
+    (["--host="], "--host must not be empty: 0.0.0.0 stands for all addresses"),
+    (["--api-key="], "--api-key must be printable ASCII, with no space around it"),
+    (["--api-key=key "], "--api-key must be printable ASCII, with no space around it"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, given: list[str], message: str
@@ -150,18 +161,72 @@ def test_without_the_extra_it_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     assert "dlm serve needs starlette and uvicorn: pip install 'dlm[serve]'" in result.output
 
 
-def test_people_read_where_it_is_and_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        command.announce(listener, "a model", 3, machine=False)
-        port = listener.getsockname()[1]
-    served = {"endpoint": "/v1/completions", "status": 200, "seconds": 0.25, "choices": 2}
-    more = {"prompt_tokens": 7, "completion_tokens": 9, "forwards": 4, "error": None}
-    from dlm.serving.app import Served
+def test_a_key_that_was_meant_to_be_there_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLM_API_KEY", "")
+    result = run()
+    assert result.exit_code == 2
+    assert "DLM_API_KEY must not be empty" in result.output
 
-    command.tell(Served(**served, **more), machine=False)  # type: ignore[arg-type]
-    command.tell(Served(**served, **{**more, "error": "it is late"}), machine=False)  # type: ignore[arg-type]
-    out, told = capsys.readouterr()
-    assert out == ""
-    assert f"a model at http://127.0.0.1:{port}/v1, 3 rows at a time" in told
-    assert "/v1/completions 200: 2 of 7 tokens, 9 decoded in 4 forwards, 0.25 s" in told
-    assert "/v1/completions 200: it is late, 0.25 s" in told
+
+def served(**more: Any) -> Served:
+    usual: dict[str, Any] = {"endpoint": "/v1/completions", "status": 200, "seconds": 0.25}
+    usual |= {"choices": 2, "prompt_tokens": 7, "completion_tokens": 9, "forwards": 4}
+    return Served(**{**usual, "error": None, **more})
+
+
+def test_people_read_where_it_is_and_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    for host, guarded in (("127.0.0.1", False), ("0.0.0.0", True), ("0.0.0.0", False)):
+        with socket.create_server((host, 0)) as listener:
+            command.announce(listener, "a model", 3, guarded=guarded, machine=False)
+            port = listener.getsockname()[1]
+        out, told = capsys.readouterr()
+        assert out == ""
+        assert f"a model at http://{host}:{port}/v1, 3 rows at a time" in told
+        assert ("Whoever reaches" in told) == (host == "0.0.0.0" and not guarded)
+    command.tell(served(), machine=False)
+    told = capsys.readouterr().err
+    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded in 4 forwards, 0.25 s\n"
+    command.tell(served(error="it\nis \x1b[31mlate"), machine=False)
+    assert capsys.readouterr().err == "/v1/completions 200: it is  [31mlate, 0.25 s\n"
+
+
+@pytest.mark.parametrize("machine", [True, False])
+def test_nobody_has_to_read_the_lines(monkeypatch: pytest.MonkeyPatch, machine: bool) -> None:
+    def closed(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, "print_json", closed)
+    monkeypatch.setattr(command, "note", closed)
+    command.tell(served(), machine=machine)
+
+
+def test_answers_that_take_too_long_end_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stops the engine after the time of grace, and who waits is told."""
+    monkeypatch.setattr(front, "GRACE", 0.2)
+    model = dlm.load()
+    begun = threading.Event()
+    states = type(model.network).states
+
+    def slow(network: Any, *given: Any, **more: Any) -> Any:
+        begun.set()
+        time.sleep(0.05)
+        return states(network, *given, **more)
+
+    monkeypatch.setattr(type(model.network), "states", slow)
+    engine = Engine(model)
+    lines: list[Served] = []
+    app = create_app(engine, name="tiny", defaults={"gen_length": 400}, served=lines.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        body = {"prompt": "1+1", "stop_at_eos": False}
+        asked = pool.submit(Server(url).refused, "/completions", body)
+
+        def interrupt() -> None:
+            assert begun.wait(PATIENCE)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        pool.submit(interrupt)
+        front.run_until_signal(app, engine, listener)
+        assert asked.result()[0] == 503
+    engine.close()
+    assert [line.status for line in lines] == [503]

@@ -172,7 +172,7 @@ def test_queries_beyond_the_row_are_read_by_nobody() -> None:
     assert keys[:, 0, :, 0].tolist() == [[0.0, 10.0, 11.0], [3.0, 4.0, 12.0]]
     assert torch.equal(values, -keys)
     narrow = Cache(rows=1, length=2)
-    narrow.follow(cache, torch.tensor([1]), torch.tensor([0]))
+    narrow.follow(cache, torch.tensor([1]), 0)
     keys, _ = Reuse(narrow, torch.tensor([[0]]), 2).update(new[:1, :, :1], new[:1, :, :1], 0)
     assert keys[:, 0, :, 0].tolist() == [[10.0, 4.0]]
 

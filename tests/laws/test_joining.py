@@ -21,6 +21,7 @@ from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.tree import stacked
+from dlm.types import Decision, StepView
 
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 MASK = 511
@@ -96,6 +97,8 @@ def together(
     with torch.inference_mode():
         for step in denoise(terms, first, change):
             ends.update(ended(step))
+            idle = torch.tensor([not live for live in step.live])
+            assert not step.decision.commit[idle].any()
             if sizes is not None:
                 sizes.append(len(step.live))
     return ends
@@ -132,6 +135,8 @@ def test_rows_that_join_decode_what_they_would_alone(
     golden: Model, decoder: str, cache: str
 ) -> None:
     options: dict[str, Any] = {"decoder": decoder, "cache": cache}
+    if decoder == "remdm":
+        options["decoder_options"] = {"loop_steps": 3}  # of 32
     same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
@@ -222,7 +227,7 @@ rows = st.builds(
 )
 
 
-@hypothesis(max_examples=25, deadline=None)
+@hypothesis(max_examples=12, deadline=None)
 @given(
     comers=st.lists(rows, min_size=1, max_size=5),
     decoder=st.sampled_from(["threshold", "credit", "remdm", "first_hitting"]),
@@ -262,6 +267,27 @@ def test_what_rows_left_behind_goes_with_them(
     together(golden, COMERS, Execution(), Counted(), cache="dual")
     assert counts.count(2) == 3  # the first forwards of rows that join
     assert {*counts} == {1, 2}
+
+
+@dataclass(frozen=True)
+class Late:
+    """Commits the leftmost mask, and has a state once it was asked."""
+
+    needs = frozenset({"confidence"})
+    mutates_committed = False
+
+    def init_state(self, batch: int, length: int) -> None:
+        return None
+
+    def step(self, state: Any, view: StepView) -> tuple[Any, Decision]:
+        first = view.masked & (view.masked.cumsum(-1) == 1)
+        seen = torch.ones(len(first)) if state is None else state + 1
+        return seen, Decision(first)
+
+
+def test_a_first_state_need_not_be_like_later_ones(golden: Model) -> None:
+    options: dict[str, Any] = {"decoder": Late()}
+    same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
 def test_rows_of_other_kinds_are_not_put_together() -> None:

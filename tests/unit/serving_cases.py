@@ -91,8 +91,10 @@ def servers() -> Iterator[Callable[..., Server]]:
     def start(script: Callable[[Request], Iterator[Event]], **options: Any) -> Server:
         engine = Engine(tiny(), script)
         served: list[Served] = []
-        options = {"name": "org/tiny", "defaults": {"gen_length": 8}} | options
-        app = create_app(engine, served=served.append, **options)
+        usual: dict[str, Any] = {
+            "name": "org/tiny", "defaults": {"gen_length": 8}, "served": served.append,
+        }  # fmt: skip
+        app = create_app(engine, **(usual | options))
         made.append(Server(engine, TestClient(app), served))
         return made[-1]
 
@@ -133,10 +135,12 @@ def letters(texts: list[str], stop: bool = True) -> Callable[[Request], Iterator
     return play
 
 
-async def leave(app: Any, body: dict[str, Any], after: int, whole: bool = True) -> list[Any]:
+async def leave(
+    app: Any, body: dict[str, Any], after: int, whole: bool = True, sent: list[Any] | None = None
+) -> list[Any]:
     """What the application sends to a client that goes away after so many messages."""
     data = json.dumps(body).encode()
-    sent: list[Any] = []
+    sent = [] if sent is None else sent
     gone = asyncio.Event()
     incoming = [{"type": "http.request", "body": data, "more_body": not whole}]
     scope = {

@@ -25,6 +25,7 @@ from dlm.bench.timing import Spread, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
 from dlm.cli import app
 from dlm.models.model import Model
+from dlm.serving.engine import Engine
 
 CPU = torch.device("cpu")
 SMALL = Shape(8, 2, 2, 1, 12, 32, 64, 10000.0)
@@ -315,7 +316,11 @@ def test_requests_are_unlike_and_batches_take_what_waits(
     over = serve.batched(tiny, 4, requests, [now] * 5 + [now + 0.05])
     assert taken == [4, 1, 1]
     assert over[-1] > now + 0.05
-    assert min(serve.joined(tiny, 4, requests, [now] * 6)) > now
+    engine = Engine(tiny)
+    assert min(serve.joined(engine, requests, [now] * 6)) > now
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        serve.joined(engine, requests, [now] * 6)
 
 
 def test_tables_for_people() -> None:

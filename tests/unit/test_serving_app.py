@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dlm.serving import exchange
+from dlm.serving.answer import Answer
 from dlm.serving.app import Served, create_app
 from dlm.serving.protocol import read_request
 from dlm.serving.work import Ended, Event, Request
@@ -39,6 +40,7 @@ def test_a_completion(serve: Serve) -> None:
     assert body == {
         "object": "text_completion",
         "model": "org/tiny",
+        "seed": 5,
         "choices": [
             {"index": 0, "text": "12", "logprobs": None, "finish_reason": "stop", "forwards": 10}
         ],
@@ -177,6 +179,49 @@ def test_a_model_without_a_tokenizer_is_not_served() -> None:
     engine = CASES.Engine(replace(CASES.tiny(), tokenizer=None), CASES.nothing)
     with pytest.raises(ValueError, match="must have a tokenizer to be served"):
         create_app(engine, name="m", defaults={})
+
+
+def test_the_tokenizer_is_set_up_before_requests_come(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(
+        type(CASES.tiny().tokenizer), "__call__", lambda self, text: called.append(text)
+    )
+    serve(CASES.nothing)
+    assert called == ["a"]
+
+
+def test_streams_are_not_kept_by_those_between(serve: Serve) -> None:
+    answer = serve(CASES.letters(["1"])).ask(stream=True)
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+def test_texts_are_set_up_beside_the_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def answer(*args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return Answer(*args)
+
+    monkeypatch.setattr(exchange, "Answer", answer)
+    server = serve(CASES.letters(["1"]))
+
+    async def ask() -> str:
+        await CASES.leave(server.client.app, {"prompt": "a"}, 9)
+        return threading.current_thread().name
+
+    loop = asyncio.run(ask())
+    assert len(threads) == 1
+    assert threads != [loop]
+
+
+def test_a_text_is_filled_in_between(serve: Serve) -> None:
+    server = serve(CASES.letters(["12"]))
+    usage = server.ask(suffix="=4").json()["usage"]
+    assert usage == {"prompt_tokens": 4 + 2, "completion_tokens": 3, "total_tokens": 9}
+    (request,) = server.engine.requests
+    assert request.rows[0][4:] == [5] * 8 + CASES.ids("=4")
 
 
 def test_requests_are_read_and_answered_beside_each_other(

@@ -1,108 +1,34 @@
 """What is asked of an engine is answered as `dlm.generate` would, whatever else it decodes."""
 
+import runpy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import dlm
-from dlm.batch import denoise
+from dlm.batch import Change, denoise
 from dlm.decoders import DECODERS
-from dlm.generation import continued
 from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.serving.engine import Engine
-from dlm.serving.work import Busy, Ended, Event, Failed, Grown, Request
-from dlm.settings import Settings
+from dlm.serving.group import Group, Laid, Line
+from dlm.serving.work import Busy
 
-PATIENCE = 60.0  # seconds
-USUAL: dict[str, Any] = {"gen_length": 10, "block_length": 4, "temperature": 0.8}
-
-
-class Client:
-    """Asks for rows and keeps what it is told of them."""
-
-    def __init__(
-        self, model: Model, prompts: list[list[int]], follow: bool = False, **options: Any
-    ):
-        self.model = model
-        self.prompts = prompts
-        self.options = {**USUAL, "row_keys": tuple(range(len(prompts))), **options}
-        settings = Settings(**self.options)
-        rows, spans = continued(model, prompts, settings.gen_length)
-        self.request = Request(rows, spans, settings, follow)
-        self.grown: dict[int, list[int]] = {row: [] for row in range(len(rows))}
-        self.ends: dict[int, Ended] = {}
-        self.error: Exception | None = None
-        self.over = threading.Event()
-        self.first = threading.Event()
-        self.heard: Callable[[], None] = lambda: None
-
-    def tell(self, event: Event) -> None:
-        assert self.error is None
-        self.first.set()
-        if isinstance(event, Grown):
-            assert event.row not in self.ends
-            assert event.tokens
-            self.grown[event.row] += event.tokens
-        elif isinstance(event, Ended):
-            assert event.row not in self.ends
-            self.ends[event.row] = event
-        else:
-            self.error = event.error
-        if isinstance(event, Failed) or len(self.ends) == len(self.prompts):
-            self.over.set()
-        self.heard()
-
-    def ask(self, engine: Engine) -> "Client":
-        self.ticket = engine.submit(self.request, self.tell)
-        return self
-
-    def wait(self) -> "Client":
-        assert self.over.wait(PATIENCE)
-        return self
-
-    def check(self) -> None:
-        """All is as it should be."""
-        self.wait()
-        assert self.error is None
-        expected = dlm.generate(self.model, self.prompts, **self.options)
-        for row, end in self.ends.items():
-            assert end.tokens == expected.tokens[row]
-            assert end.forwards == expected.forwards[row]
-            assert end.decoded == expected.decoded[row]
-            assert end.tokens[: len(self.grown[row])] == self.grown[row]
-
-
-class Gated:
-    """A network whose forwards wait for a gate, and fail on demand."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-        self.gate = threading.Event()
-        self.reached = threading.Event()
-        self.error: Exception | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
-
-    def states(self, *args: Any, **more: Any) -> Any:
-        self.reached.set()
-        assert self.gate.wait(PATIENCE)
-        if self.error is not None:
-            raise self.error
-        return self.network.states(*args, **more)
+CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
+Client, Gated, PATIENCE = CASES.Client, CASES.Gated, CASES.PATIENCE
 
 
 @pytest.fixture
-def gated(golden: Model) -> Gated:
+def gated(golden: Model) -> Any:
     return Gated(golden.network)
 
 
 @pytest.fixture
-def model(golden: Model, gated: Gated) -> Model:
+def model(golden: Model, gated: Any) -> Model:
     """The golden one, behind a gate that is shut."""
     return replace(golden, network=gated)
 
@@ -122,7 +48,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def engine(model: Model, gated: Gated, sizes: list[int]) -> Iterator[Engine]:
+def engine(model: Model, gated: Any, sizes: list[int]) -> Iterator[Engine]:
     made = Engine(model, batch_size=4, queue_size=8)
     yield made
     gated.gate.set()
@@ -132,7 +58,7 @@ def engine(model: Model, gated: Gated, sizes: list[int]) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_rows_are_what_generate_gives(
-    golden: Model, gated: Gated, engine: Engine, decoder: str
+    golden: Model, gated: Any, engine: Engine, decoder: str
 ) -> None:
     """And what is told on the way is never taken back."""
     gated.gate.set()
@@ -150,7 +76,7 @@ def test_rows_are_what_generate_gives(
         client.check()
 
 
-def test_many_ask_at_once(golden: Model, gated: Gated, engine: Engine) -> None:
+def test_many_ask_at_once(golden: Model, gated: Any, engine: Engine) -> None:
     """Some agree on how to be decoded, others do not."""
     gated.gate.set()
     options: list[dict[str, Any]] = [
@@ -162,7 +88,7 @@ def test_many_ask_at_once(golden: Model, gated: Gated, engine: Engine) -> None:
     clients = [Client(golden, [[n + 1] * (n % 5 + 1)], n % 2 == 0, **each)
                for n, each in enumerate(options)]  # fmt: skip
 
-    def ask(some: list[Client]) -> None:
+    def ask(some: list[Any]) -> None:
         for client in some:
             while True:
                 try:
@@ -183,7 +109,7 @@ def test_many_ask_at_once(golden: Model, gated: Gated, engine: Engine) -> None:
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_rows_that_agree_share_forwards(
-    golden: Model, gated: Gated, engine: Engine, sizes: list[int], cache: str
+    golden: Model, gated: Any, engine: Engine, sizes: list[int], cache: str
 ) -> None:
     """Also those that come later, have another seed, another length or fewer steps."""
     first = Client(golden, [[1, 2]], cache=cache).ask(engine)
@@ -202,7 +128,7 @@ def test_rows_that_agree_share_forwards(
 
 
 def test_rows_that_do_not_agree_take_turns(
-    golden: Model, gated: Gated, engine: Engine, sizes: list[int]
+    golden: Model, gated: Any, engine: Engine, sizes: list[int]
 ) -> None:
     long = Client(golden, [[1]], gen_length=40, temperature=0.0).ask(engine)
     assert gated.reached.wait(PATIENCE)
@@ -217,7 +143,7 @@ def test_rows_that_do_not_agree_take_turns(
 
 
 def test_no_more_rows_than_asked_for(
-    golden: Model, gated: Gated, engine: Engine, sizes: list[int]
+    golden: Model, gated: Any, engine: Engine, sizes: list[int]
 ) -> None:
     """The rest waits in order, and is refused where there is no room to wait."""
     first = Client(golden, [[n] for n in range(1, 6)]).ask(engine)
@@ -241,12 +167,13 @@ def test_no_more_rows_than_asked_for(
 
 
 def test_what_is_given_up_is_told_no_more(
-    golden: Model, gated: Gated, engine: Engine, sizes: list[int]
+    golden: Model, gated: Any, engine: Engine, sizes: list[int]
 ) -> None:
     """A row, a request that is decoded, one that waits; others go on."""
-    stays = Client(golden, [[1], [2]]).ask(engine)
-    gone = Client(golden, [[3], [4]], follow=True).ask(engine)
-    waits = Client(golden, [[5]]).ask(engine)
+    with engine.news:  # all at once
+        stays = Client(golden, [[1], [2]]).ask(engine)
+        gone = Client(golden, [[3], [4]], follow=True).ask(engine)
+        waits = Client(golden, [[5]]).ask(engine)
     assert gated.reached.wait(PATIENCE)
     engine.cancel(stays.ticket, 1)
     engine.cancel(gone.ticket)
@@ -266,64 +193,46 @@ def test_what_is_given_up_is_told_no_more(
     assert engine.load() == (0, 0)
 
 
-def test_a_request_that_is_wrong_fails_alone(golden: Model, gated: Gated, engine: Engine) -> None:
-    """Also what only shows when it is laid out."""
-    gated.gate.set()
-    wrong = Client(golden, [[1], [2]])
-    rows = [[*row, *[golden.spec.mask_id] * 300] for row in wrong.request.rows]
-    wrong.request = replace(wrong.request, rows=rows)
-    right = Client(golden, [[3]])
-    wrong.ask(engine)
-    right.ask(engine)
-    assert isinstance(wrong.wait().error, ValueError)
-    assert "must fit the model's 256 positions" in str(wrong.error)
-    right.check()
-    assert engine.load() == (0, 0)
-
-
-def test_a_forward_that_fails_takes_its_rows_along(
-    golden: Model, gated: Gated, engine: Engine
+def test_groups_that_take_turns_are_few(
+    golden: Model, gated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing else: the engine goes on."""
-    both = Client(golden, [[1], [2]]).ask(engine)
-    waits = [Client(golden, [[3], [4], [5]]).ask(engine)]
+    """Who finds no place waits, in order."""
+    monkeypatch.setattr("dlm.serving.engine.GROUPS", 2)
+    engine = Engine(replace(golden, network=gated), batch_size=9)
+    with engine.news:
+        clients = [Client(golden, [[1]], temperature=t / 10).ask(engine) for t in (1, 2, 3, 2)]
     assert gated.reached.wait(PATIENCE)
-    gated.error = RuntimeError("out of order")
+    assert engine.load() == (2, 2)
     gated.gate.set()
-    for client in (both, *waits):
-        assert str(client.wait().error) == "out of order"
-    gated.error = None
-    Client(golden, [[6]]).ask(engine).check()
-    assert engine.running
-
-
-def test_who_does_not_listen_is_given_up(golden: Model, gated: Gated, engine: Engine) -> None:
-    deaf = Client(golden, [[1]], follow=True, gen_length=40)
-
-    def refuse() -> None:
-        raise RuntimeError("the event loop is closed")
-
-    deaf.heard = refuse
-    deaf.ask(engine)
-    gated.gate.set()
-    Client(golden, [[2]], gen_length=40).ask(engine).check()
-    assert not deaf.over.is_set()
-    assert engine.load() == (0, 0)
-
-
-def test_closing_fails_what_is_left(golden: Model, gated: Gated, model: Model) -> None:
-    engine = Engine(model, batch_size=1)
-    begun = Client(golden, [[1], [2]], gen_length=40).ask(engine)
-    waits = Client(golden, [[3]], gen_length=40).ask(engine)
-    assert gated.reached.wait(PATIENCE)
-    begun.heard = waits.heard = lambda: None
-    threading.Timer(0.05, gated.gate.set).start()
+    for client in clients:
+        client.check()
     engine.close()
-    for client in (begun, waits):
-        assert str(client.wait().error) == "the engine is closed"
-    assert not engine.running
-    with pytest.raises(RuntimeError, match="the engine is closed"):
-        begun.ask(engine)
+
+
+def test_a_row_that_is_given_up_before_it_joins_never_does(golden: Model) -> None:
+    request = Client(golden, [[1], [2]]).request
+    first, second = (Line(n, 1, n, request, lambda event: None) for n in range(2))
+    group = Group(Laid.of(golden, first), lambda line, event: None)
+    group.add(Laid.of(golden, second))
+    group.drop(second)
+    change = group.change()
+    assert change.join is not None
+    assert (list(change.join.names), change.leave) == ([0], frozenset())
+    group.drop(first)
+    assert group.change() == Change(frozenset({0}), None)
+
+
+def test_nothing_is_kept_of_rows_that_are_over(golden: Model, gated: Any, engine: Engine) -> None:
+    options: dict[str, Any] = {"follow": True, "decoder": "left_to_right"}
+    long = Client(golden, [[1]], gen_length=60, **options).ask(engine)
+    assert gated.reached.wait(PATIENCE)
+    clients = [Client(golden, [[2]], gen_length=4, **options).ask(engine) for _ in range(5)]
+    seen: list[int] = []
+    clients[-1].heard = lambda: seen.append(max(len(group.told) for group in engine.groups))
+    gated.gate.set()
+    for client in (*clients, long):
+        client.check()
+    assert 2 <= max(seen) <= 4
 
 
 @pytest.mark.parametrize("option", ["batch_size", "queue_size"])

@@ -106,6 +106,8 @@ def test_an_engine_that_ends_leaves_nobody_waiting(
         ("POST", "/v1/chat/completions", b'{"prompt": "a"}', 400, None, None),
         ("GET", "/v1/models/b", None, 404, "model", "model_not_found"),
         ("GET", "/v1/nothing", None, 404, None, None),
+        ("GET", "/health/", None, 404, None, None),
+        ("POST", "/v1/completions/", None, 404, None, None),
         ("GET", "/v1/completions", None, 405, None, None),
     ],
 )  # fmt: skip
@@ -123,6 +125,14 @@ def test_errors_have_one_shape(
     asked = status != 405 and body is not None
     assert [told.status for told in server.served] == ([status] if asked else [])
     assert server.engine.requests == []
+
+
+def test_another_method_is_told_which_there_are(serve: Serve) -> None:
+    client = serve(CASES.nothing).client
+    assert client.get("/v1/completions").headers["allow"] == "POST"
+    answer = client.delete("/v1/models")
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_a_long_message_is_cut_and_any_text_can_be_shown(serve: Serve) -> None:

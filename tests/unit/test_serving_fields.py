@@ -28,7 +28,9 @@ def ask(tiny: Model) -> Ask:
     def read(**body: Any) -> Asked:
         chat = "messages" in body
         data = json.dumps(body if chat else {"prompt": "1+1", **body}).encode()
-        return read_request(data, chat=chat, model=tiny, name="m", defaults={"gen_length": 16})
+        return read_request(
+            data, chat=chat, model=tiny, name="m", defaults={"gen_length": 16, "seed": 0}
+        )
 
     return read
 
@@ -45,7 +47,8 @@ def ask(tiny: Model) -> Ask:
         ({"messages": [{"role": "user", "content": []}]}, "content must be a text"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "text that UTF-8 can hold"),
         ({"messages": [{"role": "\ud800", "content": "a"}]}, "text that UTF-8 can hold"),
-        ({"messages": [{"role": "u", "content": "a", "name": "b"}]}, "name is not supported"),
+        ({"messages": [{"role": "u", "content": "a", "name": "b"}]}, "has no place for it"),
+        ({"messages": MESSAGES, "suffix": "a"}, "unknown field 'suffix'"),
         (
             {"messages": [{"role": "u", "content": [{"type": "image_url", "image_url": {}}]}]},
             r"parts of messages\[0\].content must be",
@@ -84,15 +87,21 @@ OFF = [
     ("top_logprobs", 0, 2),
     ("echo", False, True),
     ("best_of", 1, 2),
-    ("suffix", None, "b"),
     ("tools", [], [{"type": "function"}]),
-    ("tool_choice", "none", "auto"),
+    ("tool_choice", "none", "required"),
+    ("tool_choice", "auto", {"type": "function"}),
     ("functions", [], [{}]),
     ("function_call", "none", "auto"),
     ("response_format", {"type": "text"}, {"type": "json_object"}),
-    ("parallel_tool_calls", False, True),
+    ("parallel_tool_calls", False, "yes"),
+    ("parallel_tool_calls", True, "yes"),
     ("repetition_penalty", 1.0, 1.1),
-    ("store", False, True),
+    ("min_tokens", 0, 4),
+    ("min_p", 0, 0.1),
+    ("service_tier", "auto", "flex"),
+    ("service_tier", "default", "priority"),
+    ("modalities", ["text"], ["text", "audio"]),
+    ("reasoning_effort", "none", "high"),
 ]
 
 
@@ -104,6 +113,60 @@ def test_what_cannot_be_done_is_taken_where_it_is_off(
     assert ask(messages=MESSAGES, **{field: off}).request == ask(messages=MESSAGES).request
     with pytest.raises(ValueError, match=f"{field} is not supported, got .*: leave it out"):
         ask(**{field: on})
+
+
+def test_ignore_eos_has_another_name(ask: Ask) -> None:
+    assert ask(ignore_eos=False).request == ask().request
+    with pytest.raises(ValueError, match="ignore_eos is not supported, got True: stop_at_eos"):
+        ask(ignore_eos=True)
+
+
+LABELS: list[tuple[str, Any, Any, str]] = [
+    ("user", "me", 5, "a text"),
+    ("metadata", {"a": "b"}, "a", "an object"),
+    ("store", True, 1, "True or False"),
+    ("store", False, "no", "True or False"),
+    ("safety_identifier", "me", {}, "a text"),
+    ("prompt_cache_key", "k", True, "a text"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "wrong", "said"), LABELS)
+def test_labels_change_nothing(ask: Ask, field: str, value: Any, wrong: Any, said: str) -> None:
+    assert ask(**{field: value}) == ask()
+    assert ask(messages=MESSAGES, **{field: value}) == ask(messages=MESSAGES)
+    with pytest.raises(ValueError, match=f"{field} must be {said}, got "):
+        ask(**{field: wrong})
+
+
+def test_messages_may_say_what_changes_nothing(ask: Ask) -> None:
+    expected = ask(messages=MESSAGES)
+    for name, value in [("type", "text"), ("type", "message"), ("name", ""), ("tool_calls", [])]:
+        assert ask(messages=[{**MESSAGES[0], name: value}]) == expected
+    with pytest.raises(ValueError, match=r"messages\[0\].type is not supported, got 'image'"):
+        ask(messages=[{**MESSAGES[0], "type": "image"}])
+
+
+def test_an_assistant_may_have_said_nothing(ask: Ask) -> None:
+    empty = {"role": "assistant", "content": ""}
+    null = {"role": "assistant", "content": None}
+    assert ask(messages=[*MESSAGES, null, *MESSAGES]) == ask(messages=[*MESSAGES, empty, *MESSAGES])
+    with pytest.raises(ValueError, match=r"messages\[0\].content must be a text"):
+        ask(messages=[{"role": "assistant", "content": 5}])
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_obfuscation": False}])
+def test_options_of_streams_that_ask_nothing(ask: Ask, options: dict[str, bool]) -> None:
+    assert ask(stream_options=options) == ask()
+    assert ask(stream=True, stream_options=options) == ask(stream=True)
+
+
+@pytest.mark.parametrize("value", [-1, 0])
+def test_top_k_has_other_ways_to_be_off(tiny: Model, value: int) -> None:
+    data = b'{"prompt": "a", "max_tokens": 1, "top_k": %d}' % value
+    defaults = {"top_k": 5}
+    asked = read_request(data, chat=False, model=tiny, name="m", defaults=defaults)
+    assert asked.request.settings.top_k is None
 
 
 def test_best_of_is_off_where_all_are_handed_back(ask: Ask) -> None:

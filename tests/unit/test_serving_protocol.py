@@ -1,6 +1,5 @@
 """Bodies of OpenAI's endpoints: what they come to, and what is refused."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -44,7 +43,7 @@ def ask(tiny: Model) -> Ask:
         return raw(json.dumps(body).encode(), chat, defaults)
 
     def raw(data: bytes, chat: bool, defaults: Mapping[str, Any] | None) -> Asked:
-        usual = {"gen_length": 16}
+        usual = {"gen_length": 16, "seed": 0}
         return read_request(data, chat=chat, model=tiny, name="m", defaults=defaults or usual)
 
     return read
@@ -146,7 +145,11 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
         ({"temperature": -1}, "temperature must be a finite number >= 0, got -1"),
         ({"temperature": "hot"}, "temperature must be a finite number >= 0, got 'hot'"),
         ({"top_p": 2}, "top_p must be"),
-        ({"top_k": 0}, "top_k must be an int >= 1"),
+        ({"top_k": -2}, "top_k must be an int >= 1"),
+        ({"top_k": False}, "top_k must be an int >= 1"),
+        ({"top_k": 0.0}, "top_k must be an int >= 1"),
+        ({"suffix": 5}, "suffix must be a text, got 5"),
+        ({"suffix": "\ud800"}, "suffix must be text that UTF-8 can hold"),
         ({"seed": 1.5}, "seed must be an int"),
         ({"cache": "big"}, "unknown cache 'big'"),
         ({"refresh_every": 4}, "refresh_every goes with cache"),
@@ -177,7 +180,10 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
             "Did you mean 'include_usage'",
         ),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage must be True"),
-        ({"user": 5}, "user must be a text, got 5"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "include_obfuscation is not supported, got True: leave it out",
+        ),
         ({"chat_template_kwargs": {}}, "unknown field 'chat_template_kwargs'"),
     ],
 )
@@ -195,10 +201,10 @@ def test_null_says_nothing_but_of_blocks(ask: Ask) -> None:
 
 
 def test_fields_override_the_server(ask: Ask) -> None:
-    defaults = {"gen_length": 16, "temperature": 0.5, "top_k": 5, "stop_at_eos": False}
+    defaults = {"gen_length": 16, "temperature": 0.5, "top_k": 5, "stop_at_eos": False, "seed": 2}
     made = ask(defaults, temperature=0, max_tokens=3).request.settings
     assert made == Settings(
-        gen_length=3, temperature=0, top_k=5, stop_at_eos=False, row_keys=made.row_keys
+        gen_length=3, temperature=0, top_k=5, stop_at_eos=False, seed=2, row_keys=made.row_keys
     )
 
 
@@ -284,28 +290,6 @@ def test_streams_and_stop_texts_follow(ask: Ask) -> None:
     assert not ask(stream=True, stream_options={}).include_usage
 
 
-def test_a_template_says_what_it_takes(tiny: Model) -> None:
-    tokenizer: Any = copy.deepcopy(tiny.tokenizer)
-    tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'cook' %}{{ raise_exception('no cooks') }}{% endif %}"
-        "{{ 'A' if formal else 'a' }}{{ 1 + number if number else '' }}"
-    )
-    model = replace(tiny, tokenizer=tokenizer)
-
-    def read(role: str, **told: Any) -> list[int]:
-        messages = [{"role": role, "content": "a"}]
-        data = json.dumps({"messages": messages, "chat_template_kwargs": told, "max_tokens": 1})
-        asked = read_request(data.encode(), chat=True, model=model, name="m", defaults={})
-        return asked.request.rows[0][:-1]
-
-    assert read("user", formal=True) == tokenizer("A")["input_ids"]
-    assert read("user") == tokenizer("a")["input_ids"]
-    with pytest.raises(ValueError, match="fit the model's chat template: no cooks"):
-        read("cook")
-    with pytest.raises(ValueError, match="fit the model's chat template"):
-        read("user", number="one")
-
-
 def test_a_stop_text_needs_a_tokenizer(tiny: Model) -> None:
     model = replace(tiny, tokenizer=None)
     data = b'{"prompt": [7], "max_tokens": 1, "stop": "a"}'
@@ -331,3 +315,14 @@ def test_reading_bodies_needs_no_server() -> None:
     code = "import sys, dlm.serving.protocol, dlm.serving.text; print('starlette' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_seed_is_drawn_where_nobody_names_one(tiny: Model) -> None:
+    bodies = [b'{"prompt": "a"}'] * 3 + [b'{"prompt": "a", "seed": 7}']
+    seeds = [
+        read_request(body, chat=False, model=tiny, name="m", defaults={}).request.settings.seed
+        for body in bodies
+    ]
+    assert len({*seeds}) == 4
+    assert seeds[3] == 7
+    assert all(0 <= seed < 1 << 53 for seed in seeds)

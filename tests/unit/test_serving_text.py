@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 import dlm
 from dlm.models.model import Model
 from dlm.prompts import decode_text
-from dlm.serving.text import Reader
+from dlm.serving import text as reading
+from dlm.serving.text import Reader, vocabulary_of
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 STOP_ID, SPECIAL_ID = 0, 1
@@ -91,8 +92,9 @@ def cases(draw: st.DrawFn) -> tuple[Model, list[int], list[int], list[str]]:
     stops = st.sampled_from(model.spec.stop_ids)
     few = draw(st.lists(ids, min_size=1, max_size=4))
     one = st.sampled_from(few) | st.sampled_from(few) | ids
-    tokens = draw(st.lists(one if draw(st.booleans()) else one | stops, max_size=24))
-    cuts = draw(st.lists(st.integers(0, len(tokens)), max_size=24))
+    tokens = draw(st.lists(one if draw(st.booleans()) else one | stops, max_size=32))
+    some = st.lists(st.integers(0, len(tokens)), max_size=24)
+    cuts = draw(st.just([*range(len(tokens) + 1)]) | some)
     text = decode_text(model, tokens)
     part = st.tuples(st.integers(0, max(0, len(text) - 1)), st.integers(1, 5)).map(
         lambda place: text[place[0] : sum(place)]
@@ -101,13 +103,16 @@ def cases(draw: st.DrawFn) -> tuple[Model, list[int], list[int], list[str]]:
     return model, tokens, cuts, draw(st.lists(made.filter(bool), max_size=3))
 
 
-@given(case=cases())
+@given(case=cases(), kept=st.sampled_from([1, 2, 3, 8]), long=st.sampled_from([4, 32]))
 @settings(deadline=None, max_examples=150)
 def test_pieces_make_the_text_of_the_whole(
-    case: tuple[Model, list[int], list[int], list[str]],
+    case: tuple[Model, list[int], list[int], list[str]], kept: int, long: int
 ) -> None:
     model, tokens, cuts, stop = case
-    reader, texts = read(model, tokens, cuts, stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "KEPT", kept)
+        patch.setattr(reading, "LONG", long)
+        reader, texts = read(model, tokens, cuts, stop)
     whole = decode_text(model, tokens)
     assert "".join(texts) == cut(whole, stop)
     assert reader.stopped == any(text in whole for text in stop)
@@ -157,6 +162,13 @@ def test_the_stop_text_that_begins_first_counts() -> None:
         assert reader.stopped
 
 
+def test_a_stop_text_that_is_whole_withholds_nothing_in_front_of_it() -> None:
+    model = MODELS["byte level"]
+    reader = Reader(model, ["ab", "vwxyz123"])
+    assert reader.push(tokens_of(model, "cdefgab")) == "cdefg"
+    assert reader.stopped
+
+
 def test_an_end_of_text_gives_what_was_withheld() -> None:
     model = MODELS["byte level"]
     tokens = [*tokens_of(model, "aEN")]
@@ -203,10 +215,8 @@ def test_without_a_stop_token_all_tokens_count() -> None:
     assert (reader.count, reader.ended) == (3, False)
 
 
-def test_a_long_text_is_not_decoded_from_its_beginning_each_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = MODELS["byte level"]
+def decoded(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call decodes from now on."""
     seen: list[int] = []
     tokenizer: Any = model.tokenizer
     decode = tokenizer.decode
@@ -216,10 +226,98 @@ def test_a_long_text_is_not_decoded_from_its_beginning_each_time(
         return str(decode(ids, **options))
 
     monkeypatch.setattr(tokenizer, "decode", watched)
+    return seen
+
+
+def test_a_long_text_is_not_decoded_from_its_beginning_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MODELS["byte level"]
+    seen = decoded(model, monkeypatch)
     reader = Reader(model)
     for token in tokens_of(model, "abc\u20ac" * 50):
         reader.push([token])
     assert max(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("word piece", ["cat", "##s", "."]), ("byte fallback", ["\u2581a", "b", "<0x61>", "ab"])],
+)
+def test_a_few_tokens_are_decoded_again_where_text_hangs_on_what_stands_before(
+    name: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS[name]
+    tokenizer: Any = model.tokenizer
+    tokens = tokenizer.convert_tokens_to_ids(words * 200)
+    whole = decode_text(model, tokens)
+    seen = decoded(model, monkeypatch)
+    reader = Reader(model)
+    texts = [reader.push([token]) for token in tokens]
+    assert "".join(texts) == whole
+    assert texts.count("") <= len(tokens) // len(words) + 1  # a byte waits for the next
+    assert max(seen) <= 2 * reading.KEPT + len(words)
+    assert len(seen) < 1.5 * len(tokens)
+
+
+def test_a_text_that_cannot_be_cut_is_decoded_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["word piece"]  # a piece of a word that begins a text shows its sign
+    tokenizer: Any = model.tokenizer
+    tokens = tokenizer.convert_tokens_to_ids(["cat", *["##s"] * 999])
+    whole = decode_text(model, tokens)
+    seen = decoded(model, monkeypatch)
+    reader = Reader(model)
+    texts = [reader.push([token]) for token in tokens]
+    assert sum(seen) < 20 * len(tokens)
+    assert "".join([*texts, reader.end(tokens)]) == whole
+    assert len("".join(texts)) > 0.8 * len(whole)
+
+
+def test_all_is_decoded_where_the_window_reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["word piece"]
+    monkeypatch.setattr(reading, "KEPT", 1)
+
+    said = {(3,): "a", (3, 4): "ab", (4,): "b", (4, 5): "d", (3, 4, 5): "abc"}
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, **options: said[tuple(ids)])
+    reader = Reader(model)
+    assert [reader.push([token]) for token in (3, 4)] == ["a", "b"]
+    assert (reader.begin, reader.head, reader.known) == (1, "b", "ab")
+    assert reader.push([5]) == "c"
+    assert (reader.begin, reader.head, reader.known) == (0, "", "")
+
+
+@pytest.mark.parametrize("head", ["x", ""])
+def test_the_window_stays_where_it_would_read_otherwise(
+    monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    model = MODELS["word piece"]
+    monkeypatch.setattr(reading, "KEPT", 1)
+    said = {(3,): "a", (3, 4): "ab", (4,): head, (3, 4, 5): "abc", (5,): "c"}
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, **options: said[tuple(ids)])
+    reader = Reader(model)
+    assert [reader.push([token]) for token in (3, 4)] == ["a", "b"]
+    assert (reader.begin, reader.head, reader.known) == (0, "", "")
+    assert reader.push([5]) == "c"
+    assert (reader.begin, reader.head, reader.known) == (2, "c", "abc")
+
+
+def test_nothing_is_decoded_where_nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["byte fallback"]
+    seen = decoded(model, monkeypatch)
+    reader = Reader(model)
+    assert [reader.push([SPECIAL_ID]) for _ in range(4)] == [""] * 4
+    assert seen == []
+
+
+def test_the_vocabulary_is_read_once() -> None:
+    tokenizer: Any = MODELS["byte fallback"].tokenizer
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary_of(tokenizer) is vocabulary
+    assert not vocabulary.local
+    assert vocabulary.longest == len("<0xE2>")
+    read = {"\u2581", "\u2581a", "a", "b", "ab", "\u2581b"}
+    assert set(tokenizer.convert_ids_to_tokens(sorted(vocabulary.readable))) == read
+    assert vocabulary_of(MODELS["byte level"].tokenizer).local
 
 
 def test_nothing_is_given_while_a_tokenizer_takes_its_text_back(

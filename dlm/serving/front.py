@@ -1,0 +1,51 @@
+"""Running the application until a signal ends it."""
+
+import asyncio
+import signal
+import socket
+from contextlib import suppress
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from dlm.serving.engine import Engine
+
+GRACE: Final = 30.0
+"""Seconds that requests have to be answered in once it ends."""
+LEEWAY: Final = 5
+"""Seconds more in which those that were not learn so."""
+
+
+class Server(uvicorn.Server):
+    """One whose engine stops when answers take too long to end."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no requests, and wait for the answers of those that there are."""
+        late = asyncio.get_running_loop().call_later(GRACE, self.engine.stop)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+
+def run_until_signal(app: Starlette, engine: Engine, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, and then for at most `GRACE` seconds; a second one ends it."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=int(GRACE) + LEEWAY,
+    )
+    # uvicorn raises what it caught once more in the end: that must not kill the process.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            Server(config, engine).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,184 @@
+"""Bodies whose texts are long, that leave room or none, and texts that are filled in between."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import dlm
+from dlm.models.model import Model
+from dlm.prompts import encode_prompts
+from dlm.serving import fields, protocol
+from dlm.serving.protocol import Asked, read_request
+from dlm.serving.text import vocabulary_of
+
+MESSAGES = [{"role": "user", "content": "Compute: 60/5"}]
+
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    """The built-in model, whose tokenizer has a chat template."""
+    return dlm.load()
+
+
+def read(model: Model, defaults: Mapping[str, Any] | None = None, **body: Any) -> Asked:
+    """What a body asks of a model."""
+    usual = {"gen_length": 16, "seed": 0} if defaults is None else defaults
+    data = json.dumps(body).encode()
+    return read_request(data, chat="messages" in body, model=model, name="m", defaults=usual)
+
+
+def ids(model: Model, text: str) -> list[int]:
+    tokenizer: Any = model.tokenizer
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_suffix_stands_behind_what_is_decoded(tiny: Model) -> None:
+    after = ids(tiny, "=4")
+    asked = read(tiny, prompt=["2+", "1+"], suffix="=4", max_tokens=2, n=2)
+    prompts = [prompt for prompt in encode_prompts(tiny, ["2+", "1+"]) for _ in range(2)]
+    assert asked.request.rows == [[*prompt, 5, 5, *after] for prompt in prompts]
+    assert asked.request.spans == [(len(prompt), len(prompt) + 2) for prompt in prompts]
+    assert asked.prompt_tokens == sum(map(len, prompts[::2])) + 2 * len(after)
+    closed = replace(tiny, spec=replace(tiny.spec, suffix=(4,)))
+    row = read(closed, prompt=[7], suffix="=4", max_tokens=1).request.rows[0]
+    assert row == [7, 5, *after, 4]
+
+
+def test_stop_tokens_end_nothing_in_front_of_a_suffix_unless_they_should(tiny: Model) -> None:
+    def stops(defaults: Mapping[str, Any] | None = None, **body: Any) -> bool:
+        return read(tiny, defaults, prompt="a", **body).request.settings.stop_at_eos
+
+    assert stops()
+    assert not stops(suffix="b")
+    assert not stops({"stop_at_eos": True}, suffix="b")
+    assert not stops(suffix="b", stop_at_eos=None)
+    assert stops(suffix="b", stop_at_eos=True)
+    assert not stops(suffix="b", stop_at_eos=False)
+
+
+def test_an_empty_suffix_is_none(tiny: Model) -> None:
+    for suffix in ("", None):
+        assert read(tiny, prompt="a", suffix=suffix) == read(tiny, prompt="a")
+
+
+def test_a_suffix_holds_no_mask(tiny: Model) -> None:
+    tokenizer: Any = tiny.tokenizer
+    mask = tokenizer.convert_ids_to_tokens(tiny.spec.mask_id)
+    with pytest.raises(ValueError, match="suffix must not hold the mask, got"):
+        read(tiny, prompt="a", suffix=f"b{mask}")
+
+
+def test_a_suffix_needs_a_tokenizer(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="suffix needs a tokenizer"):
+        read(replace(tiny, tokenizer=None), prompt=[7], suffix="a")
+
+
+def short(model: Model, length: int) -> Model:
+    return replace(model, spec=replace(model.spec, max_length=length))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "length"),
+    [
+        ([7] * 4, {}, 16),
+        ([7] * 14, {}, 16),
+        ([7] * 15, {}, 15),
+        ([[7], [7] * 25], {}, 5),
+        ([7] * 29, {}, 1),
+        ([7] * 25, {"suffix": "777"}, 2),
+        ([7] * 25, {"max_tokens": 3}, 3),
+    ],
+)
+def test_a_length_that_is_not_stated_is_what_is_left(
+    tiny: Model, prompt: Any, more: dict[str, Any], length: int
+) -> None:
+    model = short(tiny, 31)
+    model = replace(model, spec=replace(model.spec, suffix=(4,)))
+    assert len(ids(tiny, "777")) == 3
+    request = read(model, prompt=prompt, **more).request
+    assert request.settings.gen_length == length
+    assert {end - begin for begin, end in request.spans} == {length}
+    assert max(map(len, request.rows)) <= 31
+
+
+def test_a_chat_takes_what_is_left(tiny: Model) -> None:
+    (prompt,) = encode_prompts(tiny, MESSAGES)
+    model = short(tiny, len(prompt) + 3)
+    assert read(model, messages=MESSAGES).request.settings.gen_length == 3
+    with pytest.raises(ValueError, match=f"got {len(prompt) + 4} tokens"):
+        read(model, messages=MESSAGES, max_completion_tokens=4)
+
+
+def test_a_prompt_must_leave_room(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="must fit the model's 31 positions, got 32 tokens"):
+        read(short(tiny, 31), prompt=[7] * 31)
+    with pytest.raises(ValueError, match="must fit the model's 31 positions, got 35 tokens"):
+        read(short(tiny, 31), prompt=[7] * 30, max_tokens=5)
+
+
+def unlooked(*args: Any, **options: Any) -> Any:
+    raise AssertionError("looked at")
+
+
+def test_too_many_prompts_are_not_looked_at(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "read_prompts", unlooked)
+    for prompt in ("a", [7]):
+        with pytest.raises(ValueError, match="must be at most 1024, got 1025 times 1"):
+            read(tiny, prompt=[prompt] * 1025)
+
+
+def test_too_long_prompts_are_not_looked_at(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "read_prompts", unlooked)
+    for prompt in ([7] * 513, [[7], [8] * 513]):
+        with pytest.raises(ValueError, match="512 positions, got 513 tokens"):
+            read(tiny, prompt=prompt)
+
+
+def test_texts_that_no_tokens_fit_are_not_tokenized(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = vocabulary_of(tiny.tokenizer).longest
+    model = short(tiny, 3)
+    fits, over = "a" * 3 * longest, "a" * (3 * longest + 1)
+    for body in ({"prompt": fits}, {"prompt": [fits]}, {"prompt": [7], "suffix": fits}):
+        with pytest.raises(ValueError, match=r"3 positions, got \d+ tokens"):
+            read(model, **body)
+    monkeypatch.setattr(protocol, "encode_prompts", unlooked)
+    match = f"must fit the model's 3 positions, got {len(over)} characters"
+    for body in ({"prompt": over}, {"prompt": ["a", over]}):
+        with pytest.raises(ValueError, match=f"prompt {match}"):
+            read(model, **body)
+    with pytest.raises(ValueError, match=f"suffix {match}"):
+        read(model, prompt=[7], suffix=over)
+    said = {"role": "u", "content": over[:-2]}
+    with pytest.raises(ValueError, match=f"messages {match}"):
+        read(model, messages=[said, {"role": "v", "content": ""}])
+
+
+LONG = "temperature" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({LONG: 1}, f"unknown field '{LONG[:100]}'"),
+        ({"stream": True, "stream_options": {LONG: 1}}, f"'{LONG[:100]}'. Did|'{LONG[:100]}'. Kn"),
+        ({"decoder": LONG}, f"unknown decoder '{LONG[:100]}'"),
+        ({"cache": LONG}, f"unknown cache '{LONG[:100]}'"),
+        ({"decoder_options": {LONG: 1}}, "names in decoder_options must be at most 100 char"),
+    ],
+)
+def test_long_names_are_cut(tiny: Model, body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tiny, prompt="a", **body)
+    assert len(str(caught.value)) < 3000
+
+
+def test_long_names_of_variables_are_not_looked_for(tiny: Model) -> None:
+    with pytest.raises(ValueError, match=f"variables of the template, got '{LONG[:100]}'"):
+        read(tiny, messages=MESSAGES, chat_template_kwargs={LONG: 1})

@@ -1,0 +1,102 @@
+"""Chat templates: what they are told, and what they refuse."""
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import dlm
+from dlm.models.model import Model
+from dlm.serving import protocol
+from dlm.serving.protocol import read_request
+
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    """The built-in model."""
+    return dlm.load()
+
+
+def with_template(model: Model, template: str) -> Model:
+    tokenizer: Any = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    return replace(model, tokenizer=tokenizer)
+
+
+def prompt_of(model: Model, role: str = "user", **told: Any) -> list[int]:
+    """Token ids of a message."""
+    messages = [{"role": role, "content": "a"}]
+    data = json.dumps({"messages": messages, "chat_template_kwargs": told, "max_tokens": 1})
+    asked = read_request(data.encode(), chat=True, model=model, name="m", defaults={})
+    return asked.request.rows[0][:-1]
+
+
+def ids(model: Model, text: str) -> Any:
+    tokenizer: Any = model.tokenizer
+    return tokenizer(text)["input_ids"]
+
+
+def test_a_template_says_what_it_takes(tiny: Model) -> None:
+    model = with_template(
+        tiny,
+        "{% if messages[0]['role'] == 'cook' %}{{ raise_exception('no cooks') }}{% endif %}"
+        "{{ 'A' if formal else 'a' }}{{ 1 + number if number else '' }}",
+    )
+    assert prompt_of(model, formal=True) == ids(tiny, "A")
+    assert prompt_of(model) == ids(tiny, "a")
+    with pytest.raises(ValueError, match="fit the model's chat template: no cooks"):
+        prompt_of(model, "cook")
+    with pytest.raises(ValueError, match="fit the model's chat template"):
+        prompt_of(model, number="one")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 // number }}",  # ArithmeticError
+        "{{ range(0, 5, number) | list }}",  # ValueError
+        "{{ '%(a)s' % {'b': number} }}",  # LookupError
+        "{{ 'a'.index('b', number) }}",  # ValueError
+        "{{ number.a.b }}",  # TemplateError
+    ],
+)
+def test_whatever_a_template_raises_is_the_request_s(tiny: Model, template: str) -> None:
+    model = with_template(tiny, template)
+    with pytest.raises(ValueError, match=r"^messages must fit the model's chat template: ."):
+        prompt_of(model, number=0)
+
+
+def test_a_variable_that_no_call_can_hold_is_the_request_s(tiny: Model) -> None:
+    with pytest.raises(ValueError, match=r"^messages must fit the model's chat template: .*'self'"):
+        prompt_of(with_template(tiny, "a{{ self }}"), self=1)
+
+
+def test_our_own_checks_say_what_they_say(tiny: Model) -> None:
+    with pytest.raises(ValueError, match=r"^a prompt must hold at least one token"):
+        prompt_of(with_template(tiny, "{{ '' }}"))
+    with pytest.raises(ValueError, match=r"^chat_options must hold variables"):
+        prompt_of(tiny, enable_thinking=True)
+    tokenizer: Any = tiny.tokenizer
+    mask = tokenizer.convert_ids_to_tokens(tiny.spec.mask_id)
+    with pytest.raises(ValueError, match=r"^prompt 0 holds the mask id"):
+        prompt_of(with_template(tiny, mask))
+
+
+def test_texts_meet_no_template(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(protocol, "encode_prompts", broken)
+    with pytest.raises(LookupError, match=r"^'?a bug"):
+        read_request(b'{"prompt": "a"}', chat=False, model=tiny, name="m", defaults={})
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_tools_and_documents_are_variables_too(tiny: Model, name: str) -> None:
+    model = with_template(tiny, f"a{{% if {name} %}}{{{{ {name}[0]['b'] }}}}{{% endif %}}")
+    told: dict[str, Any] = {name: [{"b": "c"}]}
+    assert prompt_of(model, **told) == ids(tiny, "ac")
