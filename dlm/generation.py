@@ -292,8 +292,9 @@ def continued(
     Raises:
         ValueError: they are longer than the model can place.
     """
-    behind = [*[model.spec.mask_id] * gen_length, *after, *model.spec.suffix]
-    check_length(model, max(map(len, prompts)) + len(behind))
+    closing = [*after, *model.spec.suffix]
+    check_length(model, max(map(len, prompts)) + gen_length + len(closing))
+    behind = [*[model.spec.mask_id] * gen_length, *closing]
     spans = [(len(prompt), len(prompt) + gen_length) for prompt in prompts]
     return [[*prompt, *behind] for prompt in prompts], spans
 

@@ -140,20 +140,20 @@ def test_rows_that_join_decode_what_they_would_alone(
     same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
-@pytest.mark.parametrize(
-    "facts", [{}, {"block_size": 4}, {"block_size": 8}, {"shift": True}], ids=str
-)
+@pytest.mark.parametrize("facts", [{}, {"block_size": 8}, {"shift": True}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), [
     ("low_confidence", "none"), ("klass", "prefix"), ("first_hitting", "dual"), ("saber", "none"),
 ])  # fmt: skip
 def test_however_steps_are_run(
-    golden: Model, way: Execution, decoder: str, cache: str, facts: dict[str, Any]
+    golden: Model, way: Execution, trace: Any, decoder: str, cache: str, facts: dict[str, Any]
 ) -> None:
     model = Model(golden.network, None, replace(golden.spec, **facts))
     options: dict[str, Any] = {"decoder": decoder, "cache": cache}
     expected = alone(model, COMERS, **options)
-    for _ in range(3 if way.lanes is not None else 1):  # plainly, recorded, played
+    before = trace.plays
+    for _ in range(2 if way.lanes is not None else 1):  # plainly, then recorded and played
         same(together(model, COMERS, way, **options), expected)
+    assert (trace.plays > before) == (way.lanes is not None)
 
 
 @pytest.mark.parametrize(("cache", "more"), [
@@ -170,7 +170,7 @@ def test_whatever_is_asked_for(
         model = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(range(0, 511, 9))))
     options = {"cache": cache, **more}
     expected = alone(model, COMERS, **options)
-    for _ in range(3 if way.lanes is not None else 1):
+    for _ in range(2 if way.lanes is not None else 1):
         same(together(model, COMERS, way, **options), expected)
 
 
@@ -227,7 +227,7 @@ rows = st.builds(
 )
 
 
-@hypothesis(max_examples=12, deadline=None)
+@hypothesis(max_examples=6, deadline=None)
 @given(
     comers=st.lists(rows, min_size=1, max_size=5),
     decoder=st.sampled_from(["threshold", "credit", "remdm", "first_hitting"]),
