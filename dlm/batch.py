@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, N blocks of a row.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -70,7 +70,7 @@ NO_CHANGE = Change()
 
 def denoise(
     terms: Terms, rows: Rows, change: Callable[[], Change] = lambda: NO_CHANGE
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Fill every blank, block by block, one yield a forward.
 
     Rows are independent: each has its own active block, and leaves the batch when it is done.

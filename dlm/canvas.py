@@ -32,7 +32,7 @@ class Canvas:
     length: Tensor  # int64 [B], tokens of the row, padding not counted
     row: Tensor  # int64 [B], index among the rows that were laid out together
     row_key: Tensor  # int64 [B], keys the noise of the row
-    seed: Tensor  # int64 [B], likewise, the same for all
+    seed: Tensor  # int64 [B], likewise
 
     @property
     def shape(self) -> tuple[int, ...]:

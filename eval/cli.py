@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlm.cli.inputs import parse_pairs, parse_value
+from dlm.cli.inputs import parse_options
 from dlm.cli.lists import print_table
 from dlm.cli.options import (
     BLOCKS,
@@ -173,9 +173,8 @@ def task_command(name: str) -> Callable[..., None]:
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         if block_length == NO_BLOCKS:
             options["block_length"] = None
-        pairs = parse_pairs("--option", option or [])
         options["decoder"] = decoder
-        options["decoder_options"] = {key: parse_value(text) for key, text in pairs.items()}
+        options["decoder_options"] = parse_options(option)
         if model is None and gen_length is None:
             chosen = TASKS[name].presets[0] if preset is None else TASKS[name].preset(preset)
             usual = chosen.options.get("gen_length", BUILT_IN_GEN_LENGTH)

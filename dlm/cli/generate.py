@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from dlm.cli.inputs import Messages, parse_pairs, parse_value, read_prompts
+from dlm.cli.inputs import Messages, parse_options, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
 from dlm.cli.options import (
+    BUILT_IN_GEN_LENGTH,
     COUNT,
+    GEN_LENGTH,
     JSON,
-    WHOLE,
     Adapter,
     BlockLength,
     BlockSize,
@@ -20,6 +21,7 @@ from dlm.cli.options import (
     Device,
     Dtype,
     FamilyName,
+    GenLength,
     MaskId,
     ModelName,
     PositionTemperature,
@@ -36,9 +38,6 @@ from dlm.cli.options import (
     source,
     unless_none,
 )
-
-GEN_LENGTH = 256
-BUILT_IN_GEN_LENGTH = 64
 
 
 def generate(  # noqa: PLR0913 (the parameters are the command line)
@@ -61,14 +60,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     ] = 16,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
-    gen_length: Annotated[
-        int | None,
-        decoding(
-            help="Tokens to decode.",
-            show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
-            **WHOLE,
-        ),
-    ] = None,
+    gen_length: GenLength = None,
     block_length: BlockLength = 32,
     steps: Steps = None,
     position_temperature: PositionTemperature = 0.0,
@@ -99,9 +91,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         gen_length = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     options: dict[str, Any] = {
         "decoder": decoder,
-        "decoder_options": {
-            key: parse_value(value) for key, value in parse_pairs("--option", option or []).items()
-        },
+        "decoder_options": parse_options(option),
         "gen_length": gen_length,
         "block_length": unless_none(block_length),
         "steps": steps,

@@ -117,6 +117,11 @@ def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """The options of a decoder, of every `--option key=value`."""
+    return {key: parse_value(text) for key, text in parse_pairs("--option", pairs or []).items()}
+
+
 def parse_value(text: str) -> Any:
     """An int, a float, a bool, None or JSON if the text reads as one, else the text."""
     if text.strip().lower() in WORDS:

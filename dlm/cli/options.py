@@ -133,4 +133,14 @@ TopP = Annotated[
     sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
 ]
 CfgScale = Annotated[float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)]
+GEN_LENGTH = 256
+BUILT_IN_GEN_LENGTH = 64
+GenLength = Annotated[
+    int | None,
+    decoding(
+        help="Tokens to decode.",
+        show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
+        **WHOLE,
+    ),
+]
 Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]

@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from dlm.cli.generate import BUILT_IN_GEN_LENGTH, GEN_LENGTH
-from dlm.cli.inputs import parse_pairs, parse_value
+from dlm.cli.inputs import parse_options
 from dlm.cli.loading import load_model, model_name
 from dlm.cli.options import (
+    BUILT_IN_GEN_LENGTH,
     COUNT,
+    GEN_LENGTH,
     JSON,
     WHOLE,
     Adapter,
@@ -27,6 +28,7 @@ from dlm.cli.options import (
     Device,
     Dtype,
     FamilyName,
+    GenLength,
     MaskId,
     ModelName,
     PositionTemperature,
@@ -35,7 +37,6 @@ from dlm.cli.options import (
     Temperature,
     TopK,
     TopP,
-    decoding,
     sampling,
     server,
     unless_none,
@@ -71,14 +72,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     queue_size: Annotated[int, server(help="Rows that wait, at most.", **COUNT)] = 256,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
-    gen_length: Annotated[
-        int | None,
-        decoding(
-            help="Tokens to decode.",
-            show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
-            **WHOLE,
-        ),
-    ] = None,
+    gen_length: GenLength = None,
     block_length: BlockLength = 32,
     steps: Steps = None,
     position_temperature: PositionTemperature = 0.0,
@@ -102,9 +96,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
         gen_length = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     defaults: dict[str, Any] = {
         "decoder": decoder,
-        "decoder_options": {
-            key: parse_value(value) for key, value in parse_pairs("--option", option or []).items()
-        },
+        "decoder_options": parse_options(option),
         "gen_length": gen_length,
         "block_length": unless_none(block_length),
         "steps": steps,

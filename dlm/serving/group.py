@@ -1,6 +1,6 @@
 """Rows of requests that are decoded together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +105,7 @@ class Group:
         self.told: dict[int, int] = {}  # of lines that are followed, up to where
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
-        self.steps: Iterator[Step] | None = None
+        self.steps: Generator[Step, None, None] | None = None
         self.add(first)
 
     def accepts(self, laid: Laid) -> bool:
@@ -186,4 +186,4 @@ class Group:
     def close(self) -> None:
         """Make no more forwards."""
         if self.steps is not None:
-            self.steps.close()  # type: ignore[attr-defined]
+            self.steps.close()

@@ -92,7 +92,7 @@ def read_request(
         room = max(1, model.spec.max_length - closed)
         if room < settings.gen_length:
             settings = replace(settings, gen_length=room)
-    rows, spans = lay_out(model, encoded, settings.gen_length, after, n)
+    rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
     return Asked(
         request=Request(rows, spans, settings, follow=stream or bool(stop)),
         chat=chat,
@@ -321,7 +321,7 @@ def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
             raise ValueError(f"chat_template_kwargs must be variables of the template, got {cut!r}")
 
 
-def lay_out(
+def rows_of(
     model: Model, encoded: Sequence[list[int]], gen_length: int, after: Sequence[int], n: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Rows of each prompt `n` times, with what is to be decoded behind, and where that lies."""

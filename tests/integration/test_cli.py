@@ -14,7 +14,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import dlm
-from dlm.cli import app, generate, lists, train
+from dlm.cli import app, generate, lists, options, train
 from dlm.cli.inputs import parse_value
 from dlm.cli.job import Job
 from dlm.decoders import DECODERS
@@ -97,7 +97,7 @@ def test_defaults_are_the_library_s() -> None:
     for field in fields(Settings):
         if field.name in decoding and field.name not in own:
             assert decoding[field.name] == field.default, field.name
-    assert Settings().gen_length == generate.GEN_LENGTH
+    assert Settings().gen_length == options.GEN_LENGTH
     training = defaults(train.train)
     for field in fields(Recipe):
         if field.name in training:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dlm
+from dlm.cache import Cache
 from dlm.execution import Execution
 from dlm.lanes import Lanes
 from dlm.models.model import Model
@@ -187,6 +188,20 @@ def traced() -> Callable[..., Execution]:
 @pytest.fixture
 def execution(traced: Callable[..., Execution]) -> Execution:
     return traced()
+
+
+@pytest.fixture
+def caches(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Cache]":
+    """Those that are made while the test runs, as long as they live."""
+    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
+    make = Cache.__init__
+
+    def watched(self: Cache, rows: int, length: int) -> None:
+        make(self, rows, length)
+        alive.add(self)
+
+    monkeypatch.setattr(Cache, "__init__", watched)
+    return alive
 
 
 @pytest.fixture

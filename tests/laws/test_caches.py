@@ -1,6 +1,6 @@
 """Caches: exact where they say so, and a row's own business in any batch."""
 
-import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -195,19 +195,11 @@ def test_options_that_do_not_fit_are_refused(golden: Model) -> None:
 
 
 def test_the_cache_of_a_batch_goes_when_the_batch_shrinks(
-    golden: Model, monkeypatch: pytest.MonkeyPatch
+    golden: Model, caches: Iterable[Cache]
 ) -> None:
-    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
-    make = Cache.__init__
-
-    def watched(self: Cache, rows: int, length: int) -> None:
-        make(self, rows, length)
-        alive.add(self)
-
-    monkeypatch.setattr(Cache, "__init__", watched)
     rows = [[5, 511, 511], [6, *[511] * 6]]
     settings = Settings(cache="dual", block_length=3, stop_at_eos=False)
     job = make_job(golden, rows, [(0, len(row)) for row in rows], settings)
     with torch.inference_mode():
-        seen = [[cache.rows for cache in alive] for _ in job.steps(golden)]
+        seen = [[cache.rows for cache in caches] for _ in job.steps(golden)]
     assert seen == [[2]] * 2 + [[1]] * 4

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlm.contract import violations
+from dlm.models.model import Model
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 from dlm.window import write
@@ -145,3 +146,16 @@ def recorded_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
         return made
 
     return put
+
+
+@pytest.fixture
+def gated(golden: Model) -> Any:
+    """The golden network, whose forwards wait until its gate is opened."""
+    cases = runpy.run_path(str(Path(__file__).parent / "engine_cases.py"))
+    return cases["Gated"](golden.network)
+
+
+@pytest.fixture
+def gated_model(golden: Model, gated: Any) -> Model:
+    """The golden model with that network."""
+    return replace(golden, network=gated)

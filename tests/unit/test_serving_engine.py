@@ -19,18 +19,7 @@ from dlm.serving.group import Group, Laid, Line
 from dlm.serving.work import Busy
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
-Client, Gated, PATIENCE = CASES.Client, CASES.Gated, CASES.PATIENCE
-
-
-@pytest.fixture
-def gated(golden: Model) -> Any:
-    return Gated(golden.network)
-
-
-@pytest.fixture
-def model(golden: Model, gated: Any) -> Model:
-    """The golden one, behind a gate that is shut."""
-    return replace(golden, network=gated)
+Client, PATIENCE = CASES.Client, CASES.PATIENCE
 
 
 @pytest.fixture
@@ -48,8 +37,8 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def engine(model: Model, gated: Any, sizes: list[int]) -> Iterator[Engine]:
-    made = Engine(model, batch_size=4, queue_size=8)
+def engine(gated_model: Model, gated: Any, sizes: list[int]) -> Iterator[Engine]:
+    made = Engine(gated_model, batch_size=4, queue_size=8)
     yield made
     gated.gate.set()
     made.close()

@@ -15,23 +15,12 @@ from dlm.serving.engine import Engine
 from dlm.serving.group import Group
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
-Client, Gated, PATIENCE = CASES.Client, CASES.Gated, CASES.PATIENCE
+Client, PATIENCE = CASES.Client, CASES.PATIENCE
 
 
 @pytest.fixture
-def gated(golden: Model) -> Any:
-    return Gated(golden.network)
-
-
-@pytest.fixture
-def model(golden: Model, gated: Any) -> Model:
-    """The golden one, behind a gate that is shut."""
-    return replace(golden, network=gated)
-
-
-@pytest.fixture
-def engine(model: Model, gated: Any) -> Iterator[Engine]:
-    made = Engine(model, batch_size=4)
+def engine(gated_model: Model, gated: Any) -> Iterator[Engine]:
+    made = Engine(gated_model, batch_size=4)
     yield made
     gated.gate.set()
     made.close()
@@ -134,8 +123,8 @@ def test_who_does_not_listen_is_given_up(golden: Model, gated: Any, engine: Engi
     assert engine.load() == (0, 0)
 
 
-def test_closing_fails_what_is_left(golden: Model, gated: Any, model: Model) -> None:
-    engine = Engine(model, batch_size=1)
+def test_closing_fails_what_is_left(golden: Model, gated: Any, gated_model: Model) -> None:
+    engine = Engine(gated_model, batch_size=1)
     begun = Client(golden, [[1], [2]], gen_length=40).ask(engine)
     waits = Client(golden, [[3]], gen_length=40).ask(engine)
     assert gated.reached.wait(PATIENCE)
