@@ -97,6 +97,17 @@ def toy() -> Callable[..., Model]:
 
 
 @pytest.fixture(scope="session")
+def decoding() -> Callable[[str], dict[str, Any]]:
+    """Options that decode by a named decoder in few forwards: remdm loops 3 times, not 32."""
+
+    def find(name: str) -> dict[str, Any]:
+        options = {"loop_steps": 3} if name == "remdm" else {}
+        return {"decoder": name, "decoder_options": options}
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def golden_folder() -> Path:
     """A small random LLaDA checkpoint written by the official code."""
     return Path(__file__).parent / "golden" / "tiny-llada"

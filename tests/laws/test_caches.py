@@ -1,6 +1,6 @@
 """Caches: exact where they say so, and a row's own business in any batch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 
 MASK = 511
+Decoding = Callable[[str], dict[str, Any]]
+
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 KEYS = [40, 41, 42]
 PAIRS = [
@@ -34,9 +36,9 @@ def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) ->
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_refreshed_at_every_forward_it_equals_no_cache(
-    golden: Model, decoder: str, cache: str, more: dict[str, Any]
+    golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any]
 ) -> None:
-    options = {"decoder": decoder, "return_trajectory": True, **more}
+    options = {**decoding(decoder), "return_trajectory": True, **more}
     plain = run(golden, ROWS, KEYS, **options)
     cached = run(golden, ROWS, KEYS, cache=cache, refresh_every=1, **options)
     assert (cached.tokens, cached.forwards) == (plain.tokens, plain.forwards)
@@ -50,9 +52,9 @@ def test_refreshed_at_every_forward_it_equals_no_cache(
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "refresh_every": 2}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_a_row_does_not_depend_on_its_batch(
-    golden: Model, decoder: str, cache: str, more: dict[str, Any]
+    golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any]
 ) -> None:
-    options = {"decoder": decoder, "cache": cache, **more}
+    options = {**decoding(decoder), "cache": cache, **more}
     together = run(golden, ROWS, KEYS, **options)
     for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
         alone = run(golden, [row], [key], **options)

@@ -130,22 +130,29 @@ def test_a_canvas_is_the_one_before_plus_its_commits(
     order=st.randoms(use_true_random=False),
 )
 def test_rows_are_independent(
-    toy: Toy, name: str, rows: list[list[int]], options: dict[str, Any], seed: int, order: Any
+    toy: Toy,
+    decoding: Callable[[str], dict[str, Any]],
+    name: str,
+    rows: list[list[int]],
+    options: dict[str, Any],
+    seed: int,
+    order: Any,
 ) -> None:
     """I6: alone, batched and shuffled give the same bits, at any temperature."""
     if options["temperature"] and "position_noise" in Traits.of(make(name)).needs:
         options = options | {"position_temperature": options["temperature"] / 2}
+    options = options | decoding(name)
     model = toy(seed)
     keys = list(range(100, 100 + len(rows)))
-    together = dlm.generate(model, rows, decoder=name, row_keys=keys, **options)
+    together = dlm.generate(model, rows, row_keys=keys, **options)
     index = order.sample(range(len(rows)), len(rows))
     shuffled = dlm.generate(
-        model, [rows[i] for i in index], decoder=name, row_keys=[keys[i] for i in index], **options
+        model, [rows[i] for i in index], row_keys=[keys[i] for i in index], **options
     )
     for place, i in enumerate(index):
         assert shuffled.tokens[place] == together.tokens[i]
         assert shuffled.forwards[place] == together.forwards[i]
-        alone = dlm.generate(model, [rows[i]], decoder=name, row_keys=[keys[i]], **options)
+        alone = dlm.generate(model, [rows[i]], row_keys=[keys[i]], **options)
         assert alone.tokens == [together.tokens[i]]
         assert alone.forwards == [together.forwards[i]]
 

@@ -28,6 +28,7 @@ from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 
 Toy = Callable[..., Model]
+Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
@@ -73,8 +74,10 @@ def played(trace: Any, traced: Traced) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
-def test_shapes_that_stay_change_nothing(golden: Model, decoder: str, cache: str) -> None:
-    options = {"decoder": decoder, "cache": cache, "stop_at_eos": cache != "dual"}
+def test_shapes_that_stay_change_nothing(
+    golden: Model, decoding: Decoding, decoder: str, cache: str
+) -> None:
+    options = {**decoding(decoder), "cache": cache, "stop_at_eos": cache != "dual"}
     same(run(golden, Execution(static=True), **options), run(golden, Execution(), **options))
 
 
@@ -154,7 +157,11 @@ def test_nothing_outlives_a_generation_of_which_nothing_is_kept(
 
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_the_host_waits_for_one_report_a_step(
-    golden: Model, decoder: str, cache: str, monkeypatch: pytest.MonkeyPatch
+    golden: Model,
+    decoding: Decoding,
+    decoder: str,
+    cache: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Within a step nothing is read: no item, no tolist, no truth of a tensor."""
     steps, reads = 0, 0
@@ -174,7 +181,7 @@ def test_the_host_waits_for_one_report_a_step(
     monkeypatch.delattr(Places, "where")
     monkeypatch.setattr(Loop, "step", watched)
     monkeypatch.setattr(Mailbox, "read", counted)
-    options = {"decoder": decoder, "cache": cache, "stop_at_eos": True}
+    options = {**decoding(decoder), "cache": cache, "stop_at_eos": True}
     out = run(golden, Execution(static=True), return_trajectory=False, **options)
     assert steps == reads == max(out.forwards)
 

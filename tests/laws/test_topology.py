@@ -16,6 +16,7 @@ from dlm.execution import Execution
 from dlm.models.model import Model, block_causal
 from dlm.traits import Traits
 
+Decoding = Callable[[str], dict[str, Any]]
 Toy = Callable[..., Model]
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
@@ -75,13 +76,18 @@ def test_queries_see_their_block_and_those_before() -> None:
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), EXACT)
 def test_a_block_causal_cache_is_exact(
-    golden: Model, decoder: str, cache: str, more: dict[str, Any], shift: bool
+    golden: Model,
+    decoding: Decoding,
+    decoder: str,
+    cache: str,
+    more: dict[str, Any],
+    shift: bool,
 ) -> None:
     """What is final is computed once, and every block decides as if all were computed again."""
     if shift and decoder == "wino":
         pytest.skip("wino asks what a family that predicts the next token cannot answer")
     model = facts(golden, block_size=8, shift=shift)
-    options = {"decoder": decoder, "row_keys": KEYS, **more}
+    options = {**decoding(decoder), "row_keys": KEYS, **more}
     plain = run(model, ROWS, **options)
     cached = run(model, ROWS, cache=cache, **options)
     same(cached, plain)

@@ -12,6 +12,7 @@ import dlm
 from dlm.decoders import DECODERS, Threshold
 from dlm.models.model import Model
 
+Decoding = Callable[[str], dict[str, Any]]
 Toy = Callable[..., Model]
 BUILT_IN = Path(dlm.__file__).parent / "assets" / "tiny"
 
@@ -31,10 +32,12 @@ def talker() -> Model:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_rows_are_independent_on_a_network(golden: Model, decoder: str, temperature: float) -> None:
+def test_rows_are_independent_on_a_network(
+    golden: Model, decoding: Decoding, decoder: str, temperature: float
+) -> None:
     """Bit-equal tokens alone, batched, shuffled, and with other rows finishing earlier."""
     rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
-    options: dict[str, Any] = {"decoder": decoder, "block_length": 5, "temperature": temperature}
+    options: dict[str, Any] = {**decoding(decoder), "block_length": 5, "temperature": temperature}
     options |= {"stop_at_eos": False, "gen_length": 16, "seed": 3}
     keys = [40, 41, 42]
     together = dlm.generate(golden, rows, row_keys=keys, **options)

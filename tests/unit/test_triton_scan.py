@@ -17,15 +17,22 @@ from dlm.kernels.tiles import TiledLogits
 FOLDER = Path(__file__).parent
 
 
+QUICK, SLOW = "not slow", "slow"
+CASES = [
+    *((f"triton_{part}cases.py", QUICK) for part in ("layer_", "", "cut_", "noise_")),
+    *(
+        pytest.param(f"triton_{part}cases.py", SLOW, marks=pytest.mark.slow)
+        for part in ("layer_", "", "cut_")
+    ),
+]
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(
-    "cases",
-    ["triton_noise_cases.py", "triton_cut_cases.py", "triton_cases.py", "triton_layer_cases.py"],
-)
-def test_the_cases_pass_under_the_interpreter(cases: str) -> None:
+@pytest.mark.parametrize(("cases", "which"), CASES)
+def test_the_cases_pass_under_the_interpreter(cases: str, which: str) -> None:
     """In a process of their own: here triton may be imported already, to compile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist"
+    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, FOLDER / cases],
         env=kept | {"TRITON_INTERPRET": "1", "DLM_TEST_DEVICE": "cpu"},

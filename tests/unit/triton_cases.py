@@ -1,14 +1,14 @@
 """The fused kernels against torch and float64. `test_triton_scan.py` runs this file, as a process.
 
 Triton looks for TRITON_INTERPRET when it is imported, so the process that sets it must be new.
-DLM_TEST_DEVICE=cuda runs the same cases on a GPU. An interpreted row costs tens of milliseconds:
-cases have few rows.
+DLM_TEST_DEVICE=cuda runs them on a GPU. An interpreted row takes tens of milliseconds: few rows.
 
 Shapes: N rows, V vocabulary.
 """
 
 import os
 from collections.abc import Collection
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -45,12 +45,12 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 20, "top_p": 0.7701},
 )
 UNFILTERED_OR_BOTH: tuple[dict[str, Any], ...] = ({}, FILTERS[2])
-GREEDY_OR_DRAWN: tuple[tuple[float, dict[str, Any]], ...] = (
+GREEDY_OR_DRAWN: tuple[tuple[float, dict[str, Any]], ...] = (  # temperatures and filters
     (0.0, {}),
     (1.0, {}),
     (1.0, FILTERS[2]),
 )
-"""Temperatures and filters."""
+slow = partial(pytest.param, marks=pytest.mark.slow)  # seconds, and much like one that is quick
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_filters_are_those_of_torch(law: str, dtype: torch.dtype, filters: dict[
     assert (found.sampled % 5 != 1).all()
 
 
-@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("filters", [FILTERS[0], slow(FILTERS[1]), FILTERS[2]])
 def test_few_are_kept(filters: dict[str, Any]) -> None:
     """Draws of one row come from the tokens that float64 keeps."""
     row = random_logits(1, 1100, seed=8).bfloat16()
@@ -209,7 +209,7 @@ def _first(key: NoiseKey, count: int) -> NoiseKey:
     return NoiseKey(key.seed, key.row[:count], key.position[:count], key.draw[:count])
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 6.0])
+@pytest.mark.parametrize("scale", [slow(0.0), 0.5, slow(6.0)])
 def test_many_samples_are_those_of_torch(scale: float) -> None:
     """Flat, broad and peaked rows. At 0 all tiles but the last have one mass, to the bit."""
     logits, key = on(random_logits(32, 2500, scale=scale)), on(make_key(32, torch.arange(32) << 57))
@@ -264,7 +264,7 @@ def test_all_suppressed_but_one(temperature: float, filters: dict[str, Any]) -> 
         assert field(found, "entropy").tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("bad", [torch.nan, slow(torch.inf)])
 @pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
 def test_a_bad_logit_shows_in_its_own_row_only(
     bad: float, temperature: float, filters: dict[str, Any]
@@ -301,7 +301,7 @@ def test_suppressed_logits_may_be_anything() -> None:
         assert torch.equal(field(found, name), field(plain, name)), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", [slow(torch.float32), torch.bfloat16])
 def test_strides_and_no_writes(dtype: torch.dtype) -> None:
     base = on(random_logits(8, 2 * 1100).to(dtype))
     views = {
@@ -388,7 +388,7 @@ def test_small_margins_keep_their_digits() -> None:
     torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, *map(slow, DTYPES[1:])])
 def test_the_self_check_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so the public function takes the kernels, with the same bits."""
     monkeypatch.setattr(selfcheck, "_FOUND", {})

@@ -116,7 +116,7 @@ def test_any_vocabulary(vocabulary: int, dtype: torch.dtype) -> None:
                 check(logits, 0.9, **filters)
 
 
-@pytest.mark.parametrize("top_k", [None, 60])
+@pytest.mark.parametrize("top_k", [pytest.param(None, marks=pytest.mark.slow), 60])
 def test_exact_sums_give_the_very_cut(top_k: int | None) -> None:
     """Weights of 1 and 0 only: no share is borderline, not even one that a count meets."""
     logits = torch.full((3, 1200), -torch.inf, device=DEVICE, dtype=torch.bfloat16)
@@ -128,7 +128,9 @@ def test_exact_sums_give_the_very_cut(top_k: int | None) -> None:
         assert equal(found, expected), top_p
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
 def test_all_that_changes_logits(dtype: torch.dtype) -> None:
     """A bonus makes values, and cuts, that the dtype of the logits does not have."""
     logits = random_logits(3, 1100, seed=5).to(dtype)
@@ -145,7 +147,7 @@ def test_all_that_changes_logits(dtype: torch.dtype) -> None:
     check(logits, 0.7, suppressed=suppressed, top_k=900)  # of 734: the cut is among the suppressed
 
 
-@pytest.mark.parametrize("top_k", [50, 700])
+@pytest.mark.parametrize("top_k", [50, pytest.param(700, marks=pytest.mark.slow)])
 def test_rounding_never_keeps_more_than_k(top_k: int) -> None:
     """Nearly the whole share asks for all that top-k keeps, whatever the order of its sum."""
     logits = random_logits(6, 1000, seed=3).bfloat16()

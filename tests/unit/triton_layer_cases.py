@@ -189,7 +189,19 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
     assert torch.equal(alone[0], every[1])
 
 
-@pytest.fixture(params=["llada", "llada2", "dream", "sdar", "sdar-moe", "fast-dllm-v2"])
+NAMES = ("llada", "llada2", "dream", "sdar", "sdar-moe", "fast-dllm-v2")
+
+
+def some(quick: dict[str, tuple[str, ...]]) -> list[Any]:
+    """Every case with every family, slow where `quick` does not name it: one takes seconds."""
+    return [
+        pytest.param(case, name, marks=() if name in families else pytest.mark.slow)
+        for case, families in quick.items()
+        for name in NAMES
+    ]
+
+
+@pytest.fixture(params=NAMES)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     folder = WRITTEN
     if request.param != "llada2":
@@ -225,7 +237,11 @@ def states(model: Model, cache: str) -> Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("cache", ["none", "dual", "dual, wide", "shadows"])
+@pytest.mark.parametrize(
+    ("cache", "model"),
+    some({"none": ("llada",), "dual": NAMES, "dual, wide": ("llada",), "shadows": ("dream",)}),
+    indirect=["model"],
+)
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if cache == "dual, wide":  # more queries than the kernel of attention takes
         monkeypatch.setattr(fused_layers, "WINDOW", 8)
@@ -250,14 +266,17 @@ def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @torch.inference_mode()
-def test_weights_are_those_of_the_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cache", "model"), some({"none": ("llada",)}), indirect=["model"])
+def test_weights_are_those_of_the_moment(
+    model: Model, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In place of which others were put after a forward."""
-    before = states(model, "none")
+    before = states(model, cache)
     for weight in model.network.model.layers[0].parameters():
         weight.data = weight * 0.5
-    found = states(model, "none")
+    found = states(model, cache)
     monkeypatch.setattr(fused, "covers", lambda *_: False)
-    plain = states(model, "none")
+    plain = states(model, cache)
     assert (found - plain).abs().max() < 0.1 * (before - plain).abs().max()
 
 
