@@ -20,7 +20,7 @@ LEAST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the tokens of right-padded rows go."""
+    """Where the tokens of right-padded rows go, also in layers on other devices."""
 
     flat: Tensor  # int64 [N], of each real token, its place among the B L
     place: Tensor  # int64 [B, L], of each column, its place among the N; padding: the row's last
@@ -39,7 +39,7 @@ class Packing:
 
     def pack(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [1, N, ...]."""
-        return values.flatten(0, 1)[self.flat][None]
+        return values.flatten(0, 1).index_select(0, self.flat.to(values.device)).unsqueeze(0)
 
     def unpack(self, values: Tensor) -> Tensor:
         """[1, N, ...] -> [B, L, ...]; padding repeats the row's last token."""
@@ -48,7 +48,7 @@ class Packing:
     def heads(self, values: Tensor) -> Tensor:
         """[1, H, N, E] -> [B, H, L, E]."""
         batch, width = self.place.shape
-        spread = values.index_select(2, self.place.flatten())[0]
+        spread = values.index_select(2, self.place.flatten().to(values.device)).squeeze(0)
         return torch.as_tensor(spread.unflatten(1, (batch, width)).transpose(0, 1))
 
 
@@ -76,7 +76,8 @@ class Packed(View):
         run = kernel()
         assert run is not None
         q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
-        return run(q, k, v, self.packing.bounds, self.packing.place.shape[1], scaling)[None]
+        bounds = self.packing.bounds.to(q.device)
+        return run(q, k, v, bounds, self.packing.place.shape[1], scaling)[None]
 
     def enter(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int

@@ -1,5 +1,6 @@
 """Rows laid end to end decode what padded ones do."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 import dlm
@@ -18,6 +20,8 @@ from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.traits import Traits
 from dlm.varlen import kernel, of_flash_attn, of_torch, suits
+
+Decoding = Callable[[str], dict[str, Any]]
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [12], [13, 14, 15]]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
@@ -38,6 +42,21 @@ def test_what_is_packed_comes_back(lengths: list[int]) -> None:
         assert (back[row, length:] == padded[row, length - 1]).all()
     heads = packed[:, None, :, None].expand(-1, 3, -1, 2)
     assert torch.equal(packing.heads(heads), back[:, None, :, None].expand(-1, 3, -1, 2))
+
+
+def test_layers_may_be_on_other_devices() -> None:
+    """accelerate moves what a layer is given, but not what stands between it and its attention."""
+    packing = Packing.of([2, 3], 3, CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = torch.empty(1, 4, 5, 8, device="cuda:1")
+        here = [
+            torch.empty_like(part, device="cuda:0")
+            for part in (packing.flat, packing.place, packing.bounds)
+        ]
+        heads = Packing(*here).heads(there)
+        assert (heads.shape, heads.device) == ((2, 4, 3, 8), there.device)
+        back = Packing(*here).pack(heads.transpose(1, 2))
+        assert (back.shape, back.device) == ((1, 5, 4, 8), there.device)
 
 
 def test_rows_of_one_length_are_left_alone() -> None:
@@ -61,12 +80,13 @@ def test_keys_are_kept_by_row() -> None:
 def test_packed_rows_decode_as_padded_ones(
     golden: Model,
     monkeypatch: pytest.MonkeyPatch,
+    decoding: Decoding,
     decoder: str,
     cache: str,
     more: dict[str, Any],
 ) -> None:
     options: dict[str, Any] = {
-        "decoder": decoder, "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
+        **decoding(decoder), "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
         "stop_at_eos": False, "return_order": True, **more,
     }  # fmt: skip
     packed = dlm.generate(golden, ROWS, **options)
