@@ -14,6 +14,16 @@ def send(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     return made.to(device, non_blocking=True)
 
 
+def check(device: torch.device) -> None:
+    """Find out whether a device still works: after some errors a GPU does no more for the process.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Mailbox:
     """Brings the report of each step to the host."""
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from dlm.host import check
 from dlm.models.model import Model
 from dlm.options import integer
 from dlm.serving.group import Group, Laid, Line
@@ -25,7 +26,8 @@ class Engine:
 
     Rows wait in the order of the requests and are decoded as soon as there is room. Those that
     agree on how to be decoded share their forwards, whenever they came; the forwards of others
-    take turns. What a row yields is what `dlm.generate` gives for it alone.
+    take turns. What a row yields is what `dlm.generate` gives for it alone. A GPU that does no more
+    after an error ends the engine.
 
     Args:
         model: what `dlm.load` gave.
@@ -150,6 +152,7 @@ class Engine:
             except Exception as error:
                 self.fail([line], error.with_traceback(None))
                 self.leave()
+                check(self.model.device)
                 continue
             if not placed:
                 return
@@ -179,6 +182,7 @@ class Engine:
             told = RuntimeError(f"{type(error).__name__}: {error}")
             self.fail(list(group.lines.values()), told)
             group.lines.clear()
+            check(self.model.device)
         if not group.lines:
             self.remove(group)
 

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from dlm.host import check
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
 from dlm.serving.group import Group
@@ -107,6 +109,42 @@ def test_all_are_told_when_the_engine_breaks_down(
     engine.close()
     assert deaths == [Broken]
     assert not engine.running
+
+
+@pytest.mark.parametrize("when", ["advance", "place"])
+def test_an_engine_ends_with_its_device(
+    golden: Model, gated: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A GPU fails at all that is asked after some errors: who supervises has to hear of it."""
+    asked: list[torch.device] = []
+    deaths: list[Any] = []
+
+    def dead(device: torch.device) -> None:
+        asked.append(device)
+        raise RuntimeError("an illegal memory access")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("misaligned address")
+
+    monkeypatch.setattr(threading, "excepthook", lambda args: deaths.append(str(args.exc_value)))
+    monkeypatch.setattr("dlm.serving.engine.check", dead)
+    monkeypatch.setattr(Group if when == "advance" else Engine, when, fail)
+    engine = Engine(replace(golden, network=gated), batch_size=1)
+    with engine.news:
+        one, other = [Client(golden, [[n]]).ask(engine) for n in (1, 2)]
+    assert "misaligned address" in str(one.wait().error)
+    assert "broke down: RuntimeError('an illegal memory access')" in str(other.wait().error)
+    engine.close()
+    assert deaths == ["an illegal memory access"]
+    assert asked == [golden.device]
+
+
+def test_a_gpu_is_asked_whether_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    for name in ("cpu", "cuda:1"):
+        check(torch.device(name))
+    assert asked == [torch.device("cuda:1")]
 
 
 def test_who_does_not_listen_is_given_up(golden: Model, gated: Any, engine: Engine) -> None:
