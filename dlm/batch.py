@@ -210,7 +210,12 @@ class Batch:
         work = self.workspace(canvas)
         canvas, loop, first = work.lay(canvas), work.loop, 0
         for batch, some in parts:
-            loop.follow(batch.work.loop, send(some, device), len(batch.live), first, canvas)
+            index, count = send(some, device), len(batch.live)
+            follow = partial(loop.follow, batch.work.loop, index, count, first, canvas)
+            if batch.work is work:  # rows change places: a second time would be one too many
+                follow()
+            else:
+                terms.execution.in_memory(self.lane, work, device, follow, follow)
             first += len(some)
         self.names = [batch.names[line] for batch, some in parts for line in some]
         self.made = [batch.made[line] for batch, some in parts for line in some]

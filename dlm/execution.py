@@ -1,17 +1,18 @@
 """How steps are run: one kernel at a time, or recorded once and played again."""
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from dlm.canvas import Canvas
-from dlm.lanes import Lane, Lanes, Workspace
+from dlm.lanes import Budget, Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
 from dlm.progress import Due, Progress
@@ -20,6 +21,7 @@ from dlm.recording import Recorder, pools
 if TYPE_CHECKING:
     from dlm.runtime import Outcome
 
+Result = TypeVar("Result")
 STRIDE: Final = 64
 """Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
 SHARE: Final = 16
@@ -105,24 +107,36 @@ class Execution:
     def step(
         self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
     ) -> "Outcome":
-        """A step in one of few shapes; where memory is short once more without what is kept."""
+        """A step in one of few shapes; where memory is short once more kernel by kernel."""
         due = self.rounded(due, canvas.tokens.shape[1])
+        steps = (partial(each, canvas, progress, due) for each in (work.steps, work.loop.step))
+        return self.in_memory(lane, work, canvas.tokens.device, *steps)
+
+    def in_memory(
+        self,
+        lane: Lane,
+        work: Workspace,
+        device: torch.device,
+        first: Callable[[], Result],
+        then: Callable[[], Result],
+    ) -> Result:
+        """What the first call gives, or where memory is short the other, without what is kept."""
         try:
-            return work.steps(canvas, progress, due)
+            return first()
         except torch.OutOfMemoryError:
             if self.lanes is None:
                 raise
-        # Here, where the error holds no tensors of the step any more.
+        # Here, where the error holds no tensors of the call any more.
         self.lanes.shed(lane, work)
-        pools(canvas.tokens.device).clear()
+        pools(device).clear()
         torch.cuda.empty_cache()  # which nothing does while a step is recorded
-        return work.loop.step(canvas, progress, due)
+        return then()
 
     @contextmanager
     def lane(self, network: Any) -> Iterator[Lane]:
         """Where one generation finds and leaves what is kept of others."""
         if self.lanes is None:
-            yield Lane(None, None, 0)
+            yield Lane(None, None, Budget(0))
         else:
             with self.lanes.taken(state_of(network)) as lane:
                 yield lane
@@ -131,7 +145,7 @@ class Execution:
     def lane_beside(self, lane: Lane) -> Iterator[Lane]:
         """Another one, of the same network in the same state."""
         if self.lanes is None:
-            yield Lane(None, None, 0)
+            yield Lane(None, None, Budget(0))
         else:
             with self.lanes.taken(lane.state) as other:
                 yield other
@@ -154,7 +168,8 @@ def loops_over_experts(network: Any) -> bool:
 def lanes_of(model: Model) -> Lanes:
     """Those of a network on a GPU. They go with it."""
     if model.network not in LANES:
-        LANES[model.network] = Lanes(Recorder, memory_of(model.device) // SHARE)
+        record = partial(Recorder, model.device)
+        LANES[model.network] = Lanes(record, memory_of(model.device) // SHARE)
     return LANES[model.network]
 
 

@@ -1,5 +1,6 @@
 """What is kept of generations for later ones: loops, their caches and their recordings."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 CONSTANTS: Final = (bool, int, float, str, bytes, Path, Enum, type(None), Tensor)
 MOST: Final = 32
-"""Workspaces of a lane: also where they are small, recordings take memory of the driver."""
+"""Workspaces of a lane: also where they are small they take what nobody counts."""
+RECORDINGS: Final = 256
+"""Likewise, of all its workspaces: each takes memory of the driver."""
 
 
 class Workspace:
@@ -51,13 +54,27 @@ class Workspace:
         return self.loop.size + self.steps.size
 
 
+class Budget:
+    """Bytes that the lanes of a network may keep, all together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used: weakref.WeakSet[Lane] = weakref.WeakSet()  # by generations that go on
+        self.lock = RLock()  # a stream may be collected while it is held
+
+    def left(self, lane: "Lane") -> int:
+        """Bytes for one, beside the others in use."""
+        with self.lock:
+            return max(0, self.most - sum(each.size for each in self.used if each is not lane))
+
+
 class Lane:
     """Workspaces that one generation at a time may use."""
 
-    def __init__(self, record: Record | None, state: object, most: int) -> None:
+    def __init__(self, record: Record | None, state: object, budget: Budget) -> None:
         self.record = record
         self.state = state  # of the network, None for one that nothing is kept of
-        self.most = most  # bytes to keep
+        self.budget = budget
         self.kept: list[Workspace] = []  # the latest last
 
     def workspace(
@@ -77,13 +94,19 @@ class Lane:
 
     def trim(self) -> None:
         """Drop what was used longest ago until the rest is small enough."""
-        while len(self.kept) > MOST or self.size > self.most:
+        left = self.budget.left(self)
+        while len(self.kept) > MOST or self.recordings > RECORDINGS or self.size > left:
             del self.kept[0]
 
     @property
     def size(self) -> int:
         """Bytes."""
         return sum(work.size for work in self.kept)
+
+    @property
+    def recordings(self) -> int:
+        """How many are kept."""
+        return sum(len(work.steps.recordings) for work in self.kept)
 
 
 def constant(decoder: Any) -> bool:
@@ -110,7 +133,7 @@ class Lanes:
     def __init__(self, record: Callable[[], Record], most: int) -> None:
         """Take what makes the recordings of a lane, and how many bytes to keep."""
         self.record = record
-        self.most = most
+        self.budget = Budget(most)
         self.unused: list[Lane] = []
         self.lock = RLock()  # of what is unused; a stream may be collected while it is held
         self.failed = False  # whether a recording failed: each may cost memory, so there is one
@@ -122,10 +145,12 @@ class Lanes:
         It is kept unless something was raised, which leaves nobody knows what behind.
         """
         with self.lock:
-            lane = self.unused.pop() if self.unused else Lane(self.record(), state, self.most)
+            lane = self.unused.pop() if self.unused else Lane(self.record(), state, self.budget)
             if lane.state != state:
                 self.unused.clear()
-                lane = Lane(self.record(), state, self.most)
+                lane = Lane(self.record(), state, self.budget)
+        with self.budget.lock:
+            self.budget.used.add(lane)
         assert lane.record is not None
         lane.record.begin()
         try:
@@ -136,21 +161,31 @@ class Lanes:
         except BaseException:
             with self.lock:
                 self.unused.clear()
+            self.leave(lane)
             with suppress(RuntimeError):  # of a device that does no more
                 lane.record.end()
             raise
         self.give(lane)
 
     def shed(self, lane: Lane, work: Workspace) -> None:
-        """Drop what is kept beside what is in use."""
+        """Drop what is kept beside what is in use, and all recordings."""
         with self.lock:
             self.unused.clear()
         lane.kept = [each for each in lane.kept if each is work]
+        work.steps.forget()
+        assert lane.record is not None
+        lane.record.free()
+
+    def leave(self, lane: Lane) -> None:
+        """A lane is in use no more."""
+        with self.budget.lock:
+            self.budget.used.discard(lane)
 
     def give(self, lane: Lane) -> None:
         """Keep a lane for the next generation."""
         assert lane.record is not None
         lane.record.end()
+        self.leave(lane)
         with self.lock:
             self.failed = self.failed or lane.record.failed
             if self.failed:
@@ -158,5 +193,5 @@ class Lanes:
             elif lane.state is not None:
                 lane.trim()
                 self.unused.append(lane)
-                while sum(each.size for each in self.unused) > self.most:
+                while sum(each.size for each in self.unused) > self.budget.left(lane):
                     del self.unused[0]

@@ -79,6 +79,9 @@ class Record(ABC):
     failed: bool = False
     """Whether one could not be made. No more are asked for then, nor are others played."""
 
+    def free(self) -> None:  # noqa: B027 (most hold no memory)
+        """Give up the memory of recordings, none of which is played any more."""
+
     def begin(self) -> None:  # noqa: B027 (most have nothing to wait for)
         """A generation begins, after all that the last one asked of the device."""
 
@@ -130,10 +133,20 @@ class Steps:
             del self.made[next(iter(self.made))]
         return made
 
+    def forget(self) -> None:
+        """Keep no recordings, only what is ready to be recorded."""
+        kept = self.made.items()
+        self.made = {shape: each for shape, each in kept if not isinstance(each, Recording)}
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """Those that there are, also while another thread makes more."""
+        return [each for each in list(self.made.values()) if isinstance(each, Recording)]
+
     @property
     def size(self) -> int:
         """Bytes that recordings take and give, the canvas they share counted with each."""
-        return sum(each.size for each in self.made.values() if isinstance(each, Recording))
+        return sum(each.size for each in self.recordings)
 
 
 THREAD: Final = threading.local()
@@ -173,7 +186,7 @@ class Pool:
         with CAPTURING:
             self.stream = unused_stream(device)
             POOLS.add(self)
-        self.ended: torch.cuda.Event | None = None  # the last generation that played one of them
+        self.ended: torch.cuda.Event | None = None  # the last generation that had it
         self.keeper = torch.cuda.CUDAGraph()
         self.record(self.keeper, lambda: torch.zeros(1, device=device))
 
@@ -187,15 +200,6 @@ class Pool:
             caller.wait_stream(self.stream)
         return made
 
-    def begin(self) -> None:
-        """Whichever stream the last generation was on, the current one waits for its end."""
-        if self.ended is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.ended)
-
-    def end(self) -> None:
-        """Mark the end on the current stream."""
-        self.ended = torch.cuda.current_stream(self.device).record_event()
-
 
 POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
 """All that there are."""
@@ -203,11 +207,15 @@ STREAMS: Final = 32
 """That torch hands out for a device, in turn."""
 
 
+class NoStream(RuntimeError):
+    """All streams have recordings, until a generation is over."""
+
+
 def unused_stream(device: torch.device) -> torch.cuda.Stream:
     """One that no pool has, and not the current one.
 
     Raises:
-        RuntimeError: there is none left.
+        NoStream: there is none left.
     """
     taken = {pool.stream.cuda_stream for pool in POOLS if pool.device == device}
     taken.add(torch.cuda.current_stream(device).cuda_stream)
@@ -215,7 +223,7 @@ def unused_stream(device: torch.device) -> torch.cuda.Stream:
         stream = torch.cuda.Stream(device)
         if stream.cuda_stream not in taken:
             return stream
-    raise RuntimeError(f"all {STREAMS} streams of {device} have recordings")
+    raise NoStream(f"all {STREAMS} streams of {device} have recordings")
 
 
 @cache
@@ -230,7 +238,8 @@ def take(device: torch.device) -> Pool:
         pool = pools(device).pop()  # asked first, another thread might come between
     except IndexError:
         return Pool(device)
-    pool.begin()
+    if pool.ended is not None:
+        torch.cuda.current_stream(device).wait_event(pool.ended)
     return pool
 
 
@@ -240,42 +249,55 @@ class Recorder(Record):
     Two generations that go on by turns must not share one: each writes over what the other left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.pool: Pool | None = None
         self.short = False  # whether memory was, once
+        self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:
-        """Whichever stream the last generation was on, this one waits for its end."""
-        if self.pool is not None:
-            self.pool.begin()
+        """As `Record`, whichever stream the last generation was on."""
+        if self.ended is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.ended)
 
     def end(self) -> None:
-        """Mark the end on the current stream."""
+        """As `Record`."""
+        self.ended = torch.cuda.current_stream(self.device).record_event()
         if self.pool is not None:
-            self.pool.end()
+            self.pool.ended = self.ended
+
+    def free(self) -> None:
+        """As `Record`. The pool goes with its last graph, and its memory to `empty_cache`."""
+        if self.pool is not None:
+            self.returned.detach()
+            self.pool = None
+
+    def fail(self) -> None:
+        """Make no more, and leave memory to nobody whose state is unknown."""
+        self.failed = True
+        self.free()
+        with contextlib.suppress(RuntimeError):
+            # torch before 2.13 draws no random numbers until a recording has ended well.
+            Pool(self.device)
 
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph | None":
         """As `Record`."""
-        device = canvas.tokens.device
         try:
             if self.pool is None:
-                self.pool = take(device)
-                self.returned = weakref.finalize(self, pools(device).append, self.pool)
+                self.pool = take(self.device)
+                self.returned = weakref.finalize(self, pools(self.device).append, self.pool)
                 self.returned.atexit = False
+            if self.short:  # while it records torch takes nothing from what plain steps left
+                torch.cuda.empty_cache()
             return CudaGraph(step, canvas, progress, due, self.pool)
         except BaseException as error:
             if isinstance(error, torch.OutOfMemoryError) and not self.short:
                 self.short = True
                 raise  # there may be more without what is kept
-            self.failed = True
-            if self.pool is not None:
-                self.returned.detach()  # nobody knows what state the pool is in
-                self.pool = None
-            with contextlib.suppress(RuntimeError):
-                # torch before 2.13 draws no random numbers until a recording has ended well.
-                Pool(device)
+            if not isinstance(error, NoStream):
+                self.fail()
             if not isinstance(error, RuntimeError):
                 raise
             warnings.warn(

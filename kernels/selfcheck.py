@@ -38,6 +38,9 @@ def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) ->
     Asked once for each device and dtype of a process. A failure is told in a RuntimeWarning, with
     what went wrong. While a CUDA graph is captured nothing can be asked: the answer is no then,
     for this once.
+
+    Raises:
+        torch.OutOfMemoryError: there is none for the rows of the question.
     """
     found = _FOUND.get((device, dtype))
     if found is None:
@@ -62,6 +65,8 @@ def difference(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path
         try:
             found = fast(call)
             wrong = _wrong_field(found, expected)
+        except torch.OutOfMemoryError:  # which says nothing of the kernels
+            raise
         except Exception as error:  # of a compiler, a driver or a launch: none may end the run
             return f"{type(error).__name__}: {error}"
         if wrong is not None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import dlm
 from dlm.cache import Cache
@@ -20,20 +21,40 @@ from dlm.recording import Record, Recording, pools
 from dlm.runtime import Outcome
 
 
+class Memory:
+    """What recordings share: each writes over what others computed there, results included."""
+
+    def __init__(self) -> None:
+        self.users: weakref.WeakSet[Operations] = weakref.WeakSet()
+
+
 class Operations(TorchDispatchMode):
     """Notes what is asked of the device, and where its results lie."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.own: list[tuple[Tensor, int]] = []  # bytes, and what others leave in each
+        self.memory = memory
+        memory.users.add(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.made.append((func, args, kwargs or {}, leaves(out)))
+        given = {each.untyped_storage().data_ptr() for each in leaves((args, kwargs))}
+        for each in leaves(out):
+            storage = each.untyped_storage()
+            if storage.data_ptr() not in given:
+                raw = torch.empty(0, dtype=torch.uint8).set_(storage)
+                self.own.append((raw, 1 if each.dtype == torch.bool else 0x7F))
         return out
 
     def again(self) -> None:
         """Do it once more, in the same memory."""
+        with torch.inference_mode():
+            for other in self.memory.users:
+                for raw, left in other.own if other is not self else ():
+                    raw.fill_(left)
         for func, args, kwargs, places in self.made:
             for place, new in zip(places, leaves(func(*args, **kwargs)), strict=True):
                 if new.data_ptr() != place.data_ptr():  # else it is a view, or was changed in place
@@ -41,9 +62,8 @@ class Operations(TorchDispatchMode):
 
 
 def leaves(out: Any) -> list[Tensor]:
-    """Tensors of a result."""
-    parts = out if isinstance(out, tuple | list) else [out]
-    return [part for part in parts if isinstance(part, Tensor)]
+    """Tensors of a result, or of what was given."""
+    return [part for part in tree_leaves(out) if isinstance(part, Tensor)]
 
 
 class Trace(Recording):
@@ -55,8 +75,12 @@ class Trace(Recording):
 
     plays = 0
 
+    def __init__(self, memory: Memory, *given: Any) -> None:
+        self.memory = memory
+        super().__init__(*given)
+
     def capture(self, whole: Callable[[], Outcome]) -> Outcome:
-        with Operations() as self.graph:
+        with Operations(self.memory) as self.graph:
             return whole()
 
     def replay(self) -> None:
@@ -67,8 +91,11 @@ class Trace(Recording):
 class Traces(Record):
     """Makes them."""
 
+    def __init__(self) -> None:
+        self.memory = Memory()
+
     def __call__(self, *given: Any) -> Trace | None:
-        return Trace(*given)
+        return Trace(self.memory, *given)
 
 
 def executed(record: Callable[[], Record] = Traces, most: int = 1 << 40) -> Execution:
@@ -105,9 +132,10 @@ class ToyCuda:
         self.few = [ToyStream("capture", self.log) for _ in range(3)]
         self.given = 0
         self.current = ToyStream("caller", self.log)
+        self.graph = ToyGraph
 
-    def graph_pool_handle(self) -> object:
-        return object()
+    def graph_pool_handle(self) -> Memory:
+        return Memory()
 
     def current_stream(self, device: Any = None) -> ToyStream:
         return self.current
@@ -143,7 +171,7 @@ class ToyGraph:
         assert capture_error_mode == "thread_local"
         self.cuda.pools.append(pool)
         self.cuda.streams.append(self.cuda.current)
-        self.operations = Operations()
+        self.operations = Operations(pool)
         self.operations.__enter__()  # type: ignore[no-untyped-call]
 
     def capture_end(self) -> None:

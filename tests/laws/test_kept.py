@@ -14,9 +14,11 @@ import torch
 import dlm
 from dlm.decoders.base import Stateless
 from dlm.execution import LANES, STRIDE, Execution, state_of
+from dlm.generation import generation_job
 from dlm.lanes import Lanes, constant
 from dlm.models.model import Model
 from dlm.recording import Recording
+from dlm.settings import Settings
 from dlm.tree import equal
 from dlm.types import Decision, StepView
 
@@ -141,6 +143,30 @@ def test_no_more_is_kept_than_allowed(golden: Model, traced: Traced, cache: str)
     assert not lanes_of(execution).unused[0].kept
 
 
+def test_generations_at_the_same_time_keep_no_more_together(golden: Model, traced: Traced) -> None:
+    """What those in use keep no other may."""
+    whole = lanes_of(traced())
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(Execution, "of", lambda model: Execution(static=True, lanes=whole))
+        options = [Settings(gen_length=10, block_length=n, cache="dual") for n in (5, 5, 4, 3)]
+        jobs = [generation_job(golden, ROWS, each) for each in options]
+        steps: list[Any] = [job.steps(golden) for job in jobs]
+        first, *others = steps
+        next(first)
+        (lane,) = whole.budget.used
+        size = lane.size
+        whole.budget.most = 2 * size
+        for each in others:
+            next(each)
+        first.close()
+        (lane,) = whole.unused
+        assert not lane.kept  # the three others have taken it all by now
+        for each in others:
+            each.close()
+    assert not whole.budget.used
+    assert sorted(lane.size for lane in whole.unused) == [0, 0, size, size]
+
+
 def test_what_does_not_come_back_is_dropped(
     golden: Model, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +185,10 @@ def test_what_does_not_come_back_is_dropped(
         check(golden, execution, block_length=block_length)
     assert work not in lane.kept
     assert len(lane.kept) == 2
+    assert all(work.steps.recordings for work in lane.kept)
+    monkeypatch.setattr("dlm.lanes.RECORDINGS", lane.recordings - 1)
+    lanes_of(execution).give(lane)
+    assert len(lane.kept) == 1
 
 
 @pytest.mark.parametrize("how", ["deleted", "released"])

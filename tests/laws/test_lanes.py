@@ -22,12 +22,17 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import Decision, StepView
 
+Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
 Rows = list[list[int]]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
 OTHERS = [[9, 8], [30, 31, 32, 33, 34, 35, 36, 37, 38], [5, 5, 5, 5]]
-PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+PAIRS = [
+    pytest.param(name, cache, marks=() if cache == caches[-1] else pytest.mark.slow)
+    for name, caches in ((name, [*Traits.of(make()).caches]) for name, make in DECODERS.items())
+    for cache in caches
+]
 
 
 @pytest.fixture
@@ -69,11 +74,12 @@ def test_later_generations_decode_what_they_would_alone(
     execution: Execution,
     recordings: list[Any],
     trace: Any,
+    decoding: Decoding,
     decoder: str,
     cache: str,
 ) -> None:
     """And in the end play every step, those that compute only some rows as a whole included."""
-    options = {"decoder": decoder, "cache": cache, "stop_at_eos": cache != "dual"}
+    options = {**decoding(decoder), "cache": cache, "stop_at_eos": cache != "dual"}
     for rows in (ROWS, OTHERS, ROWS[::-1], ROWS):
         check(golden, execution, rows, **options)
     made, played = len(recordings), trace.plays
@@ -199,8 +205,8 @@ def test_rows_whose_blocks_end_apart_are_played_too(
 def test_other_options_are_heeded(
     golden: Model, execution: Execution, option: dict[str, Any]
 ) -> None:
-    usual: dict[str, Any] = {"decoder": option.get("decoder", "low_confidence")}
-    usual |= {"cache": "dual"} if "refresh_every" in option else {}
+    usual: dict[str, Any] = {"cache": "dual"} if "refresh_every" in option else {}
+    usual["decoder"] = option.get("decoder", "low_confidence")
     for _ in range(2):
         check(golden, execution, **usual)
     check(golden, execution, **{**usual, **option})
@@ -280,8 +286,7 @@ def hooked(network: Any) -> None:
 
 
 def replaced(network: Any) -> None:
-    layer = network.model.layers[0].mlp
-    layer.forward = lambda x: torch.zeros_like(x)
+    network.model.layers[0].mlp.forward = lambda x: torch.zeros_like(x)
 
 
 def eager(network: Any) -> None:
@@ -357,7 +362,7 @@ def test_generations_by_turns_have_lanes_of_their_own(golden: Model, execution: 
         assert [row[n : n + 10] for row, n in zip(tokens.tolist(), begun, strict=True)] == right
     lanes = lanes_of(execution)
     first, second = lanes.unused
-    lanes.most = first.size + second.size - 1
+    lanes.budget.most = first.size + second.size - 1
     lanes.give(lanes.unused.pop())
     assert lanes.unused == [second]
     lanes.unused.append(first)

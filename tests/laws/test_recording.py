@@ -4,6 +4,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ Toy = Callable[..., Model]
 Traced = Callable[..., Execution]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+RECORDER = partial(Recorder, torch.device("cpu"))
 
 
 def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
@@ -39,7 +41,7 @@ def check_waits(model: Model, traced: Traced, cuda: Any) -> None:
     """That memory taken over on another stream is waited for first."""
     cuda.current = type(cuda.current)("another", cuda.log)
     cuda.log.clear()
-    run(model, traced(Recorder))
+    run(model, traced(RECORDER))
     assert cuda.log[0] == "another waits for the end of caller"
 
 
@@ -49,7 +51,7 @@ def test_generations_take_over_the_memory_of_recordings(
     """Of a network that nothing else is kept of, one after the other; by turns they must not."""
     model = toy(5)
     for _ in range(2):
-        run(model, traced(Recorder), gen_length=6)
+        run(model, traced(RECORDER), gen_length=6)
     pool, *others = cuda.pools
     assert others
     assert set(others) == {pool}
@@ -57,7 +59,7 @@ def test_generations_take_over_the_memory_of_recordings(
     for noted in (cuda.pools, cuda.streams):
         noted.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Execution, "of", lambda model: traced(Recorder))
+        patch.setattr(Execution, "of", lambda model: traced(RECORDER))
         jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
     steps = [job.steps(model) for job in jobs]
     for _ in range(3):
@@ -74,7 +76,7 @@ def test_generations_take_over_the_memory_of_recordings(
 def test_recordings_on_a_gpu_decode_what_plain_steps_do(
     golden: Model, traced: Traced, cuda: Any
 ) -> None:
-    execution = traced(Recorder)
+    execution = traced(RECORDER)
     for _ in range(2):
         same(run(golden, execution, cache="dual"), run(golden, Execution(), cache="dual"))
     assert len(cuda.pools) > 2
@@ -87,7 +89,7 @@ def test_a_network_that_cannot_be_recorded_is_not_tried_again(
     golden: Model, traced: Traced, cuda: Any
 ) -> None:
     cuda.refused = RuntimeError("operation not permitted when stream is capturing")
-    execution = traced(Recorder)
+    execution = traced(RECORDER)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         run(golden, execution)
     assert execution.lanes is not None
@@ -101,7 +103,7 @@ def test_memory_of_a_recording_that_was_broken_off_is_not_used_again(
     golden: Model, traced: Traced, cuda: Any
 ) -> None:
     cuda.refused = KeyboardInterrupt()
-    execution = traced(Recorder)
+    execution = traced(RECORDER)
     with pytest.raises(KeyboardInterrupt):
         run(golden, execution)
     gc.collect()
@@ -115,7 +117,7 @@ def test_what_failed_keeps_no_memory(
     golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not for as long as the generation, with recordings that are played no more."""
-    execution: Execution = traced(Recorder)
+    execution: Execution = traced(RECORDER)
     monkeypatch.setattr(Execution, "of", lambda model: execution)
     settings = Settings(gen_length=30, block_length=15, cache="dual", stop_at_eos=False)
     held = []
@@ -137,7 +139,7 @@ def test_what_failed_keeps_no_memory(
 def test_what_a_generation_asked_for_before_it_broke_is_waited_for(
     golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execution: Execution = traced(Recorder)
+    execution: Execution = traced(RECORDER)
     monkeypatch.setattr(Execution, "of", lambda model: execution)
     steps: Any = generation_job(golden, ROWS, Settings(gen_length=11)).steps(golden)
     with torch.inference_mode():
@@ -156,16 +158,36 @@ def test_no_two_pools_have_one_stream(golden: Model, traced: Traced, cuda: Any) 
     cuda.current = cuda.few[1]
     held = [Pool(device), Pool(device)]
     assert {id(pool.stream) for pool in held} == {id(cuda.few[0]), id(cuda.few[2])}
+    execution = traced(RECORDER)
     with pytest.warns(RuntimeWarning, match="all 32 streams of cpu have recordings"):
-        run(golden, traced(Recorder))
+        run(golden, execution)
     held.pop()
+    run(golden, execution)  # once one of those is over
+    assert execution.lanes is not None
+    assert execution.lanes.unused[0].recordings
+    execution.lanes.unused.clear()
+    pools(device).clear()
     assert Pool(device).stream is not held[0].stream
 
 
 def test_memory_that_is_taken_over_is_waited_for(golden: Model, traced: Traced, cuda: Any) -> None:
     """Its last recordings may have been played on another stream."""
-    run(golden, traced(Recorder))
+    run(golden, traced(RECORDER))
     check_waits(golden, traced, cuda)
+
+
+def test_steps_that_were_not_recorded_are_waited_for(
+    golden: Model, traced: Traced, cuda: Any
+) -> None:
+    """On another stream the same cache is written to."""
+    execution = traced(RECORDER)
+    options: dict[str, Any] = {"steps": 1, "block_length": None, "cache": "dual"}
+    run(golden, execution, **options)
+    assert not cuda.pools
+    cuda.current = type(cuda.current)("another", cuda.log)
+    cuda.log.clear()
+    run(golden, execution, **options)
+    assert cuda.log[0] == "another waits for the end of caller"
 
 
 def test_every_thread_runs_a_step_plainly_before_it_is_recorded(
@@ -262,7 +284,7 @@ def test_a_recording_that_memory_is_short_for_is_made_once_there_is_more(
 ) -> None:
     """At a later step: this one is made kernel by kernel."""
     cuda.refused = torch.OutOfMemoryError("CUDA out of memory")
-    execution: Execution = traced(Recorder)
+    execution: Execution = traced(RECORDER)
     monkeypatch.setattr(Execution, "of", lambda model: execution)
     settings = Settings(gen_length=11, block_length=4, cache="dual", temperature=0.8)
     with torch.inference_mode():
@@ -274,11 +296,60 @@ def test_a_recording_that_memory_is_short_for_is_made_once_there_is_more(
     same(run(golden, execution, cache="dual"), run(golden, Execution(), cache="dual"))
 
 
+def test_a_recording_is_made_where_a_step_fits_but_not_two(
+    golden: Model, traced: Traced, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What plain steps took stays theirs while one is recorded, and the other way round."""
+    room, need = 15, 10
+    plain = pooled = 0
+    capturing = False
+    begin, end, step = (cuda.graph.capture_begin, cuda.graph.capture_end, Loop.step)
+
+    def began(self: Any, *given: Any, **more: Any) -> None:
+        nonlocal capturing
+        begin(self, *given, **more)
+        capturing = True
+
+    def ended(self: Any) -> None:
+        nonlocal capturing
+        end(self)
+        capturing = False
+
+    def scarce(self: Loop, *given: Any) -> Any:
+        nonlocal plain, pooled
+        taken = [max(plain, need), pooled] if not capturing else [plain, max(pooled, need)]
+        if sum(taken) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        plain, pooled = taken
+        return step(self, *given)
+
+    def empty() -> None:
+        nonlocal plain, pooled
+        plain, pooled = 0, pooled if recording.POOLS else 0
+
+    monkeypatch.setattr(cuda.graph, "capture_begin", began)
+    monkeypatch.setattr(cuda.graph, "capture_end", ended)
+    monkeypatch.setattr(Loop, "step", scarce)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    execution = traced(RECORDER)
+    options: dict[str, Any] = {"block_length": None, "cache": "none"}
+    found = run(golden, execution, **options)
+    assert execution.lanes is not None
+    (lane,) = execution.lanes.unused
+    assert lane.recordings == 1
+    assert (plain, pooled) == (0, need)
+    # Others' first step takes the room of it, and they are recorded in turn.
+    run(golden, execution, gen_length=9, **options)
+    assert (plain, pooled) == (0, need)
+    monkeypatch.undo()
+    same(found, run(golden, Execution(), **options))
+
+
 def test_a_recording_that_memory_stays_short_for_is_given_up(
     golden: Model, traced: Traced, cuda: Any
 ) -> None:
     cuda.refused, cuda.always = torch.OutOfMemoryError("CUDA out of memory"), True
-    execution = traced(Recorder)
+    execution = traced(RECORDER)
     options: dict[str, Any] = {"cache": "dual"}
     with pytest.warns(RuntimeWarning, match="CUDA out of memory"):
         same(run(golden, execution, **options), run(golden, Execution(), **options))

@@ -85,6 +85,15 @@ def test_what_errs_by_rounding_passes(dtype: torch.dtype) -> None:
     assert selfcheck.passes(CPU, dtype, rounded, by_torch)
 
 
+def test_memory_that_is_short_says_nothing_of_the_kernels(forgotten: dict[Any, bool]) -> None:
+    def short(call: Call) -> TokenStatistics:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        selfcheck.passes(CPU, torch.float32, short, by_torch)
+    assert not forgotten
+
+
 def test_every_device_and_dtype_is_asked_once(forgotten: dict[Any, bool]) -> None:
     asked: list[torch.dtype] = []
 
