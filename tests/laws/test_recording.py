@@ -341,8 +341,12 @@ def test_a_recording_is_made_where_a_step_fits_but_not_two(
     # Others' first step takes the room of it, and they are recorded in turn.
     run(golden, execution, gen_length=9, **options)
     assert (plain, pooled) == (0, need)
+    # So does the first step of another shape of the same rows.
+    cached = run(golden, execution, cache="dual")
+    assert not execution.lanes.failed
     monkeypatch.undo()
     same(found, run(golden, Execution(), **options))
+    same(cached, run(golden, Execution(), cache="dual"))
 
 
 def test_a_recording_that_memory_stays_short_for_is_given_up(
