@@ -118,8 +118,9 @@ class Batch:
         self.live = [True] * len(self.names)
         self.made = [0] * len(self.names)  # forwards of each row
         self.number = 0  # forwards of the batch
-        self.work = self.workspace(rows.canvas)
-        self.canvas = self.work.lay(rows.canvas)
+        canvas = rows.canvas.with_blocks(terms.execution.blocks(rows.canvas.shape[-1]))
+        self.work = self.workspace(canvas)
+        self.canvas = self.work.lay(canvas)
         self.progress, self.due = self.work.loop.start(self.canvas, rows.lengths)
 
     def workspace(self, canvas: Canvas) -> Workspace:

@@ -4,7 +4,7 @@ Shapes: B rows, L canvas, N blocks of a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,13 @@ class Canvas:
                 values = [pad(each, (0, to - each.shape[1]), value=value) for each in values]
             kept[f.name] = torch.cat(values)
         return cls(**kept)
+
+    def with_blocks(self, count: int) -> "Canvas":
+        """The same rows, with empty blocks up to a number of them."""
+        more = count - self.blanks.shape[1]
+        if more == 0:
+            return self
+        return replace(self, blanks=pad(self.blanks, (0, more)), budget=pad(self.budget, (0, more)))
 
     def select(self, index: Tensor, length: int) -> "Canvas":
         """The rows `index`, with only the first `length` columns."""

@@ -73,6 +73,10 @@ class Execution:
         """
         return longest if self.lanes is None else min(most, -(-longest // STRIDE) * STRIDE)
 
+    def blocks(self, count: int) -> int:
+        """Blocks of a canvas for rows of up to `count`, likewise one of few numbers."""
+        return count if self.lanes is None else power(count)
+
     def rounded(self, due: Due, width: int) -> Due:
         """The same in one of few shapes, on a canvas of `width` columns.
 

@@ -121,6 +121,25 @@ def test_options_may_be_changed_between_generations(golden: Model, execution: Ex
         banned.append(run(golden, Execution(), suppress_tokens=banned)[0][0])
 
 
+@pytest.mark.parametrize("steps", [None, 12])
+@pytest.mark.parametrize("decoder", ["threshold", "remdm"])
+def test_other_numbers_of_blocks_share_recordings(
+    golden: Model, execution: Execution, decoding: Any, decoder: str, steps: int | None
+) -> None:
+    """Up to the next power of two, blocks that a decoder bounds by their blanks included."""
+    options: dict[str, Any] = {**decoding(decoder), "cache": "dual", "steps": steps}
+
+    def recorded(*lengths: int) -> int:
+        for length in lengths:
+            check(golden, execution, ROWS[:1], gen_length=length, **options)
+        return sum(lane.recordings for lane in lanes_of(execution).unused)
+
+    first = recorded(20, 20)
+    assert 0 < first == recorded(15, 18)
+    assert len(lanes_of(execution).unused[0].kept) == 1
+    assert recorded(21, 21) > first  # of 5 blocks
+
+
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_no_more_is_kept_than_allowed(golden: Model, traced: Traced, cache: str) -> None:
     execution = traced()
