@@ -11,6 +11,9 @@ from dlm.decoders.select import at_least, fresh
 from dlm.options import boolean, integer, number
 from dlm.types import Adjustment, Decision, StepView
 
+MOST_STRENGTH = 1e6  # a logit must stay finite
+MOST_SLOTS = 4096  # every position has memory for all of them
+
 
 class Credits(NamedTuple):
     """The tokens that each position has predicted, and their credit."""
@@ -49,11 +52,12 @@ class Credit(Policy):
     adjust_needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "strength", "exponent"):
+        for name in ("threshold", "exponent"):
             number(name, getattr(self, name), least=0.0)
+        number("strength", self.strength, least=0.0, most=MOST_STRENGTH)
         number("decay", self.decay, least=0.0, most=1.0)
         boolean("adaptive", self.adaptive)
-        integer("slots", self.slots, least=1)
+        integer("slots", self.slots, least=1, most=MOST_SLOTS)
 
     def init_state(self, batch: int, length: int) -> Credits:
         """No credit."""

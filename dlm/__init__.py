@@ -70,7 +70,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch alone takes seconds."""
-    if name in ("decoders", "kernels"):
+    if name in ("decoders", "eval", "kernels", "types"):
         return import_module(f"dlm.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

@@ -13,6 +13,7 @@ from dlm.kernels import NoiseKey, token_statistics, uniform
 from dlm.models.model import Model
 from dlm.options import integer, integers, known, names_checked, number
 from dlm.prompts import Prompt, encode_prompts
+from dlm.settings import LARGEST_SCALE
 
 ESTIMATORS = ("monte_carlo", "chain")
 ORDERS = ("random", "left_to_right", "confidence")
@@ -63,7 +64,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
         raise ValueError(f"order is for estimator='chain', got order={order!r} with {estimator!r}")
     integer("samples", samples, least=1)
     integer("batch_size", batch_size, least=1)
-    number("cfg_scale", cfg_scale, least=-1.0)
+    number("cfg_scale", cfg_scale, least=-1.0, most=LARGEST_SCALE)
+    integer("seed", seed, least=-(1 << 63), most=(1 << 64) - 1)
     rows = encode_prompts(model, prompt)
     if len(rows) != 1:
         raise ValueError(f"log_likelihood takes one prompt, got {len(rows)}")

@@ -7,13 +7,17 @@ from functools import wraps
 from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
+LARGEST: Final = (1 << 31) - 1
+"""More than there is of anything here; what counts in int64 may add to it and multiply it."""
+
+
+def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int:
     """`value` if it is an int in [`least`, `most`].
 
     Raises:
@@ -21,12 +25,12 @@ def integer(name: str, value: object, *, least: int, most: int | None = None) ->
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
-    if most is not None and int(value) > most:
+    if int(value) > most:
         raise ValueError(f"{name} must be an int <= {most}, got {value}")
     return int(value)
 
 
-def integers(name: str, values: object, *, least: int, most: int | None = None) -> list[int]:
+def integers(name: str, values: object, *, least: int, most: int = LARGEST) -> list[int]:
     """`values` as a list if it is a sequence of ints in [`least`, `most`].
 
     Raises:

@@ -131,13 +131,13 @@ def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
     Token ids may hold the mask id directly, and are taken as they are.
 
     Raises:
-        ValueError: nothing to fill.
+        ValueError: nothing to fill, or more than the model has positions for.
     """
     mask_id = model.spec.mask_id
     if not isinstance(text, str):
         ids = encode_prompt(model, text)
     elif tokenizer_of(model, "a text").mask_token_id == mask_id:
-        ids = encode_marked(model.tokenizer, text)
+        ids = encode_marked(model.tokenizer, text, model.spec.max_length)
     else:
         ids = encode_pieces(model, text)
     if mask_id not in ids:
@@ -145,13 +145,14 @@ def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
     return ids
 
 
-def encode_marked(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text whose blanks a tokenizer has a token for.
+def encode_marked(tokenizer: Any, text: str, most: int) -> list[int]:
+    """Token ids of a text whose blanks a tokenizer has a token for, `most` together.
 
     In one piece, as the token may swallow spaces around it, and what is put around the text goes
     around all of it.
     """
-    marked = BLANK.sub(lambda blank: tokenizer.mask_token * length_of(blank), text)
+    lengths = iter(blank_lengths(text, most))
+    marked = BLANK.sub(lambda _: tokenizer.mask_token * next(lengths), text)
     return list(tokenizer(marked)["input_ids"])
 
 
@@ -163,15 +164,30 @@ def encode_pieces(model: Model, text: str) -> list[int]:
     starts = [*(blank.start() for blank in blanks), len(text)]
     pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
     ids = opened(tokenizer(pieces[0])["input_ids"], spec.suffix)
-    for blank, piece in zip(blanks, pieces[1:], strict=True):
-        ids = ids + [spec.mask_id] * length_of(blank)
+    lengths = blank_lengths(text, spec.max_length)
+    for length, piece in zip(lengths, pieces[1:], strict=True):
+        ids = ids + [spec.mask_id] * length
         ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
     return [*ids, *spec.suffix]
 
 
-def length_of(blank: re.Match[str]) -> int:
-    """Masked tokens that a blank stands for."""
-    return integer("the length of a blank", int(blank.group(1) or 1), least=1)
+def blank_lengths(text: str, most: int) -> list[int]:
+    """Masked tokens that each blank stands for.
+
+    Raises:
+        ValueError: a blank is empty, or they are more than `most` together.
+    """
+    written = [blank.group(1) or "1" for blank in BLANK.finditer(text)]
+    # Python reads no int of thousands of digits.
+    lengths = [
+        integer("the length of a blank", int(number.lstrip("0")[:20] or 0), least=1)
+        for number in written
+    ]
+    if sum(lengths) > most:
+        raise ValueError(
+            f"the blanks of a text must fit the model's {most} positions, got {sum(lengths)} tokens"
+        )
+    return lengths
 
 
 def tokenizer_of(model: Model, what: str) -> Any:

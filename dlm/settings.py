@@ -10,7 +10,8 @@ from dlm.options import boolean, integer, integers, known, number
 from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
-LARGEST = (1 << 31) - 1
+LARGEST_SCALE = 1e6
+"""Of guidance: beyond it the logits of half precision overflow."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order",
@@ -50,16 +51,16 @@ class Settings:
     def __post_init__(self) -> None:
         integer("gen_length", self.gen_length, least=1)
         if self.block_length is not None:
-            integer("block_length", self.block_length, least=1, most=LARGEST)
+            integer("block_length", self.block_length, least=1)
         if self.steps is not None:
-            integer("steps", self.steps, least=1, most=LARGEST)
+            integer("steps", self.steps, least=1)
         number("temperature", self.temperature, least=0.0)
         if self.top_k is not None:
-            integer("top_k", self.top_k, least=1, most=LARGEST)
+            integer("top_k", self.top_k, least=1)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
             raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
         number("position_temperature", self.position_temperature, least=0.0)
-        number("cfg_scale", self.cfg_scale, least=-1.0)
+        number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
         known("cache", self.cache, CACHES)
         if self.refresh_every is not None:
             integer("refresh_every", self.refresh_every, least=1)
@@ -93,9 +94,11 @@ class Settings:
                 if traits.cross_block
                 else "it declares that it needs more of the network afresh"
             )
+            way = getattr(self.policy(), "takes_caches_with", None)
+            hint = f": decoder option {way} takes one" if way else ""
             raise ValueError(
                 f"cache must be one of {', '.join(traits.caches)} for {traits.name}, as {reason}, "
-                f"got {self.cache!r}"
+                f"got {self.cache!r}{hint}"
             )
 
     def check_ranking(self, traits: Traits) -> None:
@@ -130,7 +133,7 @@ class Settings:
         """The decoder, made from its name if need be."""
         if isinstance(self.decoder, str):
             options = self.decoder_options or {}
-            if not isinstance(options, Mapping):
+            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
                 raise ValueError(f"decoder_options must map names to values, got {options!r}")
             return make(self.decoder, **options)
         if isinstance(self.decoder, type) or not callable(getattr(self.decoder, "step", None)):
@@ -154,7 +157,8 @@ class Settings:
         if spec.shift and "leave_one_out" in traits.needs:
             raise ValueError(
                 f"decoder must not ask about a token with a mask in its place for {spec.family}, "
-                f"which predicts a token from the one before it, got {self.decoder!r}"
+                f"which predicts a token from the one before it, got {self.decoder!r}: "
+                "'saber', 'remdm' and 'block_refinement' take tokens back without asking"
             )
 
     def check_tokens(self, spec: ModelSpec) -> None:

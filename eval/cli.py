@@ -284,12 +284,17 @@ def report(
     markdown: Annotated[
         bool, output("--markdown", help="Print a Markdown table instead of writing a page.")
     ] = False,
+    json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a page about runs: figures, charts, and every sample to browse."""
     from dlm.eval.folder import read_run
+    from dlm.eval.job import record
     from dlm.eval.report import markdown as markdown_table
     from dlm.eval.report import write_report
+    from dlm.eval.summary import summarise
 
+    if markdown and json:
+        raise ValueError("--markdown and --json are two ways to print a table: leave one away")
     if markdown and out is not None:
         raise ValueError(f"--markdown prints a table and writes no page: leave --out {out} away")
     page = out or Path("report.html")
@@ -300,6 +305,10 @@ def report(
         typer.echo(markdown_table(runs))
         return
     write_report(runs, page)
+    if json:
+        for row in (row for run in runs for row in summarise(run)):
+            print_json(record(row) | {"page": str(page)})
+        return
     note(f"wrote {page}")
 
 

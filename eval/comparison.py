@@ -92,7 +92,7 @@ def compare(runs: Sequence[Run], *, resamples: int = 10_000, seed: int = 0) -> l
     if len(runs) < 2:
         raise ValueError(f"compare needs at least two runs, got {len(runs)}")
     integer("resamples", resamples, least=1)
-    integer("seed", seed, least=0)
+    integer("seed", seed, least=0, most=2**63 - 1)
     names = labels(runs)
     found = []
     for run, name in zip(runs[1:], names[1:], strict=True):

@@ -100,7 +100,7 @@ class NoiseKey:
         seed, names = self.seed, ["seed", "row", "position", "draw"]
         if not isinstance(seed, Tensor):
             names.remove("seed")
-            whole = isinstance(seed, int) and not isinstance(seed, bool)
+            whole = isinstance(seed, Integral) and not isinstance(seed, bool)
             if not whole or not -(2**63) <= seed < 2**64:
                 raise ValueError(f"seed must be an integer in [-2**63, 2**64), got {seed!r}")
         for name in names:
@@ -133,6 +133,7 @@ class NoiseKey:
 
 def signed(bits: int) -> int:
     """The int64 that has the 64 bits of an integer in [-2**63, 2**64)."""
+    bits = int(bits)  # of numpy they have 64 bits, and no room to subtract
     return bits - (1 << 64) if bits >= 1 << 63 else bits
 
 

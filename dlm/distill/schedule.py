@@ -57,7 +57,7 @@ class Recipe:
         boolean("scale_confidence", self.scale_confidence)
         number("relax", self.relax, least=0, most=1)
         if self.seed is not None:
-            integer("seed", self.seed, least=0)
+            integer("seed", self.seed, least=0, most=2**63 - 1)
         integer("batch_size", self.batch_size, least=1)
         if self.relax and not self.scale:
             raise ValueError(f"relax is for the fit of scales, got {self.relax} without scale")

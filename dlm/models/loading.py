@@ -136,9 +136,9 @@ def load(  # noqa: PLR0913 (what users choose about a model)
 
 def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
     """A folder that is there, or a Hugging Face id."""
-    source = os.fspath(place)
+    source = os.fspath(place) if isinstance(place, str | os.PathLike) else ""
     if not source:
-        raise ValueError(f"{option} must be a folder or a Hugging Face id, got ''")
+        raise ValueError(f"{option} must be a folder or a Hugging Face id, got {place!r}")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return str(folder)

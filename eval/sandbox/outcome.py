@@ -28,10 +28,10 @@ class Limits:
         """
         integer("cpu_seconds", self.cpu_seconds, least=1, most=3600)
         number("wall_seconds", self.wall_seconds, least=1.0, most=86400.0)
-        integer("memory_bytes", self.memory_bytes, least=2**26)
+        integer("memory_bytes", self.memory_bytes, least=2**26, most=2**63 - 1)
         integer("processes", self.processes, least=4)
-        integer("output_bytes", self.output_bytes, least=2**10)
-        integer("file_bytes", self.file_bytes, least=2**12)
+        integer("output_bytes", self.output_bytes, least=2**10, most=2**63 - 1)
+        integer("file_bytes", self.file_bytes, least=2**12, most=2**63 - 1)
         if self.wall_seconds < self.cpu_seconds:
             raise ValueError(
                 f"wall_seconds must be >= cpu_seconds = {self.cpu_seconds}, got {self.wall_seconds}"

@@ -276,6 +276,11 @@ def test_runs_are_compared_and_reported(dlm_eval: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert dlm_eval("report", *folders, "--out", str(page)).exit_code == 0
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+    rows = lines(dlm_eval("report", *folders, "--out", str(page), "--json"))
+    assert [row["decoder"] for row in rows] == ["low_confidence", "threshold"]
+    assert {row["page"] for row in rows} == {str(page)}
+    refused = dlm_eval("report", *folders, "--markdown", "--json")
+    assert "--markdown and --json are two ways" in " ".join(refused.stderr.split())
     table = dlm_eval("report", *folders, "--markdown").stdout
     assert "| threshold" in table
     assert "batch size 16" in table

@@ -138,7 +138,7 @@ def test_registration_whatever_the_import_order(order: str, golden_folder: Path)
 def test_import_is_light() -> None:
     code = (
         "import sys, dlm; print([m for m in ('torch', 'transformers') if m in sys.modules]);"
-        "dlm.decoders.DECODERS; print('transformers' in sys.modules)"
+        "dlm.decoders.DECODERS; dlm.types.Decoder; dlm.eval; print('transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split("\n")[:2] == ["[]", "False"]

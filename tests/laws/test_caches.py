@@ -181,8 +181,10 @@ def test_queries_beyond_the_row_are_read_by_nobody() -> None:
 
 @pytest.mark.parametrize("decoder", sorted({*DECODERS} - {name for name, _ in PAIRS}))
 def test_decoders_that_reach_back_are_refused(golden: Model, decoder: str) -> None:
-    with pytest.raises(ValueError, match=r"cache must be one of none for .*got 'dual'"):
+    with pytest.raises(ValueError, match=r"cache must be one of none for .*got 'dual': (.*) takes"):
         run(golden, [[1]], [0], decoder=decoder, cache="dual")
+    options = {"preset": "safe"}
+    assert run(golden, [[1]], [0], decoder=decoder, decoder_options=options, cache="dual")
 
 
 def test_options_that_do_not_fit_are_refused(golden: Model) -> None:

@@ -185,6 +185,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0.0}, "top_p must be above 0, got 0.0"),
     ({"top_p": 1.1}, "top_p must be a finite number"),
     ({"cfg_scale": math.inf}, "cfg_scale must be a finite number"),
+    ({"cfg_scale": 1e38}, "cfg_scale must be a finite number"),
+    ({"gen_length": 10**30}, "gen_length must be an int <= 2147483647"),
+    ({"cache": "dual", "refresh_every": 10**30}, "refresh_every must be an int <= 2147483647"),
+    ({"decoder_options": {1: 2}}, "decoder_options must map names to values"),
     ({"cache": "dul"}, "unknown cache 'dul'"),
     ({"seed": 1.0}, "seed must be an int"),
     ({"seed": 1 << 64}, "seed must be an int <= 18446744073709551615"),
@@ -203,7 +207,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"confidence_eos_eot_inf": 1}, "confidence_eos_eot_inf must be True or False, got 1"),
     ({"confidence_eos_eot_inf": True, "decoder": "random"}, "reads none of them"),
     ({"confidence_eos_eot_inf": True, "decoder": "left_to_right"}, "reads none of them"),
-    ({"gen_length": 10**12}, "256 positions, got 1000000000002"),
+    ({"gen_length": 2**31 - 1}, "256 positions, got 2147483649"),
     ({"steps": 10**20}, "steps must be an int <= 2147483647"),
     ({"begin_suppress_tokens": [-1]}, "begin_suppress_tokens must be an int >= 0, got -1"),
 ]
@@ -258,6 +262,14 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
         dlm.infill(golden, [])
     with pytest.raises(ValueError, match="length of a blank must be an int >= 1, got 0"):
         dlm.infill(talker, "a [MASK:0] b")
+    most = talker.spec.max_length
+    for text, told in (
+        (f"[MASK:{most - 1}] [MASK:02]", f"{most} positions, got {most + 1} tokens"),
+        ("[MASK:300000000]", "got 300000000 tokens"),  # more than there is memory for
+        (f"[MASK:{'9' * 5000}]", "the length of a blank must be an int <= 2147483647"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            dlm.infill(talker, text)
     with pytest.raises(ValueError, match="return_trajectory is for generate"):
         dlm.stream(golden, [1], gen_length=2, return_trajectory=True)
     with pytest.raises(ValueError, match="texts role and content"):

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -242,6 +244,12 @@ def test_rows_may_have_seeds_of_their_own() -> None:
     for row, seed in enumerate(seeds):
         alone = replace(key, seed=seed).stream().words(TOKEN_RACE, index)
         assert all(torch.equal(x[row], y[row]) for x, y in zip(found, alone, strict=True))
+
+
+@pytest.mark.parametrize("seed", [np.int64(-3), np.uint64(2**63 + 3), np.int8(7)])
+def test_integers_of_numpy_are_the_same_seeds(seed: Any) -> None:
+    found, plain = (make_key(2, seed=each).seeds for each in (seed, int(seed)))
+    assert torch.equal(found, plain)
 
 
 @pytest.mark.parametrize("make", [uniform, gumbel])

@@ -29,7 +29,8 @@ FLAG: list[tuple[Any, str]] = [(value, "must be True or False") for value in (1,
 
 def whole(least: int) -> list[tuple[Any, str]]:
     rule = f"must be an int >= {least}"
-    return [(value, rule) for value in (least - 1, 1.5, 2.0, "2", True, None)]
+    wrong = [(value, rule) for value in (least - 1, 1.5, 2.0, "2", True, None)]
+    return [*wrong, (10**30, "must be an int <=")]
 
 
 def name(*close: str) -> list[tuple[Any, str]]:
@@ -65,7 +66,7 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
     "hierarchical": {"threshold": CHANCE, "low_threshold": CHANCE, "remask": FLAG},
     "credit": {
         "threshold": CHANCE,
-        "strength": CHANCE,
+        "strength": [*CHANCE, (1e308, NUMBER)],
         "decay": SHARE,
         "exponent": CHANCE,
         "adaptive": FLAG,
