@@ -239,7 +239,7 @@ REFUSED = {
     "nemotron_labs_diffusion": "its attention scales queries by position (YaRN), which is not here",
     "sedd": "it predicts ratios of probabilities at a noise level that unmasking policies lack",
 }
-"""Neighbours that no unmasking policy fits, by model type."""
+"""Neighbours that cannot be decoded here, by model type."""
 
 
 def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
@@ -297,8 +297,7 @@ def other(model_type: str, architecture: str) -> Family:
     """The encoders, or why there is no family."""
     reason = REFUSED.get(model_type)
     if reason is not None:
-        what = f"model_type {model_type!r} is not a masked-diffusion family"
-        raise ValueError(f"{what} that unmasking policies decode: {reason}")
+        raise ValueError(f"model_type {model_type!r} cannot be decoded here: {reason}")
     if "ForCausalLM" not in architecture:
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
