@@ -210,13 +210,14 @@ class Batch:
         progress = stacked([batch.progress for batch in batches]).select(index, columns)
         work = self.workspace(canvas)
         canvas, loop, first = work.lay(canvas), work.loop, 0
+        used = [(self.lane, work), *((batch.lane, batch.work) for batch in batches)]
         for batch, some in parts:
             index, count = send(some, device), len(batch.live)
             follow = partial(loop.follow, batch.work.loop, index, count, first, canvas)
             if batch.work is work:  # rows change places: a second time would be one too many
                 follow()
             else:
-                terms.execution.in_memory(self.lane, work, device, follow, follow)
+                terms.execution.in_memory(used, device, follow, follow)
             first += len(some)
         self.names = [batch.names[line] for batch, some in parts for line in some]
         self.made = [batch.made[line] for batch, some in parts for line in some]

@@ -114,12 +114,11 @@ class Execution:
         """A step in one of few shapes; where memory is short once more kernel by kernel."""
         due = self.rounded(due, canvas.tokens.shape[1])
         steps = (partial(each, canvas, progress, due) for each in (work.steps, work.loop.step))
-        return self.in_memory(lane, work, canvas.tokens.device, *steps)
+        return self.in_memory([(lane, work)], canvas.tokens.device, *steps)
 
     def in_memory(
         self,
-        lane: Lane,
-        work: Workspace,
+        used: Sequence[tuple[Lane, Workspace]],
         device: torch.device,
         first: Callable[[], Result],
         then: Callable[[], Result],
@@ -131,7 +130,7 @@ class Execution:
             if self.lanes is None:
                 raise
         # Here, where the error holds no tensors of the call any more.
-        self.lanes.shed(lane, work)
+        self.lanes.shed(used)
         pools(device).clear()
         torch.cuda.empty_cache()  # which nothing does while a step is recorded
         return then()
@@ -170,11 +169,12 @@ def loops_over_experts(network: Any) -> bool:
 
 
 def lanes_of(model: Model) -> Lanes:
-    """Those of a network on a GPU. They go with it."""
-    if model.network not in LANES:
-        record = partial(Recorder, model.device)
-        LANES[model.network] = Lanes(record, memory_of(model.device) // SHARE)
-    return LANES[model.network]
+    """Those of a network on a GPU. They go with it, and others take their place on another GPU."""
+    found, device = LANES.get(model.network), model.device
+    if found is None or found.device != device:
+        found = Lanes(partial(Recorder, device), memory_of(device) // SHARE, device)
+        LANES[model.network] = found
+    return found
 
 
 def memory_of(device: torch.device) -> int:

@@ -139,7 +139,7 @@ def count_tokens(
     """
     number("save_every", save_every, least=0.0)
     if limit is not None:
-        integer("limit", limit, least=1)
+        integer("limit", limit, least=1, most=2**63 - 1)
     if out is not None and not corpus:
         raise ValueError(f"out={str(out)!r} needs corpus, to know whether it goes on from there")
     total = start(out, identify(tokenizer, name), list(corpus))
@@ -280,7 +280,7 @@ def load(path: Path) -> TokenCounts:
     num_token, counts = parse_counts(record, where)
     ours = record.get(OURS, {"documents": 0, "tokenizer": {}, "corpus": []})
     try:
-        documents = integer(f"{where}: documents", ours["documents"], least=0)
+        documents = integer(f"{where}: documents", ours["documents"], least=0, most=2**63 - 1)
         tokenizer, corpus = dict(ours["tokenizer"]), list(ours["corpus"])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{where}: {OURS!r} must say what was counted: {error}") from error

@@ -1,7 +1,6 @@
 """What is kept of generations for later ones: loops, their caches and their recordings."""
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -59,13 +58,15 @@ class Budget:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.used: weakref.WeakSet[Lane] = weakref.WeakSet()  # by generations that go on
-        self.lock = RLock()  # a stream may be collected while it is held
+        self.used: set[Lane] = set()  # by generations that go on
 
     def left(self, lane: "Lane") -> int:
-        """Bytes for one, beside the others in use."""
-        with self.lock:
-            return max(0, self.most - sum(each.size for each in self.used if each is not lane))
+        """Bytes for one, beside the others in use.
+
+        Of a copy, which no thread comes between, and no stream that is collected meanwhile.
+        """
+        others = (each.size for each in self.used.copy() if each is not lane)
+        return max(0, self.most - sum(others))
 
 
 class Lane:
@@ -130,9 +131,12 @@ def constant(decoder: Any) -> bool:
 class Lanes:
     """The lanes of one network."""
 
-    def __init__(self, record: Callable[[], Record], most: int) -> None:
-        """Take what makes the recordings of a lane, and how many bytes to keep."""
+    def __init__(
+        self, record: Callable[[], Record], most: int, device: torch.device | None = None
+    ) -> None:
+        """Take what makes the recordings of a lane, how many bytes to keep, and of what device."""
         self.record = record
+        self.device = device
         self.budget = Budget(most)
         self.unused: list[Lane] = []
         self.lock = RLock()  # of what is unused; a stream may be collected while it is held
@@ -149,10 +153,9 @@ class Lanes:
             if lane.state != state:
                 self.unused.clear()
                 lane = Lane(self.record(), state, self.budget)
-        with self.budget.lock:
-            self.budget.used.add(lane)
         assert lane.record is not None
         lane.record.begin()
+        self.budget.used.add(lane)
         try:
             yield lane
         except GeneratorExit:  # a stream that no more is asked of
@@ -161,31 +164,28 @@ class Lanes:
         except BaseException:
             with self.lock:
                 self.unused.clear()
-            self.leave(lane)
+            self.budget.used.discard(lane)
             with suppress(RuntimeError):  # of a device that does no more
                 lane.record.end()
             raise
         self.give(lane)
 
-    def shed(self, lane: Lane, work: Workspace) -> None:
-        """Drop what is kept beside what is in use, and all recordings."""
+    def shed(self, used: Sequence[tuple[Lane, Workspace]]) -> None:
+        """Drop what is kept beside what is in use, and the recordings of that."""
         with self.lock:
             self.unused.clear()
-        lane.kept = [each for each in lane.kept if each is work]
-        work.steps.forget()
-        assert lane.record is not None
-        lane.record.free()
-
-    def leave(self, lane: Lane) -> None:
-        """A lane is in use no more."""
-        with self.budget.lock:
-            self.budget.used.discard(lane)
+        works = [work for _, work in used]
+        for lane, work in used:
+            lane.kept = [each for each in lane.kept if each in works]
+            work.steps.forget()
+            assert lane.record is not None
+            lane.record.free()
 
     def give(self, lane: Lane) -> None:
         """Keep a lane for the next generation."""
         assert lane.record is not None
+        self.budget.used.discard(lane)
         lane.record.end()
-        self.leave(lane)
         with self.lock:
             self.failed = self.failed or lane.record.failed
             if self.failed:

@@ -26,7 +26,10 @@ def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
     if int(value) > most:
-        raise ValueError(f"{name} must be an int <= {most}, got {value}")
+        long = int(value) >= 10**100  # Python writes no int of thousands of digits
+        raise ValueError(
+            f"{name} must be an int <= {most}, got {'a longer one' if long else value}"
+        )
     return int(value)
 
 

@@ -77,7 +77,7 @@ class Record(ABC):
     """Makes recordings of which one generation at a time plays some."""
 
     failed: bool = False
-    """Whether one could not be made. No more are asked for then, nor are others played."""
+    """Whether one broke while it was made. No more are asked for then, nor are others played."""
 
     def free(self) -> None:  # noqa: B027 (most hold no memory)
         """Give up the memory of recordings, none of which is played any more."""
@@ -208,7 +208,7 @@ STREAMS: Final = 32
 
 
 class NoStream(RuntimeError):
-    """All streams have recordings, until a generation is over."""
+    """All streams have recordings, of generations that go on or that are kept."""
 
 
 def unused_stream(device: torch.device) -> torch.cuda.Stream:
@@ -253,10 +253,12 @@ class Recorder(Record):
         self.device = device
         self.pool: Pool | None = None
         self.short = False  # whether memory was, once
+        self.crowded = False  # whether no stream was left for this generation
         self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:
         """As `Record`, whichever stream the last generation was on."""
+        self.crowded = False
         if self.ended is not None:
             torch.cuda.current_stream(self.device).wait_event(self.ended)
 
@@ -284,6 +286,8 @@ class Recorder(Record):
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph | None":
         """As `Record`."""
+        if self.crowded:
+            return None
         try:
             if self.pool is None:
                 self.pool = take(self.device)
@@ -296,7 +300,9 @@ class Recorder(Record):
             if isinstance(error, torch.OutOfMemoryError) and not self.short:
                 self.short = True
                 raise  # there may be more without what is kept
-            if not isinstance(error, NoStream):
+            if isinstance(error, NoStream):
+                self.crowded = True
+            else:
                 self.fail()
             if not isinstance(error, RuntimeError):
                 raise

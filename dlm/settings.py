@@ -11,7 +11,7 @@ from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
 LARGEST_SCALE = 1e6
-"""Of guidance: beyond it the logits of half precision overflow."""
+"""Of guidance: more than anyone uses, and what float32 has room for. float16 has less."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order",

@@ -253,7 +253,8 @@ def new_tokens(options: Layer, columns: int) -> int:
     if options.get("max_new_tokens") is not None:
         bounds.append(integer("max_new_tokens", options["max_new_tokens"], least=1))
     if options.get("max_length") is not None:
-        longest = integer("max_length", options["max_length"], least=1)
+        # A tokenizer that knows no limit says that it is 1e30.
+        longest = integer("max_length", options["max_length"], least=1, most=int(1e30))
         if longest <= columns:
             raise ValueError(
                 f"max_length must leave room behind the prompt's {columns} columns, got {longest}"

@@ -1,7 +1,9 @@
 """Rows that join a batch decode what they would alone, whenever they come and whoever goes."""
 
-from collections.abc import Callable, Sequence, Sized
+import weakref
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,23 +158,47 @@ def test_however_steps_are_run(
 
 
 def test_memory_may_be_short_while_rows_join(
-    golden: Model, traced: Callable[..., Execution], monkeypatch: pytest.MonkeyPatch
+    golden: Model,
+    traced: Callable[..., Execution],
+    trace: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Half of the times that a cache of another size is filled, when all but the last is done."""
-    follow, short = Cache.follow, 0
+    """Half of the times that a cache of another size is filled, when half of it is.
 
-    def scarce(self: Cache, other: Cache, *where: Any) -> None:
+    The recordings of all rows have made room then.
+    """
+    follow, short = Cache.follow, 0
+    made: weakref.WeakSet[Any] = weakref.WeakSet()
+    make = trace.__init__
+
+    def noted(self: Any, *given: Any) -> None:
+        make(self, *given)
+        made.add(self)
+
+    def half(layers: list[Any]) -> Iterator[Any]:
+        yield from layers[: len(layers) // 2]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def scarce(self: Cache, other: Any, *where: Any) -> None:
         nonlocal short
-        follow(self, other, *where)
         if self is not other:
             short += 1
             if short % 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                kept = SimpleNamespace(length=other.length, layers=half(other.layers))
+                other, met[len(made) > 0] = kept, True
+            else:
+                assert not made
+        follow(self, other, *where)
 
+    met: dict[bool, bool] = {}  # whether there were recordings when memory was short
     expected = alone(golden, COMERS, cache="dual")
+    monkeypatch.setattr(trace, "__init__", noted)
     monkeypatch.setattr(Cache, "follow", scarce)
-    same(together(golden, COMERS, traced(), cache="dual"), expected)
-    assert short > 6
+    execution = traced()
+    for _ in range(2):
+        same(together(golden, COMERS, execution, cache="dual"), expected)
+    assert short > 12
+    assert met == {True: True, False: True}
     short = 0
     with pytest.raises(torch.OutOfMemoryError):  # nothing is kept that could be given up
         together(golden, COMERS, Execution(), cache="dual")

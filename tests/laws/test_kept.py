@@ -14,8 +14,9 @@ import torch
 import dlm
 from dlm.decoders.base import Stateless
 from dlm.execution import LANES, STRIDE, Execution, state_of
+from dlm.execution import lanes_of as lanes_of_network
 from dlm.generation import generation_job
-from dlm.lanes import Lanes, constant
+from dlm.lanes import Lane, Lanes, constant
 from dlm.models.model import Model
 from dlm.recording import Recording
 from dlm.settings import Settings
@@ -184,6 +185,43 @@ def test_generations_at_the_same_time_keep_no_more_together(golden: Model, trace
             each.close()
     assert not whole.budget.used
     assert sorted(lane.size for lane in whole.unused) == [0, 0, size, size]
+
+
+def test_a_stream_may_be_collected_at_any_time(
+    golden: Model, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while another generation asks what those in use keep."""
+    monkeypatch.setattr(Execution, "of", lambda model: execution)
+    left: list[Any] = []
+    for _ in range(2):
+        stream = dlm.stream(golden, ROWS[0], gen_length=10)
+        next(stream)
+        left.append([stream, left])  # a circle
+    size = Lane.size.fget  # type: ignore[attr-defined]
+
+    def collect(lane: Lane) -> int:
+        gc.collect()
+        found: int = size(lane)
+        return found
+
+    del stream
+    left = []
+    monkeypatch.setattr(Lane, "size", property(collect))
+    check(golden, execution)
+    assert not lanes_of(execution).budget.used
+
+
+def test_a_network_on_another_device_has_other_lanes(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams and memory are those of a device."""
+    monkeypatch.setattr("dlm.execution.memory_of", lambda device: 1 << 30)
+    first = lanes_of_network(model)
+    assert first is lanes_of_network(model)
+    monkeypatch.setattr(Model, "device", torch.device("meta"))
+    other = lanes_of_network(model)
+    assert first.record().device == torch.device("cpu")  # type: ignore[attr-defined]
+    assert other.record().device == torch.device("meta")  # type: ignore[attr-defined]
 
 
 def test_what_does_not_come_back_is_dropped(

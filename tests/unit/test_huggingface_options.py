@@ -66,6 +66,7 @@ def test_the_last_word_on_sampling_counts(
         ([{"max_length": 12}], 9, 3),
         ([{"max_length": 12, "max_new_tokens": 2}], 9, 2),
         ([{"max_length": 12, "max_new_tokens": 20}], 9, 3),
+        ([{"max_length": int(1e30), "max_new_tokens": 20}], 9, 20),
         ([{"max_new_tokens": 2}, {"max_length": 20}], 9, 11),
         ([{"max_length": 20}, {"max_new_tokens": 64}], 9, 64),
     ],

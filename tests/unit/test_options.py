@@ -8,6 +8,7 @@ import pytest
 
 import dlm
 from dlm.models.model import Model
+from dlm.options import integer
 
 CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
     (dlm.generate, ([1, 2],), "tempreture", "temperature"),
@@ -29,6 +30,12 @@ def test_a_misspelt_option_is_named_with_its_match_and_the_list(
     message = f"unknown option '{wrong}'. Did you mean '{right}'.*Known: .*{right}"
     with pytest.raises(ValueError, match=message):
         call(golden, *given, **{wrong: 1})
+
+
+def test_numbers_of_any_length_are_refused_by_name() -> None:
+    """Python itself writes none of thousands of digits."""
+    with pytest.raises(ValueError, match="n must be an int <= 9, got a longer one"):
+        integer("n", 10**5000, least=0, most=9)
 
 
 def test_a_misspelt_option_of_load() -> None:
