@@ -4,6 +4,7 @@ Shapes: B rows, L canvas, C contexts, V vocabulary.
 """
 
 import runpy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,19 @@ VOCAB = 8
 MASK = 7
 EOS = 6
 EOT = 5
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most cases of tests marked `one_in` to the slow ones."""
+    met: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("one_in")
+        if marker is not None:
+            test = item.nodeid.partition("[")[0]
+            if met[test] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            met[test] += 1
 
 
 class Nothing(torch.nn.Module):

@@ -133,6 +133,7 @@ def way(request: pytest.FixtureRequest, traced: Callable[..., Execution]) -> Exe
     return ways[request.param]()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_rows_that_join_decode_what_they_would_alone(
     golden: Model, decoding: Decoding, decoder: str, cache: str
@@ -141,6 +142,7 @@ def test_rows_that_join_decode_what_they_would_alone(
     same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("facts", [{}, {"block_size": 8}, {"shift": True}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), [
     ("low_confidence", "none"), ("klass", "prefix"), ("first_hitting", "dual"), ("saber", "none"),
@@ -204,6 +206,7 @@ def test_memory_may_be_short_while_rows_join(
         together(golden, COMERS, Execution(), cache="dual")
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("cache", "more"), [
     ("prefix", {"cfg_scale": 0.7}), ("dual", {"refresh_every": 2}), ("prefix", {"steps": 6}),
     ("dual", {"cfg_scale": 0.7, "refresh_every": 3}), ("prefix", {"stop_at_eos": True}),

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,8 +64,7 @@ def check(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any)
 
 
 def lanes_of(execution: Execution) -> Lanes:
-    assert execution.lanes is not None
-    return execution.lanes
+    return cast("Lanes", execution.lanes)
 
 
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
@@ -146,6 +145,7 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     assert found.query_tokens == plain.query_tokens
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("facts", [{}, {"shift": True}], ids=str)
 @pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.7}, {"refresh_every": 2}], ids=str)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])

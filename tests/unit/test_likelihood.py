@@ -62,6 +62,7 @@ def test_counts_and_orders_agree(model: Model) -> None:
     assert float((scores / masks.sum(-1) / subsets).sum()) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("estimator", ["monte_carlo", "chain"])
 def test_estimators_converge_to_the_bound(model: Model, estimator: str, batch_size: int) -> None:
