@@ -31,7 +31,8 @@ EOT = 5
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave most cases of tests marked `one_in` to the slow ones."""
+    """Leave most cases of tests marked `one_in` to the slow ones, and begin with what is `long`."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     met: Counter[str] = Counter()
     for item in items:
         marker = item.get_closest_marker("one_in")

@@ -72,6 +72,7 @@ def broken(problem: dict[str, str], how: int) -> str:
     return problem["prompt"] + problem["canonical_solution"] + wrapped
 
 
+@pytest.mark.slow
 def test_every_broken_solution_of_human_eval_fails(
     box: Sandbox, human_eval: list[dict[str, str]]
 ) -> None:

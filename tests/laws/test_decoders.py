@@ -22,7 +22,7 @@ MASK, EOS, EOT = 7, 6, 5
 Toy = Callable[..., Model]
 
 law = examples(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 prompts = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), min_size=1, max_size=4)

@@ -27,6 +27,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(("cases", "which"), CASES)
 def test_the_cases_pass_under_the_interpreter(cases: str, which: str) -> None:

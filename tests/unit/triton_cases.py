@@ -45,12 +45,10 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 20, "top_p": 0.7701},
 )
 UNFILTERED_OR_BOTH: tuple[dict[str, Any], ...] = ({}, FILTERS[2])
-GREEDY_OR_DRAWN: tuple[tuple[float, dict[str, Any]], ...] = (  # temperatures and filters
-    (0.0, {}),
-    (1.0, {}),
-    (1.0, FILTERS[2]),
-)
+Ways = tuple[tuple[float, dict[str, Any]], ...]  # temperatures and filters
+GREEDY_OR_DRAWN: Ways = ((0.0, {}), (1.0, {}), (1.0, FILTERS[2]))
 slow = partial(pytest.param, marks=pytest.mark.slow)  # seconds, and much like one that is quick
+SLOW_IF_FILTERED = (*GREEDY_OR_DRAWN[:2], slow(*GREEDY_OR_DRAWN[2]))
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +176,7 @@ def test_filters_are_those_of_torch(law: str, dtype: torch.dtype, filters: dict[
     assert (found.sampled % 5 != 1).all()
 
 
-@pytest.mark.parametrize("filters", [FILTERS[0], slow(FILTERS[1]), FILTERS[2]])
+@pytest.mark.parametrize("filters", [FILTERS[0], *map(slow, FILTERS[1:])])
 def test_few_are_kept(filters: dict[str, Any]) -> None:
     """Draws of one row come from the tokens that float64 keeps."""
     row = random_logits(1, 1100, seed=8).bfloat16()
@@ -218,7 +216,7 @@ def test_many_samples_are_those_of_torch(scale: float) -> None:
     assert scale == 6.0 or len(found.sampled.unique()) > 25
 
 
-@pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
+@pytest.mark.parametrize(("temperature", "filters"), SLOW_IF_FILTERED)
 def test_both_laws_in_one_read(temperature: float, filters: dict[str, Any]) -> None:
     """The model's law beside that of a sample at another temperature, and scales of one only."""
     for law, scaled in product(("model", "sampling"), (True, False)):
@@ -265,7 +263,7 @@ def test_all_suppressed_but_one(temperature: float, filters: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("bad", [torch.nan, slow(torch.inf)])
-@pytest.mark.parametrize(("temperature", "filters"), GREEDY_OR_DRAWN)
+@pytest.mark.parametrize(("temperature", "filters"), SLOW_IF_FILTERED)
 def test_a_bad_logit_shows_in_its_own_row_only(
     bad: float, temperature: float, filters: dict[str, Any]
 ) -> None:

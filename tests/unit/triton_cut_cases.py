@@ -179,6 +179,7 @@ def test_a_row_has_one_cut_in_every_batch() -> None:
         assert equal(alone, whole[row : row + 1])
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_a_checkpoint() -> None:
     check(random_logits(1, 126_464).bfloat16(), 0.7, top_k=5000, top_p=0.9)
 

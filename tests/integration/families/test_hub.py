@@ -52,6 +52,7 @@ def offline(home: Path) -> dict[str, str]:
     return os.environ | places | {"HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_an_id_without_an_owner(written: Callable[[str], Path], tmp_path: Path) -> None:
     home = tmp_path / "hub" / "models--SDAR-tiny-b2"
     shutil.copytree(written("sdar"), home / "snapshots" / REVISION)
@@ -67,6 +68,7 @@ def test_an_id_without_an_owner(written: Callable[[str], Path], tmp_path: Path) 
     assert out.stdout.split("\n")[:2] == ["[2, 2] None", "True"], out.stderr
 
 
+@pytest.mark.slow
 def test_what_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
     out = subprocess.run(
         [sys.executable, "-c", ABSENT], capture_output=True, text=True, env=offline(tmp_path)
