@@ -28,11 +28,7 @@ Rows = list[list[int]]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
 OTHERS = [[9, 8], [30, 31, 32, 33, 34, 35, 36, 37, 38], [5, 5, 5, 5]]
-PAIRS = [
-    pytest.param(name, cache, marks=() if cache == caches[-1] else pytest.mark.slow)
-    for name, caches in ((name, [*Traits.of(make()).caches]) for name, make in DECODERS.items())
-    for cache in caches
-]
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 
 
 @pytest.fixture
@@ -63,6 +59,7 @@ def check(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any)
         assert getattr(one, name) == getattr(other, name), name
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_later_generations_decode_what_they_would_alone(
     golden: Model,

@@ -154,6 +154,7 @@ def test_errors_are_those_of_torch(vocabulary: int, dtype: torch.dtype, temperat
     )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize(
     ("law", "dtype"),

@@ -239,7 +239,7 @@ def states(model: Model, cache: str) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("cache", "model"),
-    some({"none": ("llada",), "dual": ("llada2", "sdar"), "dual, wide": (), "shadows": ("dream",)}),
+    some({"none": ("llada",), "dual": ("llada2",), "dual, wide": (), "shadows": ("dream",)}),
     indirect=["model"],
 )
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
