@@ -265,7 +265,7 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
         dlm.infill(talker, "a [MASK:0] b")
     most = talker.spec.max_length
     for text, told in (
-        (f"[MASK:{most - 1}] [MASK:02]", f"{most} positions, got {most + 1} tokens"),
+        (f"[MASK:{most - 1}] [MASK:{2:030}]", f"{most} positions, got {most + 1} tokens"),
         ("[MASK:300000000]", "got 300000000 tokens"),  # more than there is memory for
         (f"[MASK:{'9' * 5000}]", "the length of a blank must be an int <= 2147483647"),
     ):
