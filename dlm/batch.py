@@ -43,7 +43,7 @@ class Terms:
         span: int,
     ) -> "Terms":
         """Those of rows with at most `span` positions from the first block to the last blank."""
-        block_length = active_length(settings.block_length, model.spec.block_size) or span
+        block_length = active_length(settings.block_length, model.spec) or span
         width = span if Traits.of(decoder).cross_block else min(block_length, span)
         return cls(model, settings, decoder, execution, block_length, width)
 

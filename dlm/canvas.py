@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dlm.kernels.noise import signed
+from dlm.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     seed: int,
     device: torch.device,
     surplus: bool = False,
-    block_size: int | None = None,
+    grid: int | None = None,
     columns: int | None = None,
 ) -> Canvas:
     """Lay out rows of ids, each with at least one mask.
@@ -106,7 +107,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
         seed: 64-bit int.
         device: where the canvas lives.
         surplus: whether a block may take more forwards than it has blanks.
-        block_size: of block-causal attention, a multiple of `block_length`.
+        grid: what blocks of attention begin at multiples of; a multiple of `block_length`.
         columns: L, at least the tokens of the longest row; None for just those.
     """
     width = max(map(len, rows)) if columns is None else columns
@@ -116,7 +117,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     blank = (tokens == mask_id) & inside
     start = blank.int().argmax(-1)
     stop = width - blank.flip(-1).int().argmax(-1)
-    origin = start if block_size is None else start - start % block_size
+    origin = start if grid is None else start - start % grid
     blanks = blanks_per_block(blank, origin, block_length)
     budget = forwards_per_block(blanks, steps, surplus=surplus)
     keys = torch.tensor([signed(key) for key in row_keys], dtype=torch.int64)
@@ -127,16 +128,17 @@ def build(  # noqa: PLR0913 (what a row is made of)
     return Canvas(*(part.to(device) for part in parts))
 
 
-def active_length(block_length: int | None, block_size: int | None) -> int | None:
+def active_length(block_length: int | None, spec: ModelSpec) -> int | None:
     """Tokens of a block to decode: at most, and a divisor of, a block of the network's attention.
 
     Tokens of one attention block see each other and none of a later one, so a block to decode must
-    not reach over its end.
+    not reach over its end. Where blocks of attention may begin anywhere, each is one to decode.
     """
-    if block_size is None:
+    size = spec.block_size
+    if size is None:
         return block_length
-    most = min(block_length or block_size, block_size)
-    return next(n for n in range(most, 0, -1) if block_size % n == 0)
+    most = min(block_length or size, size)
+    return next(n for n in range(most, 0, -1) if spec.grid is None or spec.grid % n == 0)
 
 
 def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dlm.cache import Cache, Refresh, Reuse, View
-from dlm.canvas import Canvas
+from dlm.canvas import Canvas, active_length
 from dlm.host import send
-from dlm.models.model import Model, block_causal
+from dlm.models.model import Model, block_causal, causal_context
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due, Progress
 from dlm.settings import Settings
@@ -51,7 +51,10 @@ class Forward:
         self.mode = settings.cache
         self.refresh_every = settings.refresh_every
         self.shift = model.spec.shift
-        self.block_size = model.spec.block_size
+        self.final = model.spec.block_size is not None  # whether what is before a block stays
+        self.grid = model.spec.grid
+        self.causal = model.spec.causal
+        self.block_length = active_length(settings.block_length, model.spec)
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
         self.packs = packs and model.takes_masks and not self.shadowed
@@ -91,7 +94,7 @@ class Forward:
         batch, length = canvas.tokens.shape
         if self.cache is None:
             self.cache = Cache(batch * (2 if self.guided else 1), length)
-        if self.block_size is not None:
+        if self.final:
             end = self.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(progress.kept, end, count), self.cache)
@@ -119,14 +122,14 @@ class Forward:
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
     def block_start(self, start: Tensor) -> Tensor:
-        """Where the block-causal block that holds canvas positions [B] begins, [B]."""
-        assert self.block_size is not None
-        return start - start % self.block_size
+        """Where the block of attention that holds the begin of a block to decode begins, [B]."""
+        return start if self.grid is None else start - start % self.grid
 
     def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the end of the block-causal block that holds `start`, or of the row, [B]."""
-        assert self.block_size is not None
-        return torch.minimum(self.block_start(start) + self.block_size, canvas.length)
+        """One past the end of that block of attention, or of the row, [B]."""
+        size = self.grid or self.block_length
+        assert size is not None
+        return torch.minimum(self.block_start(start) + size, canvas.length)
 
     def kept(self, start: Tensor, again: Tensor) -> Tensor:
         """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
@@ -137,7 +140,7 @@ class Forward:
 
     def reach(self, canvas: Canvas, start: Tensor, kept: Tensor) -> Tensor:
         """Columns to compute in each row whose block begins at `start`, int64 [B]."""
-        if self.block_size is None:
+        if not self.final:
             return canvas.length - start if self.mode == "prefix" else torch.zeros_like(start)
         return self.block_end(canvas, start) - kept
 
@@ -174,14 +177,15 @@ class Forward:
         """Evaluate whole rows without their padding."""
         batch, width = canvas.tokens.shape
         columns = torch.arange(width, device=canvas.tokens.device)
-        attend = self.seen(columns[None], width, columns < canvas.length[:, None], True)
+        valid = columns < canvas.length[:, None]
+        attend = self.seen(canvas, view, columns[None], valid, True)
         tokens, positions = canvas.tokens, columns.expand(batch, -1)
         if self.guided:
             tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, self.mask_id)))
             positions = positions.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
         tokens, positions = packing.pack(tokens), packing.pack(positions)
-        packed = Packed(packing, keep, whole=self.block_size is None)
+        packed = Packed(packing, keep, whole=not self.final)
         states = self.model.hidden(tokens, positions, None, packed, attend=attend)
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))
@@ -216,7 +220,7 @@ class Forward:
         valid = every[:length] < canvas.length[:, None] if min(due.lengths) < length else None
         states = self.evaluate(canvas, view, tokens, places, ~blank, valid, reused)
         own = states[:, ahead:count]
-        if self.block_size is not None and stretch.count > window:
+        if self.final and stretch.count > window:
             offset = (view.block_start - stretch.begin)[:, None] + every[:window]
             index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
             own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
@@ -245,9 +249,9 @@ class Forward:
             cache: where keys and values go.
         """
         batch, count = tokens.shape
-        attend = self.seen(positions, canvas.tokens.shape[1], valid, isinstance(cache, Reuse))
+        attend = self.seen(canvas, view, positions, valid, isinstance(cache, Reuse))
         if self.shadowed:
-            attend = self.with_shadows(view, count, canvas.tokens.shape[1], valid, attend)
+            attend = self.with_shadows(canvas, view, count, valid, attend)
             positions = torch.cat((positions.expand(batch, -1), view.positions), 1)
             tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
             given = torch.cat((given, torch.zeros_like(view.masked)), 1)
@@ -263,27 +267,32 @@ class Forward:
         return self.model.hidden(tokens, positions, valid, cache, **more).to(tokens.device)
 
     def seen(
-        self, positions: Tensor, length: int, valid: Tensor | None, reuse: bool
+        self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
     ) -> Tensor | None:
         """Which columns each query sees, bool [B, Q or 1, L]; None where the model can tell."""
-        if self.block_size is not None and (reuse or self.shadowed):
-            keys = torch.arange(length, device=positions.device)[None]
-            attend = block_causal(positions, keys, self.block_size)
-            return attend if valid is None else attend & valid[:, None]
-        return valid[:, None] if reuse and valid is not None else None  # more keys than queries
+        keys = torch.arange(canvas.tokens.shape[1], device=positions.device)[None]
+        if self.causal:  # the window may reach back to earlier blocks
+            end = self.block_end(canvas, view.block_start)
+            attend = causal_context(positions, keys, view.positions[:, 0], end)
+        elif self.grid is not None and (reuse or self.shadowed):
+            attend = block_causal(positions, keys, self.grid)
+        else:  # there may be more keys than queries
+            return valid[:, None] if reuse and valid is not None else None
+        return attend if valid is None else attend & valid[:, None]
 
     def with_shadows(
         self,
+        canvas: Canvas,
         view: StepView,
         count: int,
-        length: int,
         valid: Tensor | None,
         seen: Tensor | None,
     ) -> Tensor:
         """The same with the shadows of the window, bool [B, Q + W, L + W]."""
+        length = canvas.tokens.shape[1]
         attend = shadow_attention(view, count, length, valid)
-        if self.block_size is not None and seen is not None:
-            own = self.seen(view.positions, length, None, True)
+        if self.final and seen is not None:
+            own = self.seen(canvas, view, view.positions, None, True)
             assert own is not None
             batch = attend.shape[0]
             both = torch.cat((seen.expand(batch, -1, -1), own), 1)

@@ -124,13 +124,13 @@ def lay_out(
         rows,
         mask_id=spec.mask_id,
         pad_id=spec.eos_id,
-        block_length=active_length(settings.block_length, spec.block_size) or longest,
+        block_length=active_length(settings.block_length, spec) or longest,
         steps=settings.steps,
         row_keys=keys,
         seed=settings.seed,
         device=model.device,
         surplus=Traits.of(settings.policy()).max_forwards is not None,
-        block_size=spec.block_size,
+        grid=spec.grid,
         columns=execution.columns(longest, spec.max_length),
     )
 
@@ -145,7 +145,7 @@ def make_job(
     """
     execution = Execution.of(model)
     canvas = lay_out(model, rows, settings, execution)
-    block_length = active_length(settings.block_length, model.spec.block_size)
+    block_length = active_length(settings.block_length, model.spec)
     bound = bind(settings.policy(), model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
     return Job(rows, spans, canvas, settings, bound, execution)
@@ -189,7 +189,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
-            attention is block-causal, at most a block of the network's, and a divisor of it.
+            attention is block-causal, at most a block of the network's, and a divisor of it; where
+            all before a block is causal, at most a block of the network's.
         steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
             each at least); None lets the decoder use as many as it needs.
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm.kernels import NoiseKey, token_statistics, uniform
-from dlm.models.model import Model
+from dlm.models.model import Model, causal_context
 from dlm.options import integer, integers, known, names_checked, number
 from dlm.prompts import Prompt, encode_prompts
 from dlm.settings import LARGEST_SCALE
@@ -34,6 +34,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     seed: int = 0,
 ) -> float:
     """Estimate ln p(answer | prompt), nats.
+
+    Where what is before a block sees nothing behind itself, the answer is one block.
 
     `monte_carlo`: mean over draws of (n / k) sum_masked ln p(y_i | y with k positions masked), k
     and the positions uniform (Nie et al. 2025, arXiv:2502.09992, eq. 6). The masked counts of a
@@ -134,6 +136,11 @@ class Scorer:
         self.answer = self.row[self.start : self.end]
         self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
         self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
+        self.seen: Tensor | None = None  # bool [1, L, L], where the family does not tell
+        if model.spec.causal:
+            columns = torch.arange(len(self.row), device=model.device)[None]
+            begin, end = (torch.tensor([at], device=model.device) for at in (self.start, self.end))
+            self.seen = causal_context(columns, columns, begin, end)
 
     def token_log_probabilities(self, masked: Tensor, scored: Tensor) -> Tensor:
         """Score true tokens: ln p where scored, 0 elsewhere; float32 [B, n].
@@ -146,13 +153,12 @@ class Scorer:
         rows[:, self.start : self.end].masked_fill_(masked, self.model.spec.mask_id)
         positions = torch.arange(rows.shape[1], device=rows.device)[None]
         line, column = scored.nonzero(as_tuple=True)
-        logits = self.model.logits(
-            self.model.hidden(rows, positions, None)[line, column + self.start]
-        )
+        hidden = self.model.hidden(rows, positions, None, attend=self.seen)
+        logits = self.model.logits(hidden[line, column + self.start])
         if self.cfg_scale:
             rows[:, : self.start] = self.model.spec.mask_id
             rows[:, self.end :] = self.model.spec.mask_id
-            hidden = self.model.hidden(rows, positions, None)
+            hidden = self.model.hidden(rows, positions, None, attend=self.seen)
             free = self.model.logits(hidden[line, column + self.start])
             logits = free + (self.cfg_scale + 1) * (logits - free)
         found = token_statistics(

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlm.canvas import active_length
 from dlm.distill.certainty import block_numbers, complementary_views, draw_blocks
 from dlm.distill.certainty_recipe import Recipe
-from dlm.distill.certainty_targets import Target
+from dlm.distill.certainty_targets import Target, check_family
 from dlm.models.spec import ModelSpec
 from dlm.training.seeds import noise_seed
 
@@ -52,7 +52,7 @@ class Batches:
         length = int(end.max())
         rows = torch.tensor([line + [spec.eos_id] * (length - len(line)) for line in lines])
         inside = torch.arange(length) < end[:, None]
-        size_of_block = active_length(recipe.block_length, spec.block_size)
+        size_of_block = active_length(recipe.block_length, spec)
         block = block_numbers(
             start, end, length, block_length=size_of_block, block_size=spec.block_size
         )
@@ -81,6 +81,7 @@ class Batches:
 
 def check_targets(spec: ModelSpec, targets: Sequence[Target]) -> None:
     """Refuse what cannot be a row of the model's."""
+    check_family(spec)
     if not targets:
         raise ValueError("targets must hold at least one target, got none")
     for number_, target in enumerate(targets):

@@ -11,6 +11,7 @@ from dlm.data import TASKS, Example
 from dlm.distill.weights import facts
 from dlm.generation import generate, generation_job
 from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
 from dlm.options import integer, integers
 from dlm.prompts import Prompt, encode_prompts
 from dlm.settings import Settings
@@ -94,8 +95,22 @@ def make_targets(
     return done
 
 
+def check_family(spec: ModelSpec) -> None:
+    """Refuse a family whose rows are not seen here as decoding sees them.
+
+    Raises:
+        ValueError: what is before a block would have to see nothing behind itself.
+    """
+    if spec.causal:
+        raise ValueError(
+            f"certainty distillation is not for {spec.family}, whose finished blocks are causal: "
+            "distil a schedule"
+        )
+
+
 def check_job(model: Model, prompts: Sequence[list[int]], teacher: Teacher) -> None:
     """Refuse what the model could not decode: the longest prompt tells for all."""
+    check_family(model.spec)
     settings = Settings(gen_length=teacher.gen_length, block_length=teacher.block_length)
     generation_job(model, [max(prompts, key=len)], settings)
 

@@ -14,7 +14,7 @@ from dlm.canvas import active_length
 from dlm.decoders.schedule import RANKS
 from dlm.decoders.select import descending
 from dlm.kernels import token_statistics
-from dlm.models.model import Model
+from dlm.models.model import Model, causal_context
 
 BASES = ("entropy", "left_to_right", "low_confidence", "margin")
 """Base policies whose ranking is a function of the state."""
@@ -46,14 +46,14 @@ class Layout:
         Raises:
             ValueError: the network's blocks are counted from elsewhere than the prompt's end.
         """
-        size = model.spec.block_size
+        size = model.spec.grid
         odd = [] if size is None else [len(row) for row in prompts if len(row) % size]
         if odd:
             raise ValueError(
                 f"prompts must end where a block of the network does, every {size} tokens, "
                 f"got one of {odd[0]} tokens"
             )
-        length = min(active_length(block, size) or gen_length, gen_length)
+        length = min(active_length(block, model.spec) or gen_length, gen_length)
         return cls(model, prompts, gen_length, length)
 
     @property
@@ -95,8 +95,11 @@ class Layout:
         begin = torch.tensor([[len(self.prompts[row])] for row in rows]) + sum(self.sizes[:block])
         at = (begin + torch.arange(self.sizes[block])).to(device)
         columns = torch.arange(width, device=device)[None]
+        attend = None
+        if spec.causal:  # padding lies behind all that is
+            attend = causal_context(columns, columns, at[:, 0], at[:, -1] + 1)
         hidden = self.model.hidden(
-            tokens.to(device), columns, None if valid.all() else valid.to(device)
+            tokens.to(device), columns, None if valid.all() else valid.to(device), attend=attend
         )
         places = torch.arange(len(rows), device=hidden.device)[:, None]
         return self.model.logits(hidden[places, at.to(hidden.device)]).to(device)

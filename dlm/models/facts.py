@@ -133,6 +133,7 @@ def resolve(
         unused=(end, rows),
         shift=family.shift,
         block_size=size,
+        causal=family.causal,
         never=tuple(sorted(gaps.union(lookup(tokenizer, family.never_tokens)) - {mask})),
         chat_options=family.chat_options,
     )

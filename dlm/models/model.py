@@ -94,7 +94,8 @@ class Model:
             cache: where keys and values go, and what there is to attend to. With `Reuse` and a
                 block-causal network `attend` has to be given.
             attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
-                (third). Without it all that is valid is seen, within the family's topology.
+                (third). Without it all that is valid is seen, within the family's topology: where
+                blocks may begin anywhere all of the row is one.
 
         Raises:
             ValueError: a mask is needed that the attention backend does not take.
@@ -112,8 +113,8 @@ class Model:
         attend: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D] where the network puts them; arguments as `hidden`."""
-        if attend is None and self.spec.block_size is not None and not isinstance(cache, Reuse):
-            attend = block_causal(positions, positions, self.spec.block_size)
+        if attend is None and self.spec.grid is not None and not isinstance(cache, Reuse):
+            attend = block_causal(positions, positions, self.spec.grid)
             attend = attend if valid is None else attend & valid[:, None]
         elif attend is None and valid is not None and self.takes_masks:
             attend = valid[:, None]  # transformers makes the same of it, but waits for the device
@@ -148,7 +149,8 @@ class Model:
     def raw_logits(self, input_ids: Tensor) -> Tensor:
         """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted.
 
-        Attention is that of the family, block-causal where it is.
+        Attention is that of the family, block-causal where it is; where blocks may begin anywhere
+        all of the row is one.
 
         Raises:
             ValueError: ids of another shape or type, outside the vocabulary, or too many.
@@ -180,6 +182,16 @@ def block_causal(queries: Tensor, keys: Tensor, block_size: int) -> Tensor:
     Bool [B, Q, K] of int64 [B, Q] and [B, K].
     """
     return (keys // block_size)[:, None] <= (queries // block_size)[..., None]
+
+
+def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Whether a query sees a key: j <= i, or j < e if b <= i < e, of positions i and j.
+
+    Bool [B, Q, K] of int64 [B or 1, Q], [B or 1, K], and the block [b, e) of each row, [B] both.
+    """
+    begin, end = begin[:, None], end[:, None]
+    inside = (queries >= begin) & (queries < end)
+    return (keys[:, None] <= queries[..., None]) | (inside[..., None] & (keys < end)[:, None])
 
 
 def untouched(module: nn.Module) -> bool:

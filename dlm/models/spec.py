@@ -16,11 +16,17 @@ class ModelSpec:
     max_length: int  # tokens, prompt and generation together
     unused: tuple[int, int]  # first and end of the embedding rows no token owns
     shift: bool = False  # whether the network's output at i predicts token i + 1
-    block_size: int | None = None  # tokens; of block-causal attention; None looks both ways
+    block_size: int | None = None  # tokens that see each other and what is before; None: all do
+    causal: bool = False  # whether what is before a block sees nothing behind itself
     never: tuple[int, ...] = ()  # further ids that are never sampled
     suffix: tuple[int, ...] = ()  # ids that close every row
     caches: bool = True  # whether the network takes keys and values of earlier forwards
     chat_options: tuple[tuple[str, bool], ...] = ()  # variables of the chat template
+
+    @property
+    def grid(self) -> int | None:
+        """Blocks of attention begin at multiples of this; None where they may begin anywhere."""
+        return None if self.causal else self.block_size
 
     @property
     def banned(self) -> Sequence[int]:

@@ -90,7 +90,9 @@ def test_a_recorded_step_decides_as_it_goes(
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
-@pytest.mark.parametrize("facts", [{}, {"block_size": 3}, {"shift": True}], ids=str)
+@pytest.mark.parametrize(
+    "facts", [{}, {"block_size": 3}, {"shift": True}, {"block_size": 5, "causal": True}], ids=str
+)
 @pytest.mark.parametrize(("decoder", "cache"), [("threshold", "prefix"), ("klass", "dual")])
 def test_a_step_with_a_cache_can_be_recorded(
     golden: Model,

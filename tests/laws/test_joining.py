@@ -143,7 +143,9 @@ def test_rows_that_join_decode_what_they_would_alone(
 
 
 @pytest.mark.one_in(5)
-@pytest.mark.parametrize("facts", [{}, {"block_size": 8}, {"shift": True}], ids=str)
+@pytest.mark.parametrize(
+    "facts", [{}, {"block_size": 8}, {"shift": True}, {"block_size": 8, "causal": True}], ids=str
+)
 @pytest.mark.parametrize(("decoder", "cache"), [
     ("low_confidence", "none"), ("klass", "prefix"), ("first_hitting", "dual"), ("saber", "none"),
 ])  # fmt: skip

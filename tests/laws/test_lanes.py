@@ -80,7 +80,9 @@ def test_later_generations_decode_what_they_would_alone(
     assert trace.plays - played == max(run(golden, Execution(), ROWS, **options).forwards)
 
 
-@pytest.mark.parametrize("facts", [{}, {"block_size": 5}, {"shift": True}], ids=str)
+@pytest.mark.parametrize(
+    "facts", [{}, {"block_size": 5}, {"shift": True}, {"block_size": 5, "causal": True}], ids=str
+)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_prompts_of_other_lengths_share_recordings(
     golden: Model, execution: Execution, recordings: list[Any], cache: str, facts: dict[str, Any]

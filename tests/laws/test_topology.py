@@ -14,6 +14,7 @@ from dlm.canvas import active_length
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model, block_causal
+from dlm.models.spec import ModelSpec
 from dlm.traits import Traits
 
 Decoding = Callable[[str], dict[str, Any]]
@@ -21,6 +22,8 @@ Toy = Callable[..., Model]
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
 KEYS = [40, 41, 42, 43]
+CAUSAL = {"block_size": 8, "causal": True}
+FACTS: list[dict[str, Any]] = [{"block_size": 8}, {"block_size": 8, "shift": True}, CAUSAL]
 EXACT = [
     (name, cache)
     for name, make in DECODERS.items()
@@ -63,7 +66,8 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
 def test_a_block_divides_the_block_of_the_network(
     block_length: int | None, block_size: int | None, expected: int | None
 ) -> None:
-    assert active_length(block_length, block_size) == expected
+    spec = ModelSpec("any", 9, 8, 7, (7,), 99, (9, 9), block_size=block_size)
+    assert active_length(block_length, spec) == expected
 
 
 def test_queries_see_their_block_and_those_before() -> None:
@@ -73,7 +77,7 @@ def test_queries_see_their_block_and_those_before() -> None:
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("known", FACTS, ids=str)
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), EXACT)
 def test_a_block_causal_cache_is_exact(
@@ -82,12 +86,12 @@ def test_a_block_causal_cache_is_exact(
     decoder: str,
     cache: str,
     more: dict[str, Any],
-    shift: bool,
+    known: dict[str, Any],
 ) -> None:
     """What is final is computed once, and every block decides as if all were computed again."""
-    if shift and decoder == "wino":
+    if "shift" in known and decoder == "wino":
         pytest.skip("wino asks what a family that predicts the next token cannot answer")
-    model = facts(golden, block_size=8, shift=shift)
+    model = facts(golden, **known)
     options = {**decoding(decoder), "row_keys": KEYS, **more}
     plain = run(model, ROWS, **options)
     cached = run(model, ROWS, cache=cache, **options)
@@ -95,15 +99,15 @@ def test_a_block_causal_cache_is_exact(
     assert sum(cached.query_tokens) < sum(plain.query_tokens)
 
 
-@pytest.mark.parametrize("shift", [False, True])
-def test_a_block_causal_cache_gives_the_same_bits(golden: Model, shift: bool) -> None:
+@pytest.mark.parametrize("known", FACTS, ids=str)
+def test_a_block_causal_cache_gives_the_same_bits(golden: Model, known: dict[str, Any]) -> None:
     """Every statistic, to the last bit, of a network whose own sums are exact to more than that.
 
     In float32 the library multiplies matrices of other shapes in another order, which is all that
     differs: the network computes in float64 here, and its logits are rounded to float32.
     """
     network = deepcopy(golden.network).double()
-    model = Rounded(network, None, replace(golden.spec, block_size=4, shift=shift))
+    model = Rounded(network, None, replace(golden.spec, **known))
     for row in ROWS:
         plain, cached = (run(model, [row], cache=cache) for cache in ("none", "dual"))
         assert repr(plain.trajectory) == repr(cached.trajectory)
@@ -114,9 +118,12 @@ class Rounded(Model):
         return Model.logits(self, hidden).float()
 
 
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
 @pytest.mark.parametrize("cache", ["none", "dual"])
-def test_rows_of_a_block_causal_network_stand_alone(golden: Model, cache: str) -> None:
-    model = facts(golden, block_size=8)
+def test_rows_of_a_block_causal_network_stand_alone(
+    golden: Model, cache: str, known: dict[str, Any]
+) -> None:
+    model = facts(golden, **known)
     together = run(model, ROWS, cache=cache, row_keys=KEYS, temperature=1.0)
     for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
         alone = run(model, [row], cache=cache, row_keys=[key], temperature=1.0)
@@ -124,9 +131,10 @@ def test_rows_of_a_block_causal_network_stand_alone(golden: Model, cache: str) -
         assert alone.query_tokens[0] == together.query_tokens[number]
 
 
-def test_given_text_between_blanks_is_cached_too(golden: Model) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_given_text_between_blanks_is_cached_too(golden: Model, causal: bool) -> None:
     """Whole blocks that hold no blank are passed over, and still seen."""
-    model = facts(golden, block_size=4)
+    model = facts(golden, block_size=4, causal=causal)
     blank = golden.spec.mask_id
     row = [3, blank, blank, *range(20, 34), blank, 9, blank, 8, 7, 6, 5, 4, blank, 2]
     options: dict[str, Any] = {"block_length": 4, "return_trajectory": True}
@@ -136,19 +144,23 @@ def test_given_text_between_blanks_is_cached_too(golden: Model) -> None:
     same(cached, plain)
 
 
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
 @pytest.mark.parametrize("static", [False, True])
 def test_a_last_block_may_be_short(
-    golden: Model, monkeypatch: pytest.MonkeyPatch, static: bool
+    golden: Model, monkeypatch: pytest.MonkeyPatch, static: bool, known: dict[str, Any]
 ) -> None:
     """Fewer columns are left to compute than the window has."""
-    model = facts(golden, block_size=8)
+    model = facts(golden, **known)
     plain = run(model, [[1] * 8], gen_length=18, block_length=8)
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=static))
     same(run(model, [[1] * 8], gen_length=18, block_length=8, cache="dual"), plain)
 
 
-def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(golden: Model) -> None:
-    model = facts(golden, block_size=4)
+@pytest.mark.parametrize("causal", [False, True])
+def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(
+    golden: Model, causal: bool
+) -> None:
+    model = facts(golden, block_size=4, causal=causal)
     kept, again = (run(model, ROWS, cache="dual", refresh_every=n) for n in (None, 2))
     same(again, kept)
     assert sum(again.query_tokens) > sum(kept.query_tokens)
