@@ -8,6 +8,7 @@ Shapes: B rows, L tokens, D model width, H heads, E head width.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,19 @@ from torch.nn import functional as F
 VOCAB, MASK, EOS = 96, 91, 90
 LAYERS = 2
 INNER = 64  # of an MLP or of one expert
+
+STRETCH = {
+    "beta_fast": 4.0,
+    "beta_slow": 0.1,
+    "factor": 8.0,
+    "llama_4_scaling_beta": 0.7,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 6,
+    "rope_theta": 100.0,
+    "rope_type": "yarn",
+}
+"""YaRN such that turns lie between fast and slow, of rows longer than what it was trained on."""
 
 LLADA = {
     "embed_tokens": "model.transformer.wte",
@@ -58,11 +72,15 @@ class Case:
     qk_norm: bool = False
     tied: bool = False
     block: int | None = None
+    causal: bool = False  # whether blocks begin where decoding has them begin
     shift: bool = False
     eps: float = 1e-6
     experts: int = 0  # of every layer, `chosen` of which a token takes; 0 for a dense MLP
     chosen: int = 0
     names: dict[str, str] = field(default_factory=dict)
+    stem: str = "model"  # in front of the names of all but the projection
+    projection: str = "lm_head"
+    stretch: dict[str, Any] = field(default_factory=dict)  # `rope_parameters` of YaRN
     more: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
@@ -89,7 +107,7 @@ class Case:
                 "hidden_act": "silu",
                 "rope_scaling": None,
             }
-        if self.qk_norm:
+        if self.qk_norm or self.stretch:
             sizes["head_dim"] = self.head
         if self.experts:
             sizes |= {
@@ -113,7 +131,7 @@ class Case:
     def name(self, ours: str) -> str:
         """The released name of `embed_tokens`, `layers.1.mlp.up_proj` and the like."""
         if not self.names:
-            return ours if ours == "lm_head" else f"model.{ours}"
+            return self.projection if ours == "lm_head" else f"{self.stem}.{ours}"
         if not ours.startswith("layers."):
             return self.names[ours]
         _, number, leaf = ours.split(".", 2)
@@ -177,12 +195,39 @@ class Case:
     def turned(self, x: Tensor) -> Tensor:
         """Rotary embedding of [B, H, L, E]: column j turns with column j + E/2, as one number."""
         half = self.head // 2
-        speed = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        speed = self.slowed(self.theta ** (-torch.arange(half, dtype=torch.float64) / half))
         angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * speed
         number = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
             torch.ones_like(angle), angle
         )
         return torch.cat((number.real, number.imag), -1)
+
+    def slowed(self, speed: Tensor) -> Tensor:
+        """Speeds [E/2] under YaRN: those with few turns in the trained length are divided.
+
+        Column j has low turns from j = E ln(N / 2 pi beta) / 2 ln theta on, in whole columns.
+        """
+        if not self.stretch:
+            return speed
+        trained: int = self.stretch["original_max_position_embeddings"]
+
+        def column(beta: float) -> float:
+            return self.head * math.log(trained / (2 * math.pi * beta)) / (2 * math.log(self.theta))
+
+        first = max(math.floor(column(self.stretch["beta_fast"])), 0)
+        last = min(math.ceil(column(self.stretch["beta_slow"])), self.head - 1)
+        slow = ((torch.arange(len(speed)) - first) / (last - first)).clamp(0, 1)
+        factor: float = self.stretch["factor"]
+        return speed * (1 - slow) + speed / factor * slow
+
+    def sharpened(self, query: Tensor) -> Tensor:
+        """Queries [B, H, L, E] times 1 + beta ln(1 + floor(i / N))."""
+        if not self.stretch:
+            return query
+        trained: int = self.stretch["original_max_position_embeddings"]
+        beta: float = self.stretch["llama_4_scaling_beta"]
+        times = torch.arange(query.shape[2], dtype=torch.float64) // trained
+        return query * (1 + beta * (1 + times).log())[:, None]
 
     def mlp(self, x: Tensor, affine: Callable[[Tensor, str], Tensor], stem: str) -> Tensor:
         """silu(gate x) * up x through down, or the sum of such experts.
@@ -231,7 +276,7 @@ class Case:
                 part.repeat_interleave(self.heads // self.groups, 1)
                 for part in (self.turned(key), value)
             )
-            score = self.turned(query) @ key.transpose(2, 3) / self.head**0.5
+            score = self.sharpened(self.turned(query)) @ key.transpose(2, 3) / self.head**0.5
             mixed = score.masked_fill(~sees, -torch.inf).softmax(-1) @ value
             x = x + affine(mixed.transpose(1, 2).flatten(2), f"{stem}.self_attn.o_proj")
             normed = self.norm(x, scale(f"{stem}.post_attention_layernorm"))
@@ -303,47 +348,26 @@ CASES = {
         Case("a2d-qwen2", "A2DQwen2LMHeadModel", "a2d-qwen2", tied=True, **QWEN2),
         Case("a2d-qwen3", "A2DQwen3LMHeadModel", "a2d-qwen3", tied=True, **QWEN3),
         Case("a2d-llama", "A2DLlamaLMHeadModel", "a2d-llama", theta=5e5, eps=1e-5, tied=True),
+        Case(
+            "nemotron_labs_diffusion",
+            "NemotronLabsDiffusionModel",
+            "nemotron-labs-diffusion",
+            theta=100.0,
+            eps=1e-5,
+            head=16,
+            block=8,
+            causal=True,
+            stem="encoder",
+            projection="diffusion_head",
+            stretch=STRETCH,
+            more={
+                "attention_bias": False,
+                "block_size": 8,
+                "dlm_paradigm": "bidirectional",
+                "mlp_bias": False,
+                "rope_parameters": STRETCH,
+                "sliding_window": None,
+            },
+        ),
     )
 }
-
-WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "sun", "is", "red", "##s")
-PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
-
-
-def write_encoder(folder: Path) -> None:
-    """A random BERT of transformers with a tokenizer of word pieces; ids 0 to 4 are special."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
-
-    ids = {piece: number for number, piece in enumerate(PIECES)}
-    core = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.decoder = decoders.WordPiece()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {f"{piece[1:-1].lower()}_token": piece for piece in PIECES[:5]}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=40, **names)
-    config = BertConfig(
-        vocab_size=24,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        max_position_embeddings=40,
-        initializer_range=0.3,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = BertForMaskedLM(config)
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def write(name: str, folder: Path) -> None:
-    """The checkpoint of a family that no official code wrote one of, or of an "encoder"."""
-    if name == "encoder":
-        write_encoder(folder)
-    else:
-        CASES[name].write(folder)

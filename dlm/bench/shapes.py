@@ -112,7 +112,7 @@ def empty_network(shape: Shape) -> "TransformerForMaskedLM":
 
 def fill(network: Any, seed: int) -> None:
     """Matrices with variance 1 / columns, so that logits differ; norms with ones."""
-    from dlm.models.transformer import RotaryEmbedding
+    from dlm.models.rotary import RotaryEmbedding
 
     device = network.model.embed_tokens.weight.device
     generator = torch.Generator(device).manual_seed(seed)

@@ -118,19 +118,20 @@ def describe_model(row: dict[str, Any]) -> dict[str, Any]:
         "architecture": family.architectures[0],
         "shift": family.shift,
         "block_size": family.named_block(row["name"]) or family.block_size,
+        "causal": family.causal,
         "asks_for_family": family.opt_in,
     }
 
 
 def model_cells(row: dict[str, Any]) -> list[str]:
     """A checkpoint for people, column by column."""
-    blocks = row["block_size"]
+    blocks = "both ways" if row["block_size"] is None else f"blocks of {row['block_size']}"
     return [
         row["name"],
         row["family"],
         size(row["parameters"]),
         "the next token" if row["shift"] else "the token itself",
-        "both ways" if blocks is None else f"blocks of {blocks}",
+        f"{blocks}, causal before" if row["causal"] else blocks,
         row["licence"],
         row["verified"],
         row["note"],

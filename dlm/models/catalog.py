@@ -5,8 +5,10 @@ from dataclasses import dataclass
 LOGITS = "official logits, at a small size"
 EQUATIONS = "published equations, at a small size"
 CARD = "see its card"
+MINISTRAL = "Ministral 3 of transformers, at a small size"
 ASK = "load it with family='open-dcoder'"
 EDITS = "its own loop also edits tokens"
+SEEDS = "its own loop takes the first token of a block from a causal pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ QWEN3_30B = 30_532_122_624
 LLADA_MOE_7B = 7_356_880_896
 LLADA2_MINI = 16_255_643_392
 LLADA2_FLASH = 102_889_705_216
+NEMOTRON_3B = 3_831_659_520
+NEMOTRON_8B = 8_489_553_920
 DIT = 169_627_218
 
 CHECKPOINTS = (
@@ -93,6 +97,18 @@ CHECKPOINTS = (
         494_032_768,
         CARD,
         EQUATIONS,
+    ),
+    *(
+        Checkpoint(
+            f"nvidia/Nemotron-Labs-Diffusion-{size}{kind}",
+            "nemotron-labs-diffusion",
+            parameters,
+            CARD,
+            MINISTRAL,
+            SEEDS,
+        )
+        for size, parameters in (("3B", NEMOTRON_3B), ("8B", NEMOTRON_8B), ("14B", None))
+        for kind in ("-Base", "")
     ),
     Checkpoint("kuleshov-group/mdlm-owt", "mdlm", DIT, "Apache-2.0", LOGITS),
     Checkpoint("kuleshov-group/bd3lm-owt-block_size4", "bd3lm", DIT, "Apache-2.0", LOGITS),

@@ -65,6 +65,8 @@ class DecoderConfig(PreTrainedConfig):
     qk_norm: ClassVar[bool] = False  # RMSNorm of each head of queries and keys, before rotation
     fused_qkv: ClassVar[bool] = False  # one projection, rows in the order query, key, value
     rope_full_precision: ClassVar[bool] = False  # whether queries and keys rotate in float32
+    yarn: ClassVar[bool] = False  # whether slow rotations are stretched, as `rope_parameters` say
+    query_scale: ClassVar[tuple[float, int] | None] = None  # by position: `RotaryEmbedding.scale`
     vocab_size: int = 32000
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -164,15 +166,8 @@ class DecoderConfig(PreTrainedConfig):
             )
         kept = {k: v for k, v in with_dtypes(config_dict).items() if k not in LOCAL}
         rotary = kept.pop("rope_parameters", None)
-        if rotary is not None:  # how transformers 5 writes rope_theta and rope_scaling
-            held = rotary if isinstance(rotary, dict) else {"type": None}
-            kind = held.get("rope_type", held.get("type", "default"))
-            if kind != "default" or not set(held) <= ROTARY:
-                raise ValueError(
-                    f"rope_parameters of {cls.title} must be of rope_type 'default' and hold "
-                    f"nothing but {', '.join(sorted(ROTARY))}, got {rotary}"
-                )
-            kept |= {key: value for key, value in held.items() if key == "rope_theta"}
+        if rotary is not None:
+            kept |= cls.read_rotary(rotary)
         implied = {key: kept.pop(key) for key in tuple(kept) if cls.implies(key)}
         found = super().from_dict(kept, **kwargs)
         config = found[0] if isinstance(found, tuple) else found
@@ -182,6 +177,22 @@ class DecoderConfig(PreTrainedConfig):
                     f"{key} must be {getattr(config, key)!r} in this {cls.title}, got {value!r}"
                 )
         return found
+
+    @classmethod
+    def read_rotary(cls, rotary: object) -> dict[str, Any]:
+        """Fields of `rope_parameters`: how transformers 5 writes rope_theta and rope_scaling.
+
+        Raises:
+            ValueError: they are not those of plain rotary embedding.
+        """
+        held = rotary if isinstance(rotary, dict) else {"type": None}
+        kind = held.get("rope_type", held.get("type", "default"))
+        if kind != "default" or not set(held) <= ROTARY:
+            raise ValueError(
+                f"rope_parameters of {cls.title} must be of rope_type 'default' and hold "
+                f"nothing but {', '.join(sorted(ROTARY))}, got {rotary}"
+            )
+        return {key: value for key, value in held.items() if key == "rope_theta"}
 
     @classmethod
     def implies(cls, key: str) -> bool:

@@ -200,6 +200,18 @@ FAMILIES = {
             block_names=A2D_NAMES,
         ),
         Family(
+            "nemotron-labs-diffusion",
+            "nemotron_labs_diffusion",
+            ("NemotronLabsDiffusionModel",),
+            "dlm.models.nemotron_configs:NemotronLabsDiffusionConfig",
+            "dlm.models.nemotron:NemotronLabsDiffusionModel",
+            vocabularies=(131072,),
+            mask_id=100,
+            block_size=32,
+            block_field="block_size",
+            causal=True,
+        ),
+        Family(
             "mdlm",
             "mdlm",
             ("MDLM",),
@@ -236,7 +248,7 @@ ENCODER = Family(
 REFUSED = {
     "diffusion_gemma": "its noise is random tokens instead of masks",
     "lfm2": "its block diffusion starts from random tokens instead of masks",
-    "nemotron_labs_diffusion": "its attention scales queries by position (YaRN), which is not here",
+    "nemotron_labs_diffusion_vlm": "it reads images, too",
     "sedd": "it predicts ratios of probabilities at a noise level that unmasking policies lack",
 }
 """Neighbours that cannot be decoded here, by model type."""

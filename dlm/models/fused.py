@@ -19,10 +19,10 @@ from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
 from dlm.models.model import untouched
+from dlm.models.rotary import Angles
 
 OURS: Final = (nn.Linear, nn.RMSNorm)
 SILU: Final = type(ACT2FN["silu"])
-Angles = tuple[Tensor, Tensor]
 
 
 def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
@@ -75,17 +75,17 @@ def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: Vie
     Args:
         network: a `TransformerModel` that `covers` admits.
         x: embeddings.
-        angles: cosine and sine, [B or 1, 1, L, R].
+        angles: of the tokens.
         mask: as for `dlm.models.attention.attention`.
         cache: likewise.
     """
     batch, length, width = x.shape
-    cosine, sine = (part.reshape(-1, part.shape[-1]) for part in angles)
+    angles = Angles(angles.cosine.flatten(0, 2), angles.sine.flatten(0, 2), angles.scale)
     x = x.reshape(-1, width).contiguous()
     normed: Tensor = network.layers[0].input_layernorm(x)
     following = [*(layer.input_layernorm for layer in network.layers[1:]), network.norm]
     for layer, norm in zip(network.layers, following, strict=True):
-        made = attend(layer.self_attn, normed, (batch, length), (cosine, sine), mask, cache)
+        made = attend(layer.self_attn, normed, (batch, length), angles, mask, cache)
         after = layer.post_attention_layernorm
         x, normed = kernels.add_norm(x, made, after.weight, after.eps)
         x, normed = kernels.add_norm(x, feed(layer.mlp, normed), norm.weight, norm.eps)
@@ -116,8 +116,10 @@ def attend(
     if module.normed:
         norms = Norms(module.q_norm.weight, module.k_norm.weight, module.q_norm.eps)
     slots = slots_of(module, x, heads, shape, cache)
-    query, key, value = kernels.rotate(parts, heads, angles, norms, slots, x.dtype)
+    query, key, value = kernels.rotate(parts, heads, angles[:2], norms, slots, x.dtype)
     rows = query.view(*shape, *query.shape[1:])
+    if angles.scale is not None:
+        rows = rows * angles.scale.transpose(1, 2)
     if slots is None:
         key, value = (part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in (key, value))
         out = attention(module, rows.transpose(1, 2), key, value, mask, cache)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -23,34 +23,7 @@ from dlm.kernels.layers import Heads, turn
 from dlm.models import fused
 from dlm.models.attention import attention, mask_of
 from dlm.models.experts import SparseMlp, initialise
-
-
-class RotaryEmbedding(nn.Module):
-    """Angles of rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split."""
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.inv_freq = nn.Buffer(self.frequencies(config), persistent=False)
-
-    @staticmethod
-    def frequencies(config: Any) -> Tensor:
-        """theta^(-2i/R), float32 [R/2], for the R of E columns of a head that are rotated."""
-        exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
-        frequencies: Tensor = 1.0 / config.rope_theta**exponent
-        return frequencies
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, 1, L, R] of int64 positions [B, L].
-
-        In the dtype of the network, as most releases have it; in float32 where queries and keys
-        rotate in float32.
-        """
-        wide = torch.promote_types(dtype, torch.float32)
-        angle = positions[:, None, :, None].to(wide) * self.inv_freq.to(wide)
-        angle = torch.cat((angle, angle), -1)
-        kept = wide if self.config.rope_full_precision else dtype
-        return angle.cos().to(kept), angle.sin().to(kept)
+from dlm.models.rotary import Angles, RotaryEmbedding
 
 
 class Attention(nn.Module):
@@ -86,7 +59,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Angles,
         mask: Tensor | None,
         cache: View | None = None,
     ) -> Tensor:
@@ -95,7 +68,10 @@ class Attention(nn.Module):
         if self.normed:
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (query.shape[1], key.shape[1])
-        query, key = turn(torch.cat((query, key), 1), *angles).split(heads, 1)
+        turned = turn(torch.cat((query, key), 1), angles.cosine, angles.sine)
+        query, key = turned.split(heads, 1)
+        if angles.scale is not None:
+            query = query * angles.scale
         out = attention(self, query, key, value, mask, cache)
         return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
 
@@ -124,7 +100,7 @@ class Layer(GradientCheckpointingLayer):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Angles,
         mask: Tensor | None,
         cache: View | None = None,
     ) -> Tensor:

@@ -158,7 +158,7 @@ def check_rotary(source: str, network: nn.Module) -> None:
         ValueError: they do not begin with 1, do not fall, or are not those of the configuration.
     """
     from dlm.models.dit import RotaryEmbedding as DitRotaryEmbedding
-    from dlm.models.transformer import RotaryEmbedding
+    from dlm.models.rotary import RotaryEmbedding
 
     for name, module in network.named_modules():
         found = getattr(module, "inv_freq", None)

@@ -15,10 +15,12 @@ from dlm.traits import Traits
 NAMES = (
     *("llada", "illada", "llada-moe", "llada2", "dream", "dream-reasoner", "sdar", "sdar-moe"),
     *("rnd1", "fast-dllm-v2", "open-dcoder", "a2d-qwen2", "a2d-qwen3", "a2d-llama", "mdlm"),
-    *("bd3lm", "encoder"),
+    *("bd3lm", "nemotron-labs-diffusion", "encoder"),
 )
 SHIFTED = {"dream", "rnd1", "fast-dllm-v2", "open-dcoder"}
 BLOCK_CAUSAL = {"bd3lm", "dream-reasoner", "fast-dllm-v2", "llada2", "sdar", "sdar-moe"}
+BLOCKS = BLOCK_CAUSAL | {"nemotron-labs-diffusion"}
+"""Families whose caches are exact: of the last what is before a block is causal."""
 ROWS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]  # below 5 lie an encoder's special tokens
 KEYS = [20, 21, 22]
 SHORT: dict[str, dict[str, Any]] = {"remdm": {"loop_steps": 2}}
@@ -62,7 +64,8 @@ def test_all_of_them_are_here(load: Load) -> None:
     """A family that is new has to be written down above, with what is true of it."""
     assert set(NAMES) == {*FAMILIES, "encoder"}
     assert {name for name in NAMES if load(name).spec.shift} == SHIFTED
-    assert {name for name in NAMES if load(name).spec.block_size} == BLOCK_CAUSAL
+    assert {name for name in NAMES if load(name).spec.block_size} == BLOCKS
+    assert {name for name in NAMES if load(name).spec.grid} == BLOCK_CAUSAL
     assert [name for name in NAMES if not load(name).spec.caches] == ["encoder"]
     for name in NAMES:
         assert load(name).spec.family == ("bert" if name == "encoder" else name)
@@ -92,5 +95,5 @@ def test_every_decoder_decodes_every_family(load: Load, decoder: str, family: st
         alone = run(model, decoder, cache, [row], [key])
         assert alone.tokens[0] == tokens
         assert alone.forwards[0] == together.forwards[number]
-    if family in BLOCK_CAUSAL and cache != "none":
+    if family in BLOCKS and cache != "none":
         assert run(model, decoder, "none", ROWS, KEYS).tokens == together.tokens

@@ -85,7 +85,7 @@ def test_masked_language_models_of_transformers(model_type: str, architecture: s
         ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, None, "='open-dcoder'"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForSomething"]}, None, "Qwen2ForCausalLM"),
         ({"model_type": "diffusion_gemma"}, None, "random tokens instead of masks"),
-        ({"model_type": "nemotron_labs_diffusion"}, None, "YaRN"),
+        ({"model_type": "nemotron_labs_diffusion_vlm"}, None, "reads images, too"),
         ({"graph": {"type": "absorb"}, "tokens": 50257}, None, "ratios of probabilities"),
         ({"model_type": "llada"}, "lada", "unknown family 'lada'. Did you mean 'llada'"),
         ({"model_type": "llada"}, "dream", "family 'dream' has model_type 'Dream'"),

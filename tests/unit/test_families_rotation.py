@@ -1,5 +1,6 @@
 """Rotary embedding as each family has it: in which dtype, and of which columns."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 from dlm.kernels.layers import turn
 from dlm.models.configs import LladaConfig
 from dlm.models.moe_configs import Llada2Config
+from dlm.models.nemotron_configs import NemotronLabsDiffusionConfig
 from dlm.models.qwen_configs import DreamConfig, SdarConfig
-from dlm.models.transformer import Attention, RotaryEmbedding
+from dlm.models.rotary import RotaryEmbedding
+from dlm.models.transformer import Attention
 
 POSITIONS = torch.tensor([[0, 1, 5, 300]])
 
@@ -43,7 +46,8 @@ def test_rotation_of_a_half_precision_network(
 ) -> None:
     """LLaDA rotates in float32; the others round angles first. Bits differ, as they must."""
     x = torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    cos, sin = RotaryEmbedding(config)(POSITIONS, x.dtype)
+    cos, sin, scale = RotaryEmbedding(config)(POSITIONS, x.dtype)
+    assert scale is None
     assert cos.dtype == sin.dtype == dtype
     assert cos.shape == (1, 1, 4, width)
     found = turn(x, cos, sin)
@@ -52,6 +56,19 @@ def test_rotation_of_a_half_precision_network(
     assert torch.equal(found[..., width:], x[..., width:])
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     assert not torch.equal(found, turned(x, theta, width, other))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_queries_are_scaled_by_how_often_they_are_beyond_the_trained_length(
+    dtype: torch.dtype,
+) -> None:
+    positions = torch.tensor([[0, 16383, 16384, 32767, 32768, 262143]])
+    config: Any = NemotronLabsDiffusionConfig(head_dim=16)
+    scale = RotaryEmbedding(config)(positions, dtype).scale
+    assert scale is not None
+    assert (scale.dtype, scale.shape) == (dtype, (1, 1, 6, 1))
+    expected = [1 + 0.1 * math.log(times) for times in (1, 1, 2, 2, 3, 16)]
+    assert torch.equal(scale.flatten(), torch.tensor(expected, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

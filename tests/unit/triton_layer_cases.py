@@ -189,7 +189,10 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
     assert torch.equal(alone[0], every[1])
 
 
-NAMES = ("llada", "llada2", "dream", "sdar", "sdar-moe", "fast-dllm-v2")
+NAMES = (
+    *("llada", "llada2", "dream", "sdar", "sdar-moe", "fast-dllm-v2"),
+    "nemotron-labs-diffusion",
+)
 
 
 def some(quick: dict[str, tuple[str, ...]]) -> list[Any]:

@@ -41,7 +41,7 @@ def question(case: Any) -> tuple[Tensor, Tensor]:
     """Ids, int64 [2, 21], and their logits, float64 [2, 21, V]."""
     ids = torch.randint(90, (2, 21), generator=torch.Generator().manual_seed(1))
     ids[:, 5::3] = 91
-    block = torch.arange(21) // (case.block or 21)
+    block = torch.arange(21) // (21 if case.causal else case.block or 21)
     return ids, case.reference(case.weights(), ids, block[:, None] >= block)
 
 
@@ -83,6 +83,7 @@ def test_facts_of_the_random_checkpoints(case: Any, written: Callable[[str], Pat
     assert spec.family == case.family
     assert spec.shift == case.shift
     assert spec.block_size == case.block
+    assert spec.causal == case.causal
     assert spec.mask_id == 91
     assert spec.stop_ids == (90,)
     assert spec.max_length == 128

@@ -1,0 +1,14 @@
+"""Nemotron-Labs-Diffusion, under the class name its checkpoints declare, and released names."""
+
+from dlm.models.nemotron_configs import NemotronLabsDiffusionConfig
+from dlm.models.transformer import TransformerForMaskedLM
+
+
+class NemotronLabsDiffusionModel(TransformerForMaskedLM):
+    """Nemotron-Labs-Diffusion (NVIDIA 2026)."""
+
+    config_class = NemotronLabsDiffusionConfig
+    renamings = (
+        (r"^encoder\.", "model."),
+        (r"^diffusion_head\.", "lm_head."),
+    )
