@@ -245,6 +245,8 @@ def test_released_sizes() -> None:
         "rope_parameters": ROTARY | {"factor": 0.25},
     }
     for changes, parameters in [({}, 8_489_553_920), (small, 3_831_659_520)]:
+        config = NemotronLabsDiffusionConfig(**changes)
+        assert config.rope_theta == 1e6
         with torch.device("meta"):
-            network = NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(**changes))
+            network = NemotronLabsDiffusionModel(config)
         assert sum(weight.numel() for weight in network.parameters()) == parameters

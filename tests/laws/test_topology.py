@@ -13,7 +13,7 @@ import dlm
 from dlm.canvas import active_length
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
-from dlm.models.model import Model, block_causal
+from dlm.models.model import Model, block_causal, causal_context
 from dlm.models.spec import ModelSpec
 from dlm.traits import Traits
 
@@ -22,7 +22,7 @@ Toy = Callable[..., Model]
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
 KEYS = [40, 41, 42, 43]
-CAUSAL = {"block_size": 8, "causal": True}
+CAUSAL: dict[str, Any] = {"block_size": 8, "causal": True}
 FACTS: list[dict[str, Any]] = [{"block_size": 8}, {"block_size": 8, "shift": True}, CAUSAL]
 EXACT = [
     (name, cache)
@@ -209,3 +209,33 @@ def test_what_a_shifted_family_cannot_do_is_refused(golden: Model) -> None:
 def test_a_network_without_a_cache_refuses_one(golden: Model) -> None:
     with pytest.raises(ValueError, match="cache must be 'none' for llada"):
         run(facts(golden, caches=False), ROWS, cache="dual")
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "saber", "wino"])
+def test_what_is_before_a_block_sees_nothing_behind_itself(golden: Model, decoder: str) -> None:
+    """Saber has all blocks so far for one; WINO's shadows see what a block does but their place."""
+    seen: list[Tensor] = []
+
+    class Watched(Model):
+        def hidden(self, *given: Any, **options: Any) -> Tensor:
+            seen.append(options["attend"][0])
+            return Model.hidden(self, *given, **options)
+
+    model = Watched(golden.network, None, replace(golden.spec, **CAUSAL))
+    out = run(model, [[5, 6, 7]], decoder=decoder)
+    assert len(seen) == out.forwards[0]
+    columns = torch.arange(16)[None]
+    begins = torch.tensor([3, 7, 11, 15])
+    ends = torch.tensor([7, 11, 15, 16])
+    first = begins * 0 + 3 if decoder == "saber" else begins
+    expected = causal_context(columns.expand(4, -1), columns, first, ends)
+    blocks = []
+    for attend in seen:
+        (block,) = (i for i in range(4) if torch.equal(attend[:16, :16], expected[i]))
+        blocks.append(block)
+        for place, shadow in enumerate(attend[16:, :16]):
+            own = min(int(begins[block]) + place, 15)
+            assert shadow.nonzero()[:, 0].tolist() == [i for i in range(ends[block]) if i != own]
+    assert blocks == sorted(blocks)
+    assert {*blocks} == {*range(4)}
+    assert (decoder == "wino") == (len(seen[0]) > 16)
