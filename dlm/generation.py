@@ -255,6 +255,9 @@ def infill(
 ) -> Generation:
     """Fill blanks anywhere in a text, with what stands on both sides in view.
 
+    Networks that decode block by block (`model.spec.block_size`) see of what stands behind a blank
+    no more than the rest of its block.
+
     Args:
         model: what `dlm.load` gave.
         text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
