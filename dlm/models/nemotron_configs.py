@@ -73,6 +73,12 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
         assert held is not None
         return held["llama_4_scaling_beta"], held["original_max_position_embeddings"]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As released: `rope_parameters` hold all there is of angles."""
+        return {
+            k: v for k, v in super().to_dict().items() if k not in ("rope_scaling", "rope_theta")
+        }
+
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:
         """`rope_parameters` as they are."""

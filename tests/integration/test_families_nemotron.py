@@ -247,6 +247,8 @@ def test_released_sizes() -> None:
     for changes, parameters in [({}, 8_489_553_920), (small, 3_831_659_520)]:
         config = NemotronLabsDiffusionConfig(**changes)
         assert config.rope_theta == 1e6
+        assert not {"rope_theta", "rope_scaling"} & config.to_dict().keys()
+        assert NemotronLabsDiffusionConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
         with torch.device("meta"):
             network = NemotronLabsDiffusionModel(config)
         assert sum(weight.numel() for weight in network.parameters()) == parameters
