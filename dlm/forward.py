@@ -220,7 +220,8 @@ class Forward:
         valid = every[:length] < canvas.length[:, None] if min(due.lengths) < length else None
         states = self.evaluate(canvas, view, tokens, places, ~blank, valid, reused)
         own = states[:, ahead:count]
-        if self.final and stretch.count > window:
+        # On a grid what is computed in front of a window is at least as long as that.
+        if self.final and (self.causal or stretch.count > window):
             offset = (view.block_start - stretch.begin)[:, None] + every[:window]
             index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
             own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))

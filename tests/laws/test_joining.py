@@ -53,8 +53,10 @@ COMERS = [
     Comer([30, 31], 5, after=5),
     Comer([7] * 5, 10, after=7),
 ]
-"""Two that begin, two that come together and are longer, one that is shorter than a block is wide,
-and one that comes when some are done."""
+"""Two that begin, two that come together and are longer, one of two blocks, and one that comes when
+some are done."""
+SHORT = Comer([8], 2, after=3)
+"""Shorter than a block, prompt included."""
 
 
 def jobs_of(model: Model, comers: Sequence[Comer], **options: Any) -> list[Job]:
@@ -154,10 +156,11 @@ def test_however_steps_are_run(
 ) -> None:
     model = Model(golden.network, None, replace(golden.spec, **facts))
     options: dict[str, Any] = {"decoder": decoder, "cache": cache}
-    expected = alone(model, COMERS, **options)
+    comers = [*COMERS, SHORT]
+    expected = alone(model, comers, **options)
     before = trace.plays
     for _ in range(2 if way.lanes is not None else 1):  # plainly, then recorded and played
-        same(together(model, COMERS, way, **options), expected)
+        same(together(model, comers, way, **options), expected)
     assert (trace.plays > before) == (way.lanes is not None)
 
 

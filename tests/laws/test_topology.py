@@ -156,6 +156,26 @@ def test_a_last_block_may_be_short(
     same(run(model, [[1] * 8], gen_length=18, block_length=8, cache="dual"), plain)
 
 
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("refresh_every", [None, 3])
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
+def test_a_row_may_be_shorter_than_the_window(
+    golden: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    known: dict[str, Any],
+    refresh_every: int | None,
+    static: bool,
+) -> None:
+    """Where prompt and blanks end before the window of a longer row does."""
+    model = facts(golden, **known)
+    blank = model.spec.mask_id
+    rows = [[5, 6, 7, blank, blank, blank, blank], [blank] * 17, [8, blank]]
+    options: dict[str, Any] = {"return_trajectory": True, "block_length": 8}
+    plain = dlm.infill(model, rows, **options)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=static))
+    same(dlm.infill(model, rows, cache="dual", refresh_every=refresh_every, **options), plain)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(
     golden: Model, causal: bool
