@@ -35,7 +35,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
 ) -> float:
     """Estimate ln p(answer | prompt), nats.
 
-    Where what is before a block sees nothing behind itself, the answer is one block.
+    Where all before a block is causal (`model.spec.causal`) the answer is scored block by block, as
+    it would be decoded, each given those before.
 
     `monte_carlo`: mean over draws of (n / k) sum_masked ln p(y_i | y with k positions masked), k
     and the positions uniform (Nie et al. 2025, arXiv:2502.09992, eq. 6). The masked counts of a
@@ -51,7 +52,7 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
         prompt: one prompt, as in `generate`.
         answer: text or token ids that follow it.
         estimator: "monte_carlo" or "chain".
-        samples: draws or, for random chains, orders. Other chains need one.
+        samples: draws or, for random chains, orders, of every block. Other chains need one.
         batch_size: rows of one forward.
         order: of a chain: "random", "left_to_right" or "confidence".
         cfg_scale: classifier-free guidance, as in `generate`.
@@ -81,18 +82,26 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     banned = set(model.spec.banned) & set(target)
     if banned:
         raise ValueError(f"answer must not hold the mask or unused ids, got {sorted(banned)}")
-    scorer = Scorer(model, rows[0], target, cfg_scale, seed)
-    if estimator == "monte_carlo":
-        score = scorer.monte_carlo(samples, batch_size)
-    elif order == "random":
-        score = scorer.random_chains(samples, batch_size)
-    elif order == "left_to_right":
-        score = scorer.left_to_right(batch_size)
-    else:
-        score = scorer.confidence_chain()
+    score = 0.0
+    for begin, end in blocks_of(model, len(target)):
+        scorer = Scorer(model, rows[0], target[:end], cfg_scale, seed, begin)
+        if estimator == "monte_carlo":
+            score += scorer.monte_carlo(samples, batch_size)
+        elif order == "random":
+            score += scorer.random_chains(samples, batch_size)
+        elif order == "left_to_right":
+            score += scorer.left_to_right(batch_size)
+        else:
+            score += scorer.confidence_chain()
     if math.isnan(score):
         raise ValueError("the network returned NaN or infinite logits")
     return score
+
+
+def blocks_of(model: Model, length: int) -> list[tuple[int, int]]:
+    """Where the parts of an answer that are scored by themselves begin and end."""
+    size = (model.spec.block_size if model.spec.causal else None) or length
+    return [(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
 def encode_answer(model: Model, answer: str | list[int]) -> list[int]:
@@ -121,17 +130,26 @@ def stratified_counts(offset: int, rows: int, length: int) -> Tensor:
 
 
 class Scorer:
-    """Scores of one prompt and answer."""
+    """Scores of one prompt and the end of an answer."""
 
     def __init__(
-        self, model: Model, prompt: list[int], answer: list[int], cfg_scale: float, seed: int
+        self,
+        model: Model,
+        prompt: list[int],
+        answer: list[int],
+        cfg_scale: float,
+        seed: int,
+        begin: int = 0,
     ) -> None:
+        """Take an answer, and from which of its tokens on it is scored."""
         self.model = model
         self.cfg_scale = cfg_scale
         self.seed = seed
         self.row = torch.tensor([*prompt, *answer, *model.spec.suffix], device=model.device)
-        self.start = len(prompt)
-        self.length = len(answer)
+        self.given = len(prompt)
+        self.begin = begin
+        self.start = self.given + begin
+        self.length = len(answer) - begin
         self.end = self.start + self.length
         self.answer = self.row[self.start : self.end]
         self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
@@ -139,8 +157,8 @@ class Scorer:
         self.seen: Tensor | None = None  # bool [1, L, L], where the family does not tell
         if model.spec.causal:
             columns = torch.arange(len(self.row), device=model.device)[None]
-            begin, end = (torch.tensor([at], device=model.device) for at in (self.start, self.end))
-            self.seen = causal_context(columns, columns, begin, end)
+            span = (torch.tensor([at], device=model.device) for at in (self.start, self.end))
+            self.seen = causal_context(columns, columns, *span)
 
     def token_log_probabilities(self, masked: Tensor, scored: Tensor) -> Tensor:
         """Score true tokens: ln p where scored, 0 elsewhere; float32 [B, n].
@@ -156,7 +174,7 @@ class Scorer:
         hidden = self.model.hidden(rows, positions, None, attend=self.seen)
         logits = self.model.logits(hidden[line, column + self.start])
         if self.cfg_scale:
-            rows[:, : self.start] = self.model.spec.mask_id
+            rows[:, : self.given] = self.model.spec.mask_id
             rows[:, self.end :] = self.model.spec.mask_id
             hidden = self.model.hidden(rows, positions, None, attend=self.seen)
             free = self.model.logits(hidden[line, column + self.start])
@@ -177,7 +195,7 @@ class Scorer:
         key = NoiseKey(
             self.seed,
             torch.zeros(rows * length, dtype=torch.int64, device=draw.device),
-            torch.arange(length, device=draw.device).repeat(rows),
+            torch.arange(self.begin, self.begin + length, device=draw.device).repeat(rows),
             draw.repeat_interleave(length),
         )
         return uniform(key).view(rows, length)

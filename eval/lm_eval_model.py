@@ -337,9 +337,9 @@ class DLM(TemplateLM):  # type: ignore[misc]
     def is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
         """Whether greedy decoding of len(target) masks yields the target.
 
-        The most confident token of every forward, one at a time, over the whole span: LLaDA's
-        `suffix_greedy_prediction` (arXiv:2502.09992), whatever decoder generates. Ends at the
-        first token that differs.
+        The most confident token of every forward, one at a time, over the whole span, or over one
+        block after the other where attention is in blocks: LLaDA's `suffix_greedy_prediction`
+        (arXiv:2502.09992), whatever decoder generates. Ends at the first token that differs.
         """
         forwards = dlm.stream(
             self.model,

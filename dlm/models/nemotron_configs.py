@@ -47,7 +47,7 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
     vocab_size: int = 131072
     max_position_embeddings: int = 262144
     rms_norm_eps: float = 1e-5
-    rope_parameters: dict[str, Any] | None = None  # `ROTARY` if null
+    rope_parameters: dict[str, Any] | None = None  # `ROTARY` if null, which no file leaves it
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False  # type: ignore[misc]
@@ -78,6 +78,24 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
         return {
             k: v for k, v in super().to_dict().items() if k not in ("rope_scaling", "rope_theta")
         }
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from `config.json`, which alone knows the angles.
+
+        Raises:
+            ValueError: it lacks rope_parameters, contradicts them, or has what no release has.
+        """
+        held = config_dict.get("rope_parameters")
+        if held is None:
+            raise ValueError(f"rope_parameters must be in the config.json of a {cls.title}")
+        theta = checked(held)["rope_theta"]
+        if config_dict.get("rope_theta", theta) not in (None, theta):
+            raise ValueError(
+                f"rope_theta must be {theta!r} as in rope_parameters, "
+                f"got {config_dict['rope_theta']!r}"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:

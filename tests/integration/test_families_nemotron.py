@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import DynamicCache, Ministral3Config, Ministral3ForCausalLM
 
 import dlm
@@ -169,20 +168,38 @@ def test_text_behind_a_blank_is_seen_within_its_block(model: Model) -> None:
         assert (one.confidence != two.confidence) == (place < 2 + 8)
 
 
-def test_likelihood_is_of_one_block_behind_a_causal_prompt(model: Model) -> None:
-    """The chain from left to right, by hand."""
-    prompt, answer = [5, 6, 7, 8], [9, 10, 11]
-    columns = torch.arange(7)[None]
-    seen = causal_context(columns, columns, torch.tensor([4]), torch.tensor([7]))
-    total = 0.0
-    for step in range(3):
-        ids = torch.tensor([[*prompt, *answer[:step], *[MASK] * (3 - step)]])
-        logits: Tensor = model.logits(model.hidden(ids, columns, None, attend=seen))[0, 4 + step]
-        logits[MASK] = -torch.inf
-        total += float(logits.double().log_softmax(-1)[answer[step]])
-    options: dict[str, Any] = {"estimator": "chain", "order": "left_to_right", "samples": 1}
-    found = dlm.log_likelihood(model, prompt, answer, **options)
-    assert found == pytest.approx(total, abs=1e-4)
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.5])
+def test_likelihood_is_that_of_decoding(model: Model, cfg_scale: float) -> None:
+    """Along the order in which they were drawn: two blocks of 8 tokens, and the rest of a third."""
+    options: dict[str, Any] = {"decoder": "left_to_right", "temperature": 1.0, "seed": 4}
+    out = dlm.generate(
+        model, [[5, 6, 7, 8]], gen_length=19, stop_at_eos=False, cfg_scale=cfg_scale, **options
+    )
+    assert out.path_log_probability is not None
+    chain: dict[str, Any] = {"estimator": "chain", "order": "left_to_right", "samples": 1}
+    found = dlm.log_likelihood(model, [5, 6, 7, 8], out.tokens[0], cfg_scale=cfg_scale, **chain)
+    assert found == pytest.approx(out.path_log_probability[0], abs=1e-3)
+
+
+def test_a_bound_is_the_sum_of_those_of_blocks(model: Model) -> None:
+    """Given the blocks before, with noise of its own for each."""
+    prompt, answer = [5, 6, 7, 8], [*range(9, 22)]
+    whole = dlm.log_likelihood(model, prompt, answer, samples=64, seed=1)
+    parts = [
+        dlm.log_likelihood(model, prompt + answer[:begin], answer[begin:end], samples=64, seed=1)
+        for begin, end in [(0, 8), (8, 13)]
+    ]
+    assert whole != pytest.approx(sum(parts), abs=1e-3)
+    chains = [
+        dlm.log_likelihood(model, given, rest, estimator="chain", order="confidence", samples=1)
+        for given, rest in [
+            (prompt, answer),
+            (prompt, answer[:8]),
+            (prompt + answer[:8], answer[8:]),
+        ]
+    ]
+    assert chains[0] == pytest.approx(chains[1] + chains[2], abs=1e-4)
+    assert whole == pytest.approx(sum(parts), rel=0.1)
 
 
 @torch.no_grad()
@@ -230,9 +247,20 @@ def test_certainty_is_not_distilled(model: Model) -> None:
 def test_what_no_release_has_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NemotronLabsDiffusionConfig(**changes)
-    declared = {"architectures": ["NemotronLabsDiffusionModel"], **changes}
+    declared = {"architectures": ["NemotronLabsDiffusionModel"], "rope_parameters": ROTARY}
     with pytest.raises(ValueError, match=message):
-        NemotronLabsDiffusionConfig.from_dict(declared)
+        NemotronLabsDiffusionConfig.from_dict(declared | changes)
+
+
+def test_angles_are_those_of_the_file() -> None:
+    declared: dict[str, Any] = {"architectures": ["NemotronLabsDiffusionModel"]}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"rope_theta": 1e6}, "rope_parameters must be in the config.json of a Nemotron"),
+        ({"rope_parameters": ROTARY, "rope_theta": 1e9}, "rope_theta must be 1000000.0 as in rope"),
+    ]
+    for told, message in cases:
+        with pytest.raises(ValueError, match=message):
+            NemotronLabsDiffusionConfig.from_dict(declared | told)
 
 
 def test_released_sizes() -> None:
