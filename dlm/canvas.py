@@ -20,7 +20,7 @@ class Canvas:
 
     Blanks are the positions that held the mask id at the start; everything else is given and
     never changes. Blocks of `block_length` positions are counted from a row's first blank; where
-    the network is block-causal, from the start of the network's block that holds it.
+    blocks of attention lie on a grid, from the start of the one that holds it.
     """
 
     tokens: Tensor  # int64 [B, L]

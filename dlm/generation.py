@@ -189,8 +189,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
-            attention is block-causal, at most a block of the network's, and a divisor of it; where
-            all before a block is causal, at most a block of the network's.
+            attention is in blocks, at most one of the network's, and a divisor of it unless blocks
+            may begin anywhere.
         steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
             each at least); None lets the decoder use as many as it needs.
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.

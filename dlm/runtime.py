@@ -100,7 +100,7 @@ class Loop:
         self.block_length = block_length
         self.width = width
         self.stop_ids = ids(model.spec.stop_ids, model.device)
-        # Where attention is block-causal a cache holds what is final, and no row is made again.
+        # Where attention is in blocks a cache holds what is final, and no row is made again.
         self.exact = self.spec.block_size is not None and settings.cache != "none"
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)

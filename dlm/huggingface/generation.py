@@ -210,7 +210,7 @@ class DiffusionGenerationMixin:
         """Keep what a user says instead of the checkpoint, for every later call.
 
         Args:
-            block_size: of block-causal attention, tokens; goes to the configuration.
+            block_size: of blocks of attention, tokens; goes to the configuration.
             tokens: mask and stop ids; not saved.
         """
         family_of(self.config).write_block(self.config, block_size)
@@ -292,7 +292,7 @@ def as_model(
     Args:
         network: one of our classes, from an Auto class or of a model of `dlm.load`.
         tokenizer: of the model; by default the one that lies where the network was loaded from.
-        block_size: overrides the checkpoint's, in families of block-causal attention, tokens.
+        block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
         mask_id: overrides the checkpoint's mask id.
 
     Raises:

@@ -140,12 +140,12 @@ def resolve(
 
 
 def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
-    """The block size of block-causal attention, None for attention both ways."""
+    """Tokens of a block of attention, None for attention both ways."""
     if asked is None:
         return family.block_of(config, str(config.name_or_path or ""))
     if not family.blocks:
         raise ValueError(
-            f"block_size goes with families of block-causal attention, and {family.name} looks "
+            f"block_size goes with families whose attention is in blocks, and {family.name} looks "
             f"both ways, got {asked!r}"
         )
     return integer("block_size", asked, least=1)

@@ -29,7 +29,7 @@ class Family:
     never_tokens: tuple[str, ...] = ()  # of a generation process that is not ours
     tokens: int | None = None  # ids that the released tokenizer has
     shift: bool = False  # whether the output at i predicts token i + 1
-    block_size: int | None = None  # of block-causal attention; None looks both ways
+    block_size: int | None = None  # tokens of a block of attention; None looks both ways
     block_field: str | None = None  # where a configuration holds the block size
     block_switch: str | None = None  # the field that turns it on, where there is one
     causal: bool = False  # whether what is before a block sees nothing behind itself
@@ -44,7 +44,7 @@ class Family:
 
     @property
     def blocks(self) -> bool:
-        """Whether a checkpoint may have block-causal attention."""
+        """Whether the attention of a checkpoint may be in blocks."""
         return self.block_field is not None or bool(self.block_names)
 
     def written_block(self, config: Any) -> int | None:

@@ -66,7 +66,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
         direct: read the weights without transformers' loader, the same bits: for one device.
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
-        block_size: overrides the checkpoint's, in families of block-causal attention, tokens.
+        block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
         mask_id: overrides the checkpoint's mask id.
         stop_ids: override the checkpoint's stop ids; the first fills what follows another.
         adapter: a LoRA adapter in peft's format, a folder or a Hugging Face id, trained for this
@@ -203,7 +203,7 @@ def check_attention(attn_implementation: str, spec: ModelSpec) -> None:
     if spec.block_size is not None and attn_implementation not in MASKED:
         raise ValueError(
             f"attn_implementation must be {' or '.join(map(repr, MASKED))} for {spec.family}, "
-            f"whose attention is block-causal, got {attn_implementation!r}"
+            f"whose queries have masks of their own, got {attn_implementation!r}"
         )
 
 

@@ -137,7 +137,7 @@ class Model:
             return unseen.masked_fill_(~attend, torch.finfo(dtype).min)[:, None]
         raise ValueError(
             f"attn_implementation must be {' or '.join(map(repr, MASKED))} where queries have "
-            "masks of their own: with block-causal attention, a cache of ragged rows, or decoders "
+            "masks of their own: with blocks of attention, a cache of ragged rows, or decoders "
             f"that add shadow queries, got {backend!r}"
         )
 
