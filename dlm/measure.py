@@ -337,12 +337,9 @@ def background(model: Model) -> Tensor:
 
     Stop tokens have their own mean probability: on an empty canvas a model that was fine-tuned on
     padded answers expects little else, and next to that every word would be equally rare. 128
-    masks, or as many as the model can place, or has in a block that may begin anywhere. Tokens that
-    are never sampled have 0.
+    masks, or as many as the model can place. Tokens that are never sampled have 0.
     """
-    spec = model.spec
-    most = spec.block_size if spec.causal and spec.block_size else spec.max_length
-    length = min(BACKGROUND_LENGTH, most, spec.max_length)
+    length = min(BACKGROUND_LENGTH, model.spec.max_length)
     tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
     columns = torch.arange(length, device=model.device)
     hidden = model.hidden(tokens, columns[None], None)

@@ -21,7 +21,6 @@ import dlm
 from dlm.distill.certainty_batches import check_targets
 from dlm.distill.certainty_targets import Target, Teacher, check_job
 from dlm.distill.schedule_states import Layout
-from dlm.measure import background
 from dlm.models.model import Model, causal_context
 from dlm.models.nemotron import NemotronLabsDiffusionModel
 from dlm.models.nemotron_configs import ROTARY, NemotronLabsDiffusionConfig
@@ -201,16 +200,6 @@ def test_a_bound_is_the_sum_of_those_of_blocks(model: Model) -> None:
     ]
     assert chains[0] == pytest.approx(chains[1] + chains[2], abs=1e-4)
     assert whole == pytest.approx(sum(parts), rel=0.1)
-
-
-def test_frequencies_are_those_of_one_block(model: Model) -> None:
-    logits = model.raw_logits(torch.full((1, 8), MASK))[0]
-    logits[:, [*model.spec.banned]] = -torch.inf
-    ends = logits.softmax(-1)[:, [*model.spec.stop_ids]].mean(0)
-    logits[:, [*model.spec.stop_ids]] = -torch.inf
-    expected = logits.softmax(-1).mean(0)
-    expected[[*model.spec.stop_ids]] = ends
-    torch.testing.assert_close(background(model), expected, atol=1e-6, rtol=1e-4)
 
 
 @torch.no_grad()
