@@ -271,14 +271,15 @@ class Forward:
         self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
     ) -> Tensor | None:
         """Which columns each query sees, bool [B, Q or 1, L]; None where the model can tell."""
+        on_grid = self.grid is not None and (reuse or self.shadowed)
+        if not (self.causal or on_grid):
+            return valid[:, None] if reuse and valid is not None else None  # more keys than queries
         keys = torch.arange(canvas.tokens.shape[1], device=positions.device)[None]
-        if self.causal:  # the window may reach back to earlier blocks
+        if self.grid is not None:
+            attend = block_causal(positions, keys, self.grid)
+        else:  # the window may reach back to earlier blocks
             end = self.block_end(canvas, view.block_start)
             attend = causal_context(positions, keys, view.positions[:, 0], end)
-        elif self.grid is not None and (reuse or self.shadowed):
-            attend = block_causal(positions, keys, self.grid)
-        else:  # there may be more keys than queries
-            return valid[:, None] if reuse and valid is not None else None
         return attend if valid is None else attend & valid[:, None]
 
     def with_shadows(
