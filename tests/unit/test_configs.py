@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dlm.models.families import FAMILIES
+from dlm.models.nemotron_configs import ROTARY
 
 DECODERS = [name for name in FAMILIES if name not in ("mdlm", "bd3lm")]
 KEYS = (
@@ -20,6 +21,8 @@ KEYS = (
 def read(family: str, **changes: Any) -> Any:
     """A configuration of the released size, some keys of which say something else."""
     files = {"rope_theta": 10000.0, "model_type": FAMILIES[family].model_type} | changes
+    if family == "nemotron-labs-diffusion":  # whose files have all there is of angles in one place
+        files["rope_parameters"] = ROTARY | {"rope_theta": files.pop("rope_theta")}
     return FAMILIES[family].config_class().from_dict(files)
 
 
