@@ -95,7 +95,8 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
                 f"rope_theta must be {theta!r} as in rope_parameters, "
                 f"got {config_dict['rope_theta']!r}"
             )
-        return super().from_dict(config_dict, **kwargs)
+        kept = {key: value for key, value in config_dict.items() if key != "rope_theta"}
+        return super().from_dict(kept, **kwargs)
 
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:

@@ -58,9 +58,10 @@ class RotaryEmbedding(nn.Module):
         Softmax over more keys than the N of pre-training stays as sharp as it was (Llama 4's
         scaling of attention, Meta 2025).
         """
-        if self.config.query_scale is None:
+        told = self.config.query_scale
+        if told is None:
             return None
-        beta, known = self.config.query_scale
+        beta, known = told
         wide = torch.promote_types(dtype, torch.float32)
         times = positions.div(known, rounding_mode="floor").to(wide)
         factor: Tensor = 1 + beta * (1 + times).log()

@@ -258,6 +258,9 @@ def test_angles_are_those_of_the_file() -> None:
         ({"rope_theta": 1e6}, "rope_parameters must be in the config.json of a Nemotron"),
         ({"rope_parameters": ROTARY, "rope_theta": 1e9}, "rope_theta must be 1000000.0 as in rope"),
     ]
+    for theta in (None, 1e6):
+        told = {"rope_parameters": ROTARY, "rope_theta": theta}
+        assert NemotronLabsDiffusionConfig.from_dict(declared | told).rope_theta == 1e6
     for told, message in cases:
         with pytest.raises(ValueError, match=message):
             NemotronLabsDiffusionConfig.from_dict(declared | told)
