@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas
-from dlm.recording import Record, Steps, by_dtype
+from dlm.recording import Record, Steps
+from dlm.slab import by_dtype
 from dlm.tree import equal, mapped
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
-from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.progress import Due, Progress
-from dlm.tree import mapped, tensors
+from dlm.slab import Slab
+from dlm.tree import tensors
 
 if TYPE_CHECKING:
     from dlm.runtime import Outcome
@@ -35,32 +35,35 @@ class Recording(ABC):
 
     def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
         """Record the step. It is not run."""
+        # What the step takes, and what the next one will, unless it is given something else. That
+        # the one becomes the other is part of the recording: the host has better to do then.
+        self.taken, self.coming = (Slab((canvas.tokens, progress)) for _ in range(2))
+        tokens, self.progress = self.taken.value
         # The rest of the canvas lies where it is at every step, see `dlm.lanes.Workspace`.
-        self.canvas = replace(canvas, tokens=canvas.tokens.clone())
-        self.progress = mapped(torch.clone, progress)
+        self.canvas = replace(canvas, tokens=tokens)
         self.due = due  # what the host had laid out of it is read again
 
         def whole() -> "Outcome":
+            self.taken.follow(self.coming)
             made = step(self.canvas, self.progress, due)
-            taken = {id(each) for each in tensors((self.canvas, self.progress))}
-            # A decoder may hand a state on: next time it must not be overwritten before it is read.
-            going = mapped(lambda x: x.clone() if id(x) in taken else x, made.progress)
-            return replace(made, progress=going)
+            going = made.canvas.tokens, made.progress
+            if not self.coming.holds(going):  # the first state of a decoder may be of its own kind
+                return made
+            self.coming.gather(going)
+            tokens, progress = self.coming.value
+            return replace(made, canvas=replace(made.canvas, tokens=tokens), progress=progress)
 
         self.outcome = self.capture(whole)
-        # Told apart once, as the host has better to do between two steps.
-        self.inputs = by_dtype((self.canvas.tokens, self.progress))
-        self.outputs = by_dtype((self.outcome.canvas.tokens, self.outcome.progress))
-        held = {id(x): x.nbytes for x in tensors((self.canvas, self.progress, self.outcome))}
+        held = {
+            id(x): x.nbytes for x in tensors((self.taken.value, self.coming.value, self.outcome))
+        }
         self.size = sum(held.values())  # bytes of what goes in and comes out
 
     def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
         """Run it on other values."""
         last = self.outcome
-        own = canvas is last.canvas and progress is last.progress
-        given = self.outputs if own else by_dtype((canvas.tokens, progress))
-        for into, of in zip(self.inputs, given, strict=True):
-            torch._foreach_copy_(into, of)
+        if canvas is not last.canvas or progress is not self.coming.value[1]:
+            self.coming.copy((canvas.tokens, progress))
         self.replay()
         return last
 
@@ -158,14 +161,6 @@ def this_thread() -> object:
         THREAD.mark = object()
     mark: object = THREAD.mark
     return mark
-
-
-def by_dtype(tree: Any) -> list[list[Tensor]]:
-    """The tensors of a value, those of a dtype together: one call copies them to others."""
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for each in tensors(tree):
-        groups.setdefault(each.dtype, []).append(each)
-    return [*groups.values()]
 
 
 class Pool:

@@ -1,0 +1,63 @@
+"""Values made of tensors in few pieces of memory, so that few calls copy all of them."""
+
+from collections.abc import Iterator
+from typing import Any, Final, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dlm.tree import mapped, tensors
+
+T = TypeVar("T")
+ALIGNMENT: Final = 16
+"""Bytes that every tensor begins at a multiple of, as kernels are compiled for that."""
+
+
+class Slab(Generic[T]):
+    """Room for a value, its tensors of a dtype end to end."""
+
+    def __init__(self, like: T) -> None:
+        """Make room for values like this one, and take it over."""
+        self.buffers: list[Tensor] = []
+        self.free: list[list[Tensor]] = []  # what stands behind each tensor
+        views: dict[torch.dtype, Iterator[Tensor]] = {}
+        for group in by_dtype(like):
+            unit = ALIGNMENT // group[0].element_size()
+            gaps = [-part.numel() % unit for part in group]
+            sizes = [part.numel() + gap for part, gap in zip(group, gaps, strict=True)]
+            buffer, free = group[0].new_zeros(sum(sizes)), group[0].new_zeros(unit)
+            pieces = zip(buffer.split(sizes), group, strict=True)
+            views[buffer.dtype] = iter([piece[: of.numel()].view(of.shape) for piece, of in pieces])
+            self.buffers.append(buffer)
+            self.free.append([free[:gap] for gap in gaps])
+        self.value: T = mapped(lambda part: next(views[part.dtype]), like)
+        self.copy(like)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value has tensors of the same dtypes and shapes."""
+        one, other = ([(x.dtype, x.shape) for x in tensors(tree)] for tree in (self.value, value))
+        return one == other
+
+    def copy(self, value: T) -> None:
+        """Take a value over, tensor by tensor."""
+        for into, of in zip(by_dtype(self.value), by_dtype(value), strict=True):
+            torch._foreach_copy_(into, of)
+
+    def gather(self, value: T) -> None:
+        """Take a value over, whose memory is not this one's, in one call for each dtype."""
+        for buffer, free, group in zip(self.buffers, self.free, by_dtype(value), strict=True):
+            flat = [part.reshape(-1) for part in group]
+            torch.cat([each for pair in zip(flat, free, strict=True) for each in pair], out=buffer)
+
+    def follow(self, other: "Slab[T]") -> None:
+        """Take over what another for the same values holds."""
+        for into, of in zip(self.buffers, other.buffers, strict=True):
+            into.copy_(of)
+
+
+def by_dtype(tree: Any) -> list[list[Tensor]]:
+    """The tensors of a value, those of a dtype together: one call copies them to others."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for each in tensors(tree):
+        groups.setdefault(each.dtype, []).append(each)
+    return [*groups.values()]
