@@ -24,19 +24,17 @@ from dlm.kernels.layers import Heads, Norms, Slots
 ON_CPU = False
 """Whether CPU tensors take the kernels. For tests under Triton's interpreter."""
 FEW: Final = 128
-"""Most tokens for which `product` is faster than torch."""
-FEWER: Final = 64
-"""Most tokens for which `gated` is: it keeps two sums of each."""
+"""Most tokens for which `product` and `gated` are no slower than torch."""
 WINDOW: Final = 64
 """Most queries of a row for `attend`."""
 ROWS: Final = 64
-"""Rows of a matrix that a program takes, and a divisor of those of every matrix."""
+"""Rows of a matrix that a program takes at least, and a divisor of those of every matrix."""
+MANY: Final = 64
+"""Tokens beyond which reading them costs a program more than its 64 rows do: it takes 128 then."""
 BLOCK: Final = 64
 """Columns at a time, and likewise."""
 ENOUGH: Final = 128
 """Programs that keep the processors of a Hopper GPU reading, of which there are 132."""
-KEYS: Final = 256
-"""Keys of a program of `attend`, whatever there are."""
 SCRATCH: Final = 1 << 28
 """Bytes that the parts of `attend` may take at a time."""
 
@@ -83,20 +81,21 @@ def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
         return _by_torch(x, weights, biases, rows)
     from dlm.kernels.triton_layers import product_kernel
 
-    parts = split(rows, columns)
+    parts, room = split(rows, columns), _room(tokens)
+    some, stages = (ROWS, 8) if parts > 1 else _tile(room, weights, (6, 4, 6))
     out = x.new_empty((parts, tokens, rows), dtype=x.dtype if parts == 1 else torch.float32)
     matrices, added = [*weights, *weights, *weights][:3], [*biases, *biases, *biases][:3]
     second = len(weights[1]) if len(weights) > 1 else 0
     with torch.cuda.device_of(x):
-        product_kernel[(rows // ROWS, parts)](
+        product_kernel[(rows // some, parts)](
             *(x, *matrices, *added, len(weights[0]), second, out, tokens, rows),
             COLUMNS=columns,
-            TOKENS=_room(tokens),
-            ROWS=ROWS,
+            TOKENS=room,
+            ROWS=some,
             BLOCK=BLOCK,
             PARTS=parts,
-            STAGES=6 if parts == 1 else 8,
-            num_warps=4,
+            STAGES=stages,
+            num_warps=some // 16,
         )
     return out
 
@@ -123,24 +122,40 @@ def split(rows: int, columns: int) -> int:
     return parts
 
 
+def _tile(room: int, weights: Sequence[Tensor], stages: tuple[int, int, int]) -> tuple[int, int]:
+    """Rows that a program takes of matrices that are not split, and blocks in flight.
+
+    Args:
+        room: tokens, rounded up.
+        weights: the matrices.
+        stages: for few tokens; for many, of 64 rows; for many, of 128.
+    """
+    if room <= MANY:
+        return ROWS, stages[0]
+    if any(len(weight) % (2 * ROWS) for weight in weights):
+        return ROWS, stages[1]
+    return 2 * ROWS, stages[2]
+
+
 def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """`layers.gated`."""
     tokens, columns = x.shape
-    if tokens > FEWER:
+    if tokens > FEW:
         opened = torch.nn.functional.linear(x, gate)
         return torch.nn.functional.silu(opened).mul_(torch.nn.functional.linear(x, up))
     from dlm.kernels.triton_layers import gated_kernel
 
-    out = x.new_empty((tokens, len(gate)))
+    out, room = x.new_empty((tokens, len(gate))), _room(tokens)
+    some, stages = _tile(room, [gate], (4, 3, 4))
     with torch.cuda.device_of(x):
-        gated_kernel[(len(gate) // ROWS,)](
+        gated_kernel[(len(gate) // some,)](
             *(x, gate, up, out, tokens, len(gate)),
             COLUMNS=columns,
-            TOKENS=_room(tokens),
-            ROWS=ROWS,
+            TOKENS=room,
+            ROWS=some,
             BLOCK=BLOCK,
-            STAGES=4,
-            num_warps=4,
+            STAGES=stages,
+            num_warps=some // 16,
         )
     return out
 
@@ -157,7 +172,7 @@ def add_norm(x: Tensor, parts: Tensor, weight: Tensor, epsilon: float) -> tuple[
             WIDTH=width,
             ROOM=1 << (width - 1).bit_length(),
             PARTS=len(parts),
-            num_warps=8,
+            num_warps=16,
         )
     return total, normed
 
@@ -205,7 +220,9 @@ def attend(
 ) -> Tensor:
     """`layers.attend`, of at most `WINDOW` queries."""
     batch, queries, heads, width = query.shape
-    each = heads * queries * width * -(-seen // KEYS) * 4  # bytes that a row's parts take
+    from dlm.kernels.triton_attention import parts_of
+
+    each = heads * queries * width * parts_of(seen) * 4  # bytes that a row's parts take
     rows = max(1, SCRATCH // each)
     out = torch.empty_like(query)
     for begin in range(0, batch, rows):
@@ -225,10 +242,10 @@ def _attend(
     out: Tensor,
 ) -> None:
     """`attend` of rows whose parts fit into memory together, to `out`."""
-    from dlm.kernels.triton_attention import BLOCK, attend_kernel, combine_kernel
+    from dlm.kernels.triton_attention import attend_kernel, combine_kernel, parts_of
 
     batch, queries, heads, width = query.shape
-    parts = -(-seen // KEYS)
+    parts = parts_of(seen)
     sums = query.new_empty((parts, batch * heads, queries, 2), dtype=torch.float32)
     weighed = query.new_empty((parts, batch * heads, queries, width), dtype=torch.float32)
     shown: tuple[Any, ...] = (None, 0, 0)
@@ -244,8 +261,6 @@ def _attend(
             GROUPS=keys.shape[2],
             WIDTH=width,
             QUERIES=_room(queries),
-            CHUNK=KEYS,
-            BLOCK=BLOCK,
             num_warps=4,
         )
         combine_kernel[(batch * heads, queries)](

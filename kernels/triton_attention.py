@@ -1,9 +1,11 @@
 """Attention of a few queries of each row to many keys, as Triton kernels.
 
 32 queries of 32 heads are 32 programs, a quarter of the processors of an H100. So a program takes
-256 keys only (flash decoding, Dao et al. 2023), and a second kernel brings the parts of a query
-together. How keys are split depends on neither the number of rows nor the longest of them, and a
-part that a query does not see adds nothing: a row has the same bits in every batch.
+some keys only (flash decoding, Dao et al. 2023), and a second kernel brings the parts of a query
+together. The first 512 keys are taken 128 at a time, as behind a short prompt there are too few
+programs, and those behind them 256 at a time, as each leaves something to bring together. So how
+keys are split depends on neither the number of rows nor the longest of them, and a part that a
+query does not see adds nothing: a row has the same bits in every batch.
 
 Shapes: B rows, Q queries of each, H heads, G heads of keys, S keys, E head width, P parts.
 """
@@ -13,16 +15,60 @@ from typing import Final
 import triton
 import triton.language as tl
 
-BLOCK: Final = 128
-"""Keys at a time."""
+NEAR: Final = tl.constexpr(4)
+"""Programs of a row and head that take few keys each, 128."""
+FEW: Final = tl.constexpr(128)
+MANY: Final = tl.constexpr(256)
+"""Keys of each program behind them."""
 LOG2_E: Final = tl.constexpr(1.4426950408889634)
+
+
+def parts_of(seen: int) -> int:
+    """Programs that take the keys of a row and a head, of which there are `seen`."""
+    few, many = int(FEW.value), int(MANY.value)
+    near = min(seen, int(NEAR.value) * few)
+    return -(-near // few) + -(-(seen - near) // many)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def look(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    question, keys, values, mask, scaling, first, seen, live, mask_query,
+    GROUPS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """What queries see of some keys of a row and a head: m, sum 2^(s - m), and that times v."""
+    queries: tl.constexpr = question.shape[0]
+    width: tl.constexpr = question.shape[1]
+    asked, column = tl.arange(0, queries), tl.arange(0, width)
+    top = tl.full((queries,), float("-inf"), tl.float32)
+    total = tl.zeros((queries,), tl.float32)
+    answer = tl.zeros((queries, width), tl.float32)
+    for start in tl.range(0, CHUNK, BLOCK, num_stages=STAGES):
+        index = first + start + tl.arange(0, BLOCK)
+        inside = index < seen
+        here = index.to(tl.int64) * (GROUPS * width)
+        key = tl.load(keys + here[None, :] + column[:, None], mask=inside[None, :], other=0.0)
+        value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
+        score = tl.dot(question, key) * (scaling * LOG2_E)
+        known = inside[None, :]
+        if mask is not None:
+            flag = mask + asked[:, None] * mask_query + index[None, :]
+            known = known & (tl.load(flag, mask=known & live[:, None], other=0) != 0)
+        score = tl.where(known, score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        # What sees nothing yet has no maximum to take anything from.
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        share = tl.exp2(score - level[:, None])
+        fade = tl.exp2(top - level)
+        total = total * fade + tl.sum(share, 1)
+        answer = answer * fade[:, None] + tl.dot(share.to(value.dtype), value)
+        top = higher
+    return top, total, answer
 
 
 @triton.jit(do_not_specialize=["queries", "seen", "room"])  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     query, keys, values, mask, mask_row, mask_query, scaling, sums, weighed, queries, seen, room,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What the queries of a row and a head see of some keys: m, sum 2^(s - m), and that times v.
 
@@ -43,40 +89,30 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         GROUPS: G.
         WIDTH: E.
         QUERIES: Q rounded up to a power of 2, at least 16.
-        CHUNK: Keys of a program.
-        BLOCK: Keys at a time.
     """
     program = tl.program_id(0)
     row, head = (program // HEADS).to(tl.int64), program % HEADS
     group = head // (HEADS // GROUPS)
     asked, column = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
     live = asked < queries
-    first = tl.program_id(1) * CHUNK
     place = ((row * queries + asked)[:, None] * HEADS + head) * WIDTH + column[None, :]
     question = tl.load(query + place, mask=live[:, None], other=0.0)
-    top = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    answer = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for start in tl.range(0, CHUNK, BLOCK, num_stages=2):
-        index = first + start + tl.arange(0, BLOCK)
-        inside = index < seen
-        here = ((row * room + index) * GROUPS + group) * WIDTH
-        key = tl.load(keys + here[None, :] + column[:, None], mask=inside[None, :], other=0.0)
-        value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
-        score = tl.dot(question, key) * (scaling * LOG2_E)
-        known = inside[None, :]
-        if mask is not None:
-            flag = mask + row * mask_row + asked[:, None] * mask_query + index[None, :]
-            known = known & (tl.load(flag, mask=known & live[:, None], other=0) != 0)
-        score = tl.where(known, score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        # What sees nothing yet has no maximum to take anything from.
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        share = tl.exp2(score - level[:, None])
-        fade = tl.exp2(top - level)
-        total = total * fade + tl.sum(share, 1)
-        answer = answer * fade[:, None] + tl.dot(share.to(value.dtype), value)
-        top = higher
+    base = (row * room * GROUPS + group) * WIDTH
+    keys, values = keys + base, values + base
+    if mask is not None:
+        mask += row * mask_row
+    number = tl.program_id(1)
+    if number < NEAR:
+        top, total, answer = look(
+            question, keys, values, mask, scaling, number * FEW, seen, live, mask_query,
+            GROUPS, FEW, FEW, 2,
+        )  # fmt: skip
+    else:
+        first = NEAR * FEW + (number - NEAR) * MANY
+        top, total, answer = look(
+            question, keys, values, mask, scaling, first, seen, live, mask_query,
+            GROUPS, MANY, MANY // 4, 3,
+        )  # fmt: skip
     part = (tl.program_id(1) * tl.num_programs(0) + program).to(tl.int64) * queries + asked
     tl.store(weighed + part[:, None] * WIDTH + column[None, :], answer, mask=live[:, None])
     tl.store(sums + part * 2, top, mask=live)

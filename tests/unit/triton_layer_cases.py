@@ -53,7 +53,9 @@ def near(found: Tensor, plain: Tensor, exact: Tensor, most: float = 0.02) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("tokens", [1, 33, 65, 128, 129])
-@pytest.mark.parametrize(("rows", "columns"), [((64,), 64), ((128, 64, 64), 256), ((64, 64), 128)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((64,), 64), ((128, 64, 64), 256), ((64, 64), 128), ((256, 128), 64)]
+)
 def test_products(
     rows: tuple[int, ...], columns: int, tokens: int, biased: bool, dtype: torch.dtype
 ) -> None:
@@ -80,9 +82,10 @@ def test_how_products_are_split() -> None:
     assert [fused_layers.split(*shape) for shape in ((12288, 4096), (4096, 12288))] == [1, 2]
 
 
-@pytest.mark.parametrize("tokens", [1, 33, 64, 65])
-def test_gates(tokens: int) -> None:
-    x, gate, up = normal(tokens, 128), normal(64, 128, seed=1) / 8, normal(64, 128, seed=2) / 8
+@pytest.mark.parametrize("rows", [64, 128])
+@pytest.mark.parametrize("tokens", [1, 33, 64, 65, 128, 129])
+def test_gates(tokens: int, rows: int) -> None:
+    x, gate, up = normal(tokens, 128), *(normal(rows, 128, seed=seed) / 8 for seed in (1, 2))
     found = fused_layers.gated(x, gate, up)
     exact = layers.gated(x.double(), gate.double(), up.double())
     near(found, layers.gated(x, gate, up), exact)
@@ -143,7 +146,7 @@ def mask_of(kind: str, seen: int) -> Tensor | None:
 
 
 @pytest.mark.parametrize("kind", ["none", "rows", "stairs"])
-@pytest.mark.parametrize("seen", [9, 256, 300, 1300])
+@pytest.mark.parametrize("seen", [9, 256, 300, 513, 1300])
 def test_attention(seen: int, kind: str) -> None:
     query, mask = normal(2, 5, 4, 32), mask_of(kind, seen)
     keys, values = (normal(2, seen + 3, 2, 32, seed=s) for s in (1, 2))
