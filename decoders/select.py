@@ -6,6 +6,8 @@ Shapes: B rows, W window. Ties go to the lower position.
 import torch
 from torch import Tensor
 
+from dlm.kernels import fused_ranking, ranking
+
 NEVER = 1 << 40
 """A step or an index that no block reaches."""
 
@@ -14,9 +16,8 @@ _FIXED = 2.0**48
 
 def descending(scores: Tensor, allowed: Tensor) -> Tensor:
     """Columns of each row, the best allowed one first, those not allowed last; int64 [B, W]."""
-    by_score = scores.argsort(dim=-1, descending=True, stable=True)
-    allowed_first = allowed.gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
-    return by_score.gather(-1, allowed_first)
+    fast = fused_ranking.covers(scores, allowed)
+    return (fused_ranking.descending if fast else ranking.descending)(scores, allowed)
 
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -24,21 +25,20 @@ def rank(scores: Tensor, allowed: Tensor) -> Tensor:
 
     Positions that are not allowed rank behind all that are, whatever their score.
     """
-    order = descending(scores, allowed)
-    columns = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, columns)
+    fast = fused_ranking.covers(scores, allowed)
+    return (fused_ranking.rank if fast else ranking.rank)(scores, allowed)
 
 
 def top(scores: Tensor, allowed: Tensor, count: Tensor | int) -> Tensor:
     """Mark the `count` ([B] or one int) best allowed positions of each row, or all. bool."""
-    most = count[:, None] if isinstance(count, Tensor) else count
-    return allowed & (rank(scores, allowed) < most)
+    fast = fused_ranking.covers(scores, allowed, count=count)
+    return (fused_ranking.top if fast else ranking.top)(scores, allowed, count)
 
 
 def at_least(chosen: Tensor, scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """Add the best allowed positions until each row has `count` [B] chosen. bool [B, W]."""
-    first = torch.where(chosen, float("inf"), scores)
-    return chosen | top(first, allowed, count)
+    fast = fused_ranking.covers(scores, allowed, chosen, count=count)
+    return (fused_ranking.at_least if fast else ranking.at_least)(chosen, scores, allowed, count)
 
 
 def prefix(holds: Tensor, allowed: Tensor) -> Tensor:

@@ -94,11 +94,16 @@ class Refresh(View):
 class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
-    def __init__(self, cache: Cache, columns: Tensor, length: int) -> None:
-        """Take the columns [B, Q] that are computed afresh, and how many there are to attend to."""
+    def __init__(self, cache: Cache, places: Tensor, length: int) -> None:
+        """Take what is computed afresh, and how many columns there are to attend to.
+
+        Args:
+            cache: of the rows.
+            places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
+            length: columns of each row.
+        """
         self.cache = cache
-        rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
-        self.places = rows * (cache.length + 1) + columns  # of all columns of all rows
+        self.places = places
         self.length = length
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlm.kernels import canvas as plain
+from dlm.kernels import fused_canvas
 from dlm.traits import Traits
 from dlm.types import Decision, StepView
 
@@ -26,8 +28,7 @@ class Violation(Enum):
 
 def gain(decision: Decision) -> Tensor:
     """Net commits of each row: commits less remasks, int64 [B]."""
-    commits = decision.commit.sum(-1)
-    return commits if decision.remask is None else commits - decision.remask.sum(-1)
+    return plain.gain(decision.commit, decision.remask)
 
 
 def rules(traits: Traits) -> tuple[Violation, ...]:
@@ -122,16 +123,11 @@ def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Viola
     check_row("time", decision.time, torch.float32, batch, name)
     if decision.hold is not None and traits.max_forwards is None:
         raise ValueError(f"{name}: hold needs max_forwards, which bounds it")
-    foul = torch.zeros((), dtype=torch.bool, device=view.masked.device)
-    for mask in given.values():
-        foul = foul | (mask & ~view.editable).any()
-    broken = {
-        Violation.COMMIT: (decision.commit & ~view.masked).any(),
-        Violation.CHANGE: foul,
-    }
-    if traits.max_forwards is None:
-        broken[Violation.PROGRESS] = ((gain(decision) < 1) & view.masked.any(-1)).any()
-    return broken
+    told = rules(traits)
+    by = fused_canvas if fused_canvas.covers(view.masked, view.masked.shape[1]) else plain
+    advances = Violation.PROGRESS in told
+    broken = by.judge(decision.changes, view.masked, view.editable, advances)
+    return dict(zip(told, broken, strict=True))
 
 
 def check_row(field: str, value: object, dtype: torch.dtype, shape: torch.Size, owner: str) -> None:

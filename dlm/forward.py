@@ -13,9 +13,11 @@ from torch import Tensor
 from dlm.cache import Cache, Refresh, Reuse, View
 from dlm.canvas import Canvas, active_length
 from dlm.host import send
+from dlm.kernels import canvas as plain
+from dlm.kernels import fused_canvas
 from dlm.models.model import Model, block_causal, causal_context
 from dlm.packing import Packed, Packing, worthwhile
-from dlm.progress import Due, Progress
+from dlm.progress import Due, Progress, select_rows
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import StepView
@@ -114,7 +116,8 @@ class Forward:
 
     def fresh(self, progress: Progress) -> Tensor:
         """Rows that the next forward computes as a whole, whose keys it keeps; bool [B]."""
-        return (progress.spent == 0) | self.again(progress.spent)
+        begins = progress.spent == 0
+        return begins if self.refresh_every is None else begins | self.again(progress.spent)
 
     def again(self, spent: Tensor) -> Tensor:
         """Rows whose cache is to be made again although their block has one, bool [B]."""
@@ -138,11 +141,22 @@ class Forward:
         """
         return self.block_start(start).masked_fill(again, 0)
 
-    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor) -> Tensor:
-        """Columns to compute in each row whose block begins at `start`, int64 [B]."""
-        if not self.final:
-            return canvas.length - start if self.mode == "prefix" else torch.zeros_like(start)
-        return self.block_end(canvas, start) - kept
+    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
+        """Most columns to compute in a row that is not done, int64 [1].
+
+        Args:
+            canvas: the rows.
+            start: int64 [B], where their blocks begin.
+            kept: int64 [B], columns that are final and cached.
+            done: bool [B].
+        """
+        if self.final:
+            each = self.block_end(canvas, start) - kept
+        elif self.mode == "prefix":
+            each = canvas.length - start
+        else:
+            return start.new_zeros(1)
+        return each.masked_fill(done, 0).amax(0, keepdim=True)
 
     def stretch(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
         """What a cache leaves to compute: the window, or all from its start on."""
@@ -210,23 +224,25 @@ class Forward:
         length, window = canvas.tokens.shape[1], view.positions.shape[1]
         ahead = int(self.shift)  # the state that predicts the first token stands in front of it
         count = stretch.count + ahead
-        every = torch.arange(max(count, length), device=view.positions.device)
-        columns = (stretch.begin - ahead)[:, None] + every[:count]
-        inside = (columns >= 0) & (columns < stretch.end[:, None])
-        places = columns.clamp(0, length - 1)
-        tokens, blank = canvas.tokens.gather(1, places), canvas.blank.gather(1, places)
-        columns = columns.where(inside, cache.length)
-        reused = Reuse(cache, columns.repeat(2, 1) if self.guided else columns, length)
-        valid = every[:length] < canvas.length[:, None] if min(due.lengths) < length else None
-        states = self.evaluate(canvas, view, tokens, places, ~blank, valid, reused)
+        begin = stretch.begin - ahead if ahead else stretch.begin
+        by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
+        tokens, places, given, slots, inside = by.stretch(
+            canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
+        )
+        reused = Reuse(cache, slots, length)
+        valid = None
+        if min(due.lengths) < length:
+            valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
+        states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
         own = states[:, ahead:count]
         # On a grid what is computed in front of a window is at least as long as that.
         if self.final and (self.causal or stretch.count > window):
-            offset = (view.block_start - stretch.begin)[:, None] + every[:window]
+            offset = view.block_start - stretch.begin
+            offset = offset[:, None] + torch.arange(window, device=offset.device)
             index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
             own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
         shadows = self.behind(states, count)
-        return Hidden(own[:, :window], shadows, True, self.count(view, inside.sum(-1)))
+        return Hidden(own[:, :window], shadows, True, self.count(view, inside))
 
     def evaluate(
         self,
@@ -335,7 +351,7 @@ class Forward:
         keep = Refresh(self.cache, where, width)
         packing = None if lengths is None else self.packing(lengths, width)
         few = canvas.select(fresh, width)
-        some = self.rows(few, pick(view, fresh), lengths, keep, packing)
+        some = self.rows(few, select_rows(view, fresh), lengths, keep, packing)
         columns = view.positions[fresh].clamp(max=width - 1)
         columns = columns.repeat(2, 1) if self.guided else columns
         index = columns[..., None].expand(-1, -1, some.states.shape[-1])
@@ -356,22 +372,6 @@ def first(marked: Tensor, count: int) -> Tensor:
 def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
     """The rows that are flagged, int64."""
     return send([row for row, flag in enumerate(flags) if flag], device)
-
-
-def pick(view: StepView, rows: Tensor) -> StepView:
-    """What `Forward` reads of some rows of a view before it was measured."""
-    return StepView(
-        tokens=view.tokens[rows],
-        masked=view.masked[rows],
-        sampled=view.sampled[rows],
-        positions=view.positions[rows],
-        block_start=view.block_start[rows],
-        row_start=view.row_start[rows],
-        step=view.step[rows],
-        limit=view.limit[rows],
-        quota=view.quota[rows],
-        editable=view.editable[rows],
-    )
 
 
 def shadow_attention(view: StepView, count: int, width: int, valid: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm.batch import Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
 from dlm.execution import Execution
+from dlm.kernels.canvas import covered
 from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompts import (
@@ -27,7 +28,6 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
-from dlm.window import on_canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +366,7 @@ def ended(step: Step) -> Iterator[tuple[int, End]]:
 def mark(order: Tensor, step: Step) -> None:
     """Write the number of a forward where it committed, into int64 [B, L] over all rows."""
     row, width = step.before.row, step.tokens.shape[1]
-    inside, column = on_canvas(step.view.positions, width)
+    inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit
     taken = inside & (taken if edit is None else taken | edit).gather(1, column)
     order[row, :width] = torch.where(taken, step.number, order[row, :width])

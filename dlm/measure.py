@@ -14,7 +14,16 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.forward import Forward
-from dlm.kernels import Bonus, NoiseKey, TokenStatistics, gumbel, token_statistics, uniform
+from dlm.kernels import (
+    Bonus,
+    NoiseKey,
+    TokenStatistics,
+    fused_canvas,
+    gumbel,
+    token_statistics,
+    uniform,
+)
+from dlm.kernels import canvas as plain
 from dlm.models.model import Model
 from dlm.progress import Due, Progress
 from dlm.settings import Settings
@@ -41,45 +50,54 @@ BACKGROUND_LENGTH = 128  # masks
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Columns of the window, as a list."""
+    """Columns of the window: a list of them, or all."""
 
-    row: Tensor  # int64 [N]
-    column: Tensor  # int64 [N]
+    listed: tuple[Tensor, Tensor] | None  # row and column, int64 [N]; None of all
     position: Tensor  # int64 [N], on the canvas
-    wanted: Tensor | None  # bool [B, W], which count; None where just those are listed
+    ignored: Tensor | None  # bool [B, W], which of all do not count; None of a list
 
     @classmethod
     def where(cls, wanted: Tensor, positions: Tensor) -> "Places":
         """Those marked in bool [B, W]. On a GPU the host waits to learn how many there are."""
         row, column = wanted.nonzero(as_tuple=True)
-        return cls(row, column, positions[row, column], None)
+        return cls((row, column), positions[row, column], None)
 
     @classmethod
     def all(cls, wanted: Tensor, positions: Tensor) -> "Places":
         """Every column, of which those marked in bool [B, W] count."""
-        batch, window = wanted.shape
-        row, column = (torch.arange(n, device=wanted.device) for n in (batch, window))
-        row = row[:, None].expand(-1, window).flatten()
-        return cls(row, column.repeat(batch), positions.flatten(), wanted)
+        return cls(None, positions.flatten(), ~wanted)
+
+    @property
+    def row(self) -> Tensor:
+        """The row of each, int64 [N]."""
+        if self.listed is not None:
+            return self.listed[0]
+        assert self.ignored is not None
+        batch, window = self.ignored.shape
+        return torch.arange(batch, device=self.position.device).repeat_interleave(window)
 
     def take(self, values: Tensor) -> Tensor:
         """Values [B, W, ...] at these places, [N, ...]."""
-        return values[self.row, self.column] if self.wanted is None else values.flatten(0, 1)
+        return values.flatten(0, 1) if self.listed is None else values[self.listed]
+
+    def of(self, values: Tensor, by_column: bool) -> Tensor:
+        """Values [B, W or L, ...] by column of the window or by position, [N, ...]."""
+        return self.take(values) if by_column else values[self.row, self.position]
 
     def spread(self, values: Tensor | None, like: Tensor) -> Tensor | None:
         """Values [N, ...] on a window of zeros shaped `like` [B, W]."""
         if values is None:
             return None
-        if self.wanted is not None:
-            over = values.view(*like.shape, *values.shape[1:])
-            wanted = self.wanted.view(*like.shape, *[1] * (values.dim() - 1))
-            return over.masked_fill(~wanted, 0)
-        blank = values.new_zeros((*like.shape, *values.shape[1:]))
-        return blank.index_put_((self.row, self.column), values)
+        if self.listed is not None:
+            blank = values.new_zeros((*like.shape, *values.shape[1:]))
+            return blank.index_put_(self.listed, values)
+        assert self.ignored is not None
+        over = values.view(*like.shape, *values.shape[1:])
+        return over.masked_fill(self.ignored.view(*like.shape, *[1] * (values.dim() - 1)), 0)
 
     def every(self, flags: Tensor) -> Tensor:
         """Whether all that counts is flagged, of bool [N]."""
-        return (flags if self.wanted is None else flags | ~self.wanted.flatten()).all()
+        return (flags if self.ignored is None else flags | self.ignored.flatten()).all()
 
 
 class Meter:
@@ -109,19 +127,20 @@ class Meter:
     def look(self, canvas: Canvas, progress: Progress) -> StepView:
         """The view before the network has spoken: canvas, budget and noise."""
         window, spent = progress.window, progress.spent
-        left = (window.limit - spent).clamp(min=1)
-        masks = window.masked.sum(-1)
+        masked = window.masked
+        by = fused_canvas if fused_canvas.covers(masked, masked.shape[1]) else plain
+        quota, editable, nothing = by.look(masked, window.blank, window.limit, spent)
         view = StepView(
             tokens=window.tokens,
-            masked=window.masked,
-            sampled=torch.zeros_like(window.tokens),
+            masked=masked,
+            sampled=nothing,
             positions=window.positions,
             block_start=window.start,
             row_start=canvas.start,
             step=spent,
             limit=window.limit,
-            quota=torch.where(window.limit > 0, -(-masks // left), 1),
-            editable=window.blank & ~window.masked,
+            quota=quota,
+            editable=editable,
         )
         return self.with_noise(view, canvas, progress.made)
 
@@ -175,8 +194,7 @@ class Meter:
         # First, as it waits for the device: what follows is asked for while the network computes.
         places = self.places(wanted, view.positions)
         hidden = self.forward(canvas, view, progress, due)
-        index = places.column if hidden.by_column else places.position
-        logits = self.logits(hidden.states, canvas, places, index)
+        logits = self.logits(hidden.states, canvas, places, hidden.by_column)
         state, adjustment = self.adjusted(progress.state, view, places, logits)
         key = self.key(canvas, places, progress.made) if self.settings.temperature else None
         drawn = self.draw(logits, adjustment, view, places, key)
@@ -189,7 +207,7 @@ class Meter:
         return Measured(
             state=state,
             view=self.filled(view, drawn, places, **made),
-            finite=places.every(drawn.maximum.isfinite()),
+            finite=places.every(drawn.maximum.abs() < torch.inf),  # `isfinite` launches four
             log_probability=places.spread(drawn.sampled_log_probability, view.masked),
             queries=hidden.queries,
         )
@@ -203,17 +221,16 @@ class Meter:
         }
         return replace(view, **made, **more)
 
-    def logits(self, hidden: Tensor, canvas: Canvas, places: Places, index: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states `index` of some rows, guided, first bans applied."""
-        batch = canvas.tokens.shape[0]
-        row, device = places.row, hidden.device
-        logits = self.model.logits(hidden[row, index]).to(device)
+    def logits(self, hidden: Tensor, canvas: Canvas, places: Places, by_column: bool) -> Tensor:
+        """Logits [N, V] of hidden states at some places, guided, first bans applied."""
+        batch, device = canvas.tokens.shape[0], hidden.device
+        logits = self.model.logits(places.of(hidden[:batch], by_column)).to(device)
         scale = self.settings.cfg_scale
         if scale:
-            free = self.model.logits(hidden[row + batch, index]).to(device)
+            free = self.model.logits(places.of(hidden[batch:], by_column)).to(device)
             logits = free + (scale + 1) * (logits - free)
         if self.begin.numel():
-            first = (places.position == canvas.start[row])[:, None]
+            first = (places.position == canvas.start[places.row])[:, None]
             logits[:, self.begin] = logits[:, self.begin].masked_fill(first, -torch.inf)
         return logits
 
@@ -308,7 +325,7 @@ class Meter:
     def leave_one_out(self, shadows: Tensor, canvas: Canvas, view: StepView) -> Tensor:
         """Probability of each committed token by the shadow in its place, float32 [B, W]."""
         places = self.places(view.editable, view.positions)
-        logits = self.logits(shadows, canvas, places, places.column)
+        logits = self.logits(shadows, canvas, places, True)
         judged = token_statistics(
             logits,
             ("token_probability",),

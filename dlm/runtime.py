@@ -6,6 +6,7 @@ Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from dlm.canvas import Canvas
 from dlm.contract import Violation, answer, check_state, gain, rules, violations
 from dlm.execution import Execution
 from dlm.host import Mailbox
+from dlm.kernels import canvas as plain
+from dlm.kernels import fused_canvas
+from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.packing import Packing
@@ -21,7 +25,7 @@ from dlm.progress import Due, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
-from dlm.window import Window, locate, write
+from dlm.window import Window, locate, rows, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,20 @@ class Loop:
         self.spec = model.spec
         self.block_length = block_length
         self.width = width
-        self.stop_ids = ids(model.spec.stop_ids, model.device)
+        self.stops = self.when(ids(model.spec.stop_ids, model.device))
         # Where attention is in blocks a cache holds what is final, and no row is made again.
         self.exact = self.spec.block_size is not None and settings.cache != "none"
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
+
+    def when(self, stop_ids: Tensor) -> Stops:
+        """When one of these tokens ends a row."""
+        settled: Literal["token", "block", "row"] = "token"
+        if self.traits.cross_block:
+            settled = "row"
+        elif self.traits.mutates_committed:
+            settled = "block"
+        return Stops(stop_ids if self.settings.stop_at_eos else None, self.spec.eos_id, settled)
 
     def start(self, canvas: Canvas, lengths: Sequence[int]) -> tuple[Progress, Due]:
         """Before the first forward."""
@@ -120,7 +133,7 @@ class Loop:
         path = none.double() if self.meter.keeps_path else None
         tally = Tally(none, none, path)
         progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1), tally)
-        reach = int(self.meter.forward.reach(canvas, window.start, none).max())
+        reach = int(self.meter.forward.reach(canvas, window.start, none, never))
         packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
 
@@ -163,19 +176,20 @@ class Loop:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
         state, seen, decision, broken = self.decide(canvas, progress, due)
         if self.static:
-            decision = decision.only(~progress.done)
+            decision = decision.without(progress.done)
         drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
         hold = torch.zeros_like(progress.done) if decision.hold is None else decision.hold
         tokens, over = self.stop(drawn, canvas, progress.window, hold)
-        finished = over | progress.done  # a row that is given up is not over
-        broken[Violation.BOUND] = (~finished & (progress.bound <= progress.made + 1)).any()
+        finished = over | progress.done
         after = replace(canvas, tokens=tokens)
         tally = progress.tally.plus(
             gain(decision),
             seen.queries.masked_fill(progress.done, 0),
-            self.path(seen, decision, (tokens != drawn).any(-1)),
+            self.path(seen, decision, tokens, drawn),
         )
         going = self.advance(after, progress, state, hold, finished, tally)
+        # Of rows that go on: one that is given up is not over.
+        broken[Violation.BOUND] = (going.bound <= going.made).masked_fill(finished, False).any()
         return Outcome(
             before=canvas,
             canvas=after,
@@ -206,14 +220,15 @@ class Loop:
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
-        parts = [torch.stack([broken[rule] for rule in self.rules]), progress.done]
-        if self.settings.cache != "none":
-            due = self.meter.forward.fresh(progress)
-            # A row that is done goes along with the others: it must not make them unlike.
-            parts += [torch.where(progress.done, (due | progress.done).all(), due)]
-            reach = self.meter.forward.reach(canvas, progress.window.start, progress.kept)
-            parts += [reach.masked_fill(progress.done, 0).amax(0, keepdim=True)]
-        return torch.cat([part.long() for part in parts])
+        done, forward = progress.done, self.meter.forward
+        flags = [*(broken[rule][None] for rule in self.rules), done]
+        if self.settings.cache == "none":
+            return torch.cat(flags).long()
+        due = forward.fresh(progress)
+        # A row that is done goes along with the others: it must not make them unlike.
+        flags.append(torch.where(done, (due | done).all(), due))
+        reach = forward.reach(canvas, progress.window.start, progress.kept, done)
+        return torch.cat((torch.cat(flags).long(), reach))
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
@@ -250,13 +265,18 @@ class Loop:
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
 
-    def path(self, seen: Measured, decision: Decision, filled: Tensor) -> Tensor | None:
-        """Sum of ln q over what was committed, float64 [B]; NaN in rows whose end was filled."""
+    def path(
+        self, seen: Measured, decision: Decision, tokens: Tensor, drawn: Tensor
+    ) -> Tensor | None:
+        """Sum of ln q over what was committed, float64 [B]; NaN in rows whose end was filled.
+
+        Those are the rows whose `tokens` are others than was drawn.
+        """
         if seen.log_probability is None:
             return None
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
         total = chosen.cumsum(-1)[:, -1]  # in order: a plain sum would depend on the padding
-        return total.masked_fill(filled, torch.nan)
+        return total.masked_fill((tokens != drawn).any(-1), torch.nan)
 
     def stop(
         self, tokens: Tensor, canvas: Canvas, window: Window, hold: Tensor
@@ -267,21 +287,9 @@ class Loop:
         change committed tokens, once their block is left behind; where it may reach back to
         earlier blocks, never before the row is done.
         """
-        open_ = canvas.blank & (tokens == self.spec.mask_id)
-        done = ~open_.any(-1) & ~hold
-        if not self.settings.stop_at_eos:
-            return tokens, done
-        width = tokens.shape[1]
-        final = torch.where(open_.any(-1), open_.int().argmax(-1), width)
-        if self.traits.cross_block:
-            final = canvas.start
-        elif self.traits.mutates_committed:
-            behind = final - (final - canvas.origin) % self.block_length
-            final = torch.where(hold, window.start, behind)
-        final = torch.where(done, width, final)
-        ends = canvas.blank & torch.isin(tokens, self.stop_ids)
-        first_end = torch.where(ends.any(-1), ends.int().argmax(-1), width)
-        over = first_end < final
-        columns = torch.arange(width, device=tokens.device)
-        behind = canvas.blank & over[:, None] & (columns > first_end[:, None])
-        return tokens.masked_fill(behind, self.spec.eos_id), done | over
+        by = fused_canvas if fused_canvas.covers(tokens) else plain
+        written, mask_id = rows(canvas, tokens), self.spec.mask_id
+        told: tuple[Tensor, Tensor] = by.stop(
+            written, window.start, hold, mask_id, self.block_length, self.stops
+        )
+        return told

@@ -92,12 +92,19 @@ class Decision:
     hold: Tensor | None = None  # bool [B], rows whose block stays active even without a mask
     time: Tensor | None = None  # float32 [B], diffusion time reached, from 1 (noise) to 0 (data)
 
-    def only(self, rows: Tensor) -> "Decision":
-        """The same, but nothing changes in rows other than those marked in bool [B]."""
-        changes = (self.commit, self.remask, self.edit)
-        commit, remask, edit = (None if x is None else x & rows[:, None] for x in changes)
+    @property
+    def changes(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What is committed, edited and remasked."""
+        return self.commit, self.edit, self.remask
+
+    def without(self, rows: Tensor) -> "Decision":
+        """The same, but nothing changes in the rows marked in bool [B]."""
+        never = rows[:, None]
+        commit, edit, remask = (
+            None if x is None else x.masked_fill(never, False) for x in self.changes
+        )
         assert commit is not None
-        hold = None if self.hold is None else self.hold & rows
+        hold = None if self.hold is None else self.hold.masked_fill(rows, False)
         return Decision(commit, remask, edit, hold, self.time)
 
 

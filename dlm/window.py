@@ -5,10 +5,12 @@ Shapes: B rows, L canvas, W window.
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas
+from dlm.kernels import canvas as plain
+from dlm.kernels import fused_canvas
+from dlm.kernels.canvas import Rows
 from dlm.types import Decision, StepView
 
 
@@ -55,43 +57,18 @@ def locate(
         width: W, the same at every forward.
         cross_block: whether the window reaches back to the first blank.
     """
-    open_ = canvas.blank & (canvas.tokens == mask_id)
-    first = (open_.int().argmax(-1) - canvas.origin).div(block_length, rounding_mode="floor")
-    block = torch.where(hold, block, torch.maximum(block, first))
-    start = canvas.origin + block * block_length
-    begin = canvas.start if cross_block else start
-    columns = begin[:, None] + torch.arange(width, device=begin.device)
-    inside = columns < torch.minimum(start + block_length, canvas.stop)[:, None]
-    positions = columns.clamp(max=canvas.tokens.shape[1] - 1)
-    return Window(
-        block=block,
-        start=start,
-        positions=positions,
-        tokens=canvas.tokens.gather(1, positions),
-        masked=open_.gather(1, positions) & inside,
-        blank=canvas.blank.gather(1, positions) & inside,
-        limit=canvas.budget.gather(1, block[:, None])[:, 0],
-    )
+    by = fused_canvas if fused_canvas.covers(canvas.tokens, width) else plain
+    whole = rows(canvas, canvas.tokens)
+    return Window(*by.locate(whole, block, hold, mask_id, block_length, width, cross_block))
 
 
 def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> Tensor:
     """Apply commits, then edits, then remasks, to a new canvas."""
-    change, fresh = decision.commit, view.sampled
-    if decision.edit is not None:
-        change = change | decision.edit
-    if decision.remask is not None:
-        change = change | decision.remask
-        fresh = fresh.masked_fill(decision.remask, mask_id)
-    inside, column = on_canvas(view.positions, tokens.shape[1])
-    return torch.where(inside & change.gather(1, column), fresh.gather(1, column), tokens)
+    by = fused_canvas if fused_canvas.covers(tokens) else plain
+    made: Tensor = by.write(tokens, view.positions, view.sampled, decision.changes, mask_id)
+    return made
 
 
-def on_canvas(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Which canvas positions [B, L] the window covers, and the column of each to gather.
-
-    Gathering into the canvas, not scattering from the window: the columns of a short last block
-    lie beyond the row, and no canvas position asks for them.
-    """
-    column = torch.arange(width, device=positions.device) - positions[:, :1]
-    inside = (column >= 0) & (column < positions.shape[1])
-    return inside, column.clamp(0, positions.shape[1] - 1)
+def rows(canvas: Canvas, tokens: Tensor) -> Rows:
+    """What the kernels read of a canvas, with tokens int64 [B, L] in the place of its own."""
+    return Rows(tokens, canvas.blank, canvas.start, canvas.origin, canvas.stop, canvas.budget)

@@ -172,7 +172,8 @@ def test_queries_beyond_the_row_are_read_by_nobody() -> None:
     assert Refresh(cache, None, 3).update(whole, -whole, 0)[0] is whole
     columns = torch.tensor([[1, 2], [2, 3]])  # 3 is beyond
     new = torch.tensor([[10.0, 11.0], [12.0, 13.0]]).view(2, 1, 2, 1)
-    keys, values = Reuse(cache, columns, 3).update(new, -new, 0)
+    places = columns + torch.tensor([[0], [4]])
+    keys, values = Reuse(cache, places, 3).update(new, -new, 0)
     assert keys[:, 0, :, 0].tolist() == [[0.0, 10.0, 11.0], [3.0, 4.0, 12.0]]
     assert torch.equal(values, -keys)
     narrow = Cache(rows=1, length=2)

@@ -10,6 +10,7 @@ import triton.compiler as compiler
 
 TYPES = {
     torch.float32: "fp32",
+    torch.float64: "fp64",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.int32: "i32",

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 QUICK, SLOW = "not slow", "slow"
 CASES = [
-    *((f"triton_{part}cases.py", QUICK) for part in ("layer_", "", "cut_", "noise_")),
+    *((f"triton_{part}cases.py", QUICK) for part in ("layer_", "", "cut_", "canvas_", "noise_")),
     *(
         pytest.param(f"triton_{part}cases.py", SLOW, marks=pytest.mark.slow)
         for part in ("layer_", "", "cut_")

@@ -234,12 +234,13 @@ def states(model: Model, cache: str) -> Tensor:
     model.states(tokens, columns[None], valid, cache=Refresh(kept, None, 40))
     window = torch.tensor([[4], [20], [0]], device=DEVICE) + columns[:9]
     fresh = tokens.gather(1, window) // 2
+    among = window + 45 * columns[:3, None]
     if cache == "shadows":  # three more queries, whose keys are not kept
         more = torch.cat((valid, valid.new_ones(3, 3)), 1)[:, None]
         places = torch.cat((window, window[:, :3]), 1)
         fresh = torch.cat((fresh, fresh[:, :3] + 1), 1)
-        return model.states(fresh, places, None, Reuse(kept, window, 40), attend=more)
-    return model.states(fresh, window, None, Reuse(kept, window, 40), attend=valid[:, None])
+        return model.states(fresh, places, None, Reuse(kept, among, 40), attend=more)
+    return model.states(fresh, window, None, Reuse(kept, among, 40), attend=valid[:, None])
 
 
 @torch.inference_mode()

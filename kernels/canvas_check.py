@@ -1,0 +1,95 @@
+"""Whether the kernels beside the network run on a device and answer as torch does there.
+
+As `selfcheck` for the statistics: where nothing can be compiled, or a compiler is wrong, torch
+takes their place, and a warning says why.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dlm.kernels import canvas, fused_canvas, fused_ranking, ranking
+from dlm.kernels.canvas import Rows, Stops
+
+LENGTH: Final = 12
+WIDTH: Final = 5
+MASK: Final = 7
+
+Trial = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
+
+_FOUND: dict[torch.device, bool] = {}
+"""Answers of this process."""
+
+
+def passes(device: torch.device) -> bool:
+    """Whether the kernels are to be trusted on a device, asked once in a process.
+
+    A failure is told in a RuntimeWarning, with what went wrong. While a CUDA graph is captured
+    nothing can be asked: the answer is no then, for this once.
+
+    Raises:
+        torch.OutOfMemoryError: there is none for the few rows of the question.
+    """
+    found = _FOUND.get(device)
+    if found is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        wrong = difference(device)
+        found = _FOUND[device] = wrong is None
+        if wrong is not None:
+            warnings.warn(
+                f"the Triton kernels beside the network fail their self check on {device}, and "
+                f"torch takes their place: {wrong}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return found
+
+
+def difference(device: torch.device) -> str | None:
+    """What kernels and torch disagree on, or None."""
+    for fast, plain, given in trials(device):
+        expected = plain(*given)
+        try:
+            found = fast(*given)
+            wrong = not _same(found, expected)
+        except torch.OutOfMemoryError:  # which says nothing of the kernels
+            raise
+        except Exception as error:  # of a compiler, a driver or a launch: none may end the run
+            return f"{type(error).__name__}: {error}"
+        if wrong:
+            return f"another answer of {plain.__name__}"
+    return None
+
+
+def trials(device: torch.device) -> Iterator[Trial]:
+    """Both forms of each function, and what they are given: two rows, one with nothing to do."""
+    place = torch.arange(2 * LENGTH, device=device).view(2, LENGTH)
+    row = torch.arange(2, device=device)
+    tokens = torch.where(place % 3 == 1, MASK, place % 5)
+    blank, window = (place > 3) & (place < 15), place[:, :WIDTH] + 4 * (1 - row[:, None])
+    rows = Rows(tokens, blank, 4 * (1 - row), row * 0, 12 - 9 * row, tokens)
+    some, hold = window % 2 == 0, row > 1
+    stops = Stops(row + 2, 9, "block")
+    changes = some, window % 3 == 0, window % 7 == 1
+    scores = (window % 3).float().masked_fill(window % 4 == 1, torch.nan)
+    yield fused_canvas.write, canvas.write, (tokens, window, window, changes, MASK)
+    yield fused_canvas.stop, canvas.stop, (rows, row * 4, hold, MASK, 4, stops)
+    yield fused_canvas.locate, canvas.locate, (rows, row, hold, MASK, 4, WIDTH, False)
+    given = tokens, blank, row * 9 - 1, row + 11, WIDTH, LENGTH, 2
+    yield fused_canvas.stretch, canvas.stretch, given
+    yield fused_canvas.look, canvas.look, (some, some, row * 2, row)
+    yield fused_canvas.judge, canvas.judge, (changes, some, ~some, True)
+    yield fused_ranking.descending, ranking.descending, (scores, some)
+    yield fused_ranking.rank, ranking.rank, (scores, some)
+    yield fused_ranking.top, ranking.top, (scores, some, row + 1)
+    yield fused_ranking.at_least, ranking.at_least, (~some, scores, some, row + 1)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return torch.equal(found, expected)
+    return all(map(_same, found, expected))
