@@ -329,7 +329,7 @@ def test_tables_for_people() -> None:
     assert "(decode - network) / network" in found.stdout
     profiled = bench("step", "--shape=tiny", *MINIMAL, "--profile")
     assert "the network" in profiled.stdout
-    assert "dlm.window" in profiled.stdout
+    assert "kernels.canvas" in profiled.stdout
 
 
 @pytest.mark.parametrize(

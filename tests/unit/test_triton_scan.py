@@ -22,7 +22,7 @@ CASES = [
     *((f"triton_{part}cases.py", QUICK) for part in ("layer_", "", "cut_", "canvas_", "noise_")),
     *(
         pytest.param(f"triton_{part}cases.py", SLOW, marks=pytest.mark.slow)
-        for part in ("layer_", "", "cut_")
+        for part in ("layer_", "", "cut_", "canvas_")
     ),
 ]
 

@@ -257,15 +257,19 @@ def test_the_self_check_passes() -> None:
     assert canvas_check.difference(torch.device(DEVICE)) is None
 
 
-GENERATIONS: list[tuple[str, dict[str, Any]]] = [
-    ("low_confidence", {"cache": "dual"}),
-    ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}),
-    ("threshold", {"cache": "dual", "refresh_every": 2}),
-    ("saber", {}),
-    ("remdm", {"steps": 12, "temperature": 1.0}),
-    ("wino", {"cache": "prefix"}),
-    ("left_to_right", {}),
-    ("entropy_bound", {}),
+GENERATIONS: list[tuple[str, dict[str, Any], bool]] = [
+    ("low_confidence", {"cache": "dual"}, True),
+    ("low_confidence", {"cache": "dual"}, False),
+    ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}, True),
+    ("threshold", {"cache": "dual", "refresh_every": 2}, True),
+    ("wino", {"cache": "prefix"}, True),
+]
+MORE: list[tuple[str, dict[str, Any], bool]] = [
+    ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}, False),
+    ("saber", {}, True),
+    ("remdm", {"steps": 12, "temperature": 1.0}, True),
+    ("left_to_right", {}, True),
+    ("entropy_bound", {}, True),
 ]
 
 
@@ -276,7 +280,7 @@ def model(golden_folder: Path) -> Model:
 
 @pytest.mark.parametrize(
     ("decoder", "options", "static"),
-    [*((*each, True) for each in GENERATIONS), *((*each, False) for each in GENERATIONS[:2])],
+    [*GENERATIONS, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)],
 )
 def test_whole_generations(
     model: Model, decoder: str, options: dict[str, Any], static: bool, monkeypatch: Any

@@ -145,8 +145,11 @@ def mask_of(kind: str, seen: int) -> Tensor | None:
     return (columns < steps[:, :, None])[:, None]
 
 
+LONG = pytest.mark.slow  # seconds under the interpreter
+
+
 @pytest.mark.parametrize("kind", ["none", "rows", "stairs"])
-@pytest.mark.parametrize("seen", [9, 256, 300, 513, 1300])
+@pytest.mark.parametrize("seen", [9, 256, 300, 513, pytest.param(1300, marks=LONG)])
 def test_attention(seen: int, kind: str) -> None:
     query, mask = normal(2, 5, 4, 32), mask_of(kind, seen)
     keys, values = (normal(2, seen + 3, 2, 32, seed=s) for s in (1, 2))
@@ -160,7 +163,9 @@ def test_attention(seen: int, kind: str) -> None:
     near(found, plain, exact)
 
 
-@pytest.mark.parametrize(("queries", "width"), [(1, 16), (33, 128), (64, 64)])
+@pytest.mark.parametrize(
+    ("queries", "width"), [(1, 16), (33, 128), pytest.param(64, 64, marks=LONG)]
+)
 def test_attention_of_all_sizes(queries: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With memory for the parts of one row at a time."""
     monkeypatch.setattr(fused_layers, "SCRATCH", 1)
@@ -348,6 +353,11 @@ def test_what_was_put_in_place_of_a_module_is_called(model: Model) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=() if name == "llada2" else LONG) for name in NAMES],
+    indirect=True,
+)
 def test_embeddings_may_have_strides(model: Model) -> None:
     network = model.network.model
     wide = normal(1, 20, 2 * network.config.hidden_size)[:, ::2, : network.config.hidden_size]
