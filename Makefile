@@ -42,7 +42,7 @@ endif
 RESULTS := docs/benchmarks/gpu.jsonl
 GPU := $(RUN) dlm bench
 INTO := --device cuda --out $(RESULTS)
-DECODE := --shape llada-8b --prompt-length 256 --gen-length 96 --steps 33 --repeats 3 $(INTO)
+DECODE := --shape llada-8b --prompt-length 256 --gen-length 96 --steps 33 --repeats 2 $(INTO)
 BATCHES := --batch-size 1 --batch-size 4 --batch-size 16 --batch-size 32
 # What fails stops nothing else, and fails the whole at its end.
 bench-gpu: $(if $(PY),$(CHECKOUT)/dlm,.venv/dev)
@@ -50,9 +50,10 @@ bench-gpu: $(if $(PY),$(CHECKOUT)/dlm,.venv/dev)
 	$(GPU) sampling $(INTO) || failed=1; \
 	$(GPU) decode --cache dual $(BATCHES) $(DECODE) || failed=1; \
 	$(GPU) decode $(DECODE) || failed=1; \
-	$(GPU) batch --shape llada-8b --steps 22 --cache dual --repeats 3 $(INTO) || failed=1; \
-	$(GPU) step --shape llada-8b --steps 22 --repeats 3 $(INTO) || failed=1; \
-	$(RUN) pytest -q -p no:benchmark -m gpu tests/gpu || failed=1; \
+	$(GPU) batch --shape llada-8b --steps 22 --cache dual --repeats 2 $(INTO) || failed=1; \
+	$(GPU) step --shape llada-8b --steps 22 --repeats 2 $(INTO) || failed=1; \
+	$(GPU) serve --shape llada-8b --steps 22 --repeats 1 $(INTO) || failed=1; \
+	$(RUN) pytest -q -p no:benchmark -m gpu $(PARALLEL) --maxprocesses 9 tests/gpu || failed=1; \
 	exit $$failed
 $(CHECKOUT)/dlm:
 	mkdir -p $(@D) && ln -sfn $(CURDIR)/dlm $@
@@ -65,7 +66,7 @@ types: .venv/dev
 wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist .
 gpu: .venv/dev
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu $(PARALLEL) --maxprocesses 9
 clean:
 	rm -rf .venv build dist *.egg-info
 

@@ -72,7 +72,8 @@ def call_of(
     }
 
 
-def test_the_cases_pass() -> None:
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_the_cases_pass(cases: Path) -> None:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -80,7 +81,7 @@ def test_the_cases_pass() -> None:
     }
     plugins = ("-p", "no:xdist", "-p", "no:benchmark")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *CASES],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, cases],
         env=kept | {"DLM_TEST_DEVICE": "cuda"},
         cwd=FOLDER.parent.parent,
         capture_output=True,
