@@ -16,7 +16,7 @@ import torch
 from dlm.canvas import Canvas
 from dlm.progress import Due, Progress
 from dlm.slab import Slab
-from dlm.tree import tensors
+from dlm.tree import kinds, tensors
 
 if TYPE_CHECKING:
     from dlm.runtime import Outcome
@@ -121,8 +121,7 @@ class Steps:
             self.made.clear()
             return self.step(canvas, progress, due)
         # A decoder's first state need not be of the kind of its later ones.
-        kinds = tuple((part.dtype, part.shape) for part in tensors(progress.state))
-        shape = (due.shape(canvas.tokens.shape[1]), kinds)
+        shape = (due.shape(canvas.tokens.shape[1]), kinds(progress.state))
         known = self.made.get(shape, frozenset())
         if not isinstance(known, Recording) and this_thread() in known:
             known = self.record(self.step, canvas, progress, due) or known

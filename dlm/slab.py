@@ -6,7 +6,7 @@ from typing import Any, Final, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from dlm.tree import mapped, tensors
+from dlm.tree import kinds, mapped, tensors
 
 T = TypeVar("T")
 ALIGNMENT: Final = 16
@@ -34,9 +34,9 @@ class Slab(Generic[T]):
         self.copy(like)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value has tensors of the same dtypes and shapes."""
-        one, other = ([(x.dtype, x.shape) for x in tensors(tree)] for tree in (self.value, value))
-        return one == other
+        """Whether a value is made of the same parts, with tensors of the same dtypes and shapes."""
+        shapes = ([x.shape for x in tensors(tree)] for tree in (self.value, value))
+        return kinds(self.value) == kinds(value) and next(shapes) == next(shapes)
 
     def copy(self, value: T) -> None:
         """Take a value over, tensor by tensor."""
@@ -44,7 +44,11 @@ class Slab(Generic[T]):
             torch._foreach_copy_(into, of)
 
     def gather(self, value: T) -> None:
-        """Take a value over, whose memory is not this one's, in one call for each dtype."""
+        """Take a value over, whose memory is not this one's, in one call for each dtype.
+
+        All of it is copied, and once more by `follow`: a decoder's state as large as the logits
+        would be noticed.
+        """
         for buffer, free, group in zip(self.buffers, self.free, by_dtype(value), strict=True):
             flat = [part.reshape(-1) for part in group]
             torch.cat([each for pair in zip(flat, free, strict=True) for each in pair], out=buffer)

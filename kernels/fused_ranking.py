@@ -75,7 +75,7 @@ def _launch(
     with torch.cuda.device_of(scores):
         rank_kernel[(rows, -(-width // some))](
             *(scores.contiguous(), flag(allowed), None if chosen is None else flag(chosen)),
-            *(each, 0 if each is not None else min(count, width)),
+            *(each, 0 if each is not None else int(min(count, width))),
             *(out.view(torch.uint8) if dtype == torch.bool else out, width),
             **{"ORDER": False, "TOP": False} | flags,
             COLUMNS=columns,

@@ -1,10 +1,10 @@
-"""What a step does to a canvas beside the network, as Triton kernels of a program for each row.
+"""What a step does to a canvas beside the network, as Triton kernels, most of a program a row.
 
 Each takes the place of some ten operations of torch on a few hundred integers, whose time is that
 of their launches. Flags are bytes, as torch keeps them.
 
-`do_not_specialize` has all arguments but constants: neither a size nor where memory begins makes
-another kernel. One that is met first while a CUDA graph is recorded could not be loaded.
+`do_not_specialize` has all arguments but constants: no size of a canvas and no place in memory
+makes another kernel. One that is met first while a CUDA graph is recorded could not be loaded.
 
 Shapes: B rows, L canvas, W window, N blocks of a row, Q queries, S stop tokens.
 """
@@ -59,11 +59,11 @@ def opened(tokens, blank, place, live, mask_id):  # type: ignore[no-untyped-def]
     return token, empty, empty & (token == mask_id)
 
 
-@triton.jit(do_not_specialize=range(15))  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=range(16))  # type: ignore[untyped-decorator]
 def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     tokens, tokens_row, blank, blank_row, start, origin, begin, hold, ids, out, done,
-    length, mask_id, eos_id, block_length,
-    STOPS: tl.constexpr, BY_BLOCK: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
+    length, mask_id, eos_id, block_length, stops,
+    BY_BLOCK: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fill a row behind a final stop token, and tell whether it is done.
 
@@ -83,7 +83,7 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         mask_id: Id that marks a blank.
         eos_id: What the row is filled with.
         block_length: Positions of a block.
-        STOPS: S.
+        stops: S.
         BY_BLOCK: Whether a stop token is final only once its block is left behind.
         BY_ROW: Whether it is only in a row without a mask.
         BLOCK: Columns at a time.
@@ -99,8 +99,10 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         masks = tl.minimum(masks, tl.where(open_, place, length))
         if ids is not None:
             last = token != token
-            for number in tl.static_range(STOPS):
+            number = stops * 0
+            while number < stops:
                 last = last | (token == tl.load(ids + number))
+                number += 1
             ends = tl.minimum(ends, tl.where(empty & last, place, length))
         at += BLOCK
     first, stays = tl.min(masks, 0), tl.load(hold + row) != 0
@@ -126,10 +128,11 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     tl.store(done + row, whole.to(tl.uint8))
 
 
-@triton.jit(do_not_specialize=range(22))  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=range(23))  # type: ignore[untyped-decorator]
 def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     tokens, tokens_row, blank, blank_row, start, origin, stop, budget, budget_row, block, hold,
-    heads, positions, seen, masked, blanks, length, blocks, width, rows, mask_id, block_length,
+    reached, opening, limit, positions, seen, masked, blanks,
+    length, blocks, width, mask_id, block_length,
     CROSS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The window of a row: the block with its first mask, or all blocks up to it.
@@ -146,7 +149,9 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         budget_row: Elements from row to row.
         block: Pointer to int64 [B], the block so far.
         hold: Pointer to uint8 [B], whether the row stays in it.
-        heads: Pointer to int64 [3, B], written: active block, where it begins, its budget.
+        reached: Pointer to int64 [B], written: the active block.
+        opening: Pointer to int64 [B], written: where it begins.
+        limit: Pointer to int64 [B], written: its budget.
         positions: Pointer to int64 [B, W], written.
         seen: Pointer to int64 [B, W], written: tokens.
         masked: Pointer to uint8 [B, W], written.
@@ -154,7 +159,6 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         length: L.
         blocks: N.
         width: W.
-        rows: B.
         mask_id: Id that marks a blank.
         block_length: Positions of a block.
         CROSS: Whether the window reaches back to the first blank.
@@ -175,15 +179,15 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     first = tl.where(first == length, 0, first)  # as an arg max has it
     base, active = tl.load(origin + row), tl.load(block + row)
     # Rounded towards 0, not down: below it the row has no mask, and stays in its block.
-    reached = tl.maximum(active, (first - base) // block_length)
-    active = tl.where(tl.load(hold + row) != 0, active, reached)
+    later = tl.maximum(active, (first - base) // block_length)
+    active = tl.where(tl.load(hold + row) != 0, active, later)
     begin = base + active * block_length
     end = tl.minimum(begin + block_length, tl.load(stop + row))
     known = (active >= 0) & (active < blocks)
-    limit = tl.load(budget + row * budget_row + active, mask=known, other=0)
-    tl.store(heads + row, active)
-    tl.store(heads + rows + row, begin)
-    tl.store(heads + 2 * rows + row, limit)
+    most = tl.load(budget + row * budget_row + active, mask=known, other=0)
+    tl.store(reached + row, active)
+    tl.store(opening + row, begin)
+    tl.store(limit + row, most)
     column = tl.arange(0, COLUMNS)
     live = column < width
     place = column + (tl.load(start + row) if CROSS else begin)

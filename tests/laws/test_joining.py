@@ -248,6 +248,18 @@ def test_rows_that_are_given_up_leave_the_others_alone(
         assert sum(sizes) < sum(kept)
 
 
+def test_a_row_that_is_given_up_is_done_where_steps_go_on_in_one_shape(
+    golden: Model, way: Execution
+) -> None:
+    """Twice, so that a recording is given what its last step did not leave."""
+    comers = [Comer([number + 1, 2], 13) for number in range(5)]
+    options: dict[str, Any] = {"decoder": "left_to_right", "cache": "none"}
+    together(golden, comers, way, **options)
+    comers[2] = replace(comers[2], gone=5)
+    found = together(golden, comers, way, **options)
+    assert sorted(found) == [0, 1, 3, 4]
+
+
 def test_others_join_when_all_are_done(golden: Model, way: Execution) -> None:
     comers = [Comer([1, 2], 3), Comer([3], 3), Comer([4, 5, 6], 9, after=3)]
     sizes: list[int] = []

@@ -64,3 +64,5 @@ def test_what_it_holds() -> None:
     assert not made.holds(wide)
     assert not made.holds(mapped(lambda part: part[None], value(1)))
     assert not made.holds((value(1), torch.zeros(1)))
+    one, none = torch.zeros(2), None
+    assert not Slab((one, none)).holds((none, one))

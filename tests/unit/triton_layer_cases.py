@@ -188,6 +188,16 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
     for one in (slice(4, 5), slice(0, 17)):
         assert torch.equal(fused_layers.product(x[one], [weight], [None]), every[:, one])
         assert torch.equal(fused_layers.gated(x[one], weight, weight), gates[one])
+    # As many tokens as there are kernels for, in programs of 64 rows and of 128.
+    x = normal(128, 64)
+    for weight in (normal(192, 64), normal(128, 64)):
+        every, gates = (
+            fused_layers.product(x, [weight], [None]),
+            fused_layers.gated(x, weight, weight),
+        )
+        for one in (slice(0, 1), slice(3, 36), slice(0, 65)):
+            assert torch.equal(fused_layers.product(x[one], [weight], [None]), every[:, one])
+            assert torch.equal(fused_layers.gated(x[one], weight, weight), gates[one])
     query, keys, values = normal(2, 5, 4, 32), normal(2, 600, 2, 32), normal(2, 600, 2, 32, seed=1)
     mask = torch.arange(600, device=DEVICE) < torch.tensor([[600], [70]], device=DEVICE)
     every = fused_layers.attend(query, keys, values, 600, mask[:, None, None], 0.3)
