@@ -219,9 +219,9 @@ def attend(
     query: Tensor, keys: Tensor, values: Tensor, seen: int, mask: Tensor | None, scaling: float
 ) -> Tensor:
     """`layers.attend`, of at most `WINDOW` queries."""
-    batch, queries, heads, width = query.shape
     from dlm.kernels.triton_attention import parts_of
 
+    batch, queries, heads, width = query.shape
     each = heads * queries * width * parts_of(seen) * 4  # bytes that a row's parts take
     rows = max(1, SCRATCH // each)
     out = torch.empty_like(query)

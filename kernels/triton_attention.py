@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 NEAR: Final = tl.constexpr(4)
-"""Programs of a row and head that take few keys each, 128."""
+"""The first programs of a row and a head, which take few keys."""
 FEW: Final = tl.constexpr(128)
+"""Keys of each of those."""
 MANY: Final = tl.constexpr(256)
 """Keys of each program behind them."""
 LOG2_E: Final = tl.constexpr(1.4426950408889634)
