@@ -333,9 +333,10 @@ def make(tmp_path: Path, fails: str) -> tuple[int, list[str], Path]:
 def test_one_command_measures_all_without_installing(tmp_path: Path, fails: str) -> None:
     code, ran, checkout = make(tmp_path, fails)
     assert bool(code) == (fails != "nothing")
-    assert [line.split()[0] for line in ran] == 6 * [str(checkout)]
+    assert [line.split()[0] for line in ran] == 7 * [str(checkout)]
     commands = [line.partition(" -m ")[2] for line in ran]
-    starts = [f"dlm bench {n} " for n in ("sampling", "decode", "decode", "batch", "step")]
+    benches = ("sampling", "decode", "decode", "batch", "step", "serve")
+    starts = [f"dlm bench {name} " for name in benches]
     for start, command in zip([*starts, "pytest "], commands, strict=True):
         assert command.startswith(start)
     assert all("--device cuda --out x.jsonl" in each for each in commands[:-1])
