@@ -1,15 +1,40 @@
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from dlm.execution import Execution
+from dlm.generation import generation_job
 from dlm.lanes import Lanes
+from dlm.models.model import Model
 from dlm.recording import Record
+from dlm.settings import Settings
 
 Forbidding = Callable[[], AbstractContextManager[None]]
+Launched = Callable[..., Counter[str]]
+
+
+@pytest.fixture
+def launched() -> Launched:
+    """How often each kernel is launched in a replayed step of a window."""
+
+    def count(model: Model, row: list[int], *, stop_at_eos: bool) -> Counter[str]:
+        settings = Settings(gen_length=12, block_length=12, cache="dual", stop_at_eos=stop_at_eos)
+        with torch.inference_mode():
+            steps = generation_job(model, [row], settings).steps(model)
+            for _ in range(4):
+                next(steps)
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+                next(steps)
+                torch.cuda.synchronize()
+        return Counter(event.name for event in profiler.events())
+
+    return count
 
 
 @pytest.fixture

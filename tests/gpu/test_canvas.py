@@ -1,19 +1,15 @@
 """The kernels beside the network in whole generations; `test_triton.py` runs their cases."""
 
-from collections import Counter
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import dlm
 from dlm.bench.shapes import Shape, build
-from dlm.generation import generation_job
 from dlm.kernels import canvas_check, fused_canvas
 from dlm.models.model import Model
-from dlm.settings import Settings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,15 +64,8 @@ def test_generations_are_those_of_torch(
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
-def test_a_step_of_a_window_is_seven_launches(model: Model, stop_at_eos: bool) -> None:
-    settings = Settings(gen_length=12, block_length=12, cache="dual", stop_at_eos=stop_at_eos)
-    with torch.inference_mode():
-        steps = generation_job(model, ROWS[:1], settings).steps(model)
-        for _ in range(4):
-            next(steps)
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-            next(steps)
-            torch.cuda.synchronize()
-    names = Counter(event.name for event in profiler.events())
+def test_a_step_of_a_window_is_seven_launches(
+    model: Model, launched: Any, stop_at_eos: bool
+) -> None:
+    names = launched(model, ROWS[0], stop_at_eos=stop_at_eos)
     assert [names[f"{name}_kernel"] for name in LAUNCHES] == [1] * len(LAUNCHES)

@@ -1,11 +1,9 @@
 """A network in half precision by the kernels of its layers, in whole generations."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import dlm
 from dlm.bench.shapes import Shape, build
@@ -88,15 +86,6 @@ def test_the_host_does_not_wait_within_a_block(model: Model, cache: str, no_wait
                 next(steps)
 
 
-def test_a_step_of_a_window_is_nine_launches_a_layer(model: Model) -> None:
-    settings = Settings(gen_length=12, block_length=12, cache="dual", stop_at_eos=False)
-    with torch.inference_mode():
-        steps = generation_job(model, ROWS[:1], settings).steps(model)
-        for _ in range(4):
-            next(steps)
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-            next(steps)
-            torch.cuda.synchronize()
-    names = Counter(event.name for event in profiler.events())
+def test_a_step_of_a_window_is_nine_launches_a_layer(model: Model, launched: Any) -> None:
+    names = launched(model, ROWS[0], stop_at_eos=False)
     assert {name: names[name] for name in WINDOW_STEP} == WINDOW_STEP

@@ -1,9 +1,11 @@
 """Values whose tensors lie end to end."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlm.slab import ALIGNMENT, Slab
 from dlm.tree import equal, mapped, tensors
@@ -47,9 +49,25 @@ def test_values_are_taken_over() -> None:
     assert equal(other.value, value(7))
 
 
+class Calls(TorchDispatchMode):
+    """Names of what is asked of the device, views aside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.made.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def test_one_call_for_each_dtype() -> None:
-    made = Slab(value(1))
-    assert [buffer.dtype for buffer in made.buffers] == [torch.int64, torch.bool, torch.float32]
+    made, other, given = Slab(value(1)), Slab(value(2)), mapped(Tensor.contiguous, value(3))
+    with Calls() as calls:
+        made.gather(given)
+        other.follow(made)
+    assert calls.made == ["cat"] * 3 + ["copy_"] * 3
 
 
 def test_every_tensor_is_aligned() -> None:

@@ -97,6 +97,22 @@ def test_what_only_machine_code_shows(recorders: dict[str, Any]) -> None:
             assert "ld.global.b16" not in text
 
 
+def test_tiles_for_many_tokens(recorders: dict[str, Any]) -> None:
+    """128 rows of a matrix that divides into them, else 64: they fit, and are wide products."""
+    x = torch.zeros(128, 4096, dtype=HALF[1])
+    for rows in (8192, 8256):
+        weight = torch.zeros(rows, 4096, dtype=HALF[1])
+        fused_layers.product(x, [weight], [None])
+        fused_layers.gated(x, weight, weight)
+    for name in ("product_kernel", "gated_kernel"):
+        launches = recorders[name].launches.values()
+        assert [one.given["ROWS"] for one in launches] == [128, 64]
+        for one in launches:
+            built = one.compile(90)
+            assert built.metadata.shared <= 227 * 1024
+            assert "wgmma.mma_async" in built.asm["ptx"]
+
+
 def test_what_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(2, 128, dtype=HALF[0])
     assert not fused_layers.covers(x)

@@ -1,6 +1,7 @@
 """No kernel answers a call before it has answered as torch does, and none that fails ends a run."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from dlm.kernels.call import Call
 from dlm.kernels.statistics import by_torch
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +176,16 @@ def test_no_rounding_moves_the_cuts_of_the_check(dtype: torch.dtype) -> None:
         kept = ranked[:, : call.top_k]
         share = kept.cumsum(1) / kept.sum(1, keepdim=True)
         assert (share - selfcheck.SHARE).abs().min() > 1e-3
+
+
+def test_a_wait_that_is_forbidden_is_no_failure_of_the_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And is forbidden again afterwards, whatever the check came to."""
+    modes: list[Any] = [2]  # as `get_sync_debug_mode` tells of "error"
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with suppress(KeyError), selfcheck.may_wait(GPU):
+        assert modes[-1] == "default"
+        raise KeyError
+    assert modes == [2, "default", 2]
