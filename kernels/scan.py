@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dlm.kernels.filters import Cut, filter_cut, leaders
 from dlm.kernels.tiles import (
-    CPU_GRAIN,
     LOWEST,
     PADDING,
     Temperature,
@@ -26,10 +25,11 @@ from dlm.kernels.tiles import (
     tile_count,
 )
 
-LOG2_E: Final = 1.4426950408889634
-"""Weights are powers of 2: on a CPU torch computes those three times as fast as powers of e."""
-_VECTORS: Final = 32
-"""Float32 elements of two vectors of 512 bits, the most that torch's loops take at a time."""
+_FAINTEST: Final = -87.0
+"""Least exponent of a weight: below it a CPU takes 60 times as long for an `exp` of what is, beside
+the 1 of a tile's maximum, nothing."""
+_NOTHING: Final = 1e-25
+"""Nats of entropy that weights of `_FAINTEST` might add up to."""
 _TILE_COST: Final = 6
 """What one token of one tile a row takes, in elements: its value, ids in int64 and their copies."""
 
@@ -53,7 +53,7 @@ class Law:
     """A distribution of every row: softmax((l - m) / T) of the tokens that its filters keep."""
 
     temperature: Temperature  # above 0
-    speed: Tensor  # float32, log2(e) / T, of no dimension or [N, 1]
+    speed: Tensor | None  # float32, 1 / T, of no dimension or [N, 1]; None is 1
     filters: Filters | None
     mass: Tensor  # float32 [N, K], exp((l - m) / T) of the kept over each tile, once scanned
     partition: Tensor  # float32 [N, 1], Z, the sum of those, once scanned
@@ -66,7 +66,8 @@ class Law:
         mass = logits.new_empty((num_rows, tile_count(vocabulary)), dtype=torch.float32)
         value = torch.empty_like(mass[:, :1])
         cut = Cut(value, torch.empty_like(value, dtype=torch.int32)) if filters else None
-        speed = torch.as_tensor(LOG2_E / temperature, dtype=torch.float32)
+        one = isinstance(temperature, float) and temperature == 1
+        speed = None if one else torch.as_tensor(1 / temperature, dtype=torch.float32)
         return cls(temperature, speed, filters, mass, torch.empty_like(value), cut)
 
     def find_cut(self, values: Tensor, rows: slice) -> Cut | None:
@@ -78,42 +79,17 @@ class Law:
         self.cut.value[rows], self.cut.token[rows] = cut.value, cut.token
         return cut
 
-    def gather(self, gaps: Tensor) -> Tensor:
-        """Bring the sums of tiles to the maximum of the row, and add them up.
-
-        Args:
-            gaps: float32 [N, K], m_k - m.
-
-        Returns:
-            f_k, float32 [N, K].
-        """
-        factors = (gaps / self.temperature).exp_()  # of few: `raise_two` needs scratch
-        torch.sum(self.mass.mul_(factors), 1, keepdim=True, out=self.partition)
-        return factors
+    def speeds(self, rows: slice) -> Tensor | None:
+        """1 / T of some rows, of no dimension or [R, 1]; None is 1."""
+        each = self.speed is not None and self.speed.dim() > 0
+        return self.speed[rows] if each and self.speed is not None else self.speed
 
 
-def weigh(gaps: Tensor, speed: Tensor, scratch: Tensor) -> Tensor:
-    """Write 2**(gap speed) to `scratch`; float32 of the shape of the gaps, speed broadcasts."""
-    out = scratch[: gaps.numel()].view_as(gaps)
-    torch.mul(gaps, speed, out=out)
-    raise_two(scratch, gaps.numel())
-    return out
-
-
-def raise_two(scratch: Tensor, count: int) -> None:
-    """2**x in place, of the first `count` elements of float32 scratch and at most `slack()` more.
-
-    torch takes whole vectors to one routine and what is left of a thread's part to another, with
-    other last bits. Every part ends at a whole vector here, so that no bit depends on the batch
-    or on the threads.
-    """
-    unit = _VECTORS * min(torch.get_num_threads(), -(-count // CPU_GRAIN))
-    scratch[: -(-count // unit) * unit].exp2_()
-
-
-def slack() -> int:
-    """Elements of scratch beyond its use, which `raise_two` may write."""
-    return _VECTORS * torch.get_num_threads()
+def exponents(gaps: Tensor, speed: Tensor | None, out: Tensor) -> Tensor:
+    """Write (l - m) / T, at least `_FAINTEST`, to `out`; float32, and the speed broadcasts."""
+    if speed is not None:
+        gaps = torch.mul(gaps, speed, out=out)
+    return torch.clamp(gaps, min=_FAINTEST, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +128,7 @@ class Scan:
     tiled: TiledLogits
     plan: Plan
     tile_maximum: Tensor  # float32 [N, K]
-    tile_moment: Tensor  # float32 [N, K], sum of (l - m) exp((l - m) / T) of the scored law
+    tile_moment: Tensor  # float32 [N, K], sum of x exp(x), x = (l - m) / T, of the scored law
     top_values: Tensor  # float32 [N, S], logits
     top_tokens: Tensor  # int64 [N, S]
 
@@ -177,7 +153,7 @@ class Scan:
         share = count if plan.drawn is None and not plan.whole else 1
         blocks = list(tiled.blocks(share, plan.whole))
         most = max((length(rows) * length(part) for rows, part in blocks), default=0)
-        scratch = empty(count, most * tiled.width + slack()).unbind()
+        scratch = empty(count, most * tiled.width).unbind()
         for rows, part in blocks:
             scan._fill(rows, part, scratch[0], scratch[-1])
         scan._gather()
@@ -200,20 +176,21 @@ class Scan:
             if cut is not None:
                 self._fill_kept(law, cut, rows, values, spare)
         if self.plan.plain_laws:
-            self._fill_plain(rows, part, values.sub_(maximum[:, :, None]), scratch, spare)
+            self._fill_plain(rows, part, values.sub_(maximum[:, :, None]), spare)
 
-    def _fill_plain(
-        self, rows: slice, part: slice, gaps: Tensor, scratch: Tensor, spare: Tensor
-    ) -> None:
-        """Fill some tiles of some rows by the laws without filters, from gaps in `scratch`."""
+    def _fill_plain(self, rows: slice, part: slice, gaps: Tensor, spare: Tensor) -> None:
+        """Fill some tiles of some rows by the laws without filters, from gaps that are lost."""
         laws = self.plan.plain_laws
+        beside = spare[: gaps.numel()].view_as(gaps)
         for law in laws:
-            last = law is laws[-1] and not self.plan.entropy
-            speed = law.speed[rows, :, None] if law.speed.dim() else law.speed
-            weights = weigh(gaps, speed, scratch if last else spare)
+            speed = law.speeds(rows)
+            speed = speed[..., None] if speed is not None and speed.dim() else speed
+            powers = exponents(gaps, speed, gaps if law is laws[-1] else beside)
+            measured = law is self.plan.scored and self.plan.entropy
+            weights = torch.exp(powers, out=beside if measured else powers)
             torch.sum(weights, 2, out=law.mass[rows, part])
-            if law is self.plan.scored and self.plan.entropy:
-                torch.sum(gaps.mul_(weights), 2, out=self.tile_moment[rows, part])
+            if measured:
+                torch.sum(powers.mul_(weights), 2, out=self.tile_moment[rows, part])
 
     def _fill_kept(self, law: Law, cut: Cut, rows: slice, values: Tensor, scratch: Tensor) -> None:
         """Fill some whole rows, float32 [R, K, W], by a law that drops what comes after the cut.
@@ -232,27 +209,31 @@ class Scan:
         start = (tile.int() * width)[:, None]  # the cut is moved, as ids of the block are large
         dropped = Cut(cut.value[row], cut.token[row] - start).drops(block, lanes)
         gaps = block.sub_(maximum[row, tile][:, None])
-        speed = law.speed[rows][row] if law.speed.dim() else law.speed
-        weights = weigh(gaps, speed, scratch).masked_fill_(dropped, 0.0)
-        mass.zero_()[row, tile] = weights.sum(1)
+        speed = law.speeds(rows)
+        powers = exponents(gaps, speed[row] if speed is not None and speed.dim() else speed, gaps)
+        weights = torch.exp(powers, out=scratch[: gaps.numel()].view_as(gaps))
+        mass.zero_()[row, tile] = weights.masked_fill_(dropped, 0.0).sum(1)
         if law is self.plan.scored and self.plan.entropy:
-            self.tile_moment[rows].zero_()[row, tile] = gaps.mul_(weights).sum(1)
+            self.tile_moment[rows].zero_()[row, tile] = powers.mul_(weights).sum(1)
 
     def _gather(self) -> None:
         """Bring all sums to the maximum of the row."""
         gaps = self.tile_maximum - self.maximum[:, None]
         for law in self.plan.laws:
-            factors = law.gather(gaps)
+            # Finite, so that a tile of mass 0 has a moment of 0.
+            powers = (gaps / law.temperature).clamp_(min=LOWEST)
+            factors = powers.exp()
+            torch.sum(law.mass.mul_(factors), 1, keepdim=True, out=law.partition)
             if law is self.plan.scored and self.plan.entropy:
-                # f_k s_k first: 0 where f_k is, while (m_k - m) s_k may be too large for float32.
-                self.tile_moment.mul_(factors).addcmul_(gaps, law.mass)
+                self.tile_moment.mul_(factors).addcmul_(powers, law.mass)
 
     @property
     def entropy(self) -> Tensor:
-        """H = ln Z - sum (l - m) exp((l - m) / T) / (T Z) of the scored law, float32 [N], nats."""
+        """H = ln Z - sum x exp(x) / Z with x = (l - m) / T of the scored law, float32 [N], nats."""
         law = self.plan.scored
         assert law is not None
-        mean = (self.tile_moment.sum(1, keepdim=True) / law.partition).div_(law.temperature)
+        mean = self.tile_moment.sum(1, keepdim=True) / law.partition
+        mean.masked_fill_(mean > -_NOTHING, 0.0)
         return (law.partition.log() - mean)[:, 0]
 
     @property

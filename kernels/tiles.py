@@ -150,7 +150,7 @@ class TiledLogits:
         elif self.suppressed is not None:
             values.masked_fill_(self.suppressed[start:stop], SUPPRESSED)
         if stop - start < shape[1]:
-            block[:, stop - start :] = PADDING
+            block[:, stop - start :].fill_(PADDING)
         return block.view(shape[0], -1, self.width)
 
     def tile(self, rows: slice, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -242,7 +242,8 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
             )  # fmt: skip
             other_mass = tl.sum(tl.sum(weights, 0), 1)
         if ENTROPY:
-            moment = tl.sum(tl.sum(gaps * weights, 0), 1)
+            # Finite, as weights of 0 have a moment of 0.
+            moment = tl.sum(tl.sum(tl.maximum(gaps, LOWEST) * weights, 0), 1)
     maximum = tl.where(broken & (maximum < float("inf")), float("nan"), maximum)
     # One store of 16 bytes a row: four would each wait for all warps of the program.
     left = tl.reshape(tl.join(tl.join(maximum, other_mass), tl.join(mass, moment)), (ROWS, 4))

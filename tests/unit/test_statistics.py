@@ -253,6 +253,19 @@ def test_peaked_rows_keep_their_digits() -> None:
     assert float(field(got, "margin")) == 1.0
 
 
+@pytest.mark.parametrize("gap", [86.0, 88.0, 104.0, 1e4, 3e38])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_what_is_far_below_weighs_nothing(gap: float, temperature: float) -> None:
+    """Of two equals and 3,000 others: below e**-87 a weight is no number that a CPU likes."""
+    logits = torch.full((2, 3002), 1.0 - min(3e38, gap * max(1.0, temperature)))
+    logits[0, [7, 2900]] = 1.0
+    logits[1, 7] = 1.0
+    options: dict[str, Any] = {"temperature": temperature, "key": make_key(2), "law": "sampling"}
+    got = token_statistics(logits, ("entropy", "confidence"), **options)
+    assert field(got, "confidence").tolist() == [0.5, 1.0]
+    assert field(got, "entropy").tolist() == [float(torch.tensor(2.0).log()), 0.0]
+
+
 def test_only_the_wanted_is_computed() -> None:
     logits = random_logits(3, 50)
     for wanted in ((), ("margin",), {"entropy", "confidence"}, ["token_probability"]):
