@@ -101,7 +101,7 @@ def test_alone(model: Model, case: Case) -> None:
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: g[0]["policy"])
 def test_in_a_ragged_batch_in_any_order(model: Model, group: list[Case]) -> None:
-    for seed in range(3):
+    for seed in range(2):
         cases = random.Random(seed).sample(group, len(group)) if seed else group
         out = dlm.generate(model, [c["prompt"] for c in cases], **options(group[0]))
         for row, case in enumerate(cases):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-KILLS = 20
+KILLS = 10
 
 PROGRAM = """
 import json, os, random, signal, sys, time

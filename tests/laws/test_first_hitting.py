@@ -196,6 +196,7 @@ def hitting_times(tiny: Model, decoder: str, own: Mapping[str, Any], steps: int 
     return torch.tensor([one.times for one in trajectories(decode(tiny, decoder, own, **options))])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(
     ("decoder", "steps", "counts"),
@@ -246,6 +247,7 @@ def test_tokens_do_not_depend_on_the_schedule_of_times(tiny: Model) -> None:
     ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def check(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any)
         assert getattr(one, name) == getattr(other, name), name
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_later_generations_decode_what_they_would_alone(
     golden: Model,
@@ -80,6 +80,7 @@ def test_later_generations_decode_what_they_would_alone(
     assert trace.plays - played == max(run(golden, Execution(), ROWS, **options).forwards)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "facts", [{}, {"block_size": 5}, {"shift": True}, {"block_size": 5, "causal": True}], ids=str
 )

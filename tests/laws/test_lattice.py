@@ -29,7 +29,7 @@ Toy = Callable[..., Model]
 Policy = tuple[str | AnyDecoder, Mapping[str, Any]]
 
 law = examples(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 thresholds = st.one_of(st.floats(0, 1), st.sampled_from([0.3, 0.6, 1.5]), st.just("attained"))
 prompts = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=3)

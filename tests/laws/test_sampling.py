@@ -98,7 +98,7 @@ def test_samples_follow_the_filtered_law(options: Mapping[str, float], temperatu
     assert p_value(counts, p) > 1e-3
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{}, *FILTERS])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_samples_follow_the_scaled_and_filtered_law(

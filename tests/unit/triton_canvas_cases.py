@@ -24,7 +24,7 @@ DEVICE = os.environ.get("DLM_TEST_DEVICE", "cpu")
 MASK, EOS, STOP = 7, 8, 9
 NAN, INF = float("nan"), float("inf")
 CASES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

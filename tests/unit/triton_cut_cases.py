@@ -89,7 +89,7 @@ def check(logits: Tensor, temperature: float = 1.0, **options: Any) -> None:
     top_k=st.none() | st.integers(1, 8),
     top_p=st.none() | st.floats(0.01, 0.99),
 )  # fmt: skip
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_small_rows_with_many_ties(
     rows: list[list[float]],
     dtype: torch.dtype,

@@ -57,9 +57,9 @@ def test_a_bomb_in_one_sandbox_takes_nothing_from_another(box: Sandbox, marked: 
     bomb = Check(marked(BOMB), "assert f(1) == 2")
     honest = Check("def f(x):\n    return x + 1\n", "assert f(1) == 2")
     outcomes = replace(box, limits=replace(box.limits, wall_seconds=8)).run_all(
-        [bomb, honest, honest, bomb], workers=2
+        [bomb, honest, honest], workers=2
     )
-    assert [each.passed for each in outcomes] == [False, True, True, False]
+    assert [each.passed for each in outcomes] == [False, True, True]
 
 
 def test_an_interrupt_takes_the_sandbox_down(
