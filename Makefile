@@ -4,6 +4,10 @@ BIN := .venv/bin
 PARALLEL := --numprocesses logical --dist worksteal
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Half of what an installation takes is to compile modules of which few are used: those that are
+# compile themselves when they are, for good.
+INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-all test-oldest bench bench-gpu lint format types wheel gpu clean
 
@@ -72,9 +76,9 @@ clean:
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e .
+	$(INSTALL) -e .
 	touch $@
 .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	touch .venv/base $@

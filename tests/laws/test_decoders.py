@@ -181,6 +181,7 @@ ADVERSARIAL = {
 
 
 @every_decoder
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("logits", ADVERSARIAL.values(), ids=ADVERSARIAL)
 def test_terminates_under_adversarial_logits(

@@ -73,6 +73,7 @@ def kept_exactly(p: Tensor, top_k: int | None = None, top_p: float | None = None
     return law / law.sum()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("vocabulary", SIZES)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_the_tempered_softmax(vocabulary: int, temperature: float) -> None:
@@ -87,6 +88,7 @@ def test_chi_square_notices_a_wrong_law() -> None:
     assert p_value(counts, (logits.double() / 1.2).softmax(0)) < 1e-6
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("options", FILTERS)
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_samples_follow_the_filtered_law(options: Mapping[str, float], temperature: float) -> None:
