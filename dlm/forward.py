@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from dlm.cache import Cache, Refresh, Reuse, View
-from dlm.canvas import Canvas, active_length
+from dlm.canvas import Canvas
 from dlm.host import send
 from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
-from dlm.models.model import Model, block_causal, causal_context
+from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due, Progress, select_rows
 from dlm.settings import Settings
+from dlm.topology import Topology
 from dlm.traits import Traits
 from dlm.types import StepView
 
@@ -49,17 +50,13 @@ class Forward:
         self.model = model
         self.mask_id = model.spec.mask_id
         self.guided = bool(settings.cfg_scale)
-        self.shadowed = "leave_one_out" in traits.needs
         self.mode = settings.cache
         self.refresh_every = settings.refresh_every
         self.shift = model.spec.shift
-        self.final = model.spec.block_size is not None  # whether what is before a block stays
-        self.grid = model.spec.grid
-        self.causal = model.spec.causal
-        self.block_length = active_length(settings.block_length, model.spec)
+        self.topology = Topology.of(model, traits, settings)
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
-        self.packs = packs and model.takes_masks and not self.shadowed
+        self.packs = packs and model.takes_masks and not self.topology.shadowed
 
     def follow(
         self, other: "Forward", index: Tensor, rows: int, first: int, shape: tuple[int, int]
@@ -96,8 +93,8 @@ class Forward:
         batch, length = canvas.tokens.shape
         if self.cache is None:
             self.cache = Cache(batch * (2 if self.guided else 1), length)
-        if self.final:
-            end = self.block_end(canvas, view.block_start)
+        if self.topology.final:
+            end = self.topology.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(progress.kept, end, count), self.cache)
         if due.whole:
@@ -124,22 +121,12 @@ class Forward:
         every = self.refresh_every
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
-    def block_start(self, start: Tensor) -> Tensor:
-        """Where the block of attention that holds the begin of a block to decode begins, [B]."""
-        return start if self.grid is None else start - start % self.grid
-
-    def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the end of that block of attention, or of the row, [B]."""
-        size = self.grid or self.block_length
-        assert size is not None
-        return torch.minimum(self.block_start(start) + size, canvas.length)
-
     def kept(self, start: Tensor, again: Tensor) -> Tensor:
         """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
 
         0 where the row is to be computed again from its beginning, bool [B].
         """
-        return self.block_start(start).masked_fill(again, 0)
+        return self.topology.block_start(start).masked_fill(again, 0)
 
     def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
         """Most columns to compute in a row that is not done, int64 [1].
@@ -150,8 +137,8 @@ class Forward:
             kept: int64 [B], columns that are final and cached.
             done: bool [B].
         """
-        if self.final:
-            each = self.block_end(canvas, start) - kept
+        if self.topology.final:
+            each = self.topology.block_end(canvas, start) - kept
         elif self.mode == "prefix":
             each = canvas.length - start
         else:
@@ -192,14 +179,14 @@ class Forward:
         batch, width = canvas.tokens.shape
         columns = torch.arange(width, device=canvas.tokens.device)
         valid = columns < canvas.length[:, None]
-        attend = self.seen(canvas, view, columns[None], valid, True)
+        attend = self.topology.seen(canvas, view, columns[None], valid, True)
         tokens, positions = canvas.tokens, columns.expand(batch, -1)
         if self.guided:
             tokens = torch.cat((tokens, tokens.masked_fill(~canvas.blank, self.mask_id)))
             positions = positions.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
         tokens, positions = packing.pack(tokens), packing.pack(positions)
-        packed = Packed(packing, keep, whole=not self.final)
+        packed = Packed(packing, keep, whole=not self.topology.final)
         states = self.model.hidden(tokens, positions, None, packed, attend=attend)
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))
@@ -236,7 +223,7 @@ class Forward:
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
         own = states[:, ahead:count]
         # On a grid what is computed in front of a window is at least as long as that.
-        if self.final and (self.causal or stretch.count > window):
+        if self.topology.final and (self.topology.causal or stretch.count > window):
             offset = view.block_start - stretch.begin
             offset = offset[:, None] + torch.arange(window, device=offset.device)
             index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
@@ -266,9 +253,9 @@ class Forward:
             cache: where keys and values go.
         """
         batch, count = tokens.shape
-        attend = self.seen(canvas, view, positions, valid, isinstance(cache, Reuse))
-        if self.shadowed:
-            attend = self.with_shadows(canvas, view, count, valid, attend)
+        attend = self.topology.seen(canvas, view, positions, valid, isinstance(cache, Reuse))
+        if self.topology.shadowed:
+            attend = self.topology.with_shadows(canvas, view, count, valid, attend)
             positions = torch.cat((positions.expand(batch, -1), view.positions), 1)
             tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
             given = torch.cat((given, torch.zeros_like(view.masked)), 1)
@@ -283,47 +270,13 @@ class Forward:
             valid, more["attend"] = None, attend
         return self.model.hidden(tokens, positions, valid, cache, **more).to(tokens.device)
 
-    def seen(
-        self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
-    ) -> Tensor | None:
-        """Which columns each query sees, bool [B, Q or 1, L]; None where the model can tell."""
-        on_grid = self.grid is not None and (reuse or self.shadowed)
-        if not (self.causal or on_grid):
-            return valid[:, None] if reuse and valid is not None else None  # more keys than queries
-        keys = torch.arange(canvas.tokens.shape[1], device=positions.device)[None]
-        if self.grid is not None:
-            attend = block_causal(positions, keys, self.grid)
-        else:  # the window may reach back to earlier blocks
-            end = self.block_end(canvas, view.block_start)
-            attend = causal_context(positions, keys, view.positions[:, 0], end)
-        return attend if valid is None else attend & valid[:, None]
-
-    def with_shadows(
-        self,
-        canvas: Canvas,
-        view: StepView,
-        count: int,
-        valid: Tensor | None,
-        seen: Tensor | None,
-    ) -> Tensor:
-        """The same with the shadows of the window, bool [B, Q + W, L + W]."""
-        length = canvas.tokens.shape[1]
-        attend = shadow_attention(view, count, length, valid)
-        if self.final and seen is not None:
-            own = self.seen(canvas, view, view.positions, None, True)
-            assert own is not None
-            batch = attend.shape[0]
-            both = torch.cat((seen.expand(batch, -1, -1), own), 1)
-            attend[:, :, :length] &= both
-        return attend
-
     def behind(self, states: Tensor, count: int) -> Tensor | None:
         """States of the shadows, behind those of `count` queries."""
-        return states[:, count:] if self.shadowed else None
+        return states[:, count:] if self.topology.shadowed else None
 
     def count(self, view: StepView, queries: Tensor) -> Tensor:
         """Positions that were computed, int64 [B]: shadows too, guidance twice."""
-        if self.shadowed:
+        if self.topology.shadowed:
             queries = queries + (view.masked | view.editable).sum(-1)
         return 2 * queries if self.guided else queries
 
@@ -372,28 +325,3 @@ def first(marked: Tensor, count: int) -> Tensor:
 def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
     """The rows that are flagged, int64."""
     return send([row for row, flag in enumerate(flags) if flag], device)
-
-
-def shadow_attention(view: StepView, count: int, width: int, valid: Tensor | None) -> Tensor:
-    """Who attends to whom when a mask stands in the shadow of every blank of the window.
-
-    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
-    shadows (WINO, arXiv:2507.18578, section 3.2).
-
-    Args:
-        view: the window.
-        count: Q, real tokens among the queries.
-        width: L, of the canvas.
-        valid: bool [B, L], False at padding; None where there is none.
-
-    Returns:
-        bool [B, Q + W, L + W], whether query (second axis) sees key (third).
-    """
-    batch, shadows = view.positions.shape
-    device = view.positions.device
-    own = torch.arange(width, device=device) == view.positions[..., None]
-    attend = torch.zeros(batch, count + shadows, width + shadows, dtype=torch.bool, device=device)
-    attend[:, :, :width] = True if valid is None else valid[:, None]
-    attend[:, count:, :width] &= ~own
-    attend[:, count:, width:] = (view.masked | view.editable)[:, None]
-    return attend

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import dlm
 from dlm.decoders import Wino
-from dlm.forward import shadow_attention
 from dlm.generation import generation_job, make_job
 from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.settings import Settings
+from dlm.topology import shadow_attention
 from dlm.types import Decision, StepView
 
 Toy = Callable[..., Model]

@@ -1,0 +1,123 @@
+"""Which columns a query sees, and where the blocks begin and end that attention knows.
+
+Shapes: B rows, L canvas, W window, Q queries.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas, active_length
+from dlm.models.model import Model, block_causal, causal_context
+from dlm.settings import Settings
+from dlm.traits import Traits
+from dlm.types import StepView
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Who attends to whom while rows are decoded block by block."""
+
+    final: bool  # whether what is before a block stays as it is
+    grid: int | None  # tokens of a block of attention, counted from the beginning of the row
+    causal: bool  # whether what is before the block that is decoded sees nothing behind itself
+    block_length: int | None  # tokens of a block that is decoded; None is the whole row
+    shadowed: bool  # whether a mask stands in the shadow of every blank of the window
+
+    @classmethod
+    def of(cls, model: Model, traits: Traits, settings: Settings) -> Self:
+        """What a network, a decoder and the options make of it."""
+        spec = model.spec
+        return cls(
+            final=spec.block_size is not None,
+            grid=spec.grid,
+            causal=spec.causal,
+            block_length=active_length(settings.block_length, spec),
+            shadowed="leave_one_out" in traits.needs,
+        )
+
+    def block_start(self, start: Tensor) -> Tensor:
+        """Where the block of attention that holds the begin of a block to decode begins, [B]."""
+        return start if self.grid is None else start - start % self.grid
+
+    def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
+        """One past the end of that block of attention, or of the row, [B]."""
+        size = self.grid or self.block_length
+        assert size is not None
+        return torch.minimum(self.block_start(start) + size, canvas.length)
+
+    def seen(
+        self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
+    ) -> Tensor | None:
+        """Which columns each query sees; None where the model can tell.
+
+        Args:
+            canvas: the rows.
+            view: their windows.
+            positions: int64 [B or 1, Q], where the queries stand.
+            valid: bool [B, L], False at padding; None where there is none.
+            reuse: whether the keys of other columns come from a cache.
+
+        Returns:
+            bool [B, Q or 1, L].
+        """
+        on_grid = self.grid is not None and (reuse or self.shadowed)
+        if not (self.causal or on_grid):
+            return valid[:, None] if reuse and valid is not None else None  # more keys than queries
+        keys = torch.arange(canvas.tokens.shape[1], device=positions.device)[None]
+        if self.grid is not None:
+            attend = block_causal(positions, keys, self.grid)
+        else:  # the window may reach back to earlier blocks
+            end = self.block_end(canvas, view.block_start)
+            attend = causal_context(positions, keys, view.positions[:, 0], end)
+        return attend if valid is None else attend & valid[:, None]
+
+    def with_shadows(
+        self,
+        canvas: Canvas,
+        view: StepView,
+        count: int,
+        valid: Tensor | None,
+        seen: Tensor | None,
+    ) -> Tensor:
+        """The same, `seen`, with the shadows of the window behind `count` queries.
+
+        Returns:
+            bool [B, Q + W, L + W].
+        """
+        length = canvas.tokens.shape[1]
+        attend = shadow_attention(view, count, length, valid)
+        if self.final and seen is not None:
+            own = self.seen(canvas, view, view.positions, None, True)
+            assert own is not None
+            batch = attend.shape[0]
+            both = torch.cat((seen.expand(batch, -1, -1), own), 1)
+            attend[:, :, :length] &= both
+        return attend
+
+
+def shadow_attention(view: StepView, count: int, width: int, valid: Tensor | None) -> Tensor:
+    """Who attends to whom when a mask stands in the shadow of every blank of the window.
+
+    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
+    shadows (WINO, arXiv:2507.18578, section 3.2).
+
+    Args:
+        view: the window.
+        count: Q, real tokens among the queries.
+        width: L, of the canvas.
+        valid: bool [B, L], False at padding; None where there is none.
+
+    Returns:
+        bool [B, Q + W, L + W], whether query (second axis) sees key (third).
+    """
+    batch, shadows = view.positions.shape
+    device = view.positions.device
+    own = torch.arange(width, device=device) == view.positions[..., None]
+    attend = torch.zeros(batch, count + shadows, width + shadows, dtype=torch.bool, device=device)
+    attend[:, :, :width] = True if valid is None else valid[:, None]
+    attend[:, count:, :width] &= ~own
+    attend[:, count:, width:] = (view.masked | view.editable)[:, None]
+    return attend
