@@ -9,6 +9,8 @@ likeliest tokens.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Final
 
 import torch
@@ -40,6 +42,11 @@ def length(part: slice) -> int:
     return size
 
 
+def some(each: Tensor, rows: slice, part: slice) -> Tensor:
+    """What belongs to some tiles of some rows, of [N, K]."""
+    return each[rows] if length(part) == each.shape[1] else each[rows, part]
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """Which tokens a law keeps: the top k, then the top p of those. None keeps all."""
@@ -66,8 +73,9 @@ class Law:
         mass = logits.new_empty((num_rows, tile_count(vocabulary)), dtype=torch.float32)
         value = torch.empty_like(mass[:, :1])
         cut = Cut(value, torch.empty_like(value, dtype=torch.int32)) if filters else None
-        one = isinstance(temperature, float) and temperature == 1
-        speed = None if one else torch.as_tensor(1 / temperature, dtype=torch.float32)
+        speed = None
+        if isinstance(temperature, Tensor) or temperature != 1:
+            speed = torch.as_tensor(1 / temperature, dtype=torch.float32)
         return cls(temperature, speed, filters, mass, torch.empty_like(value), cut)
 
     def find_cut(self, values: Tensor, rows: slice) -> Cut | None:
@@ -81,8 +89,9 @@ class Law:
 
     def speeds(self, rows: slice) -> Tensor | None:
         """1 / T of some rows, of no dimension or [R, 1]; None is 1."""
-        each = self.speed is not None and self.speed.dim() > 0
-        return self.speed[rows] if each and self.speed is not None else self.speed
+        if self.speed is None or not self.speed.dim():
+            return self.speed
+        return self.speed[rows]
 
 
 def exponents(gaps: Tensor, speed: Tensor | None, out: Tensor) -> Tensor:
@@ -92,7 +101,7 @@ def exponents(gaps: Tensor, speed: Tensor | None, out: Tensor) -> Tensor:
     return torch.clamp(gaps, min=_FAINTEST, out=out)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What a scan has to find out. Laws that are the same object are weighed once."""
 
@@ -102,7 +111,7 @@ class Plan:
     top: int = 0  # S
     entropy: bool = False
 
-    @property
+    @cached_property
     def laws(self) -> list[Law]:
         """Each once, and `scored` last."""
         first = [] if self.drawn is None or self.drawn is self.scored else [self.drawn]
@@ -110,7 +119,7 @@ class Plan:
             first.append(self.ranked)
         return first if self.scored is None else [*first, self.scored]
 
-    @property
+    @cached_property
     def plain_laws(self) -> list[Law]:
         """Those without filters."""
         return [law for law in self.laws if law.cut is None]
@@ -152,47 +161,48 @@ class Scan:
         # A race holds as much as two blocks later on.
         share = count if plan.drawn is None and not plan.whole else 1
         blocks = list(tiled.blocks(share, plan.whole))
-        most = max((length(rows) * length(part) for rows, part in blocks), default=0)
-        scratch = empty(count, most * tiled.width).unbind()
-        for rows, part in blocks:
-            scan._fill(rows, part, scratch[0], scratch[-1])
+        shapes = [(length(rows), length(part), tiled.width) for rows, part in blocks]
+        scratch = empty(count, max(map(prod, shapes), default=0)).unbind()
+        views = {shape: [each[: prod(shape)].view(shape) for each in scratch] for shape in shapes}
+        for (rows, part), shape in zip(blocks, shapes, strict=True):
+            scan._fill(rows, part, views[shape][0], views[shape][-1])
         scan._gather()
         return scan
 
-    def _fill(self, rows: slice, part: slice, scratch: Tensor, spare: Tensor) -> None:
+    def _fill(self, rows: slice, part: slice, values: Tensor, spare: Tensor) -> None:
         """Fill some tiles of some rows, with sums taken from the maximum of each tile.
 
         Works in place: a block, and its weights where the block is needed after them, are all
         it holds.
         """
-        values = self.tiled.read(rows, part, scratch)
-        maximum = torch.amax(values, 2, out=self.tile_maximum[rows, part])
+        self.tiled.read(rows, part, values)
+        maximum = torch.amax(values, 2, out=some(self.tile_maximum, rows, part))
         if self.plan.top:
             ranked, ids = leaders(values.flatten(1), self.plan.top)
             self.top_values[rows] = ranked
             self.top_tokens[rows] = ids.clamp_(max=self.tiled.vocabulary - 1)  # only if NaN
-        cuts = [law.find_cut(values, rows) for law in self.plan.laws]
-        for law, cut in zip(self.plan.laws, cuts, strict=True):
-            if cut is not None:
-                self._fill_kept(law, cut, rows, values, spare)
+        if self.plan.whole:
+            cuts = [law.find_cut(values, rows) for law in self.plan.laws]
+            for law, cut in zip(self.plan.laws, cuts, strict=True):
+                if cut is not None:
+                    self._fill_kept(law, cut, rows, values, spare)
         if self.plan.plain_laws:
             self._fill_plain(rows, part, values.sub_(maximum[:, :, None]), spare)
 
     def _fill_plain(self, rows: slice, part: slice, gaps: Tensor, spare: Tensor) -> None:
         """Fill some tiles of some rows by the laws without filters, from gaps that are lost."""
         laws = self.plan.plain_laws
-        beside = spare[: gaps.numel()].view_as(gaps)
         for law in laws:
             speed = law.speeds(rows)
             speed = speed[..., None] if speed is not None and speed.dim() else speed
-            powers = exponents(gaps, speed, gaps if law is laws[-1] else beside)
+            powers = exponents(gaps, speed, gaps if law is laws[-1] else spare)
             measured = law is self.plan.scored and self.plan.entropy
-            weights = torch.exp(powers, out=beside if measured else powers)
-            torch.sum(weights, 2, out=law.mass[rows, part])
+            weights = torch.exp(powers, out=spare if measured else powers)
+            torch.sum(weights, 2, out=some(law.mass, rows, part))
             if measured:
-                torch.sum(powers.mul_(weights), 2, out=self.tile_moment[rows, part])
+                torch.sum(powers.mul_(weights), 2, out=some(self.tile_moment, rows, part))
 
-    def _fill_kept(self, law: Law, cut: Cut, rows: slice, values: Tensor, scratch: Tensor) -> None:
+    def _fill_kept(self, law: Law, cut: Cut, rows: slice, values: Tensor, spare: Tensor) -> None:
         """Fill some whole rows, float32 [R, K, W], by a law that drops what comes after the cut.
 
         Most tiles have nothing that is kept. On the CPU they are left out; elsewhere to count
@@ -210,8 +220,9 @@ class Scan:
         dropped = Cut(cut.value[row], cut.token[row] - start).drops(block, lanes)
         gaps = block.sub_(maximum[row, tile][:, None])
         speed = law.speeds(rows)
-        powers = exponents(gaps, speed[row] if speed is not None and speed.dim() else speed, gaps)
-        weights = torch.exp(powers, out=scratch[: gaps.numel()].view_as(gaps))
+        speed = speed[row] if speed is not None and speed.dim() else speed
+        powers = exponents(gaps, speed, gaps)
+        weights = torch.exp(powers, out=spare.flatten(0, 1)[: len(powers)])
         mass.zero_()[row, tile] = weights.masked_fill_(dropped, 0.0).sum(1)
         if law is self.plan.scored and self.plan.entropy:
             self.tile_moment[rows].zero_()[row, tile] = powers.mul_(weights).sum(1)

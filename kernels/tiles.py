@@ -5,6 +5,7 @@ Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens o
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class Bonus(NamedTuple):
     values: Tensor  # float32 [N, J], 0 for an entry that means nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TiledLogits:
     """Logits as float32 with suppressed tokens and -inf replaced, without a copy of the whole."""
 
@@ -78,17 +79,17 @@ class TiledLogits:
         starts = torch.arange(tile_count(logits.shape[1]) + 1) * TILE
         return cls(logits, suppressed, ids, torch.searchsorted(ids, starts).tolist(), bonus)
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """V."""
         return self.logits.shape[1]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """W: a vocabulary below one tile is not padded."""
         return min(TILE, self.vocabulary)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """K."""
         return tile_count(self.vocabulary)
@@ -120,21 +121,11 @@ class TiledLogits:
         busy = CPU_GRAIN * torch.get_num_threads()
         return max(CPU_BLOCK, min(busy, self.logits.numel() // CPU_SHARE))
 
-    def read(self, rows: slice, tiles: slice, scratch: Tensor) -> Tensor:
-        """Some tiles of some rows, the last tile padded.
-
-        Args:
-            rows: Which rows, R of them.
-            tiles: Which tiles, C of them.
-            scratch: float32, at least R C W elements, overwritten.
-
-        Returns:
-            float32 [R, C, W], in `scratch`.
-        """
-        shape = (rows.stop - rows.start, (tiles.stop - tiles.start) * self.width)
+    def read(self, rows: slice, tiles: slice, out: Tensor) -> None:
+        """Write some tiles of some rows to `out`, float32 [R, C, W], the last tile padded."""
         start = tiles.start * self.width
-        stop = min(start + shape[1], self.vocabulary)
-        block = scratch[: shape[0] * shape[1]].view(shape)
+        stop = min(tiles.stop * self.width, self.vocabulary)
+        block = out.flatten(1)
         values = block[:, : stop - start]
         given = self.logits[rows, start:stop]
         if given.dtype == torch.float32:
@@ -149,9 +140,8 @@ class TiledLogits:
                 values.index_fill_(1, self.suppressed_ids[first:last] - start, SUPPRESSED)
         elif self.suppressed is not None:
             values.masked_fill_(self.suppressed[start:stop], SUPPRESSED)
-        if stop - start < shape[1]:
+        if stop < tiles.stop * self.width:
             block[:, stop - start :].fill_(PADDING)
-        return block.view(shape[0], -1, self.width)
 
     def tile(self, rows: slice, index: Tensor) -> tuple[Tensor, Tensor]:
         """One tile of each of some rows.

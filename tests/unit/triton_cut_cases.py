@@ -47,8 +47,9 @@ def cuts(logits: Tensor, temperature: float = 1.0, **options: Any) -> tuple[Cut,
     assert fused.covers(call)
     bits = find_cut(call, FusedLaw(temperature, call.scale))
     tiled = TiledLogits.of(logits, call.suppressed, call.bonus)
-    room = torch.empty(len(logits) * tiled.tiles * tiled.width, device=DEVICE)
-    values = tiled.read(slice(0, len(logits)), slice(0, tiled.tiles), room).flatten(1)
+    room = torch.empty(len(logits), tiled.tiles, tiled.width, device=DEVICE)
+    tiled.read(slice(0, len(logits)), slice(0, tiled.tiles), room)
+    values = room.flatten(1)
     tempering = temperature if call.scale is None else temperature / call.scale[:, None]
     top_p = None if call.top_p == 1 else call.top_p
     found = Cut(bits[:, :1].contiguous().view(torch.float32), bits[:, 1:])
