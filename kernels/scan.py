@@ -28,10 +28,10 @@ from dlm.kernels.tiles import (
 )
 
 _FAINTEST: Final = -87.0
-"""Least exponent of a weight: below it a CPU takes 60 times as long for an `exp` of what is, beside
-the 1 of a tile's maximum, nothing."""
-_NOTHING: Final = 1e-25
-"""Nats of entropy that weights of `_FAINTEST` might add up to."""
+"""Least exponent of a weight: below it a CPU takes some 100 times as long for an `exp` of what is,
+beside the 1 of a tile's maximum, nothing."""
+_NOTHING: Final = 1e-29
+"""Nats of entropy: more than weights of `_FAINTEST` add up to in 7 million tokens."""
 _TILE_COST: Final = 6
 """What one token of one tile a row takes, in elements: its value, ids in int64 and their copies."""
 

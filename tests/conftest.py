@@ -4,12 +4,13 @@ Shapes: B rows, L canvas, C contexts, V vocabulary.
 """
 
 import runpy
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -33,14 +34,17 @@ EOT = 5
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave most cases of tests marked `one_in` to the slow ones, and begin with what is `long`."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
-    met: Counter[str] = Counter()
+    many: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        marker = item.get_closest_marker("one_in")
-        if marker is not None:
-            test = item.nodeid.partition("[")[0]
-            if met[test] % marker.args[0]:
-                item.add_marker(pytest.mark.slow)
-            met[test] += 1
+        if item.get_closest_marker("one_in") is not None:
+            many[item.nodeid.partition("[")[0]].append(item)
+    for cases in many.values():
+        # Every n-th in the order of the parameters would leave out some of their values for good.
+        cases.sort(key=lambda item: crc32(item.nodeid.encode()))
+        marker = cases[0].get_closest_marker("one_in")
+        assert marker is not None
+        for item in cases[-(-len(cases) // marker.args[0]) :]:
+            item.add_marker(pytest.mark.slow)
 
 
 class Nothing(torch.nn.Module):

@@ -228,6 +228,14 @@ def test_rows_without_a_finite_logit_are_uniform_over_the_rest() -> None:
     assert field(got, "token_probability").tolist() == [pytest.approx(1 / 650), 0.0]
 
 
+@pytest.mark.parametrize("options", FILTERS)
+def test_rows_of_nothing_but_nan_are_nan(options: dict[str, Any]) -> None:
+    logits = torch.full((2, 5), torch.nan)
+    options = {"law": "sampling", "temperature": 1.0, "key": make_key(2), **options}
+    got = token_statistics(logits, NAMES[:3], **options)
+    assert all(field(got, name).isnan().all() for name in NAMES[:3])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("options", FILTERS)
@@ -251,6 +259,8 @@ def test_peaked_rows_keep_their_digits() -> None:
     got = token_statistics(torch.tensor([[20.0, 0.0]]), ("entropy", "margin"))
     assert float(field(got, "entropy")) == pytest.approx(21 * 2.0611536e-9, rel=0.06)
     assert float(field(got, "margin")) == 1.0
+    least = field(token_statistics(torch.tensor([[0.0, -70.0]]), ("entropy",)), "entropy")
+    assert float(least) == pytest.approx(71 * 3.975450e-31, rel=0.02, abs=0)
 
 
 @pytest.mark.parametrize("gap", [86.0, 88.0, 104.0, 1e4, 3e38])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlm.bench.baselines import float64_path
 from dlm.bench.memory import peak_extra_bytes
-from dlm.kernels import STATISTICS, NoiseKey, tiles, token_statistics
+from dlm.kernels import STATISTICS, NoiseKey, TokenStatistics, tiles, token_statistics
 from dlm.kernels.scan import length
 from dlm.kernels.tiles import CPU_BLOCK, CPU_GRAIN, TILE, TiledLogits
 
@@ -78,6 +78,26 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}])
+@pytest.mark.parametrize("vocabulary", [3, 7, 15])
+def test_no_bit_depends_on_the_batch(vocabulary: int, filters: dict[str, Any]) -> None:
+    """In rows that no vector of a CPU holds a whole number of."""
+    logits, index = random_logits(200, vocabulary), torch.arange(200)
+    options: dict[str, Any] = {"temperature": 0.7, "law": "sampling", **filters}
+
+    def of(rows: slice) -> TokenStatistics:
+        place = index[rows]
+        key = NoiseKey(0, place, place, place)
+        tokens = place % vocabulary
+        return token_statistics(logits[rows], STATISTICS, tokens=tokens, key=key, **options)
+
+    whole = of(slice(200))
+    alone = [of(slice(row, row + 1)) for row in range(200)]
+    for name in ("sampled", "maximum", *STATISTICS):
+        each = torch.cat([getattr(one, name) for one in alone])
+        assert torch.equal(each, getattr(whole, name)), name
 
 
 @pytest.mark.usefixtures("threads")

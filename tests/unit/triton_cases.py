@@ -238,7 +238,7 @@ def test_ties_and_holes(temperature: float, filters: dict[str, Any]) -> None:
     logits[1] = 0.0
     logits[2, 1030:] = 50.0  # equals across a tile's end
     logits[3] = torch.where(torch.arange(vocabulary) < 1024, -50.0, -torch.inf)
-    logits[4, 7] = 3e38
+    logits[4, 7], logits[4, 1024:] = 3e38, -torch.inf  # farther below than float32 can say
     suppressed = torch.arange(vocabulary) % 4 == 2
     found = agree(
         logits, temperature=temperature, suppressed=suppressed, key=make_key(6),
