@@ -24,7 +24,7 @@ from dlm.decoders.saber import Saber
 from dlm.decoders.schedule import Schedule
 from dlm.decoders.threshold import Factor, Threshold
 from dlm.decoders.wino import Wino
-from dlm.options import known
+from dlm.options import known, plain
 from dlm.types import AnyDecoder
 
 __all__ = [
@@ -96,4 +96,6 @@ def make(name: str, **options: Any) -> AnyDecoder:
     decoder = DECODERS[known("decoder", name, DECODERS)]
     for option in options:
         known(f"option of {name}", option, (f.name for f in fields(decoder)))  # type: ignore[arg-type]
-    return decoder(**options)
+    made = decoder(**options)
+    plain(made)
+    return made

@@ -59,7 +59,7 @@ class PCSampler(Stateless):
     def __post_init__(self) -> None:
         most = 1.0 if self.weight == "linear" else float("inf")
         number("lambda_", self.lambda_, least=0.0, most=most)
-        number("alpha", self.alpha, least=0.0)
+        number("alpha", self.alpha, least=0.0, most=3e38)  # float32 holds no more
         known("weight", self.weight, WEIGHTS)
         known("position_origin", self.position_origin, ORIGINS)
         given: object = self.frequencies

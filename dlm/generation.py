@@ -192,7 +192,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             attention is in blocks, at most one of the network's, and a divisor of it unless blocks
             may begin anywhere.
         steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
-            each at least); None lets the decoder use as many as it needs.
+            each at least); None lets the decoder use as many as it needs. Decoders keep to it by
+            `view.quota`: one of your own that does not read that takes what it takes.
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
         top_k: samples among the k most likely tokens.
         top_p: samples among the most likely tokens that hold this much probability.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm.kernels import NoiseKey, token_statistics, uniform
 from dlm.models.model import Model, causal_context
-from dlm.options import integer, integers, known, names_checked, number
+from dlm.options import integer, integers, known, names_checked, number, writable
 from dlm.prompts import Prompt, encode_prompts
 from dlm.settings import LARGEST_SCALE
 
@@ -111,7 +111,8 @@ def encode_answer(model: Model, answer: str | list[int]) -> list[int]:
     elif model.tokenizer is None:
         raise ValueError("a text answer needs a tokenizer and this model has none: give token ids")
     else:
-        ids = list(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        text = writable(answer, "answer")
+        ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(f"answer must hold at least one token, got {answer!r}")
     return ids

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
@@ -72,6 +73,21 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     if not math.isfinite(wide) or not least <= wide <= most:
         raise ValueError(rule)
     return wide
+
+
+def plain(options: object) -> None:
+    """Make the numbers in a dataclass Python's own, in place: those of numpy are narrow and wrap.
+
+    An int becomes a float where one is declared, as torch takes no int beyond 64 bits.
+    """
+    for each in fields(options):  # type: ignore[arg-type]
+        given = getattr(options, each.name)
+        if isinstance(given, bool) or not isinstance(given, Real):
+            continue
+        if isinstance(given, Integral) and "float" not in str(each.type):
+            object.__setattr__(options, each.name, int(given))
+        else:
+            object.__setattr__(options, each.name, float(given))
 
 
 def file(name: str, path: str | Path) -> str | Path:

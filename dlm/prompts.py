@@ -6,7 +6,7 @@ from numbers import Number
 from typing import Any
 
 from dlm.models.model import Model
-from dlm.options import integer, integers, names_checked
+from dlm.options import integer, integers, names_checked, writable
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
@@ -82,7 +82,7 @@ def encode_prompt(
     if chat_options and not chat:
         raise ValueError(f"chat_options are for chat messages, got the prompt {prompt!r}")
     if isinstance(prompt, str):
-        ids = tokenizer_of(model, "a text prompt")(prompt)["input_ids"]
+        ids = tokenizer_of(model, "a text prompt")(writable(prompt, "a prompt"))["input_ids"]
     elif chat:
         tokenizer = tokenizer_of(model, "a chat prompt")
         for message in prompt:
@@ -123,6 +123,8 @@ def check_message(message: Any) -> None:
     texts = isinstance(message, Mapping) and [message.get("role"), message.get("content")]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
+    for text in texts:
+        writable(str(text), "a chat message")
 
 
 def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
@@ -141,7 +143,10 @@ def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
     else:
         ids = encode_pieces(model, text)
     if mask_id not in ids:
-        raise ValueError("the text has no blank: write [MASK] or [MASK:8] where tokens are missing")
+        raise ValueError(
+            "the text has no blank: write [MASK] or [MASK:8] where tokens are missing, "
+            f"got {repr(text)[:80]}"
+        )
     return ids
 
 
@@ -151,7 +156,7 @@ def encode_marked(tokenizer: Any, text: str, most: int) -> list[int]:
     In one piece, as the token may swallow spaces around it, and what is put around the text goes
     around all of it.
     """
-    lengths = iter(blank_lengths(text, most))
+    lengths = iter(blank_lengths(writable(text, "a text"), most))
     marked = BLANK.sub(lambda _: tokenizer.mask_token * next(lengths), text)
     return list(tokenizer(marked)["input_ids"])
 
@@ -159,7 +164,7 @@ def encode_marked(tokenizer: Any, text: str, most: int) -> list[int]:
 def encode_pieces(model: Model, text: str) -> list[int]:
     """Token ids of a text with blanks, whose tokenizer has no token for them."""
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
-    blanks = list(BLANK.finditer(text))
+    blanks = list(BLANK.finditer(writable(text, "a text")))
     ends = [0, *(blank.end() for blank in blanks)]
     starts = [*(blank.start() for blank in blanks), len(text)]
     pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]

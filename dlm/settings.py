@@ -6,7 +6,7 @@ from typing import Any
 
 from dlm.decoders import make
 from dlm.models.spec import ModelSpec
-from dlm.options import boolean, integer, integers, known, number
+from dlm.options import boolean, integer, integers, known, number, plain
 from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
@@ -75,6 +75,7 @@ class Settings:
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
+        plain(self)
         traits = Traits.of(self.policy())
         self.check_ranking(traits)
         self.check_cache(traits)

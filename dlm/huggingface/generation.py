@@ -152,6 +152,12 @@ class DiffusionGenerationMixin:
         config, arguments = self._prepare_generation_config(generation_config, **options)
         refuse_arguments(arguments)
         asked = stated(config)
+        for name in ("return_order", "return_trajectory"):
+            if asked.get(name) and not asked.get("return_dict_in_generate"):
+                raise ValueError(
+                    f"{name} must go with return_dict_in_generate=True, as token ids alone have no "
+                    f"room for it, got {asked[name]!r} without"
+                )
         input_ids = batch.checked(input_ids, asked.get("bos_token_id"))
         pad = asked.get("pad_token_id")
         if pad is not None:
@@ -159,6 +165,8 @@ class DiffusionGenerationMixin:
         rows = batch.prompts(input_ids, attention_mask, pad)
         chosen = settings(asked, input_ids.shape[1])
         model = self.model_for(asked, tokenizer)
+        if pad is not None:
+            integer("pad_token_id", pad, least=0, most=model.spec.vocab_size - 1)
         count = copies(asked)
         if streamer is not None:
             streamers.check(streamer, len(rows) * count)

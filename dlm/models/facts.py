@@ -119,7 +119,7 @@ def resolve(
     if not ends or not all(is_id(stop, rows) and stop != mask for stop in ends):
         raise ValueError(
             f"stop ids must be ids below the vocabulary size {rows} other than the mask's "
-            f"{mask}, got {ends}"
+            f"{mask}, one at least, got {ends}"
         )
     end = min(max(owned) + 1, rows)
     gaps = set(range(end)).difference(owned, ends)

@@ -1,0 +1,80 @@
+"""What callers give is taken for what it is, whatever its type, or refused."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dlm
+from dlm import decoders
+from dlm.models.model import Model
+from dlm.settings import Settings
+
+SURROGATE = "a\ud800"
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"gen_length": np.uint8(230)}, {"gen_length": 230}),
+        ({"top_k": np.int8(20), "temperature": 1}, {"top_k": 20, "temperature": 1.0}),
+        ({"temperature": Fraction(1, 2)}, {"temperature": 0.5}),
+        ({"temperature": 10**30}, {"temperature": 1e30}),
+        ({"position_temperature": 10**30}, {"position_temperature": 1e30}),
+    ],
+)
+def test_options_of_any_type(golden: Model, given: dict[str, Any], same: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"gen_length": 8, "seed": 3}
+    rows = [[1, 2, 3], [4] * 26]
+    found = dlm.generate(golden, rows, **{**usual, **given})
+    assert found == dlm.generate(golden, rows, **{**usual, **same})
+    assert len(found.tokens[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("threshold", {"threshold": 10**30}),
+        ("local_leap", {"threshold": Fraction(9, 10), "radius": np.uint8(2)}),
+        ("pc_sampler", {"alpha": 10**30, "lambda_": Fraction(1, 4)}),
+    ],
+)
+def test_options_of_decoders(golden: Model, name: str, options: dict[str, Any]) -> None:
+    made = decoders.make(name, **options)
+    for option in options:
+        assert type(getattr(made, option)) in (int, float)
+    assert dlm.generate(golden, [[1, 2]], gen_length=4, decoder=name, decoder_options=options)
+
+
+def test_what_float32_does_not_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha must be a finite number in"):
+        Settings(decoder="pc_sampler", decoder_options={"alpha": 1e308})
+
+
+@pytest.mark.parametrize("call", [
+    lambda model: dlm.generate(model, SURROGATE),
+    lambda model: dlm.generate(model, [{"role": "user", "content": SURROGATE}]),
+    lambda model: dlm.infill(model, SURROGATE + "[MASK]"),
+    lambda model: dlm.log_likelihood(model, "a", SURROGATE),
+])  # fmt: skip
+def test_text_that_no_file_holds_is_refused(call: Any) -> None:
+    with pytest.raises(ValueError, match="must be text that UTF-8 can hold"):
+        call(dlm.load())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"return_order": True}, "return_order must go with return_dict_in_generate=True"),
+        ({"return_trajectory": True}, "return_trajectory must go with"),
+        ({"pad_token_id": 99999}, "pad_token_id must be an int <= 511"),
+    ],
+)
+def test_what_transformers_could_not_give_back_is_refused(
+    golden: Model, options: dict[str, Any], message: str
+) -> None:
+    network: Any = golden.network
+    with pytest.raises(ValueError, match=message):
+        network.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, **options)
