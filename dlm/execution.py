@@ -16,6 +16,7 @@ from dlm.lanes import Budget, Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
 from dlm.progress import Due, Progress
+from dlm.prompts import check_model
 from dlm.recording import Recorder, pools
 
 if TYPE_CHECKING:
@@ -187,7 +188,11 @@ def release(model: Model) -> None:
     """Drop what is kept of a model's generations, and the memory of recordings that is not in use.
 
     `torch.cuda.empty_cache()` gives it back to the device. The next generation records anew.
+
+    Raises:
+        ValueError: what is given is no model.
     """
+    check_model(model)
     LANES.pop(model.network, None)
     pools(model.device).clear()
 

@@ -79,7 +79,7 @@ def read_tokenizer(name: str | None) -> Any:
         raise FileNotFoundError(f"no model folder at {name!r}")
     tokenizer = loading.read_tokenizer(str(folder) if found else name)
     if tokenizer is None:
-        raise ValueError(f"--model must have a tokenizer, got {name!r} without")
+        raise ValueError(f"--model must have a tokenizer, got {name!r}, where none was found")
     return tokenizer
 
 

@@ -47,10 +47,10 @@ def decode(data: bytes, where: str) -> str:
 
 
 def parse_prompts(text: str, where: str) -> list[str | Messages]:
-    """One prompt a line: JSON objects if the first line is one, else the lines themselves."""
+    """One prompt a line: JSON objects in a .jsonl or if the first line is one, else the lines."""
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1)]
     filled = [(n, line) for n, line in numbered if line.strip()]
-    if filled and is_object(filled[0][1]):
+    if filled and (where.endswith(".jsonl") or is_object(filled[0][1])):
         return [parse_record(line, f"{where}:{n}") for n, line in filled]
     return [line for _, line in filled]
 
@@ -68,7 +68,7 @@ def parse_record(line: str, where: str) -> str | Messages:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} must be a JSON object, as the first line is: {error}") from error
+        raise ValueError(f"{where} must be a JSON object, as all lines or none: {error}") from error
     keys = sorted({"prompt", "messages"} & set(record)) if isinstance(record, dict) else []
     if len(keys) != 1:
         raise ValueError(f'{where} must be an object with "prompt" or "messages", got {line!r}')
