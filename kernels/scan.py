@@ -28,8 +28,8 @@ from dlm.kernels.tiles import (
 )
 
 _FAINTEST: Final = -87.0
-"""Least exponent of a weight: below it a CPU takes some 100 times as long for an `exp` of what is,
-beside the 1 of a tile's maximum, nothing."""
+"""Least exponent of a weight: below it `exp` gives no normal number, which takes a CPU many times
+as long, of what is nothing beside the 1 of a tile's maximum."""
 _NOTHING: Final = 1e-29
 """Nats of entropy: more than weights of `_FAINTEST` add up to in 7 million tokens."""
 _TILE_COST: Final = 6
@@ -163,7 +163,9 @@ class Scan:
         blocks = list(tiled.blocks(share, plan.whole))
         shapes = [(length(rows), length(part), tiled.width) for rows, part in blocks]
         scratch = empty(count, max(map(prod, shapes), default=0)).unbind()
-        views = {shape: [each[: prod(shape)].view(shape) for each in scratch] for shape in shapes}
+        views = {
+            shape: [each[: prod(shape)].view(shape) for each in scratch] for shape in set(shapes)
+        }
         for (rows, part), shape in zip(blocks, shapes, strict=True):
             scan._fill(rows, part, views[shape][0], views[shape][-1])
         scan._gather()

@@ -189,7 +189,8 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
             tl.store(out + 2 * num_rows, -expm1(tl.math.div_rn(gap, scored)) / partition)
         if ENTROPY:
             moments = tl.load(places + 3, mask=exists, other=0.0)
-            # f_k s_k first: 0 where f_k is, while (m_k - m) s_k may be too large for float32.
+            # f_k s_k first: 0 where f_k is, while (m_k - m) s_k may be too large for float32, and
+            # finite, as tiles of mass 0 have a moment of 0.
             moment = tl.sum(weights * moments + tl.maximum(gaps, LOWEST) * mass, 0)
             mean = tl.math.div_rn(tl.math.div_rn(moment, partition), scored)
             tl.store(out + 3 * num_rows, tl.log(partition) - mean)

@@ -160,13 +160,11 @@ class DiffusionGenerationMixin:
                 )
         input_ids = batch.checked(input_ids, asked.get("bos_token_id"))
         pad = asked.get("pad_token_id")
-        if pad is not None:
-            integer("pad_token_id", pad, least=0)
-        rows = batch.prompts(input_ids, attention_mask, pad)
-        chosen = settings(asked, input_ids.shape[1])
         model = self.model_for(asked, tokenizer)
         if pad is not None:
             integer("pad_token_id", pad, least=0, most=model.spec.vocab_size - 1)
+        rows = batch.prompts(input_ids, attention_mask, pad)
+        chosen = settings(asked, input_ids.shape[1])
         count = copies(asked)
         if streamer is not None:
             streamers.check(streamer, len(rows) * count)
