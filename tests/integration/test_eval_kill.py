@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-KILLS = 10
+KILLS = 20
 
 PROGRAM = """
 import json, os, random, signal, sys, time
