@@ -16,11 +16,10 @@ from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompts import (
     Prompt,
-    as_list,
     check_model,
     decode_text,
-    encode_blanks,
     encode_prompts,
+    encode_texts,
     whole_text,
 )
 from dlm.runtime import Step, bind
@@ -276,7 +275,7 @@ def infill(
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
     check_model(model)
     settings = Settings.of({"stop_at_eos": False, **options})
-    rows = [encode_blanks(model, one) for one in as_list(text)]  # type: ignore[arg-type]
+    rows = encode_texts(model, text)
     job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
     return finish(model, job, whole_text)
 

@@ -127,27 +127,33 @@ def check_message(message: Any) -> None:
         writable(str(text), "a chat message")
 
 
-def encode_blanks(model: Model, text: str | Sequence[int]) -> list[int]:
+def encode_texts(model: Model, texts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of one text with blanks, or of several.
+
+    Raises:
+        ValueError: nothing to fill in one of them, or more than the model has positions for.
+    """
+    given = as_list(texts)
+    rows = [encode_blanks(model, text) for text in given]
+    for number, row in enumerate(rows):
+        if model.spec.mask_id not in row:
+            raise ValueError(
+                f"text {number} has no blank: write [MASK] or [MASK:8] where tokens are missing, "
+                f"got {repr(given[number])[:80]}"
+            )
+    return rows
+
+
+def encode_blanks(model: Model, text: Prompt) -> list[int]:
     """Token ids of a text with blanks: `[MASK]` is one masked token, `[MASK:8]` eight.
 
     Token ids may hold the mask id directly, and are taken as they are.
-
-    Raises:
-        ValueError: nothing to fill, or more than the model has positions for.
     """
-    mask_id = model.spec.mask_id
     if not isinstance(text, str):
-        ids = encode_prompt(model, text)
-    elif tokenizer_of(model, "a text").mask_token_id == mask_id:
-        ids = encode_marked(model.tokenizer, text, model.spec.max_length)
-    else:
-        ids = encode_pieces(model, text)
-    if mask_id not in ids:
-        raise ValueError(
-            "the text has no blank: write [MASK] or [MASK:8] where tokens are missing, "
-            f"got {repr(text)[:80]}"
-        )
-    return ids
+        return encode_prompt(model, text)
+    if tokenizer_of(model, "a text").mask_token_id == model.spec.mask_id:
+        return encode_marked(model.tokenizer, text, model.spec.max_length)
+    return encode_pieces(model, text)
 
 
 def encode_marked(tokenizer: Any, text: str, most: int) -> list[int]:

@@ -72,6 +72,7 @@ def read_tokenizer(name: str | None) -> Any:
     if name is None:
         return load_tokenizer(None)
     from dlm.models import loading
+    from dlm.models.facts import read_config
 
     folder = Path(name).expanduser()
     found = bool(name) and folder.is_dir()
@@ -79,6 +80,8 @@ def read_tokenizer(name: str | None) -> Any:
         raise FileNotFoundError(f"no model folder at {name!r}")
     tokenizer = loading.read_tokenizer(str(folder) if found else name)
     if tokenizer is None:
+        if not found:
+            read_config(name)  # which says so where there is no such model either
         raise ValueError(f"--model must have a tokenizer, got {name!r}, where none was found")
     return tokenizer
 

@@ -117,7 +117,7 @@ Steps = Annotated[
     decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
 ]
 PositionTemperature = Annotated[
-    float, decoding(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
+    float, sampling(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
 ]
 CacheName = Annotated[
     str, decoding(help="What later forwards of a block reuse: none, prefix or dual.")

@@ -46,7 +46,8 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
     if not isinstance(raw, dict):
         raw = read_json(source, "config.json")  # which refuses what holds no object
     if not raw:
-        raise ValueError(f"cannot read the configuration of {source!r}: config.json is missing")
+        fault = "is missing" if read_json(source, "config.json") is None else "says nothing"
+        raise ValueError(f"cannot read the configuration of {source!r}: config.json {fault}")
     try:
         found = find(raw, family)
         if found is ENCODER:

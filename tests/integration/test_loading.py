@@ -288,7 +288,10 @@ def test_no_such_folder() -> None:
 
 
 def test_folder_without_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read the configuration"):
+    with pytest.raises(ValueError, match=r"cannot read the configuration of .*json is missing"):
+        dlm.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"cannot read the configuration of .*json says nothing"):
         dlm.load(tmp_path)
 
 

@@ -255,6 +255,8 @@ def test_bad_infills(golden: Model, talker: Model) -> None:
         dlm.infill(golden, [1, 2])
     with pytest.raises(ValueError, match="no blank"):
         dlm.infill(talker, "nothing missing")
+    with pytest.raises(ValueError, match=r"text 1 has no blank: .* got 'whole'"):
+        dlm.infill(talker, ["a [MASK]", "whole"])
     with pytest.raises(ValueError, match="gen_length is for generate"):
         dlm.infill(golden, [1, 511], gen_length=4)
     with pytest.raises(ValueError, match="Did you mean 'temperature'"):

@@ -44,6 +44,11 @@ for name in ("nobody", "no/body"):
             dlm.load(**place)
         except ValueError as error:
             print(error)
+from dlm.cli.frequencies import read_tokenizer
+try:
+    read_tokenizer("no/body")
+except ValueError as error:
+    print(error)
 """
 
 
@@ -74,7 +79,8 @@ def test_what_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
         [sys.executable, "-c", ABSENT], capture_output=True, text=True, env=offline(tmp_path)
     )
     told = [line for line in out.stdout.split("\n") if "there is no such folder" in line]
-    assert len(told) == 4, out.stdout + out.stderr
+    assert len(told) == 5, out.stdout + out.stderr
+    assert told.pop() == told[2]  # so says what needs a tokenizer only
     assert all("looked for on the Hugging Face Hub" in line for line in told)
     for line, name in zip(told[::2], ("nobody", "no/body"), strict=True):
         assert line.startswith(f"cannot read the configuration of {name!r} (")
