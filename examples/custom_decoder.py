@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import dlm
+from dlm.decoders.select import at_least
 from dlm.types import Decision, StepView
 
 PROMPT = "Compute: 60/5, 14*7, 30+14, 50/5"
@@ -31,14 +32,13 @@ class Apart:
         """Nothing is carried from one forward to the next."""
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All leaders that are confident, and the most confident position in any case."""
+        """All leaders that are confident, and as many of the others as `steps` asks for."""
         scores = view.want("confidence").masked_fill(~view.masked, -1.0)
         near = scores
         for shift in range(1, self.width + 1):  # where both ends meet does no harm
             near = near.maximum(scores.roll(shift, -1)).maximum(scores.roll(-shift, -1))
-        best = scores == scores.amax(-1, keepdim=True)
-        lead = (scores >= near) & (scores >= self.threshold)
-        return None, Decision(commit=view.masked & (lead | best))
+        lead = view.masked & (scores >= near) & (scores >= self.threshold)
+        return None, Decision(commit=at_least(lead, scores, view.masked, view.quota))
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -78,6 +78,9 @@ def test_custom_decoder(run: Callable[..., str]) -> None:
     assert len(counts) == 3
     assert counts == sorted(counts), "the further apart, the fewer at a time"
     assert counts[0] < counts[1]
+    apart = runpy.run_path(str(EXAMPLES / "custom_decoder.py"))["Apart"](width=40)
+    chat = [{"role": "user", "content": PROMPT}]
+    assert dlm.generate(dlm.load(), chat, decoder=apart, gen_length=40, steps=5).forwards == [5]
 
 
 def test_dream_infilling(run: Callable[..., str]) -> None:
