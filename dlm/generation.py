@@ -188,8 +188,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
-            attention is in blocks, at most one of the network's, and a divisor of it unless blocks
-            may begin anywhere.
+            attention is in blocks it is lowered to the largest divisor of one of the network's, or
+            where those may begin anywhere, to one of them.
         steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
             each at least); None lets the decoder use as many as it needs. Decoders keep to it by
             `view.quota`: one of your own that does not read that takes what it takes.

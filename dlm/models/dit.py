@@ -14,6 +14,8 @@ V vocabulary.
 """
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +31,7 @@ from dlm.huggingface.generation import DiffusionGenerationMixin
 from dlm.kernels.layers import turn
 from dlm.models.attention import attention, mask_of
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
+from dlm.models.outputs import keeps_states, output
 
 ROPE_THETA = 10000.0
 TIME_FEATURES = 256  # sines and cosines that embed the noise level
@@ -246,8 +249,14 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> MaskedLMOutput:
-        """Raw logits [B, L, V] of the token at each position.
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
+        """Raw logits [B, L, V] of the token at each position, and the loss of `labels`.
 
         Every token sees every token: block-causal attention of BD3LM is a mask to be given, which
         `dlm.models.model.Model` does. The output is a `MaskedLMOutput` whatever the released
@@ -258,12 +267,19 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
             attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask of the
                 attention backend's own kind.
             position_ids: int64 [B or 1, L]; the column index if absent.
+            labels: as the rest, see `dlm.models.outputs`.
+            output_hidden_states: whether to give those in front of and behind every block, too.
+            output_attentions: no.
+            use_cache: no.
+            return_dict: False for a tuple.
         """
+        keep = keeps_states(self.config, output_hidden_states, output_attentions, use_cache)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        return MaskedLMOutput(
-            logits=self.project(self.states(input_ids, attention_mask, position_ids))
-        )
+        # Without anybody who asks for them, no more than one is held at a time.
+        states = deque(self.through(input_ids, attention_mask, position_ids), None if keep else 1)
+        logits = self.project(states[-1])
+        return output(self.config, logits, labels, states if keep else None, return_dict)
 
     def states(
         self,
@@ -273,13 +289,24 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         cache: View | None = None,
     ) -> Tensor:
         """Output of the last block [B, L, D], see `dlm.models.model.Network`."""
+        return deque(self.through(tokens, attention_mask, positions, cache), maxlen=1)[0]
+
+    def through(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        cache: View | None = None,
+    ) -> Iterator[Tensor]:
+        """Embeddings, then the output of each block, [B, L, D] each."""
         x = self.backbone.vocab_embed(tokens)
+        yield x
         mask = mask_of(self.config, x, attention_mask)
         level = self.backbone.sigma_map()
         angles = self.backbone.rotary_emb(positions)
         for block in self.backbone.blocks:
             x = block(x, level, angles, mask, cache)
-        return torch.as_tensor(x)
+            yield x
 
     def project(self, states: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of the last block's output [..., D]."""

@@ -23,6 +23,7 @@ from dlm.kernels.layers import Heads, turn
 from dlm.models import fused
 from dlm.models.attention import attention, mask_of
 from dlm.models.experts import SparseMlp, initialise
+from dlm.models.outputs import keeps_states, output
 from dlm.models.rotary import Angles, RotaryEmbedding
 
 
@@ -166,6 +167,7 @@ class TransformerModel(Bidirectional):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache: View | None = None,
+        output_hidden_states: bool = False,
     ) -> BaseModelOutput:
         """Hidden states of every token.
 
@@ -176,6 +178,8 @@ class TransformerModel(Bidirectional):
             position_ids: int64 [B or 1, L]; the column index if absent.
             inputs_embeds: [B, L, D] instead of `input_ids`.
             cache: where keys and values go, and what there is to attend to.
+            output_hidden_states: whether to give those in front of and behind every layer, too; the
+                last of them normed.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -184,11 +188,18 @@ class TransformerModel(Bidirectional):
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
         mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
-        if fused.covers(self, x, (Layer, Attention)):
+        if not output_hidden_states and fused.covers(self, x, (Layer, Attention)):
             return BaseModelOutput(last_hidden_state=fused.run(self, x, angles, mask, cache))
+        states = []
         for layer in self.layers:
+            if output_hidden_states:
+                states.append(x)
             x = layer(x, angles, mask, cache)
-        return BaseModelOutput(last_hidden_state=self.norm(x))
+        x = self.norm(x)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(*states, x) if output_hidden_states else None,
+        )
 
 
 class TransformerForMaskedLM(Bidirectional):
@@ -209,16 +220,29 @@ class TransformerForMaskedLM(Bidirectional):
         # transformers would look for its decorator in the source of the class's own module.
         return cls.packs_experts
 
-    def forward(
+    def forward(  # noqa: PLR0913 (what transformers hands to every network)
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-    ) -> MaskedLMOutput:
-        """Logits [B, L, V] of the token at each position; arguments as `TransformerModel`."""
-        out = self.model(input_ids, attention_mask, position_ids, inputs_embeds)
-        return MaskedLMOutput(logits=self.lm_head(out.last_hidden_state))
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
+        """Logits [B, L, V] of the token at each position, and the loss of `labels`.
+
+        Arguments as `TransformerModel` and `dlm.models.outputs`.
+        """
+        keep = keeps_states(self.config, output_hidden_states, output_attentions, use_cache)
+        out = self.model(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_hidden_states=keep
+        )
+        logits = self.lm_head(out.last_hidden_state)
+        return output(self.config, logits, labels, out.hidden_states, return_dict)
 
     def states(
         self,

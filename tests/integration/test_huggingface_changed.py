@@ -60,6 +60,17 @@ def test_peft_wraps_and_generates(
     assert torch.equal(written_by(dlm.load(folder, adapter=tmp_path).network), expected)
 
 
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "FEATURE_EXTRACTION", "TOKEN_CLS", None])
+def test_peft_hands_on_what_a_forward_takes(
+    task: str | None, written: Callable[[str], Path]
+) -> None:
+    wrapped = adapted(written("llada"), task)
+    inner = wrapped.get_base_model()
+    assert torch.equal(wrapped(input_ids=IDS).logits, inner(IDS).logits)
+    if task != "FEATURE_EXTRACTION":  # which has none
+        assert torch.equal(wrapped(input_ids=IDS, labels=IDS).loss, inner(IDS, labels=IDS).loss)
+
+
 def test_inputs_that_peft_prepares_from_the_networks_own(written: Callable[[str], Path]) -> None:
     mask = torch.ones_like(IDS)
     found = adapted(written("llada")).prepare_inputs_for_generation(IDS, attention_mask=mask)
