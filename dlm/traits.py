@@ -121,13 +121,14 @@ def check_methods(decoder: AnyDecoder, owner: str) -> None:
 
 
 def names(owner: str, attribute: str, value: object) -> frozenset[str]:
-    """A set of statistics.
+    """A set of statistics, without the sampled tokens, which every view has.
 
     Raises:
         ValueError: it is not a set, or a name is unknown.
     """
     if not isinstance(value, frozenset | set):
         raise ValueError(f"{owner}.{attribute} must be a set of statistics, got {value!r}")
-    for name in value:
+    needed = frozenset(value) - {"sampled"}
+    for name in needed:
         known(f"statistic needed by {owner}", name, STATISTICS)
-    return frozenset(value)
+    return needed

@@ -65,7 +65,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
 
     Args:
         logits: Floating point [N, V], read only.
-        wanted: Which statistics to compute, out of `STATISTICS`.
+        wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is there in any case.
         temperature: T, at least 0.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
@@ -94,7 +94,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     """
     call = Call(
         logits.detach(),
-        wanted,
+        [name for name in wanted if name != "sampled"],
         temperature,
         top_k,
         top_p,

@@ -85,7 +85,9 @@ ModelName = Annotated[
     str | None, source(help="Folder or Hugging Face id.", show_default="the built-in tiny model")
 ]
 Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
-Dtype = Annotated[str, source(help="float32, bfloat16, float16, or auto: the checkpoint's own.")]
+Dtype = Annotated[
+    str, source(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
+]
 FamilyName = Annotated[
     str | None,
     source(help="For files of another network: see dlm models.", show_default="as declared"),

@@ -33,7 +33,7 @@ __all__ = [
 
 BUILT_IN = "tiny"
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 @names_checked
@@ -60,7 +60,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     Args:
         name_or_path: a folder, else a Hugging Face id; None for the built-in tiny model.
         device: where to put it, such as "cuda"; the CPU if absent.
-        dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
+        dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16", "float64", or one of
+            torch.
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention".
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.

@@ -83,6 +83,12 @@ def test_bfloat16_keeps_rotary_frequencies_in_float32(golden_folder: Path) -> No
     assert model.network.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
+def test_float64_by_its_name(golden_folder: Path) -> None:
+    model = dlm.load(golden_folder, dtype="float64")
+    assert model.raw_logits(torch.tensor([[1, 2]])).dtype == torch.float64
+    assert dlm.generate(model, [[1, 2]], gen_length=4).forwards == [4]
+
+
 def test_8b_parameter_count() -> None:
     from transformers import AutoModelForMaskedLM
 

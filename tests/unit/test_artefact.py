@@ -200,7 +200,8 @@ NAN, INF = float("nan"), float("inf")
         ("temperature", None, "temperature must be a finite number >= 0, got None"),
         ("training", [1], "training must be a JSON object .*got"),
         ("training", {"loss": [1.0, NAN]}, "training must be a JSON object .*not JSON compliant"),
-        ("checksum", None, "checksum must be the sha256 of the rest, .*got None"),
+        ("checksum", False, "checksum must be the sha256 of the rest, .*got False"),
+        ("checksum", "", "checksum must be the sha256 of the rest, .*got ''"),
     ],
 )
 def test_what_a_file_must_not_say(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -228,7 +229,18 @@ def test_what_a_model_must_not_say(tmp_path: Path, change: dict[str, Any], messa
     refused(tmp_path / "bad.json", json.dumps(with_checksum(data)), message)
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(ScheduleArtefact)])
+def test_who_writes_one_by_hand_needs_no_checksum(tmp_path: Path) -> None:
+    data = json.loads(example().to_json())
+    for path, stated in (
+        (tmp_path / "null.json", {"checksum": None}),
+        (tmp_path / "none.json", {}),
+    ):
+        rest = {key: value for key, value in data.items() if key != "checksum"}
+        path.write_text(json.dumps(rest | stated))
+        assert ScheduleArtefact.load(path).to_json() == example().to_json()
+
+
+@pytest.mark.parametrize("key", [f.name for f in fields(ScheduleArtefact) if f.init])
 def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
     data = json.loads(example().to_json())
     del data[key]

@@ -11,6 +11,7 @@ from torch import Tensor
 import dlm
 from dlm.decoders.base import Stateless
 from dlm.models.model import Model
+from dlm.traits import Traits
 from dlm.types import Decision, StepView
 
 MASK, EOS, EOT = 7, 6, 5
@@ -212,6 +213,20 @@ def test_needs_are_checked(toy: Toy, needs: Any, message: str) -> None:
     Odd.needs = needs  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=message):
         dlm.generate(toy(), [[1]], decoder=Odd(), gen_length=3)  # type: ignore[arg-type]
+
+
+def test_sampled_may_be_named_among_the_needs(toy: Toy) -> None:
+    """Every view has it; it makes no statistic of itself, and costs no projection by itself."""
+
+    class Sampled(Rule):
+        needs: ClassVar[frozenset[str]] = frozenset({"sampled"})
+
+    def decide(view: StepView) -> Decision:
+        assert view.want("sampled").dtype == torch.int64
+        return Decision(first(view))
+
+    assert Traits.of(Sampled(decide)).needs == frozenset()
+    assert len(dlm.generate(toy(), [[1]], decoder=Sampled(decide), gen_length=3).tokens[0]) == 3
 
 
 def test_logits_are_given_without_banned_tokens(toy: Toy) -> None:

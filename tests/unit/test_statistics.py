@@ -278,9 +278,10 @@ def test_what_is_far_below_weighs_nothing(gap: float, temperature: float) -> Non
 
 def test_only_the_wanted_is_computed() -> None:
     logits = random_logits(3, 50)
-    for wanted in ((), ("margin",), {"entropy", "confidence"}, ["token_probability"]):
+    for wanted in ((), ("margin",), {"entropy", "confidence"}, ["token_probability", "sampled"]):
         got = token_statistics(logits, wanted, tokens=torch.zeros(3, dtype=torch.int64))
-        assert {name for name in NAMES if getattr(got, name) is not None} == set(wanted)
+        named = {name for name in NAMES if getattr(got, name) is not None}
+        assert named == set(wanted) - {"sampled"}
 
 
 def test_categorical_is_the_sample_and_its_untempered_probability() -> None:
