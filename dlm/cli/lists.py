@@ -97,6 +97,7 @@ def default(field: "Field[Any]") -> Any:
 def models(json: Annotated[bool, JSON] = False) -> None:
     """List the checkpoints that load, with the facts of their families."""
     from dlm.models.catalog import CHECKPOINTS
+    from dlm.models.families import FAMILIES
 
     rows = [describe_model(row) for row in (built_in(), *map(asdict, CHECKPOINTS))]
     if json:
@@ -105,6 +106,7 @@ def models(json: Annotated[bool, JSON] = False) -> None:
         return
     head = ["model", "family", "parameters", "predicts", "attention", "licence", "verified", "note"]
     print_table(head, [model_cells(row) for row in rows])
+    typer.echo(f"Families, as --family takes them: {', '.join(FAMILIES)}.")
     typer.echo("Masked language models of transformers load as well: BERT, RoBERTa, ModernBERT ...")
 
 

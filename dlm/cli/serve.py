@@ -176,9 +176,10 @@ def line_of(served: "Served") -> str:
     """A request for people: on one line, whatever a client made an error say."""
     said = served.error
     if said is None:
+        told = "" if served.forwards is None else f" in {served.forwards} forwards"
         said = (
             f"{served.choices} of {served.prompt_tokens} tokens, "
-            f"{served.completion_tokens} decoded in {served.forwards} forwards"
+            f"{served.completion_tokens} decoded{told}"
         )
     shown = "".join(letter if letter.isprintable() else " " for letter in said)
     return f"{served.endpoint} {served.status}: {shown}, {served.seconds:.2f} s"

@@ -1,7 +1,7 @@
 """Learned schedules against uniform ones, on problems that neither has seen.
 
 python -m dlm.distill.schedule_measure --task sudoku --schedules runs/sudoku \
-    --sudoku ../shared/data/sudoku_4x4.csv
+    --sudoku sudoku_4x4.csv
 
 At each budget N: the base policy with N even steps, the schedule, and three adaptive policies whose
 threshold was set on training prompts to the most forwards that are at most N on average. Prints a
@@ -41,6 +41,7 @@ RIVALS: dict[str, list[dict[str, float]]] = {
 }
 """Decoders that choose how many tokens to commit -> their settings."""
 
+SCHEDULES = "folder of schedule-N.json, or dlm/assets/schedules with its TASK-N.json"
 CALIBRATION = 32  # training prompts that thresholds are set on
 SEED = 23  # of those prompts
 RESAMPLES = 10_000
@@ -160,6 +161,12 @@ def row(task: str, budget: int, name: str, found: Answers, uniform: Answers) -> 
     return f"| {' | '.join(cells)} |"
 
 
+def schedule_of(folder: Path, task: str, budget: int) -> Path:
+    """The schedule of a run, or of the folder that has those of several tasks."""
+    shipped = folder / f"{task}-{budget}.json"
+    return shipped if shipped.is_file() else folder / f"schedule-{budget}.json"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of one task."""
     parser = argparse.ArgumentParser(
@@ -167,12 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="folder; the built-in model if absent")
     parser.add_argument("--task", choices=list(TASKS), required=True)
-    parser.add_argument("--schedules", type=Path, required=True, help="folder of schedule-N.json")
+    parser.add_argument("--schedules", type=Path, required=True, help=SCHEDULES)
     parser.add_argument("--budget", type=int, action="append", help="repeatable; 4, 8 and 16")
     parser.add_argument("--gen-length", type=int, default=64, help="tokens")
     parser.add_argument("--count", type=int, default=200, help="problems")
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles instead of generated ones")
     given = parser.parse_args(arguments)
+    paths = {n: schedule_of(given.schedules, given.task, n) for n in given.budget or (4, 8, 16)}
+    for budget, path in paths.items():
+        if not path.is_file():
+            parser.error(f"--schedules must hold schedule-{budget}.json, got {given.schedules}")
     model = load(given.model)
     problems = held_out(given.task, given.count, given.sudoku)
     never = read_held_out([] if given.sudoku is None else [given.sudoku])
@@ -183,9 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flush=True,
     )
     found = calibrate(model, training, given.gen_length)
-    for budget in given.budget or (4, 8, 16):
+    for budget, path in paths.items():
         uniform: Answers | None = None
-        path = given.schedules / f"schedule-{budget}.json"
         for name, way in ways(budget, path, found).items():
             made = answer(model, problems, given.gen_length, way)
             uniform = uniform or made

@@ -68,6 +68,7 @@ class Answer:
         return sum(choice.reader.count for choice in self.choices)
 
     @property
-    def forwards(self) -> int:
-        """Forwards of all choices, where they are known."""
-        return sum(choice.forwards or 0 for choice in self.choices)
+    def forwards(self) -> int | None:
+        """Forwards of the choices where they are known; None if nowhere."""
+        known = [choice.forwards for choice in self.choices if choice.forwards is not None]
+        return sum(known) if known else None

@@ -66,7 +66,7 @@ class Served:
     choices: int  # 0 where it was refused before that was known
     prompt_tokens: int
     completion_tokens: int  # what was decoded of them, where it was cut short
-    forwards: int  # NFE, of the rows whose end the engine told
+    forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
     error: str | None  # what went wrong
 
 
@@ -259,7 +259,7 @@ class Exchange:
             choices=0 if asked is None else len(asked.request.rows),
             prompt_tokens=0 if asked is None else asked.prompt_tokens,
             completion_tokens=0 if answer is None else answer.completion_tokens,
-            forwards=0 if answer is None else answer.forwards,
+            forwards=None if answer is None else answer.forwards,
             error=self.error,
         )
         try:

@@ -1,7 +1,7 @@
 """Accuracy against forwards of every decoder on the built-in model: docs/decoders.md.
 
-python -m dlm.training.compare --sudoku ../shared/data/sudoku_4x4.csv \
-    --countdown ../shared/data/countdown.jsonl --out docs/decoders
+python -m dlm.training.compare --sudoku sudoku_4x4.csv \
+    --countdown countdown.jsonl --out docs/decoders
 python -m dlm.training.compare --render --out docs/decoders
 
 The first command appends a line to `results.jsonl` for every cell it finishes and passes over those

@@ -1,6 +1,6 @@
 """How many problems of each task a model solves, by decoder: the table of the built-in model.
 
-python -m dlm.training.score --sudoku ../shared/data/sudoku_4x4.csv
+python -m dlm.training.score --sudoku sudoku_4x4.csv
 """
 
 import argparse

@@ -186,6 +186,9 @@ def test_people_read_where_it_is_and_what_was_asked(capsys: pytest.CaptureFixtur
     command.tell(served(), machine=False)
     told = capsys.readouterr().err
     assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded in 4 forwards, 0.25 s\n"
+    command.tell(served(forwards=None), machine=False)
+    told = capsys.readouterr().err
+    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded, 0.25 s\n"
     command.tell(served(error="it\nis \x1b[31mlate"), machine=False)
     assert capsys.readouterr().err == "/v1/completions 200: it is  [31mlate, 0.25 s\n"
 

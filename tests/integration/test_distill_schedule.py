@@ -240,6 +240,17 @@ def test_the_measurement_prints_a_table(
     assert all(float(row[3]) <= 2 for row in cells[1:3])  # rivals are matched elsewhere
 
 
+def test_the_measurement_takes_shipped_schedules_and_misses_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = Path(dlm.__file__).parent / "assets" / "schedules"
+    assert schedule_measure.schedule_of(shipped, "functions", 8) == shipped / "functions-8.json"
+    with pytest.raises(SystemExit):
+        schedule_measure.main(["--task", "sudoku", "--schedules", str(tmp_path), "--budget", "2"])
+    told = capsys.readouterr().err
+    assert f"--schedules must hold schedule-2.json, got {tmp_path}" in told
+
+
 def test_intervals_and_diversity() -> None:
     low, high = schedule_measure.interval([False] * 50 + [True] * 50, [True] * 100)
     assert 0.3 < low < 0.5 < high < 0.7

@@ -130,6 +130,13 @@ def test_a_stop_text_ends_its_row_alone(serve: Serve, stream: bool) -> None:
     assert (told.completion_tokens, told.forwards) == (2 + 4, 11)
 
 
+def test_forwards_of_a_row_that_was_given_up_are_not_known(serve: Serve) -> None:
+    server = serve(CASES.letters(["1;2"]))
+    (choice,) = server.ask(stop=";").json()["choices"]
+    assert (choice["text"], choice["forwards"]) == ("1", None)
+    assert server.served[0].forwards is None
+
+
 def test_a_stop_text_that_the_last_forward_brought_costs_no_number(serve: Serve) -> None:
     def play(request: Request) -> Iterator[Event]:
         yield Ended(0, CASES.ids("1;2"), decoded=3, forwards=7)
