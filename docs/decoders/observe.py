@@ -1,6 +1,6 @@
 """Prints the figures below the tables of docs/decoders.md that are no cells of them.
 
-python docs/decoders/observe.py --sudoku ../shared/data/sudoku_4x4.csv
+python docs/decoders/observe.py --sudoku sudoku_4x4.csv
 
 Four minutes on one core. Every line has the bullet of the page it belongs to above it.
 "OMP_NUM_THREADS=1" in front keeps it to one core.
