@@ -6,6 +6,7 @@ by one and held together, see `dlm.models.experts.Experts`.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -58,6 +59,32 @@ def renamed(name: str, network: Any) -> str:
     for pattern, replacement in renamings(network):
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def received(state: Mapping[str, Tensor], network: Any) -> Mapping[str, Tensor]:
+    """A state dict under our names; one that bears no other is itself.
+
+    What `save_pretrained` writes has the released ones, and what holds some experts of a packed
+    tensor leaves the others as they are.
+    """
+    mine: dict[str, Tensor] = network.state_dict()
+    if state.keys() <= mine.keys():
+        return state
+    found, packed = dict[str, Tensor](), dict[str, Tensor]()
+    for name, weight in state.items():
+        target = None if name in mine else place(name, network, mine)
+        if target is None:
+            found[name] = weight
+            continue
+        ours, part = target
+        if part.shape == mine[ours].shape:
+            found[ours] = weight
+            continue
+        if ours not in packed:
+            packed[ours] = mine[ours].detach().clone()
+        _, part = place(name, network, packed) or target
+        part.copy_(weight)
+    return found | packed
 
 
 def place(name: str, network: Any, weights: dict[str, Tensor]) -> tuple[str, Tensor] | None:

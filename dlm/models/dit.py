@@ -31,7 +31,7 @@ from dlm.huggingface.generation import DiffusionGenerationMixin
 from dlm.kernels.layers import turn
 from dlm.models.attention import attention, mask_of
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
-from dlm.models.outputs import keeps_states, output
+from dlm.models.outputs import keeps_states, masked_loss, output
 
 ROPE_THETA = 10000.0
 TIME_FEATURES = 256  # sines and cosines that embed the noise level
@@ -204,6 +204,7 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
     """A diffusion transformer over tokens."""
 
     packs_rows: ClassVar[bool] = True
+    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer counts the labels of accumulated batches
     base_model_prefix = ""
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a plain list)
     _supports_sdpa = True
@@ -244,17 +245,19 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         """The vocabulary projection; never tied."""
         return self.backbone.output_layer.linear
 
-    def forward(
+    def forward(  # noqa: PLR0913 (what transformers hands to every network)
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         *,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """Raw logits [B, L, V] of the token at each position, and the loss of `labels`.
 
@@ -267,19 +270,25 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
             attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask of the
                 attention backend's own kind.
             position_ids: int64 [B or 1, L]; the column index if absent.
+            inputs_embeds: [B, L, D] instead of `input_ids`.
             labels: as the rest, see `dlm.models.outputs`.
             output_hidden_states: whether to give those in front of and behind every block, too.
             output_attentions: no.
             use_cache: no.
-            return_dict: False for a tuple.
+            return_dict: False for a tuple; None for none.
+            num_items_in_batch: what the loss is divided by, instead of the labels of the batch.
         """
         keep = keeps_states(self.config, output_hidden_states, output_attentions, use_cache)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.backbone.vocab_embed(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = torch.arange(x.shape[1], device=x.device)[None]
         # Without anybody who asks for them, no more than one is held at a time.
-        states = deque(self.through(input_ids, attention_mask, position_ids), None if keep else 1)
+        states = deque(self.through(x, attention_mask, position_ids), None if keep else 1)
         logits = self.project(states[-1])
-        return output(self.config, logits, labels, states if keep else None, return_dict)
+        loss = masked_loss(self.config, logits, labels, attention_mask, num_items_in_batch)
+        return output(loss, logits, states if keep else None, return_dict is not False)
 
     def states(
         self,
@@ -289,17 +298,17 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         cache: View | None = None,
     ) -> Tensor:
         """Output of the last block [B, L, D], see `dlm.models.model.Network`."""
-        return deque(self.through(tokens, attention_mask, positions, cache), maxlen=1)[0]
+        x = self.backbone.vocab_embed(tokens)
+        return deque(self.through(x, attention_mask, positions, cache), maxlen=1)[0]
 
     def through(
         self,
-        tokens: Tensor,
+        x: Tensor,
         attention_mask: Tensor | None,
         positions: Tensor,
         cache: View | None = None,
     ) -> Iterator[Tensor]:
         """Embeddings, then the output of each block, [B, L, D] each."""
-        x = self.backbone.vocab_embed(tokens)
         yield x
         mask = mask_of(self.config, x, attention_mask)
         level = self.backbone.sigma_map()

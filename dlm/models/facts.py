@@ -45,7 +45,7 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
         raw = None
     if not isinstance(raw, dict):
         raw = read_json(source, "config.json")  # which refuses what holds no object
-    if not raw.keys() - {"_commit_hash"}:  # which early transformers 5 adds
+    if raw is None or not raw.keys() - {"_commit_hash"}:  # which early transformers 5 adds
         fault = "is missing" if read_json(source, "config.json") is None else "says nothing"
         raise ValueError(f"cannot read the configuration of {source!r}: config.json {fault}")
     try:

@@ -40,6 +40,7 @@ def register_tokenizers() -> None:
 def register_networks(module: str) -> None:
     """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build a module's networks."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from dlm.models.conversions import register_conversion
 
@@ -50,6 +51,9 @@ def register_networks(module: str) -> None:
         for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
             auto.register(family.config_class(), network, exist_ok=True)
         register_conversion(network)
+        if family.shift:
+            # Trainer's label smoothing moves labels for networks that are named here, and no other.
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(family.model_type, network.__name__)
 
 
 def module_of(family: Family) -> str:

@@ -23,7 +23,8 @@ from dlm.kernels.layers import Heads, turn
 from dlm.models import fused
 from dlm.models.attention import attention, mask_of
 from dlm.models.experts import SparseMlp, initialise
-from dlm.models.outputs import keeps_states, output
+from dlm.models.families import family_of
+from dlm.models.outputs import keeps_states, masked_loss, output
 from dlm.models.rotary import Angles, RotaryEmbedding
 
 
@@ -206,6 +207,7 @@ class TransformerForMaskedLM(Bidirectional):
     """The network with its vocabulary projection."""
 
     packs_rows: ClassVar[bool] = True
+    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer counts the labels of accumulated batches
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
@@ -213,6 +215,8 @@ class TransformerForMaskedLM(Bidirectional):
         super().__init__(config)
         self.model = TransformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
+        if family_of(config).shift:
+            self.loss_type = "ForCausalLM"  # Trainer counts labels behind the first of a row
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -232,6 +236,7 @@ class TransformerForMaskedLM(Bidirectional):
         output_attentions: bool | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """Logits [B, L, V] of the token at each position, and the loss of `labels`.
 
@@ -242,7 +247,9 @@ class TransformerForMaskedLM(Bidirectional):
             input_ids, attention_mask, position_ids, inputs_embeds, output_hidden_states=keep
         )
         logits = self.lm_head(out.last_hidden_state)
-        return output(self.config, logits, labels, out.hidden_states, return_dict)
+        loss = masked_loss(self.config, logits, labels, attention_mask, num_items_in_batch)
+        whole = self.config.return_dict if return_dict is None else return_dict
+        return output(loss, logits, out.hidden_states, whole)
 
     def states(
         self,

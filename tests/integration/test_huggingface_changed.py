@@ -71,6 +71,13 @@ def test_peft_hands_on_what_a_forward_takes(
         assert torch.equal(wrapped(input_ids=IDS, labels=IDS).loss, inner(IDS, labels=IDS).loss)
 
 
+def test_peft_wraps_a_diffusion_transformer(written: Callable[[str], Path]) -> None:
+    network = AutoModelForMaskedLM.from_pretrained(written("mdlm")).eval()
+    expected = network(IDS).logits
+    config = peft.LoraConfig(r=2, target_modules=["attn_qkv"], task_type="CAUSAL_LM")
+    assert torch.equal(peft.get_peft_model(network, config)(input_ids=IDS).logits, expected)
+
+
 def test_inputs_that_peft_prepares_from_the_networks_own(written: Callable[[str], Path]) -> None:
     mask = torch.ones_like(IDS)
     found = adapted(written("llada")).prepare_inputs_for_generation(IDS, attention_mask=mask)

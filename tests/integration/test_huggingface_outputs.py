@@ -1,4 +1,4 @@
-"""What callers of transformers ask of a forward beside logits, by itself and through Trainer."""
+"""What callers of transformers ask of a forward beside logits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM
 
-import dlm
+import dlm  # noqa: F401 (its networks are what the Auto class gives)
 from dlm.models.loading import silence
+from dlm.models.outputs import masked_loss
 
 FAMILIES = ["llada", "dream", "sdar", "llada2", "mdlm"]
 SHIFTED = {"dream"}
@@ -99,36 +101,60 @@ def test_a_tuple(network: Any) -> None:
 def test_what_no_forward_returns(network: Any) -> None:
     usual = network(IDS, output_attentions=False, use_cache=False)
     assert torch.equal(usual.logits, network(IDS).logits)
-    with pytest.raises(ValueError, match=r"output_attentions must be False: .* got True"):
+    with pytest.raises(ValueError, match="output_attentions must be False, got True"):
         network(IDS, output_attentions=True)
-    with pytest.raises(ValueError, match=r"use_cache must be False: .* got True"):
+    with pytest.raises(ValueError, match="use_cache must be False, got True"):
         network(IDS, use_cache=True)
     with pytest.raises(ValueError, match=r"labels must be of shape \[2, 5\], .* got \[2, 4\]"):
         network(IDS, labels=LABELS[:, :4])
 
 
-@pytest.mark.parametrize("family", ["llada", "dream"], indirect=True)
-def test_trainer_learns(network: Any, tmp_path: Path) -> None:
-    mask = dlm.as_model(network).spec.mask_id
-    clean = torch.tensor([5, 6, 7, 8, 9])
-    hidden = torch.tensor([False, True, False, True, True])
-    row = {
-        "input_ids": clean.masked_fill(hidden, mask),
-        "labels": clean.masked_fill(~hidden, -100),
-    }
-    arguments = TrainingArguments(
-        str(tmp_path),
-        max_steps=8,
-        learning_rate=1e-2,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
+def test_a_configuration_is_heard_in_the_rest_too(written: Callable[[str], Path]) -> None:
+    parts = AutoModelForMaskedLM.from_pretrained(written("llada"), return_dict=False)
+    assert isinstance(parts(IDS), tuple)
+    assert torch.equal(parts(IDS)[0], parts(IDS, return_dict=True).logits)
+    eager = AutoModelForMaskedLM.from_pretrained(
+        written("llada"), attn_implementation="eager", output_attentions=True
     )
-    trainer = Trainer(network, arguments, train_dataset=[row] * 8, eval_dataset=[row])
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    assert trainer.evaluate()["eval_loss"] < before / 2
-    filled = dlm.infill(dlm.as_model(network), row["input_ids"].tolist())
-    assert filled.tokens == [clean.tolist()]
+    with pytest.raises(ValueError, match="output_attentions must be False, got True"):
+        eager(IDS)
+    assert eager(IDS, output_attentions=False).logits.shape[:2] == IDS.shape
+
+
+def test_embeddings_instead_of_ids(network: Any) -> None:
+    embedded = network.get_input_embeddings()(IDS)
+    assert torch.equal(network(inputs_embeds=embedded).logits, network(IDS).logits)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        network(IDS, inputs_embeds=embedded)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        network()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_adds_nothing_to_the_loss(side: str, network: Any) -> None:
+    """Where the output in front predicts a token, one of padding predicts none."""
+    row = torch.tensor([[5, 6, 7, 8, 9]])
+    usual = network(row, labels=row).loss
+    pads = (3, 0) if side == "left" else (0, 3)
+    mask = F.pad(torch.ones_like(row), pads)
+    padded = network(
+        F.pad(row, pads, value=1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        labels=F.pad(row, pads, value=-100),
+    )
+    torch.testing.assert_close(padded.loss, usual)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"], indirect=True)
+def test_a_loss_is_as_wide_and_where_its_logits_are(network: Any) -> None:
+    config, logits = network.config, network(IDS).logits
+    wide = masked_loss(config, logits.double(), LABELS)
+    assert wide is not None
+    assert wide.dtype == torch.float64
+    half = masked_loss(config, logits.bfloat16(), LABELS)
+    assert half is not None
+    assert half.dtype == torch.float32
+    away = masked_loss(config, logits.to("meta"), LABELS, torch.ones_like(IDS))
+    assert away is not None
+    assert away.device.type == "meta"
