@@ -27,6 +27,7 @@ import dlm
 from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
 from dlm.eval.world import World
 from dlm.options import integer
+from dlm.prompts import opened
 
 BUILT_IN = (None, "", "built-in")
 GEN_LENGTH = 256  # where neither model_args nor the task tell, as in lm-eval
@@ -125,7 +126,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
     def check(self) -> None:
         """Have the options refused now, not behind hours of work."""
-        token = [self.eot_token_id]
+        spec = self.model.spec
+        token = [next(i for i in range(spec.vocab_size) if i not in spec.banned)]
         dlm.stream(self.model, token, **{"gen_length": 1, **self.fixed})
         self.score(token, token)
 
@@ -168,8 +170,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """Tokens of a context and what follows it."""
-        return self.model.spec.max_length
+        """Tokens of a context and what follows it, but for what closes every row."""
+        return self.model.spec.max_length - len(self.model.spec.suffix)
 
     @property
     def max_gen_toks(self) -> int:
@@ -209,7 +211,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
         if add_special_tokens is None:
             start = self.tokenizer.bos_token
             add_special_tokens = not (start and string.startswith(start))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        ids = list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return opened(ids, self.model.spec.suffix) if add_special_tokens else ids
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -78,7 +78,7 @@ def evaluate(
         raise ValueError(f"sandbox must be given for {plan.task.name}, which runs generated code")
     if sandbox is not None and not plan.task.runs_code:
         raise ValueError(f"sandbox is for tasks that run generated code, not for {plan.task.name}")
-    positions, length = model.spec.max_length, plan.options["gen_length"]
+    positions, length = places(model), plan.options["gen_length"]
     if length >= positions:
         raise ValueError(
             f"gen_length must be below the model's {positions} positions, got {length}"
@@ -139,7 +139,7 @@ class Worker:
 
     def run(self, items: list[Item], appender: Appender, batch_size: int) -> None:
         """Decode, score and write batch by batch."""
-        room = self.model.spec.max_length - self.plan.options["gen_length"]
+        room = places(self.model) - self.plan.options["gen_length"]
         fitting = [item for item in items if len(item.tokens) <= room]
         others = [item for item in items if len(item.tokens) > room]
         pace = Pace(len(items), fitting, self.plan.options["gen_length"])
@@ -195,8 +195,13 @@ class Worker:
         """Why an item was not decoded."""
         return (
             f"{len(item.tokens)} prompt tokens and {self.plan.options['gen_length']} to decode "
-            f"exceed the model's {self.model.spec.max_length} positions"
+            f"exceed the model's {places(self.model)} positions"
         )
+
+
+def places(model: dlm.Model) -> int:
+    """Positions for a prompt and its answer: some families close every row with an id more."""
+    return model.spec.max_length - len(model.spec.suffix)
 
 
 def refuse_code(checks: list[Check]) -> list[Any]:

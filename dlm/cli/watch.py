@@ -67,10 +67,12 @@ class Picture:
     edited: list[int] = field(default_factory=list)  # by the latest forward
     remasked: dict[int, int] = field(default_factory=dict)  # position -> the token taken back
     forward: int = 0
+    decoded: int = 0  # positions that forwards committed, without those taken back
 
     def update(self, snapshot: "Snapshot") -> None:
         """Take the outcome of a forward in."""
         self.forward = snapshot.forward
+        self.decoded += len(snapshot.committed) - len(snapshot.remasked)
         self.remasked = {position: self.tokens[position] for position in snapshot.remasked}
         self.tokens = snapshot.tokens
         self.edited = snapshot.edited
@@ -132,7 +134,7 @@ class Picture:
     @property
     def rate(self) -> float:
         """Tokens per forward so far."""
-        return (len(self.tokens) - self.left) / max(self.forward, 1)
+        return self.decoded / max(self.forward, 1)
 
     def caption(self) -> str:
         """Where the decoding is."""

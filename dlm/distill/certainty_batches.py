@@ -46,12 +46,12 @@ class Batches:
     def __getitem__(self, forward: int) -> Batch:
         size, spec, recipe = self.recipe.batch_size, self.spec, self.recipe
         drawn = [self.target(forward * size + row) for row in range(size)]
-        lines = [[*each.prompt, *each.response] for each in drawn]
+        lines = [[*each.prompt, *each.response, *spec.suffix] for each in drawn]
         start = torch.tensor([len(each.prompt) for each in drawn])
-        end = torch.tensor([len(line) for line in lines])
-        length = int(end.max())
+        whole = torch.tensor([len(line) for line in lines])
+        end, length = whole - len(spec.suffix), int(whole.max())
         rows = torch.tensor([line + [spec.eos_id] * (length - len(line)) for line in lines])
-        inside = torch.arange(length) < end[:, None]
+        inside = torch.arange(length) < whole[:, None]
         size_of_block = active_length(recipe.block_length, spec)
         block = block_numbers(
             start, end, length, block_length=size_of_block, block_size=spec.block_size
@@ -85,8 +85,8 @@ def check_targets(spec: ModelSpec, targets: Sequence[Target]) -> None:
     if not targets:
         raise ValueError("targets must hold at least one target, got none")
     for number_, target in enumerate(targets):
-        ids = [*target.prompt, *target.response]
-        fits = 0 < len(target.prompt) < len(ids) <= spec.max_length
+        ids = [*target.prompt, *target.response, *spec.suffix]
+        fits = bool(target.prompt and target.response) and len(ids) <= spec.max_length
         if not fits or not 0 <= min(ids) <= max(ids) < spec.vocab_size:
             raise ValueError(
                 f"target {number_} must have a prompt and a response of ids below "

@@ -116,6 +116,9 @@ def test_draw_shows_every_forward_on_a_terminal(
         snapshot([30, mask, mask, mask], committed=[0]),
         snapshot([30, 31, 32, mask], forward=2, committed=[1, 2]),
     ]
+    # What is filled in behind an end of text is not decoded, and what is taken back is undone.
+    steps.append(snapshot([mask, 31, 32, 30], forward=3, committed=[], remasked=[0]))
     assert draw(iter(steps), picture, console) == "end"
+    assert "forward 3   0.67 tokens per forward   1 left" in screen.getvalue()
     assert "forward 1   1.00 tokens per forward   3 left" in screen.getvalue()
     assert "forward 2   1.50 tokens per forward   1 left" in screen.getvalue()
