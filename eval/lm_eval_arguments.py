@@ -114,7 +114,7 @@ def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
         sampled = boolean("do_sample", values["do_sample"])
         asked["temperature"] = asked.get("temperature", 1.0) if sampled else 0.0
     if "top_k" in values:
-        asked["top_k"] = integer("top_k", values["top_k"], least=1)
+        asked["top_k"] = integer("top_k", values["top_k"], least=0) or None  # 0 is off
     if "top_p" in values:
         asked["top_p"] = number("top_p", values["top_p"], least=0.0, most=1.0)
     return read_until(values.get("until", ())), asked

@@ -298,6 +298,8 @@ def settings(options: Layer, columns: int = 0) -> Settings:
     for name in ("top_k", "top_p", "suppress_tokens", "begin_suppress_tokens"):
         if options.get(name) is not None:
             given[name] = options[name]
+    if given.get("top_k") == 0 and given["top_k"] is not False:
+        del given["top_k"]  # transformers' word for none
     temperature = options.get("temperature")
     if temperature is None:
         temperature = 1.0 if samples(options) else 0.0

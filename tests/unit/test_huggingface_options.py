@@ -44,6 +44,7 @@ def test_nothing_stated_is_what_generate_does() -> None:
         ([{"do_sample": True, "temperature": 0.6, "top_k": 20}, {"do_sample": False}], 0.0, None),
         ([{"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.0}], 0.0, 20),
         ([{"do_sample": True, "temperature": 0.6, "top_k": 20}, {"top_k": None}], 0.6, None),
+        ([{"do_sample": True, "temperature": 0.6, "top_k": 20}, {"top_k": 0}], 0.6, None),
         ([{"do_sample": True, "temperature": 0.6}, {"temperature": None}], 1.0, None),
         ([{"do_sample": False}, {"temperature": 0.4}], 0.4, None),
         ([{"temperature": 0.0}, {"do_sample": True}], 1.0, None),
@@ -162,7 +163,8 @@ def test_neutral_values_of_transformers_pass() -> None:
         ({"num_return_sequences": 2}, "must be 1 at temperature 0"),
         ({"num_return_sequences": 0}, "num_return_sequences must be an int >= 1"),
         ({"temperature": "hot"}, "temperature must be a finite number"),
-        ({"top_k": 0}, "top_k must be an int >= 1"),
+        ({"top_k": -1}, "top_k must be an int >= 1"),
+        ({"top_k": False}, "top_k must be an int >= 1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
