@@ -27,7 +27,6 @@ import dlm
 from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
 from dlm.eval.world import World
 from dlm.options import integer
-from dlm.prompts import opened
 
 BUILT_IN = (None, "", "built-in")
 GEN_LENGTH = 256  # where neither model_args nor the task tell, as in lm-eval
@@ -212,7 +211,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
             start = self.tokenizer.bos_token
             add_special_tokens = not (start and string.startswith(start))
         ids = list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
-        return opened(ids, self.model.spec.suffix) if add_special_tokens else ids
+        closing = list(self.model.spec.suffix) if add_special_tokens else []
+        return ids[: -len(closing)] if closing and ids[-len(closing) :] == closing else ids
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
