@@ -35,6 +35,7 @@ def read_user_examples(data: Path | None, held_out: frozenset[str]) -> Sequence[
     if data is None:
         return ()
     examples = load_examples(data)
-    if all(example.prompt in held_out for example in examples):
+    held = {prompt.strip() for prompt in held_out}  # chat templates trim prompts
+    if all(example.prompt.strip() in held for example in examples):
         raise ValueError(f"--data {str(data)!r} holds no example to train on")
     return examples

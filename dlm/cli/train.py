@@ -18,6 +18,7 @@ from dlm.cli.results import note
 from dlm.data import read_held_out
 
 if TYPE_CHECKING:
+    from dlm.models.spec import ModelSpec
     from dlm.training.loop import Progress
 
 
@@ -52,7 +53,7 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
         data(metavar="DIR", help="Folder of a tokenizer.", show_default="the built-in one"),
     ] = None,
     steps: Annotated[int, optimiser(help="Updates.", **WHOLE)] = 1000,
-    tokens_per_batch: Annotated[int, optimiser(help="Rows times length, about.", **WHOLE)] = 8192,
+    tokens_per_batch: Annotated[int, optimiser(help="Most rows times length.", **WHOLE)] = 8192,
     max_extra: Annotated[
         int, optimiser(help="Most end-of-text tokens beyond the longest response.", **WHOLE)
     ] = 16,
@@ -180,7 +181,8 @@ def starting_point(
     """The network to train and its tokenizer.
 
     Raises:
-        ValueError: weights to start from, and a shape or a tokenizer that is not theirs.
+        ValueError: weights to start from, and a shape or a tokenizer that is not theirs; or of a
+            model that the objective is not for.
     """
     from dlm.models.loading import load
     from dlm.prompts import tokenizer_of
@@ -193,7 +195,25 @@ def starting_point(
         given = [*shape, *(["tokenizer"] if tokenizer is not None else [])]
         raise ValueError(f"--init brings its own shape and tokenizer: leave out {given}")
     model = load(init, dtype="float32")
+    check_start(model.spec)
     return model.network, tokenizer_of(model, "training")
+
+
+def check_start(spec: "ModelSpec") -> None:
+    """Refuse a model that reads or answers rows in another way than they are trained on.
+
+    Raises:
+        ValueError: its outputs are of the next token, its attention is in blocks, or its rows end
+            in tokens of their own.
+    """
+    # Training feeds bare rows in whole and takes the output at a mask for the token there.
+    odd = {"shift": spec.shift, "block_size": spec.block_size, "suffix": spec.suffix}
+    found = ", ".join(f"{name}={value}" for name, value in odd.items() if value)
+    if found:
+        raise ValueError(
+            "--init must be a model that predicts the token itself and sees both ways, "
+            f"got one of {spec.family} with {found}"
+        )
 
 
 def load_tokenizer(folder: Path | None) -> Any:

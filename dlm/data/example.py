@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+
+from dlm.options import writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class Example:
     task: str
     prompt: str
     response: str
+    where: str = field(default="", compare=False, repr=False)  # file and line, if of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +48,17 @@ def load_examples(path: str | Path) -> list[Example]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                fields = string_fields(line, ("prompt", "response"), f"{path}:{number}")
-                examples.append(Example(path.stem, fields["prompt"], fields["response"]))
+                where = f"{path}:{number}"
+                fields = string_fields(line, ("prompt", "response"), where)
+                examples.append(Example(path.stem, fields["prompt"], fields["response"], where))
     return examples
 
 
 def string_fields(line: bytes, keys: tuple[str, ...], where: str) -> dict[str, str]:
     """Parses one JSON line and returns the string values of `keys`."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        # The mark that Windows editors begin a file with is no part of the first line.
+        record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not a line of JSON in UTF-8 ({error})") from None
     if not isinstance(record, dict):
@@ -63,5 +68,5 @@ def string_fields(line: bytes, keys: tuple[str, ...], where: str) -> dict[str, s
         value = record.get(key)
         if not isinstance(value, str):
             raise ValueError(f"{where}: {key!r} must be a string, got {value!r}")
-        fields[key] = value
+        fields[key] = writable(value, f"{where}: {key!r}")
     return fields

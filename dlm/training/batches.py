@@ -6,12 +6,16 @@ Shapes: B rows, L tokens.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data import Example, generate_examples
+
+CHUNK = 1000  # examples whose lengths are checked at a time
+SAMPLE = 256  # examples of a generated task whose lengths are checked before the first step
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,21 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return found
 
 
+def rows_within(budget: int, lengths: Sequence[int]) -> int:
+    """How many rows, from the first on, have a count times longest within a budget; at least one.
+
+    Args:
+        budget: tokens.
+        lengths: tokens of each row.
+    """
+    longest = 0
+    for before, length in enumerate(lengths):
+        longest = max(longest, length)
+        if (before + 1) * longest > budget:
+            return max(before, 1)
+    return len(lengths)
+
+
 class Batches:
     """The batch of every step, a pure function of the seed and the step number."""
 
@@ -83,27 +102,36 @@ class Batches:
         seed: int,
         held_out: frozenset[str] = frozenset(),
         examples: Sequence[Example] = (),
+        max_length: int | None = None,
     ) -> None:
         """Set the sources up.
 
         Args:
             tokenizer: with a chat template, end-of-text and end-of-turn tokens.
             weights: share of the batches of each task.
-            tokens_per_batch: rows times length, about.
+            tokens_per_batch: most rows times length; a row that is longer comes alone.
             max_extra: most end-of-text tokens beyond the longest response.
             seed: with the step number, decides a batch.
-            held_out: prompts that must never be trained on.
+            held_out: prompts that must never be trained on, whatever blanks are around them.
             examples: the user's own, task "file".
+            max_length: positions of the network, where it has an end.
+
+        Raises:
+            ValueError: a row that does not fit the positions, or a token that is missing.
         """
         self.tokenizer = tokenizer
         self.weights = dict(weights)
         self.tokens_per_batch = tokens_per_batch
         self.max_extra = max_extra
         self.seed = seed
-        self.held_out = held_out
-        self.examples = [e for e in examples if e.prompt not in held_out]
+        # Chat templates trim prompts: the blanks around one do not make it another.
+        self.held_out = frozenset(prompt.strip() for prompt in held_out)
+        self.examples = [e for e in examples if e.prompt.strip() not in self.held_out]
+        self.max_length = max_length
         self.eot_id = token_id(tokenizer, "<|eot_id|>")
         self.eos_id = token_id(tokenizer, "<|endoftext|>")
+        if max_length is not None:
+            self._check_lengths()
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")
@@ -111,15 +139,49 @@ class Batches:
         # Half of the batches end right behind the longest response: short canvases are cheap.
         extra = rng.choice((0, rng.randint(0, self.max_extra)))
         source = self._source(task, rng)
-        prompts, responses = encode(self.tokenizer, [next(source) for _ in range(8)])
+        prompts, responses = encode(self.tokenizer, list(islice(source, 8)))
         length = extra + 1 + max(map(len, prompts)) + max(map(len, responses))
         rows = max(self.tokens_per_batch // length, 1)
-        prompts, responses = encode(self.tokenizer, [next(source) for _ in range(rows)])
+        prompts, responses = self._rows(list(islice(source, rows)), extra)
         return collate(
             task, prompts, responses, eot_id=self.eot_id, eos_id=self.eos_id, extra=extra
         )
 
+    def _rows(
+        self, examples: Sequence[Example], extra: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of as many examples as the budget has room for, each within the positions."""
+        prompts, responses = encode(self.tokenizer, examples)
+        lengths = [len(p) + len(r) + 1 + extra for p, r in zip(prompts, responses, strict=True)]
+        # Eight examples told how many to draw, but these may be longer.
+        rows = rows_within(self.tokens_per_batch, lengths)
+        self._check(examples[:rows], lengths[:rows], extra)
+        return prompts[:rows], responses[:rows]
+
+    def _check_lengths(self) -> None:
+        """Refuse rows that are too long before the first step: all own ones, some generated."""
+        for task in self.weights:
+            own = self.examples
+            if task != "file":
+                own = list(islice(self._source(task, random.Random(self.seed)), SAMPLE))
+            for begin in range(0, len(own), CHUNK):
+                chunk = own[begin : begin + CHUNK]
+                pairs = zip(*encode(self.tokenizer, chunk), strict=True)
+                lengths = [len(p) + len(r) + 1 + self.max_extra for p, r in pairs]
+                self._check(chunk, lengths, self.max_extra)
+
+    def _check(self, examples: Sequence[Example], lengths: Sequence[int], extra: int) -> None:
+        """Refuse rows, of lengths with the end-of-text tokens, that outgrow the positions."""
+        for example, length in zip(examples, lengths, strict=True):
+            if self.max_length is not None and length > self.max_length:
+                raise ValueError(
+                    f"{example.where or f'task {example.task!r}'}: a row must fit the network's "
+                    f"{self.max_length} positions, got {length - extra} tokens and {extra} of "
+                    f"max_extra={self.max_extra}"
+                )
+
     def _source(self, task: str, rng: random.Random) -> Iterator[Example]:
         if task == "file":
             return iter(lambda: rng.choice(self.examples), None)
-        return generate_examples(task, rng.getrandbits(48), held_out=self.held_out)
+        drawn = generate_examples(task, rng.getrandbits(48))
+        return (each for each in drawn if each.prompt.strip() not in self.held_out)

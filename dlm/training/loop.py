@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlm.options import integer, known
+from dlm.options import integer, known, number
 from dlm.training.batches import Batch, Batches
 from dlm.training.loss import (
     mask_counts,
@@ -21,6 +21,7 @@ from dlm.training.loss import (
 )
 from dlm.training.optimizer import OPTIMIZERS, optimizers
 from dlm.training.seeds import LARGEST_SEED, noise_seed
+from dlm.training.state import differences, facts, read_state
 
 STATE = "training_state.pt"
 
@@ -44,9 +45,9 @@ class Recipe:
         for name in ("steps", "tokens_per_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("max_extra", "warmup", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("max_extra", "warmup"):
+            integer(name, getattr(self, name), least=0)
+        number("weight_decay", self.weight_decay, least=0.0)
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
@@ -101,6 +102,7 @@ class Trainer:
         self.mask_id = mask_id
         self.out = out
         self.step = 0
+        self.facts = facts(asdict(recipe), network, batches)
         self.device = next(network.parameters()).device
         self.optimizers = optimizers(
             network,
@@ -141,7 +143,7 @@ class Trainer:
         """Write the checkpoint in one atomic step."""
         self.out.mkdir(parents=True, exist_ok=True)
         state = {
-            "recipe": asdict(self.recipe),
+            **self.facts,
             "step": self.step,
             "network": self.network.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
@@ -152,15 +154,18 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the checkpoint of the folder.
 
+        One that does not tell its network and its data is refused: versions before they were kept
+        drew other batches, so it would not go on to the same numbers anyway.
+
         Raises:
-            ValueError: the checkpoint belongs to another recipe or another network.
+            ValueError: the checkpoint is damaged, or belongs to another recipe, network, tokenizer,
+                data or held-out prompts.
         """
         path = self.out / STATE
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        mine = asdict(self.recipe)
-        if state["recipe"] != mine:
-            differ = sorted(k for k in mine if state["recipe"].get(k) != mine[k])
-            raise ValueError(f"{path} was written by another recipe; these differ: {differ}")
+        state = read_state(path, self.device)
+        differ = differences(state, self.facts)
+        if differ:
+            raise ValueError(f"{path} was written by another run; these differ: {differ}")
         shapes = {name: value.shape for name, value in self.network.state_dict().items()}
         if shapes != {name: value.shape for name, value in state["network"].items()}:
             raise ValueError(f"{path} was written for a network of another shape")

@@ -78,7 +78,8 @@ def train(
         report: called after every step.
 
     Raises:
-        ValueError: `out` holds a run and `resume` is not set, or the other way round.
+        ValueError: `out` holds a run and `resume` is not set, or the other way round; the run in
+            it is another or damaged; a row outgrows the network's positions.
     """
     if (out / STATE).exists() != resume:
         state = (
@@ -94,6 +95,7 @@ def train(
         seed=recipe.seed,
         held_out=held_out,
         examples=examples,
+        max_length=getattr(network.config, "max_position_embeddings", None),
     )
     trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
     if resume:

@@ -109,8 +109,13 @@ def main() -> None:
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles instead of generated ones")
     parser.add_argument("--count", type=int, default=500, help="problems of each task")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="default: all")
-    parser.add_argument("--decoder", action="append", help="rows of it alone; default: all")
+    decoders = sorted({way["decoder"] for way in WAYS.values()})
+    parser.add_argument(
+        "--decoder", action="append", choices=decoders, help="rows of it alone; default: all"
+    )
     arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count must be an int >= 1, got {arguments.count}")
     model = load(arguments.model)
     print("| task | decoder | solved | forwards |\n|---|---|---|---|")
     for task in arguments.task or TASKS:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,33 @@ def test_init_starts_from_a_trained_model(tmp_path: Path) -> None:
     learned = records(run_well("train", "--out", first, *args, *SMALL).stdout)
     further = records(run_well("train", "--out", second, "--init", first, *args, SMALL[-1]).stdout)
     assert further[0]["loss"] < learned[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("family", "found"),
+    [("dream", "shift=True"), ("sdar", "block_size="), ("encoder", "suffix=(3,)")],
+)
+def test_init_is_a_model_that_the_objective_is_for(
+    written: Callable[[str], Path], tmp_path: Path, family: str, found: str
+) -> None:
+    result = run("train", "--out", str(tmp_path / "out"), "--init", str(written(family)))
+    assert result.exit_code == 2, result.output
+    rule = "--init must be a model that predicts the token itself and sees both ways, got one of "
+    told = " ".join(result.stderr.split())
+    assert rule in told
+    assert found in told.partition(rule)[2]
+
+
+def test_another_shape_of_the_same_weights_does_not_go_on(tmp_path: Path) -> None:
+    out = ["train", "--out", str(tmp_path / "out"), "--task=sudoku=1", "--steps=2"]
+    run_well(*out, *SMALL)
+    result = run(*out, *SMALL, "--heads=4", "--resume")
+    assert result.exit_code == 2
+    assert "these differ: ['network.n_heads', 'network.n_kv_heads']" in result.stderr
+
+
+def test_a_cut_checkpoint_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "training_state.pt").write_bytes(b"PK")
+    result = run("train", "--out", str(tmp_path), "--task=sudoku=1", "--resume", *SMALL)
+    assert result.exit_code == 2
+    assert "is damaged: delete it" in result.stderr

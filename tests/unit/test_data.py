@@ -344,6 +344,7 @@ def test_load_examples(tmp_path: Path) -> None:
         (b"[1]", "expected a JSON object, got list"),
         (b'{"prompt": "a"}', "'response' must be a string, got None"),
         (b'{"prompt": 3, "response": "a"}', "'prompt' must be a string, got 3"),
+        (rb'{"prompt": "a", "response": "\ud800"}', "'response' must be text that UTF-8 can"),
     ],
 )
 def test_load_examples_names_file_and_line(tmp_path: Path, line: bytes, message: str) -> None:
@@ -351,6 +352,12 @@ def test_load_examples_names_file_and_line(tmp_path: Path, line: bytes, message:
     path.write_bytes(b'{"prompt": "a", "response": "b"}\n\n' + line + b"\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}:3: ") + message):
         load_examples(path)
+
+
+def test_a_mark_of_utf_8_begins_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8-sig")
+    assert load_examples(path) == [Example("mine", "a", "b")]
 
 
 def test_read_held_out_tells_formats_apart_by_content(tmp_path: Path) -> None:

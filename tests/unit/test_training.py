@@ -145,10 +145,10 @@ def test_a_run_is_not_overwritten_nor_mixed_up(tokenizer: Any, tmp_path: Path) -
     with pytest.raises(ValueError, match="holds a run already"):
         run(tokenizer, tmp_path)
     other = Recipe(tasks={"sudoku": 1.0}, steps=7, tokens_per_batch=400, warmup=2)
-    with pytest.raises(ValueError, match=r"another recipe; these differ: \['steps'\]"):
+    with pytest.raises(ValueError, match=r"another run; these differ: \['steps'\]"):
         train(other, new_network(SHAPE, tokenizer, 0), tokenizer, tmp_path, resume=True)
     wider = new_network(Shape(width=64, layers=1, heads=2, mlp_width=64), tokenizer, 0)
-    with pytest.raises(ValueError, match="network of another shape"):
+    with pytest.raises(ValueError, match=r"another run; these differ: \['network.d_model'\]"):
         train(RECIPE, wider, tokenizer, tmp_path, resume=True)
     assert (tmp_path / STATE).exists()
 
@@ -263,7 +263,7 @@ def test_rate_warms_up_and_decays() -> None:
         ({"seed": 2**42 + 1}, "seed must be an int <= 4398046511104, got 4398046511105"),
         ({"seed": -1}, "seed must be"),
         ({"clip": 0.0}, "clip must be finite and > 0"),
-        ({"warmup": -1}, "warmup must be >= 0, got -1"),
+        ({"warmup": -1}, "warmup must be an int >= 0, got -1"),
         ({"tasks": {}}, "tasks must name a positive share"),
         ({"tasks": {"sudoku": 0.0}}, "tasks must name a positive share"),
     ],
