@@ -259,12 +259,16 @@ def save(path: Path, total: TokenCounts) -> None:
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="ascii") as stream:
-        json.dump(record, stream)
-        stream.flush()
-        os.fsync(stream.fileno())  # else a power cut may leave the new name on no data
-    os.replace(part, path)
+    # Its own for each process: of two at once, one would rename what the other is writing.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="ascii") as stream:
+            json.dump(record, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the new name on no data
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> TokenCounts:

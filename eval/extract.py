@@ -15,7 +15,8 @@ PYTHON = ("python", "python3", "py")
 
 _BOX = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_OPENS = re.compile(r"(?:[ \t]*|[^`]*[^`~])(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`]*")
+_FENCE = re.compile(r"`+|~{3,}")
+_LANGUAGE = re.compile(r"[ \t]*([\w+#.-]*)")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _BINDING = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
@@ -75,9 +76,8 @@ def code_blocks(text: str) -> list[Block]:
     fence, language, lines = "", "", list[str]()
     for line in text.split("\n"):
         if not fence:
-            mark = _OPENS.fullmatch(line)
-            if mark is not None:
-                fence, language, lines = mark[1], mark[2].lower(), []
+            fence, language = _opening(line)
+            lines = []
         elif (bare := line.rstrip()).endswith(fence):
             last = bare.rstrip(fence[0])
             blocks.append(_block(language, [*lines, last] if last.strip() else lines, closed=True))
@@ -87,6 +87,27 @@ def code_blocks(text: str) -> list[Block]:
     if fence:
         blocks.append(_block(language, lines, closed=False))
     return blocks
+
+
+def _opening(line: str) -> tuple[str, str]:
+    """The fence and the language of a line that opens a block; "" and "" of another one.
+
+    Backticks are a fence where they are the only ones of their line. Tildes are one at the
+    beginning of their line, else the last ones of it.
+    """
+    # One search over the line: a pattern of all of it would try every pair of fences.
+    runs = list(_FENCE.finditer(line))
+    ticks = [each for each in runs if each[0][0] == "`"]
+    if not runs or len(ticks) > 1:
+        return "", ""
+    first = runs[0]
+    begins = not line[: first.start()].strip(" \t")
+    fence = ticks[0] if ticks else first if begins else runs[-1]
+    if len(fence[0]) < 3 or line[: fence.start()].endswith("~"):
+        return "", ""
+    language = _LANGUAGE.match(line, fence.end())
+    assert language is not None  # it matches nothing too
+    return fence[0], language[1].lower()
 
 
 def _block(language: str, lines: list[str], *, closed: bool) -> Block:

@@ -145,14 +145,38 @@ def make_plan(
     """Read the problems and the solved examples that the templates need.
 
     Raises:
-        ValueError: a bad file, data that cannot be had, or `shots` where no template takes any.
+        ValueError: a bad file, data that cannot be had, `shots` where no template takes any, or a
+            solved example that is scored as well.
     """
     if shots is not None and not any(each.shots for each in templates):
         named = ", ".join(each.name for each in templates)
         raise ValueError(f"--shots is for templates with solved examples, got it for {named}")
     problems, origin = load_problems(task, data, limit)
     examples = {each.name: load_shots(task, each, shots, data) for each in templates}
+    check_shots(problems, examples)
     return Plan(task, templates, problems, origin, examples, options)
+
+
+def check_shots(problems: Sequence[Problem], shots: Mapping[str, Sequence[Problem]]) -> None:
+    """Refuse solved examples that are problems as well: their prompts would hold the answer.
+
+    Raises:
+        ValueError: there is one; names the template and the problem.
+    """
+    scored = {contents(each): each.id for each in problems}
+    for template, row in shots.items():
+        for each in row:
+            if contents(each) in scored:
+                raise ValueError(
+                    "--shots must hold no problem that is scored, as its prompt would hold its "
+                    f"answer: the solved examples of template {template!r} have problem "
+                    f"{scored[contents(each)]!r} of --data; give another file for one of them"
+                )
+
+
+def contents(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """What a prompt shows of a problem, up to blanks around it."""
+    return tuple(sorted((name, text.strip()) for name, text in problem.fields.items()))
 
 
 def settings_of(

@@ -1,7 +1,8 @@
 """`dlm distill certainty`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,20 +161,19 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
     base = load_model(model, device, dtype, family=family, block_size=block_size, mask_id=mask_id)
     work = Work(base, examples, teacher, recipe, out, model, chat=chat, only_right=only_right)
     with silence():
-        wrapped = work.run(resume, Display(steps, every=log_every, machine=json))
-        if wrapped is None:
-            raise typer.Exit(INTERRUPTED)
-        if merge and first_process():
-            work.write_merged(wrapped)
-    if not json and first_process():
+        wrapped = work.run(resume, Display(steps, every=log_every, machine=json), merge=merge)
+    if wrapped is None:
+        raise typer.Exit(INTERRUPTED)
+    if not json and first_process(base):
         note(f"wrote {out}: load it with dlm.load(..., adapter={str(out)!r})")
 
 
-def first_process() -> bool:
+def first_process(base: "Model") -> bool:
     """Whether this is the one of several processes that writes."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    return bool(PartialState().is_main_process)
+    # The first call decides where all processes talk to each other.
+    return bool(PartialState(cpu=base.device.type == "cpu").is_main_process)
 
 
 def choose_prompts(
@@ -183,7 +183,10 @@ def choose_prompts(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Different prompts of every task by its share, at most: tasks may have fewer.
+    """Different prompts of every task by its share, `count` in all; fewer if a task has fewer.
+
+    The user's own examples get the task "file": theirs is the name of their file, which may be that
+    of a built-in task, whose rule is not for them.
 
     Args:
         tasks: share of each; "file" stands for the user's own.
@@ -193,18 +196,21 @@ def choose_prompts(
         seed: of generated prompts.
     """
     whole = sum(tasks.values())
+    seen, due = 0.0, 0  # shares so far, and prompts for them
     found: dict[str, Example] = {}
     for name, share in tasks.items():
-        wanted = len(found) + round(count * share / whole)
+        seen += share
+        before, due = due, round(count * seen / whole)  # each share alone would not add up
+        wanted = len(found) + due - before
         drawn = (
-            own
+            [replace(example, task=FILE) for example in own]
             if name == FILE
             else generate_examples(name, seed, count=DRAWS * count, held_out=held_out)
         )
         for example in drawn:
             if len(found) >= wanted:
                 break
-            if example.prompt not in held_out:
+            if example.prompt.strip() not in held_out:  # a chat template trims it as well
                 found.setdefault(example.prompt, example)
     return list(found.values())
 
@@ -222,20 +228,53 @@ class Work:
     chat: bool
     only_right: bool
 
-    def run(self, resume: bool, display: Display) -> Any:
-        """Decode targets and train; the trained network, None after the user's Ctrl-C.
+    def run(self, resume: bool, display: Display, *, merge: bool = False) -> Any:
+        """Decode targets, train and merge; the trained network, None after the user's Ctrl-C.
 
         Raises:
-            ValueError: a run is there and `resume` is not set, or the other way round; the network
-                cannot be trained so. Then nothing has been written.
+            ValueError: a run is there and `resume` is not set, or the other way round; another run
+                is on; the network cannot be trained so. Then nothing has been written.
         """
-        from dlm.distill.certainty_run import STATE, check_network, train
+        from dlm.distill.certainty_run import check_network
+        from dlm.distill.certainty_targets import encode
+
+        main = first_process(self.base)  # the others would see what this one has begun to write
+        if main:
+            self.check_folder(resume)
+        check_network(self.base.network, self.recipe)
+        encode(self.base, self.examples, self.teacher, chat=self.chat)  # the lock makes the folder
+        with self.alone(resume) if main else nullcontext():
+            wrapped = self.train(display)
+            if wrapped is not None and merge and main:
+                self.write_merged(wrapped)
+        return wrapped
+
+    @contextmanager
+    def alone(self, resume: bool) -> Iterator[None]:
+        """Keep other runs off the folder.
+
+        Raises:
+            ValueError: one is on, or has changed the folder since it was checked.
+        """
+        from dlm.distill.schedule_ledger import alone
+
+        with alone(self.out):
+            self.check_folder(resume)
+            yield
+
+    def check_folder(self, resume: bool) -> None:
+        """Refuse a folder with a run that is not to be resumed, and one without a run that is."""
+        from dlm.distill.certainty_run import STATE
         from dlm.distill.certainty_targets import FILE as TARGETS
 
         if any((self.out / name).exists() for name in (TARGETS, STATE)) != resume:
             rule = "no run to resume" if resume else "a run already: resume it or choose another"
             raise ValueError(f"--out {str(self.out)!r} holds {rule}")
-        check_network(self.base.network, self.recipe)
+
+    def train(self, display: Display) -> Any:
+        """Decode targets and train, from where an earlier run was left."""
+        from dlm.distill.certainty_run import STATE, train
+
         try:
             targets = self.targets()
             with display, stop_after_step() as check:

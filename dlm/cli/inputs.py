@@ -59,7 +59,7 @@ def is_object(line: str) -> bool:
     """Whether a line is a JSON object."""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -67,7 +67,7 @@ def parse_record(line: str, where: str) -> str | Messages:
     """The prompt of a JSONL line: a text under "prompt", or chat messages under "messages"."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} must be a JSON object, as all lines or none: {error}") from error
     keys = sorted({"prompt", "messages"} & set(record)) if isinstance(record, dict) else []
     if len(keys) != 1:
@@ -129,7 +129,7 @@ def parse_value(text: str) -> Any:
     for read in (int, float, json.loads):
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text
 

@@ -73,11 +73,7 @@ def make_targets(
     """
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    given = [as_prompt(example.prompt, chat) for example in examples]
-    prompts = encode_prompts(model, given) if given else []
-    if not prompts:
-        raise ValueError("targets need at least one prompt, got none")
-    check_job(model, prompts, teacher)
+    prompts = encode(model, examples, teacher, chat=chat)
     head = {"model": name, **facts(model), "prompts": len(prompts), "chat": chat, **asdict(teacher)}
     del head["batch_size"]
     head = json.loads(json.dumps(head))  # as it is read again
@@ -93,6 +89,22 @@ def make_targets(
                 file.flush()
                 report(len(done), len(prompts))
     return done
+
+
+def encode(
+    model: Model, examples: Sequence[Example], teacher: Teacher, *, chat: bool
+) -> list[list[int]]:
+    """The tokens of every prompt, before anything is written.
+
+    Raises:
+        ValueError: no prompt, a bad one, or one too long for the model.
+    """
+    given = [as_prompt(example.prompt, chat) for example in examples]
+    if not given:
+        raise ValueError("targets need at least one prompt, got none")
+    prompts = encode_prompts(model, given)
+    check_job(model, prompts, teacher)
+    return prompts
 
 
 def check_family(spec: ModelSpec) -> None:

@@ -180,12 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=200, help="problems")
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles instead of generated ones")
     given = parser.parse_args(arguments)
+    if given.count < 1:
+        parser.error(f"--count must be an int >= 1, got {given.count}")
     paths = {n: schedule_of(given.schedules, given.task, n) for n in given.budget or (4, 8, 16)}
     for budget, path in paths.items():
         if not path.is_file():
             parser.error(f"--schedules must hold schedule-{budget}.json, got {given.schedules}")
     model = load(given.model)
     problems = held_out(given.task, given.count, given.sudoku)
+    if not problems:
+        parser.error(f"--sudoku must hold at least one puzzle, got {given.sudoku}")
     never = read_held_out([] if given.sudoku is None else [given.sudoku])
     training = list(generate_examples(given.task, SEED, count=CALIBRATION, held_out=never))
     print(

@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from dlm.cli import app
+from dlm.cli.inputs import parse_value, read_prompts
 
 HALF = "a\ud800"  # half a pair of surrogates
+DEEP = "[" * 200_000  # deeper than Python's JSON reads
 
 
 def refused(*args: str, stdin: bytes = b"") -> str:
@@ -47,3 +49,19 @@ def test_prompts_of_a_file(record: dict[str, Any], place: str, tmp_path: Path) -
     file.write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(record) + "\n")
     told = refused("generate", "--file", str(file))
     assert rf"prompts:2: {place} must be text that UTF-8 can hold, got '\ud800'" in told
+
+
+@pytest.mark.parametrize(("name", "first"), [("deep.jsonl", ""), ("deep", '{"prompt": "a"}\n')])
+def test_prompts_that_are_too_deep_are_refused(name: str, first: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(first + DEEP + "\n")
+    line = 1 + first.count("\n")
+    told = refused("generate", "--file", str(file))
+    assert f"{name}:{line} must be a JSON object, as all lines or none: maximum recursion" in told
+
+
+def test_a_first_line_that_is_too_deep_is_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "deep.txt"
+    file.write_text(DEEP + "\n")
+    assert read_prompts([], file) == [DEEP]
+    assert parse_value(DEEP) == DEEP

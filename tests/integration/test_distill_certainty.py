@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from dlm.cli.corpus import FILE
 from dlm.cli.distill_certainty import MERGED, certainty, choose_prompts
 from dlm.cli.errors import Commands
 from dlm.cli.meter import Display
-from dlm.data import Example
+from dlm.data import TASKS, Example
+from dlm.distill import certainty_targets
 from dlm.distill.certainty_run import STATE
 from dlm.distill.certainty_targets import FILE as TARGETS
+from dlm.distill.schedule_ledger import alone
 from dlm.distill.weights import facts
 from dlm.models.adapter import CONFIG, WEIGHTS
 from dlm.training.loop import Progress
@@ -167,12 +170,88 @@ def test_resuming_with_another_model_is_refused(
 
 
 def test_prompts_are_different_and_shared_out() -> None:
-    own = [Example("own", text, "") for text in ("a", "b", "b", "c")]
+    own = [Example("own", text, "") for text in ("a", "a \n", "b", "b", "c")]
     held = frozenset({"a"})
     found = choose_prompts({"sudoku": 3.0, FILE: 1.0}, own, held, 8, seed=0)
-    assert [each.task for each in found] == ["sudoku"] * 6 + ["own"] * 2
+    assert [each.task for each in found] == ["sudoku"] * 6 + [FILE] * 2
     assert [each.prompt for each in found[6:]] == ["b", "c"]
     assert len({each.prompt for each in found}) == 8
     less = choose_prompts({"sudoku": 1.0}, (), frozenset({found[0].prompt}), 6, seed=0)
     assert found[0] not in less
     assert less[:5] == found[1:6]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 100, 103])
+def test_prompts_are_as_many_as_asked_for(count: int) -> None:
+    tasks = dict.fromkeys(TASKS, 1.0)
+    found = Counter(each.task for each in choose_prompts(tasks, (), frozenset(), count, seed=0))
+    assert found.total() == count
+    assert all(abs(found[name] - count / len(tasks)) < 1 for name in tasks)
+
+
+def test_a_task_with_few_prompts_leaves_the_others_their_shares() -> None:
+    own = [Example("own", "a", "")]
+    found = choose_prompts({FILE: 1.0, "sudoku": 1.0}, own, frozenset(), 6, seed=0)
+    assert [each.task for each in found] == [FILE, *["sudoku"] * 3]
+
+
+def test_no_rule_of_a_built_in_task_is_for_own_prompts(folder: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "arithmetic.jsonl", tmp_path / "out"
+    data.write_text('{"prompt": "Who are you?", "response": ""}\n')
+    args = [f"--model={folder}", f"--data={data}", f"--out={out}", *SMALL[1:], "--only-right"]
+    run_well(*args)
+    (target,) = (out / TARGETS).read_text().splitlines()[1:]
+    assert json.loads(target)["right"] is None
+
+
+def test_a_second_run_in_the_folder_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [f"--out={tmp_path}", f"--model={folder}", *SMALL]
+    with alone(tmp_path):
+        result = run(*args)
+    assert result.exit_code == 2
+    assert f"{str(tmp_path)!r} must be of one run at a time" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    show = Display.show
+
+    def shown(display: Display, step: Progress) -> None:
+        show(display, step)
+        second.append(run(*args, "--resume"))
+
+    second: list[Any] = []
+    monkeypatch.setattr(Display, "show", shown)
+    run_well(*args, "--merge")
+    assert [each.exit_code for each in second] == [2] * 4
+    assert "one run at a time" in second[0].stderr
+    monkeypatch.undo()
+    run_well(*args, "--resume")  # a lock that is left behind is none
+
+
+def test_a_run_that_began_behind_the_check_is_seen(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [f"--out={tmp_path}", f"--model={folder}", *SMALL]
+    encode = certainty_targets.encode
+
+    def late(*given: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        run_well(*args)
+        return encode(*given, **more)
+
+    monkeypatch.setattr(certainty_targets, "encode", late)
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "holds a run already" in result.stderr
+
+
+def test_other_processes_of_a_run_leave_its_folder_to_the_first(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They neither lock it nor take what the first one has written for another run."""
+    args = [f"--out={tmp_path}", f"--model={folder}", *SMALL]
+    run_well(*args)
+    (tmp_path / STATE).unlink()
+    monkeypatch.setattr("dlm.cli.distill_certainty.first_process", lambda base: False)
+    with alone(tmp_path):
+        assert run_well(*args).stderr.count("wrote") == 0

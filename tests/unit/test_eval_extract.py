@@ -98,6 +98,28 @@ def test_code_blocks(text: str, blocks: list[Block]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "language"),
+    [
+        ("~~~ a ~~~ b", "a"), (" \t~~~~ A", "a"), ("x ~~~ a ~~~ b", "b"), ("~~ ~~~ c", "c"),
+        ("~~~", ""), ("x```py", "py"), ("~~~ x ```py", "py"), ("~~~ ``", None),
+        ("x ~~~ `", None), ("``` `", None), ("x``", None), ("``` ```", None), ("~```", None),
+        ("~~~```", None), ("~~", None), ("", None),
+    ],
+)  # fmt: skip
+def test_what_opens_a_block(line: str, language: str | None) -> None:
+    """As a pattern over the whole line would have it, which takes quadratic time."""
+    expected = [] if language is None else [Block(language, "", closed=False)]
+    assert code_blocks(line) == expected
+
+
+def test_fences_in_one_line_take_linear_time() -> None:
+    began = time.process_time()
+    for end in ("", "`", "```"):
+        code_blocks("a" + "~~~ " * 40_000 + end)
+    assert time.process_time() - began < 5.0
+
+
 def test_a_block_is_chosen_by_what_it_defines() -> None:
     other = "def other():\n    pass"
     text = f"```text\n{ADD} # text\n```\n```python\n{other}\n```\n```python\n{ADD}\n```"

@@ -1,6 +1,7 @@
 """Background token frequencies: counting a corpus, and going on where a run died."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -167,6 +168,28 @@ def test_a_save_that_fails_leaves_the_last_one(
     with pytest.raises(OSError, match="disk full"):
         save(out, TokenCounts(Counter({1: 3}), 3, 2))
     assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_two_at_once_write_one_whole_file(tmp_path: Path) -> None:
+    """The other one saves while this one is about to."""
+    out = tmp_path / "f.json"
+    mine, other = TokenCounts(Counter({1: 2}), 2, 1), TokenCounts(Counter({1: 3}), 3, 2)
+    sync = os.fsync
+
+    def between(number: int) -> None:
+        sync(number)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", sync)
+            patch.setattr(os, "getpid", lambda: 0)
+            save(out, other)
+        assert load(out) == other
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", between)
+        save(out, mine)
+    assert load(out) == mine
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -268,7 +291,7 @@ def test_documents_of_a_corpus(tmp_path: Path) -> None:
         ("a.txt", b"fine\n\xff\n", ":2: not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', ":2: not a line of JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n{"body": "b"}\n', ":3: 'text' must be a string, got None"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: 'text' must be text that UTF-8 can hold"),
         ("a.jsonl", b'["text"]\n', ":1: expected a JSON object, got list"),
     ],
 )
