@@ -153,30 +153,31 @@ def make_plan(
         raise ValueError(f"--shots is for templates with solved examples, got it for {named}")
     problems, origin = load_problems(task, data, limit)
     examples = {each.name: load_shots(task, each, shots, data) for each in templates}
-    check_shots(problems, examples)
+    for each in templates:
+        check_shots(each, problems, examples[each.name])
     return Plan(task, templates, problems, origin, examples, options)
 
 
-def check_shots(problems: Sequence[Problem], shots: Mapping[str, Sequence[Problem]]) -> None:
+def check_shots(template: Template, problems: Sequence[Problem], shots: Sequence[Problem]) -> None:
     """Refuse solved examples that are problems as well: their prompts would hold the answer.
 
     Raises:
         ValueError: there is one; names the template and the problem.
     """
-    scored = {contents(each): each.id for each in problems}
-    for template, row in shots.items():
-        for each in row:
-            if contents(each) in scored:
-                raise ValueError(
-                    "--shots must hold no problem that is scored, as its prompt would hold its "
-                    f"answer: the solved examples of template {template!r} have problem "
-                    f"{scored[contents(each)]!r} of --data; give another file for one of them"
-                )
+    scored = {question(template, each): each.id for each in problems}
+    for each in shots:
+        found = scored.get(question(template, each))
+        if found is not None:
+            raise ValueError(
+                "--shots must hold no problem that is scored, as its prompt would hold its answer: "
+                f"the solved examples of template {template.name!r} have problem {found!r} of "
+                "--data; give another file for one of them"
+            )
 
 
-def contents(problem: Problem) -> tuple[tuple[str, str], ...]:
-    """What a prompt shows of a problem, up to blanks around it."""
-    return tuple(sorted((name, text.strip()) for name, text in problem.fields.items()))
+def question(template: Template, problem: Problem) -> str:
+    """What a template asks of a problem, up to blanks around it: solutions may be worded apart."""
+    return template.prompt.format(**{name: each.strip() for name, each in problem.fields.items()})
 
 
 def settings_of(

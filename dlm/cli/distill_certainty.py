@@ -196,6 +196,7 @@ def choose_prompts(
         seed: of generated prompts.
     """
     whole = sum(tasks.values())
+    held = {prompt.strip() for prompt in held_out}  # chat templates trim prompts
     seen, due = 0.0, 0  # shares so far, and prompts for them
     found: dict[str, Example] = {}
     for name, share in tasks.items():
@@ -210,7 +211,7 @@ def choose_prompts(
         for example in drawn:
             if len(found) >= wanted:
                 break
-            if example.prompt.strip() not in held_out:  # a chat template trims it as well
+            if example.prompt.strip() not in held:
                 found.setdefault(example.prompt, example)
     return list(found.values())
 

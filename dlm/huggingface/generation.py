@@ -98,11 +98,14 @@ class DiffusionGenerationMixin:
                 refuse_pickles(str(folder))
         return super().from_pretrained(place, *model_args, **options)  # type: ignore[misc]
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As in torch, under released names too: Trainer so reads what `save_pretrained` wrote."""
         from dlm.models.conversions import received
 
-        return super().load_state_dict(received(state_dict, self), *args, **options)  # type: ignore[misc]
+        state = received(state_dict, self, strict=strict, assign=assign)
+        return super().load_state_dict(state, strict=strict, assign=assign)  # type: ignore[misc]
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **options: Any

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
@@ -61,30 +62,60 @@ def renamed(name: str, network: Any) -> str:
     return name
 
 
-def received(state: Mapping[str, Tensor], network: Any) -> Mapping[str, Tensor]:
-    """A state dict under our names; one that bears no other is itself.
+def received(state: Any, network: Any, *, strict: bool, assign: bool) -> Any:
+    """A state dict under our names, as `torch.nn.Module.load_state_dict` is given one.
 
-    What `save_pretrained` writes has the released ones, and what holds some experts of a packed
-    tensor leaves the others as they are.
+    What `save_pretrained` writes has the released ones; one that bears ours alone is itself.
+
+    Raises:
+        RuntimeError: an expert of another shape.
     """
     mine: dict[str, Tensor] = network.state_dict()
-    if state.keys() <= mine.keys():
+    if not isinstance(state, Mapping) or state.keys() <= mine.keys():
         return state
-    found, packed = dict[str, Tensor](), dict[str, Tensor]()
+    found, packed = dict[str, Any](), dict[str, dict[str, Tensor]]()
     for name, weight in state.items():
         target = None if name in mine else place(name, network, mine)
         if target is None:
             found[name] = weight
-            continue
-        ours, part = target
-        if part.shape == mine[ours].shape:
-            found[ours] = weight
-            continue
-        if ours not in packed:
-            packed[ours] = mine[ours].detach().clone()
-        _, part = place(name, network, packed) or target
-        part.copy_(weight)
-    return found | packed
+        elif packs_experts(network) and EXPERT.fullmatch(renamed(name, network)):
+            packed.setdefault(target[0], {})[name] = weight
+        else:
+            found[target[0]] = weight
+    for ours, parts in packed.items():
+        found |= together(ours, parts, network, mine[ours], some=not (strict or assign))
+    return found
+
+
+def together(
+    ours: str, parts: Mapping[str, Tensor], network: Any, held: Tensor, *, some: bool
+) -> Mapping[str, Tensor]:
+    """Weights of experts in one tensor, under our name; as they came if not all are there.
+
+    Args:
+        ours: the name.
+        parts: released name -> weight.
+        network: what they are for.
+        held: the tensor of the network.
+        some: whether, where some are missing, the network's own take their place.
+    """
+    first = next(iter(parts.values()))
+    if len(parts) == len(held) * (1 if ours.endswith("down_proj") else 2):
+        whole = torch.empty(held.shape, dtype=first.dtype, device=first.device)
+    elif some and not held.is_meta:
+        whole = held.detach().clone()
+    else:
+        return parts  # torch tells what is missing
+    for name, weight in parts.items():
+        place_found = place(name, network, {ours: whole})
+        assert place_found is not None
+        if place_found[1].shape != weight.shape:
+            raise RuntimeError(
+                f"size mismatch for {name}: {list(weight.shape)} in the state, "
+                f"{list(place_found[1].shape)} in the network"
+            )
+        place_found[1].copy_(weight)
+    return {ours: whole}
 
 
 def place(name: str, network: Any, weights: dict[str, Tensor]) -> tuple[str, Tensor] | None:

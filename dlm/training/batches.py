@@ -6,6 +6,7 @@ Shapes: B rows, L tokens.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import islice
 
 import torch
@@ -14,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data import Example, generate_examples
 
-CHUNK = 1000  # examples whose lengths are checked at a time
-SAMPLE = 256  # examples of a generated task whose lengths are checked before the first step
+SAMPLE = 256  # examples of a task whose lengths are checked before the first step
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +159,16 @@ class Batches:
         return prompts[:rows], responses[:rows]
 
     def _check_lengths(self) -> None:
-        """Refuse rows that are too long before the first step: all own ones, some generated."""
+        """Refuse rows that are too long before the first step: the longest own, some generated."""
         for task in self.weights:
-            own = self.examples
-            if task != "file":
-                own = list(islice(self._source(task, random.Random(self.seed)), SAMPLE))
-            for begin in range(0, len(own), CHUNK):
-                chunk = own[begin : begin + CHUNK]
-                pairs = zip(*encode(self.tokenizer, chunk), strict=True)
+            if task == "file":
+                some = nlargest(SAMPLE, self.examples, lambda e: len(e.prompt) + len(e.response))
+            else:
+                some = list(islice(self._source(task, random.Random(self.seed)), SAMPLE))
+            if some:
+                pairs = zip(*encode(self.tokenizer, some), strict=True)
                 lengths = [len(p) + len(r) + 1 + self.max_extra for p, r in pairs]
-                self._check(chunk, lengths, self.max_extra)
+                self._check(some, lengths, self.max_extra)
 
     def _check(self, examples: Sequence[Example], lengths: Sequence[int], extra: int) -> None:
         """Refuse rows, of lengths with the end-of-text tokens, that outgrow the positions."""

@@ -162,7 +162,7 @@ class Trainer:
                 data or held-out prompts.
         """
         path = self.out / STATE
-        state = read_state(path, self.device)
+        state = read_state(path)
         differ = differences(state, self.facts)
         if differ:
             raise ValueError(f"{path} was written by another run; these differ: {differ}")

@@ -40,11 +40,14 @@ def configuration(network: Any) -> dict[str, Any]:
 
 
 def words(tokenizer: Any) -> list[Any]:
-    """What decides the ids that a fast tokenizer gives a chat."""
-    whole = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The last call sets these two, and every call sets them anew.
-    rules = {key: value for key, value in whole.items() if key not in ("truncation", "padding")}
-    return [rules, tokenizer.chat_template, tokenizer.mask_token_id]
+    """What decides the ids that a tokenizer gives a chat."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules: Any = sorted(tokenizer.get_vocab().items())
+    if backend is not None:
+        whole = json.loads(backend.to_str())
+        # The last call sets these two, and every call sets them anew.
+        rules = {key: value for key, value in whole.items() if key not in ("truncation", "padding")}
+    return [type(tokenizer).__name__, rules, tokenizer.chat_template, tokenizer.mask_token_id]
 
 
 def digest(values: Iterable[Any]) -> str:
@@ -69,17 +72,20 @@ def flat(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts["recipe"], **network, **facts["given"]}
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint, on a device.
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
 
     Raises:
         ValueError: it is damaged, or does not tell what network and data it is of.
     """
     damaged = f"{path} is damaged: delete it to train from the first step"
+    memory = ("can't allocate memory", "out of memory")
     broken = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (*broken, pickle.UnpicklingError) as error:
+        if any(text in str(error) for text in memory):
+            raise  # the file is as good as it was
         raise ValueError(damaged) from error
     if not isinstance(state, dict):
         raise ValueError(damaged)

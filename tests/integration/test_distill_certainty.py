@@ -171,7 +171,7 @@ def test_resuming_with_another_model_is_refused(
 
 def test_prompts_are_different_and_shared_out() -> None:
     own = [Example("own", text, "") for text in ("a", "a \n", "b", "b", "c")]
-    held = frozenset({"a"})
+    held = frozenset({"a "})
     found = choose_prompts({"sudoku": 3.0, FILE: 1.0}, own, held, 8, seed=0)
     assert [each.task for each in found] == ["sudoku"] * 6 + [FILE] * 2
     assert [each.prompt for each in found[6:]] == ["b", "c"]

@@ -92,6 +92,45 @@ def test_experts_in_several_files(written: Callable[[str], Path], tmp_path: Path
         assert torch.equal(weight, other.state_dict()[name]), name
 
 
+@pytest.fixture
+def experts(written: Callable[[str], Path], tmp_path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """A network with experts, and its weights under released names."""
+    network = fresh(written("llada2"))
+    network.save_pretrained(tmp_path)
+    return network, load_file(tmp_path / "model.safetensors")
+
+
+def test_missing_experts_are_missed(experts: tuple[Any, dict[str, Tensor]]) -> None:
+    network, saved = experts
+    assert network.load_state_dict(saved)
+    for gone in (".experts.1.", ".experts.0.up_proj"):
+        part = {name: weight for name, weight in saved.items() if gone not in name}
+        with pytest.raises(RuntimeError, match=r"Missing key.*experts\.gate_up_proj"):
+            network.load_state_dict(part)
+
+
+def test_experts_of_another_shape_are_refused(experts: tuple[Any, dict[str, Tensor]]) -> None:
+    network, saved = experts
+    (name, *_) = [name for name in saved if name.endswith("experts.0.down_proj.weight")]
+    with pytest.raises(RuntimeError, match=f"size mismatch for {name}: "):
+        network.load_state_dict(saved | {name: saved[name][:1]})
+
+
+def test_experts_are_assigned(experts: tuple[Any, dict[str, Tensor]]) -> None:
+    """To a network without memory of its own, and in the dtype that they have."""
+    network, saved = experts
+    with torch.device("meta"):
+        empty = type(network)(network.config)
+    half = {name: weight.bfloat16() for name, weight in saved.items()}
+    assert not empty.load_state_dict(half, assign=True).missing_keys
+    for name, weight in empty.named_parameters():
+        assert (weight.device.type, weight.dtype) == ("cpu", torch.bfloat16), name
+    assert torch.equal(
+        empty.get_parameter("model.layers.1.mlp.experts.down_proj"),
+        network.get_parameter("model.layers.1.mlp.experts.down_proj").bfloat16(),
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")  # Trainer's own
 def test_a_run_goes_on(written: Callable[[str], Path], tmp_path: Path) -> None:
     rows = [example(1, 1, 3), example(1, 2), example(1, 0, 4), example(1, 1, 2, 3)]

@@ -51,6 +51,22 @@ def test_shots_may_not_be_a_copy_or_a_part_of_the_data(tmp_path: Path) -> None:
     assert len(plan(data, last, limit=2).problems) == 2  # none of them is an example
 
 
+def test_a_solution_worded_apart_makes_no_other_problem(tmp_path: Path) -> None:
+    rows = [
+        {"problem": f"Half of {n}?", "solution": f"It is {n / 2}.", "answer": str(n / 2),
+         "subject": "Algebra", "level": 1, "unique_id": str(n)}
+        for n in range(6)
+    ]  # fmt: skip
+    apart = [{**row, "solution": f"Clearly: {row['solution']}"} for row in rows]
+    data, shots = tmp_path / "data.jsonl", tmp_path / "shots.jsonl"
+    for path, lines in ((data, rows), (shots, apart)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    math = TASKS["math500"]
+    template = next(each for each in math.templates if each.shots)
+    with pytest.raises(ValueError, match="--shots must hold no problem that is scored"):
+        make_plan(math, (template,), choose_options(math, None, {}), data=data, shots=shots)
+
+
 @pytest.mark.parametrize("task", ["sudoku", "countdown"])
 def test_built_in_examples_are_not_scored(task: str) -> None:
     made = plan(None, task=task)

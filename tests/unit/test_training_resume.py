@@ -119,6 +119,25 @@ def test_a_checkpoint_that_was_cut_is_damaged(ran: Path, tmp_path: Path, share: 
         go(tmp_path, resume=True)
 
 
+def test_a_machine_without_memory_damages_nothing(
+    ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        go(ran, resume=True)
+
+
+def test_words_of_a_tokenizer_that_is_not_fast() -> None:
+    from transformers import ByT5Tokenizer
+
+    one, other = ByT5Tokenizer(), ByT5Tokenizer(extra_ids=3)
+    assert words(one) == words(ByT5Tokenizer())
+    assert words(one) != words(other)
+
+
 def test_a_checkpoint_of_something_else_is_damaged(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / STATE)
     with pytest.raises(ValueError, match="is damaged"):
