@@ -86,14 +86,12 @@ class Corpus:
                         yield self._document(line, file, f"{file}:{line_number}")
 
     def _document(self, line: bytes, file: Path, where: str) -> str:
+        if is_jsonl(file):
+            return string_fields(line, (self.text,), where)[self.text]
         try:
-            if not is_jsonl(file):
-                return line.decode("utf-8-sig").rstrip("\r\n")
-            text = string_fields(line, (self.text,), where)[self.text]
-            text.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+            return line.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeError as error:
             raise ValueError(f"{where}: not UTF-8 ({error})") from None
-        return text
 
 
 def is_jsonl(file: Path) -> bool:

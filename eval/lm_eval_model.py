@@ -25,6 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import dlm
 from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
+from dlm.eval.runner import places
 from dlm.eval.world import World
 from dlm.options import integer
 
@@ -170,7 +171,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
     @property
     def max_length(self) -> int:
         """Tokens of a context and what follows it, but for what closes every row."""
-        return self.model.spec.max_length - len(self.model.spec.suffix)
+        return places(self.model)
 
     @property
     def max_gen_toks(self) -> int:

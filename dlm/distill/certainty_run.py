@@ -5,7 +5,6 @@ Shapes: B rows, L tokens, M masked positions, V vocabulary.
 
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from dlm.models.adapter import wrap, write
 from dlm.models.model import Model
 from dlm.training.loop import Progress
 from dlm.training.seeds import noise_seed
+from dlm.training.state import read_state
 
 STATE = "training_state.pt"
 KINDS = {"recipe": dict, "model": dict, "processes": int, "targets": str, "step": int,
@@ -147,7 +147,7 @@ class Trainer:
                 or another number of processes.
         """
         path = self.out / STATE
-        state = read_state(path)
+        state = read_state(path, KINDS)
         written, mine = flat(state), flat(self.facts)
         differ = sorted(key for key in mine if written.get(key) != mine[key])
         if differ:
@@ -246,26 +246,6 @@ def fewer_activations(network: Any) -> Callable[[dict[str, Any]], None]:
             enable: Callable[[dict[str, Any]], None] = getattr(network, name)
             return enable
     raise ValueError(f"checkpointing must be False for a {type(network).__name__}: it has none")
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    damaged = f"{path} is damaged: delete it to train from the first step"
-    broken = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*broken, pickle.UnpicklingError) as error:
-        raise ValueError(damaged) from error
-    if not isinstance(state, dict):
-        raise ValueError(damaged)
-    wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
-    if wrong:
-        raise ValueError(f"{damaged}; it lacks {', '.join(wrong)}")
-    return state
 
 
 def flat(facts: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ RIVALS: dict[str, list[dict[str, float]]] = {
 }
 """Decoders that choose how many tokens to commit -> their settings."""
 
-SCHEDULES = "folder of schedule-N.json, or dlm/assets/schedules with its TASK-N.json"
 CALIBRATION = 32  # training prompts that thresholds are set on
 SEED = 23  # of those prompts
 RESAMPLES = 10_000
@@ -174,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="folder; the built-in model if absent")
     parser.add_argument("--task", choices=list(TASKS), required=True)
-    parser.add_argument("--schedules", type=Path, required=True, help=SCHEDULES)
+    parser.add_argument(
+        "--schedules", type=Path, required=True, help="folder of schedule-N.json or TASK-N.json"
+    )
     parser.add_argument("--budget", type=int, action="append", help="repeatable; 4, 8 and 16")
     parser.add_argument("--gen-length", type=int, default=64, help="tokens")
     parser.add_argument("--count", type=int, default=200, help="problems")

@@ -21,7 +21,7 @@ from dlm.training.loss import (
 )
 from dlm.training.optimizer import OPTIMIZERS, optimizers
 from dlm.training.seeds import LARGEST_SEED, noise_seed
-from dlm.training.state import differences, facts, read_state
+from dlm.training.state import differences, facts, read_run
 
 STATE = "training_state.pt"
 
@@ -162,7 +162,7 @@ class Trainer:
                 data or held-out prompts.
         """
         path = self.out / STATE
-        state = read_state(path)
+        state = read_run(path)
         differ = differences(state, self.facts)
         if differ:
             raise ValueError(f"{path} was written by another run; these differ: {differ}")

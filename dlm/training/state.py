@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dlm.frequencies import identify
 from dlm.training.batches import Batches
 
 KINDS = {"recipe": dict, "step": int, "network": dict, "optimizers": list}
@@ -41,13 +42,7 @@ def configuration(network: Any) -> dict[str, Any]:
 
 def words(tokenizer: Any) -> list[Any]:
     """What decides the ids that a tokenizer gives a chat."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules: Any = sorted(tokenizer.get_vocab().items())
-    if backend is not None:
-        whole = json.loads(backend.to_str())
-        # The last call sets these two, and every call sets them anew.
-        rules = {key: value for key, value in whole.items() if key not in ("truncation", "padding")}
-    return [type(tokenizer).__name__, rules, tokenizer.chat_template, tokenizer.mask_token_id]
+    return [identify(tokenizer)["digest"], tokenizer.chat_template, tokenizer.mask_token_id]
 
 
 def digest(values: Iterable[Any]) -> str:
@@ -72,11 +67,30 @@ def flat(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts["recipe"], **network, **facts["given"]}
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU.
+def read_run(path: Path) -> dict[str, Any]:
+    """A checkpoint of a training run, on the CPU.
 
     Raises:
         ValueError: it is damaged, or does not tell what network and data it is of.
+    """
+    state = read_state(path, KINDS)
+    if lacking := missing(state, FACTS):
+        raise ValueError(
+            f"{path} is of an earlier version, which drew other batches and kept no {lacking}: "
+            "delete it to train from the first step"
+        )
+    return state
+
+
+def read_state(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
+
+    Args:
+        path: of the file.
+        kinds: what it has to hold -> of which kind.
+
+    Raises:
+        ValueError: it is damaged.
     """
     damaged = f"{path} is damaged: delete it to train from the first step"
     memory = ("can't allocate memory", "out of memory")
@@ -89,13 +103,8 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ValueError(damaged) from error
     if not isinstance(state, dict):
         raise ValueError(damaged)
-    if lacking := missing(state, KINDS):
+    if lacking := missing(state, kinds):
         raise ValueError(f"{damaged}; it lacks {lacking}")
-    if lacking := missing(state, FACTS):
-        raise ValueError(
-            f"{path} is of an earlier version, which drew other batches and kept no {lacking}: "
-            "delete it to train from the first step"
-        )
     return state
 
 
