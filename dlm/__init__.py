@@ -14,6 +14,8 @@ from dlm.models.registry import register
 
 if TYPE_CHECKING:
     from dlm import decoders, kernels
+    from dlm import eval as eval
+    from dlm import types as types
     from dlm.execution import release
     from dlm.generation import Generation, Snapshot, generate, infill, stream
     from dlm.huggingface import (
@@ -78,7 +80,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "eval", "types"])
 
 
 register()

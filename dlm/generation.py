@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from dlm.prompts import (
     whole_text,
 )
 from dlm.runtime import Step, bind
-from dlm.settings import Settings
+from dlm.settings import NAMES, Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
@@ -35,13 +36,13 @@ class Generation:
 
     tokens: list[list[int]]  # the generated span
     texts: list[str] | None  # up to the first stop token; None without a tokenizer
-    decoded: list[int]  # positions that forwards committed; what follows a stop token is not
+    decoded: list[int]  # positions that forwards committed, not those filled behind a stop token
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded: shadows too, guidance twice, padding not at all
     trajectory: list[Trajectory] | None = None
     order: list[list[int]] | None = None
-    """Forward that committed each token of the span, from 0; -1 where none did: tokens that were
-    given, or filled in behind a stop token."""
+    """Forward that committed or edited each token of the span, from 0; -1 where none did: tokens
+    that were given, or filled in behind a stop token."""
     path_log_probability: list[float | None] | None = None
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
@@ -62,7 +63,7 @@ class Snapshot:
 
     forward: int  # forwards made
     tokens: list[int]  # the generated span, masks included
-    text: str | None  # what is final: up to the first mask or stop token
+    text: str | None  # up to the first mask or stop token; it stays if nothing remasks or edits
     committed: list[int]  # span positions this forward committed
     remasked: list[int]
     edited: list[int]
@@ -128,7 +129,7 @@ def lay_out(
         row_keys=keys,
         seed=settings.seed,
         device=model.device,
-        surplus=Traits.of(settings.policy()).max_forwards is not None,
+        surplus=Traits.of(settings.policy).max_forwards is not None,
         grid=spec.grid,
         columns=execution.columns(longest, spec.max_length),
     )
@@ -145,7 +146,7 @@ def make_job(
     execution = Execution.of(model)
     canvas = lay_out(model, rows, settings, execution)
     block_length = active_length(settings.block_length, model.spec)
-    bound = bind(settings.policy(), model, canvas, block_length)
+    bound = bind(settings.policy, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
     return Job(rows, spans, canvas, settings, bound, execution)
 
@@ -227,6 +228,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     return finish(model, generation_job(model, prompts, Settings(**options)), decode_text)
 
 
+@partial(names_checked, options=NAMES)
 def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
     """Continue one prompt, yielding a snapshot after each forward.
 
@@ -248,6 +250,7 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
     return snapshots(model, job)
 
 
+@partial(names_checked, options=NAMES)
 def infill(
     model: Model,
     text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
@@ -364,7 +367,7 @@ def ended(step: Step) -> Iterator[tuple[int, End]]:
 
 
 def mark(order: Tensor, step: Step) -> None:
-    """Write the number of a forward where it committed, into int64 [B, L] over all rows."""
+    """Write the number of a forward where it committed or edited, int64 [B, L] over all rows."""
     row, width = step.before.row, step.tokens.shape[1]
     inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit

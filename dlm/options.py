@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 LARGEST: Final = (1 << 31) - 1
-"""More than there is of anything here; what counts in int64 may add to it and multiply it."""
+"""Larger than any count or id met here; what counts in int64 may add to it and multiply it."""
 
 
 def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int:
@@ -62,8 +62,8 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     Raises:
         ValueError: it is not; booleans and strings do not count as numbers.
     """
-    bounds = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
-    rule = f"{name} must be a finite number {bounds}, got {value!r}"
+    bounds = f" >= {least:g}" if most == math.inf else f" in [{least:g}, {most:g}]"
+    rule = f"{name} must be a finite number{bounds if least > -math.inf else ''}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(rule)
     try:
@@ -131,15 +131,20 @@ def writable(text: str, where: str) -> str:
     return text
 
 
-def names_checked(function: Callable[P, R]) -> Callable[P, R]:
+def names_checked(function: Callable[P, R], options: Iterable[str] = ()) -> Callable[P, R]:
     """The same function, which refuses options that it does not have as all bad input is refused.
 
     Python's own refusal is a `TypeError` without the list.
 
+    Args:
+        function: any.
+        options: what its `**options` may hold.
+
     Raises:
         ValueError: by the function made: an unknown option, with the close match and the list.
     """
-    names = frozenset(signature(function).parameters)
+    taken = signature(function).parameters.values()
+    names = frozenset(options).union(x.name for x in taken if x.kind is not x.VAR_KEYWORD)
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

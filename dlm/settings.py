@@ -1,7 +1,7 @@
 """The options of a generation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dlm.decoders import make
@@ -14,7 +14,7 @@ LARGEST_SCALE = 1e6
 """Of guidance: more than anyone uses, and what float32 has room for. float16 has less."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
-    "return_order",
+    "return_order", "policy",
 )  # fmt: skip
 """Options that no forward reads: they are in the decoder and the canvas, or for the caller."""
 
@@ -47,6 +47,8 @@ class Settings:
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
     return_trajectory: bool = False
     return_order: bool = False
+    policy: AnyDecoder = field(init=False, repr=False, compare=False)
+    """The decoder, made once: its options may name a large file."""
 
     def __post_init__(self) -> None:
         integer("gen_length", self.gen_length, least=1)
@@ -75,8 +77,9 @@ class Settings:
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
+        object.__setattr__(self, "policy", policy_of(self.decoder, self.decoder_options))
         plain(self)
-        traits = Traits.of(self.policy())
+        traits = Traits.of(self.policy)
         self.check_ranking(traits)
         self.check_cache(traits)
 
@@ -95,7 +98,7 @@ class Settings:
                 if traits.cross_block
                 else "it declares that it needs more of the network afresh"
             )
-            way = getattr(self.policy(), "takes_caches_with", None)
+            way = getattr(self.policy, "takes_caches_with", None)
             hint = f": decoder option {way} takes one" if way else ""
             raise ValueError(
                 f"cache must be one of {', '.join(traits.caches)} for {traits.name}, as {reason}, "
@@ -127,29 +130,13 @@ class Settings:
     def of(cls, options: Mapping[str, Any]) -> "Settings":
         """Settings out of keyword options, naming the close match of an unknown one."""
         for name in options:
-            known("option", name, (f.name for f in fields(cls)))
+            known("option", name, NAMES)
         return cls(**options)
-
-    def policy(self) -> AnyDecoder:
-        """The decoder, made from its name if need be."""
-        if isinstance(self.decoder, str):
-            options = self.decoder_options or {}
-            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-                raise ValueError(f"decoder_options must map names to values, got {options!r}")
-            return make(self.decoder, **options)
-        if isinstance(self.decoder, type) or not callable(getattr(self.decoder, "step", None)):
-            raise ValueError(f"decoder must be a name or a decoder instance, got {self.decoder!r}")
-        if self.decoder_options:
-            raise ValueError(
-                "decoder_options go with a decoder's name; this decoder is an instance, "
-                f"got {self.decoder_options!r}"
-            )
-        return self.decoder
 
     def check_model(self, spec: ModelSpec) -> None:
         """Refuse what the network cannot do."""
         self.check_tokens(spec)
-        traits = Traits.of(self.policy())
+        traits = Traits.of(self.policy)
         if self.cache != "none" and not spec.caches:
             raise ValueError(
                 f"cache must be 'none' for {spec.family}, whose networks keep no keys and values, "
@@ -172,3 +159,29 @@ class Settings:
                 "suppress_tokens and begin_suppress_tokens must leave a token to sample, "
                 f"got {len(never)} and {len(first)} of {spec.vocab_size}"
             )
+
+
+NAMES = tuple(field.name for field in fields(Settings) if field.init)
+"""Of all options."""
+
+
+def policy_of(decoder: Any, options: object) -> AnyDecoder:
+    """A decoder, made from its name if need be.
+
+    Raises:
+        ValueError: it is neither, or its options are wrong.
+    """
+    if isinstance(decoder, str):
+        given = {} if options is None else options
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            raise ValueError(f"decoder_options must map names to values, got {options!r}")
+        return make(decoder, **given)
+    if isinstance(decoder, type) or not callable(getattr(decoder, "step", None)):
+        raise ValueError(f"decoder must be a name or a decoder instance, got {decoder!r}")
+    if options:
+        raise ValueError(
+            "decoder_options go with a decoder's name; this decoder is an instance, "
+            f"got {options!r}"
+        )
+    made: AnyDecoder = decoder
+    return made

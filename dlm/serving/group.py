@@ -68,7 +68,7 @@ class Laid:
             settings = replace(settings, row_keys=(keys[line.row],))
         execution = Execution.of(model)
         canvas = lay_out(model, [line.tokens], settings, execution)
-        decoder, span = settings.policy(), canvas.span
+        decoder, span = settings.policy, canvas.span
         block_length = active_length(settings.block_length, model.spec)
         wide = span if block_length is None else max(span, block_length)
         width = span if Traits.of(decoder).cross_block else wide

@@ -22,7 +22,7 @@ def talker() -> Model:
     """A random network of our own with the built-in tokenizer."""
     from transformers import AutoTokenizer
 
-    from dlm.models.loading import resolve
+    from dlm.models.facts import resolve
     from dlm.training.run import Shape, new_network
 
     tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.decoders import make
 from dlm.models.model import Model
-from dlm.options import integer
+from dlm.options import integer, number
 
 CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
     (dlm.generate, ([1, 2],), "tempreture", "temperature"),
@@ -30,6 +31,31 @@ def test_a_misspelt_option_is_named_with_its_match_and_the_list(
     message = f"unknown option '{wrong}'. Did you mean '{right}'.*Known: .*{right}"
     with pytest.raises(ValueError, match=message):
         call(golden, *given, **{wrong: 1})
+
+
+def test_what_has_to_be_given_may_be_misspelt(golden: Model) -> None:
+    with pytest.raises(ValueError, match=r"unknown option 'prompts'. Did you mean 'prompt'"):
+        dlm.stream(golden, prompts=[1, 2])  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"unknown option 'txt'. Did you mean 'text'"):
+        dlm.infill(golden, txt="a")  # type: ignore[call-arg]
+
+
+def test_a_rule_without_bounds_names_none() -> None:
+    with pytest.raises(ValueError, match="x must be a finite number, got 'a'"):
+        number("x", "a")
+
+
+def test_a_decoder_is_made_once(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options may name a file as large as a vocabulary."""
+    made: list[str] = []
+
+    def counted(name: str, **options: Any) -> Any:
+        made.append(name)
+        return make(name, **options)
+
+    monkeypatch.setattr("dlm.settings.make", counted)
+    dlm.generate(golden, [1, 2], gen_length=4, decoder="threshold")
+    assert made == ["threshold"]
 
 
 def test_numbers_of_any_length_are_refused_by_name() -> None:

@@ -117,7 +117,7 @@ def one_layer(seed: int) -> Model:
     """A random network of one layer, in which leaving a token out is exact."""
     from transformers import AutoTokenizer
 
-    from dlm.models.loading import resolve
+    from dlm.models.facts import resolve
     from dlm.training.run import Shape, new_network
 
     tokenizer = AutoTokenizer.from_pretrained(Path(dlm.__file__).parent / "assets" / "tiny")
