@@ -71,17 +71,15 @@ def read_tokenizer(name: str | None) -> Any:
     """
     if name is None:
         return load_tokenizer(None)
-    from dlm.models import loading
+    from dlm.models import tokenizers
     from dlm.models.facts import read_config
+    from dlm.models.loading import locate
 
-    folder = Path(name).expanduser()
-    found = bool(name) and folder.is_dir()
-    if not found and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise FileNotFoundError(f"no model folder at {name!r}")
-    tokenizer = loading.read_tokenizer(str(folder) if found else name)
+    source = locate(name, "--model")
+    tokenizer = tokenizers.read_tokenizer(source)
     if tokenizer is None:
-        if not found:
-            read_config(name)  # which says so where there is no such model either
+        if not Path(source).is_dir():
+            read_config(source)  # which says so where there is no such model either
         raise ValueError(f"--model must have a tokenizer, got {name!r}, where none was found")
     return tokenizer
 

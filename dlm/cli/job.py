@@ -33,15 +33,15 @@ class Job:
             raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
         Settings.of(self.options)
 
-    def prompts(self) -> list[str | Messages]:
-        """Prompts as the library takes them."""
-        return [as_chat(row) for row in self.rows] if self.chat else self.rows
+    def prompts(self, rows: list[str | Messages]) -> list[str | Messages]:
+        """Rows as the library takes them."""
+        return [as_chat(row) for row in rows] if self.chat else rows
 
     def watch(self, model: "Model") -> None:
         """Draw the one prompt's canvas."""
         from dlm.cli.watch import watch
 
-        watch(model, self.prompts()[0], self.options)
+        watch(model, self.prompts(self.rows)[0], self.options)
 
     def run(self, model: "Model", batch_size: int, *, machine: bool) -> None:
         """Print the result of every prompt as soon as its batch is done."""
@@ -60,7 +60,8 @@ class Job:
         """Decode some prompts; a prompt's number keys its noise, so batches change nothing."""
         from dlm.generation import generate, infill
 
-        prompts = [self.prompts()[number] for number in numbers]
+        rows = [self.rows[number] for number in numbers]
+        prompts = self.prompts(rows)
         began = time.perf_counter()
         call: Any = infill if self.infill else generate
         out = call(model, prompts, row_keys=numbers, **self.options)

@@ -32,7 +32,12 @@ NO_BLOCKS = -1  # what stands for --block-length none until it is one
 
 def blocks(text: str | int) -> int:
     """An int, or "none"; typer passes defaults through too."""
-    return NO_BLOCKS if str(text).strip().lower() == "none" else whole(str(text))
+    if str(text).strip().lower() == "none":
+        return NO_BLOCKS
+    value = whole(str(text))
+    if value == NO_BLOCKS:
+        raise typer.BadParameter(f"must be an int >= 1, or none, got {str(text)!r}")
+    return value
 
 
 def unless_none(length: int) -> int | None:

@@ -218,7 +218,8 @@ def check_start(spec: "ModelSpec") -> None:
 
 def load_tokenizer(folder: Path | None) -> Any:
     """The tokenizer of a folder, or the built-in model's."""
-    from dlm.models.loading import BUILT_IN, read_tokenizer
+    from dlm.models.loading import BUILT_IN
+    from dlm.models.tokenizers import read_tokenizer
 
     if folder is None:
         with as_file(files("dlm") / "assets" / BUILT_IN) as assets:

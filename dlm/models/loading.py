@@ -19,18 +19,6 @@ from dlm.models.tokenizers import read_tokenizer
 from dlm.models.weights import read_directly, read_network
 from dlm.options import boolean, known, names_checked
 
-__all__ = [
-    "ATTENTION",
-    "BUILT_IN",
-    "DTYPES",
-    "check_device",
-    "check_dtype",
-    "load",
-    "read_tokenizer",
-    "resolve",
-    "silence",
-]
-
 BUILT_IN = "tiny"
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -145,7 +133,7 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
         return str(folder)
     if folder.exists() or not is_id(source):
         raise FileNotFoundError(
-            f"no {'model' if option == 'name_or_path' else option} folder at {source!r}"
+            f"no {'adapter' if option == 'adapter' else 'model'} folder at {source!r}"
         )
     return source
 
@@ -186,6 +174,10 @@ def check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device must be one that holds weights, got {device!r}")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here")
+    try:
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
+        raise ValueError(f"device must be one that this machine has, got {device!r}") from error
     return target
 
 

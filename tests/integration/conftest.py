@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import dlm
-from dlm.models.loading import BUILT_IN, load, read_tokenizer, silence
+from dlm.models.loading import BUILT_IN, load, silence
 from dlm.models.model import Model
+from dlm.models.tokenizers import read_tokenizer
 from dlm.training.run import Shape, new_network
 
 TOKENIZER = Path(dlm.__file__).parent / "assets" / BUILT_IN

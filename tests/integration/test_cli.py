@@ -289,7 +289,7 @@ BAD: list[tuple[str, Sequence[str]]] = [
     ("--task file trains on --data", ["train", "--out=o", "--task=file=1"]),
     ("no such file or directory: '/nope'", ["train", "--out=o", "--data=/nope"]),
     ("no tokenizer.json in --tokenizer '/nope'", ["train", "--out=o", "--tokenizer=/nope"]),
-    ("steps must be >= 1, got 0", ["train", "--out=o", "--steps=0"]),
+    ("steps must be an int >= 1, got 0", ["train", "--out=o", "--steps=0"]),
     ("holds no run to resume", ["train", "--out=/nope", "--resume"]),
     ("layers must be an int >= 1, got 0", ["train", "--out=o", "--layers=0"]),
     ("--init brings its own shape", ["train", "--out=o", "--init=/nope", "--layers=2"]),

@@ -15,7 +15,8 @@ from dlm import frequencies
 from dlm.cli import app
 from dlm.decoders.frequencies import read_frequencies
 from dlm.frequencies import load
-from dlm.models.loading import BUILT_IN, read_tokenizer
+from dlm.models.loading import BUILT_IN
+from dlm.models.tokenizers import read_tokenizer
 
 TOKENIZER: Any = read_tokenizer(str(Path(dlm.__file__).parent / "assets" / BUILT_IN))
 LINES = [f"Compute: {n}*{n + 1}, {n}+7 gives {n * (n + 1)}, {n + 7}" for n in range(30)]
@@ -152,7 +153,8 @@ def test_bad_input_is_one_line(corpus: list[str], tmp_path: Path) -> None:
         ("no such file or directory: '/nope'", ["/nope", *out]),
         ("corpus must be regular files, got", [str(tmp_path), *out]),
         ("no model folder at '/nope'", [*corpus, *out, "--model=/nope"]),
-        ("no model folder at ''", [*corpus, *out, "--model="]),
+        ("--model must be a folder or a Hugging Face id, got ''", [*corpus, *out, "--model="]),
+        ("cannot read the configuration of 'nobody-s'", [*corpus, *out, "--model=nobody-s"]),
         ("--model must have a tokenizer, got", [*corpus, *out, "--model", str(empty)]),
         ("'--limit': must be an int >= 1, got '0'", [*corpus, *out, "--limit=0"]),
         ("limit must be >= 30", [*corpus, *out, "--limit=3"]),

@@ -198,6 +198,7 @@ def test_help_lists_every_task(dlm_eval: Run) -> None:
         (("sudoku", "--block-length", "many"), "must be an int, got 'many'"),
         (("sudoku", "--temperature", "-1"), "temperature must be a finite number >= 0"),
         (("sudoku", "--block-length", "0"), "block_length must be an int >= 1, got 0"),
+        (("sudoku", "--block-length", "-1"), "must be an int >= 1, or none, got '-1'"),
         (("sudoku", "--unsafe"), "--workers and --unsafe are for tasks that run code"),
         (("sudoku", "--workers", "3"), "--workers and --unsafe are for tasks that run code"),
         (("sudoku", "--shots", "x.csv", "--template", "plain"), "--shots is for templates with"),

@@ -176,7 +176,7 @@ def test_device_map(golden_folder: Path, golden: Model) -> None:
 
 def test_facts_of_the_released_checkpoint() -> None:
     from dlm.models.configs import LladaConfig
-    from dlm.models.loading import resolve
+    from dlm.models.facts import resolve
 
     spec = resolve(LladaConfig(), [126081], None)
     assert spec.mask_id == 126336
@@ -254,6 +254,8 @@ def test_foreign_and_corrupt_checkpoints(
         ({"dtype": torch.int64}, "floating dtype"),
         ({"attn_implementation": "spda"}, "Did you mean 'sdpa'"),
         ({"device": "gpu0"}, "device must be a torch device, got 'gpu0'"),
+        ({"device": "hpu"}, "device must be one that this machine has, got 'hpu'"),
+        ({"device": "xla"}, "device must be one that this machine has, got 'xla'"),
         ({"device": "cpu", "device_map": "auto"}, "device or device_map, not both"),
         ({"direct": "yes"}, "direct must be True or False, got 'yes'"),
         ({"direct": True, "device_map": "auto"}, "excludes device_map and"),

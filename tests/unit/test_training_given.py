@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import dlm
 from dlm.cli.corpus import read_user_examples
 from dlm.data import Example, generate_examples, load_examples
-from dlm.models.loading import read_tokenizer
+from dlm.models.tokenizers import read_tokenizer
 from dlm.training import score
 from dlm.training.batches import Batches, rows_within
 from dlm.training.loop import Recipe

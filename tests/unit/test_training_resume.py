@@ -11,7 +11,7 @@ import torch
 
 import dlm
 from dlm.data import Example
-from dlm.models.loading import read_tokenizer
+from dlm.models.tokenizers import read_tokenizer
 from dlm.training.loop import STATE, Recipe
 from dlm.training.run import Shape, new_network, train
 from dlm.training.state import words
