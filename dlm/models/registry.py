@@ -11,7 +11,6 @@ from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 
 from dlm.models.families import FAMILIES
@@ -119,11 +118,10 @@ class _AfterImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if name not in STEPS:
             return None
-        sys.meta_path.remove(self)
-        try:
-            spec = find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
+        # It stays in its place meanwhile: other threads import, too.
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((each for each in found if each is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Tail(spec.loader, STEPS[name])
         return spec

@@ -6,10 +6,12 @@ import sys
 import tomllib
 from dataclasses import fields
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models import auto
 
 from dlm.decoders import DECODERS
 
@@ -111,3 +113,24 @@ def test_no_module_hides_a_public_name(package: str) -> None:
     folder = ROOT / package.replace(".", "/")
     names = set(import_module(package).__all__) - {"decoders", "kernels"}
     assert not names & {path.stem for path in folder.iterdir()}
+
+
+def test_what_waits_for_imports_stays_where_it_is() -> None:
+    """Another thread may import meanwhile what it waits for, too."""
+    waits = next(each for each in sys.meta_path if type(each).__name__ == "_AfterImport")
+    seen: list[bool] = []
+
+    class Watcher(MetaPathFinder):
+        def find_spec(self, *given: object) -> None:
+            seen.append(waits in sys.meta_path)
+
+    watcher = Watcher()
+    sys.meta_path.append(watcher)
+    sys.meta_path.insert(0, watcher)
+    try:
+        found = waits.find_spec("transformers.models.auto.configuration_auto", auto.__path__)
+    finally:
+        sys.meta_path.remove(watcher)
+        sys.meta_path.remove(watcher)
+    assert found is not None
+    assert seen == [True]
