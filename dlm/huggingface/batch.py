@@ -11,8 +11,8 @@ from torch import Tensor
 from dlm.options import integer
 
 
-def checked(input_ids: Tensor | None, bos_id: int | None) -> Tensor:
-    """Prompts as integer [B, P]; without any, one that holds the begin-of-text token.
+def checked(input_ids: Tensor | None, bos_id: int | None, device: torch.device) -> Tensor:
+    """Prompts as integer [B, P]; without any, one on `device` of the begin-of-text token.
 
     Raises:
         ValueError: another shape or type, or nothing to begin with.
@@ -20,7 +20,7 @@ def checked(input_ids: Tensor | None, bos_id: int | None) -> Tensor:
     if input_ids is None:
         if bos_id is None:
             raise ValueError("input_ids are missing, and there is no bos_token_id to begin with")
-        return torch.tensor([[integer("bos_token_id", bos_id, least=0)]])
+        return torch.tensor([[integer("bos_token_id", bos_id, least=0)]], device=device)
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.numel():
         what = list(input_ids.shape) if isinstance(input_ids, Tensor) else input_ids
         raise ValueError(f"input_ids must be a tensor [B, P] with P >= 1, got {what}")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from dlm.options import integer, integers, names_checked
 from dlm.prompts import decode_text
 from dlm.runtime import Step
 from dlm.trajectory import Trajectory
+
+UNREAD: Final = object()
+"""Stands for a tokenizer that was not looked for."""
 
 
 @dataclass
@@ -68,9 +71,10 @@ class DiffusionGenerationMixin:
     generation_config_class: type[GenerationConfig] = DiffusionGenerationConfig
     generation_config: GenerationConfig
     config: Any
+    device: Any
     output_modalities = ("text",)
     _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
-    _tokenizer: Any = None  # read from there once it is needed
+    _tokenizer: Any = UNREAD  # read from there once it is needed; None where there is none
     _overrides: Overrides = Overrides()  # facts that hold instead of those read there
 
     @classmethod
@@ -167,7 +171,7 @@ class DiffusionGenerationMixin:
                     f"{name} must go with return_dict_in_generate=True, as token ids alone have no "
                     f"room for it, got {asked[name]!r} without"
                 )
-        input_ids = batch.checked(input_ids, asked.get("bos_token_id"))
+        input_ids = batch.checked(input_ids, asked.get("bos_token_id"), self.device)
         pad = asked.get("pad_token_id")
         model = self.model_for(asked, tokenizer)
         if pad is not None:
@@ -216,9 +220,10 @@ class DiffusionGenerationMixin:
         Raises:
             ValueError: it cannot be read.
         """
-        if self._tokenizer is None and self._origin is not None:
-            family = family_of(self.config)
-            self._tokenizer = self._origin.tokenizer(family.tokenizer)
+        if self._origin is None:
+            return None
+        if self._tokenizer is UNREAD:
+            self._tokenizer = self._origin.tokenizer(family_of(self.config).tokenizer)
         return self._tokenizer
 
     def override(self, block_size: int | None, tokens: Overrides) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any, TextIO
 
 import torch
+from rich.cells import cell_len, chop_cells
 from transformers.generation.streamers import TextStreamer
 
 from dlm.generation import Job
@@ -107,7 +108,8 @@ class TextDiffusionStreamer(TextStreamer):
         # The held-back end of the final text is drawn too: it stands in front of the draft.
         waiting = self.text(self.token_cache)[self.print_len :]
         room = max(0, shutil.get_terminal_size().columns - self.column - 1)
-        text = " ".join((waiting + self.text(value.reshape(-1).tolist())).split("\n"))[:room]
+        text = " ".join((waiting + self.text(value.reshape(-1).tolist())).split("\n"))
+        text = chop_cells(text, room)[0] if room and text else ""
         print(DIM.format(text=text), end="", flush=True, file=self.file)
         self.drafted = True
 
@@ -135,4 +137,4 @@ class TextDiffusionStreamer(TextStreamer):
         print(text, flush=True, end="\n" if stream_end else "", file=self.file)
         width = shutil.get_terminal_size().columns
         last = text.rsplit("\n", 1)
-        self.column = (len(last[-1]) + (self.column if len(last) == 1 else 0)) % width
+        self.column = (cell_len(last[-1]) + (self.column if len(last) == 1 else 0)) % width

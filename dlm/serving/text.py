@@ -1,9 +1,9 @@
 """Text of tokens as they become final."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from tokenizers.decoders import ByteLevel
 
@@ -25,9 +25,20 @@ class Vocabulary:
     longest: int  # characters of a token, at most
 
 
-@lru_cache(maxsize=4)
+VOCABULARIES: Final[weakref.WeakKeyDictionary[Any, Vocabulary]] = weakref.WeakKeyDictionary()
+"""Of each tokenizer that was read."""
+
+
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """The vocabulary of a tokenizer, read once."""
+    found = VOCABULARIES.get(tokenizer)
+    if found is None:
+        found = VOCABULARIES.setdefault(tokenizer, read_vocabulary(tokenizer))
+    return found
+
+
+def read_vocabulary(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of a tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     local = isinstance(getattr(backend, "decoder", None), ByteLevel)  # joins bytes
     names = tokenizer.get_vocab()

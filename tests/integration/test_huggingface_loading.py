@@ -130,3 +130,18 @@ def test_options_of_the_released_code_are_left_aside(
     for option in {"alg", "num_diffusion_steps"}.intersection(strange):
         with pytest.raises(ValueError, match=f"unknown option '{option}'"):
             network.generate(ids, max_new_tokens=4, **{option: 3})
+
+
+def test_a_tokenizer_that_is_not_there_is_looked_for_once(
+    golden_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network: Any = AutoModelForMaskedLM.from_pretrained(golden_folder)
+    looked: list[object] = []
+
+    def nothing(*given: object) -> None:
+        looked.append(given)
+
+    monkeypatch.setattr("dlm.huggingface.checkpoint.Origin.tokenizer", nothing)
+    for _ in range(2):
+        network.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2)
+    assert len(looked) == 1

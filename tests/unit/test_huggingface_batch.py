@@ -11,6 +11,8 @@ from dlm.huggingface.batch import checked, prompts, sequences
 IDS = torch.tensor([[9, 9, 1, 2], [3, 4, 5, 6], [7, 8, 9, 9]])
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
 def test_rows_lose_their_padding(dtype: torch.dtype) -> None:
@@ -45,13 +47,14 @@ def test_bad_masks(mask: list[list[int]]) -> None:
 )
 def test_bad_inputs(ids: Any) -> None:
     with pytest.raises(ValueError, match="input_ids must"):
-        checked(ids, 0)
+        checked(ids, 0, CPU)
 
 
 def test_nothing_begins_with_begin_of_text() -> None:
-    assert torch.equal(checked(None, 3), torch.tensor([[3]]))
+    assert torch.equal(checked(None, 3, CPU), torch.tensor([[3]]))
+    assert checked(None, 3, torch.device("meta")).is_meta
     with pytest.raises(ValueError, match="input_ids are missing"):
-        checked(None, None)
+        checked(None, None, CPU)
 
 
 @pytest.mark.parametrize(

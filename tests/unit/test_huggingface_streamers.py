@@ -160,6 +160,20 @@ def test_drafts_stand_behind_final_text_and_go(monkeypatch: pytest.MonkeyPatch) 
     assert "\x1b" not in terminal.getvalue().rsplit("end", 1)[1]
 
 
+def test_wide_letters_take_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    terminal = Terminal()
+    streamer: Any = TextDiffusionStreamer(tokenizer(), skip_prompt=True, file=terminal)
+    streamer.on_finalized_text("\u6f22\u5b57\u304b\u306a")
+    assert streamer.column == 8
+    streamer.token_cache = []
+    monkeypatch.setattr(streamer, "text", lambda tokens: "\u5b57\u5b57\u5b57" if tokens else "")
+    streamer.put_draft(value=ids("x"))
+    assert terminal.getvalue().endswith("\x1b[2m\u5b57\x1b[0m")
+    streamer.wipe()
+    assert terminal.getvalue().endswith("\x1b[9G\x1b[K")
+
+
 def test_no_codes_and_no_drafts_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     text = io.StringIO()
     streamer: Any = TextDiffusionStreamer(tokenizer(), file=text)
