@@ -75,7 +75,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def rows_within(budget: int, lengths: Sequence[int]) -> int:
-    """How many rows, from the first on, have a count times longest within a budget; at least one.
+    """How many rows, one at least, keep their number times the longest within a budget.
 
     Args:
         budget: tokens.
@@ -117,7 +117,8 @@ class Batches:
             max_length: positions of the network, where it has an end.
 
         Raises:
-            ValueError: a row that does not fit the positions, or a token that is missing.
+            ValueError: a row that does not fit the positions, a token that is missing, or task
+                "file" without examples.
         """
         self.tokenizer = tokenizer
         self.weights = dict(weights)
@@ -127,6 +128,8 @@ class Batches:
         # Chat templates trim prompts: the blanks around one do not make it another.
         self.held_out = frozenset(prompt.strip() for prompt in held_out)
         self.examples = [e for e in examples if e.prompt.strip() not in self.held_out]
+        if "file" in self.weights and not self.examples:
+            raise ValueError("task 'file' needs examples that are not held out, got none")
         self.max_length = max_length
         self.eot_id = token_id(tokenizer, "<|eot_id|>")
         self.eos_id = token_id(tokenizer, "<|endoftext|>")

@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from dlm.data import Example
 from dlm.decoders import DECODERS
 from dlm.models.loading import load
@@ -29,7 +31,8 @@ def checksum(model: Model, examples: Mapping[str, Sequence[Example]]) -> str:
     """CRC-32 of the weights and the prompts: what a result depends on besides the code."""
     crc = 0
     for _, weight in sorted(model.network.state_dict().items()):
-        crc = zlib.crc32(weight.detach().cpu().numpy().tobytes(), crc)
+        values = weight.detach().contiguous().cpu().flatten()
+        crc = zlib.crc32(values.view(torch.uint8).numpy(), crc)
     for task, problems in examples.items():
         crc = zlib.crc32("\n".join([task, *(each.prompt for each in problems)]).encode(), crc)
     return f"{crc:08x}"

@@ -43,17 +43,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), least=1)
         for name in ("max_extra", "warmup"):
             integer(name, getattr(self, name), least=0)
         number("weight_decay", self.weight_decay, least=0.0)
         for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+            if number(name, getattr(self, name), least=0.0) == 0:
+                raise ValueError(f"{name} must be > 0, got 0")
         integer("seed", self.seed, least=0, most=LARGEST_SEED)
         known("optimizer", self.optimizer, OPTIMIZERS)
-        if not self.tasks or min(self.tasks.values()) <= 0:
+        shares = [number(f"share of {task}", x, least=0.0) for task, x in self.tasks.items()]
+        if not shares or min(shares) == 0:
             raise ValueError(f"tasks must name a positive share for each task, got {self.tasks}")
 
     def rate(self, step: int) -> float:

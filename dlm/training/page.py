@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "by earlier forwards": ("#CC79A7", ("credit", "klass", "mutual_stability")),
     "takes tokens back": ("#D55E00", ("saber", "wino", "remdm")),
 }
-"""Colours tell apart with any colour vision (Okabe and Ito)."""
+"""Colours that can be told apart with any colour vision (Okabe and Ito)."""
 
 
 def table(results: Results) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import dlm
 from dlm.data import generate_examples, sudoku
 from dlm.decoders import DECODERS
 from dlm.training import compare
@@ -31,6 +32,12 @@ def finished(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("whole") / "decoders"
     compare.main(["--sudoku", str(puzzles), "--out", str(out), *CHOSEN])
     return (out / "results.jsonl").read_text()
+
+
+def test_weights_of_any_dtype_have_a_checksum() -> None:
+    model, wide = dlm.load(dtype="bfloat16"), dlm.load()
+    assert compare.checksum(model, {}) == compare.checksum(dlm.load(dtype="bfloat16"), {})
+    assert compare.checksum(model, {}) != compare.checksum(wide, {})
 
 
 def left_over(text: str, folder: Path) -> Path:

@@ -96,6 +96,11 @@ def test_own_examples_leave_out_what_is_held_out(tokenizer: Any) -> None:
     )  # fmt: skip
     text = tokenizer.batch_decode(source[0].tokens)
     assert all("one" in row and "two" not in row for row in text)
+    with pytest.raises(ValueError, match="task 'file' needs examples that are not held out"):
+        Batches(
+            tokenizer, {"file": 1.0}, tokens_per_batch=200, max_extra=0, seed=0,
+            held_out=frozenset({"one", "two"}), examples=examples,
+        )  # fmt: skip
 
 
 RECIPE = Recipe(tasks={"sudoku": 1.0}, steps=6, tokens_per_batch=400, warmup=2)
@@ -257,15 +262,18 @@ def test_rate_warms_up_and_decays() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be >= 1, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be finite"),
+        ({"steps": 0}, "steps must be an int >= 1, got 0"),
+        ({"steps": 2.5}, "steps must be an int >= 1, got 2.5"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number >= 0"),
+        ({"learning_rate": "x"}, "learning_rate must be a finite number >= 0, got 'x'"),
         ({"optimizer": "muno"}, "unknown optimizer 'muno'. Did you mean 'muon'"),
         ({"seed": 2**42 + 1}, "seed must be an int <= 4398046511104, got 4398046511105"),
         ({"seed": -1}, "seed must be"),
-        ({"clip": 0.0}, "clip must be finite and > 0"),
+        ({"clip": 0.0}, "clip must be > 0, got 0"),
         ({"warmup": -1}, "warmup must be an int >= 0, got -1"),
         ({"tasks": {}}, "tasks must name a positive share"),
         ({"tasks": {"sudoku": 0.0}}, "tasks must name a positive share"),
+        ({"tasks": {"sudoku": float("nan")}}, "share of sudoku must be a finite number >= 0"),
     ],
 )
 def test_bad_recipes(options: dict[str, Any], message: str) -> None:
