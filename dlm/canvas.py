@@ -102,7 +102,8 @@ def build(  # noqa: PLR0913 (what a row is made of)
         mask_id: id that marks a blank.
         pad_id: id behind the end of shorter rows.
         block_length: positions, at least 1.
-        steps: forwards budget of each row, shared evenly by its blocks; None for no limit.
+        steps: forwards budget of each row, shared by its blocks in proportion to their blanks; None
+            for no limit.
         row_keys: one 64-bit int for each row.
         seed: 64-bit int.
         device: where the canvas lives.

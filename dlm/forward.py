@@ -117,7 +117,7 @@ class Forward:
         return begins if self.refresh_every is None else begins | self.again(progress.spent)
 
     def again(self, spent: Tensor) -> Tensor:
-        """Rows whose cache is to be made again although their block has one, bool [B]."""
+        """Rows whose cache is to be made again although their block already has one, bool [B]."""
         every = self.refresh_every
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONSTANTS: Final = (bool, int, float, str, bytes, Path, Enum, type(None), Tensor)
 MOST: Final = 32
-"""Workspaces of a lane: also where they are small they take what nobody counts."""
+"""Workspaces of a lane: even small ones take memory that `Workspace.size` does not count."""
 RECORDINGS: Final = 256
 """Likewise, of all its workspaces: each takes memory of the driver."""
 

@@ -28,7 +28,9 @@ class Traits:
     name: str  # of its class, for messages
     needs: frozenset[str]  # names out of `STATISTICS` that `step` reads
     mutates_committed: bool  # whether decisions may remask or edit
-    reads_committed: bool  # whether committed columns are measured; by default if it mutates them
+    reads_committed: bool
+    """Whether committed columns are measured; by default if it mutates them, or needs
+    `token_probability`."""
     cross_block: bool  # whether the window spans all blocks so far, to read and change them
     blind: bool  # whether positions are chosen without looking at the sampled tokens
     scores: str  # law that statistics describe: "model", or the tempered and filtered "sampling"

@@ -35,9 +35,9 @@ class StepView:
 
     Fields typed `Tensor | None` hold a tensor where the decoder names them in `needs`. Statistics
     are of the untempered model, unless the decoder declares other `scores` or adjusts logits: then
-    of the law it scores by. Committed columns are measured too where the decoder declares
-    `reads_committed`, or does not deny it and declares `mutates_committed` or needs
-    `token_probability`; what is not measured holds 0.
+    of the law it scores by. Committed columns are measured too where `reads_committed` is true;
+    undeclared it is for decoders that mutate committed tokens or need `token_probability`. What is
+    not measured holds 0.
     """
 
     tokens: Tensor  # int64 [B, W], x_t

@@ -68,7 +68,7 @@ class Work:
         }
 
     def decode(self, model: Model, prompts: list[list[int]], **more: Any) -> Generation:
-        """Decode to the last position: random networks end nowhere on purpose."""
+        """Decode to the last position: a random network emits stop tokens by chance."""
         return generate(
             model,
             prompts,

@@ -43,7 +43,7 @@ class DreamTokenizer(Qwen2Tokenizer):
 
 
 class DreamTokenizerConfig(transformers.PreTrainedConfig):
-    """By what `DreamTokenizer` is registered.
+    """The configuration that `DreamTokenizer` is registered under.
 
     Not by the configuration of Dream: where that has a tokenizer, transformers prefers the one
     whose code lies beside a checkpoint.

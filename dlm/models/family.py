@@ -37,8 +37,8 @@ class Family:
     """Patterns in the name of a checkpoint, and the block size each stands for; None for what the
     pattern's group says."""
     opt_in: bool = False  # whether its files are those of another network, so that one must ask
-    any_type: bool = False  # whether its architecture alone tells it: the type is second hand
-    any_architecture: bool = False  # likewise its model type
+    any_type: bool = False  # whether its architecture alone tells it: others have its model type
+    any_architecture: bool = False  # whether its model type alone tells it
     tokenizer: str | None = None  # where its checkpoints come without one
     chat_options: tuple[tuple[str, bool], ...] = ()  # that it was trained with
 

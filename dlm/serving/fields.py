@@ -87,13 +87,13 @@ OFF: Mapping[str, Sequence[Any]] = {
     "service_tier": ["auto", "default"],
     "tool_choice": ["none", "auto"],
 }
-"""How some of them say that they want nothing, beside being empty."""
+"""Values by which some of them are switched off, beside being empty."""
 
 REASONS: Mapping[str, str] = {
     "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
     "name": "the chat template has no place for it",
 }
-"""What to do without some of them, or why they are none, if not just to leave them out."""
+"""Why some of them are not taken, or what takes their place."""
 
 
 def read_json(data: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def ranking(shown: View) -> str:
         scores = [row.score for row in shown.entries[0].rows]
         return f"From {min(scores):.1%} to {max(scores):.1%} under {len(scores)} templates."
     if len(common) < 2:
-        return "The decoders share less than two templates: their ranking was not tested."
+        return "The decoders share fewer than two templates: their ranking was not tested."
     found = changes(shown.entries, common)
     if not found:
         best = sorted(shown.entries, key=lambda each: -mean(each, common))
