@@ -1,6 +1,5 @@
 """Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.batch import Rows, Terms, denoise
+from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
+from dlm.endings import End, StopTexts, ended
 from dlm.execution import Execution
 from dlm.kernels.canvas import covered
 from dlm.models.model import Model
@@ -21,6 +21,7 @@ from dlm.prompts import (
     decode_text,
     encode_prompts,
     encode_texts,
+    tokenizer_of,
     whole_text,
 )
 from dlm.runtime import Step, bind
@@ -35,7 +36,7 @@ class Generation:
     """A finished batch, row by row in the order of the prompts."""
 
     tokens: list[list[int]]  # the generated span
-    texts: list[str] | None  # up to the first stop token; None without a tokenizer
+    texts: list[str] | None  # up to the first stop token or text; None without a tokenizer
     decoded: list[int]  # positions that forwards committed, not those filled behind a stop token
     forwards: list[int]  # NFE
     query_tokens: list[int]  # positions forwarded: shadows too, guidance twice, padding not at all
@@ -81,11 +82,15 @@ class Job:
     decoder: AnyDecoder  # bound to the model
     execution: Execution  # how steps are run
 
-    def steps(self, model: Model) -> Iterator[Step]:
-        """Every forward of the job."""
+    def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
+        """Every forward of the job; `change` is asked for rows to give up after each."""
         terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
-        return denoise(terms, Rows(self.canvas, lengths, range(len(lengths))))
+        return denoise(terms, Rows(self.canvas, lengths, range(len(lengths))), change)
+
+    def stop_texts(self, model: Model) -> StopTexts:
+        """What ends rows at the texts that the options name."""
+        return StopTexts(model, self.spans, Traits.of(self.decoder), self.settings.stops)
 
 
 def check_length(model: Model, length: int) -> None:
@@ -143,6 +148,8 @@ def make_job(
     Raises:
         ValueError: they do not fit the model, or an option does not fit them.
     """
+    if settings.stops:
+        tokenizer_of(model, "stop")
     execution = Execution.of(model)
     canvas = lay_out(model, rows, settings, execution)
     block_length = active_length(settings.block_length, model.spec)
@@ -171,6 +178,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
     stop_at_eos: bool = True,
+    stop: str | Sequence[str] = (),
     suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
     confidence_eos_eot_inf: bool = False,
@@ -213,6 +221,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
             with end of text. Where the decoder may take tokens back that waits for the end of the
             block, and where it reaches back to earlier blocks for the end of the row.
+        stop: texts that end a row: once no later forward can change one it is given up. Its text is
+            cut in front of the first, its tokens behind it; end of text follows. Needs a tokenizer.
         suppress_tokens: ids never sampled.
         begin_suppress_tokens: ids never sampled at the first generated position.
         confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
@@ -265,8 +275,8 @@ def infill(
         model: what `dlm.load` gave.
         text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
             ids holding the mask id; or a list of one of those.
-        **options: as in `generate`, without `gen_length`; `stop_at_eos` is off by default, as
-            what follows a blank is given.
+        **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
+            default, as what follows a blank is given.
 
     Returns:
         The whole rows, blanks filled; texts without special tokens.
@@ -278,6 +288,10 @@ def infill(
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
     check_model(model)
     settings = Settings.of({"stop_at_eos": False, **options})
+    if settings.stops:
+        raise ValueError(
+            f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
+        )
     rows = encode_texts(model, text)
     job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
     return finish(model, job, whole_text)
@@ -313,19 +327,27 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     has_path = False
-    for step in job.steps(model):
+    stopping = job.stop_texts(model)
+    for step in job.steps(model, stopping.change):
         if order is not None:
             mark(order, step)
         if recorder is not None:
             recorder.add(step)
         has_path = step.tally.path is not None
-        found.update(ended(step))
+        found.update(ended(step, stopping.look(step)))
     ends = [found[row] for row in range(len(job.rows))]
     tokens = [end.tokens[slice(*span)] for end, span in zip(ends, job.spans, strict=True)]
     blanks = [row.count(model.spec.mask_id) for row in job.rows]
+    paths = [end.path_of(n) for end, n in zip(ends, blanks, strict=True)]
+    texts = None if model.tokenizer is None else [text_of(model, row) for row in tokens]
+    for row in range(len(tokens)) if job.settings.stops else ():
+        assert texts is not None
+        texts[row], cut = stopping.read(row, tokens[row])
+        if cut is not None:
+            tokens[row], paths[row] = cut, None
     return Generation(
         tokens=tokens,
-        texts=None if model.tokenizer is None else [text_of(model, row) for row in tokens],
+        texts=texts,
         decoded=[end.decoded for end in ends],
         forwards=[end.forwards for end in ends],
         query_tokens=[end.queries for end in ends],
@@ -333,37 +355,8 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
         order=None
         if order is None
         else [row[slice(*span)] for row, span in zip(order.tolist(), job.spans, strict=True)],
-        path_log_probability=[end.path_of(n) for end, n in zip(ends, blanks, strict=True)]
-        if has_path
-        else None,
+        path_log_probability=paths if has_path else None,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """A row after its last forward."""
-
-    forwards: int
-    tokens: list[int]
-    decoded: int  # commits less remasks
-    queries: int  # positions the network was evaluated at
-    path: float | None  # ln q of what was committed, NaN where its end was filled
-
-    def path_of(self, blanks: int) -> float | None:
-        """Its log-probability where the row was decoded as a whole, blank by blank; else None."""
-        whole = self.path is not None and self.decoded == blanks and not math.isnan(self.path)
-        return self.path if whole else None
-
-
-def ended(step: Step) -> Iterator[tuple[int, End]]:
-    """The rows that a forward was the last of."""
-    over = [line for line, done in enumerate(step.done) if done]
-    if over:
-        tally, rows = step.tally, step.tokens[over].tolist()
-        counts = torch.stack((tally.decoded, tally.queries), -1)[over].tolist()
-        paths = [None] * len(over) if tally.path is None else tally.path[over].tolist()
-        for line, tokens, (decoded, queries), path in zip(over, rows, counts, paths, strict=True):
-            yield step.names[line], End(step.made[line], tokens, decoded, queries, path)
 
 
 def mark(order: Tensor, step: Step) -> None:
@@ -379,9 +372,15 @@ def mark(order: Tensor, step: Step) -> None:
 def snapshots(model: Model, job: Job) -> Iterator[Snapshot]:
     """The forwards of a job of one row, as snapshots."""
     (begin, end) = job.spans[0]
-    for step in job.steps(model):
+    stopping = job.stop_texts(model)
+    for step in job.steps(model, stopping.change):
         span = step.tokens[0, begin:end].tolist()
+        done = step.done[0] or bool(stopping.look(step))
         final = span.index(model.spec.mask_id) if model.spec.mask_id in span else len(span)
+        text = None if model.tokenizer is None else decode_text(model, span[:final])
+        if done and job.settings.stops:
+            text, cut = stopping.read(0, span)
+            span = span if cut is None else cut
         masks = (step.decision.commit, step.decision.remask, step.decision.edit)
         committed, remasked, edited = (
             [] if mask is None else (step.view.positions[0][mask[0]] - begin).tolist()
@@ -390,9 +389,9 @@ def snapshots(model: Model, job: Job) -> Iterator[Snapshot]:
         yield Snapshot(
             forward=step.number + 1,
             tokens=span,
-            text=None if model.tokenizer is None else decode_text(model, span[:final]),
+            text=text,
             committed=committed,
             remasked=remasked,
             edited=edited,
-            done=step.done[0],
+            done=done,
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from dlm.decoders import make
 from dlm.models.spec import ModelSpec
-from dlm.options import boolean, integer, integers, known, number, plain
+from dlm.options import boolean, integer, integers, known, number, plain, writable
 from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
@@ -14,7 +14,7 @@ LARGEST_SCALE = 1e6
 """Of guidance: more than anyone uses, and what float32 has room for. float16 has less."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
-    "return_order", "policy",
+    "return_order", "policy", "stop",
 )  # fmt: skip
 """Options that no forward reads: they are in the decoder and the canvas, or for the caller."""
 
@@ -42,6 +42,7 @@ class Settings:
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
     stop_at_eos: bool = True
+    stop: str | Sequence[str] = ()  # texts that end a row
     suppress_tokens: Sequence[int] = ()  # never sampled
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
@@ -74,6 +75,7 @@ class Settings:
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
+        _ = self.stops  # which refuses what is no text
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
@@ -82,6 +84,19 @@ class Settings:
         traits = Traits.of(self.policy)
         self.check_ranking(traits)
         self.check_cache(traits)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end a row.
+
+        Raises:
+            ValueError: they are none, or one is empty.
+        """
+        given = (self.stop,) if isinstance(self.stop, str) else self.stop
+        texts = isinstance(given, Sequence) and all(isinstance(x, str) and x for x in given)
+        if not texts:
+            raise ValueError(f"stop must be a text or several, none empty, got {self.stop!r}")
+        return tuple(writable(text, "a text of stop") for text in given)
 
     @property
     def of_steps(self) -> tuple[Any, ...]:

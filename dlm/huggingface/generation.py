@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import GenerationConfig
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
+from dlm.batch import Change
 from dlm.generation import Generation, Job, finish, generation_job
 from dlm.huggingface import batch, streamers
 from dlm.huggingface.checkpoint import Origin
@@ -58,9 +59,9 @@ class Followed(Job):
 
     tell: Callable[[Step], None]
 
-    def steps(self, model: Model) -> Iterator[Step]:
+    def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
         """Every forward of the job."""
-        for step in Job.steps(self, model):
+        for step in Job.steps(self, model, change):
             self.tell(step)
             yield step
 
@@ -179,8 +180,10 @@ class DiffusionGenerationMixin:
         rows = batch.prompts(input_ids, attention_mask, pad)
         chosen = settings(asked, input_ids.shape[1])
         count = copies(asked)
+        if chosen.stops:
+            model = replace(model, tokenizer=tokenizer or self.checkpoint_tokenizer())
         if streamer is not None:
-            streamers.check(streamer, len(rows) * count)
+            streamers.check(streamer, len(rows) * count, chosen.stops)
         job = generation_job(model, [row for row in rows for _ in range(count)], chosen)
         stops = model.spec.stop_ids if chosen.stop_at_eos else ()
         if streamer is not None:

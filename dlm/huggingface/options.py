@@ -28,6 +28,7 @@ MEANT = (
     "num_return_sequences",
     "return_dict_in_generate",
     "use_cache",
+    "stop_strings",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -63,7 +64,6 @@ INSTEAD = {
     "position_ids": "padding is told by attention_mask",
     "repetition_penalty": "probabilities are the model's own",
     "sequence_bias": "suppress_tokens keeps single ids away",
-    "stop_strings": "cut the text once it is decoded",
     "stopping_criteria": "a row ends at a stop token, see stop_at_eos and eos_token_id",
     "token_type_ids": "the network takes none",
 }
@@ -91,7 +91,7 @@ ARGUMENTS = (
 def own() -> Mapping[str, Any]:
     """Options of `dlm.generate` by name, and the mask id, with their defaults."""
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    shared = {"gen_length", *MEANT}
+    shared = {"gen_length", "stop", *MEANT}
     return {k: v for k, v in defaults.items() if k not in shared} | {MASK: None}
 
 
@@ -298,6 +298,8 @@ def settings(options: Layer, columns: int = 0) -> Settings:
     for name in ("top_k", "top_p", "suppress_tokens", "begin_suppress_tokens"):
         if options.get(name) is not None:
             given[name] = options[name]
+    if options.get("stop_strings") is not None:
+        given["stop"] = options["stop_strings"]
     if given.get("top_k") == 0 and given["top_k"] is not False:
         del given["top_k"]  # transformers' word for none
     temperature = options.get("temperature")

@@ -17,17 +17,19 @@ CLEAR = "\x1b[{column}G\x1b[K"  # back to a column, wipe what follows on the lin
 DIM = "\x1b[2m{text}\x1b[0m"
 
 
-def check(streamer: Any, rows: int) -> None:
+def check(streamer: Any, rows: int, stops: Collection[str] = ()) -> None:
     """Refuse a streamer that cannot follow a generation.
 
     Raises:
-        ValueError: it lacks `put` or `end`, wants logits, or there are several rows.
+        ValueError: it lacks `put` or `end`, wants logits, or there are several rows or stop texts.
     """
     for name in ("put", "end"):
         if not callable(getattr(streamer, name, None)):
             raise ValueError(f"streamer must have put and end, got {streamer!r}")
     if getattr(streamer, "_takes_logits", False):
         raise ValueError("streamer must take token ids: logits of a draft are not kept")
+    if stops:
+        raise ValueError(f"streamer takes tokens, and stop_strings cut texts, got {list(stops)}")
     if rows != 1:
         raise ValueError(f"streamer follows one row, got {rows}")
 

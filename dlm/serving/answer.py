@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from dlm.models.model import Model
+from dlm.reading import Reader
 from dlm.serving.protocol import Asked
-from dlm.serving.text import Reader
 from dlm.serving.work import Ended, Grown
 
 

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dlm.reading import vocabulary_of
 from dlm.serving import replies
 from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
 from dlm.serving.protocol import check_defaults
 from dlm.serving.refusals import Wrong
-from dlm.serving.text import vocabulary_of
 
 __all__ = ["Served", "create_app"]
 

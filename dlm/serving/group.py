@@ -4,14 +4,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
 from dlm.decoders.base import Policy
+from dlm.endings import ended, ongoing
 from dlm.execution import Execution
-from dlm.generation import ended, lay_out
-from dlm.host import send
+from dlm.generation import lay_out
 from dlm.models.model import Model
 from dlm.runtime import Step, bind
 from dlm.serving.work import Ended, Event, Grown, Request, Tell
@@ -164,23 +162,15 @@ class Group:
 
     def follow(self, step: Step) -> None:
         """Tell of what became final in lines that go on."""
-        going = zip(step.names, step.live, step.done, strict=True)
-        followed = [
-            (place, self.lines[name])
-            for place, (name, live, done) in enumerate(going)
-            if live and not done and name in self.lines and self.lines[name].request.follow
-        ]
-        if not followed:
-            return
-        index = send([place for place, _ in followed], step.tokens.device)
-        seen = torch.cat((step.view.block_start[:, None], step.tokens), 1)[index].tolist()
-        for (_, line), (block_start, *tokens) in zip(followed, seen, strict=True):
+        followed = {name for name, line in self.lines.items() if line.request.follow}
+        for name, block_start, tokens in ongoing(step, followed):
+            line = self.lines[name]
             begin, end = line.span
             mask_id = self.terms.model.spec.mask_id
             settled = self.traits.settled(tokens[:end], begin, block_start, mask_id)
-            told = self.told.get(line.name, begin)
+            told = self.told.get(name, begin)
             if settled > told:
-                self.told[line.name] = settled
+                self.told[name] = settled
                 self.say(line, Grown(line.row, tokens[told:settled]))
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import integer, known
 from dlm.prompts import encode_prompts, tokenizer_of
+from dlm.reading import vocabulary_of
 from dlm.serving import fields
-from dlm.serving.text import vocabulary_of
 from dlm.serving.work import Request
 from dlm.settings import Settings
 from dlm.traits import CACHES

@@ -277,8 +277,8 @@ def test_pipeline_options(pipe: Any, tiny: Model) -> None:
         given = options if "generation_config" in options else {"max_new_tokens": 24, **options}
         (one,) = pipe(CHAT[0], **given)
         assert one["generated_text"][-1]["content"] == expected
-    with pytest.raises(ValueError, match="stop_strings cannot work"):
-        pipe(CHAT[0], stop_strings=["7"])
+    with pytest.raises(ValueError, match="max_time cannot work"):
+        pipe(CHAT[0], max_time=7.0)
 
 
 def test_pipeline_keeps_a_configuration_of_its_own(saved: Path, tiny: Model) -> None:

@@ -16,8 +16,9 @@ from dlm.batch import Change, Rows, Terms, denoise
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
+from dlm.endings import End, ended
 from dlm.execution import Execution
-from dlm.generation import End, Job, ended, make_job
+from dlm.generation import Job, make_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits

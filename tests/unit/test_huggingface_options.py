@@ -22,7 +22,7 @@ from dlm.settings import Settings
 
 def test_every_option_of_generate_is_known_by_its_name_and_default() -> None:
     shared = {"gen_length", "temperature", "top_k", "top_p"}
-    shared |= {"suppress_tokens", "begin_suppress_tokens"}
+    shared |= {"suppress_tokens", "begin_suppress_tokens", "stop"}
     expected = {f.name: f.default for f in fields(Settings) if f.init and f.name not in shared}
     assert {k: v for k, v in own().items() if k != "mask_token_id"} == expected
     assert not set(own()) & inherited(), "a name would mean two things"
@@ -105,7 +105,6 @@ def test_the_last_word_on_caches_counts(
         {"typical_p": 0.9},
         {"no_repeat_ngram_size": 3},
         {"guidance_scale": 1.5},
-        {"stop_strings": ["."]},
         {"max_time": 3.0},
         {"min_new_tokens": 5},
         {"bad_words_ids": [[3]]},

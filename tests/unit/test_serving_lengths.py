@@ -10,9 +10,9 @@ import pytest
 import dlm
 from dlm.models.model import Model
 from dlm.prompts import encode_prompts
+from dlm.reading import vocabulary_of
 from dlm.serving import fields, protocol
 from dlm.serving.protocol import Asked, read_request
-from dlm.serving.text import vocabulary_of
 
 MESSAGES = [{"role": "user", "content": "Compute: 60/5"}]
 

@@ -56,9 +56,9 @@ def body_refused(model: Model, data: bytes, match: str) -> None:
 
 def test_every_option_of_a_generation_has_its_field_or_its_reason() -> None:
     settings = {field.name for field in fields(Settings) if field.init}
-    elsewhere = {"gen_length", "row_keys", "return_trajectory", "return_order"}
+    elsewhere = {"gen_length", "row_keys", "return_trajectory", "return_order", "stop"}
     assert settings == {*OPTIONS, *elsewhere}
-    assert set(DEFAULTS) == settings - {"row_keys", "return_trajectory", "return_order"}
+    assert set(DEFAULTS) == settings - {"row_keys", "return_trajectory", "return_order", "stop"}
     assert not set(UNSUPPORTED) & {*CHAT, *COMPLETION}
 
 
@@ -312,7 +312,7 @@ def test_a_server_is_not_started_with(tiny: Model, defaults: dict[str, Any], mes
 
 
 def test_reading_bodies_needs_no_server() -> None:
-    code = "import sys, dlm.serving.protocol, dlm.serving.text; print('starlette' in sys.modules)"
+    code = "import sys, dlm.serving.protocol, dlm.reading; print('starlette' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import dlm
+from dlm import reading
 from dlm.models.model import Model
 from dlm.prompts import decode_text
-from dlm.serving import text as reading
-from dlm.serving.text import Reader, vocabulary_of
+from dlm.reading import Reader, vocabulary_of
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 STOP_ID, SPECIAL_ID = 0, 1

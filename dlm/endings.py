@@ -1,0 +1,116 @@
+"""Rows after their last forward, and texts that end them before it."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dlm.batch import Change
+from dlm.host import send
+from dlm.models.model import Model
+from dlm.prompts import decode_text
+from dlm.reading import Reader
+from dlm.runtime import Step
+from dlm.traits import Traits
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A row after its last forward."""
+
+    forwards: int
+    tokens: list[int]
+    decoded: int  # commits less remasks
+    queries: int  # positions the network was evaluated at
+    path: float | None  # ln q of what was committed, NaN where its end was filled
+
+    def path_of(self, blanks: int) -> float | None:
+        """Its log-probability where the row was decoded as a whole, blank by blank; else None."""
+        whole = self.path is not None and self.decoded == blanks and not math.isnan(self.path)
+        return self.path if whole else None
+
+
+def ended(step: Step, given_up: Collection[int] = ()) -> Iterator[tuple[int, End]]:
+    """The rows that a forward was the last of, by name: those that are done, or given up."""
+    over = [
+        line
+        for line, (name, done) in enumerate(zip(step.names, step.done, strict=True))
+        if done or name in given_up
+    ]
+    if over:
+        tally, rows = step.tally, step.tokens[over].tolist()
+        counts = torch.stack((tally.decoded, tally.queries), -1)[over].tolist()
+        paths = [None] * len(over) if tally.path is None else tally.path[over].tolist()
+        for line, tokens, (decoded, queries), path in zip(over, rows, counts, paths, strict=True):
+            yield step.names[line], End(step.made[line], tokens, decoded, queries, path)
+
+
+def ongoing(step: Step, names: Collection[int]) -> list[tuple[int, int, list[int]]]:
+    """Of rows that go on and have one of these names: name, start of the last block, tokens.
+
+    In one copy for all rows, and none where there is no such row.
+    """
+    rows = enumerate(zip(step.names, step.live, step.done, strict=True))
+    lines = [line for line, (name, live, done) in rows if live and not done and name in names]
+    if not lines:
+        return []
+    index = send(lines, step.tokens.device)
+    seen = torch.cat((step.view.block_start[:, None], step.tokens), 1)[index].tolist()
+    return [(step.names[line], begin, row) for line, (begin, *row) in zip(lines, seen, strict=True)]
+
+
+class StopTexts:
+    """Gives rows up once what no later forward can change holds a text that ends them."""
+
+    def __init__(
+        self, model: Model, spans: Sequence[tuple[int, int]], traits: Traits, stop: Sequence[str]
+    ) -> None:
+        """Take the rows' model, decoder and spans, and the texts.
+
+        Raises:
+            ValueError: there are texts, and no tokenizer.
+        """
+        self.model = model
+        self.spans = spans
+        self.traits = traits
+        self.stop = stop
+        self.readers = [Reader(model, stop) for _ in spans] if stop else []
+        self.told = [begin for begin, _ in spans]  # what is in front of it was read
+        self.leaving: frozenset[int] = frozenset()
+
+    def look(self, step: Step) -> frozenset[int]:
+        """Rows that a stop text ends after this forward."""
+        unread = {name for name, reader in enumerate(self.readers) if not reader.stopped}
+        for name, block_start, row in ongoing(step, unread):
+            begin, end = self.spans[name]
+            settled = self.traits.settled(row[:end], begin, block_start, self.model.spec.mask_id)
+            if settled > self.told[name]:
+                self.readers[name].push(row[self.told[name] : settled])
+                self.told[name] = settled
+        self.leaving = frozenset(name for name in unread if self.readers[name].stopped)
+        return self.leaving
+
+    def change(self) -> Change:
+        """What happens to the batch after the forward that was looked at last."""
+        return Change(leave=self.leaving)
+
+    def read(self, name: int, tokens: list[int]) -> tuple[str, list[int] | None]:
+        """A row after its last forward.
+
+        Returns:
+            Its text in front of the first stop text, and its tokens up to the end of that, end of
+            text behind them; None where there is no stop text.
+        """
+        reader = self.readers[name]
+        reader.end(tokens)
+        if not reader.stopped:
+            return reader.given, None
+
+        def holds(count: int) -> bool:
+            text = decode_text(self.model, tokens[:count])
+            return any(text.startswith(stop, len(reader.given)) for stop in self.stop)
+
+        kept = bisect_left(range(len(tokens)), True, key=holds)
+        return reader.given, tokens[:kept] + [self.model.spec.eos_id] * (len(tokens) - kept)

@@ -1,0 +1,79 @@
+"""`stop_strings` of transformers: rows end at a text, and so does the work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    TextStreamer,
+    pipeline,
+)
+
+import dlm
+from dlm.models.loading import silence
+from dlm.models.model import Model
+
+CHAT = [{"role": "user", "content": "Compute: 6*8, 9*7, 5*4, 12+6"}]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return dlm.load()
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tiny.network.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(saved: Path) -> Any:
+    with silence():
+        return AutoModelForCausalLM.from_pretrained(saved)
+
+
+def test_a_row_ends_behind_a_text(network: Any, tiny: Model, saved: Path) -> None:
+    ids = torch.tensor(dlm.encode_prompts(tiny, CHAT))
+    options: dict[str, Any] = {"max_new_tokens": 42, "return_dict_in_generate": True}
+    whole = network.generate(ids, **options)
+    text = tiny.tokenizer.decode(whole.sequences[0, ids.shape[1] :], skip_special_tokens=True)
+    stop = text[9:12]
+    cut = text[: text.index(stop)]
+    for given in ({"stop_strings": stop}, {"stop_strings": [stop, "never"]}):
+        asked = GenerationConfig(**given)
+        for arguments in (given, {"generation_config": asked}):
+            tokenizer = AutoTokenizer.from_pretrained(saved)
+            out = network.generate(ids, tokenizer=tokenizer, **arguments, **options)
+            read = tiny.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
+            assert read == cut + stop
+            assert out.forwards < whole.forwards
+    found = dlm.generate(tiny, CHAT, gen_length=42, stop=stop)
+    assert (found.texts, found.forwards) == ([cut], out.forwards.tolist())
+
+
+def test_pipelines(saved: Path) -> None:
+    with silence():
+        pipe: Any = pipeline("text-generation", model=str(saved))
+    (whole,) = pipe(CHAT, max_new_tokens=42)
+    text = whole["generated_text"][-1]["content"]
+    (one,) = pipe(CHAT, max_new_tokens=42, stop_strings=[text[9:12]])
+    assert one["generated_text"][-1]["content"] == text[: text.index(text[9:12]) + 3]
+
+
+def test_what_cannot_be_followed_is_refused(network: Any, tiny: Model) -> None:
+    ids = torch.tensor(dlm.encode_prompts(tiny, CHAT))
+    streamer = TextStreamer(tiny.tokenizer)
+    with pytest.raises(ValueError, match="streamer takes tokens, and stop_strings cut texts"):
+        network.generate(ids, stop_strings="4", tokenizer=tiny.tokenizer, streamer=streamer)
+    with pytest.raises(ValueError, match="stop must be a text or several"):
+        network.generate(ids, stop_strings=[""], tokenizer=tiny.tokenizer)
+    bare = AutoModelForCausalLM.from_config(network.config)
+    with pytest.raises(ValueError, match="stop needs a tokenizer"):
+        bare.generate(ids, stop_strings="4")
