@@ -137,8 +137,9 @@ class Batch:
             self.lane, self.work, self.canvas, self.progress, self.due
         )
         broken, finished, self.due = self.work.loop.read(outcome, self.due)
-        for rule in broken:
-            raise ValueError(f"{self.work.loop.traits.name} at forward {self.number}: {rule.value}")
+        if broken:
+            name = self.work.loop.traits.name
+            raise ValueError(f"{name} at forward {self.number}: {broken[0].value}")
         live = self.live
         self.made = [count + 1 for count in self.made]
         made = Step(

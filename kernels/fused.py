@@ -19,14 +19,13 @@ Shapes: N rows, V vocabulary, K tiles, J bonuses, G programs of a row.
 
 import struct
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from dlm.kernels.call import Call
+from dlm.kernels.capability import capability
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.tiles import TILE, Bonus, tile_count
 
@@ -51,12 +50,10 @@ def covers(call: Call) -> bool:
     return ON_CUDA and call.logits.is_cuda and _runs_on(call.device.index)
 
 
-@cache
 def _runs_on(index: int) -> bool:
-    """Whether a CUDA device can run the kernels. Asked once: no call waits for it."""
-    if torch.version.hip is not None or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(index) >= _CAPABILITY
+    """Whether a CUDA device can run the kernels."""
+    found = capability(index)
+    return found is not None and found >= _CAPABILITY
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,14 +6,13 @@ and the vocabulary: each takes 1.2 us from a CUDA graph, whatever it does.
 Shapes: as in `canvas`.
 """
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from dlm.kernels.canvas import Rows, Stops
+from dlm.kernels.capability import capability
 
 ON_CPU = False
 """Whether CPU tensors take the kernels. For tests under Triton's interpreter."""
@@ -40,12 +39,10 @@ def covers(x: Tensor, width: int = 1) -> bool:
     return passes(x.device)
 
 
-@cache
 def _runs_on(index: int) -> bool:
-    """Whether a CUDA device can run the kernels. Asked once: no call waits for it."""
-    if torch.version.hip is not None or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(index) >= _CAPABILITY
+    """Whether a CUDA device can run the kernels."""
+    found = capability(index)
+    return found is not None and found >= _CAPABILITY
 
 
 def flags(mask: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ Shapes: as in `layers`.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from dlm.kernels.capability import capability
 from dlm.kernels.layers import Heads, Norms, Slots
 
 ON_CPU = False
@@ -65,12 +64,10 @@ def fits(heads: Heads, rotated: int, dtype: torch.dtype, *weights: Tensor) -> bo
     return True
 
 
-@cache
 def _runs_on(index: int) -> bool:
-    """Whether a CUDA device does. Asked once: no call waits for it."""
-    if torch.version.hip is not None or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(index)[0] == _MAJOR
+    """Whether a CUDA device does."""
+    found = capability(index)
+    return found is not None and found[0] == _MAJOR
 
 
 def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:

@@ -130,9 +130,9 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
         batch_size=batch_size,
     )
     if plot:
-        from dlm.distill.schedule_plot import pyplot
+        from dlm.plotting import pyplot
 
-        pyplot()
+        pyplot("--plot")
     loaded = load_model(
         model,
         device,

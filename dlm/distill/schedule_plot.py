@@ -1,28 +1,12 @@
 """A picture of a learned schedule: needs matplotlib, of the extra `plot`."""
 
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from dlm.decoders.artefact import ScheduleArtefact
+from dlm.plotting import pyplot
 
 WIDTH, HEIGHT = 9.0, 3.2  # inches
-
-
-def pyplot() -> Any:
-    """The plotting module, drawing to files.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import_module("matplotlib").use("agg")
-        return import_module("matplotlib.pyplot")
-    except ImportError:
-        raise ValueError(
-            "--plot needs matplotlib, of the extra plot: pip install 'dlm[plot]'"
-        ) from None
 
 
 def draw(artefact: ScheduleArtefact, path: Path) -> None:
@@ -38,7 +22,7 @@ def draw(artefact: ScheduleArtefact, path: Path) -> None:
     Raises:
         ValueError: matplotlib is missing.
     """
-    plt = pyplot()
+    plt = pyplot("--plot")
     training = json.loads(artefact.training)
     with plt.rc_context({"svg.hashsalt": artefact.checksum}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), layout="constrained")

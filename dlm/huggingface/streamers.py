@@ -53,14 +53,13 @@ class Follower:
         """Tell about one forward."""
         line = step.tokens[0, : self.end].tolist()
         done = step.done[0]
-        final = self.end
-        if not done:
-            block = int(step.view.block_start[0])
-            settled = self.traits.settled(line, self.begin, block, self.mask_id)
-            final = max(self.told, settled)
         if done:
-            stops = (i + 1 for i in range(self.begin, final) if line[i] in self.stop_ids)
-            final = max(self.told, next(stops, final))
+            stops = (i + 1 for i in range(self.begin, self.end) if line[i] in self.stop_ids)
+            final = next(stops, self.end)
+        else:
+            block = int(step.view.block_start[0])
+            final = self.traits.settled(line, self.begin, block, self.mask_id)
+        final = max(self.told, final)
         if final > self.told:
             self.streamer.put(torch.tensor(line[self.told : final]))
             self.told = final

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dlm.decoders import DECODERS
+from dlm.plotting import pyplot
 from dlm.training.cells import COUNTS, Point, Results, points, settings_of
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -60,28 +60,13 @@ def render(results: Results, page: Path, picture: Path) -> None:
     Raises:
         ValueError: matplotlib is missing, or the page has no markers.
     """
-    plot = pyplot()
+    plot = pyplot("--render")
     text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page} must have {BEGIN} and {END} once each, around its tables")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
     draw(plot, results, picture)
-
-
-def pyplot() -> Any:
-    """Matplotlib's plotting interface.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import_module("matplotlib").use("agg")
-        return import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ValueError(
-            "--render needs matplotlib, of the extra plot: pip install 'dlm[plot]'"
-        ) from error
 
 
 def draw(plot: Any, results: Results, picture: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     TextStreamer,
     pipeline,
@@ -26,10 +25,15 @@ def tiny() -> Model:
 
 
 @pytest.fixture(scope="module")
-def saved(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(tiny: Model) -> Any:
+    return tiny.tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: Model, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     tiny.network.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -39,19 +43,18 @@ def network(saved: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(saved)
 
 
-def test_a_row_ends_behind_a_text(network: Any, tiny: Model, saved: Path) -> None:
+def test_a_row_ends_behind_a_text(network: Any, tiny: Model, tokenizer: Any) -> None:
     ids = torch.tensor(dlm.encode_prompts(tiny, CHAT))
     options: dict[str, Any] = {"max_new_tokens": 42, "return_dict_in_generate": True}
     whole = network.generate(ids, **options)
-    text = tiny.tokenizer.decode(whole.sequences[0, ids.shape[1] :], skip_special_tokens=True)
+    text = tokenizer.decode(whole.sequences[0, ids.shape[1] :], skip_special_tokens=True)
     stop = text[9:12]
     cut = text[: text.index(stop)]
     for given in ({"stop_strings": stop}, {"stop_strings": [stop, "never"]}):
         asked = GenerationConfig(**given)
         for arguments in (given, {"generation_config": asked}):
-            tokenizer = AutoTokenizer.from_pretrained(saved)
             out = network.generate(ids, tokenizer=tokenizer, **arguments, **options)
-            read = tiny.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
+            read = tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
             assert read == cut + stop
             assert out.forwards < whole.forwards
     found = dlm.generate(tiny, CHAT, gen_length=42, stop=stop)
@@ -67,13 +70,13 @@ def test_pipelines(saved: Path) -> None:
     assert one["generated_text"][-1]["content"] == text[: text.index(text[9:12]) + 3]
 
 
-def test_what_cannot_be_followed_is_refused(network: Any, tiny: Model) -> None:
+def test_what_cannot_be_followed_is_refused(network: Any, tiny: Model, tokenizer: Any) -> None:
     ids = torch.tensor(dlm.encode_prompts(tiny, CHAT))
-    streamer = TextStreamer(tiny.tokenizer)
+    streamer = TextStreamer(tokenizer)
     with pytest.raises(ValueError, match="streamer takes tokens, and stop_strings cut texts"):
-        network.generate(ids, stop_strings="4", tokenizer=tiny.tokenizer, streamer=streamer)
+        network.generate(ids, stop_strings="4", tokenizer=tokenizer, streamer=streamer)
     with pytest.raises(ValueError, match="stop must be a text or several"):
-        network.generate(ids, stop_strings=[""], tokenizer=tiny.tokenizer)
+        network.generate(ids, stop_strings=[""], tokenizer=tokenizer)
     bare = AutoModelForCausalLM.from_config(network.config)
     with pytest.raises(ValueError, match="stop needs a tokenizer"):
         bare.generate(ids, stop_strings="4")

@@ -1,0 +1,17 @@
+"""What a GPU can run."""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+
+@cache
+def capability(index: int) -> tuple[int, int] | None:
+    """Compute capability of a CUDA device for Triton's kernels; None where they do not run.
+
+    Asked once: no call waits for it.
+    """
+    if torch.version.hip is not None or find_spec("triton") is None:
+        return None
+    return torch.cuda.get_device_capability(index)
