@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.forward import Forward
+from dlm.guidance import guided
 from dlm.kernels import (
     Bonus,
     NoiseKey,
@@ -228,7 +229,7 @@ class Meter:
         scale = self.settings.cfg_scale
         if scale:
             free = self.model.logits(places.of(hidden[batch:], by_column)).to(device)
-            logits = free + (scale + 1) * (logits - free)
+            logits = guided(logits, free, scale)
         if self.begin.numel():
             first = (places.position == canvas.start[places.row])[:, None]
             logits[:, self.begin] = logits[:, self.begin].masked_fill(first, -torch.inf)

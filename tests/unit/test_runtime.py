@@ -112,6 +112,32 @@ def test_guidance_mixes_with_the_masked_prompt(golden: Model) -> None:
     assert plain.query_tokens == [8 * 11]
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.5, -0.5])
+def test_guidance_rounds_nothing_more_than_the_network_does(
+    golden: Model, toy: Toy, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy((10 * torch.randn(97, 8, generator=torch.manual_seed(0))).bfloat16())
+    met: list[Tensor] = []
+    look_up = type(model).logits
+
+    def noted(self: Any, hidden: Tensor) -> Tensor:
+        met.append(look_up(self, hidden).double())
+        return met[-1].bfloat16()
+
+    monkeypatch.setattr(type(model), "logits", noted)
+    options: dict[str, Any] = {"gen_length": 1, "stop_at_eos": False, "decoder": "random"}
+    for key in range(8):
+        met.clear()
+        found = dlm.generate(
+            model, [[1, key % 5]], temperature=1.0, cfg_scale=scale, row_keys=[key], **options
+        )
+        given, free = met
+        mixed = free + (scale + 1) * (given - free)
+        mixed[:, model.spec.mask_id] = -torch.inf
+        expected = mixed.log_softmax(-1)[0, found.tokens[0][0]]
+        assert found.path_log_probability == pytest.approx([float(expected)], rel=1e-5, abs=1e-6)
+
+
 def by_position(toy: Toy, logits: Tensor) -> Model:
     """A model whose logits depend on the position alone."""
     base = toy(logits)
