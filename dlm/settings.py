@@ -169,10 +169,12 @@ class Settings:
         most = spec.vocab_size - 1
         never = integers("suppress_tokens", self.suppress_tokens, least=0, most=most)
         first = integers("begin_suppress_tokens", self.begin_suppress_tokens, least=0, most=most)
-        if len({*spec.banned, *never, *first}) >= spec.vocab_size:
+        ends = spec.stop_ids if self.confidence_eos_eot_inf else ()
+        if len({*spec.banned, *never, *first, *ends}) >= spec.vocab_size:
+            beside = " beside the stop tokens of confidence_eos_eot_inf" if ends else ""
             raise ValueError(
-                "suppress_tokens and begin_suppress_tokens must leave a token to sample, "
-                f"got {len(never)} and {len(first)} of {spec.vocab_size}"
+                "suppress_tokens and begin_suppress_tokens must leave a token to sample"
+                f"{beside}, got {len(never)} and {len(first)} of {spec.vocab_size}"
             )
 
 

@@ -1,6 +1,8 @@
 """The checkout, pyproject.toml and the wheel name the same modules; arrows point one way."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -113,6 +115,16 @@ def test_no_module_hides_a_public_name(package: str) -> None:
     folder = ROOT / package.replace(".", "/")
     names = set(import_module(package).__all__) - {"decoders", "kernels"}
     assert not names & {path.stem for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_readme_tells_every_default(name: str) -> None:
+    rows = (ROOT / "README.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{name}` "))
+    told = dict(re.findall(r"`(\w+)` \(([^;),]*)", row.split("|")[3]))
+    for field in fields(DECODERS[name]):  # type: ignore[arg-type]
+        if told.get(field.name, "none") != "none":
+            assert field.default == json.loads(told[field.name]), field.name
 
 
 def test_what_waits_for_imports_stays_where_it_is() -> None:
