@@ -1,26 +1,14 @@
 """What decoders declare unless they say otherwise."""
 
-from typing import ClassVar, NamedTuple, Self
+from typing import Self
 
 from dlm.types import Facts
-
-
-class Published(NamedTuple):
-    """A setting of a paper or its code, on LLaDA-8B-Instruct unless `task` says otherwise.
-
-    Tokens per forward are those reported, or the generation length over the forwards reported.
-    """
-
-    task: str
-    options: str
-    tokens_per_forward: float | None = None  # tokens generated over forwards; None: not reported
 
 
 class Policy:
     """The usual declarations: block-wise, committing only, choosing by what the tokens are."""
 
     __slots__ = ()
-    published: ClassVar[tuple[Published, ...]] = ()
 
     @property
     def needs(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.select import at_least, fresh
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
@@ -32,10 +32,6 @@ class BlockRefinement(Policy):
     editing_threshold: float | None = None
     max_post_steps: int = 16
     paper: ClassVar[str] = "arXiv:2512.15745"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("mean of the report, LLaDA2.0-mini", "threshold=0.95 block_length=32", 2.55),
-        Published("mean of the report, LLaDA2.0-mini", "threshold=0.85 block_length=32", 3.31),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
     scores: ClassVar[str] = "sampling"
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import NEVER, at_least
 from dlm.options import integer
 from dlm.types import Decision, StepView
@@ -24,9 +24,6 @@ class Dilated(Stateless):
 
     base: int = 2
     paper: ClassVar[str] = "arXiv:2506.19037"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "base=2 block_length=32", 6.4),
-    )
     blind: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

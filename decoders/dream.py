@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.select import fresh, soonest, top
 from dlm.options import known
 from dlm.types import Decision, StepView
@@ -35,9 +35,6 @@ class Dream(Policy):
 
     alg: str = "entropy"
     paper: ClassVar[str] = "arXiv:2508.15487"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("Dream-7B", "alg=entropy temperature=0.2 top_p=0.95"),
-    )
     scores: ClassVar[str] = "sampling"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import descending, prefix, top
 from dlm.options import known, number
 from dlm.types import Decision, StepView
@@ -26,9 +26,6 @@ class EntropyBound(Stateless):
     gamma: float = 0.1
     order: str = "entropy"
     paper: ClassVar[str] = "arXiv:2505.24857"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("code of PC-Sampler, one block", "gamma=0.01"),
-    )
 
     def __post_init__(self) -> None:
         number("gamma", self.gamma, least=0.0)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least
 from dlm.options import number
 from dlm.types import Decision, StepView
@@ -19,12 +19,6 @@ class EntropyThreshold(Stateless):
 
     threshold: float = 0.5
     paper: ClassVar[str] = "arXiv:2509.26488"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K, dParallel-LLaDA", "threshold=0.5 block_length=32", 8.5),
-        Published("MATH, dParallel-LLaDA", "threshold=0.5 block_length=32", 5.6),
-        Published("HumanEval, dParallel-LLaDA", "threshold=0.5 block_length=32", 7.8),
-        Published("MBPP, dParallel-LLaDA", "threshold=0.45 block_length=32", 10.7),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"entropy", "position_noise"})
     blind: ClassVar[bool] = True
 

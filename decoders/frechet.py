@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least, descending, prefix, top
 from dlm.options import number
 from dlm.types import Decision, StepView
@@ -21,9 +21,6 @@ class Frechet(Stateless):
 
     delta: float = 0.25
     paper: ClassVar[str] = "arXiv:2606.02955"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "delta=0.25 block_length=32", 4.63),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:

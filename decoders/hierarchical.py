@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least, rank
 from dlm.options import boolean, number
 from dlm.types import Decision, StepView
@@ -33,10 +33,6 @@ class Hierarchical(Stateless):
     low_threshold: float = 0.4
     remask: bool = False
     paper: ClassVar[str] = "arXiv:2510.08666"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K, LLaDA-1.5", "threshold=0.9 low_threshold=0.4", 4.25),
-        Published("HumanEval, LLaDA-1.5", "threshold=0.9 low_threshold=0.4", 4.2),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:

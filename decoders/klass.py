@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.history import Summary, counted, kl_divergence
 from dlm.decoders.select import at_least
 from dlm.options import integer, number
@@ -34,12 +34,6 @@ class Klass(Policy):
     kl_threshold: float = 0.01
     history: int = 2
     paper: ClassVar[str] = "arXiv:2511.05664"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "threshold=0.6 kl_threshold=0.015 block_length=64", 2.6),
-        Published("MATH", "threshold=0.6 kl_threshold=0.01 block_length=64", 1.99),
-        Published("HumanEval", "threshold=0.9 kl_threshold=0.01 block_length=64", 2.78),
-        Published("MBPP", "threshold=0.7 kl_threshold=0.01 block_length=64"),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "top_tokens", "position_noise"})
     top: ClassVar[int] = 64
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch.nn.functional import max_pool1d
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
@@ -24,16 +24,6 @@ class LocalLeap(Stateless):
     relaxed_threshold: float = 0.75
     radius: int = 4
     paper: ClassVar[str] = "arXiv:2510.07081"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "HumanEval, MBPP, MATH",
-            "relaxed_threshold=0.75 gen_length=256 block_length=32",
-        ),
-        Published(
-            "GSM8K, IFEval",
-            "relaxed_threshold=0.75 gen_length=512 block_length=32",
-        ),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:

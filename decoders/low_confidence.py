@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import top
 from dlm.types import Decision, StepView
 
@@ -17,12 +17,6 @@ class LowConfidence(Stateless):
     """
 
     paper: ClassVar[str] = "arXiv:2502.09992"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "gen_length=256 block_length=8", 1.0),
-        Published("MATH", "gen_length=512 block_length=64", 1.0),
-        Published("HumanEval", "gen_length=512 block_length=512, end of text suppressed", 1.0),
-        Published("MBPP", "gen_length=256 block_length=256 confidence_eos_eot_inf", 1.0),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.history import Summary, counted, js_divergence
 from dlm.decoders.select import at_least
 from dlm.options import integer, number
@@ -35,9 +35,6 @@ class MutualStability(Policy):
     patience: int = 2
     drift: float = 0.04
     paper: ClassVar[str] = "arXiv:2606.16908"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("mean of 7 tasks, three models", "threshold=0.75 drift=0.04 patience=2", 3.58),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "top_tokens", "position_noise"})
     top: ClassVar[int] = 8
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.frequencies import read_frequencies
 from dlm.decoders.select import NEVER, top
 from dlm.options import file, known, number
@@ -49,11 +49,6 @@ class PCSampler(Stateless):
     weight: str = "exponential"
     position_origin: str = "block"
     paper: ClassVar[str] = "arXiv:2508.13021"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K, MATH500, HumanEval, MBPP, GPQA", "lambda_=0.25 alpha=10, one block", 1.0),
-        Published("Sudoku", "lambda_=0 alpha=10, one block", 1.0),
-        Published("Countdown", "lambda_=0.5 alpha=10, one block", 1.0),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.select import exact_sum, fresh, top
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
@@ -51,10 +51,6 @@ class ReMDM(Policy):
     unmask_k: int = 1
     loop_steps: int = 32
     paper: ClassVar[str] = "arXiv:2503.00307"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K and others", "init_unmask_ratio=0.875 loop_steps=32, one block"),
-        Published("Sudoku, Countdown", "init_unmask_ratio=1.0 loop_steps=0, one block"),
-    )
     mutates_committed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.select import at_least, exact_sum, top
 from dlm.options import integer, known
 from dlm.types import Decision, StepView
@@ -61,10 +61,6 @@ class Saber(Policy):
     mu: int = 8
     preset: str = "reference"
     paper: ClassVar[str] = "arXiv:2510.18165"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("HumanEval", "n=2 mu=8 block_length=256", 3.6),
-        Published("MBPP", "n=2 mu=8 block_length=256"),
-    )
     needs: ClassVar[frozenset[str]] = frozenset(
         {"confidence", "token_probability", "position_noise"}
     )

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from dlm.decoders.base import Published, Stateless
+from dlm.decoders.base import Stateless
 from dlm.decoders.select import at_least, descending, prefix, top
 from dlm.options import number
 from dlm.types import Decision, StepView
@@ -22,11 +22,6 @@ class Threshold(Stateless):
 
     threshold: float = 0.9
     paper: ClassVar[str] = "arXiv:2505.22618"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("a sweep of the threshold", "threshold=0.9 block_length=32", 3.25),
-        Published("a sweep of the threshold", "threshold=0.7 block_length=32", 5.12),
-        Published("a sweep of the threshold", "threshold=0.5 block_length=32", 7.01),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:
@@ -51,9 +46,6 @@ class Factor(Stateless):
 
     factor: float = 1.0
     paper: ClassVar[str] = "arXiv:2505.22618"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "factor=0.75 block_length=32", 4.27),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy, Published
+from dlm.decoders.base import Policy
 from dlm.decoders.select import at_least, top
 from dlm.options import number
 from dlm.types import Decision, StepView
@@ -29,15 +29,6 @@ class Wino(Policy):
     threshold: float = 0.6
     threshold_back: float = 0.9
     paper: ClassVar[str] = "arXiv:2507.18578"
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("GSM8K", "threshold=0.6 threshold_back=0.9 block_length=128", 6.11),
-        Published("MATH500", "threshold=0.7 threshold_back=0.9 block_length=128", 3.44),
-        Published("HumanEval", "threshold=0.7 threshold_back=0.9 block_length=128", 2.74),
-        Published("MBPP", "threshold=0.8 threshold_back=0.9 block_length=128"),
-        Published("ARC-E", "threshold=0.5 threshold_back=0.9 block_length=128", 6.37),
-        Published("Countdown", "threshold=0.5 threshold_back=0.9 block_length=128"),
-        Published("Sudoku", "threshold=0.7 threshold_back=0.9 block_length=128"),
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "leave_one_out", "position_noise"})
     mutates_committed: ClassVar[bool] = True
     reads_committed: ClassVar[bool] = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dlm.cli.inputs import parse_options
-from dlm.cli.lists import print_table
+from dlm.cli.lists import pairs, print_table
 from dlm.cli.options import (
     BLOCKS,
     COUNT,
@@ -54,7 +54,7 @@ def task_command(name: str) -> Callable[..., None]:
             source(
                 metavar="NAME",
                 help='How problems are put; repeatable, or "all".',
-                show_default="the first that fits the model",
+                show_default="the preset's, else the first that fits the model",
             ),
         ] = None,
         data: Annotated[
@@ -68,17 +68,26 @@ def task_command(name: str) -> Callable[..., None]:
             int | None, source(help="Problems, the first ones.", show_default="all", **COUNT)
         ] = None,
         decoder: Annotated[
-            str, decoding(help="Which tokens to commit: see dlm decoders.")
-        ] = "low_confidence",
+            str | None,
+            decoding(
+                help="Which tokens to commit: see dlm decoders.",
+                show_default="the preset's, else low_confidence",
+            ),
+        ] = None,
         option: Annotated[
             list[str] | None,
-            decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
+            decoding(
+                metavar="KEY=VALUE",
+                help="Option of the decoder; repeatable.",
+                show_default="the preset's, where it has this decoder",
+            ),
         ] = None,
         preset: Annotated[
             str | None,
             decoding(
                 metavar="NAME",
-                help="Published settings of the task, for what is not given here: see --list.",
+                help="Published settings of the task, decoder and template included, for what is "
+                "not given here: see --list.",
                 show_default="the first",
             ),
         ] = None,
@@ -148,7 +157,8 @@ def task_command(name: str) -> Callable[..., None]:
         ] = False,
         json: Annotated[bool, JSON] = False,
     ) -> None:
-        given = {
+        given: dict[str, Any] = {
+            "decoder": decoder,
             "gen_length": gen_length,
             "block_length": block_length,
             "steps": steps,
@@ -170,14 +180,12 @@ def task_command(name: str) -> Callable[..., None]:
             raise ValueError(f"--workers and --unsafe are for tasks that run code, not for {name}")
         from dlm.eval.job import Job
 
-        options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        options = {k: v for k, v in given.items() if v is not None}
         if block_length == NO_BLOCKS:
             options["block_length"] = None
-        options["decoder"] = decoder
         options["decoder_options"] = parse_options(option)
         if model is None and gen_length is None:
-            chosen = TASKS[name].presets[0] if preset is None else TASKS[name].preset(preset)
-            usual = chosen.options.get("gen_length", BUILT_IN_GEN_LENGTH)
+            usual = TASKS[name].preset(preset).options.get("gen_length", BUILT_IN_GEN_LENGTH)
             options["gen_length"] = min(usual, BUILT_IN_GEN_LENGTH)
         Job(
             task=TASKS[name],
@@ -221,7 +229,10 @@ def describe_task(name: str, *, machine: bool) -> None:
                 "presets": [
                     {
                         "name": p.name,
-                        "options": dict(p.options),
+                        "decoder": p.decoder,
+                        "decoder_options": p.decoder_options,
+                        "options": p.generation,
+                        "template": p.template,
                         "source": p.source,
                         "reported": p.reported,
                     }
@@ -236,9 +247,16 @@ def describe_task(name: str, *, machine: bool) -> None:
     print_table(["template", "kind", "solved examples"], rows)
     typer.echo()
     print_table(
-        ["preset", "options", "reported", "source"],
+        ["preset", "decoder", "options", "template", "reported", "source"],
         [
-            [p.name, ", ".join(f"{k}={v}" for k, v in p.options.items()), p.reported, p.source]
+            [
+                p.name,
+                f"{p.decoder}({pairs(p.decoder_options)})" if p.decoder_options else p.decoder,
+                pairs(p.generation),
+                p.template or "default",
+                p.reported,
+                p.source,
+            ]
             for p in task.presets
         ],
     )

@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 
 from dlm.data import Example, countdown
+from dlm.eval.presets import published
 from dlm.eval.source import drawn, held_in
 from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
 
@@ -108,15 +109,6 @@ TASK = Task(
             "README, built-in model, 200 generated problems",
             "14.5 at 24.0 forwards; 14.0 at 10.4 with threshold 0.9",
         ),
-        Preset(
-            "pc-sampler",
-            {"gen_length": 128, "block_length": None},
-            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
-        ),
-        Preset(
-            "wino",
-            {"gen_length": 256, "block_length": 128},
-            "arXiv:2507.18578, LLaDA-8B-Instruct",
-        ),
+        *published("countdown"),
     ),
 )

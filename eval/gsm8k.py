@@ -24,8 +24,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from dlm.eval.extract import last_boxed, last_number
+from dlm.eval.presets import published
 from dlm.eval.source import Record, hub_records, read_records
-from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
+from dlm.eval.task import Metric, Problem, Source, Task, Template
 
 HUB = "openai/gsm8k"
 TRAIN = "gsm8k_train.jsonl"
@@ -144,60 +145,5 @@ TASK = Task(
         Metric("strict", strict, is_correct),
         Metric("boxed_or_flexible", boxed_or_flexible, is_equal),
     ),
-    presets=(
-        Preset(
-            "fast-dllm",
-            {"gen_length": 256, "block_length": 32},
-            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, 5-shot",
-            "79.3 at 256 forwards; 79.2 with threshold 0.9",
-        ),
-        Preset(
-            "dparallel",
-            {"gen_length": 256, "block_length": 32},
-            "arXiv:2509.26488, LLaDA-8B-Instruct, 0-shot",
-            "75.7 at 256 forwards; 75.5 at 72 with threshold",
-        ),
-        Preset(
-            "llada-semi-ar",
-            {"gen_length": 256, "block_length": 8},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
-            "78.6 at 256 forwards",
-        ),
-        Preset(
-            "llada-pure",
-            {"gen_length": 512, "block_length": None, "confidence_eos_eot_inf": True},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
-            "69.4 at 512 forwards",
-        ),
-        Preset(
-            "llada-base",
-            {"gen_length": 1024, "block_length": None},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
-            "70.3 at 1024 forwards; length 512: 70.8, 256: 70.0",
-        ),
-        Preset(
-            "llada-1.5",
-            {"gen_length": 256, "block_length": 16, "confidence_eos_eot_inf": True},
-            "LLaDA 1.5, EVAL.md",
-            "83.8 at 256 forwards",
-        ),
-        Preset(
-            "klass",
-            {"gen_length": 256, "block_length": 64},
-            "arXiv:2511.05664, LLaDA-8B-Instruct",
-            "75.13 at 256 forwards; 76.50 at 98.6 with klass",
-        ),
-        Preset(
-            "wino",
-            {"gen_length": 256, "block_length": 128},
-            "arXiv:2507.18578, LLaDA-8B-Instruct",
-            "73.24 at 256 forwards; 75.82 at 41.93 with wino",
-        ),
-        Preset(
-            "pc-sampler",
-            {"gen_length": 256, "block_length": None},
-            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct, 4-shot",
-            "82.2 at 256 forwards with pc_sampler",
-        ),
-    ),
+    presets=published("gsm8k"),
 )

@@ -34,8 +34,9 @@ from dlm.eval.extract import (
     whole_module,
     without_tail,
 )
+from dlm.eval.presets import published
 from dlm.eval.source import Record, hub_records, read_records, unique
-from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
+from dlm.eval.task import Check, Metric, Problem, Source, Task, Template
 
 HUB = "openai/openai_humaneval"
 UNTIL = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -142,48 +143,5 @@ TASK = Task(
         Template("chat", CHAT, chat=True),
     ),
     metrics=(Metric("pass@1", program, check=check),),
-    presets=(
-        Preset(
-            "fast-dllm",
-            {"gen_length": 256, "block_length": 32},
-            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct",
-            "41.5 at 256 forwards",
-        ),
-        Preset(
-            "dparallel",
-            {"gen_length": 256, "block_length": 32},
-            "arXiv:2509.26488, LLaDA-8B-Instruct",
-            "38.4 at 256 forwards; 37.2 at 77 with threshold",
-        ),
-        Preset(
-            "llada-pure",  # 126081 is the end of text in LLaDA's vocabulary
-            {"gen_length": 512, "block_length": None, "suppress_tokens": (126081,)},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
-            "49.4 at 512 forwards",
-        ),
-        Preset(
-            "llada-base",
-            {"gen_length": 1024, "block_length": None},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
-            "35.4 at 1024 forwards; length 512: 32.9, 256: 32.9",
-        ),
-        Preset(
-            "llada-1.5",
-            {"gen_length": 512, "block_length": 32, "confidence_eos_eot_inf": True},
-            "LLaDA 1.5, EVAL.md",
-            "52.4 at 512 forwards",
-        ),
-        Preset(
-            "klass",
-            {"gen_length": 256, "block_length": 64},
-            "arXiv:2511.05664, LLaDA-8B-Instruct",
-            "39.63 at 256 forwards; 40.85 at 92.0 with klass",
-        ),
-        Preset(
-            "saber",
-            {"gen_length": 256, "block_length": None},
-            "arXiv:2510.18165, LLaDA-8B-Instruct",
-            "43.29 at 256 forwards; 45.12 at about 72 with saber",
-        ),
-    ),
+    presets=published("humaneval"),
 )

@@ -95,7 +95,7 @@ class Job:
         )
         check_preset(self.task, self.preset, self.options, loaded)
         chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
-        templates = choose_templates(self.task, self.templates, chat=chat)
+        templates = choose_templates(self.task, self.templates, chat=chat, preset=self.preset)
         plan = make_plan(
             self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
         )

@@ -21,8 +21,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlm.eval.extract import last_boxed
+from dlm.eval.presets import published
 from dlm.eval.source import Record, hub_records, read_records, unique
-from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
+from dlm.eval.task import Metric, Problem, Source, Task, Template
 from dlm.eval.verify import verifier
 
 HUB = "HuggingFaceH4/MATH-500"
@@ -150,41 +151,5 @@ TASK = Task(
         ),
     ),
     metrics=(Metric("verified", final, verified), Metric("exact", boxed, exact)),
-    presets=(
-        Preset(
-            "llada-semi-ar",
-            {"gen_length": 512, "block_length": 64},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct, all of MATH",
-            "42.2 at 512 forwards",
-        ),
-        Preset(
-            "llada-pure",
-            {"gen_length": 512, "block_length": None, "confidence_eos_eot_inf": True},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct, all of MATH",
-            "31.9 at 512 forwards",
-        ),
-        Preset(
-            "fast-dllm",
-            {"gen_length": 256, "block_length": 32},
-            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, all of MATH, 4-shot",
-            "33.5 at 256 forwards; length 512: 37.2",
-        ),
-        Preset(
-            "llada-1.5",
-            {"gen_length": 1024, "block_length": 128, "confidence_eos_eot_inf": True},
-            "LLaDA 1.5, EVAL.md, all of MATH",
-            "42.6 at 1024 forwards",
-        ),
-        Preset(
-            "klass",
-            {"gen_length": 256, "block_length": 64},
-            "arXiv:2511.05664, LLaDA-8B-Instruct, all of MATH",
-            "31.4 at 256 forwards; 33.8 at 128.6 with klass",
-        ),
-        Preset(
-            "pc-sampler",
-            {"gen_length": 1024, "block_length": None},
-            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
-        ),
-    ),
+    presets=published("math500"),
 )

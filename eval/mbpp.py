@@ -23,8 +23,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlm.eval.extract import bare_code, block_defining, first_block, parsed, whole_module
+from dlm.eval.presets import published
 from dlm.eval.source import Record, hub_records, read_records, unique
-from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
+from dlm.eval.task import Check, Metric, Problem, Source, Task, Template
 
 HUB = "google-research-datasets/mbpp"
 SPLITS = ("prompt", "test", "validation", "train")
@@ -171,47 +172,5 @@ TASK = Task(
         Template("base_3shot", BASE, shots=3, target="{answer}\n" + DONE, until=(DONE,)),
     ),
     metrics=(Metric("pass@1", program, check=check),),
-    presets=(
-        Preset(
-            "fast-dllm",
-            {"gen_length": 256, "block_length": 32},
-            "Wu et al. 2025, arXiv:2505.22618, LLaDA-8B-Instruct, 3-shot",
-            "29.4 at 256 forwards; length 512: 14.8",
-        ),
-        Preset(
-            "dparallel",
-            {"gen_length": 256, "block_length": 32},
-            "arXiv:2509.26488, LLaDA-8B-Instruct, 3-shot",
-            "42.4 at 256 forwards; 41.6 at 68 with threshold",
-        ),
-        Preset(
-            "llada-pure",
-            {"gen_length": 256, "block_length": None, "confidence_eos_eot_inf": True},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Instruct",
-            "41.0 at 256 forwards",
-        ),
-        Preset(
-            "llada-base",
-            {"gen_length": 1024, "block_length": None},
-            "Nie et al. 2025, arXiv:2502.09992, EVAL.md, LLaDA-8B-Base",
-            "40.0 at 1024 forwards; length 512: 39.2, 256: 40.2",
-        ),
-        Preset(
-            "llada-1.5",
-            {"gen_length": 512, "block_length": 32, "confidence_eos_eot_inf": True},
-            "LLaDA 1.5, EVAL.md",
-            "42.8 at 512 forwards",
-        ),
-        Preset(
-            "saber",
-            {"gen_length": 256, "block_length": None},
-            "arXiv:2510.18165, LLaDA-8B-Instruct",
-            "42.86 at 256 forwards; 44.76 with saber",
-        ),
-        Preset(
-            "pc-sampler",
-            {"gen_length": 128, "block_length": None},
-            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
-        ),
-    ),
+    presets=published("mbpp"),
 )

@@ -75,14 +75,18 @@ def named_templates(task: Task, names: Sequence[str]) -> tuple[Template, ...]:
     return chosen
 
 
-def choose_templates(task: Task, names: Sequence[str], *, chat: bool) -> tuple[Template, ...]:
-    """The templates of these names; all for "all", the model's default for none.
+def choose_templates(
+    task: Task, names: Sequence[str], *, chat: bool, preset: str | None = None
+) -> tuple[Template, ...]:
+    """The templates of these names; all for "all", the preset's for none, else the model's default.
 
     Raises:
         ValueError: an unknown name, one given twice, "all" beside others, or a chat template for a
             model without one.
     """
-    chosen = named_templates(task, names) or (task.default_template(chat=chat),)
+    usual = task.preset(preset).template
+    wanted = names if names or usual is None else [usual]
+    chosen = named_templates(task, wanted) or (task.default_template(chat=chat),)
     if ALL in names:
         chosen = tuple(each for each in chosen if chat or not each.chat)
     for each in chosen:
@@ -99,6 +103,9 @@ def choose_templates(task: Task, names: Sequence[str], *, chat: bool) -> tuple[T
 def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `dlm.generate`: those given, else the preset's, else its defaults.
 
+    Decoder options given are put over the preset's; with another decoder than the preset's, which
+    has other options, they stand alone.
+
     Raises:
         ValueError: an unknown option, or one that a run sets itself.
     """
@@ -107,10 +114,16 @@ def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -
         for name, parameter in inspect.signature(dlm.generate).parameters.items()
         if name not in NOT_OPTIONS
     }
-    chosen = task.presets[0] if preset is None else task.preset(preset)
+    chosen = task.preset(preset)
     for name in options:
         known("option", name, allowed)
-    return allowed | dict(chosen.options) | dict(options)
+    found = allowed | dict(chosen.options) | dict(options)
+    own = options.get("decoder_options") or {}
+    if not isinstance(own, Mapping):
+        return found  # which `Settings` refuses
+    same = isinstance(found["decoder"], str) and found["decoder"] == chosen.decoder
+    merged = (chosen.decoder_options if same else {}) | dict(own)
+    return found | {"decoder_options": merged or None}
 
 
 def check_preset(
@@ -121,7 +134,7 @@ def check_preset(
     Raises:
         ValueError: it does.
     """
-    chosen = task.presets[0] if preset is None else task.preset(preset)
+    chosen = task.preset(preset)
     size = model.spec.vocab_size
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         ids = () if name in given else chosen.options.get(name, ())

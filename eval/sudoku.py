@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dlm.data import Example, sudoku
 from dlm.eval.extract import last_match
+from dlm.eval.presets import published
 from dlm.eval.source import drawn, held_in
 from dlm.eval.task import Metric, Preset, Problem, Source, Task, Template
 
@@ -115,15 +116,6 @@ TASK = Task(
             "README, built-in model, the 500 published puzzles",
             "100.0 at 20.0 forwards; 98.2 at 1.7 with threshold 0.9",
         ),
-        Preset(
-            "pc-sampler",
-            {"gen_length": 128, "block_length": None},
-            "Huang et al. 2025, arXiv:2508.13021, LLaDA-8B-Instruct",
-        ),
-        Preset(
-            "wino",
-            {"gen_length": 256, "block_length": 128},
-            "arXiv:2507.18578, LLaDA-8B-Instruct",
-        ),
+        *published("sudoku"),
     ),
 )

@@ -90,9 +90,25 @@ class Preset:
     """Options of `dlm.generate` that a paper reports, and what it got with them."""
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # the decoder and its options included
     source: str  # where it is from
     reported: str = ""  # accuracy in percent, forwards, as published
+    template: str | None = None  # None: the first that fits the model
+
+    @property
+    def decoder(self) -> str:
+        """The decoder that runs, unless another one is asked for."""
+        return str(self.options.get("decoder", "low_confidence"))
+
+    @property
+    def decoder_options(self) -> dict[str, Any]:
+        """What is set of its options."""
+        return dict(self.options.get("decoder_options") or {})
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Options beside the decoder."""
+        return {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +152,14 @@ class Task:
         known(f"template of {self.name}", name, (each.name for each in self.templates))
         return next(each for each in self.templates if each.name == name)
 
-    def preset(self, name: str) -> Preset:
-        """The preset of this name.
+    def preset(self, name: str | None) -> Preset:
+        """The preset of this name, the first for None.
 
         Raises:
             ValueError: there is none; the message has the close match and the list.
         """
+        if name is None:
+            return self.presets[0]
         known(f"preset of {self.name}", name, (each.name for each in self.presets))
         return next(each for each in self.presets if each.name == name)
 

@@ -3,7 +3,7 @@
 import inspect
 import json as json_format
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -43,6 +43,7 @@ def decoders(
 
 def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
     """What there is to say about a policy, with its default options."""
+    from dlm.published import PUBLISHED
     from dlm.traits import Traits
 
     traits = Traits.of(decoder())
@@ -51,7 +52,7 @@ def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
         "summary": (inspect.getdoc(decoder) or "").partition("\n")[0],
         "options": {field.name: default(field) for field in fields(decoder)},
         "paper": decoder.paper,
-        "published": [setting._asdict() for setting in decoder.published],
+        "published": [asdict(each) for each in PUBLISHED if each.decoder == name],
         "caches": list(traits.caches),
         "needs": sorted(traits.needs),
         "mutates_committed": traits.mutates_committed,
@@ -60,12 +61,11 @@ def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
 
 def decoder_cells(row: dict[str, Any]) -> list[str]:
     """A policy for people, column by column."""
-    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
     changes = "yes" if row["mutates_committed"] else "no"
     return [
         row["name"],
         row["summary"],
-        options,
+        pairs(row["options"]),
         row["paper"],
         "\n".join(map(setting_line, row["published"])),
         ", ".join(row["caches"]),
@@ -76,9 +76,15 @@ def decoder_cells(row: dict[str, Any]) -> list[str]:
 
 def setting_line(setting: dict[str, Any]) -> str:
     """A published setting on one line."""
-    rate = setting["tokens_per_forward"]
+    rate, preset = setting["tokens_per_forward"], setting["preset"]
     measured = "" if rate is None else f" ({rate:g} tokens per forward)"
-    return f"{setting['task']}: {setting['options']}{measured}"
+    where = setting["task"] if preset is None else f"{setting['task']}, {preset}"
+    return f"{where}: {pairs(setting['decoder_options'] | setting['options'])}{measured}"
+
+
+def pairs(options: Mapping[str, Any]) -> str:
+    """Options on one line."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def default(field: "Field[Any]") -> Any:

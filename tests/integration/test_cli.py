@@ -358,10 +358,11 @@ def test_decoders_lists_all() -> None:
     head, _, first, *_ = run_well("decoders", "--verbose").stdout.splitlines()
     columns = ["published settings", "caches", "needs", "changes committed tokens"]
     assert [head.find(column) for column in columns] == sorted(map(head.find, columns))
-    assert "GSM8K: gen_length=256 block_length=8" in first
+    assert "gsm8k, one-by-one: gen_length=256," in first
     assert "none, prefix, dual" in first
     assert first.split()[-3:] == ["confidence,", "position_noise", "no"]
     assert threshold["published"][0]["tokens_per_forward"] == 3.25
+    assert threshold["published"][0]["decoder_options"] == {"threshold": 0.9}
     assert threshold["caches"] == ["none", "prefix", "dual"]
     assert [row["caches"] for row in rows if row["name"] == "saber"] == [["none"]]
 
