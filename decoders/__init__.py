@@ -24,6 +24,8 @@ from dlm.decoders.saber import Saber
 from dlm.decoders.schedule import Schedule
 from dlm.decoders.threshold import Factor, Threshold
 from dlm.decoders.wino import Wino
+from dlm.foreign import DECODERS as THEIRS
+from dlm.foreign import OF_DECODERS
 from dlm.options import known, plain
 from dlm.types import AnyDecoder
 
@@ -90,12 +92,13 @@ def make(name: str, **options: Any) -> AnyDecoder:
     """The decoder `name` with hyperparameters `options`.
 
     Raises:
-        ValueError: unknown name or option (the message has the close match and the list), or a
-            value out of its rule.
+        ValueError: unknown name or option (the message has what to give instead of another
+            program's name, or the close match, and the list), or a value out of its rule.
     """
-    decoder = DECODERS[known("decoder", name, DECODERS)]
+    decoder = DECODERS[known("decoder", name, DECODERS, THEIRS)]
+    names = [field.name for field in fields(decoder)]  # type: ignore[arg-type]
     for option in options:
-        known(f"option of {name}", option, (f.name for f in fields(decoder)))  # type: ignore[arg-type]
+        known(f"option of {name}", option, names, OF_DECODERS.get(name, {}))
     made = decoder(**options)
     plain(made)
     return made

@@ -76,7 +76,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"dlm.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'dlm' has no attribute {name!r}")
+    from dlm.foreign import FUNCTIONS  # for messages alone
+
+    hint = f": {FUNCTIONS[name]}" if name in FUNCTIONS else ""
+    raise AttributeError(f"module 'dlm' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

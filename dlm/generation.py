@@ -25,7 +25,7 @@ from dlm.prompts import (
     whole_text,
 )
 from dlm.runtime import Step, bind
-from dlm.settings import NAMES, Settings
+from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
@@ -158,7 +158,7 @@ def make_job(
     return Job(rows, spans, canvas, settings, bound, execution)
 
 
-@names_checked
+@partial(names_checked, instead=INSTEAD)
 def generate(  # noqa: PLR0913 (the options users know by these names)
     model: Model,
     prompts: Prompt | Sequence[Prompt],
@@ -238,7 +238,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     return finish(model, generation_job(model, prompts, Settings(**options)), decode_text)
 
 
-@partial(names_checked, options=NAMES)
+@partial(names_checked, options=NAMES, instead=INSTEAD)
 def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
     """Continue one prompt, yielding a snapshot after each forward.
 
@@ -260,7 +260,7 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
     return snapshots(model, job)
 
 
-@partial(names_checked, options=NAMES)
+@partial(names_checked, options=NAMES, instead=INSTEAD)
 def infill(
     model: Model,
     text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],

@@ -1,19 +1,21 @@
 """Checks of options, one wording for all: the option, the rule, the value."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 LARGEST: Final = (1 << 31) - 1
 """Larger than any count or id met here; what counts in int64 may add to it and multiply it."""
 
@@ -101,20 +103,33 @@ def file(name: str, path: str | Path) -> str | Path:
     return path
 
 
-def known(kind: str, name: object, names: Iterable[str]) -> str:
+def known(
+    kind: str, name: object, names: Iterable[str], instead: Mapping[str, str] = NOTHING
+) -> str:
     """`name` if it is one of `names`.
 
+    Args:
+        kind: what it names.
+        name: as given.
+        names: what there is.
+        instead: names that others give to what is here, in lower case with underscores, and what
+            to say of each: see `dlm.foreign`.
+
     Raises:
-        ValueError: it is not; the message has the close match and the list.
+        ValueError: it is not; the message has what to give instead or the close match, and the
+            list.
     """
     listed = sorted(names)
     if not isinstance(name, str):
         raise ValueError(f"{kind} must be one of {', '.join(listed)}, got {name!r}")
     if name in listed:
         return name
-    close = get_close_matches(name, listed, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(listed) or 'none'}")
+    written = name.lower().replace("-", "_").replace(" ", "_")
+    close = get_close_matches(name, listed, n=1) or get_close_matches(written, listed, n=1)
+    hint = f". Did you mean {close[0]!r}?" if close else "."
+    if written in instead and written not in listed:
+        hint = f": {instead[written]}."
+    raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(listed) or 'none'}")
 
 
 def writable(text: str, where: str) -> str:
@@ -131,7 +146,11 @@ def writable(text: str, where: str) -> str:
     return text
 
 
-def names_checked(function: Callable[P, R], options: Iterable[str] = ()) -> Callable[P, R]:
+def names_checked(
+    function: Callable[P, R],
+    options: Iterable[str] = (),
+    instead: Mapping[str, str] = NOTHING,
+) -> Callable[P, R]:
     """The same function, which refuses options that it does not have as all bad input is refused.
 
     Python's own refusal is a `TypeError` without the list.
@@ -139,9 +158,11 @@ def names_checked(function: Callable[P, R], options: Iterable[str] = ()) -> Call
     Args:
         function: any.
         options: what its `**options` may hold.
+        instead: as in `known`.
 
     Raises:
-        ValueError: by the function made: an unknown option, with the close match and the list.
+        ValueError: by the function made: an unknown option, with what to give instead or the close
+            match, and the list.
     """
     taken = signature(function).parameters.values()
     names = frozenset(options).union(x.name for x in taken if x.kind is not x.VAR_KEYWORD)
@@ -149,7 +170,7 @@ def names_checked(function: Callable[P, R], options: Iterable[str] = ()) -> Call
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
-            known("option", name, names)
+            known("option", name, names, instead)
         return function(*args, **kwargs)
 
     return checked

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dlm.decoders import make
+from dlm import foreign
+from dlm.decoders import DECODERS, make
 from dlm.models.spec import ModelSpec
 from dlm.options import boolean, integer, integers, known, number, plain, writable
 from dlm.traits import CACHES, Traits
@@ -143,9 +144,9 @@ class Settings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
-        """Settings out of keyword options, naming the close match of an unknown one."""
+        """Settings out of keyword options; an unknown one is refused as `generate` does."""
         for name in options:
-            known("option", name, NAMES)
+            known("option", name, NAMES, INSTEAD)
         return cls(**options)
 
     def check_model(self, spec: ModelSpec) -> None:
@@ -180,6 +181,22 @@ class Settings:
 
 NAMES = tuple(field.name for field in fields(Settings) if field.init)
 """Of all options."""
+
+
+def of_decoders() -> dict[str, str]:
+    """What to say of each option of a decoder that is given beside it."""
+    owners: dict[str, list[str]] = {}
+    for decoder, kind in DECODERS.items():
+        for option in fields(kind):  # type: ignore[arg-type]
+            owners.setdefault(option.name, []).append(decoder)
+    return {
+        option: f"it goes into decoder_options, for the decoder {' or '.join(names)}"
+        for option, names in owners.items()
+    }
+
+
+INSTEAD = {**of_decoders(), **foreign.OPTIONS}
+"""What to say of options that are none of these."""
 
 
 def policy_of(decoder: Any, options: object) -> AnyDecoder:

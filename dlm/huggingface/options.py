@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.generation.configuration_utils import GenerationConfig
 
+from dlm import foreign
 from dlm.options import boolean, integer, known
 from dlm.settings import Settings
 
@@ -68,6 +69,16 @@ INSTEAD = {
     "token_type_ids": "the network takes none",
 }
 """What to do instead of what cannot be done."""
+
+FOREIGN = {
+    **foreign.OPTIONS,
+    **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "here it is max_new_tokens"),
+    **dict.fromkeys(("stop", "until"), "here it is stop_strings, beside the tokenizer"),
+    "mask_id": "here it is mask_token_id",
+    "eos_id": "here it is eos_token_id",
+    "n": "here it is num_return_sequences",
+}
+"""What to say of names that are neither transformers' nor ours."""
 
 ARGUMENTS = (
     "assistant_model",
@@ -149,7 +160,7 @@ def refuse(options: Layer) -> None:
         if name in MEANT or name in HELD or name in own():
             continue
         if name not in inherited():
-            known("option", name, [*own(), *MEANT])
+            known("option", name, [*own(), *MEANT], FOREIGN)
         empty = isinstance(value, list | tuple | dict) and not value
         if not (value is None or value is False or empty or value == neutral.get(name, 0)):
             raise ValueError(
@@ -166,7 +177,8 @@ def refuse_arguments(arguments: Layer) -> None:
     """
     for name, value in arguments.items():
         if name not in ARGUMENTS:
-            known("option", name, [*own(), *MEANT, "attention_mask", "input_ids", "tokenizer"])
+            taken = [*own(), *MEANT, "attention_mask", "input_ids", "tokenizer"]
+            known("option", name, taken, FOREIGN)
         placeholder = value is None or value is False or (isinstance(value, list) and not value)
         if not placeholder:
             raise ValueError(

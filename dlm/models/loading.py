@@ -4,12 +4,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dlm import foreign
 from dlm.models.adapter import attach
 from dlm.models.facts import Overrides, read_config, read_generation, resolve
 from dlm.models.families import ENCODER
@@ -24,7 +26,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
-@names_checked
+@partial(names_checked, instead=foreign.LOAD)
 def load(  # noqa: PLR0913 (what users choose about a model)
     name_or_path: str | os.PathLike[str] | None = None,
     *,

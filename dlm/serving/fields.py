@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlm.options import boolean, integer, known, writable
+from dlm import foreign
+from dlm.options import NOTHING, boolean, integer, known, writable
 
 Body = Mapping[str, Any]
 
@@ -95,6 +96,14 @@ REASONS: Mapping[str, str] = {
 }
 """Why some of them are not taken, or what takes their place."""
 
+FOREIGN: Mapping[str, str] = {
+    **foreign.OPTIONS,
+    **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
+    **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
+    "num_return_sequences": "n is the number of choices",
+}
+"""What to say of fields that are none."""
+
 
 def read_json(data: bytes) -> dict[str, Any]:
     """The JSON object of a body.
@@ -132,19 +141,20 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
     """What a body says; null says nothing but for `block_length`, where it is one block over all.
 
     Raises:
-        ValueError: a field is unknown, with the close match.
+        ValueError: a field is unknown, with what to give instead or the close match.
     """
     for name in body:
-        if name == "gen_length":
-            raise ValueError("unknown field 'gen_length': max_tokens says how many are decoded")
         if name not in UNSUPPORTED:
-            known_name("field", name, names)
+            known_name("field", name, names, FOREIGN)
     return {k: v for k, v in body.items() if v is not None or k == "block_length"}
 
 
-def known_name(kind: str, name: Any, names: Iterable[str]) -> str:
+def known_name(
+    kind: str, name: Any, names: Iterable[str], instead: Mapping[str, str] = NOTHING
+) -> str:
     """As `dlm.options.known`, of a name that a client may have made long."""
-    return known(kind, name[:LONGEST_NAME] if isinstance(name, str) else name, names)
+    cut = name[:LONGEST_NAME] if isinstance(name, str) else name
+    return known(kind, cut, names, instead)
 
 
 def refuse_unsupported(body: Body, n: int) -> None:

@@ -13,11 +13,12 @@ from typing import Any, get_args, get_type_hints
 
 from jinja2 import TemplateError
 
+from dlm import foreign
 from dlm.decoders import DECODERS
 from dlm.generation import check_length, continued
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
-from dlm.options import integer, known
+from dlm.options import NOTHING, integer, known
 from dlm.prompts import encode_prompts, tokenizer_of
 from dlm.reading import vocabulary_of
 from dlm.serving import fields
@@ -206,9 +207,12 @@ def refuse_names(given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is unknown, or the name of an option is long.
     """
-    for kind, names in (("decoder", DECODERS), ("cache", CACHES)):
+    for kind, names, instead in (
+        ("decoder", DECODERS, foreign.DECODERS),
+        ("cache", CACHES, NOTHING),
+    ):
         if isinstance(given.get(kind), str):
-            fields.known_name(kind, given[kind], names)
+            fields.known_name(kind, given[kind], names, instead)
     options = given.get("decoder_options")
     longest = max(map(len, options), default=0) if isinstance(options, Mapping) else 0
     if longest > fields.LONGEST_NAME:

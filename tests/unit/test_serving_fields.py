@@ -193,3 +193,22 @@ def test_best_of_is_off_where_all_are_handed_back(ask: Ask) -> None:
 def test_bodies_that_are_none(tiny: Model, data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_request(data, chat=False, model=tiny, name="m", defaults={})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("max_new_tokens", "max_tokens says how many are decoded"),
+        ("remasking", "in dlm it is decoder='low_confidence'"),
+        ("num_return_sequences", "n is the number of choices"),
+        ("stop_strings", "stop has texts"),
+    ],
+)
+def test_names_of_other_programs_are_told_what_to_be(ask: Ask, name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown field '{name}': {text}.*Known: begin_"):
+        ask(**{name: 1})
+
+
+def test_decoders_of_other_programs_are_told_what_to_be(ask: Ask) -> None:
+    with pytest.raises(ValueError, match="unknown decoder 'EB-Sampler': in dlm it is decoder='ent"):
+        ask(decoder="EB-Sampler")

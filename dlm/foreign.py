@@ -1,0 +1,179 @@
+"""Names that other programs give to what is here: what to give instead.
+
+Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
+Dream, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS, PC-Sampler,
+d2Cache, diffusers and transformers. A text goes on behind "unknown option 'name': ". What it says
+in the form name=value can be given as it stands; docs/migrating.md says what differs in result.
+"""
+
+from typing import Final
+
+LENGTHS: Final = ("max_new_tokens", "max_tokens", "max_gen_toks", "max_length", "generation_length")
+STEPS: Final = (
+    "denoising_steps",
+    "diffusion_steps",
+    "num_inference_steps",
+    "num_steps",
+    "sampling_steps",
+    "steps_per_block",
+)
+STOPS: Final = ("early_stop", "eos_early_stop", "stop_until_eos")
+CACHES: Final = ("kv_cache", "use_cache", "use_kv_cache")
+TEXTS: Final = ("stop_strings", "until")
+HOOKS: Final = ("callback_on_step_end", "generation_tokens_hook_func", "step_callback", "streamer")
+
+_DYNAMIC = "in dlm it is decoder='block_refinement' with decoder_options={'threshold': 0.85}"
+_KLASS = (
+    "in dlm it is decoder='klass' with decoder_options={'threshold': 0.9, 'kl_threshold': 0.01}"
+)
+_EB = "in dlm it is decoder='entropy_bound' with decoder_options={'gamma': 0.1}"
+_DREAM = "in dlm it is decoder='dream' with decoder_options={'alg': '%s'}"
+_REMDM = "in dlm it is decoder='remdm' with decoder_options={'variant': '%s'}"
+_COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"
+_STEPS = "in dlm it is steps, the forwards of a row in all blocks together"
+_SAMPLE = "temperature=1.0 samples, temperature=0.0 takes the likeliest token"
+_HISTORY = "return_trajectory=True keeps what each forward saw and changed"
+_IDS = "token ids are the prompt itself: lists of ints, of any lengths, without padding"
+
+OPTIONS: Final[dict[str, str]] = {
+    **dict.fromkeys(LENGTHS, "in dlm it is gen_length, the tokens behind the prompt"),
+    **dict.fromkeys(STEPS, _STEPS),
+    **dict.fromkeys(STOPS, "in dlm it is stop_at_eos=True, which is the default"),
+    **dict.fromkeys(CACHES, "in dlm it is cache='prefix', cache='dual' or cache='none'"),
+    **dict.fromkeys(TEXTS, "in dlm it is stop=['###'], texts that end a row"),
+    **dict.fromkeys(HOOKS, "dlm.stream yields a snapshot after each forward"),
+    # LLaDA
+    "remasking": "in dlm it is decoder='low_confidence' or decoder='random'",
+    "cfg": "in dlm it is cfg_scale",
+    "guidance_scale": "in dlm it is cfg_scale, which is guidance_scale - 1",
+    "logits_eos_inf": "in dlm it is suppress_tokens=[model.spec.eos_id]",
+    "mask_id": "it is a fact of the model: dlm.load has mask_id, for files that do not say it",
+    "mask_token_id": "it is a fact of the model: dlm.load has mask_id",
+    # Dream
+    "alg": "in dlm it is decoder='dream' with decoder_options={'alg': 'entropy'}",
+    "alg_temp": "in dlm it is position_temperature",
+    "output_history": _HISTORY,
+    # Fast-dLLM, dInfer, dLLM-Cache
+    "threshold": "in dlm it is decoder='threshold' with decoder_options={'threshold': 0.9}",
+    "factor": "in dlm it is decoder='factor' with decoder_options={'factor': 1.0}",
+    "dual_cache": "in dlm it is cache='dual'",
+    "prefix_cache": "in dlm it is cache='prefix'",
+    "parallel_decoding": "in dlm it is decoder='threshold' or decoder='hierarchical'",
+    "use_credit": "in dlm it is decoder='credit'",
+    "gen_interval_steps": "the nearest is refresh_every, beside cache='dual'",
+    "prompt_interval_steps": "the nearest is refresh_every, beside cache='dual'",
+    # SDAR, JetEngine, LMDeploy
+    "remasking_strategy": "in dlm it is decoder='block_refinement' for low_confidence_dynamic, "
+    "decoder='low_confidence' for low_confidence_static, decoder='left_to_right' for sequential",
+    "confidence_threshold": _DYNAMIC,
+    "dynamic_threshold": _DYNAMIC,
+    # KLASS
+    "conf_threshold": _KLASS,
+    "kl_history_length": "in dlm it is decoder='klass' with decoder_options={'history': 2}",
+    # transformers, diffusers, OpenAI's API
+    "n": _COPIES,
+    "num_return_sequences": _COPIES,
+    "do_sample": _SAMPLE,
+    "generator": "in dlm it is seed, and row_keys for each row: no generator is drawn from",
+    "return_dict_in_generate": "it is always so: out.tokens, out.texts, out.forwards",
+    "eos_id": "it is a fact of the model: dlm.load has stop_ids",
+    "eos_token_id": "it is a fact of the model: dlm.load has stop_ids",
+    "input_ids": _IDS,
+    "attention_mask": _IDS,
+    "tokenizer": "it is the model's own: model.tokenizer",
+    "batch_size": "the prompts of a call are its batch, and no row depends on another",
+    "block_size": "in dlm it is block_length; block_size of dlm.load is that of the attention",
+    "device": "it is where dlm.load put the model: dlm.load has device",
+    "dtype": "it is as dlm.load made the model: dlm.load has dtype",
+}
+"""Options of `dlm.generate`."""
+
+LOAD: Final[dict[str, str]] = {
+    "torch_dtype": "in dlm it is dtype='auto' or dtype='bfloat16'",
+    "trust_remote_code": "leave it out: no code that lies beside a checkpoint is run",
+    "quantization": "in dlm it is quantization_config, as in transformers",
+}
+"""Options of `dlm.load`."""
+
+DECODERS: Final[dict[str, str]] = {
+    # LLaDA, Dream, MaskGIT
+    **dict.fromkeys(
+        ("confidence", "llada", "max_prob", "maxprob", "vanilla"),
+        "in dlm it is decoder='low_confidence'",
+    ),
+    **{alg: _DREAM % alg for alg in ("maskgit_plus", "origin", "topk_margin")},
+    "maskgit": "the nearest is decoder='low_confidence', with counts that are even over the steps",
+    "uniform": "in dlm it is decoder='random'",
+    "top_k_margin": "in dlm it is decoder='margin', of the model's own law, "
+    "or decoder='dream' with decoder_options={'alg': 'topk_margin'}",
+    # SDAR, JetEngine, LMDeploy, SGLang, LLaDA2
+    "low_confidence_dynamic": _DYNAMIC,
+    "low_confidence_static": "in dlm it is decoder='low_confidence'",
+    "sequential": "in dlm it is decoder='left_to_right'",
+    "entropy_bounded": _EB,
+    "joint_threshold": "in dlm it is decoder='block_refinement' with "
+    "decoder_options={'threshold': 0.7, 'editing_threshold': 0.5}",
+    "llada2": "in dlm it is decoder='block_refinement'",
+    # papers
+    **dict.fromkeys(("eb", "eb_sampler", "ebsampler"), _EB),
+    **dict.fromkeys(
+        ("confidence_threshold", "fast_dllm", "fastdllm", "parallel"),
+        "in dlm it is decoder='threshold' or decoder='factor'",
+    ),
+    **dict.fromkeys(("ar", "autoregressive", "l2r"), "in dlm it is decoder='left_to_right'"),
+    **dict.fromkeys(
+        ("block_diffusion", "semi_ar", "semi_autoregressive"),
+        "in dlm it is block_length=32, with any decoder",
+    ),
+    "d_parallel": "in dlm it is decoder='entropy_threshold'",
+    "dparallel": "in dlm it is decoder='entropy_threshold'",
+    "lsd": "in dlm it is decoder='schedule' with its path, a file that dlm distill schedule writes",
+    "uncode": "in dlm it is decoder='pc_sampler'",
+    "linear_position": "in dlm it is decoder='pc_sampler' with "
+    "decoder_options={'weight': 'linear'}",
+    "hierarchy": "in dlm it is decoder='hierarchical'",
+    "hierarchy_remask": "in dlm it is decoder='hierarchical' with decoder_options={'remask': True}",
+    **dict.fromkeys(
+        ("credit_decoding", "credit_threshold", "creditdecoding"), "in dlm it is decoder='credit'"
+    ),
+    "less": "in dlm it is decoder='mutual_stability'",
+    "dus": "in dlm it is decoder='dilated'",
+    # MDLM, BD3LM, ReMDM
+    **dict.fromkeys(("fhs", "first_hitting_sampler"), "in dlm it is decoder='first_hitting'"),
+    **dict.fromkeys(("ddpm_cache", "mdlm"), "in dlm it is decoder='ancestral'"),
+    "ddpm": "in dlm it is decoder='ancestral' with decoder_options={'cached': False}",
+    "bd3lm": "in dlm it is decoder='first_hitting', with block_length of the network's blocks",
+    **{f"remdm_{each}": _REMDM % each for each in ("cap", "conf", "loop", "rescale")},
+}
+"""Decoders, in lower case with underscores."""
+
+OF_DECODERS: Final[dict[str, dict[str, str]]] = {
+    "entropy_bound": {"threshold": "in dlm it is gamma=0.1, nats"},
+    "entropy_threshold": {"entropy_threshold": "in dlm it is threshold=0.5, nats"},
+    "klass": {
+        "conf_threshold": "in dlm it is threshold=0.9",
+        "kl_history_length": "in dlm it is history=2",
+    },
+    "pc_sampler": {
+        "lambd": "in dlm it is lambda_=0.25",
+        "lambda": "in dlm it is lambda_=0.25",
+        "baseline_name": "in dlm it is frequencies='model', or a file of them",
+    },
+    "wino": {
+        "wide_in_thres": "in dlm it is threshold=0.6",
+        "narrow_out_thres": "in dlm it is threshold_back=0.9",
+    },
+    "dream": {"alg_temp": "in dlm it is position_temperature, an option of dlm.generate"},
+}
+"""Options of decoders here, by decoder."""
+
+FUNCTIONS: Final[dict[str, str]] = {
+    "diffusion_generate": "in dlm it is dlm.generate",
+    "block_diffusion_generate": "in dlm it is dlm.generate",
+    "generate_with_prefix_cache": "in dlm it is dlm.generate with cache='prefix'",
+    "generate_with_dual_cache": "in dlm it is dlm.generate with cache='dual'",
+    "from_pretrained": "in dlm it is dlm.load",
+    "stream_generate": "in dlm it is dlm.stream",
+    "get_log_likelihood": "in dlm it is dlm.log_likelihood",
+}
+"""Functions of `dlm`."""
