@@ -6,10 +6,13 @@ from numbers import Number
 from typing import Any
 
 from dlm.models.model import Model
-from dlm.options import integer, integers, names_checked, writable
+from dlm.options import boolean, integer, integers, names_checked, writable
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
+
+CONTINUE = "continue_final_message"
+"""transformers' word for a chat whose last message is gone on with instead of answered."""
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 
@@ -28,12 +31,14 @@ def encode_prompts(
     Args:
         model: whose tokenizer and vocabulary they are for.
         prompts: text, token ids, chat messages, or several of those.
-        chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's.
+        chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's;
+            and `continue_final_message=True` to go on with the last message of a chat, the
+            assistant's say, where otherwise a new one of the assistant begins behind it.
 
     Raises:
         ValueError: what is no model or no prompt, an empty prompt, an id outside the vocabulary or
-            equal to the mask id, text for a model without a tokenizer, or chat options that no
-            template reads.
+            equal to the mask id, text for a model without a tokenizer, chat options that no
+            template reads, or a chat that ends with the assistant and is not to be continued.
     """
     check_model(model)
     rows = [encode_prompt(model, prompt, chat_options) for prompt in as_list(prompts)]
@@ -84,18 +89,7 @@ def encode_prompt(
     if isinstance(prompt, str):
         ids = tokenizer_of(model, "a text prompt")(writable(prompt, "a prompt"))["input_ids"]
     elif chat:
-        tokenizer = tokenizer_of(model, "a chat prompt")
-        for message in prompt:
-            check_message(message)
-        if tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: give text or token ids")
-        check_chat_options(tokenizer.get_chat_template(), chat_options or {})
-        ids = tokenizer.apply_chat_template(
-            list(prompt),
-            add_generation_prompt=True,
-            return_dict=False,
-            **dict(model.spec.chat_options) | dict(chat_options or {}),
-        )
+        ids = encode_chat(model, prompt, chat_options or {})  # type: ignore[arg-type]
     else:
         ids = integers("a prompt's token ids", prompt, least=0)
     if not ids:
@@ -105,6 +99,33 @@ def encode_prompt(
             f"token ids must be below the vocabulary size {model.spec.vocab_size}, got {max(ids)}"
         )
     return list(ids)
+
+
+def encode_chat(
+    model: Model, messages: Sequence[Mapping[str, Any]], chat_options: Mapping[str, Any]
+) -> list[int]:
+    """Token ids of chat messages, up to where the assistant, or their last one, goes on."""
+    tokenizer = tokenizer_of(model, "a chat prompt")
+    for message in messages:
+        check_message(message)
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: give text or token ids")
+    told = dict(chat_options)
+    continues = boolean(CONTINUE, told.pop(CONTINUE, False))
+    check_chat_options(tokenizer.get_chat_template(), told)
+    if messages[-1]["role"] == "assistant" and not continues:
+        raise ValueError(
+            "a chat must end with a message to the assistant, got one of the assistant: "
+            f"dlm.encode_prompts(model, chat, chat_options={{{CONTINUE!r}: True}}) continues it"
+        )
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(messages),
+        add_generation_prompt=not continues,
+        continue_final_message=continues,
+        return_dict=False,
+        **dict(model.spec.chat_options) | told,
+    )
+    return ids
 
 
 def check_chat_options(template: str, chat_options: Mapping[str, Any]) -> None:

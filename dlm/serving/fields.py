@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm import foreign
 from dlm.options import NOTHING, boolean, integer, known, writable
+from dlm.prompts import CONTINUE
 
 Body = Mapping[str, Any]
 
@@ -49,7 +50,11 @@ SHARED = (
     *OPTIONS,
 )
 COMPLETION = ("prompt", "suffix", *SHARED)
-CHAT = ("messages", "max_completion_tokens", "chat_template_kwargs", *SHARED)
+CHAT = (
+    *("messages", "max_completion_tokens", "chat_template_kwargs"),
+    *("add_generation_prompt", CONTINUE),
+    *SHARED,
+)
 
 UNSUPPORTED = (
     "audio",
@@ -219,6 +224,27 @@ def read_messages(value: Any) -> list[dict[str, str]]:
             f'messages must be a list of {{"role": ..., "content": ...}}, got {value!r}'
         )
     return [read_message(message, f"messages[{number}]") for number, message in enumerate(value)]
+
+
+def read_continues(body: Body, messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether the last message of a chat is gone on with, instead of answered.
+
+    Raises:
+        ValueError: that is not said of the assistant's, or two fields contradict each other.
+    """
+    continues = boolean(CONTINUE, body.get(CONTINUE, False))
+    begins = boolean("add_generation_prompt", body.get("add_generation_prompt", not continues))
+    if begins == continues:
+        raise ValueError(
+            f"add_generation_prompt must be {not continues} with {CONTINUE} {continues}, "
+            f"got {begins}"
+        )
+    if messages[-1]["role"] == "assistant" and not continues:
+        raise ValueError(
+            "messages must end with one to the assistant, got one of the assistant: "
+            f"{CONTINUE} true continues it"
+        )
+    return continues
 
 
 def read_message(message: Any, where: str) -> dict[str, str]:

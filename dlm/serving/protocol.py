@@ -19,7 +19,7 @@ from dlm.generation import check_length, continued
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import NOTHING, integer, known
-from dlm.prompts import encode_prompts, tokenizer_of
+from dlm.prompts import CONTINUE, encode_prompts, tokenizer_of
 from dlm.reading import vocabulary_of
 from dlm.serving import fields
 from dlm.serving.work import Request
@@ -85,7 +85,9 @@ def read_request(
         body.setdefault("stop_at_eos", False)
     settings = read_settings(body, defaults, model.spec, len(prompts) * n)
     if chat:
-        encoded = [encode_chat(model, prompts, body.get("chat_template_kwargs", {}))]
+        variables = body.get("chat_template_kwargs", {})
+        continues = fields.read_continues(body, prompts)
+        encoded = [encode_chat(model, prompts, variables, continues=continues)]
     else:
         encoded = encode_prompts(model, prompts)
     if fields.read_length(body) is None:  # as long as the server says, where that much is left
@@ -266,9 +268,13 @@ def refuse_work(given: Mapping[str, Any], spec: ModelSpec) -> None:
 
 
 def encode_chat(
-    model: Model, messages: Sequence[Mapping[str, str]], chat_options: Any
+    model: Model,
+    messages: Sequence[Mapping[str, str]],
+    chat_options: Any,
+    *,
+    continues: bool = False,
 ) -> list[int]:
-    """Token ids of messages.
+    """Token ids of messages; what comes next goes on with the last one, or answers it.
 
     Raises:
         ValueError: the template has no variable of such a name, or does not take the messages.
@@ -277,7 +283,7 @@ def encode_chat(
         raise ValueError(f"chat_template_kwargs must be an object, got {chat_options!r}")
     refuse_arguments(model, chat_options)
     try:
-        (ids,) = encode_prompts(model, messages, chat_options)
+        (ids,) = encode_prompts(model, messages, {**chat_options, CONTINUE: continues})
     except FROM_TEMPLATES as error:
         if is_ours(error):
             raise

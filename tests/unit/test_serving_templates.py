@@ -100,3 +100,55 @@ def test_tools_and_documents_are_variables_too(tiny: Model, name: str) -> None:
     model = with_template(tiny, f"a{{% if {name} %}}{{{{ {name}[0]['b'] }}}}{{% endif %}}")
     told: dict[str, Any] = {name: [{"b": "c"}]}
     assert prompt_of(model, **told) == ids(tiny, "ac")
+
+
+BEGUN = [*MESSAGES, {"role": "assistant", "content": " 1 "}]
+KEEPS = (
+    "{% for m in messages %}{{ m['role'] + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+
+def chat(model: Model, messages: list[dict[str, str]], **body: Any) -> list[int]:
+    """Token ids in front of the one that is asked for."""
+    data = json.dumps({"messages": messages, "max_tokens": 1, **body}).encode()
+    asked = read_request(data, chat=True, model=model, name="m", defaults={})
+    return asked.request.rows[0][:-1]
+
+
+def test_the_assistant_s_message_is_continued_where_the_request_says_so(tiny: Model) -> None:
+    """As vLLM's clients, which have to say both, and SGLang's, which say one."""
+    keeping = with_template(tiny, KEEPS)
+    for also in ({}, {"add_generation_prompt": False}):
+        row = chat(keeping, BEGUN, continue_final_message=True, **also)
+        assert row == ids(tiny, "usera\nassistant 1 ")
+        trimmed = chat(tiny, BEGUN, continue_final_message=True, **also)
+        assert trimmed == [*chat(tiny, MESSAGES), *ids(tiny, "1")]
+    assert chat(tiny, MESSAGES) == chat(
+        tiny, MESSAGES, continue_final_message=False, add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "^messages must end with one to the assistant.*continue_final_message true"),
+        ({"continue_final_message": False}, "^messages must end with one to the assistant"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "add_generation_prompt must be False with continue_final_message True, got True",
+        ),
+        (
+            {"add_generation_prompt": False},
+            "add_generation_prompt must be True with continue_final_message False, got False",
+        ),
+        ({"continue_final_message": "yes"}, "continue_final_message must be True or False"),
+        (
+            {"chat_template_kwargs": {"continue_final_message": True}},
+            "chat_template_kwargs must be variables of the template|messages must end",
+        ),
+    ],
+)
+def test_else_it_is_refused(tiny: Model, body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chat(tiny, BEGUN, **body)
