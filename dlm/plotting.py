@@ -15,5 +15,5 @@ def pyplot(option: str) -> Any:
         return import_module("matplotlib.pyplot")
     except ImportError:
         raise ValueError(
-            f"{option} needs matplotlib, of the extra plot: pip install -e '.[plot]'"
+            f'{option} needs matplotlib, of the extra plot: pip install -e ".[plot]"'
         ) from None

@@ -127,7 +127,7 @@ class Job:
         named_templates(self.task, self.templates)
         for package in self.task.requires:
             if find_spec(package) is None:
-                raise ValueError(f"{self.task.name} needs {package}: pip install 'dlm[eval]'")
+                raise ValueError(f'{self.task.name} needs {package}: pip install -e ".[eval]"')
         load_problems(self.task, self.data, self.limit)
 
     def sandbox(self) -> Executor | None:

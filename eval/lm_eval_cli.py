@@ -37,7 +37,7 @@ def lm_eval(context: typer.Context) -> None:
     if find_spec("lm_eval") is None:
         if wants_help:
             return
-        raise ValueError("dlm lm-eval needs lm-eval: pip install 'dlm[lm-eval]'")
+        raise ValueError('dlm lm-eval needs lm-eval: pip install -e ".[lm-eval]"')
     if wants_help:
         given = ["run", "--help"]
     else:

@@ -242,7 +242,7 @@ def hub_records(name: str, config: str | None, split: str, option: str = "--data
         from datasets import load_dataset  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError(
-            f"{wanted} is on the Hugging Face hub, which needs pip install 'dlm[eval]'; "
+            f'{wanted} is on the Hugging Face hub, which needs pip install -e ".[eval]"; '
             f"or {instead}"
         ) from None
     try:

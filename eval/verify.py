@@ -60,7 +60,7 @@ class Verifier:
             self._stop()  # something else killed it
         if self._process is None:
             if importlib.util.find_spec("math_verify") is None:
-                raise ValueError("comparing answers needs math-verify: pip install 'dlm[eval]'")
+                raise ValueError('comparing answers needs math-verify: pip install -e ".[eval]"')
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(self.seconds)],
                 stdin=subprocess.PIPE,

@@ -192,7 +192,7 @@ def check_extra() -> None:
         ValueError: it is not installed.
     """
     if not all(map(find_spec, ("starlette", "uvicorn"))):
-        raise ValueError("dlm serve needs starlette and uvicorn: pip install 'dlm[serve]'")
+        raise ValueError('dlm serve needs starlette and uvicorn: pip install -e ".[serve]"')
 
 
 def check_key(key: str | None) -> None:

@@ -36,7 +36,7 @@ def peft_library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
-        raise ValueError("adapters need peft: pip install 'dlm[train]'") from None
+        raise ValueError('adapters need peft: pip install -e ".[train]"') from None
     return peft
 
 

@@ -158,7 +158,7 @@ def test_without_the_extra_it_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     result = run()
     assert result.exit_code == 2
-    assert "dlm serve needs starlette and uvicorn: pip install 'dlm[serve]'" in result.output
+    assert 'dlm serve needs starlette and uvicorn: pip install -e ".[serve]"' in result.output
 
 
 def test_a_key_that_was_meant_to_be_there_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,16 @@ def test_source_is_ascii() -> None:
             assert file.read_text().isascii(), file
 
 
+def test_nothing_says_to_install_it_from_an_index() -> None:
+    """It is on none, and whoever takes the name there would be installed."""
+    from_index = re.compile(r"pip install [^.\n]*\bdlm\b")
+    for folder in (*FOLDERS.values(), "docs", "examples"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".md"):
+                assert not from_index.search(file.read_text()), file
+    assert not from_index.search((ROOT / "README.md").read_text())
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_readme_lists_every_decoder_with_its_options(name: str) -> None:
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[0:1] == "|"]

@@ -204,7 +204,7 @@ def test_without_peft_a_line_says_what_to_install(
     golden_folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"adapters need peft: pip install 'dlm\[train\]'"):
+    with pytest.raises(ValueError, match=r'adapters need peft: pip install -e "\.\[train\]"'):
         dlm.load(golden_folder, adapter=adapter)
 
 

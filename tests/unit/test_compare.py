@@ -125,7 +125,7 @@ def test_rendering_without_matplotlib_names_the_extra(
     out = left_over(finished, tmp_path)
     with pytest.raises(SystemExit):
         compare.main(["--render", "--out", str(out)])
-    assert "pip install -e '.[plot]'" in capsys.readouterr().err
+    assert 'pip install -e ".[plot]"' in capsys.readouterr().err
     assert not out.with_suffix(".md").exists()
 
 

@@ -315,7 +315,7 @@ def test_long_answers_are_not_read_as_mathematics(monkeypatch: pytest.MonkeyPatc
 
 def test_mathematics_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'dlm\[eval\]'"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[eval\]"'):
         Verifier().same("1", "2")
 
 

@@ -342,7 +342,7 @@ def test_without_datasets_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         return real(name, *given, **more)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ValueError, match=r"pip install 'dlm\[eval\]'; or .* --data FILE"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[eval\]"; or .* --data FILE'):
         hub_records("a/b", None, "test")
 
 

@@ -279,7 +279,7 @@ def test_without_lm_eval_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(lm_eval_cli, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"pip install 'dlm\[lm-eval\]'"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[lm-eval\]"'):
         run_command("--tasks", "x")
     run_command("--help")
     assert "Usage: dlm lm-eval" in capsys.readouterr().out
