@@ -24,16 +24,22 @@ if TYPE_CHECKING:
     from dlm.eval.sample import Sample
     from dlm.eval.sandbox import Sandbox
     from dlm.eval.summary import summarise
-    from dlm.eval.task import Task
+    from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
     from dlm.eval.tasks import TASKS
 
 __all__ = [
     "TASKS",
+    "Check",
+    "Metric",
     "Plan",
+    "Preset",
+    "Problem",
     "Run",
     "Sample",
     "Sandbox",
+    "Source",
     "Task",
+    "Template",
     "choose_options",
     "choose_templates",
     "compare",
@@ -46,11 +52,17 @@ __all__ = [
 
 _HOMES = {
     "TASKS": "tasks",
+    "Check": "task",
+    "Metric": "task",
     "Plan": "plan",
+    "Preset": "task",
+    "Problem": "task",
     "Run": "folder",
     "Sample": "sample",
     "Sandbox": "sandbox",
+    "Source": "task",
     "Task": "task",
+    "Template": "task",
     "choose_options": "plan",
     "choose_templates": "plan",
     "compare": "comparison",

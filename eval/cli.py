@@ -29,6 +29,7 @@ from dlm.cli.options import (
 )
 from dlm.cli.results import note, print_json
 from dlm.eval.lm_eval_cli import lm_eval
+from dlm.eval.names import Tasks
 from dlm.eval.tasks import TASKS
 
 WORKERS = 2
@@ -332,7 +333,9 @@ def report(
 
 def attach(app: typer.Typer) -> None:
     """Add the commands to those of `dlm`."""
-    group = typer.Typer(no_args_is_help=True, help="Score a model and a decoder on benchmarks.")
+    group = typer.Typer(
+        cls=Tasks, no_args_is_help=True, help="Score a model and a decoder on benchmarks."
+    )
     for name in TASKS:
         group.command(name, rich_help_panel="Tasks")(task_command(name))
     group.command("compare", rich_help_panel="Runs")(compare)
