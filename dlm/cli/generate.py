@@ -1,8 +1,8 @@
 """`dlm generate`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from dlm.cli.inputs import Messages, parse_options, read_prompts
+from dlm.cli.inputs import Messages, read_prompts
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
 from dlm.cli.options import (
@@ -11,6 +11,7 @@ from dlm.cli.options import (
     GEN_LENGTH,
     JSON,
     Adapter,
+    BeginSuppressTokens,
     BlockLength,
     BlockSize,
     CacheName,
@@ -30,13 +31,15 @@ from dlm.cli.options import (
     RefreshEvery,
     Seed,
     Steps,
+    StopsLast,
+    SuppressTokens,
     Temperature,
     TopK,
     TopP,
     decoding,
+    decoding_options,
     output,
     source,
-    unless_none,
 )
 
 
@@ -72,8 +75,11 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             show_default="on, off with --infill",
         ),
     ] = None,
+    confidence_eos_eot_inf: StopsLast = False,
     cache: CacheName = "none",
     refresh_every: RefreshEvery = None,
+    suppress_tokens: SuppressTokens = None,
+    begin_suppress_tokens: BeginSuppressTokens = None,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -85,31 +91,11 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue prompts, or fill the blanks of texts."""
+    given = decoding_options(locals())
     rows = read_prompts(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chat=chat)
     if gen_length is None and not infill:
-        gen_length = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
-    options: dict[str, Any] = {
-        "decoder": decoder,
-        "decoder_options": parse_options(option),
-        "gen_length": gen_length,
-        "block_length": unless_none(block_length),
-        "steps": steps,
-        "position_temperature": position_temperature or None,
-        "stop_at_eos": stop_at_eos,
-        "cache": cache,
-        "refresh_every": refresh_every,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "cfg_scale": cfg_scale,
-        "seed": seed,
-    }
-    given = {
-        name: value
-        for name, value in options.items()
-        if value is not None or name == "block_length"
-    }
+        given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()

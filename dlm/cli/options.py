@@ -4,11 +4,14 @@ What a value may be is the library's to say. Here a text only becomes a number, 
 wording where it does not: the option, the rule, the value.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+
+from dlm.cli.inputs import parse_options
 
 
 def whole(text: str) -> int:
@@ -133,6 +136,18 @@ RefreshEvery = Annotated[
     int | None,
     decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
 ]
+StopsLast = Annotated[
+    bool,
+    decoding("--confidence-eos-eot-inf", help="Commit stop tokens last."),
+]
+SuppressTokens = Annotated[
+    list[int] | None,
+    sampling(metavar="ID", help="Token never sampled; repeatable.", parser=whole),
+]
+BeginSuppressTokens = Annotated[
+    list[int] | None,
+    sampling(metavar="ID", help="Token never sampled first; repeatable.", parser=whole),
+]
 Temperature = Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)]
 TopK = Annotated[int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)]
 TopP = Annotated[
@@ -151,3 +166,29 @@ GenLength = Annotated[
     ),
 ]
 Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]
+
+DECODING: Final = (
+    "decoder",
+    "gen_length",
+    "steps",
+    "position_temperature",
+    "stop_at_eos",
+    "confidence_eos_eot_inf",
+    "cache",
+    "refresh_every",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "cfg_scale",
+    "seed",
+)
+"""Options of `dlm.generate` that commands have under the same names."""
+
+
+def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `dlm.generate` among a command's arguments, without those that were not given."""
+    options = {name: given[name] for name in DECODING if given.get(name) is not None}
+    options["decoder_options"] = parse_options(given["option"])
+    return options | {"block_length": unless_none(given["block_length"])}

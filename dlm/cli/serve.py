@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from dlm.cli.inputs import parse_options
 from dlm.cli.loading import load_model, model_name
 from dlm.cli.options import (
     BUILT_IN_GEN_LENGTH,
@@ -19,6 +18,7 @@ from dlm.cli.options import (
     JSON,
     WHOLE,
     Adapter,
+    BeginSuppressTokens,
     BlockLength,
     BlockSize,
     CacheName,
@@ -34,12 +34,15 @@ from dlm.cli.options import (
     PositionTemperature,
     RefreshEvery,
     Steps,
+    StopsLast,
+    SuppressTokens,
     Temperature,
     TopK,
     TopP,
+    decoding,
+    decoding_options,
     sampling,
     server,
-    unless_none,
 )
 from dlm.cli.results import note, print_json
 
@@ -76,8 +79,15 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     block_length: BlockLength = 32,
     steps: Steps = None,
     position_temperature: PositionTemperature = 0.0,
+    stop_at_eos: Annotated[
+        bool,
+        decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
+    ] = True,
+    confidence_eos_eot_inf: StopsLast = False,
     cache: CacheName = "none",
     refresh_every: RefreshEvery = None,
+    suppress_tokens: SuppressTokens = None,
+    begin_suppress_tokens: BeginSuppressTokens = None,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -92,24 +102,9 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
 
     How to decode is said here for requests that do not say it themselves.
     """
+    defaults = decoding_options(locals())
     if gen_length is None:
-        gen_length = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
-    defaults: dict[str, Any] = {
-        "decoder": decoder,
-        "decoder_options": parse_options(option),
-        "gen_length": gen_length,
-        "block_length": unless_none(block_length),
-        "steps": steps,
-        "position_temperature": position_temperature,
-        "cache": cache,
-        "refresh_every": refresh_every,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "cfg_scale": cfg_scale,
-    }
-    if seed is not None:
-        defaults["seed"] = seed
+        defaults["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     check_extra()
     check_key(api_key)
     from dlm.settings import Settings

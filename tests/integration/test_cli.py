@@ -96,7 +96,7 @@ def test_defaults_are_the_library_s() -> None:
     own = {"gen_length", "stop_at_eos"}  # the built-in model and --infill have their own
     for field in fields(Settings):
         if field.name in decoding and field.name not in own:
-            assert decoding[field.name] == field.default, field.name
+            assert decoding[field.name] == (None if field.default == () else field.default)
     assert Settings().gen_length == options.GEN_LENGTH
     training = defaults(train.train)
     for field in fields(Recipe):
@@ -157,10 +157,10 @@ def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.Monke
         "decoder": "threshold", "decoder_options": {"threshold": 0.25}, "gen_length": 5,
         "block_length": 3, "steps": 4, "position_temperature": 0.125, "stop_at_eos": False,
         "cache": "dual", "refresh_every": 3, "temperature": 0.5, "top_k": 9, "top_p": 0.75,
-        "cfg_scale": 1.5, "seed": 11,
+        "cfg_scale": 1.5, "seed": 11, "confidence_eos_eot_inf": False,
     }  # fmt: skip
-    plain = {k: v for k, v in wanted.items() if k not in ("decoder_options", "stop_at_eos")}
-    args = [f"--{name.replace('_', '-')}={value}" for name, value in plain.items()]
+    flags = ("decoder_options", "stop_at_eos", "confidence_eos_eot_inf")
+    args = [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items() if k not in flags]
     args += ["--option", "threshold=0.25", "--no-stop-at-eos", "--device=cpu", "--dtype=float32"]
     run_well("generate", "x", "--model", folder, *args)
     assert seen == wanted | {"row_keys": range(1)}
