@@ -11,6 +11,7 @@ from dlm.cli.options import (
     GEN_LENGTH,
     JSON,
     Adapter,
+    Attention,
     BeginSuppressTokens,
     BlockLength,
     BlockSize,
@@ -20,6 +21,7 @@ from dlm.cli.options import (
     DecoderName,
     DecoderOptions,
     Device,
+    DeviceMap,
     Dtype,
     FamilyName,
     GenLength,
@@ -28,9 +30,11 @@ from dlm.cli.options import (
     PositionTemperature,
     PromptFile,
     Prompts,
+    Quantize,
     RefreshEvery,
     Seed,
     Steps,
+    StopIds,
     StopsLast,
     SuppressTokens,
     Temperature,
@@ -38,6 +42,7 @@ from dlm.cli.options import (
     TopP,
     decoding,
     decoding_options,
+    model_options,
     output,
     source,
 )
@@ -53,10 +58,14 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     ] = False,
     model: ModelName = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
     family: FamilyName = None,
     block_size: BlockSize = None,
     mask_id: MaskId = None,
+    stop_ids: StopIds = None,
     adapter: Adapter = None,
     batch_size: Annotated[
         int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
@@ -91,7 +100,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue prompts, or fill the blanks of texts."""
-    given = decoding_options(locals())
+    given, facts = decoding_options(locals()), model_options(locals())
     rows = read_prompts(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chat=chat)
     if gen_length is None and not infill:
@@ -99,15 +108,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     wrap = not infill and (model is None if chat is None else chat)
     job = Job(rows, given, chat=wrap, infill=infill)
     job.check()
-    loaded = load_model(
-        model,
-        device,
-        dtype,
-        adapter=adapter,
-        family=family,
-        block_size=block_size,
-        mask_id=mask_id,
-    )
+    loaded = load_model(model, device, dtype, **facts)
     if watch:
         job.watch(loaded)
     else:

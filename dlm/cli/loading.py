@@ -1,14 +1,19 @@
 """Loading a model for a command, with no more noise than it is worth."""
 
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+
+from dlm.cli.results import note
+from dlm.options import known
 
 if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
 BUILT_IN = "built-in"
+WIDTHS: Final = ("8bit", "4bit")  # of quantized weights
 
 
 def model_name(name: str | None, adapter: str | None) -> str:
@@ -18,20 +23,70 @@ def model_name(name: str | None, adapter: str | None) -> str:
 
 
 def load_model(
-    name: str | None, device: str | None, dtype: str, *, adapter: str | None = None, **facts: Any
+    name: str | None,
+    device: str | None,
+    dtype: str,
+    *,
+    adapter: str | None = None,
+    quantize: str | None = None,
+    **facts: Any,
 ) -> "Model":
     """The model, with the bar of transformers for one that takes its time.
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
-    An adapter is added to the weights, so that a forward costs what it does without one. `facts`
-    are those of `dlm.load`: family, block_size, mask_id.
+    An adapter is added to the weights, so that a forward costs what it does without one, unless
+    those are quantized, which would round it. `facts` are others of `dlm.load`: family,
+    block_size, mask_id, stop_ids, device_map, attn_implementation.
     """
+    if quantize is not None:
+        check_quantize(quantize)
     if adapter is not None:
-        facts |= {"adapter": adapter, "merge": True}
+        facts |= {"adapter": adapter, "merge": quantize is None}
     console = Console(stderr=True)
     with console.status("loading"):
         from dlm.models.loading import load, silence
+    if quantize is not None:
+        facts["quantization_config"] = quantization(quantize)
+        if device == "cpu" and facts.get("device_map") is None:
+            # transformers puts quantized weights on a GPU unless a map says otherwise.
+            device, facts["device_map"] = None, {"": "cpu"}
+    elif name is not None and device is None and facts.get("device_map") is None:
+        tell_of_gpu()
     if name is not None:
         return load(name, device=device, dtype=dtype, **facts)
     with silence():
         return load(name, device=device, dtype=dtype, **facts)
+
+
+def check_quantize(width: str) -> None:
+    """Refuse weights that cannot be quantized, before anything is loaded.
+
+    Raises:
+        ValueError: an unknown width, or bitsandbytes is not installed.
+    """
+    known("quantize", width, WIDTHS)
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"quantize {width!r} needs bitsandbytes, which is not installed: "
+            "pip install bitsandbytes"
+        )
+
+
+def quantization(width: str) -> Any:
+    """What transformers calls weights of so many bits."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if width == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def tell_of_gpu() -> None:
+    """Say that a GPU is there and not taken."""
+    import torch
+
+    if torch.cuda.is_available():
+        note("decoding on the CPU: --device cuda takes the GPU of this machine")

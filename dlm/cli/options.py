@@ -93,6 +93,15 @@ ModelName = Annotated[
     str | None, source(help="Folder or Hugging Face id.", show_default="the built-in tiny model")
 ]
 Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
+DeviceMap = Annotated[
+    str | None, source(help="Spread over devices, such as auto; excludes --device.")
+]
+Attention = Annotated[
+    str, source("--attn-implementation", help="sdpa, eager, flash_attention_2, flex_attention.")
+]
+Quantize = Annotated[
+    str | None, source(metavar="8bit|4bit", help="Smaller weights; needs bitsandbytes.")
+]
 Dtype = Annotated[
     str, source(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
 ]
@@ -106,6 +115,15 @@ BlockSize = Annotated[
 ]
 MaskId = Annotated[
     int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
+]
+StopIds = Annotated[
+    list[int] | None,
+    source(
+        metavar="ID",
+        help="Token that ends a text; repeatable.",
+        show_default="the checkpoint's",
+        parser=whole,
+    ),
 ]
 Adapter = Annotated[
     str | None,
@@ -136,10 +154,8 @@ RefreshEvery = Annotated[
     int | None,
     decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
 ]
-StopsLast = Annotated[
-    bool,
-    decoding("--confidence-eos-eot-inf", help="Commit stop tokens last."),
-]
+# Among the options of sampling, where its name has room in 80 columns.
+StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
     list[int] | None,
     sampling(metavar="ID", help="Token never sampled; repeatable.", parser=whole),
@@ -192,3 +208,21 @@ def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: given[name] for name in DECODING if given.get(name) is not None}
     options["decoder_options"] = parse_options(given["option"])
     return options | {"block_length": unless_none(given["block_length"])}
+
+
+FACTS: Final = (
+    "device_map",
+    "attn_implementation",
+    "quantize",
+    "family",
+    "block_size",
+    "mask_id",
+    "stop_ids",
+    "adapter",
+)
+"""Options of `load_model` that commands have under the same names, beside device and dtype."""
+
+
+def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `load_model` among a command's arguments."""
+    return {name: given[name] for name in FACTS}

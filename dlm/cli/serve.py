@@ -18,6 +18,7 @@ from dlm.cli.options import (
     JSON,
     WHOLE,
     Adapter,
+    Attention,
     BeginSuppressTokens,
     BlockLength,
     BlockSize,
@@ -26,14 +27,17 @@ from dlm.cli.options import (
     DecoderName,
     DecoderOptions,
     Device,
+    DeviceMap,
     Dtype,
     FamilyName,
     GenLength,
     MaskId,
     ModelName,
     PositionTemperature,
+    Quantize,
     RefreshEvery,
     Steps,
+    StopIds,
     StopsLast,
     SuppressTokens,
     Temperature,
@@ -41,6 +45,7 @@ from dlm.cli.options import (
     TopP,
     decoding,
     decoding_options,
+    model_options,
     sampling,
     server,
 )
@@ -56,10 +61,14 @@ if TYPE_CHECKING:
 def serve(  # noqa: PLR0913 (the parameters are the command line)
     model: ModelName = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
     family: FamilyName = None,
     block_size: BlockSize = None,
     mask_id: MaskId = None,
+    stop_ids: StopIds = None,
     adapter: Adapter = None,
     host: Annotated[str, server(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, server(help="0 takes one that is free.", **WHOLE)] = 8000,
@@ -102,7 +111,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
 
     How to decode is said here for requests that do not say it themselves.
     """
-    defaults = decoding_options(locals())
+    defaults, facts = decoding_options(locals()), model_options(locals())
     if gen_length is None:
         defaults["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     check_extra()
@@ -111,9 +120,8 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
 
     Settings.of(defaults)  # like the port, before a model is loaded
     called = model_name(model, adapter) if name is None else name
-    facts = {"family": family, "block_size": block_size, "mask_id": mask_id}
     with listening(host, port) as listener:
-        loaded = load_model(model, device, dtype, adapter=adapter, **facts)
+        loaded = load_model(model, device, dtype, **facts)
         run(loaded, listener, called, defaults, api_key, batch_size, queue_size, json)
 
 

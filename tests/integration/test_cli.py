@@ -113,7 +113,7 @@ def test_defaults_are_the_library_s() -> None:
 
 
 def test_generate_prints_the_text_and_what_it_took(folder: str, model: Model) -> None:
-    result = run_well("generate", PUZZLE, "--model", folder, "--gen-length", "12")
+    result = run_well("generate", PUZZLE, "--model", folder, "--gen-length=12", "--device=cpu")
     out = dlm.generate(model, PUZZLE, gen_length=12)
     assert out.texts is not None
     assert result.stdout == out.texts[0] + "\n"
@@ -139,9 +139,9 @@ def test_json_is_the_library_s_result_whatever_the_batch(folder: str, model: Mod
 
 
 def test_json_writes_nothing_else(folder: str) -> None:
-    result = run_well("generate", "x", "--model", folder, "--gen-length=3", "--json")
-    assert len(result.stdout.splitlines()) == 1
-    assert result.stderr == ""
+    args = ["--model", folder, "--gen-length=3", "--device=cpu", "--json"]
+    result = run_well("generate", "x", *args)
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
 
 
 def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

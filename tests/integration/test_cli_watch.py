@@ -29,8 +29,8 @@ def run_well(*args: str, stdin: str = "") -> Any:
 
 
 def test_watch_without_a_terminal_prints_a_line_a_forward(folder: str, model: Model) -> None:
-    args = ["--model", folder, "--gen-length=6", "--no-stop-at-eos", "--watch"]
-    result = run_well("generate", "x", *args)
+    args = ["--model", folder, "--device=cpu", "--gen-length=6", "--no-stop-at-eos"]
+    result = run_well("generate", "x", "--watch", *args)
     steps = list(dlm.stream(model, "x", gen_length=6, stop_at_eos=False))
     *lines, _ = result.stdout.splitlines()
     assert len([line for line in lines if line[:4].strip().isdigit()]) == len(steps)
