@@ -3,10 +3,12 @@
 import inspect
 import json as json_format
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -17,28 +19,37 @@ from rich.text import Text
 
 from dlm.cli.options import JSON
 from dlm.cli.results import print_json
+from dlm.options import known
 
 WIDE = 250  # cells where no terminal sets them
 NARROW = 140  # cells that a table needs
 
 
 def decoders(
+    name: Annotated[
+        str | None, typer.Argument(help="One to tell all about.", show_default="all, a row each")
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="With published settings, caches and needs.")
     ] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """List the unmasking policies."""
+    """List the unmasking policies, or tell all about one."""
     from dlm.decoders import DECODERS
 
-    rows = [describe_decoder(name, decoder) for name, decoder in DECODERS.items()]
+    chosen = DECODERS if name is None else {known("decoder", name, DECODERS): DECODERS[name]}
+    rows = [describe_decoder(each, decoder) for each, decoder in chosen.items()]
     if json:
         for row in rows:
             print_json(row)
         return
-    head = ["decoder", "rule", "options", "paper"]
-    head += ["published settings", "caches", "needs", "changes committed tokens"] if verbose else []
-    print_table(head, [decoder_cells(row)[: len(head)] for row in rows])
+    if name is None and not verbose:
+        print_table(["decoder", "rule", "options", "paper"], list(map(decoder_cells, rows)))
+        return
+    width = console().width
+    for number, row in enumerate(rows):
+        rule = row["summary"] if name is None else inspect.getdoc(DECODERS[name]) or ""
+        typer.echo("\n" * bool(number) + "\n".join(in_full(row, rule, width)))
 
 
 def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
@@ -61,17 +72,51 @@ def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
 
 def decoder_cells(row: dict[str, Any]) -> list[str]:
     """A policy for people, column by column."""
-    changes = "yes" if row["mutates_committed"] else "no"
-    return [
-        row["name"],
-        row["summary"],
-        pairs(row["options"]),
-        row["paper"],
-        "\n".join(map(setting_line, row["published"])),
-        ", ".join(row["caches"]),
-        ", ".join(row["needs"]),
-        changes,
-    ]
+    return [row["name"], row["summary"], ", ".join(option_lines(row)), row["paper"]]
+
+
+def option_lines(row: dict[str, Any]) -> list[str]:
+    """The options of a policy with their defaults."""
+    return [f"{name}={value}" for name, value in row["options"].items()]
+
+
+def in_full(row: dict[str, Any], rule: str, width: int) -> Iterator[str]:
+    """All about a policy, in lines of at most `width` cells: each setting begins one."""
+    yield row["name"]
+    yield from (indented(text, 2, width) if text else "" for text in paragraphs(rule))
+    published = list(map(setting_line, row["published"]))
+    for title, lines in (("options", option_lines(row)), ("published settings", published)):
+        if lines:
+            yield f"  {title}:"
+            yield from (indented(line, 4, width) for line in lines)
+    yield indented(f"caches: {', '.join(row['caches'])}", 2, width)
+    if row["needs"]:
+        yield indented(f"needs: {', '.join(row['needs'])}", 2, width)
+    yield f"  changes committed tokens: {'yes' if row['mutates_committed'] else 'no'}"
+    yield indented(f"paper: {row['paper']}", 2, width)
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs of a docstring, its arguments and the gaps, each on one line."""
+    for number, block in enumerate(text.split("\n\n")):
+        if number:
+            yield ""
+        # An argument is indented by four; what it takes more lines for, by more.
+        for entry in re.split(r"\n(?= {4}\w)", block):
+            yield re.sub(r"\s*\n\s*", " ", entry)
+
+
+def indented(text: str, by: int, width: int) -> str:
+    """A text behind so many spaces, what follows its first line behind four more."""
+    own = len(text) - len(text.lstrip())
+    return fill(
+        text.lstrip(),
+        max(width, 40),
+        initial_indent=" " * (by + own),
+        subsequent_indent=" " * (by + own + (4 if own or by > 2 else 0)),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def setting_line(setting: dict[str, Any]) -> str:
@@ -100,20 +145,53 @@ def default(field: "Field[Any]") -> Any:
     return value if plain and finite else str(value)
 
 
-def models(json: Annotated[bool, JSON] = False) -> None:
+def models(
+    text: Annotated[
+        str | None,
+        typer.Argument(help="In a family or a checkpoint, such as sdar.", show_default="all"),
+    ] = None,
+    json: Annotated[bool, JSON] = False,
+) -> None:
     """List the checkpoints that load, with the facts of their families."""
     from dlm.models.catalog import CHECKPOINTS
     from dlm.models.families import FAMILIES
 
-    rows = [describe_model(row) for row in (built_in(), *map(asdict, CHECKPOINTS))]
+    listed = [built_in(), *map(asdict, CHECKPOINTS)]
+    if text is not None:
+        listed = choose_models(text, listed)
+    rows = list(map(describe_model, listed))
     if json:
         for row in rows:
             print_json(row)
         return
     head = ["model", "family", "parameters", "predicts", "attention", "licence", "verified", "note"]
     print_table(head, [model_cells(row) for row in rows])
-    typer.echo(f"Families, as --family takes them: {', '.join(FAMILIES)}.")
-    typer.echo("Masked language models of transformers load as well: BERT, RoBERTa, ModernBERT ...")
+    if not rows:
+        typer.echo(f"No published checkpoint of this family is known: --family {text} takes one.")
+    if text is None:
+        typer.echo(f"Families, as --family takes them: {', '.join(FAMILIES)}.")
+        typer.echo(
+            "Masked language models of transformers load as well: BERT, RoBERTa, ModernBERT ..."
+        )
+
+
+def choose_models(text: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose family or checkpoint contains a text, in whatever case.
+
+    Raises:
+        ValueError: none does, and it is no family either.
+    """
+    from dlm.models.families import FAMILIES
+
+    names = [(row["family"], row["name"]) for row in rows]
+    found = [
+        row
+        for row, pair in zip(rows, names, strict=True)
+        if any(text.lower() in name.lower() for name in pair)
+    ]
+    if not found:
+        known("model or family", text, {*FAMILIES, *(name for pair in names for name in pair)})
+    return found
 
 
 def describe_model(row: dict[str, Any]) -> dict[str, Any]:
@@ -177,18 +255,22 @@ def size(parameters: int | None) -> str:
     return str(parameters)
 
 
+def console() -> Console:
+    """Standard output, wide where it is no terminal."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=WIDE)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a column for each of `head`, or two on a terminal too narrow for them."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+    screen = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    narrow = console.width < NARROW
+    narrow = screen.width < NARROW
     for column in head[:2] if narrow else head:
         table.add_column(column, no_wrap=column == head[0])
     for row in rows:
         table.add_row(*(stacked(head, row) if narrow else map(Text, row)))
-    console.print(table)
+    screen.print(table)
 
 
 def stacked(head: Sequence[str], row: Sequence[str]) -> tuple[Text, Text]:

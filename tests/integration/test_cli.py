@@ -14,12 +14,10 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 import dlm
-from dlm.cli import app, generate, lists, options, train
+from dlm.cli import app, generate, options, train
 from dlm.cli.inputs import parse_value
 from dlm.cli.job import Job
-from dlm.decoders import DECODERS
-from dlm.models.catalog import CHECKPOINTS
-from dlm.models.loading import BUILT_IN, load, silence
+from dlm.models.loading import BUILT_IN, silence
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.training.loop import Recipe
@@ -342,47 +340,7 @@ def test_interrupting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
-# Lists
-
-
-def test_decoders_lists_all() -> None:
-    rows = records(run_well("decoders", "--json").stdout)
-    assert [row["name"] for row in rows] == list(DECODERS)
-    threshold = rows[[row["name"] for row in rows].index("threshold")]
-    assert threshold["options"] == {"threshold": 0.9}
-    assert threshold["summary"].startswith("Commit every position")
-    text = run_well("decoders").stdout
-    assert all(name in text for name in DECODERS)
-    assert "threshold=0.9" in text
-    assert "changes committed tokens" not in text
-    head, _, first, *_ = run_well("decoders", "--verbose").stdout.splitlines()
-    columns = ["published settings", "caches", "needs", "changes committed tokens"]
-    assert [head.find(column) for column in columns] == sorted(map(head.find, columns))
-    assert "gsm8k, one-by-one: gen_length=256," in first
-    assert "none, prefix, dual" in first
-    assert first.split()[-3:] == ["confidence,", "position_noise", "no"]
-    assert threshold["published"][0]["tokens_per_forward"] == 3.25
-    assert threshold["published"][0]["decoder_options"] == {"threshold": 0.9}
-    assert threshold["caches"] == ["none", "prefix", "dual"]
-    assert [row["caches"] for row in rows if row["name"] == "saber"] == [["none"]]
-
-
-def test_a_narrow_terminal_gets_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "WIDE", lists.NARROW - 1)
-    lines = run_well("decoders").stdout.splitlines()
-    assert "options" not in lines[0]
-    assert any("options: threshold=0.9   paper: arXiv:2505.22618" in line for line in lines)
-
-
-def test_models_lists_the_catalog_and_the_built_in_model(folder: str) -> None:
-    rows = records(run_well("models", "--json").stdout)
-    assert [row["name"] for row in rows] == ["built-in", *(c.name for c in CHECKPOINTS)]
-    text = run_well("models").stdout
-    shown = ("GSAI-ML/LLaDA-8B-Instruct", "8.0 B", "a2d-llama")  # the last has no checkpoint there
-    assert all(each in text for each in shown)
-    assert lists.count_parameters(Path(folder) / "model.safetensors") == sum(
-        p.numel() for p in load(folder).network.parameters()
-    )
+# Loading
 
 
 def test_silence_gives_the_bars_back() -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import dlm
 from dlm.cli import app, loading
-from dlm.cli.generate import load_model
+from dlm.cli.loading import load_model
 from dlm.models.model import Model
 
 
