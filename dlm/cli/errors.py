@@ -54,6 +54,8 @@ def message_of(error: Exception) -> str | None:
         named = error.strerror is not None and error.filename is not None
         text = f"{error.strerror}: {str(error.filename)!r}" if named else str(error)
         text = uncapitalized(text)
+    elif any(kind.__name__ == "TemplateError" for kind in type(error).__mro__):  # of jinja2
+        text = f"messages must fit the model's chat template: {error}"
     elif isinstance(error, ValueError | FloatingPointError):
         text = str(error)
     else:

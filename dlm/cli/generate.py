@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from dlm.cli.inputs import Messages, read_prompts
+from dlm.cli.inputs import Row, read_rows, refuse_company
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
 from dlm.cli.options import (
@@ -37,6 +37,7 @@ from dlm.cli.options import (
     StopIds,
     StopsLast,
     SuppressTokens,
+    System,
     Temperature,
     TopK,
     TopP,
@@ -52,6 +53,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     prompts: Prompts = None,
     file: PromptFile = None,
     chat: Chat = None,
+    system: System = None,
     infill: Annotated[
         bool,
         source("--infill", help="Fill the blanks of texts: [MASK] is one token, [MASK:8] eight."),
@@ -101,12 +103,13 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
 ) -> None:
     """Continue prompts, or fill the blanks of texts."""
     given, facts = decoding_options(locals()), model_options(locals())
-    rows = read_prompts(prompts or [], file)
-    refuse(rows, watch=watch, json=json, infill=infill, chat=chat)
+    refuse_company("dlm generate")
+    rows = read_rows(prompts or [], file)
+    refuse(rows, watch=watch, json=json, infill=infill, chatty=bool(chat) or system is not None)
     if gen_length is None and not infill:
         given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     wrap = not infill and (model is None if chat is None else chat)
-    job = Job(rows, given, chat=wrap, infill=infill)
+    job = Job(rows, given, chat=wrap, infill=infill, system=system)
     job.check()
     loaded = load_model(model, device, dtype, **facts)
     if watch:
@@ -115,9 +118,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         job.run(loaded, batch_size, machine=json)
 
 
-def refuse(
-    rows: list[str | Messages], *, watch: bool, json: bool, infill: bool, chat: bool | None
-) -> None:
+def refuse(rows: list[Row], *, watch: bool, json: bool, infill: bool, chatty: bool) -> None:
     """Refuse options that cannot work together.
 
     Raises:
@@ -129,7 +130,7 @@ def refuse(
         raise ValueError("--watch and --json both write to stdout: give one of them")
     if watch and infill:
         raise ValueError("--watch draws what follows a prompt: leave --infill out")
-    if infill and chat:
-        raise ValueError("--infill takes texts as they stand: leave --chat out")
-    if infill and not all(isinstance(row, str) for row in rows):
+    if infill and chatty:
+        raise ValueError("--infill takes texts as they stand: leave --chat out, and --system")
+    if infill and not all(isinstance(row.prompt, str) for row in rows):
         raise ValueError('--infill takes texts: give "prompt", not "messages"')

@@ -2,18 +2,34 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlm.options import writable
+from dlm.options import known, writable
 
 Messages = list[dict[str, str]]
+KEYS = ("prompt", "messages", "id")  # of a record
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt, and what `--json` tells again beside its result."""
+
+    prompt: str | Messages
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages]:
+    """The prompts of `read_rows`."""
+    return [row.prompt for row in read_rows(given, file)]
+
+
+def read_rows(given: Sequence[str], file: Path | None) -> list[Row]:
     """Prompts of the command line, else of the file, else of a piped stdin.
 
     Raises:
@@ -23,7 +39,7 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages
         raise ValueError(f"give prompts or --file, not both: got {given[0]!r} and {str(file)!r}")
     if given:
         return [
-            writable(text, f"prompt {n} of the command line")
+            Row(writable(text, f"prompt {n} of the command line"))
             for n, text in enumerate(given, start=1)
         ]
     if file is not None:
@@ -46,13 +62,13 @@ def decode(data: bytes, where: str) -> str:
         raise ValueError(f"{where} must be UTF-8: {error}") from error
 
 
-def parse_prompts(text: str, where: str) -> list[str | Messages]:
+def parse_prompts(text: str, where: str) -> list[Row]:
     """One prompt a line: JSON objects in a .jsonl or if the first line is one, else the lines."""
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1)]
     filled = [(n, line) for n, line in numbered if line.strip()]
     if filled and (where.endswith(".jsonl") or is_object(filled[0][1])):
         return [parse_record(line, f"{where}:{n}") for n, line in filled]
-    return [line for _, line in filled]
+    return [Row(line) for _, line in filled]
 
 
 def is_object(line: str) -> bool:
@@ -63,8 +79,8 @@ def is_object(line: str) -> bool:
         return False
 
 
-def parse_record(line: str, where: str) -> str | Messages:
-    """The prompt of a JSONL line: a text under "prompt", or chat messages under "messages"."""
+def parse_record(line: str, where: str) -> Row:
+    """A JSONL line: a text under "prompt", or chat messages under "messages", perhaps an "id"."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -72,11 +88,22 @@ def parse_record(line: str, where: str) -> str | Messages:
     keys = sorted({"prompt", "messages"} & set(record)) if isinstance(record, dict) else []
     if len(keys) != 1:
         raise ValueError(f'{where} must be an object with "prompt" or "messages", got {line!r}')
-    value = record[keys[0]]
-    if keys == ["prompt"]:
-        if not isinstance(value, str):
-            raise ValueError(f'{where}: "prompt" must be a string, got {value!r}')
-        return writable(value, f'{where}: "prompt"')
+    for key in record:
+        known(f"key in {where}", key, KEYS)
+    prompt = parse_text if keys == ["prompt"] else parse_messages
+    labels = {"id": record["id"]} if "id" in record else {}
+    return Row(prompt(record[keys[0]], where), labels)
+
+
+def parse_text(value: Any, where: str) -> str:
+    """The prompt of a record."""
+    if not isinstance(value, str):
+        raise ValueError(f'{where}: "prompt" must be a string, got {value!r}')
+    return writable(value, f'{where}: "prompt"')
+
+
+def parse_messages(value: Any, where: str) -> Messages:
+    """The messages of a record."""
     if not isinstance(value, list) or not value or not all(map(is_message, value)):
         raise ValueError(
             f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, got {value!r}'
@@ -84,7 +111,8 @@ def parse_record(line: str, where: str) -> str | Messages:
     for message in value:
         for key in ("role", "content"):
             writable(message[key], f'{where}: "{key}" of "messages"')
-    return value
+    messages: Messages = value
+    return messages
 
 
 def is_message(value: object) -> bool:
@@ -97,6 +125,35 @@ def is_message(value: object) -> bool:
 def as_chat(prompt: str | Messages) -> Messages:
     """A text as one user message; messages as they are."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
+    """Messages with what `--system` says in front, if anything.
+
+    Raises:
+        ValueError: a text, or messages with a system message of their own.
+    """
+    if system is None:
+        return prompt
+    if isinstance(prompt, str):
+        raise ValueError("--system goes in front of chat messages: give --chat as well")
+    if any(message["role"] == "system" for message in prompt):
+        raise ValueError("--system goes in front of messages that have none of their own, got one")
+    return [{"role": "system", "content": writable(system, "--system")}, *prompt]
+
+
+def refuse_company(command: str) -> None:
+    """Refuse to be one of the processes that a launcher such as torchrun started.
+
+    Raises:
+        ValueError: there are several.
+    """
+    size = os.environ.get("WORLD_SIZE", "")
+    if size.isdecimal() and int(size) > 1:
+        raise ValueError(
+            f"{command} is for one process, and WORLD_SIZE={size} says that there are {size}, each "
+            "of which would decode and print all: start it without torchrun"
+        )
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from dlm.cli.inputs import Messages, as_chat
+from dlm.cli.inputs import Messages, Row, as_chat, with_system
 from dlm.cli.results import Result, print_result
 
 if TYPE_CHECKING:
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
 class Job:
     """What to decode, and how."""
 
-    rows: list[str | Messages]
+    rows: list[Row]
     options: dict[str, Any]  # of `dlm.generate`
     chat: bool  # texts are user messages
     infill: bool  # texts have blanks
+    system: str | None = None  # message in front of the others
 
     def check(self) -> None:
         """Refuse bad options before a model is loaded."""
         from dlm.settings import Settings
 
+        self.prompts(self.rows)
         if self.infill and "gen_length" in self.options:
             raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
         Settings.of(self.options)
 
-    def prompts(self, rows: list[str | Messages]) -> list[str | Messages]:
+    def prompts(self, rows: list[Row]) -> list[str | Messages]:
         """Rows as the library takes them."""
-        return [as_chat(row) for row in rows] if self.chat else rows
+        given = [as_chat(row.prompt) if self.chat else row.prompt for row in rows]
+        return [with_system(prompt, self.system) for prompt in given]
 
     def watch(self, model: "Model") -> None:
         """Draw the one prompt's canvas."""
@@ -66,9 +69,10 @@ class Job:
         call: Any = infill if self.infill else generate
         out = call(model, prompts, row_keys=numbers, **self.options)
         seconds = time.perf_counter() - began
-        for line, number in enumerate(numbers):
+        for line, row in enumerate(rows):
             yield Result(
-                prompt=self.rows[number],
+                prompt=row.prompt,
+                labels=row.labels,
                 text=out.texts[line],
                 tokens=out.tokens[line],
                 forwards=out.forwards[line],

@@ -89,6 +89,7 @@ Chat = Annotated[
         show_default="on for the built-in model",
     ),
 ]
+System = Annotated[str | None, source(metavar="TEXT", help="System message in front of a chat.")]
 ModelName = Annotated[
     str | None, source(help="Folder or Hugging Face id.", show_default="the built-in tiny model")
 ]

@@ -1,7 +1,8 @@
 """What `dlm generate` prints."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import typer
@@ -21,6 +22,12 @@ class Result:
     seconds: float  # of the whole batch
     seed: int
     decoder: str
+    labels: Mapping[str, Any] = field(default_factory=dict)  # of the prompt, told again
+
+    def record(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        told = asdict(self)
+        return {**told.pop("labels"), **told}
 
 
 def print_json(record: Any) -> None:
@@ -31,7 +38,7 @@ def print_json(record: Any) -> None:
 def print_result(result: Result, *, machine: bool) -> None:
     """JSON for machines; for people the text, and on stderr what it took."""
     if machine:
-        print_json(asdict(result))
+        print_json(result.record())
         return
     typer.echo(result.text)
     note(summary(result.forwards, result.tokens_per_forward, result.seconds))

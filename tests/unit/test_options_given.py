@@ -9,7 +9,7 @@ import torch
 
 import dlm
 from dlm import decoders
-from dlm.cli.inputs import parse_prompts
+from dlm.cli.inputs import Row, parse_prompts
 from dlm.models.model import Model
 from dlm.settings import Settings
 
@@ -84,7 +84,7 @@ def test_what_transformers_could_not_give_back_is_refused(
 def test_a_jsonl_file_has_objects_only() -> None:
     with pytest.raises(ValueError, match=r"prompts.jsonl:1 must be a JSON object"):
         parse_prompts('{bad\n{"prompt": "a"}', "prompts.jsonl")
-    assert parse_prompts("{bad", "prompts.txt") == ["{bad"]
+    assert parse_prompts("{bad", "prompts.txt") == [Row("{bad")]
 
 
 def test_what_is_no_model_is_not_released() -> None:
