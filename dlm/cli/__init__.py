@@ -1,4 +1,4 @@
-"""The command line: decoding, serving, training, benchmarks, lists, and what other packages add.
+"""The command line: decoding, chat, serving, training, benchmarks, lists, and what others add.
 
 Nothing here imports torch or transformers before a command runs, so that `--help` is instant.
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dlm._version import __version__
-from dlm.cli import bench, distill, frequencies, generate, lists, serve, train
+from dlm.cli import bench, chat, distill, frequencies, generate, lists, serve, train
 from dlm.cli.errors import Commands
 
 PLUGINS = "dlm.commands"
@@ -44,6 +44,7 @@ def dlm(
 
 
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("frequencies")(frequencies.frequencies)

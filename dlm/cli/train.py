@@ -150,8 +150,13 @@ def run_until_stopped(options: dict[str, Any], display: Display) -> bool:
 
 
 @contextmanager
-def stop_after_step() -> Iterator[Callable[[], None]]:
+def stop_after_step(
+    told: str | None = "stopping after this step",
+) -> Iterator[Callable[[], None]]:
     """Turn Ctrl-C into an interruption between two steps, where a checkpoint is whole.
+
+    Args:
+        told: to the user at once, if anything.
 
     Yields:
         What to call after a step. A second Ctrl-C does not wait for it.
@@ -162,7 +167,8 @@ def stop_after_step() -> Iterator[Callable[[], None]]:
         nonlocal asked
         asked = True
         signal.signal(signal.SIGINT, before)
-        note("stopping after this step")
+        if told is not None:
+            note(told)
 
     def check() -> None:
         if asked:

@@ -82,6 +82,7 @@ class TextDiffusionStreamer(TextStreamer):
         tokenizer: of the model.
         skip_prompt: leave the prompt out.
         mask: stands for a masked token.
+        mask_id: of masked tokens, the tokenizer's by default.
         file: where to write, standard output by default.
         **decode_kwargs: for the tokenizer's `decode`, such as `skip_special_tokens`.
     """
@@ -92,11 +93,13 @@ class TextDiffusionStreamer(TextStreamer):
         skip_prompt: bool = False,
         *,
         mask: str = "_",
+        mask_id: int | None = None,
         file: TextIO | None = None,
         **decode_kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.mask = mask
+        self.mask_id = tokenizer.mask_token_id if mask_id is None else mask_id
         self.file = sys.stdout if file is None else file
         self.column = 0  # where final text ends
         self.drafted = False
@@ -118,8 +121,8 @@ class TextDiffusionStreamer(TextStreamer):
         """Text of tokens, masked ones drawn."""
         pieces: list[str] = []
         held: list[int] = []
-        for token in [*tokens, self.tokenizer.mask_token_id]:
-            if token != self.tokenizer.mask_token_id:
+        for token in [*tokens, self.mask_id]:
+            if token != self.mask_id:
                 held.append(token)
                 continue
             pieces.append(str(self.tokenizer.decode(held, **self.decode_kwargs)) if held else "")

@@ -1,0 +1,183 @@
+"""`dlm chat`."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from dlm.cli.errors import WRONG, message_of
+from dlm.cli.inputs import decode, refuse_company
+from dlm.cli.loading import load_model
+from dlm.cli.options import (
+    BUILT_IN_GEN_LENGTH,
+    GEN_LENGTH,
+    JSON,
+    WHOLE,
+    Adapter,
+    Attention,
+    BeginSuppressTokens,
+    BlockLength,
+    BlockSize,
+    CacheName,
+    CfgScale,
+    DecoderName,
+    DecoderOptions,
+    Device,
+    DeviceMap,
+    Dtype,
+    FamilyName,
+    GenLength,
+    MaskId,
+    ModelName,
+    PositionTemperature,
+    Quantize,
+    RefreshEvery,
+    Steps,
+    StopIds,
+    StopsLast,
+    SuppressTokens,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    decoding,
+    decoding_options,
+    model_options,
+    sampling,
+)
+from dlm.cli.results import note, print_json, summary
+from dlm.options import known, writable
+
+if TYPE_CHECKING:
+    from dlm.cli.conversation import Conversation
+
+CLEAR: Final = "/clear"
+EXIT: Final = "/exit"
+HELP: Final = f"{CLEAR} begins anew; {EXIT} or Ctrl-D ends; Ctrl-C stops an answer"
+PUZZLE: Final = 'puzzles for the built-in model, /clear between them: "Sudoku: 3102200002100320"'
+
+
+def chat(  # noqa: PLR0913 (the parameters are the command line)
+    system: System = None,
+    model: ModelName = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
+    family: FamilyName = None,
+    block_size: BlockSize = None,
+    mask_id: MaskId = None,
+    stop_ids: StopIds = None,
+    adapter: Adapter = None,
+    decoder: DecoderName = "low_confidence",
+    option: DecoderOptions = None,
+    gen_length: GenLength = None,
+    block_length: BlockLength = 32,
+    steps: Steps = None,
+    stop_at_eos: Annotated[
+        bool,
+        decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
+    ] = True,
+    cache: CacheName = "none",
+    refresh_every: RefreshEvery = None,
+    position_temperature: PositionTemperature = 0.0,
+    confidence_eos_eot_inf: StopsLast = False,
+    suppress_tokens: SuppressTokens = None,
+    begin_suppress_tokens: BeginSuppressTokens = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    cfg_scale: CfgScale = 0.0,
+    seed: Annotated[
+        int, sampling(help="Of the first answer; each next one takes one more.", **WHOLE)
+    ] = 0,
+    json: Annotated[bool, JSON] = False,
+) -> None:
+    """Talk to a model: a line, an answer, and so on; from a pipe too.
+
+    /clear begins anew; /exit, Ctrl-D, or Ctrl-C at the prompt ends.
+    """
+    given, facts = decoding_options(locals()), model_options(locals())
+    refuse_company("dlm chat")
+    if gen_length is None:
+        given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
+    if system is not None:
+        writable(system, "--system")
+    from dlm.settings import Settings
+
+    Settings.of(given)  # before a model is loaded
+    loaded = load_model(model, device, dtype, **facts)
+    from dlm.cli.conversation import Conversation
+
+    live = sys.stdin.isatty()
+    conversation = Conversation(loaded, given, system)
+    if live:
+        note(HELP if model is not None else f"{PUZZLE}. {HELP}")
+    if not talk(conversation, live=live, machine=json) and not live:
+        raise typer.Exit(WRONG)  # nobody was there to see it
+
+
+def talk(conversation: "Conversation", *, live: bool, machine: bool) -> bool:
+    """Answer until there are no more questions; whether none was refused."""
+    well = True
+    for line in lines(live=live):
+        if line == EXIT:
+            break
+        try:
+            if re.fullmatch(r"/\w+", line):
+                known("command", line, (CLEAR, EXIT))
+                conversation.clear()
+            else:
+                answer(conversation, line, live=live, machine=machine)
+        except Exception as error:
+            message = message_of(error)
+            if message is None:
+                raise
+            note(f"error: {message}")
+            well = False
+    return well
+
+
+def answer(conversation: "Conversation", question: str, *, live: bool, machine: bool) -> None:
+    """Show the answer to a question, and what it took.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, and nobody is there to ask another one.
+    """
+    result = conversation.ask(question, show=not machine)
+    if result is not None and machine:
+        print_json(result.record())
+    elif result is not None:
+        note(summary(result.forwards, result.tokens_per_forward, result.seconds))
+    elif not live:
+        raise KeyboardInterrupt
+    elif conversation.messages[-1:] and conversation.messages[-1]["role"] == "assistant":
+        note("stopped: what is above is the answer that the conversation goes on with")
+    else:
+        note("stopped: nothing was final yet, and the question is taken back")
+
+
+def lines(*, live: bool) -> Iterator[str]:
+    """What the user types, or what comes from the pipe, without empty lines."""
+    if not live:
+        for number, data in enumerate(sys.stdin.buffer, start=1):
+            if text := decode(data, f"line {number} of stdin").strip():
+                yield text
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 (input() has a history and can be edited with it)
+    prompt = "> " if sys.stdout.isatty() else ""
+    while True:
+        if not prompt:  # stdout is a file of answers
+            typer.echo("> ", nl=False, err=True)
+        try:
+            text = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo(err=True)
+            return
+        if text:
+            yield text
