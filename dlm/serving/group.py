@@ -8,9 +8,10 @@ from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
 from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
-from dlm.execution import Execution
+from dlm.execution import STRIDE, Execution, power
 from dlm.generation import lay_out
 from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
 from dlm.runtime import Step, bind
 from dlm.serving.work import Ended, Event, Grown, Request, Tell
 from dlm.traits import Traits
@@ -55,7 +56,8 @@ class Laid:
     def of(cls, model: Model, line: Line) -> "Laid":
         """Lay a line out.
 
-        Windows are as wide as a block, also for a row that ends before: it shares them with others.
+        Windows are as wide as a block, also for a row that ends before, as far as `one_block` goes:
+        it shares them with others.
 
         Raises:
             ValueError: it does not fit the model, or an option does not fit it.
@@ -67,10 +69,10 @@ class Laid:
         execution = Execution.of(model)
         canvas = lay_out(model, [line.tokens], settings, execution)
         decoder, span = settings.policy, canvas.span
-        block_length = active_length(settings.block_length, model.spec)
-        wide = span if block_length is None else max(span, block_length)
-        width = span if Traits.of(decoder).cross_block else wide
-        terms = Terms.of(model, settings, decoder, execution, width)
+        whole = one_block(span, model.spec)
+        block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
+        width = span if Traits.of(decoder).cross_block else block_length
+        terms = Terms(model, settings, decoder, execution, block_length, width)
         binds = getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
         bound_to = (canvas.blanks.shape[1], min(terms.block_length, span)) if binds else ()
         return cls(line, canvas, terms, bound_to)
@@ -81,6 +83,19 @@ class Laid:
         terms = self.terms
         shapes = (terms.block_length, terms.width, *self.bound_to)
         return terms.decoder, terms.settings.of_steps, shapes
+
+
+def one_block(span: int, spec: ModelSpec) -> int:
+    """Positions of a block that holds all of a row: any longer one comes to the same.
+
+    One of few lengths, so that rows which are one block each share forwards, and never much more
+    than the row has: a request may name a block of any length, and windows take memory.
+
+    Args:
+        span: positions from the first block to the last blank.
+        spec: of the model, whose rows are no longer than it can place.
+    """
+    return min(max(power(span), STRIDE), spec.max_length)
 
 
 class Group:
