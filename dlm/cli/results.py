@@ -50,6 +50,18 @@ def summary(forwards: int, tokens_per_forward: float, seconds: float) -> str:
     return f"{forwards} forward{many}, {tokens_per_forward:.2f} tokens per forward, {seconds:.2f} s"
 
 
+class Notes(Console):
+    """A console on stderr. Where nobody reads it that is an error as any other."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich has caught: its own way ends the process, and closes stdout as well."""
+        raise
+
+
 def note(text: str) -> None:
-    """A dim line on stderr."""
-    Console(stderr=True, highlight=False).print(text, style="dim", markup=False, soft_wrap=True)
+    """A dim line on stderr.
+
+    Raises:
+        OSError: nobody reads it.
+    """
+    Notes(stderr=True, highlight=False).print(text, style="dim", markup=False, soft_wrap=True)

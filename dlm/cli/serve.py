@@ -160,10 +160,14 @@ def announce(
         print_json({"url": url, "model": name})
         return
     body = '{"messages": [{"role": "user", "content": "Hello"}]}'
-    note(f"{name} at {url}, {batch_size} rows at a time; Ctrl-C ends. Such as:")
-    note(f"  curl {url}/chat/completions -d '{body}'")
+    lines = [
+        f"{name} at {url}, {batch_size} rows at a time; Ctrl-C ends. Such as:",
+        f"  curl {url}/chat/completions -d '{body}'",
+    ]
     if not (guarded or ip_address(host).is_loopback):
-        note("Whoever reaches this address may ask: --api-key says who may")
+        lines.append("Whoever reaches this address may ask: --api-key says who may")
+    with suppress(OSError):  # nobody has to read them, or all of them
+        note("\n".join(lines))
 
 
 def tell(served: "Served", *, machine: bool) -> None:

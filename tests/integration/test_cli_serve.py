@@ -1,5 +1,7 @@
 """`dlm serve`: a process of its own, asked over a socket."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -201,6 +203,19 @@ def test_nobody_has_to_read_the_lines(monkeypatch: pytest.MonkeyPatch, machine: 
     monkeypatch.setattr(command, "print_json", closed)
     monkeypatch.setattr(command, "note", closed)
     command.tell(served(), machine=machine)
+
+
+def test_a_pipe_that_nobody_reads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `dlm serve 2>&1 | head -2`."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    command.tell(served(), machine=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command.announce(listener, "a model", 3, guarded=True, machine=False)
 
 
 def test_answers_that_take_too_long_end_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
