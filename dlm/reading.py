@@ -3,17 +3,19 @@
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers.decoders import ByteLevel
 
 from dlm.models.model import Model
-from dlm.prompts import decode_text, tokenizer_of, whole_text
+from dlm.prompts import tokenizer_of, whole_text
 
 HALF = "\ufffd"
 """Stands for bytes that are no character, or not yet one."""
 KEPT = 8  # tokens decoded again in front of new ones, where these read otherwise alone
 LONG = 32  # tokens; more of them are not decoded again for every new one
+AtStopToken = Literal["end", "cut", "ignore"]
+"""What the first stop token of a choice does: see `Reader`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +55,28 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
 class Reader:
     """The text of one choice: what it gave is never taken back.
 
-    Together it gives `decode_text` of the whole span, cut in front of the stop text that begins
-    first, however the tokens came. New tokens are decoded behind a few of those before them, and
-    their text is what they add; where it does not continue the earlier text all are decoded.
+    Together it gives `decode_text` of the whole span, or `whole_text` where stop tokens mean
+    nothing, cut in front of the stop text that begins first, however the tokens came. New tokens
+    are decoded behind a few of those before them, and their text is what they add; where it does
+    not continue the earlier text all are decoded.
 
     Args:
         model: whose tokenizer and stop tokens they are.
         stop: texts that end the choice.
+        at_stop_token: what the first stop token does: end the choice; only end its text, which
+            is that of `dlm.generate` where rows go on behind it; or nothing, as in `dlm.infill`.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: Model, stop: Sequence[str] = (), *, at_stop_token: AtStopToken = "end"
+    ) -> None:
         self.vocabulary = vocabulary_of(tokenizer_of(model, "text"))
         self.model = model
         self.stop = stop
+        self.at_stop_token = at_stop_token
         self.stopped = False  # whether a stop text ended it
-        self.ended = False  # whether a stop token did
-        self.count = 0  # tokens, up to the first stop token and with it
+        self.silent = False  # whether a stop token ended its text
+        self.count = 0  # tokens, where one ends the choice up to the first stop token and with it
         self.given = ""
         self.tokens: list[int] = []
         self.readable = 0  # tokens in front of those whose text hangs on what follows
@@ -77,6 +85,11 @@ class Reader:
         self.begin = 0
         self.head = ""
         self.known = ""  # text of all tokens up to the end of the head
+
+    @property
+    def ended(self) -> bool:
+        """Whether a stop token ended it."""
+        return self.silent and self.at_stop_token == "end"
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that is final now, after these further tokens."""
@@ -116,17 +129,19 @@ class Reader:
         """Text that remains, of the tokens of the whole span."""
         if self.stopped:
             return ""
-        self.count, self.ended = 0, False
-        self.counted(tokens)
-        text = decode_text(self.model, tokens)
+        self.count, self.silent = 0, False
+        text = whole_text(self.model, self.counted(tokens))
         return self.give(text, len(text))
 
     def counted(self, tokens: Sequence[int]) -> Sequence[int]:
-        """Those in front of the first stop token, which are counted, and it with them."""
-        stops = self.model.spec.stop_ids
-        place = next((i for i, token in enumerate(tokens) if token in stops), None)
-        self.ended = place is not None
-        self.count += len(tokens) if place is None else place + 1
+        """Those that are read; they are counted, and what else the choice is made of."""
+        if self.silent:
+            place: int | None = 0
+        else:
+            stops = () if self.at_stop_token == "ignore" else self.model.spec.stop_ids
+            place = next((i for i, token in enumerate(tokens) if token in stops), None)
+            self.silent = place is not None
+        self.count += place + 1 if place is not None and self.ended else len(tokens)
         return tokens[:place]
 
     def add(self, tokens: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dlm.models.model import Model
-from dlm.reading import Reader
+from dlm.reading import AtStopToken, Reader
 from dlm.serving.protocol import Asked
 from dlm.serving.work import Ended, Grown
 
@@ -37,7 +37,10 @@ class Answer:
 
     def __init__(self, model: Model, asked: Asked) -> None:
         self.asked = asked
-        self.choices = [Choice(Reader(model, asked.stop)) for _ in asked.request.rows]
+        does = at_stop_token(asked)
+        self.choices = [
+            Choice(Reader(model, asked.stop, at_stop_token=does)) for _ in asked.request.rows
+        ]
 
     def take(self, event: Grown | Ended) -> Piece | None:
         """What an event adds; None for one told before the engine heard that the row is over."""
@@ -64,7 +67,7 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices, of each up to the first stop token and with it."""
+        """Tokens of all choices; of one that a stop token ends up to that and with it."""
         return sum(choice.reader.count for choice in self.choices)
 
     @property
@@ -72,3 +75,14 @@ class Answer:
         """Forwards of the choices where they are known; None if nowhere."""
         known = [choice.forwards for choice in self.choices if choice.forwards is not None]
         return sum(known) if known else None
+
+
+def at_stop_token(asked: Asked) -> AtStopToken:
+    """What the first stop token of a choice does.
+
+    Where rows go on behind it all their tokens were decoded, and are counted. Their text is what
+    `dlm.generate` makes of them, and in front of a suffix, as in `dlm.infill`, all of it.
+    """
+    if asked.request.settings.stop_at_eos:
+        return "end"
+    return "ignore" if asked.fills else "cut"

@@ -50,6 +50,7 @@ class Asked:
     request: Request  # choices in the order of the answer: n of the first prompt, n of the next
     chat: bool
     prompt_tokens: int  # each prompt once
+    fills: bool  # whether a suffix stands behind what is decoded
     stop: tuple[str, ...]  # texts that end a choice
     stream: bool
     include_usage: bool  # at the end of a stream
@@ -100,6 +101,7 @@ def read_request(
         request=Request(rows, spans, settings, follow=stream or bool(stop)),
         chat=chat,
         prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),
+        fills=bool(after),
         stop=stop,
         stream=stream,
         include_usage=include_usage,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 import dlm
 from dlm import reading
 from dlm.models.model import Model
-from dlm.prompts import decode_text
-from dlm.reading import Reader, vocabulary_of
+from dlm.prompts import decode_text, whole_text
+from dlm.reading import AtStopToken, Reader, vocabulary_of
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 STOP_ID, SPECIAL_ID = 0, 1
@@ -71,9 +71,15 @@ MODELS = {
 }
 
 
-def read(model: Model, tokens: Sequence[int], cuts: Sequence[int], stop: Sequence[str]) -> Any:
+def read(
+    model: Model,
+    tokens: Sequence[int],
+    cuts: Sequence[int],
+    stop: Sequence[str],
+    does: AtStopToken = "end",
+) -> Any:
     """The reader of tokens that come in pieces, and the texts it gave."""
-    reader = Reader(model, stop)
+    reader = Reader(model, stop, at_stop_token=does)
     ends = sorted({0, *(min(cut, len(tokens)) for cut in cuts)})
     texts = [reader.push(tokens[begin:end]) for begin, end in pairwise(ends)]
     return reader, [*texts, reader.end(tokens)]
@@ -103,19 +109,25 @@ def cases(draw: st.DrawFn) -> tuple[Model, list[int], list[int], list[str]]:
     return model, tokens, cuts, draw(st.lists(made.filter(bool), max_size=3))
 
 
-@given(case=cases(), kept=st.sampled_from([1, 2, 3, 8]), long=st.sampled_from([4, 32]))
+@given(
+    case=cases(),
+    kept=st.sampled_from([1, 2, 3, 8]),
+    long=st.sampled_from([4, 32]),
+    does=st.sampled_from(get_args(AtStopToken)),
+)
 @settings(deadline=None, max_examples=150)
 def test_pieces_make_the_text_of_the_whole(
-    case: tuple[Model, list[int], list[int], list[str]], kept: int, long: int
+    case: tuple[Model, list[int], list[int], list[str]], kept: int, long: int, does: AtStopToken
 ) -> None:
     model, tokens, cuts, stop = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "KEPT", kept)
         patch.setattr(reading, "LONG", long)
-        reader, texts = read(model, tokens, cuts, stop)
-    whole = decode_text(model, tokens)
+        reader, texts = read(model, tokens, cuts, stop, does)
+    whole = (whole_text if does == "ignore" else decode_text)(model, tokens)
     assert "".join(texts) == cut(whole, stop)
     assert reader.stopped == any(text in whole for text in stop)
+    assert does == "end" or not reader.ended
 
 
 @given(text=st.text(max_size=20))
@@ -206,6 +218,20 @@ def test_nothing_counts_behind_a_stop_token(pushed: bool) -> None:
     texts = [reader.push(tokens[:3]), reader.push(tokens[3:])] if pushed else []
     assert "".join([*texts, reader.end(tokens)]) == "ab"
     assert (reader.count, reader.ended, reader.stopped) == (3, True, False)
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+@pytest.mark.parametrize(("does", "text"), [("cut", "ab"), ("ignore", "abcd")])
+def test_all_tokens_count_where_a_stop_token_ends_no_choice(
+    does: AtStopToken, text: str, pushed: bool
+) -> None:
+    model = MODELS["byte level"]
+    tokens = [*tokens_of(model, "ab"), STOP_ID, *tokens_of(model, "cd")]
+    reader = Reader(model, at_stop_token=does)
+    texts = [reader.push(tokens[:3]), reader.push(tokens[3:])] if pushed else []
+    assert not pushed or reader.count == 5
+    assert "".join([*texts, reader.end(tokens)]) == text
+    assert (reader.count, reader.ended) == (5, False)
 
 
 def test_without_a_stop_token_all_tokens_count() -> None:

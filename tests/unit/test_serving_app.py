@@ -16,7 +16,7 @@ from dlm.serving import exchange
 from dlm.serving.answer import Answer
 from dlm.serving.app import Served, create_app
 from dlm.serving.protocol import read_request
-from dlm.serving.work import Ended, Event, Request
+from dlm.serving.work import Ended, Event, Grown, Request
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
 
@@ -226,9 +226,38 @@ def test_texts_are_set_up_beside_the_loop(serve: Serve, monkeypatch: pytest.Monk
 def test_a_text_is_filled_in_between(serve: Serve) -> None:
     server = serve(CASES.letters(["12"]))
     usage = server.ask(suffix="=4").json()["usage"]
-    assert usage == {"prompt_tokens": 4 + 2, "completion_tokens": 3, "total_tokens": 9}
+    assert usage == {"prompt_tokens": 4 + 2, "completion_tokens": 8, "total_tokens": 14}
     (request,) = server.engine.requests
     assert request.rows[0][4:] == [5] * 8 + CASES.ids("=4")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("more", "text", "tokens", "reason"),
+    [
+        ({}, "1", 2, "stop"),
+        ({"stop_at_eos": False}, "1", 4, "length"),
+        ({"suffix": "=4"}, "123", 4, "length"),
+        ({"suffix": "=4", "stop": "2"}, "1", 3, "stop"),
+        ({"suffix": "=4", "stop_at_eos": True}, "1", 2, "stop"),
+    ],
+)
+def test_rows_may_go_on_behind_a_stop_token(
+    serve: Serve, stream: bool, more: dict[str, Any], text: str, tokens: int, reason: str
+) -> None:
+    def play(request: Request) -> Iterator[Event]:
+        row = [*CASES.ids("1"), CASES.EOS, *CASES.ids("23")]
+        yield from (Grown(0, row[at : at + 1]) for at in range(len(row) if request.follow else 0))
+        yield Ended(0, row, decoded=4, forwards=4)
+
+    server = serve(play)
+    if stream:
+        choices = [event["choices"][0] for event in server.events(**more)[:-1]]
+    else:
+        choices = server.ask(**more).json()["choices"]
+    assert "".join(choice["text"] for choice in choices) == text
+    assert choices[-1]["finish_reason"] == reason
+    assert server.served[0].completion_tokens == tokens
 
 
 def test_requests_are_read_and_answered_beside_each_other(
