@@ -15,6 +15,9 @@ GRACE: Final = 30.0
 """Seconds that requests have to be answered in once it ends."""
 LEEWAY: Final = 5
 """Seconds more in which those that were not learn so."""
+KEEP_ALIVE: Final = 75
+"""Seconds without a request after which a connection is closed: longer than clients and proxies
+keep theirs, who would write into one that is just being closed."""
 
 
 class Server(uvicorn.Server):
@@ -40,6 +43,7 @@ def run_until_signal(app: Starlette, engine: Engine, listener: socket.socket) ->
         log_level="warning",
         lifespan="off",
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(GRACE) + LEEWAY,
     )
     # uvicorn raises what it caught once more in the end: that must not kill the process.
