@@ -226,4 +226,4 @@ def listening(host: str, port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port must be an int in [0, 65535], got {port}")
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    return socket.create_server(address[:2], family=family, backlog=128)

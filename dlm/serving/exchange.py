@@ -22,6 +22,7 @@ from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
 from dlm.serving.work import Ended, Event, Failed, Grown, Tell
 
 MOST_BYTES = 4 << 20  # of a body
+BODY_TIME = 60.0  # seconds in which it has to be there
 PULSE = 0.5  # seconds between looks whether both sides are still there
 QUIET = 15.0  # seconds without a word after which a stream says that it goes on
 WAITING = b": waiting\n\n"
@@ -90,6 +91,8 @@ def refusal(wrong: Wrong) -> Response:
     response = reply(wrong.body(), wrong.status)
     if wrong.status == 429:
         response.headers["retry-after"] = "1"
+    if wrong.status == 408:  # what is still to come of the body would be waited for
+        response.headers["connection"] = "close"
     return response
 
 
@@ -289,18 +292,29 @@ class EventStream(StreamingResponse):
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, if it is not too long.
+    """The body, if it is not too long, and does not take too long to come.
 
     Raises:
-        Wrong: it is.
+        Wrong: it is, or does.
         Gone: the client left in the middle of it.
     """
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated[:20]) > MOST_BYTES:
+        raise too_long()
     data = bytearray()
     try:
-        async for part in request.stream():
-            data += part
-            if len(data) > MOST_BYTES:
-                raise Wrong(413, f"a body must be at most {MOST_BYTES >> 20} MiB")
+        async with asyncio.timeout(BODY_TIME):
+            async for part in request.stream():
+                data += part
+                if len(data) > MOST_BYTES:
+                    raise too_long()
+    except TimeoutError:
+        raise Wrong(408, f"a body must be there within {BODY_TIME:g} seconds") from None
     except ClientDisconnect:
         raise Gone from None
     return bytes(data)
+
+
+def too_long() -> Wrong:
+    """What a client is told of a body that is."""
+    return Wrong(413, f"a body must be at most {MOST_BYTES >> 20} MiB")

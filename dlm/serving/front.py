@@ -10,6 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from dlm.serving.engine import Engine
+from dlm.serving.logs import told_usefully
 
 GRACE: Final = 30.0
 """Seconds that requests have to be answered in once it ends."""
@@ -18,6 +19,9 @@ LEEWAY: Final = 5
 KEEP_ALIVE: Final = 75
 """Seconds without a request after which a connection is closed: longer than clients and proxies
 keep theirs, who would write into one that is just being closed."""
+BACKLOG: Final = 128
+"""Connections that wait to be taken. Where no descriptor is left asyncio tries, and tells, so
+often at a time."""
 
 
 class Server(uvicorn.Server):
@@ -43,13 +47,14 @@ def run_until_signal(app: Starlette, engine: Engine, listener: socket.socket) ->
         log_level="warning",
         lifespan="off",
         ws="none",
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(GRACE) + LEEWAY,
     )
     # uvicorn raises what it caught once more in the end: that must not kill the process.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with suppress(KeyboardInterrupt):
+        with told_usefully(), suppress(KeyboardInterrupt):
             Server(config, engine).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -155,6 +155,40 @@ def test_a_body_has_a_bound(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> No
     assert server.ask(user="a" * (1 << 19)).status_code == 200
 
 
+@pytest.mark.parametrize("length", [str(exchange.MOST_BYTES + 1), "9" * 5000])
+def test_a_body_that_says_that_it_is_too_long_is_not_read(serve: Serve, length: str) -> None:
+    server = serve(CASES.nothing)
+
+    async def receive() -> Any:
+        raise AssertionError("read")
+
+    async def ask() -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
+            "headers": [(b"content-length", length.encode())],
+        }  # fmt: skip
+        await server.client.app(scope, receive, send)
+        return sent
+
+    assert asyncio.run(ask())[0]["status"] == 413
+    assert [told.error for told in server.served] == ["a body must be at most 4 MiB"]
+
+
+def test_a_body_has_to_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "BODY_TIME", 0.01)
+    server = serve(CASES.nothing)
+    sent = asyncio.run(CASES.leave(server.client.app, {"prompt": "a"}, 9, whole=False))
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
+    assert b"a body must be there within 0.01 seconds" in sent[1]["body"]
+    assert [told.status for told in server.served] == [408]
+    assert server.engine.requests == []
+
+
 def test_only_who_has_the_key_is_served(serve: Serve) -> None:
     server = serve(CASES.letters([""]), api_key=KEY)
     client = server.client

@@ -1,5 +1,8 @@
-"""How a server begins."""
+"""How a server begins, and what it logs."""
 
+import asyncio
+import errno
+import logging
 import runpy
 import socket
 import threading
@@ -13,6 +16,7 @@ import uvicorn
 
 from dlm.serving import front
 from dlm.serving.app import create_app
+from dlm.serving.logs import told_usefully
 from dlm.serving.work import Event, Request
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
@@ -52,4 +56,25 @@ def test_connections_are_kept_for_longer_than_clients_keep_them(
     with socket.socket() as listener:
         front.run_until_signal(app, engine, listener)
     (config,) = seen
-    assert config.timeout_keep_alive == 75
+    assert (config.timeout_keep_alive, config.backlog) == (75, 128)
+
+
+def test_what_helps_nobody_is_not_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncs, uvicorns = logging.getLogger("asyncio"), logging.getLogger("uvicorn.error")
+    times = iter((1.0, 1.0, 2.0, 70.0))
+    monkeypatch.setattr("dlm.serving.logs.time", SimpleNamespace(monotonic=lambda: next(times)))
+    full = OSError(errno.EMFILE, "Too many open files")
+    with told_usefully():
+        for _ in range(5):
+            asyncs.warning("socket.send() raised exception.")
+        uvicorns.error("Exception in ASGI application", exc_info=asyncio.CancelledError())
+        for _ in range(4):
+            asyncs.error("socket.accept() out of system resource\nsocket: 4", exc_info=full)
+        uvicorns.error("Exception in ASGI application", exc_info=KeyError("a"))
+    line = "connections wait, as none can be taken now: [Errno 24] Too many open files"
+    assert caplog.messages == [line, line, "Exception in ASGI application"]
+    assert [record.exc_info is None for record in caplog.records] == [True, True, False]
+    asyncs.warning("socket.send() raised exception.")
+    assert len(caplog.records) == 4
