@@ -126,9 +126,9 @@ class Exchange:
             first = await self.next(within=QUIET)
             streams = True
             return EventStream(self, self.stream(first))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # which nobody does to a request but a server that ends
             self.cut()
-            raise
+            return refusal(Wrong(503, CUT, code="closed"))
         except Exception as error:
             return refusal(self.fail(error))
         finally:

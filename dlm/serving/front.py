@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from contextlib import suppress
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -16,6 +17,8 @@ GRACE: Final = 30.0
 """Seconds that requests have to be answered in once it ends."""
 LEEWAY: Final = 5
 """Seconds more in which those that were not learn so."""
+HASTE: Final = 2.0
+"""Seconds in which they do at a second signal."""
 KEEP_ALIVE: Final = 75
 """Seconds without a request after which a connection is closed: longer than clients and proxies
 keep theirs, who would write into one that is just being closed."""
@@ -30,6 +33,13 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self.engine = engine
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.hurries = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no requests, and wait for the answers of those that there are."""
@@ -39,9 +49,32 @@ class Server(uvicorn.Server):
         finally:
             late.cancel()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at the first signal, soon at the second, at once at the third, whichever they are."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+        elif self.loop is None or self.hurries:
+            self.force_exit = True
+        else:
+            self.hurries = True
+            self.loop.call_soon_threadsafe(self.hurry)  # the engine's lock is not for handlers
+
+    def hurry(self) -> None:
+        """Fail what is not answered, and wait no longer than it takes to say so."""
+        self.engine.stop()
+        assert self.loop is not None
+        self.loop.call_later(HASTE, self.force)
+
+    def force(self) -> None:
+        """Wait for nothing any more."""
+        self.force_exit = True
+
 
 def run_until_signal(app: Starlette, engine: Engine, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, and then for at most `GRACE` seconds; a second one ends it."""
+    """Serve until SIGINT or SIGTERM, and then for at most `GRACE` seconds.
+
+    A second signal of either kind fails what is not answered then.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -1,12 +1,19 @@
-"""How a server begins, and what it logs."""
+"""How a server begins, ends at signals, and what it logs meanwhile."""
 
 import asyncio
 import errno
+import http.client
+import json
 import logging
+import os
 import runpy
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +54,55 @@ def engine() -> Iterator[Engine]:
     made.stop()
 
 
+def post(address: Any, body: bytes, length: int) -> tuple[int, str, Any]:
+    """Status, kind and JSON of the answer to a body that may not be all there."""
+    with closing(http.client.HTTPConnection(*address, timeout=PATIENCE)) as client:
+        client.putrequest("POST", "/v1/completions")
+        client.putheader("content-length", str(length))
+        client.endheaders(body)
+        answer = client.getresponse()
+        return answer.status, answer.headers["content-type"], json.load(answer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [(0, "the server decodes nothing any more"), (5, "the server ended")],
+)
+def test_a_second_signal_tells_who_waits(
+    engine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    missing: int,
+    message: str,
+) -> None:
+    """Also who has not said all, and with nothing on stderr."""
+    monkeypatch.setattr(front, "HASTE", 1.0)
+    app = create_app(engine, name="m", defaults={"gen_length": 8})
+    body = b'{"prompt": "a"}'
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(post, listener.getsockname(), body, len(body) + missing)
+
+        def interrupt() -> None:
+            if missing:
+                time.sleep(1)
+            else:
+                engine.reached.wait(PATIENCE)
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)
+
+        pool.submit(interrupt)
+        front.run_until_signal(app, engine, listener)
+        status, kind, said = asked.result()
+    assert time.monotonic() - begun < front.GRACE
+    assert (status, kind) == (503, "application/json")
+    assert (said["error"]["message"], said["error"]["code"]) == (message, "closed")
+    assert capfd.readouterr().err == ""
+
+
 def test_connections_are_kept_for_longer_than_clients_keep_them(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +113,16 @@ def test_connections_are_kept_for_longer_than_clients_keep_them(
         front.run_until_signal(app, engine, listener)
     (config,) = seen
     assert (config.timeout_keep_alive, config.backlog) == (75, 128)
+
+
+def test_a_third_signal_waits_for_nothing(engine: Any) -> None:
+    server = front.Server(uvicorn.Config(create_app(engine, name="m", defaults={})), engine)
+    calls: list[Any] = []
+    server.loop = SimpleNamespace(call_soon_threadsafe=calls.append)  # type: ignore[assignment]
+    for ends, hurries, forced in [(True, 0, False), (True, 1, False), (True, 1, True)]:
+        server.handle_exit(signal.SIGTERM, None)
+        assert (server.should_exit, len(calls), server.force_exit) == (ends, hurries, forced)
+    assert calls == [server.hurry]
 
 
 def test_what_helps_nobody_is_not_logged(
