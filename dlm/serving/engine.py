@@ -13,12 +13,14 @@ import torch
 from dlm.host import check
 from dlm.models.model import Model
 from dlm.options import integer
-from dlm.serving.group import Group, Laid, Line
+from dlm.serving.group import Group, Laid, Line, Waiter
 from dlm.serving.work import Busy, Event, Failed, Request, Tell
 
 LOG: Final = logging.getLogger("dlm.serving")
 GROUPS: Final = 16
 """That take turns, at most: each has recordings of its own, and torch few streams to make them."""
+OVERTAKING: Final = 64
+"""Rows that go before one that no group takes, at most, and as many are looked at behind it."""
 
 
 class Engine:
@@ -26,8 +28,9 @@ class Engine:
 
     Rows wait in the order of the requests and are decoded as soon as there is room. Those that
     agree on how to be decoded share their forwards, whenever they came; the forwards of others
-    take turns. What a row yields is what `dlm.generate` gives for it alone. A GPU that does no more
-    after an error ends the engine.
+    take turns. A row that would need one turn too many waits until there is one less, and lets some
+    of those behind it go first that share the forwards of others. What a row yields is what
+    `dlm.generate` gives for it alone. A GPU that does no more after an error ends the engine.
 
     Args:
         model: what `dlm.load` gave.
@@ -42,8 +45,9 @@ class Engine:
         self.model = model
         self.batch_size = integer("batch_size", batch_size, least=1)
         self.queue_size = integer("queue_size", queue_size, least=1)
-        self.waiting: deque[Line] = deque()
+        self.waiting: deque[Waiter] = deque()
         self.groups: list[Group] = []
+        self.begun = 0  # groups so far
         self.given_up: list[tuple[int, int | None]] = []  # tickets and rows
         self.numbers = count(1)
         self.news = threading.Condition()  # guards all but the groups
@@ -76,7 +80,7 @@ class Engine:
                 )
             ticket = next(self.numbers)
             for row in range(rows):
-                self.waiting.append(Line(next(self.numbers), ticket, row, request, tell))
+                self.waiting.append(Waiter(Line(next(self.numbers), ticket, row, request, tell)))
             self.news.notify()
             return ticket
 
@@ -131,7 +135,7 @@ class Engine:
         with self.news:
             given_up, self.given_up = self.given_up, []
             for ticket, row in given_up:
-                kept = [line for line in self.waiting if not line.is_of(ticket, row)]
+                kept = [each for each in self.waiting if not each.line.is_of(ticket, row)]
                 self.waiting = deque(kept)
         for ticket, row in given_up:
             for group in list(self.groups):
@@ -141,33 +145,57 @@ class Engine:
                     self.remove(group)
 
     def admit(self) -> None:
-        """Let those join that waited longest, as far as there is room."""
+        """Let those join that waited longest, as far as there is room.
+
+        Where one of them has to wait for a group of its own, those behind it may join the groups
+        that there are. It is the first to get the next one, as no other can begin before.
+        """
+        place = 0  # in the queue; those in front of it wait for groups
         while sum(len(group.lines) for group in self.groups) < self.batch_size:
-            with self.news:
-                if not self.waiting:
-                    return
-                line = self.waiting[0]
+            waiter = self.next(place)
+            if waiter is None:
+                return
             try:
-                placed = self.place(Laid.of(self.model, line))
+                placed = self.place(waiter)
             except Exception as error:
-                self.fail([line], error.with_traceback(None))
+                self.fail([waiter.line], error.with_traceback(None))
                 self.leave()
                 check(self.model.device)
+                place = 0  # others may have left, and a group with them
                 continue
-            if not placed:
-                return
-            with self.news:
-                self.waiting.popleft()
+            if placed:
+                self.passed(place)
+            else:
+                place += 1
 
-    def place(self, laid: Laid) -> bool:
+    def next(self, place: int) -> Waiter | None:
+        """Who waits at a place, if the first in the queue lets it go."""
+        with self.news:
+            if place >= len(self.waiting):
+                return None
+            stays = place > 0 and self.waiting[0].passed >= OVERTAKING
+            return None if stays or place > OVERTAKING else self.waiting[place]
+
+    def passed(self, place: int) -> None:
+        """Take the one at a place out of the queue, past those in front of it."""
+        with self.news:
+            for number in range(place):
+                self.waiting[number].passed += 1
+            del self.waiting[place]
+
+    def place(self, waiter: Waiter) -> bool:
         """Find others to decode a line with, or begin with it; whether there was room."""
-        for group in self.groups:
+        laid = waiter.laid = waiter.laid or Laid.of(self.model, waiter.line)
+        new = self.begun - waiter.met  # the others have refused it
+        for group in self.groups[max(0, len(self.groups) - new) :]:
             if group.accepts(laid):
                 group.add(laid)
                 return True
+        waiter.met = self.begun
         if len(self.groups) == GROUPS:
             return False
         self.groups.append(Group(laid, self.say))
+        self.begun += 1
         return True
 
     def advance(self, group: Group) -> None:
@@ -209,7 +237,8 @@ class Engine:
         with self.news:
             self.running = False
             groups, self.groups = self.groups, []
-            left = [*self.waiting, *(line for group in groups for line in group.lines.values())]
+            left = [each.line for each in self.waiting]
+            left += [line for group in groups for line in group.lines.values()]
             self.waiting.clear()
         self.fail(left, error)
         for group in groups:

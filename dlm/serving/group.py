@@ -98,6 +98,16 @@ def one_block(span: int, spec: ModelSpec) -> int:
     return min(max(power(span), STRIDE), spec.max_length)
 
 
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A line that waits for its turn."""
+
+    line: Line
+    laid: Laid | None = None  # once it was laid out
+    met: int = 0  # groups begun so far when none would take it
+    passed: int = 0  # lines behind it that went first
+
+
 class Group:
     """Lines that share their forwards: some from the beginning, others join."""
 

@@ -3,7 +3,6 @@
 import runpy
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,22 +179,6 @@ def test_what_is_given_up_is_told_no_more(
     assert sizes[0] == 4
     assert max(sizes[1:]) == 2
     assert engine.load() == (0, 0)
-
-
-def test_groups_that_take_turns_are_few(
-    golden: Model, gated: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who finds no place waits, in order."""
-    monkeypatch.setattr("dlm.serving.engine.GROUPS", 2)
-    engine = Engine(replace(golden, network=gated), batch_size=9)
-    with engine.news:
-        clients = [Client(golden, [[1]], temperature=t / 10).ask(engine) for t in (1, 2, 3, 2)]
-    assert gated.reached.wait(PATIENCE)
-    assert engine.load() == (2, 2)
-    gated.gate.set()
-    for client in clients:
-        client.check()
-    engine.close()
 
 
 def test_a_row_that_is_given_up_before_it_joins_never_does(golden: Model) -> None:

@@ -2,6 +2,7 @@
 
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,4 +64,70 @@ def test_a_block_longer_than_its_row_is_one_over_all(golden: Model, decoder: str
         ]
     for client in clients:
         client.check()
+    engine.close()
+
+
+def test_groups_that_take_turns_are_few(
+    golden: Model, gated_model: Model, gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds no place waits, and lets a few go first that need none of their own."""
+    made: list[str] = []
+    lay_out = Laid.of
+    monkeypatch.setattr("dlm.serving.engine.GROUPS", 2)
+    monkeypatch.setattr("dlm.serving.engine.OVERTAKING", 3)
+    monkeypatch.setattr(Laid, "of", lambda *given: (made.append(""), lay_out(*given))[1])
+    engine = Engine(gated_model, batch_size=9)
+    kinds = (1, 2, 3, 2, 4, 1, 3, 2, 2)
+    with engine.news:
+        clients = [Client(golden, [[1]], temperature=kind / 10).ask(engine) for kind in kinds]
+    assert gated.reached.wait(PATIENCE)
+    assert engine.load() == (5, 4)
+    assert [each.passed for each in engine.waiting] == [3, 2, 1, 0]
+    gated.gate.set()
+    for client in clients:
+        client.check()
+    assert len(made) == len(kinds)  # each once
+    engine.close()
+
+
+def test_nobody_waits_for_a_group_for_ever(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come that fit those that there are."""
+    monkeypatch.setattr("dlm.serving.engine.GROUPS", 1)
+    monkeypatch.setattr("dlm.serving.engine.OVERTAKING", 3)
+    engine = Engine(golden, batch_size=4)
+    waits = Client(golden, [[1]], temperature=0.1)
+    asked: list[Any] = []
+
+    def ask() -> None:
+        if len(asked) < 50 and not waits.over.is_set():
+            asked.append(Client(golden, [[2]], gen_length=3 + len(asked) % 2))
+            asked[-1].heard = ask
+            asked[-1].ask(engine)
+
+    with engine.news:
+        ask()
+        ask()
+        waits.ask(engine)
+    waits.check()
+    assert len(asked) <= 2 + 3 + 2  # two that began, those that went first, two in their place
+    engine.close()
+
+
+def test_who_waits_for_a_group_gets_the_next_one(
+    golden: Model, gated_model: Model, gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order they came; one that could join went first."""
+    monkeypatch.setattr("dlm.serving.engine.GROUPS", 1)
+    engine = Engine(gated_model)
+    order: list[int] = []
+    with engine.news:
+        clients = [
+            Client(golden, [[1]], temperature=kind / 10).ask(engine) for kind in (1, 2, 3, 1)
+        ]
+    for number, client in enumerate(clients):
+        client.heard = partial(order.append, number)
+    gated.gate.set()
+    for client in clients:
+        client.check()
+    assert order in ([0, 3, 1, 2], [3, 0, 1, 2])
     engine.close()
