@@ -17,6 +17,7 @@ from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompts import (
     Prompt,
+    TooLong,
     check_model,
     decode_text,
     encode_prompts,
@@ -93,12 +94,11 @@ class Job:
         return StopTexts(model, self.spans, Traits.of(self.decoder), self.settings.stops)
 
 
-def check_length(model: Model, length: int) -> None:
-    """Refuse rows longer than the model can place."""
+def check_length(model: Model, length: int, what: str = "prompt and generation") -> None:
+    """Refuse rows longer than the model can place, which is `TooLong`."""
     if length > model.spec.max_length:
-        raise ValueError(
-            f"prompt and generation must fit the model's {model.spec.max_length} positions, "
-            f"got {length} tokens"
+        raise TooLong(
+            f"{what} must fit the model's {model.spec.max_length} positions, got {length} tokens"
         )
 
 

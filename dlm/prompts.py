@@ -17,6 +17,14 @@ CONTINUE = "continue_final_message"
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
+class HoldsMask(ValueError):
+    """A prompt has the token in it that stands for what is to be decoded."""
+
+
+class TooLong(ValueError):
+    """A row is longer than the model can place."""
+
+
 @names_checked
 def encode_prompts(
     model: Model,
@@ -37,14 +45,15 @@ def encode_prompts(
 
     Raises:
         ValueError: what is no model or no prompt, an empty prompt, an id outside the vocabulary or
-            equal to the mask id, text for a model without a tokenizer, chat options that no
-            template reads, or a chat that ends with the assistant and is not to be continued.
+            equal to the mask id (`HoldsMask`), text for a model without a tokenizer, chat options
+            that no template reads, or a chat that ends with the assistant and is not to be
+            continued.
     """
     check_model(model)
     rows = [encode_prompt(model, prompt, chat_options) for prompt in as_list(prompts)]
     for number, row in enumerate(rows):
         if model.spec.mask_id in row:
-            raise ValueError(
+            raise HoldsMask(
                 f"prompt {number} holds the mask id {model.spec.mask_id}: use dlm.infill for blanks"
             )
     return [opened(row, model.spec.suffix) for row in rows]
@@ -128,13 +137,15 @@ def encode_chat(
     return ids
 
 
-def check_chat_options(template: str, chat_options: Mapping[str, Any]) -> None:
+def check_chat_options(
+    template: str, chat_options: Mapping[str, Any], called: str = "chat_options"
+) -> None:
     """Refuse variables that a chat template would ignore, and those it is given anyway."""
     for name in chat_options:
         read = re.search(rf"\b{re.escape(name)}\b", template)
         if not read or name in ("messages", "add_generation_prompt"):
             raise ValueError(
-                f"chat_options must hold variables that the chat template reads, beside messages "
+                f"{called} must hold variables that the chat template reads, beside messages "
                 f"and add_generation_prompt, got {name!r}"
             )
 

@@ -19,7 +19,14 @@ from dlm.generation import check_length, continued
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import NOTHING, integer, known
-from dlm.prompts import CONTINUE, encode_prompts, tokenizer_of
+from dlm.prompts import (
+    CONTINUE,
+    HoldsMask,
+    TooLong,
+    check_chat_options,
+    encode_prompts,
+    tokenizer_of,
+)
 from dlm.reading import vocabulary_of
 from dlm.serving import fields
 from dlm.serving.work import Request
@@ -85,17 +92,24 @@ def read_request(
     if after:  # as in `dlm.infill`: what follows is given
         body.setdefault("stop_at_eos", False)
     settings = read_settings(body, defaults, model.spec, len(prompts) * n)
-    if chat:
-        variables = body.get("chat_template_kwargs", {})
-        continues = fields.read_continues(body, prompts)
-        encoded = [encode_chat(model, prompts, variables, continues=continues)]
-    else:
-        encoded = encode_prompts(model, prompts)
+    what = "messages" if chat else "prompt"
+    try:
+        if chat:
+            variables = body.get("chat_template_kwargs", {})
+            continues = fields.read_continues(body, prompts)
+            encoded = [encode_chat(model, prompts, variables, continues=continues)]
+        else:
+            encoded = encode_prompts(model, prompts)
+    except HoldsMask as error:
+        raise ValueError(masked(model, what)) from error
     if fields.read_length(body) is None:  # as long as the server says, where that much is left
         closed = max(map(len, encoded)) + len(after) + len(model.spec.suffix)
         room = max(1, model.spec.max_length - closed)
         if room < settings.gen_length:
             settings = replace(settings, gen_length=room)
+    closing = len(after) + len(model.spec.suffix)
+    longest = max(map(len, encoded)) + settings.gen_length + closing
+    check_length(model, longest, f"{what} and max_tokens")
     rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
     return Asked(
         request=Request(rows, spans, settings, follow=stream or bool(stop)),
@@ -149,7 +163,7 @@ def read_prompts(body: fields.Body, model: Model, n: int) -> list[Any]:
         if isinstance(prompt, str):
             refuse_long(model, "prompt", len(prompt))
         elif isinstance(prompt, list):
-            check_length(model, len(prompt))
+            check_length(model, len(prompt), "prompt")
     return fields.read_prompts(value)
 
 
@@ -171,11 +185,11 @@ def refuse_long(model: Model, name: str, length: int) -> None:
     """Refuse texts that are too long for any tokens, before these are sought.
 
     Raises:
-        ValueError: they are.
+        TooLong: they are.
     """
     most = model.spec.max_length
     if length > most * vocabulary_of(tokenizer_of(model, name)).longest:
-        raise ValueError(f"{name} must fit the model's {most} positions, got {length} characters")
+        raise TooLong(f"{name} must fit the model's {most} positions, got {length} characters")
 
 
 def read_settings(
@@ -313,31 +327,45 @@ def encode_suffix(model: Model, text: str) -> list[int]:
     refuse_long(model, "suffix", len(text))
     ids: list[int] = tokenizer_of(model, "suffix")(text, add_special_tokens=False)["input_ids"]
     if model.spec.mask_id in ids:
-        raise ValueError(f"suffix must not hold the mask, got {text!r}")
+        raise ValueError(masked(model, "suffix"))
     return ids
+
+
+def masked(model: Model, what: str) -> str:
+    """What is said where a text or token ids have the mask in them."""
+    mask, tokenizer = model.spec.mask_id, model.tokenizer
+    name = "" if tokenizer is None else f" {tokenizer.convert_ids_to_tokens(mask)!r}"
+    return (
+        f"{what} must not hold the mask{name}, id {mask}: it stands for what is decoded, which "
+        "comes behind a prompt, or between a prompt and a suffix"
+    )
 
 
 def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
     """Refuse variables of a chat template that the tokenizer would take for its own options.
+
+    And those that the template does not read.
 
     Raises:
         ValueError: one is, such as a template of the client's own.
     """
     if not chat_options:
         return
-    render = tokenizer_of(model, "a chat prompt").apply_chat_template
+    tokenizer = tokenizer_of(model, "a chat prompt")
+    render = tokenizer.apply_chat_template
     own = inspect.signature(render).parameters.keys() - {"tools", "documents"}
     for name in chat_options:
         cut = name[: fields.LONGEST_NAME]  # a longer one takes long to look for
         if name in own or name != cut:
             raise ValueError(f"chat_template_kwargs must be variables of the template, got {cut!r}")
+    if tokenizer.chat_template is not None:
+        check_chat_options(tokenizer.get_chat_template(), chat_options, "chat_template_kwargs")
 
 
 def rows_of(
     model: Model, encoded: Sequence[list[int]], gen_length: int, after: Sequence[int], n: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Rows of each prompt `n` times, with what is to be decoded behind, and where that lies."""
-    check_length(model, max(map(len, encoded)) + gen_length + len(after) + len(model.spec.suffix))
     total = n * sum(len(prompt) + gen_length + len(after) for prompt in encoded)
     if total > MOST_TOKENS:
         raise ValueError(f"all choices must hold at most {MOST_TOKENS} tokens, got {total}")

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from dlm.prompts import TooLong
 from dlm.serving import fields, replies
 from dlm.serving.protocol import UnknownModel
 from dlm.serving.work import Busy
@@ -49,7 +50,8 @@ def wrong_of(error: Exception) -> Wrong:
     if isinstance(error, UnknownModel):
         return Wrong(404, str(error), param="model", code="model_not_found")
     if isinstance(error, ValueError):
-        return Wrong(400, str(error), param=field_of(str(error)))
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        return Wrong(400, str(error), param=field_of(str(error)), code=code)
     if isinstance(error, Busy):
         return Wrong(429, str(error) or "too many rows wait: ask again later", code="queue_full")
     if isinstance(error, Closed):

@@ -104,6 +104,12 @@ def test_an_engine_that_ends_leaves_nobody_waiting(
             "model_not_found",
         ),
         ("POST", "/v1/chat/completions", b'{"prompt": "a"}', 400, None, None),
+        ("POST", "/v1/completions", b'{"prompt": [5]}', 400, "prompt", None),
+        (
+            "POST", "/v1/chat/completions",
+            b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"b": 1}}',
+            400, "chat_template_kwargs", None,
+        ),
         ("GET", "/v1/models/b", None, 404, "model", "model_not_found"),
         ("GET", "/v1/nothing", None, 404, None, None),
         ("GET", "/health/", None, 404, None, None),
@@ -125,6 +131,21 @@ def test_errors_have_one_shape(
     asked = status != 405 and body is not None
     assert [told.status for told in server.served] == ([status] if asked else [])
     assert server.engine.requests == []
+
+
+@pytest.mark.parametrize("length", [600, 60_000])
+@pytest.mark.parametrize("more", [{}, {"max_tokens": 4}])
+def test_what_is_too_long_is_told_by_its_code(serve: Serve, length: int, more: Any) -> None:
+    server, text = serve(CASES.nothing), "7" * length
+    chat = server.ask("chat/completions", messages=[{"role": "user", "content": text}], **more)
+    rows: list[Any] = [text, ["a", text], [7] * 513, [[7] * 513]]
+    answers = [(chat, "messages"), *((server.ask(prompt=row, **more), "prompt") for row in rows)]
+    answers += [(server.ask(prompt=[7] * 510, max_tokens=4), "prompt")]
+    for answer, param in answers:
+        error = answer.json()["error"]
+        assert answer.status_code == 400
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+        assert error["message"].startswith(param)
 
 
 def test_another_method_is_told_which_there_are(serve: Serve) -> None:

@@ -30,17 +30,9 @@ CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_ca
 PATIENCE = 60.0  # seconds
 
 
-class Engine(CASES.Engine):  # type: ignore[misc]
-    """One that can be stopped."""
-
-    def stop(self) -> None:
-        self.running = False
-        self.given_up.set()
-
-
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    """One that answers nothing until it ends."""
+def engine() -> Iterator[Any]:
+    """One that answers nothing until it is stopped."""
     reached = threading.Event()
 
     def play(request: Request) -> Iterator[Event]:
@@ -48,15 +40,20 @@ def engine() -> Iterator[Engine]:
         made.given_up.wait(PATIENCE)
         return iter(())
 
-    made = Engine(CASES.tiny(), play)
-    made.reached = reached
+    def stop() -> None:
+        made.running = False
+        made.given_up.set()
+
+    made = CASES.Engine(CASES.tiny(), play)
+    made.reached, made.stop = reached, stop
     yield made
     made.stop()
 
 
 def post(address: Any, body: bytes, length: int) -> tuple[int, str, Any]:
     """Status, kind and JSON of the answer to a body that may not be all there."""
-    with closing(http.client.HTTPConnection(*address, timeout=PATIENCE)) as client:
+    host, port = address
+    with closing(http.client.HTTPConnection(host, port, timeout=PATIENCE)) as client:
         client.putrequest("POST", "/v1/completions")
         client.putheader("content-length", str(length))
         client.endheaders(body)

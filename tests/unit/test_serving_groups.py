@@ -71,11 +71,16 @@ def test_groups_that_take_turns_are_few(
     golden: Model, gated_model: Model, gated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who finds no place waits, and lets a few go first that need none of their own."""
-    made: list[str] = []
+    made: list[Any] = []
     lay_out = Laid.of
+
+    def counted(*given: Any) -> Laid:
+        made.append(given)
+        return lay_out(*given)
+
     monkeypatch.setattr("dlm.serving.engine.GROUPS", 2)
     monkeypatch.setattr("dlm.serving.engine.OVERTAKING", 3)
-    monkeypatch.setattr(Laid, "of", lambda *given: (made.append(""), lay_out(*given))[1])
+    monkeypatch.setattr(Laid, "of", counted)
     engine = Engine(gated_model, batch_size=9)
     kinds = (1, 2, 3, 2, 4, 1, 3, 2, 2)
     with engine.news:

@@ -128,7 +128,7 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
     [
         ({"prompt": None}, "prompt must be there"),
         ({"prompt": [768]}, "below the vocabulary size 768"),
-        ({"prompt": [5]}, "holds the mask id 5"),
+        ({"prompt": [5]}, "prompt must not hold the mask .*, id 5: it stands for what is"),
         ({"prompt": "\ud800"}, "prompt must be text that UTF-8 can hold"),
         ({"prompt": ["a"] * 1025}, "at most 1024, got 1025 times 1"),
         ({"prompt": ["a"] * 9, "n": 128}, "at most 1024, got 9 times 128"),

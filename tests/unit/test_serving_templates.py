@@ -78,11 +78,11 @@ def test_a_variable_that_no_call_can_hold_is_the_request_s(tiny: Model) -> None:
 def test_our_own_checks_say_what_they_say(tiny: Model) -> None:
     with pytest.raises(ValueError, match=r"^a prompt must hold at least one token"):
         prompt_of(with_template(tiny, "{{ '' }}"))
-    with pytest.raises(ValueError, match=r"^chat_options must hold variables"):
+    with pytest.raises(ValueError, match=r"^chat_template_kwargs must hold variables"):
         prompt_of(tiny, enable_thinking=True)
     tokenizer: Any = tiny.tokenizer
     mask = tokenizer.convert_ids_to_tokens(tiny.spec.mask_id)
-    with pytest.raises(ValueError, match=r"^prompt 0 holds the mask id"):
+    with pytest.raises(ValueError, match=r"^messages must not hold the mask .*, id 5: it stands"):
         prompt_of(with_template(tiny, mask))
 
 
