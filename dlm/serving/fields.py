@@ -35,6 +35,9 @@ OPTIONS = (
 )
 """Options of `dlm.generate` that are fields under their own names."""
 
+TOLD_BY_NULL = ("block_length", "steps")
+"""Those to which null is a value."""
+
 LABELS: Mapping[str, tuple[type, str]] = {
     "user": (str, "a text"),
     "metadata": (dict, "an object"),
@@ -143,7 +146,9 @@ def finite(text: str) -> float:
 
 
 def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
-    """What a body says; null says nothing but for `block_length`, where it is one block over all.
+    """What a body says; null says nothing but for `block_length` and `steps`.
+
+    There it is what it is to `dlm.generate`: one block over all, and as many forwards as it takes.
 
     Raises:
         ValueError: a field is unknown, with what to give instead or the close match.
@@ -151,7 +156,7 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
     for name in body:
         if name not in UNSUPPORTED:
             known_name("field", name, names, FOREIGN)
-    return {k: v for k, v in body.items() if v is not None or k == "block_length"}
+    return {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
 
 
 def known_name(

@@ -192,12 +192,14 @@ def test_what_a_completion_is_refused_for(ask: Ask, body: dict[str, Any], messag
         ask(**body)
 
 
-def test_null_says_nothing_but_of_blocks(ask: Ask) -> None:
-    defaults = {"gen_length": 16, "block_length": 8, "temperature": 0.5, "seed": 4}
-    nulls = dict.fromkeys({*COMPLETION, *UNSUPPORTED} - {"prompt", "block_length"})
+def test_null_says_nothing_but_of_blocks_and_steps(ask: Ask) -> None:
+    defaults = {"gen_length": 16, "block_length": 8, "temperature": 0.5, "seed": 4, "steps": 3}
+    nulls = dict.fromkeys({*COMPLETION, *UNSUPPORTED} - {"prompt", "block_length", "steps"})
     assert ask(defaults, **nulls) == ask(defaults)
-    whole = ask(defaults, block_length=None).request.settings
-    assert whole == replace(ask(defaults).request.settings, block_length=None)
+    for name in ("block_length", "steps"):
+        null: dict[str, Any] = {name: None}
+        made = ask(defaults, **null).request.settings
+        assert made == replace(ask(defaults).request.settings, **null)
 
 
 def test_fields_override_the_server(ask: Ask) -> None:
