@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dlm.reading import vocabulary_of
 from dlm.serving import replies
 from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
+from dlm.serving.metrics import TYPE, Metrics
 from dlm.serving.protocol import check_defaults
 from dlm.serving.refusals import Wrong
 
@@ -25,6 +26,7 @@ __all__ = ["Served", "create_app"]
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HEALTH = "/health"
+METRICS = "/metrics"
 
 
 def untold(served: Served) -> None:
@@ -63,7 +65,13 @@ def create_app(
     # The first call sets the tokenizer up, which must not happen while another thread uses it.
     engine.model.tokenizer("a")
     vocabulary_of(engine.model.tokenizer)
-    endpoints = Endpoints(Service(engine, name, dict(defaults), served))
+    metrics = Metrics()
+
+    def told(one: Served) -> None:
+        metrics.add(one)
+        served(one)
+
+    endpoints = Endpoints(Service(engine, name, dict(defaults), told), metrics)
     app = Starlette(
         routes=[
             Route(COMPLETIONS, endpoints.complete, methods=["POST"]),
@@ -71,6 +79,7 @@ def create_app(
             Route("/v1/models", endpoints.models, methods=["GET"]),
             Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
             Route(HEALTH, endpoints.health, methods=["GET"]),
+            Route(METRICS, endpoints.measure, methods=["GET"]),
         ],
         middleware=[] if api_key is None else [Middleware(Guard, key=api_key)],
         exception_handlers={HTTPException: refused},
@@ -82,8 +91,9 @@ def create_app(
 class Endpoints:
     """What there is to ask for."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service = service
+        self.metrics = metrics
         self.created = int(time.time())
 
     async def complete(self, request: Request) -> Response:
@@ -114,6 +124,13 @@ class Endpoints:
             return reply({"status": "stopped"}, 503)
         decoding, waiting = engine.load()
         return reply({"status": "ok", "decoding": decoding, "waiting": waiting})
+
+    async def measure(self, request: Request) -> Response:
+        """What was asked so far, for Prometheus."""
+        engine = self.service.engine
+        decoding, waiting = engine.load()
+        text = self.metrics.text(running=engine.running, decoding=decoding, waiting=waiting)
+        return Response(text, headers={"content-type": TYPE})
 
 
 class Guard:

@@ -1,0 +1,103 @@
+"""What a server was asked so far, in the text format of Prometheus."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
+
+from dlm.serving.exchange import Served
+
+TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+BOUNDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
+"""Seconds, of the buckets that requests are counted in; there is one more."""
+
+Sample = tuple[str, float]  # what stands behind the name, and the value
+
+
+@dataclass(slots=True)
+class Times:
+    """How long requests took."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))  # of each bucket
+    total: float = 0.0  # seconds
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    def samples(self, label: str) -> Iterator[Sample]:
+        """Of a histogram, whose buckets hold those before."""
+        for bound, count in zip((*BOUNDS, "+Inf"), accumulate(self.counts), strict=True):
+            yield f'_bucket{{{label},le="{bound}"}}', count
+        yield f"_sum{{{label}}}", self.total
+        yield f"_count{{{label}}}", sum(self.counts)
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Sums over the completions and chats that are over."""
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by endpoint and status
+    times: dict[str, Times] = field(default_factory=dict)  # by endpoint
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    forwards: int = 0
+
+    def add(self, served: Served) -> None:
+        """Count a request."""
+        self.requests[served.endpoint, served.status] += 1
+        self.times.setdefault(served.endpoint, Times()).add(served.seconds)
+        self.prompt_tokens += served.prompt_tokens
+        self.completion_tokens += served.completion_tokens
+        self.forwards += served.forwards or 0
+
+    def text(self, *, running: bool, decoding: int, waiting: int) -> str:
+        """All of them, and how the engine is now."""
+        parts = [
+            gauge("engine_running", "Whether requests are decoded.", running),
+            gauge("rows_decoding", "Rows being decoded.", decoding),
+            gauge("rows_waiting", "Rows that wait.", waiting),
+            metric(
+                "requests_total",
+                "counter",
+                "Completions and chats that are over; 499 where the client went away.",
+                (
+                    (f'{{endpoint="{endpoint}",status="{status}"}}', count)
+                    for (endpoint, status), count in sorted(self.requests.items())
+                ),
+            ),
+            counter("prompt_tokens_total", "Tokens of their prompts.", self.prompt_tokens),
+            counter("completion_tokens_total", "Tokens decoded.", self.completion_tokens),
+            counter("forwards_total", "Forwards of rows decoded to their end.", self.forwards),
+            metric(
+                "request_seconds",
+                "histogram",
+                "From the head of a request to the end of its answer.",
+                (
+                    sample
+                    for endpoint, times in sorted(self.times.items())
+                    for sample in times.samples(f'endpoint="{endpoint}"')
+                ),
+            ),
+        ]
+        return "".join(parts)
+
+
+def metric(name: str, kind: str, about: str, samples: Iterable[Sample]) -> str:
+    """Lines of one metric."""
+    lines = [f"# HELP dlm_{name} {about}", f"# TYPE dlm_{name} {kind}"]
+    lines += [f"dlm_{name}{label} {value}" for label, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def gauge(name: str, about: str, value: int) -> str:
+    """Lines of a number as it is now."""
+    return metric(name, "gauge", about, [("", int(value))])
+
+
+def counter(name: str, about: str, value: int) -> str:
+    """Lines of a sum."""
+    return metric(name, "counter", about, [("", value)])

@@ -1,0 +1,84 @@
+"""What a server tells Prometheus, and how requests are told apart."""
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dlm.serving.metrics import BOUNDS, Times
+
+CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server with a script."""
+    with CASES.servers() as start:
+        yield start
+
+
+def metrics(server: Any) -> dict[str, float]:
+    """Every sample that a server tells, by name and labels."""
+    answer = server.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.text.endswith("\n")
+    lines = answer.text.splitlines()
+    told = [line.split(" ", 3) for line in lines if line.startswith("#")]
+    assert [line[1] for line in told] == ["HELP", "TYPE"] * (len(told) // 2)
+    assert [line[2] for line in told[::2]] == [line[2] for line in told[1::2]]
+    samples = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    assert len({name for name, _ in samples}) == len(samples)
+    return {name: float(value) for name, value in samples}
+
+
+def test_what_was_asked_is_counted(serve: Serve) -> None:
+    server = serve(CASES.letters(["12"]))
+    before = metrics(server)
+    assert (before["dlm_engine_running"], before["dlm_rows_decoding"]) == (1, 2)
+    assert (before["dlm_rows_waiting"], before["dlm_forwards_total"]) == (3, 0)
+    for _ in range(2):
+        assert server.ask().status_code == 200
+    server.events("chat/completions", messages=[{"role": "user", "content": "a"}])
+    assert server.ask(n=0).status_code == 400
+    assert server.client.get("/v1/models").status_code == 200
+    server.engine.running = False
+    after, told = metrics(server), server.served
+    assert after["dlm_engine_running"] == 0
+    asked = {name: value for name, value in after.items() if "requests_total" in name}
+    assert asked == {
+        'dlm_requests_total{endpoint="/v1/chat/completions",status="200"}': 1,
+        'dlm_requests_total{endpoint="/v1/completions",status="200"}': 2,
+        'dlm_requests_total{endpoint="/v1/completions",status="400"}': 1,
+    }
+    assert after["dlm_prompt_tokens_total"] == sum(one.prompt_tokens for one in told)
+    assert after["dlm_completion_tokens_total"] == 9
+    assert after["dlm_forwards_total"] == 30
+    label = 'endpoint="/v1/completions"'
+    assert after[f"dlm_request_seconds_count{{{label}}}"] == 3
+    assert after[f'dlm_request_seconds_bucket{{{label},le="+Inf"}}'] == 3
+    seconds = sum(one.seconds for one in told if one.endpoint == "/v1/completions")
+    assert after[f"dlm_request_seconds_sum{{{label}}}"] == pytest.approx(seconds)
+
+
+def test_buckets_hold_those_before() -> None:
+    times = Times()
+    for seconds in (0.05, 0.1, 0.2, 0.25, 9.0, 1e6):
+        times.add(seconds)
+    found = [count for name, count in times.samples("a") if name.startswith("_bucket")]
+    assert found == [2, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 6]
+    assert len(found) == len(BOUNDS) + 1
+    (total,) = [value for name, value in times.samples("a") if name.startswith("_sum")]
+    assert total == pytest.approx(1e6 + 9.6)
+
+
+def test_metrics_are_for_who_has_the_key(serve: Serve) -> None:
+    server = serve(CASES.nothing, api_key="a secret")
+    assert server.client.get("/metrics").status_code == 401
+    key = {"authorization": "Bearer a secret"}
+    assert server.client.get("/metrics", headers=key).status_code == 200
