@@ -24,16 +24,18 @@ if TYPE_CHECKING:
         TextDiffusionStreamer,
         as_model,
     )
-    from dlm.likelihood import log_likelihood
+    from dlm.likelihood import log_likelihood, log_likelihoods
     from dlm.models.loading import load
     from dlm.models.model import Model
     from dlm.prompts import encode_prompts
+    from dlm.questions import Likelihood
     from dlm.trajectory import Trajectory
 
 __all__ = [
     "DiffusionGenerationConfig",
     "DiffusionGenerationOutput",
     "Generation",
+    "Likelihood",
     "Model",
     "Snapshot",
     "TextDiffusionStreamer",
@@ -47,6 +49,7 @@ __all__ = [
     "kernels",
     "load",
     "log_likelihood",
+    "log_likelihoods",
     "release",
     "stream",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "DiffusionGenerationConfig": "dlm.huggingface.config",
     "DiffusionGenerationOutput": "dlm.huggingface.generation",
     "Generation": "dlm.generation",
+    "Likelihood": "dlm.questions",
     "Model": "dlm.models.model",
     "Snapshot": "dlm.generation",
     "TextDiffusionStreamer": "dlm.huggingface.streamers",
@@ -65,6 +69,7 @@ _HOMES = {
     "infill": "dlm.generation",
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",
+    "log_likelihoods": "dlm.likelihood",
     "release": "dlm.execution",
     "stream": "dlm.generation",
 }

@@ -20,6 +20,7 @@ dlm where none is given. What --model_args take:
                    of dlm.generate; option.NAME is one of the decoder; all win over the task's own
   samples, estimator, order, mc_batch_size
                    of dlm.log_likelihood, for tasks that score given answers
+  greedy           for those tasks: false leaves out whether greedy decoding writes an answer
   dtype, device, batch_size
                    a batch size changes no result
 

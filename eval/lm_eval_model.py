@@ -1,4 +1,4 @@
-"""lm-eval's model "dlm": its tasks, answered by `dlm.generate` and scored by `dlm.log_likelihood`.
+"""lm-eval's model "dlm": its tasks, answered by `dlm.generate` and scored by `dlm.log_likelihoods`.
 
 Importing this module registers it. `--model_args` take the options of those two functions and of
 `dlm.load` by their own names; those of the decoder are written `option.<name>`. What `--model_args`
@@ -8,10 +8,8 @@ fix, tasks do not change; what they leave open, a task's `generation_kwargs` dec
 
 import atexit
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Self
 
@@ -25,9 +23,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import dlm
 from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
+from dlm.eval.lm_eval_requests import Row, batches, keys, report_shortened
 from dlm.eval.runner import places
 from dlm.eval.world import World
-from dlm.options import integer
+from dlm.options import boolean, integer
 
 BUILT_IN = (None, "", "built-in")
 GEN_LENGTH = 256  # where neither model_args nor the task tell, as in lm-eval
@@ -35,41 +34,6 @@ SAMPLES = 128
 MC_BATCH_SIZE = 16
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A request to generate, as the decoder takes it."""
-
-    tokens: tuple[int, ...]
-    key: int  # of its noise
-    until: tuple[str, ...]
-    options: tuple[tuple[str, Any], ...]  # of `dlm.generate`, beside those that model_args fix
-
-
-def keys(requests: Sequence[Instance]) -> Iterator[int]:
-    """A row key for each request, int64: what it yields depends on nothing that runs beside it.
-
-    The key hashes the document's number, the context, and which of the `repeats` copies it is.
-    The copies that lm-eval adds to make processes even get the keys of the first ones.
-    """
-    seen: Counter[int] = Counter()
-    for request in requests:
-        copy = seen[id(request)] % (request.repeats or len(requests))
-        seen[id(request)] += 1
-        text = f"{request.doc_id}\0{copy}\0{request.args[0]}"
-        yield int.from_bytes(sha256(text.encode()).digest()[:8], "big", signed=True)
-
-
-def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Rows with the same options together, the longest first."""
-    groups: defaultdict[tuple[tuple[str, Any], ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.options].append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: -len(row.tokens))
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
 
 
 @register_model("dlm")
@@ -87,13 +51,15 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
         Args:
             pretrained: folder or Hugging Face id; "built-in" or nothing for the built-in model.
-            batch_size: prompts decoded at a time; changes no result.
+            batch_size: prompts decoded at a time, and rows of a forward that scores answers where
+                `mc_batch_size` is less; changes no result.
             device: such as "cuda"; the CPU if absent.
             **arguments: `adapter`, `attn_implementation`, `block_size`, `dtype`, `family`,
                 `mask_id` and `merge` of `dlm.load`; the options of `dlm.generate`, the decoder's as
                 `option.<name>` or together as `decoder_options`; `estimator`, `order` and `samples`
-                (or `mc_num`) of `dlm.log_likelihood`, and its batch size as `mc_batch_size`, which
-                is part of the estimate.
+                (or `mc_num`) of `dlm.log_likelihood`, its batch size as `mc_batch_size`, which is
+                part of the estimate, and `greedy`: False leaves out whether greedy decoding writes
+                an answer, which is False then.
 
         Raises:
             ValueError: an argument is unknown, or breaks its rule.
@@ -107,6 +73,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         integer("samples", self.scoring["samples"], least=1)
         rows = self.scoring.pop("mc_batch_size", MC_BATCH_SIZE)
         self.scoring["batch_size"] = integer("mc_batch_size", rows, least=1)
+        self.greedy = boolean("greedy", self.scoring.pop("greedy", True))
         for name in ("cfg_scale", "seed"):
             if name in self.fixed:
                 self.scoring[name] = self.fixed[name]
@@ -129,7 +96,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         spec = self.model.spec
         token = [next(i for i in range(spec.vocab_size) if i not in spec.banned)]
         dlm.stream(self.model, token, **{"gen_length": 1, **self.fixed})
-        self.score(token, token)
+        list(self.scores([(token, token)]))
 
     @classmethod
     def create_from_arg_obj(
@@ -201,7 +168,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
             "model_family": self.model.spec.family,
             "model_dtype": str(self.model.network.dtype),
             "generate": {name: str(value) for name, value in self.fixed.items()},
-            "log_likelihood": dict(self.scoring),
+            "log_likelihood": {**self.scoring, "greedy": self.greedy},
         }
 
     def tok_encode(
@@ -321,40 +288,24 @@ class DLM(TemplateLM):  # type: ignore[misc]
         for texts, context, target in requests:
             if not target:
                 raise ValueError(f"a continuation must hold at least one token, got {texts!r}")
-            pairs.append((tuple(self.fit(context, len(target), "a continuation")), tuple(target)))
+            pairs.append((self.fit(context, len(target), "a continuation"), target))
         shortened = sum(len(p[0]) < len(r[1]) for p, r in zip(pairs, requests, strict=True))
         report_shortened(shortened, len(pairs), self.max_length)
-        found: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        found: dict[int, tuple[float, bool]] = {}
         hidden = disable_tqdm or self.rank != 0
-        bar = tqdm(requests, desc="dlm loglikelihood", disable=hidden)
-        for pair, (texts, _context, _target) in zip(pairs, bar, strict=True):
-            if pair not in found:
-                found[pair] = (self.score(*pair), self.is_greedy(*pair))
-            self.cache_hook.add_partial("loglikelihood", texts, found[pair])
-        return [found[pair] for pair in pairs]
+        with tqdm(total=len(pairs), desc="dlm loglikelihood", disable=hidden) as bar:
+            for one in self.scores(pairs, greedy=self.greedy):
+                found[one.pair] = (one.log_likelihood, bool(one.greedy))
+                self.cache_hook.add_partial("loglikelihood", requests[one.pair][0], found[one.pair])
+                bar.update()
+        return [found[number] for number in range(len(pairs))]
 
-    def score(self, context: Sequence[int], target: Sequence[int]) -> float:
-        """Estimate ln p(target | context), nats. One draw tells all about a single token."""
-        options = self.scoring if len(target) > 1 else {**self.scoring, "samples": 1}
-        return dlm.log_likelihood(self.model, list(context), list(target), **options)
-
-    def is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
-        """Whether greedy decoding of len(target) masks yields the target.
-
-        The most confident token of every forward, one at a time, over the whole span, or over one
-        block after the other where attention is in blocks: LLaDA's `suffix_greedy_prediction`
-        (arXiv:2502.09992), whatever decoder generates. Ends at the first token that differs.
-        """
-        forwards = dlm.stream(
-            self.model,
-            list(context),
-            decoder="low_confidence",
-            gen_length=len(target),
-            block_length=None,
-            cfg_scale=self.fixed.get("cfg_scale", 0.0),
-            stop_at_eos=False,
-        )
-        return all(one.tokens[i] == target[i] for one in forwards for i in one.committed)
+    def scores(
+        self, pairs: Sequence[tuple[list[int], list[int]]], *, greedy: bool = False
+    ) -> Iterator[dlm.Likelihood]:
+        """Estimate ln p(target | context), nats, of contexts and targets, as they are done."""
+        rows = max(self.batch_size, self.scoring["batch_size"])
+        return dlm.log_likelihoods(self.model, pairs, rows=rows, greedy=greedy, **self.scoring)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -369,18 +320,10 @@ class DLM(TemplateLM):  # type: ignore[misc]
                 max_seq_len=self.max_length - 1,
                 context_len=1,
             )
-            total = float(sum(self.score(*utils.make_disjoint_window(one)) for one in windows))
+            pairs = [utils.make_disjoint_window(one) for one in windows]
+            # The sum of floats depends on their order, and that of what is done on batch_size.
+            scores = sorted(self.scores(pairs), key=lambda one: one.pair)
+            total = sum((one.log_likelihood for one in scores), 0.0)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
             totals.append(total)
         return totals
-
-
-def report_shortened(count: int, total: int, positions: int) -> None:
-    """Say that contexts lost their beginning."""
-    if count:
-        log.warning(
-            "%d of %d contexts lost their beginning to fit the model's %d positions",
-            count,
-            total,
-            positions,
-        )

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import dlm
-from dlm.likelihood import Scorer, stratified_counts
+from dlm.estimators import chain as estimate_chain
+from dlm.estimators import run, stratified_counts
 from dlm.models.model import Model
+from dlm.scoring import Reader, Scorer
 
 Toy = Callable[..., Model]
 MASK = 2
@@ -54,11 +56,12 @@ def test_counts_and_orders_agree(model: Model) -> None:
     orders = list(itertools.permutations(range(4)))
     expected = sum(chain(model, order) for order in orders) / len(orders)
     assert bound(model) == pytest.approx(expected, abs=1e-12)
-    scorer = Scorer(model, PROMPT, ANSWER, 0.0, 0)
-    assert scorer.chain(torch.tensor(orders), 16) == pytest.approx(expected, abs=1e-5)
+    scorer = Scorer(Reader(model, 0.0), PROMPT, ANSWER, 0, 16)
+    found = run(estimate_chain(torch.tensor(orders), 16), scorer.scores)
+    assert found == pytest.approx(expected, abs=1e-5)
     masks = torch.tensor(list(itertools.product([False, True], repeat=4))[1:])
     subsets = torch.tensor([math.comb(4, int(k)) for k in masks.sum(-1)])
-    scores = scorer.token_log_probabilities(masks, masks).sum(-1)
+    scores = scorer.scores(masks, masks).sum(-1)
     assert float((scores / masks.sum(-1) / subsets).sum()) == pytest.approx(expected, abs=1e-5)
 
 
@@ -80,7 +83,7 @@ def test_estimators_converge_to_the_bound(model: Model, estimator: str, batch_si
 
 def test_scorer_equals_the_network(model: Model) -> None:
     masks = torch.tensor(list(itertools.product([False, True], repeat=4))[1:])
-    found = Scorer(model, PROMPT, ANSWER, 0.0, 0).token_log_probabilities(masks, masks)
+    found = Scorer(Reader(model, 0.0), PROMPT, ANSWER, 0, 4).scores(masks, masks)
     for row, mask in zip(found.tolist(), masks.tolist(), strict=True):
         subset = [i for i, on in enumerate(mask) if on]
         expected = log_probabilities(model, subset)

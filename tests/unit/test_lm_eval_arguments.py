@@ -52,7 +52,7 @@ def test_arguments_go_where_they_belong() -> None:
     assert found.load == {"dtype": "float32"}
     assert found.generate == {"decoder": "saber", "decoder_options": {"n": 4}, "steps": 8}
     assert found.score == {"samples": 3}
-    assert Arguments.of({"mc_num": 5}).score == {"samples": 5}
+    assert Arguments.of({"mc_num": 5, "greedy": False}).score == {"samples": 5, "greedy": False}
 
 
 def parsed(*words: str) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def test_what_lm_evals_command_line_makes_of_arguments() -> None:
     }
     assert Arguments.of(parsed(words)).generate == expected
     assert isinstance(Arguments.of(parsed(words)).generate["seed"], int)
+    assert Arguments.of(parsed("greedy=false,mc_num=4")).score == {"greedy": False, "samples": 4}
     apart = Arguments.of(parsed("decoder=wino", "option.threshold=0.7", "steps=8")).generate
     assert apart == {"decoder": "wino", "decoder_options": {"threshold": 0.7}, "steps": 8}
     whole = '{"decoder": "wino", "decoder_options": {"threshold": 0.7, "threshold_back": 0.8}}'
@@ -110,6 +111,7 @@ def test_what_lm_evals_other_parser_makes_of_arguments(built_in: dlm.Model) -> N
         ({"temperature": "warm"}, "temperature must be a finite number >= 0, got 'warm'"),
         ({"samples": 0}, "samples must be an int >= 1, got 0"),
         ({"mc_batch_size": 0}, "mc_batch_size must be an int >= 1, got 0"),
+        ({"greedy": "no"}, "greedy must be True or False, got 'no'"),
         ({"estimator": "montecarlo"}, "Did you mean 'monte_carlo'"),
         ({"batch_size": "auto"}, "batch_size must be an int >= 1, got 'auto'"),
         ({"batch_size": 0}, "batch_size must be an int >= 1, got 0"),

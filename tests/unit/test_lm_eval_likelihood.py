@@ -36,34 +36,111 @@ def score(*args: str) -> Any:
     return Instance(kind, {}, args, 0, ("task", 0, 1))
 
 
-def test_loglikelihood_is_dlms(built_in: dlm.Model) -> None:
-    lm = DLM(samples=6, mc_batch_size=3, seed=5, cfg_scale=0.5)
-    ((found, greedy),) = lm.loglikelihood([score("Compute: 6*8", " = 48")], disable_tqdm=True)
-    context = lm.tok_encode("Compute: 6*8")
-    target = lm.tok_encode("Compute: 6*8 = 48")[len(context) :]
-    options: dict[str, Any] = {"samples": 6, "batch_size": 3, "seed": 5, "cfg_scale": 0.5}
-    assert found == dlm.log_likelihood(built_in, context, target, **options)
-    assert greedy is False
+def per_pair(lm: DLM, context: list[int], target: list[int]) -> tuple[float, bool]:
+    """What a pair gets alone: its estimate, and a comparison with a decoding of its own."""
+    options = lm.scoring if len(target) > 1 else {**lm.scoring, "samples": 1}
+    found = dlm.log_likelihood(lm.model, context, target, **options)
+    forwards = dlm.stream(
+        lm.model,
+        context,
+        decoder="low_confidence",
+        gen_length=len(target),
+        block_length=None,
+        cfg_scale=lm.scoring.get("cfg_scale", 0.0),
+        stop_at_eos=False,
+    )
+    return found, all(one.tokens[i] == target[i] for one in forwards for i in one.committed)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"decoder": "threshold", "temperature": 1.0},
+        {"mc_batch_size": 3, "seed": 5, "cfg_scale": 0.5},
+        {"estimator": "chain"},
+    ],
+    ids=str,
+)
+def test_results_are_those_of_pairs_alone(built_in: dlm.Model, given: dict[str, Any]) -> None:
+    lm = DLM(samples=4, **given)
+    shots = "".join(f"Compute: {n}+2\n{n + 2}\n" for n in range(20))
+    requests, expected = [], []
+    options: dict[str, Any] = {"block_length": None, "stop_at_eos": False}
+    options["cfg_scale"] = lm.scoring.get("cfg_scale", 0.0)
+    for number, context in enumerate(("Compute: 6*8", "Sudoku: 3102200002100320", shots)):
+        prompt = [lm.tok_encode(context)]
+        first, made = (
+            dlm.generate(built_in, prompt, gen_length=n, **options).tokens[0] for n in (1, 3)
+        )
+        for target in ([70], [71], first, [70, 71], [72, 70], made, [*range(70, 77 + number)]):
+            requests.append((("", str(target)), lm.tok_encode(context), target))
+            expected.append(per_pair(lm, lm.tok_encode(context), target))
+    values, flags = zip(*expected, strict=True)
+    assert flags.count(True) >= 6
+    for lm.batch_size in (1, 40):
+        found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        assert [value for value, _ in found] == pytest.approx(values, abs=1e-4)
+        assert [greedy for _, greedy in found] == [*flags]
+
+
+def test_batch_size_is_rows_of_a_forward(
+    built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(dlm, "log_likelihoods", lambda *_, **options: asked.append(options) or [])  # type: ignore[func-returns-value]
+    ways: list[dict[str, Any]] = [{}, {"batch_size": 40}, {"mc_batch_size": 4}]
+    for given in (*ways, {"greedy": False, "mc_num": 2}):
+        DLM(**given)._loglikelihood_tokens([], disable_tqdm=True)
+    checked, asked = asked[::2], asked[1::2]
+    assert [one["rows"] for one in asked] == [16, 40, 4, 16]
+    assert [one["batch_size"] for one in asked] == [16, 16, 4, 16]
+    assert [one["samples"] for one in asked] == [128, 128, 128, 2]
+    assert [one["greedy"] for one in asked] == [True, True, True, False]
+    assert [one["greedy"] for one in checked] == [False] * 4
+
+
+def test_the_greedy_flag_can_be_left_out(
+    built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = "Sudoku: 3102200002100320"
+    with_it = DLM(samples=2)
+    (made,) = dlm.generate(
+        built_in,
+        [with_it.tok_encode(context)],
+        gen_length=2,
+        block_length=None,
+        stop_at_eos=False,
+    ).tokens
+    request = [(("", ""), with_it.tok_encode(context), made)]
+    ((value, flag),) = with_it._loglikelihood_tokens(request, disable_tqdm=True)
+    assert flag is True
+    without = DLM(samples=2, greedy=False)
+    monkeypatch.setattr("dlm.greedy.denoise", None)  # nothing is decoded
+    assert without._loglikelihood_tokens(request, disable_tqdm=True) == [(value, False)]
+    assert without.get_model_info()["log_likelihood"]["greedy"] is False
+    assert with_it.get_model_info()["log_likelihood"]["greedy"] is True
 
 
 @pytest.fixture
-def scored(lm: DLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int], int]]:
-    """What the estimator is asked for, in its place."""
-    asked: list[tuple[list[int], list[int], int]] = []
+def scored(lm: DLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
+    """What the estimator is asked for, in its place; it is done with the last pair first."""
+    asked: list[tuple[list[int], list[int]]] = []
 
-    def log_likelihood(_: Any, context: list[int], target: list[int], **options: Any) -> float:
-        asked.append((context, target, options["samples"]))
-        return -float(len(target))
+    def log_likelihoods(
+        _: Any, pairs: Sequence[tuple[list[int], list[int]]], **options: Any
+    ) -> Iterator[dlm.Likelihood]:
+        asked.extend(pairs)
+        for number in reversed(range(len(pairs))):
+            yield dlm.Likelihood(number, -float(len(pairs[number][1])), options["greedy"])
 
-    monkeypatch.setattr(dlm, "log_likelihood", log_likelihood)
-    monkeypatch.setattr(lm, "is_greedy", lambda *_: False)
+    monkeypatch.setattr(dlm, "log_likelihoods", log_likelihoods)
     return asked
 
 
 def test_spaces_before_a_continuation_belong_to_it(lm: DLM, scored: Any) -> None:
     lm.loglikelihood([score("one two ", "three"), score("one two", " three")], disable_tqdm=True)
-    assert len(scored) == 1  # the same pair, scored once
-    context, target, _ = scored[0]
+    assert scored[0] == scored[1]
+    context, target = scored[0]
     assert read(lm, context) == "one two"
     assert read(lm, target) == " three"
 
@@ -84,7 +161,7 @@ def test_long_contexts_are_scored_from_their_end(
 ) -> None:
     long = "one two three four " * 200
     lm.loglikelihood([score(long, "five six"), score("a", " b c")], disable_tqdm=True)
-    context, target, _ = scored[0]
+    context, target = scored[0]
     assert len(context) + len(target) == 512
     assert context == lm.tok_encode(long.rstrip())[-len(context) :]
     assert "1 of 2 contexts lost their beginning" in caplog.text
@@ -99,76 +176,18 @@ def test_continuations_that_cannot_be_scored_are_refused_first(lm: DLM, scored: 
     assert scored == []
 
 
-def test_one_draw_tells_all_about_one_token(lm: DLM, scored: Any) -> None:
-    token = str(lm.tokenizer.decode([70]))
-    lm.loglikelihood([score("one.", token), score("one.", token * 2)], disable_tqdm=True)
-    assert [(len(target), samples) for _, target, samples in scored] == [(1, 1), (2, 128)]
-    model = lm.model
-    several = [dlm.log_likelihood(model, [9], [70], samples=n, seed=n) for n in (1, 4)]
-    assert several[0] == pytest.approx(several[1], abs=1e-5)
-
-
 def test_results_are_cached_for_loglikelihood(lm: DLM, scored: Any, tmp_path: Any) -> None:
     caching = CachingLM(lm, str(tmp_path / "cache.db"))
     requests = [score("a", " b c"), score("a", " d")]
     kept: list[Any] = []
     lm.cache_hook.add_partial = lambda *found: kept.append(found)
     first = caching.loglikelihood(requests)
-    assert kept == [("loglikelihood", r.args, f) for r, f in zip(requests, first, strict=True)]
+    assert first == [(-2.0, True), (-1.0, True)]
+    done = [("loglikelihood", r.args, f) for r, f in zip(requests, first, strict=True)]
+    assert kept == done[::-1]  # each as soon as it is known
     assert caching.loglikelihood(requests) == first
     assert len(scored) == 2
     caching.dbdict.close()
-
-
-def test_greedy_is_one_most_confident_token_a_forward(lm: DLM) -> None:
-    prompt = lm.tok_encode("Sudoku: 3102200002100320")
-    out = dlm.generate(
-        lm.model,
-        [prompt],
-        decoder="low_confidence",
-        gen_length=12,
-        block_length=None,
-        stop_at_eos=False,
-    )
-    assert out.forwards == [12]
-    tokens = out.tokens[0]
-    assert lm.is_greedy(prompt, tokens)
-    for place in (0, 5, 11):
-        assert not lm.is_greedy(prompt, [*tokens[:place], 71, *tokens[place + 1 :]])
-
-
-def test_greedy_takes_no_option_of_the_decoder_but_guidance(
-    built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lm = DLM(cfg_scale=0.5, decoder="threshold", temperature=1.0)
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(dlm, "stream", lambda *_, **options: seen.append(options) or [])  # type: ignore[func-returns-value]
-    lm.is_greedy([9], [70, 71])
-    assert seen == [
-        {
-            "decoder": "low_confidence",
-            "gen_length": 2,
-            "block_length": None,
-            "cfg_scale": 0.5,
-            "stop_at_eos": False,
-        }
-    ]
-
-
-def test_greedy_ends_at_the_first_token_that_differs(
-    lm: DLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forwards = []
-    stream = dlm.stream
-
-    def counted(*args: Any, **options: Any) -> Any:
-        for snapshot in stream(*args, **options):
-            forwards.append(snapshot.forward)
-            yield snapshot
-
-    monkeypatch.setattr(dlm, "stream", counted)
-    assert not lm.is_greedy(lm.tok_encode("Sudoku: 3102200002100320"), 12 * [71])
-    assert forwards == [1]
 
 
 def test_rolling_scores_every_token_once(lm: DLM, scored: Any) -> None:
@@ -177,9 +196,9 @@ def test_rolling_scores_every_token_once(lm: DLM, scored: Any) -> None:
     assert len(tokens) > 1022
     (total,) = lm.loglikelihood_rolling([score(text)], disable_tqdm=True)
     assert total == -len(tokens)
-    assert [token for _, target, _ in scored for token in target] == tokens
-    assert [len(context) + len(target) for context, target, _ in scored] == len(scored) * [512]
-    contexts = [context for context, _, _ in scored[:-1]]
+    assert [token for _, target in scored for token in target] == tokens
+    assert [len(context) + len(target) for context, target in scored] == len(scored) * [512]
+    contexts = [context for context, _ in scored[:-1]]
     assert contexts == [[lm.prefix_token_id], [tokens[510]], [tokens[1021]]][: len(contexts)]
 
 
@@ -190,8 +209,8 @@ def test_rolling_is_dlms_estimate(built_in: dlm.Model) -> None:
     found = lm.loglikelihood_rolling([score("one two"), score("")], disable_tqdm=True)
     start, tokens = [lm.prefix_token_id], lm.tok_encode("one two")
     one = dlm.log_likelihood(built_in, start, tokens, samples=4)
-    assert found == [one, 0.0]
+    assert found == [pytest.approx(one, abs=1e-4), 0.0]
     assert kept == [
-        ("loglikelihood_rolling", ("one two",), one),
+        ("loglikelihood_rolling", ("one two",), found[0]),
         ("loglikelihood_rolling", ("",), 0.0),
     ]

@@ -16,7 +16,8 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 from lm_eval.api.model import CachingLM  # type: ignore[import-untyped]
 
-from dlm.eval.lm_eval_model import DLM, keys
+from dlm.eval.lm_eval_model import DLM
+from dlm.eval.lm_eval_requests import keys
 
 Calls = list[dict[str, Any]]
 GREEDY = {"do_sample": False, "max_gen_toks": 8, "until": []}

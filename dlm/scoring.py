@@ -1,0 +1,110 @@
+"""Log-probabilities of true tokens that the network does not see.
+
+Shapes: B rows of one forward, L tokens of the longest, n answer tokens, K tokens to score,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.kernels import token_statistics
+from dlm.models.model import Model, causal_context
+from dlm.options import number
+from dlm.settings import LARGEST_SCALE
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Prompts, answers and what closes a row, as the network sees them."""
+
+    tokens: Tensor  # int64 [B, L], right-padded
+    given: Tensor  # int64 [B or 1], tokens of the prompt
+    start: Tensor  # int64 [B or 1], where what is scored begins
+    end: Tensor  # int64 [B or 1], one past its last token
+    length: Tensor | None = None  # int64 [B], tokens of the row; None where there is no padding
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of K tokens."""
+
+    log_probability: Tensor  # float32 [K], nats
+    best: Tensor  # bool [K], whether no other token is likelier
+
+
+class Reader:
+    """Scores tokens by forwards of rows."""
+
+    def __init__(self, model: Model, cfg_scale: float) -> None:
+        """Take a network, and the scale of classifier-free guidance.
+
+        Raises:
+            ValueError: the scale is out of its range.
+        """
+        self.model = model
+        self.cfg_scale = number("cfg_scale", cfg_scale, least=-1.0, most=LARGEST_SCALE)
+        self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
+        self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
+
+    def __call__(self, rows: Rows, line: Tensor, column: Tensor, token: Tensor) -> Scores:
+        """Score the tokens `token` at places of rows, int64 [K] all three."""
+        columns = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)[None]
+        valid = None if rows.length is None else columns < rows.length[:, None]
+        seen = None  # bool [B or 1, L, L], where the family does not tell
+        if self.model.spec.causal:
+            seen = causal_context(columns, columns, rows.start, rows.end)
+            seen = seen if valid is None else seen & valid[:, None]
+
+        def logits(tokens: Tensor) -> Tensor:
+            hidden = self.model.hidden(tokens, columns, valid, attend=seen)
+            return self.model.logits(hidden[line, column])
+
+        made = logits(rows.tokens)
+        if self.cfg_scale:
+            answer = (columns >= rows.given[:, None]) & (columns < rows.end[:, None])
+            free = logits(rows.tokens.masked_fill(~answer, self.model.spec.mask_id))
+            made = free + (self.cfg_scale + 1) * (made - free)
+        wanted = {"token_log_probability"}
+        found = token_statistics(made, wanted, suppressed=self.banned, tokens=token)
+        assert found.token_log_probability is not None
+        return Scores(found.token_log_probability, found.sampled == token)
+
+
+class Scorer:
+    """Scores of one prompt and the end of an answer, in forwards of their own."""
+
+    def __init__(
+        self, reader: Reader, prompt: list[int], answer: list[int], begin: int, batch_size: int
+    ) -> None:
+        """Take an answer, from which of its tokens on it is scored, and rows of one forward."""
+        spec, device = reader.model.spec, reader.model.device
+        self.reader = reader
+        self.batch_size = batch_size
+        self.mask_id = spec.mask_id
+        self.row = torch.tensor([*prompt, *answer, *spec.suffix], device=device)
+        ends = (len(prompt), len(prompt) + begin, len(prompt) + len(answer))
+        self.given, self.start, self.end = (torch.tensor([at], device=device) for at in ends)
+        self.span = slice(*ends[1:])
+
+    def scores(self, masked: Tensor, scored: Tensor) -> Tensor:
+        """Score true tokens: ln p where scored, 0 elsewhere; float32 [S, n].
+
+        Args:
+            masked: bool [S, n], what the network does not see.
+            scored: bool [S, n], which of them to score.
+        """
+        pieces = zip(masked.split(self.batch_size), scored.split(self.batch_size), strict=True)
+        return torch.cat([self.forward(*piece) for piece in pieces])
+
+    def forward(self, masked: Tensor, scored: Tensor) -> Tensor:
+        """The same of the rows of one forward."""
+        tokens = self.row.repeat(masked.shape[0], 1)
+        tokens[:, self.span].masked_fill_(masked, self.mask_id)
+        line, column = scored.nonzero(as_tuple=True)
+        rows = Rows(tokens, self.given, self.start, self.end)
+        token = self.row[self.span][column]
+        found = self.reader(rows, line, column + self.start, token).log_probability
+        out = torch.zeros(scored.shape, dtype=found.dtype, device=found.device)
+        return out.index_put((line, column), found)

@@ -1,0 +1,58 @@
+"""lm-eval's requests, as they are worked on: keyed, ordered and put together."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request to generate, as the decoder takes it."""
+
+    tokens: tuple[int, ...]
+    key: int  # of its noise
+    until: tuple[str, ...]
+    options: tuple[tuple[str, Any], ...]  # of `dlm.generate`, beside those that model_args fix
+
+
+def keys(requests: Sequence[Instance]) -> Iterator[int]:
+    """A row key for each request, int64: what it yields depends on nothing that runs beside it.
+
+    The key hashes the document's number, the context, and which of the `repeats` copies it is.
+    The copies that lm-eval adds to make processes even get the keys of the first ones.
+    """
+    seen: Counter[int] = Counter()
+    for request in requests:
+        copy = seen[id(request)] % (request.repeats or len(requests))
+        seen[id(request)] += 1
+        text = f"{request.doc_id}\0{copy}\0{request.args[0]}"
+        yield int.from_bytes(sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Rows with the same options together, the longest first."""
+    groups: defaultdict[tuple[tuple[str, Any], ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.options].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: -len(row.tokens))
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def report_shortened(count: int, total: int, positions: int) -> None:
+    """Say that contexts lost their beginning."""
+    if count:
+        log.warning(
+            "%d of %d contexts lost their beginning to fit the model's %d positions",
+            count,
+            total,
+            positions,
+        )
