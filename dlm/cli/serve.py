@@ -189,7 +189,9 @@ def line_of(served: "Served") -> str:
             f"{served.completion_tokens} decoded{told}"
         )
     shown = "".join(letter if letter.isprintable() else " " for letter in said)
-    return f"{served.endpoint} {served.status}: {shown}, {served.seconds:.2f} s"
+    return (
+        f"{served.endpoint} {served.status}: {shown}, {served.seconds:.2f} s, {served.request_id}"
+    )
 
 
 def check_extra() -> None:

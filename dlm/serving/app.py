@@ -18,6 +18,7 @@ from dlm.reading import vocabulary_of
 from dlm.serving import replies
 from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
 from dlm.serving.metrics import TYPE, Metrics
+from dlm.serving.named import Named
 from dlm.serving.protocol import check_defaults
 from dlm.serving.refusals import Wrong
 
@@ -72,6 +73,7 @@ def create_app(
         served(one)
 
     endpoints = Endpoints(Service(engine, name, dict(defaults), told), metrics)
+    guards = [] if api_key is None else [Middleware(Guard, key=api_key)]
     app = Starlette(
         routes=[
             Route(COMPLETIONS, endpoints.complete, methods=["POST"]),
@@ -81,7 +83,7 @@ def create_app(
             Route(HEALTH, endpoints.health, methods=["GET"]),
             Route(METRICS, endpoints.measure, methods=["GET"]),
         ],
-        middleware=[] if api_key is None else [Middleware(Guard, key=api_key)],
+        middleware=[Middleware(Named), *guards],
         exception_handlers={HTTPException: refused},
     )
     app.router.redirect_slashes = False  # there is nothing at such a path

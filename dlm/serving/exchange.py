@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from dlm.models.model import Model
 from dlm.serving import replies, work
 from dlm.serving.answer import Answer, Piece
+from dlm.serving.named import name_of
 from dlm.serving.protocol import Asked, read_request
 from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
 from dlm.serving.work import Ended, Event, Failed, Grown, Tell
@@ -69,6 +70,7 @@ class Served:
     completion_tokens: int  # what was decoded of them, where it was cut short
     forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
     error: str | None  # what went wrong
+    request_id: str  # which the answer has as a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,7 @@ class Exchange:
             completion_tokens=0 if answer is None else answer.completion_tokens,
             forwards=None if answer is None else answer.forwards,
             error=self.error,
+            request_id=name_of(self.request.scope),
         )
         try:
             self.service.served(told)

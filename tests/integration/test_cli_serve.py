@@ -173,7 +173,7 @@ def test_a_key_that_was_meant_to_be_there_is_missed(monkeypatch: pytest.MonkeyPa
 def served(**more: Any) -> Served:
     usual: dict[str, Any] = {"endpoint": "/v1/completions", "status": 200, "seconds": 0.25}
     usual |= {"choices": 2, "prompt_tokens": 7, "completion_tokens": 9, "forwards": 4}
-    return Served(**{**usual, "error": None, **more})
+    return Served(**{**usual, "error": None, "request_id": "a-b", **more})
 
 
 def test_people_read_where_it_is_and_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,12 +187,12 @@ def test_people_read_where_it_is_and_what_was_asked(capsys: pytest.CaptureFixtur
         assert ("Whoever reaches" in told) == (host == "0.0.0.0" and not guarded)
     command.tell(served(), machine=False)
     told = capsys.readouterr().err
-    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded in 4 forwards, 0.25 s\n"
+    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded in 4 forwards, 0.25 s, a-b\n"
     command.tell(served(forwards=None), machine=False)
     told = capsys.readouterr().err
-    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded, 0.25 s\n"
+    assert told == "/v1/completions 200: 2 of 7 tokens, 9 decoded, 0.25 s, a-b\n"
     command.tell(served(error="it\nis \x1b[31mlate"), machine=False)
-    assert capsys.readouterr().err == "/v1/completions 200: it is  [31mlate, 0.25 s\n"
+    assert capsys.readouterr().err == "/v1/completions 200: it is  [31mlate, 0.25 s, a-b\n"
 
 
 @pytest.mark.parametrize("machine", [True, False])

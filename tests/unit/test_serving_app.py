@@ -48,7 +48,8 @@ def test_a_completion(serve: Serve) -> None:
     }
     assert server.engine.requests[0].settings.seed == 5
     (told,) = server.served
-    assert replace(told, seconds=0) == Served("/v1/completions", 200, 0, 1, 4, 3, 10, None)
+    name = answer.headers["x-request-id"]
+    assert replace(told, seconds=0) == Served("/v1/completions", 200, 0, 1, 4, 3, 10, None, name)
     assert 0 < told.seconds < 60
 
 

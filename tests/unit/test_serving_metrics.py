@@ -82,3 +82,33 @@ def test_metrics_are_for_who_has_the_key(serve: Serve) -> None:
     assert server.client.get("/metrics").status_code == 401
     key = {"authorization": "Bearer a secret"}
     assert server.client.get("/metrics", headers=key).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_requests_have_names(serve: Serve, stream: bool) -> None:
+    server = serve(CASES.letters([""]))
+    body = {"prompt": "a", "stream": stream}
+    given = ["one-2.3:4/5+6=", "a" * 128, "", "a b", "a" * 129, "a\x7f", "\u00e9"]
+    for name in given:
+        headers = {b"x-request-id": name.encode()}
+        answer = server.client.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+    names = [told.request_id for told in server.served]
+    assert names[:2] == given[:2]
+    assert all(len(name) == 32 for name in names[2:])
+    assert len({*names}) == len(given)
+    assert answer.headers["x-request-id"] == names[-1]
+
+
+def test_whatever_is_answered_has_the_name(serve: Serve) -> None:
+    server = serve(CASES.nothing, api_key="a secret")
+    client, key = server.client, {"authorization": "Bearer a secret", "x-request-id": "mine"}
+    for path, headers, status in [
+        ("/health", {"x-request-id": "mine"}, 200), ("/v1/models", {"x-request-id": "mine"}, 401),
+        ("/nothing", key, 404), ("/v1/completions", key, 405), ("/metrics", key, 200),
+    ]:  # fmt: skip
+        answer = client.get(path, headers=headers)
+        assert (answer.status_code, answer.headers["x-request-id"]) == (status, "mine")
+    answer = client.post("/v1/completions", content=b"{", headers=key)
+    assert (answer.status_code, answer.headers["x-request-id"]) == (400, "mine")
+    assert [told.request_id for told in server.served] == ["mine"]
