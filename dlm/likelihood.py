@@ -29,8 +29,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
 ) -> float:
     """Estimate ln p(answer | prompt), nats.
 
-    Where all before a block is causal (`model.spec.causal`) the answer is scored block by block, as
-    it would be decoded, each given those before.
+    Where attention is in blocks (`model.spec.block_size`) the answer is scored block by block, as
+    it is decoded, each given those before.
 
     `monte_carlo`: mean over draws of (n / k) sum_masked ln p(y_i | y with k positions masked), k
     and the positions uniform (Nie et al. 2025, arXiv:2502.09992, eq. 6). The masked counts of a
@@ -59,7 +59,7 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     reader = Reader(model, cfg_scale)
     given, target = encode_pair(model, prompt, answer)
     score = 0.0
-    for begin, end in blocks_of(model, len(target)):
+    for begin, end in blocks_of(model.spec, len(given), len(target)):
         scorer = Scorer(reader, given, target[:end], begin, batch_size)
         score += run(how.estimate(begin, end - begin), scorer.scores)
     if math.isnan(score):

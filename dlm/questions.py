@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import torch
@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 from dlm.estimators import Ask, Draws, Estimator, chain, together
 from dlm.greedy import Answer, Question, are_greedy
 from dlm.host import send
-from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.scoring import Reader, Rows, Scores
 
@@ -80,10 +79,15 @@ def gathered(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Question]:
     return sorted(questions.values(), key=lambda each: -len(each.prompt) - each.length)
 
 
-def blocks_of(model: Model, length: int) -> list[tuple[int, int]]:
-    """Where the parts of an answer that are scored by themselves begin and end."""
-    size = (model.spec.block_size if model.spec.causal else None) or length
-    return [(begin, min(begin + size, length)) for begin in range(0, length, size)]
+def blocks_of(spec: ModelSpec, given: int, length: int) -> list[tuple[int, int]]:
+    """Where the parts of an answer behind `given` tokens begin and end that are scored apart.
+
+    Where attention is in blocks each is decoded given those before it.
+    """
+    if spec.block_size is None:
+        return [(0, length)]
+    first = spec.block_size if spec.grid is None else spec.grid - given % spec.grid
+    return [*pairwise([0, *range(first, length, spec.block_size), length])]
 
 
 class Sheet:
@@ -198,7 +202,7 @@ class Questions:
         prompt = question.prompt
         return [
             (Stem((*prompt, *answer[:begin]), len(prompt), end - begin), answer[begin:end])
-            for begin, end in blocks_of(self.model, len(answer))
+            for begin, end in blocks_of(self.model.spec, len(prompt), len(answer))
         ]
 
     def flags(

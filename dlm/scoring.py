@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlm.guidance import guided
 from dlm.kernels import token_statistics
 from dlm.models.model import Model, causal_context
 from dlm.options import number
@@ -65,7 +66,7 @@ class Reader:
         if self.cfg_scale:
             answer = (columns >= rows.given[:, None]) & (columns < rows.end[:, None])
             free = logits(rows.tokens.masked_fill(~answer, self.model.spec.mask_id))
-            made = free + (self.cfg_scale + 1) * (made - free)
+            made = guided(made, free, self.cfg_scale)
         wanted = {"token_log_probability"}
         found = token_statistics(made, wanted, suppressed=self.banned, tokens=token)
         assert found.token_log_probability is not None

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dlm
+from dlm.estimators import Estimator
 from dlm.kernels import NoiseKey, noise, uniform
 from dlm.models.model import Model
 
@@ -50,3 +51,14 @@ def test_stop_tokens_that_come_last_are_no_tokens_to_sample(toy: Toy) -> None:
     assert dlm.generate(toy(0), [[1]], **options).tokens == [[6, 6, 6]]
     with pytest.raises(ValueError, match="beside the stop tokens of confidence_eos_eot_inf"):
         dlm.generate(toy(0), [[1]], confidence_eos_eot_inf=True, **options)
+
+
+def test_answers_fit_with_what_closes_a_row(toy: Toy) -> None:
+    with pytest.raises(ValueError, match="must fit the model's 4 positions, got 5"):
+        dlm.log_likelihood(toy(0, max_length=4, suffix=(1,)), [1, 2], [3, 4])
+
+
+def test_blocks_of_an_answer_have_noise_of_their_own() -> None:
+    how = Estimator("monte_carlo", 8, 4, "random", 0, torch.device("cpu"))
+    whole, rest = (how.noise(begin, 3 - begin, torch.arange(5)) for begin in (0, 1))
+    assert torch.equal(rest, whole[:, 1:])
