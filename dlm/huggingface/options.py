@@ -73,7 +73,7 @@ INSTEAD = {
 FOREIGN = {
     **foreign.OPTIONS,
     **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "here it is max_new_tokens"),
-    **dict.fromkeys(("stop", "until"), "here it is stop_strings, beside the tokenizer"),
+    **dict.fromkeys(("stop", "until"), "here it is stop_strings"),
     "mask_id": "here it is mask_token_id",
     "eos_id": "here it is eos_token_id",
     "n": "here it is num_return_sequences",
