@@ -80,6 +80,14 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
         str | None,
         server(help="What requests have to bring.", envvar=KEY, show_default="nothing"),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        server(
+            help="Origin of web pages that may ask, such as https://example.org, or * for all; "
+            "repeatable.",
+            show_default="none",
+        ),
+    ] = None,
     batch_size: Annotated[int, server(help="Rows decoded at a time, at most.", **COUNT)] = 16,
     queue_size: Annotated[int, server(help="Rows that wait, at most.", **COUNT)] = 256,
     decoder: DecoderName = "low_confidence",
@@ -116,13 +124,15 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
         defaults["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     check_extra()
     check_key(api_key)
+    check_origins(cors_origin or [])
+    access = {"api_key": api_key, "cors_origins": cors_origin or []}
     from dlm.settings import Settings
 
     Settings.of(defaults)  # like the port, before a model is loaded
     called = model_name(model, adapter) if name is None else name
     with listening(host, port) as listener:
         loaded = load_model(model, device, dtype, **facts)
-        run(loaded, listener, called, defaults, api_key, batch_size, queue_size, json)
+        run(loaded, listener, called, defaults, access, batch_size, queue_size, json)
 
 
 def run(
@@ -130,7 +140,7 @@ def run(
     listener: socket.socket,
     name: str,
     defaults: dict[str, Any],
-    api_key: str | None,
+    access: dict[str, Any],
     batch_size: int,
     queue_size: int,
     machine: bool,
@@ -143,8 +153,9 @@ def run(
     engine = Engine(model, batch_size=batch_size, queue_size=queue_size)
     try:
         served = partial(tell, machine=machine)
-        app = create_app(engine, name=name, defaults=defaults, api_key=api_key, served=served)
-        announce(listener, name, batch_size, guarded=api_key is not None, machine=machine)
+        app = create_app(engine, name=name, defaults=defaults, served=served, **access)
+        guarded = access["api_key"] is not None
+        announce(listener, name, batch_size, guarded=guarded, machine=machine)
         run_until_signal(app, engine, listener)
     finally:
         engine.close()
@@ -214,6 +225,20 @@ def check_key(key: str | None) -> None:
         raise ValueError(f"{KEY} must not be empty: unset it to serve without a key")
     if key is not None and not re.fullmatch("[!-~]+( +[!-~]+)*", key):
         raise ValueError("--api-key must be printable ASCII, with no space around it")
+
+
+def check_origins(origins: list[str]) -> None:
+    """Refuse what no browser sends as the origin of a page.
+
+    Raises:
+        ValueError: one is more or less than a scheme, a host and maybe a port.
+    """
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+", origin):
+            raise ValueError(
+                "--cors-origin must be a scheme, a host and maybe a port, all in small letters, "
+                f"with no path, such as https://example.org, or *, got {origin!r}"
+            )
 
 
 def listening(host: str, port: int) -> socket.socket:

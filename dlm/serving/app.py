@@ -2,13 +2,14 @@
 
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +19,7 @@ from dlm.reading import vocabulary_of
 from dlm.serving import replies
 from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
 from dlm.serving.metrics import TYPE, Metrics
-from dlm.serving.named import Named
+from dlm.serving.named import HEADER, Named
 from dlm.serving.protocol import check_defaults
 from dlm.serving.refusals import Wrong
 
@@ -28,6 +29,12 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HEALTH = "/health"
 METRICS = "/metrics"
+CORS: Mapping[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["*"],
+    "expose_headers": [HEADER, "retry-after"],
+}
+"""What web pages may send and read."""
 
 
 def untold(served: Served) -> None:
@@ -40,6 +47,7 @@ def create_app(
     name: str,
     defaults: Mapping[str, Any],
     api_key: str | None = None,
+    cors_origins: Sequence[str] = (),
     served: Callable[[Served], None] = untold,
 ) -> Starlette:
     """The application that serves an engine's model.
@@ -50,6 +58,7 @@ def create_app(
         defaults: options of `dlm.generate`, without those that speak of rows or of what is
             returned; a request's override them.
         api_key: what requests have to bring, all but those for `/health`; None for nothing.
+        cors_origins: of web pages that may ask and read answers, "*" for all.
         served: told once of each request for a completion, when it is over.
 
     Raises:
@@ -73,7 +82,11 @@ def create_app(
         served(one)
 
     endpoints = Endpoints(Service(engine, name, dict(defaults), told), metrics)
-    guards = [] if api_key is None else [Middleware(Guard, key=api_key)]
+    between = [Middleware(Named)]
+    if cors_origins:  # in front of the guard: browsers ask whether they may without a key
+        between.append(Middleware(CORSMiddleware, allow_origins=cors_origins, **CORS))
+    if api_key is not None:
+        between.append(Middleware(Guard, key=api_key))
     app = Starlette(
         routes=[
             Route(COMPLETIONS, endpoints.complete, methods=["POST"]),
@@ -83,7 +96,7 @@ def create_app(
             Route(HEALTH, endpoints.health, methods=["GET"]),
             Route(METRICS, endpoints.measure, methods=["GET"]),
         ],
-        middleware=[Middleware(Named), *guards],
+        middleware=between,
         exception_handlers={HTTPException: refused},
     )
     app.router.redirect_slashes = False  # there is nothing at such a path

@@ -135,6 +135,8 @@ def run(*args: str) -> Any:
     (["--host=no.such.host.invalid"], "error: "),
     (["--host="], "--host must not be empty: 0.0.0.0 stands for all addresses"),
     (["--api-key="], "--api-key must be printable ASCII, with no space around it"),
+    (["--cors-origin=example.org"], "--cors-origin must be a scheme, a host and maybe a port"),
+    (["--cors-origin=https://example.org/"], "got 'https://example.org/'"),
     (["--api-key=key "], "--api-key must be printable ASCII, with no space around it"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(

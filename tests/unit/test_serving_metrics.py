@@ -1,4 +1,4 @@
-"""What a server tells Prometheus, and how requests are told apart."""
+"""What a server tells Prometheus, how requests are told apart, and which pages may ask."""
 
 import runpy
 from collections.abc import Callable, Iterator
@@ -112,3 +112,32 @@ def test_whatever_is_answered_has_the_name(serve: Serve) -> None:
     answer = client.post("/v1/completions", content=b"{", headers=key)
     assert (answer.status_code, answer.headers["x-request-id"]) == (400, "mine")
     assert [told.request_id for told in server.served] == ["mine"]
+
+
+@pytest.mark.parametrize("key", [None, "a secret"])
+def test_pages_of_other_origins_may_ask_where_that_is_said(serve: Serve, key: str | None) -> None:
+    page, other = "https://page.example", "https://other.example"
+    client = serve(CASES.letters([""]), api_key=key, cors_origins=[page]).client
+    asks = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    for origin, allowed in ((page, page), (other, None)):
+        before = client.options("/v1/chat/completions", headers={"origin": origin, **asks})
+        assert (before.status_code == 200) == (allowed is not None)
+        assert before.headers.get("access-control-allow-origin") == allowed
+        headers = {"origin": origin, "authorization": f"Bearer {key}"}
+        answer = client.post("/v1/completions", json={"prompt": "a"}, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers.get("access-control-allow-origin") == allowed
+    refused = client.get("/v1/nothing", headers={"origin": page})
+    assert refused.status_code == (404 if key is None else 401)
+    assert refused.headers["access-control-allow-origin"] == page
+    assert "x-request-id" in refused.headers["access-control-expose-headers"]
+
+
+def test_no_page_may_read_where_nothing_is_said(serve: Serve) -> None:
+    client = serve(CASES.nothing).client
+    answer = client.get("/v1/models", headers={"origin": "https://page.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert client.options("/v1/models").status_code == 405
