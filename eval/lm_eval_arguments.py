@@ -14,7 +14,7 @@ from dlm.options import boolean, integer, known, number
 
 OPTION = "option."
 LOAD = ("adapter", "attn_implementation", "block_size", "dtype", "family", "mask_id", "merge")
-NOT_OURS = ("model", "prompts", "row_keys", "return_trajectory", "return_order")
+NOT_OURS = ("model", "prompts", "row_keys", "stop", "return_trajectory", "return_order")
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "num_beams", *LENGTHS)

@@ -248,11 +248,13 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
     def decode(self, batch: Sequence[Row]) -> list[str]:
         """Texts of a batch, made in halves where it takes more memory than there is."""
+        ends: dict[str, Any] = {"stop": batch[0].until} if batch[0].until else {}
         try:
             out = dlm.generate(
                 self.model,
                 [row.tokens for row in batch],
                 row_keys=[row.key for row in batch],
+                **ends,
                 **dict(batch[0].options),
                 **self.fixed,
             )

@@ -37,10 +37,10 @@ def keys(requests: Sequence[Instance]) -> Iterator[int]:
 
 
 def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Rows with the same options together, the longest first."""
-    groups: defaultdict[tuple[tuple[str, Any], ...], list[Row]] = defaultdict(list)
+    """Rows with the same options and stop strings together, the longest first."""
+    groups: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.options].append(row)
+        groups[row.options, row.until].append(row)
     for group in groups.values():
         group.sort(key=lambda row: -len(row.tokens))
         for first in range(0, len(group), size):

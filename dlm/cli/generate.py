@@ -86,6 +86,10 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             show_default="on, off with --infill",
         ),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        decoding(metavar="TEXT", help="Text that ends an answer, itself left out; repeatable."),
+    ] = None,
     confidence_eos_eot_inf: StopsLast = False,
     cache: CacheName = "none",
     refresh_every: RefreshEvery = None,

@@ -187,6 +187,7 @@ Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]
 DECODING: Final = (
     "decoder",
     "gen_length",
+    "stop",
     "steps",
     "position_temperature",
     "stop_at_eos",

@@ -111,3 +111,13 @@ def test_what_they_may_be_is_said(command: list[str]) -> None:
 def test_ids_outside_the_vocabulary_are_refused(folder: str) -> None:
     told = refused("generate", "x", "--model", folder, "--suppress-tokens=999999")
     assert "suppress_tokens must be an int <= " in told
+
+
+def test_an_answer_ends_at_a_text() -> None:
+    whole = generated(*SHORT)
+    stop = whole["text"][2]
+    found = generated(*SHORT, "--stop", stop, "--stop", "never")
+    assert found["text"] == whole["text"][: whole["text"].index(stop)]
+    assert found["forwards"] <= whole["forwards"]
+    message = refused("generate", "a [MASK]", "--infill", "--stop", "x")
+    assert "stop is for generate: what follows a blank is given" in message

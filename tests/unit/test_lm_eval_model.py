@@ -73,6 +73,7 @@ def test_results_come_in_the_order_of_the_requests(lm: DLM, plant: Callable[...,
     requests = [ask(p, {"until": [" tail"]}, doc) for doc, p in enumerate(PROMPTS)]
     assert lm.generate_until(requests, disable_tqdm=True) == [f"<{p}>" for p in PROMPTS]
     assert [len(call["prompts"]) for call in calls] == [2, 2, 2]
+    assert {call["stop"] for call in calls} == {(" tail",)}
     lengths = [len(lm.tok_encode(p)) for call in calls for p in call["prompts"]]
     assert lengths == sorted(lengths, reverse=True)
 
@@ -82,6 +83,7 @@ def test_each_request_has_its_own_stop_strings(lm: DLM, plant: Callable[..., Cal
     requests = [ask("p", {"until": until}) for until in (["two"], "three", [], ["\n"])]
     texts = lm.generate_until(requests, disable_tqdm=True)
     assert texts == ["one ", "one two ", "one two three", "one two three"]
+    assert [call.get("stop") for call in calls] == [("two",), ("three",), None, ("\n",)]
     assert len({key for call in calls for key in call["row_keys"]}) == 1
 
 
