@@ -8,7 +8,7 @@ import torch
 from dlm.estimators import Estimator, run
 from dlm.models.model import Model
 from dlm.options import boolean, integer, integers, names_checked, writable
-from dlm.prompts import Prompt, encode_prompts
+from dlm.prompts import Prompt, check_model, encode_prompts
 from dlm.questions import Likelihood, Questions, blocks_of
 from dlm.scoring import Reader, Scorer
 
@@ -55,6 +55,7 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     Raises:
         ValueError: a bad option, or an empty prompt or answer.
     """
+    check_model(model)
     how = Estimator(estimator, samples, batch_size, order, seed, model.device)
     reader = Reader(model, cfg_scale)
     given, target = encode_pair(model, prompt, answer)
@@ -110,6 +111,7 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
     Raises:
         ValueError: a bad option or pair, when called.
     """
+    check_model(model)
     # Masks are made, and rows put together, where that waits for no device.
     how = Estimator(estimator, samples, batch_size, order, seed, torch.device("cpu"))
     integer("rows", rows, least=1)

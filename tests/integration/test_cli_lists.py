@@ -95,7 +95,10 @@ def test_verbose_tells_all_about_each() -> None:
     text = run_well("decoders", "--verbose").stdout
     blocks = text.split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == list(DECODERS)
-    assert "    GSM8K: gen_length=256 block_length=8 (1 tokens per forward)\n" in blocks[0]
+    assert (
+        "    gsm8k, llada-semi-ar: gen_length=256, block_length=8 (1 tokens per forward)\n"
+        in blocks[0]
+    )
     assert "  caches: none, prefix, dual\n" in blocks[0]
     assert "  needs: confidence, position_noise\n  changes committed tokens: no\n" in blocks[0]
     assert blocks[0].endswith("  paper: arXiv:2502.09992")
@@ -106,7 +109,8 @@ def test_one_decoder_is_told_about_in_full() -> None:
     assert text.startswith("saber\n  Commit c > mean confidence of past commits")
     assert "\n      mu: a forward that commits mu times as many remasks one more.\n" in text
     assert "\n    preset=reference\n" in text
-    assert "\n    HumanEval: n=2 mu=8 block_length=256 (3.6 tokens per forward)\n" in text
+    setting = "humaneval, saber: n=2, mu=8, gen_length=256, block_length=None"
+    assert f"\n    {setting} (3.6 tokens per forward)\n" in text
     assert text.endswith("\n  paper: arXiv:2510.18165\n")
     assert "wino" not in text
     (row,) = records(run_well("decoders", "saber", "--json").stdout)
