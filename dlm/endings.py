@@ -82,6 +82,8 @@ class StopTexts:
 
     def look(self, step: Step) -> frozenset[int]:
         """Rows that a stop text ends after this forward."""
+        if not self.readers:
+            return self.leaving  # none
         unread = {name for name, reader in enumerate(self.readers) if not reader.stopped}
         for name, block_start, row in ongoing(step, unread):
             begin, end = self.spans[name]
