@@ -8,26 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.batch import Change, Rows, Terms, denoise
-from dlm.canvas import Canvas, active_length, build
-from dlm.endings import End, StopTexts, ended
-from dlm.execution import Execution
+from dlm.endings import End, ended
+from dlm.job import Job, generation_job, make_job
 from dlm.kernels.canvas import covered
 from dlm.models.model import Model
 from dlm.options import names_checked
-from dlm.prompts import (
-    Prompt,
-    TooLong,
-    check_model,
-    decode_text,
-    encode_prompts,
-    encode_texts,
-    tokenizer_of,
-    whole_text,
-)
-from dlm.runtime import Step, bind
+from dlm.prompts import Prompt, check_model, decode_text, encode_texts, whole_text
+from dlm.runtime import Step
 from dlm.settings import INSTEAD, NAMES, Settings
-from dlm.traits import Traits
 from dlm.trajectory import Recorder, Trajectory
 from dlm.types import AnyDecoder
 
@@ -70,92 +58,6 @@ class Snapshot:
     remasked: list[int]
     edited: list[int]
     done: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Rows to decode, checked and laid out."""
-
-    rows: list[list[int]]
-    spans: list[tuple[int, int]]  # of each row, what is handed back
-    canvas: Canvas
-    settings: Settings
-    decoder: AnyDecoder  # bound to the model
-    execution: Execution  # how steps are run
-
-    def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
-        """Every forward of the job; `change` is asked for rows to give up after each."""
-        terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
-        lengths = [len(row) for row in self.rows]
-        return denoise(terms, Rows(self.canvas, lengths, range(len(lengths))), change)
-
-    def stop_texts(self, model: Model) -> StopTexts:
-        """What ends rows at the texts that the options name."""
-        return StopTexts(model, self.spans, Traits.of(self.decoder), self.settings.stops)
-
-
-def check_length(model: Model, length: int, what: str = "prompt and generation") -> None:
-    """Refuse rows longer than the model can place, which is `TooLong`."""
-    if length > model.spec.max_length:
-        raise TooLong(
-            f"{what} must fit the model's {model.spec.max_length} positions, got {length} tokens"
-        )
-
-
-def lay_out(
-    model: Model, rows: Sequence[list[int]], settings: Settings, execution: Execution
-) -> Canvas:
-    """Rows that hold the mask id at every position to decode, as a canvas.
-
-    Raises:
-        ValueError: they do not fit the model, or an option does not fit them.
-    """
-    spec = model.spec
-    longest = max(map(len, rows))
-    check_length(model, longest)
-    settings.check_model(spec)
-    begun = [number for number, row in enumerate(rows) if row[0] == spec.mask_id]
-    if spec.shift and begun:
-        raise ValueError(
-            f"a row must not begin with a mask for {spec.family}, which predicts a token from the "
-            f"one before it, got one in row {begun[0]}"
-        )
-    keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
-    if len(keys) != len(rows):
-        raise ValueError(
-            f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
-        )
-    return build(
-        rows,
-        mask_id=spec.mask_id,
-        pad_id=spec.eos_id,
-        block_length=active_length(settings.block_length, spec) or longest,
-        steps=settings.steps,
-        row_keys=keys,
-        seed=settings.seed,
-        device=model.device,
-        surplus=Traits.of(settings.policy).max_forwards is not None,
-        grid=spec.grid,
-        columns=execution.columns(longest, spec.max_length),
-    )
-
-
-def make_job(
-    model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
-) -> Job:
-    """What decodes rows that hold the mask id at every position to decode.
-
-    Raises:
-        ValueError: they do not fit the model, or an option does not fit them.
-    """
-    if settings.stops:
-        tokenizer_of(model, "stop")
-    execution = Execution.of(model)
-    canvas = lay_out(model, rows, settings, execution)
-    block_length = active_length(settings.block_length, model.spec)
-    bound = bind(settings.policy, model, canvas, block_length)
-    settings.check_ranking(Traits.of(bound))
-    return Job(rows, spans, canvas, settings, bound, execution)
 
 
 @partial(names_checked, instead=INSTEAD)
@@ -295,29 +197,6 @@ def infill(
     rows = encode_texts(model, text)
     job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
     return finish(model, job, whole_text)
-
-
-def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
-    """Prompts with `gen_length` masks behind each, and then what closes every row."""
-    rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
-    return make_job(model, rows, spans, settings)
-
-
-def continued(
-    model: Model, prompts: Sequence[list[int]], gen_length: int, after: Sequence[int] = ()
-) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Rows with `gen_length` masks behind each prompt, and where these stand.
-
-    Behind them comes `after`, and what closes every row of the family.
-
-    Raises:
-        ValueError: they are longer than the model can place.
-    """
-    closing = [*after, *model.spec.suffix]
-    check_length(model, max(map(len, prompts)) + gen_length + len(closing))
-    behind = [*[model.spec.mask_id] * gen_length, *closing]
-    spans = [(len(prompt), len(prompt) + gen_length) for prompt in prompts]
-    return [[*prompt, *behind] for prompt in prompts], spans
 
 
 @torch.inference_mode()

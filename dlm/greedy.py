@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dlm.batch import Change, Rows, Terms, denoise
-from dlm.generation import make_job
+from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.settings import Settings

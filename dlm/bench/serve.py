@@ -16,7 +16,8 @@ from dlm.bench.batch import lengths
 from dlm.bench.result import Result
 from dlm.bench.timing import Spread, ratio, rounds, seconds, wait
 from dlm.bench.work import Work, random_prompts
-from dlm.generation import finish, make_job
+from dlm.generation import finish
+from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import integer, number
 from dlm.prompts import decode_text

@@ -11,9 +11,10 @@ from rich.console import Console
 from dlm.cli.inputs import Messages, with_system
 from dlm.cli.results import Result
 from dlm.cli.train import stop_after_step
-from dlm.generation import Generation, Job, finish, generation_job
+from dlm.generation import Generation, finish
 from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, TextDiffusionStreamer
+from dlm.job import Job, generation_job
 from dlm.models.model import Model
 from dlm.prompts import decode_text, encode_prompts, tokenizer_of
 from dlm.runtime import Step

@@ -9,7 +9,8 @@ from typing import Any
 
 from dlm.data import TASKS, Example
 from dlm.distill.weights import facts
-from dlm.generation import generate, generation_job
+from dlm.generation import generate
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import integer, integers

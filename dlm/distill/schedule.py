@@ -22,7 +22,7 @@ from dlm.distill.schedule_ledger import Ledger, Report, Shape, Trajectory, alone
 from dlm.distill.schedule_program import ErrorTable
 from dlm.distill.schedule_rollout import Plan, Student, teach
 from dlm.distill.schedule_states import BASES, Layout
-from dlm.generation import check_length
+from dlm.job import check_length
 from dlm.models.model import Model
 from dlm.options import boolean, integer, known, number
 

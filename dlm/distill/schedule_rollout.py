@@ -14,7 +14,7 @@ from dlm.decoders.schedule import RANKS
 from dlm.decoders.select import descending
 from dlm.distill.schedule_ledger import Trajectory
 from dlm.distill.schedule_states import Layout, Ranked
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import StepView

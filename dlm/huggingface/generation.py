@@ -16,7 +16,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from dlm.batch import Change
-from dlm.generation import Generation, Job, finish, generation_job
+from dlm.generation import Generation, finish
 from dlm.huggingface import batch, streamers
 from dlm.huggingface.checkpoint import Origin
 from dlm.huggingface.config import DiffusionGenerationConfig, left_aside
@@ -29,6 +29,7 @@ from dlm.huggingface.options import (
     settings,
     stated,
 )
+from dlm.job import Job, generation_job
 from dlm.models.facts import Overrides, ids, is_released, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model

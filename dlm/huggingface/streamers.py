@@ -9,7 +9,7 @@ import torch
 from rich.cells import cell_len, chop_cells
 from transformers.generation.streamers import TextStreamer
 
-from dlm.generation import Job
+from dlm.job import Job
 from dlm.runtime import Step
 from dlm.traits import Traits
 

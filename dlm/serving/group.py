@@ -9,7 +9,7 @@ from dlm.canvas import Canvas, active_length
 from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
-from dlm.generation import lay_out
+from dlm.job import lay_out
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.runtime import Step, bind

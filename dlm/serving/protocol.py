@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from dlm import foreign
 from dlm.decoders import DECODERS
-from dlm.generation import check_length, continued
+from dlm.job import check_length, continued
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import NOTHING, integer, known

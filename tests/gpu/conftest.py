@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dlm.execution import Execution
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.recording import Record

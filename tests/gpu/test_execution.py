@@ -14,7 +14,7 @@ from torch.torch_version import TorchVersion
 import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.recording import CudaGraph
 from dlm.settings import Settings

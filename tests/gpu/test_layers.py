@@ -8,7 +8,7 @@ import torch
 import dlm
 from dlm.bench.shapes import Shape, build
 from dlm.execution import Execution
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.kernels import fused_layers
 from dlm.models import fused
 from dlm.models.model import Model

@@ -10,7 +10,7 @@ import torch
 
 import dlm
 from dlm.batch import Batch
-from dlm.generation import continued
+from dlm.job import continued
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
 from dlm.serving.work import Ended, Event, Request

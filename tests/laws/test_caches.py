@@ -10,7 +10,7 @@ import dlm
 from dlm.cache import Cache, Refresh, Reuse
 from dlm.decoders import DECODERS
 from dlm.forward import Forward
-from dlm.generation import make_job
+from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits

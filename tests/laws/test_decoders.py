@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dlm
 from dlm.canvas import forwards_per_block
 from dlm.decoders import DECODERS, make
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits

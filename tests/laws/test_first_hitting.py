@@ -18,7 +18,7 @@ from torch import Tensor
 import dlm
 from dlm.decoders import DECODERS, make
 from dlm.decoders.alpha import ALPHAS
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits

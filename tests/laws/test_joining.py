@@ -18,7 +18,7 @@ from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
 from dlm.endings import End, ended
 from dlm.execution import Execution
-from dlm.generation import Job, make_job
+from dlm.job import Job, make_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits

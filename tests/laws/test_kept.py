@@ -15,7 +15,7 @@ import dlm
 from dlm.decoders.base import Stateless
 from dlm.execution import LANES, STRIDE, Execution, state_of
 from dlm.execution import lanes_of as lanes_of_network
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.lanes import Lane, Lanes, constant
 from dlm.models.model import Model
 from dlm.recording import Recording

@@ -14,7 +14,7 @@ import dlm
 from dlm.decoders import DECODERS
 from dlm.decoders.base import Stateless
 from dlm.execution import STRIDE, Execution
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.recording import Steps

@@ -23,7 +23,7 @@ from dlm.cache import View
 from dlm.decoders import DECODERS, LowConfidence, Random, make
 from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
 from dlm.decoders.resample import fractions
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.settings import Settings

@@ -13,7 +13,7 @@ import torch
 import dlm
 from dlm import recording
 from dlm.execution import Execution
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.recording import Pool, Recorder, pools
 from dlm.runtime import Loop

@@ -18,7 +18,7 @@ from torch import Tensor
 import dlm
 from dlm.decoders import ReMDM
 from dlm.decoders.remdm import ETAS, Remasking
-from dlm.generation import generation_job
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dlm
-from dlm.generation import continued
+from dlm.job import continued
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
 from dlm.serving.work import Ended, Event, Failed, Grown, Request

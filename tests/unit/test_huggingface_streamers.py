@@ -13,9 +13,10 @@ from transformers import TextStreamer
 import dlm
 from dlm import TextDiffusionStreamer
 from dlm.decoders import DECODERS
-from dlm.generation import finish, generation_job
+from dlm.generation import finish
 from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, check
+from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.prompts import decode_text
 from dlm.runtime import Step

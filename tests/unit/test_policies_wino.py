@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dlm
 from dlm.decoders import Wino
-from dlm.generation import generation_job, make_job
+from dlm.job import generation_job, make_job
 from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.settings import Settings

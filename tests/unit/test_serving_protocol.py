@@ -12,7 +12,8 @@ import pytest
 
 import dlm
 from dlm.decoders import DECODERS
-from dlm.generation import finish, make_job
+from dlm.generation import finish
+from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.prompts import decode_text, encode_prompts
 from dlm.serving.fields import CHAT, COMPLETION, OPTIONS, UNSUPPORTED
