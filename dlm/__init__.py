@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dlm.likelihood import log_likelihood, log_likelihoods
     from dlm.models.loading import load
     from dlm.models.model import Model
+    from dlm.prompt_cache import PromptCache
     from dlm.prompts import encode_prompts
     from dlm.questions import Likelihood
     from dlm.trajectory import Trajectory
@@ -37,6 +38,7 @@ __all__ = [
     "Generation",
     "Likelihood",
     "Model",
+    "PromptCache",
     "Snapshot",
     "TextDiffusionStreamer",
     "Trajectory",
@@ -60,6 +62,7 @@ _HOMES = {
     "Generation": "dlm.generation",
     "Likelihood": "dlm.questions",
     "Model": "dlm.models.model",
+    "PromptCache": "dlm.prompt_cache",
     "Snapshot": "dlm.generation",
     "TextDiffusionStreamer": "dlm.huggingface.streamers",
     "Trajectory": "dlm.trajectory",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
 from dlm.execution import Execution
@@ -15,6 +16,7 @@ from dlm.host import send
 from dlm.lanes import Lane, Workspace
 from dlm.models.model import Model
 from dlm.progress import Due, Progress
+from dlm.prompt_cache import PromptCache
 from dlm.runtime import Loop, Step
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -69,7 +71,10 @@ NO_CHANGE = Change()
 
 
 def denoise(
-    terms: Terms, rows: Rows, change: Callable[[], Change] = lambda: NO_CHANGE
+    terms: Terms,
+    rows: Rows,
+    change: Callable[[], Change] = lambda: NO_CHANGE,
+    prompt_cache: PromptCache | None = None,
 ) -> Generator[Step, None, None]:
     """Fill every blank, block by block, one yield a forward.
 
@@ -83,13 +88,14 @@ def denoise(
         rows: to begin with.
         change: asked after every forward. Where a cache is kept the first forward of rows that
             join is theirs alone, as it computes them from end to end.
+        prompt_cache: what rows take from and leave to others, with a cache and without guidance.
 
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
     """
     network = terms.model.network
     with terms.execution.lane(network) as lane:
-        batch = Batch(terms, lane, rows)
+        batch = Batch(terms, lane, rows, prompt_cache)
         while True:
             yield batch.step()
             now = change()
@@ -97,7 +103,7 @@ def denoise(
             if now.join is not None:
                 # A lane of their own: what is kept in the other one is in use.
                 with terms.execution.lane_beside(lane) as other:
-                    more = Batch(terms, other, now.join)
+                    more = Batch(terms, other, now.join, prompt_cache)
                     if terms.settings.cache != "none" or not batch.is_like(more):
                         yield more.step()
                     batch.take(more)
@@ -110,10 +116,13 @@ def denoise(
 class Batch:
     """Rows between two forwards."""
 
-    def __init__(self, terms: Terms, lane: Lane, rows: Rows) -> None:
+    def __init__(
+        self, terms: Terms, lane: Lane, rows: Rows, prompt_cache: PromptCache | None = None
+    ) -> None:
         """Take rows on the terms of all, and what is kept of other batches."""
         self.terms = terms
         self.lane = lane
+        self.prompt_cache = prompt_cache
         self.names = list(rows.names)
         self.live = [True] * len(self.names)
         self.made = [0] * len(self.names)  # forwards of each row
@@ -121,7 +130,9 @@ class Batch:
         canvas = rows.canvas.with_blocks(terms.execution.blocks(rows.canvas.shape[-1]))
         self.work = self.workspace(canvas)
         self.canvas = self.work.lay(canvas)
-        self.progress, self.due = self.work.loop.start(self.canvas, rows.lengths)
+        self.reused = [0] * len(self.names)  # tokens of each row that others computed
+        kept = self.recall()
+        self.progress, self.due = self.work.loop.start(self.canvas, rows.lengths, kept)
 
     def workspace(self, canvas: Canvas) -> Workspace:
         """What makes forwards of a canvas of this shape."""
@@ -130,6 +141,28 @@ class Batch:
         make = partial(Loop, terms.model, terms.decoder, terms.settings, *options)
         layout = (canvas.shape, terms.model.spec, *options[1:], terms.settings.of_steps)
         return self.lane.workspace(layout, terms.decoder, make)
+
+    def recall(self) -> Tensor | None:
+        """Take over what is kept of what rows begin with; how many tokens, int64 [B]."""
+        if self.prompt_cache is None:
+            return None
+        canvas, device = self.canvas, self.canvas.tokens.device
+        origins = canvas.origin.tolist()  # of what comes behind keys and values are made anew
+        rows = [row[:end] for row, end in zip(canvas.tokens.tolist(), origins, strict=True)]
+        recall = partial(self.prompt_cache.recall, rows, partial(self.work.loop.room, canvas))
+        used = [(self.lane, self.work)]
+        self.reused = self.terms.execution.in_memory(used, device, recall, recall)
+        return send(self.reused, device)
+
+    def keep(
+        self, prompt_cache: PromptCache, tokens: Tensor, progress: Progress, lines: list[int]
+    ) -> None:
+        """Leave what is final of some rows to others, given the tokens it was computed from."""
+        if not lines:
+            return
+        ends, rows = progress.kept[lines].tolist(), tokens[lines].tolist()
+        final = {line: row[:end] for line, row, end in zip(lines, rows, ends, strict=True)}
+        prompt_cache.keep(self.work.loop.room(self.canvas), final)
 
     def step(self) -> Step:
         """One forward of all rows."""
@@ -141,6 +174,10 @@ class Batch:
             name = self.work.loop.traits.name
             raise ValueError(f"{name} at forward {self.number}: {broken[0].value}")
         live = self.live
+        if self.prompt_cache is not None:
+            known = finished if self.number else live  # prompts after their first forward
+            lines = [line for line, goes in enumerate(live) if goes and known[line]]
+            self.keep(self.prompt_cache, outcome.before.tokens, outcome.progress, lines)
         self.made = [count + 1 for count in self.made]
         made = Step(
             number=self.number,
@@ -151,6 +188,7 @@ class Batch:
             tally=outcome.progress.tally,
             names=self.names,
             made=self.made,
+            reused=self.reused,
             live=live,
             done=[was and over for was, over in zip(live, finished, strict=True)],
         )
@@ -161,6 +199,10 @@ class Batch:
 
     def drop(self, names: frozenset[int]) -> None:
         """Give rows up."""
+        if names and self.prompt_cache is not None:
+            rows = enumerate(zip(self.live, self.names, strict=True))
+            lines = [line for line, (was, name) in rows if was and name in names]
+            self.keep(self.prompt_cache, self.canvas.tokens, self.progress, lines)
         if names:
             pairs = zip(self.live, self.names, strict=True)
             self.live = [was and name not in names for was, name in pairs]
@@ -222,6 +264,7 @@ class Batch:
             first += len(some)
         self.names = [batch.names[line] for batch, some in parts for line in some]
         self.made = [batch.made[line] for batch, some in parts for line in some]
+        self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
         self.due = replace(due, packing=loop.packing(due.lengths, columns))

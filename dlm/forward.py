@@ -67,13 +67,18 @@ class Forward:
         """
         if other.cache is None:
             return
-        if self.cache is None:
-            self.cache = Cache(shape[0] * (2 if self.guided else 1), shape[1])
+        cache = self.room(*shape)
         if index.numel() == shape[0]:
-            self.cache.follow(other.cache, self.both(index, rows), 0)
+            cache.follow(other.cache, self.both(index, rows), 0)
             return
         for half in range(2 if self.guided else 1):
-            self.cache.follow(other.cache, index + half * rows, first + half * shape[0])
+            cache.follow(other.cache, index + half * rows, first + half * shape[0])
+
+    def room(self, rows: int, columns: int) -> Cache:
+        """Where keys and values of so many rows and columns are kept."""
+        if self.cache is None:
+            self.cache = Cache(rows * (2 if self.guided else 1), columns)
+        return self.cache
 
     def both(self, index: Tensor, rows: int) -> Tensor:
         """Rows, and with guidance the unconditional ones that belong to them."""
@@ -91,16 +96,15 @@ class Forward:
         if self.mode == "none":
             return self.rows(canvas, view, due.lengths, None, due.packing)
         batch, length = canvas.tokens.shape
-        if self.cache is None:
-            self.cache = Cache(batch * (2 if self.guided else 1), length)
+        cache = self.room(batch, length)
         if self.topology.final:
             end = self.topology.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
-            return self.part(canvas, view, due, Stretch(progress.kept, end, count), self.cache)
+            return self.part(canvas, view, due, Stretch(progress.kept, end, count), cache)
         if due.whole:
-            keep = Refresh(self.cache, None, length)
+            keep = Refresh(cache, None, length)
             return self.rows(canvas, view, due.lengths, keep, due.packing)
-        part = self.part(canvas, view, due, self.stretch(canvas, view, due), self.cache)
+        part = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
         if due.room:
             again = first(self.fresh(progress) & ~progress.done, due.room)

@@ -13,6 +13,7 @@ from dlm.job import Job, generation_job, make_job
 from dlm.kernels.canvas import covered
 from dlm.models.model import Model
 from dlm.options import names_checked
+from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, check_model, decode_text, encode_texts, whole_text
 from dlm.runtime import Step
 from dlm.settings import INSTEAD, NAMES, Settings
@@ -86,6 +87,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     confidence_eos_eot_inf: bool = False,
     return_trajectory: bool = False,
     return_order: bool = False,
+    prompt_cache: PromptCache | None = None,
 ) -> Generation:
     """Continue every prompt by `gen_length` tokens, decoded block by block.
 
@@ -132,21 +134,27 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             name, as documented there, at every temperature).
         return_trajectory: keep what every forward saw and changed.
         return_order: keep which forward committed each token, at next to no cost.
+        prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
+            and that these leave for others; for families with blocks of attention, with a cache.
 
     Raises:
         ValueError: a bad option or prompt, named in the message.
     """
-    options = {k: v for k, v in locals().items() if k not in ("model", "prompts")}
-    return finish(model, generation_job(model, prompts, Settings(**options)), decode_text)
+    options = {k: v for k, v in locals().items() if k not in ("model", "prompts", "prompt_cache")}
+    job = generation_job(model, prompts, Settings(**options), prompt_cache)
+    return finish(model, job, decode_text)
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
-def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
+def stream(
+    model: Model, prompt: Prompt, *, prompt_cache: PromptCache | None = None, **options: Any
+) -> Iterator[Snapshot]:
     """Continue one prompt, yielding a snapshot after each forward.
 
     Args:
         model: what `dlm.load` gave.
         prompt: one prompt, as in `generate`.
+        prompt_cache: as in `generate`.
         **options: as in `generate`.
 
     Raises:
@@ -156,7 +164,7 @@ def stream(model: Model, prompt: Prompt, **options: Any) -> Iterator[Snapshot]:
     for name in ("return_trajectory", "return_order"):
         if getattr(settings, name):
             raise ValueError(f"{name} is for generate: a snapshot tells what its step did")
-    job = generation_job(model, prompt, settings)
+    job = generation_job(model, prompt, settings, prompt_cache)
     if len(job.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(job.rows)}")
     return snapshots(model, job)

@@ -8,6 +8,7 @@ from dlm.canvas import Canvas, active_length, build
 from dlm.endings import StopTexts
 from dlm.execution import Execution
 from dlm.models.model import Model
+from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, TooLong, encode_prompts, tokenizer_of
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
@@ -25,12 +26,14 @@ class Job:
     settings: Settings
     decoder: AnyDecoder  # bound to the model
     execution: Execution  # how steps are run
+    prompt_cache: PromptCache | None  # what rows take from and leave to other jobs
 
     def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
         """Every forward of the job; `change` is asked for rows to give up after each."""
         terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
-        return denoise(terms, Rows(self.canvas, lengths, range(len(lengths))), change)
+        rows = Rows(self.canvas, lengths, range(len(lengths)))
+        return denoise(terms, rows, change, self.prompt_cache)
 
     def stop_texts(self, model: Model) -> StopTexts:
         """What ends rows at the texts that the options name."""
@@ -84,13 +87,19 @@ def lay_out(
 
 
 def make_job(
-    model: Model, rows: list[list[int]], spans: list[tuple[int, int]], settings: Settings
+    model: Model,
+    rows: list[list[int]],
+    spans: list[tuple[int, int]],
+    settings: Settings,
+    prompt_cache: PromptCache | None = None,
 ) -> Job:
     """What decodes rows that hold the mask id at every position to decode.
 
     Raises:
         ValueError: they do not fit the model, or an option does not fit them.
     """
+    if prompt_cache is not None:
+        check_prompt_cache(prompt_cache, model, settings)
     if settings.stops:
         tokenizer_of(model, "stop")
     execution = Execution.of(model)
@@ -98,13 +107,30 @@ def make_job(
     block_length = active_length(settings.block_length, model.spec)
     bound = bind(settings.policy, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
-    return Job(rows, spans, canvas, settings, bound, execution)
+    return Job(rows, spans, canvas, settings, bound, execution, prompt_cache)
 
 
-def generation_job(model: Model, prompts: Prompt | Sequence[Prompt], settings: Settings) -> Job:
+def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -> None:
+    """Refuse what is none, one of another model, and one that nothing would go into."""
+    if not isinstance(prompt_cache, PromptCache):
+        raise ValueError(f"prompt_cache must be a dlm.PromptCache, got {prompt_cache!r}")
+    prompt_cache.check_model(model)
+    if not prompt_cache.serves(settings):
+        raise ValueError(
+            "prompt_cache goes with cache 'prefix' or 'dual' and without cfg_scale, "
+            f"got {settings.cache!r} and {settings.cfg_scale}"
+        )
+
+
+def generation_job(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    settings: Settings,
+    prompt_cache: PromptCache | None = None,
+) -> Job:
     """Prompts with `gen_length` masks behind each, and then what closes every row."""
     rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
-    return make_job(model, rows, spans, settings)
+    return make_job(model, rows, spans, settings, prompt_cache)
 
 
 def continued(

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.contract import Violation, answer, check_state, gain, rules, violations
 from dlm.execution import Execution
@@ -55,6 +56,7 @@ class Step:
     tally: Tally  # of all forwards so far
     names: list[int]  # of the rows: where they stood in the batch, unless they joined it
     made: list[int]  # forwards of each row, this one included
+    reused: list[int]  # tokens of each whose keys and values others left behind
     live: list[bool]  # rows that were being decoded; what others hold means nothing
     done: list[bool]  # of those, rows that need no further forward
 
@@ -118,8 +120,10 @@ class Loop:
             settled = "block"
         return Stops(stop_ids if self.settings.stop_at_eos else None, self.spec.eos_id, settled)
 
-    def start(self, canvas: Canvas, lengths: Sequence[int]) -> tuple[Progress, Due]:
-        """Before the first forward."""
+    def start(
+        self, canvas: Canvas, lengths: Sequence[int], kept: Tensor | None = None
+    ) -> tuple[Progress, Due]:
+        """Before the first forward, of rows whose cache holds the first `kept` columns of each."""
         (batch, width), device = canvas.tokens.shape, canvas.tokens.device
         blanks = canvas.blanks
         if self.traits.max_forwards is not None:
@@ -132,8 +136,9 @@ class Loop:
         window = self.locate(canvas, block, never)
         path = none.double() if self.meter.keeps_path else None
         tally = Tally(none, none, path)
-        progress = Progress(state, window, never, never, none, none, none, blanks.sum(-1), tally)
-        reach = int(self.meter.forward.reach(canvas, window.start, none, never))
+        kept = none if kept is None else kept
+        progress = Progress(state, window, never, never, none, none, kept, blanks.sum(-1), tally)
+        reach = int(self.meter.forward.reach(canvas, window.start, kept, never))
         packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
 
@@ -153,6 +158,10 @@ class Loop:
     def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
         """How rows of these lengths are laid end to end, on a canvas of `width` columns."""
         return self.meter.forward.packing(lengths, width)
+
+    def room(self, canvas: Canvas) -> Cache:
+        """Where keys and values of the rows of a canvas are kept."""
+        return self.meter.forward.room(*canvas.tokens.shape)
 
     @property
     def size(self) -> int:

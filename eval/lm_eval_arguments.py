@@ -10,11 +10,11 @@ import torch
 
 import dlm
 from dlm.cli.inputs import parse_value
+from dlm.eval.plan import NOT_OPTIONS
 from dlm.options import boolean, integer, known, number
 
 OPTION = "option."
 LOAD = ("adapter", "attn_implementation", "block_size", "dtype", "family", "mask_id", "merge")
-NOT_OURS = ("model", "prompts", "row_keys", "stop", "return_trajectory", "return_order")
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "num_beams", *LENGTHS)
@@ -51,7 +51,7 @@ class Arguments:
             if "samples" in values:
                 raise ValueError("give samples or mc_num, not both: they are the same")
             values["samples"] = values.pop("mc_num")
-        generate = [n for n in inspect.signature(dlm.generate).parameters if n not in NOT_OURS]
+        generate = [n for n in inspect.signature(dlm.generate).parameters if n not in NOT_OPTIONS]
         for name in values:
             shown = ("pretrained", "batch_size", "device", "mc_num", f"{OPTION}<name>")
             known("model argument", name, (*LOAD, *generate, *SCORE, *shown))

@@ -18,7 +18,9 @@ from dlm.eval.source import load_problems, load_shots
 from dlm.eval.task import Problem, Task, Template
 from dlm.options import known
 
-NOT_OPTIONS = ("model", "prompts", "row_keys", "stop", "return_trajectory", "return_order")
+NOT_OPTIONS = (
+    "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order", "prompt_cache",
+)  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
 
 ALL = "all"  # what stands for every template

@@ -16,6 +16,7 @@ from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, TextDiffusionStreamer
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
+from dlm.prompt_cache import PromptCache
 from dlm.prompts import decode_text, encode_prompts, tokenizer_of
 from dlm.runtime import Step
 from dlm.settings import Settings
@@ -36,12 +37,16 @@ class Conversation:
     turn: int = 0
     """Questions answered since the session began: each has a seed of its own, so that one that is
     asked again is answered anew, and the same session gives the same answers."""
+    prompt_cache: PromptCache | None = field(init=False, default=None)
+    """What earlier turns left to later ones, where the family and the options allow it."""
 
     def __post_init__(self) -> None:
         if tokenizer_of(self.model, "dlm chat").chat_template is None:
             raise ValueError(
                 "dlm chat needs a chat template, which this model has not: use dlm generate"
             )
+        if PromptCache.suits(self.model) and PromptCache.serves(Settings.of(self.options)):
+            self.prompt_cache = PromptCache(self.model)
 
     def clear(self) -> None:
         """Forget what was said."""
@@ -65,7 +70,7 @@ class Conversation:
         options = {**self.options, "seed": self.options["seed"] + self.turn}
         settings = Settings.of(options)
         self.check_length(prompt, settings.gen_length)
-        job = generation_job(self.model, prompt, settings)
+        job = generation_job(self.model, prompt, settings, self.prompt_cache)
         self.turn += 1
         printer = Printer(self.model, show=show)
         began = time.perf_counter()

@@ -55,6 +55,7 @@ KEY: Final = "DLM_API_KEY"  # a variable of the environment
 
 if TYPE_CHECKING:
     from dlm.models.model import Model
+    from dlm.prompt_cache import PromptCache
     from dlm.serving.app import Served
 
 
@@ -90,6 +91,15 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     batch_size: Annotated[int, server(help="Rows decoded at a time, at most.", **COUNT)] = 16,
     queue_size: Annotated[int, server(help="Rows that wait, at most.", **COUNT)] = 256,
+    prompt_cache: Annotated[
+        float | None,
+        server(
+            help="GiB that keep keys and values of prompts and answers, for requests that begin "
+            "alike: for families with blocks of attention, with a --cache; 0 for none.",
+            metavar="GIB",
+            show_default="a sixteenth of a GPU's memory, or 1",
+        ),
+    ] = None,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
     gen_length: GenLength = None,
@@ -132,7 +142,17 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     called = model_name(model, adapter) if name is None else name
     with listening(host, port) as listener:
         loaded = load_model(model, device, dtype, **facts)
-        run(loaded, listener, called, defaults, access, batch_size, queue_size, json)
+        sizes = {"batch_size": batch_size, "queue_size": queue_size}
+        run(loaded, listener, called, defaults, access, sizes, prompt_cache, json)
+
+
+def make_prompt_cache(model: "Model", gib: float | None) -> "PromptCache | None":
+    """One of so many GiB, 0 for none; by default where the family allows it."""
+    from dlm.prompt_cache import PromptCache
+
+    if gib == 0 or (gib is None and not PromptCache.suits(model)):
+        return None
+    return PromptCache(model, gib=gib)
 
 
 def run(
@@ -141,8 +161,8 @@ def run(
     name: str,
     defaults: dict[str, Any],
     access: dict[str, Any],
-    batch_size: int,
-    queue_size: int,
+    sizes: dict[str, int],
+    prompt_gib: float | None,
     machine: bool,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM."""
@@ -150,12 +170,12 @@ def run(
     from dlm.serving.engine import Engine
     from dlm.serving.front import run_until_signal
 
-    engine = Engine(model, batch_size=batch_size, queue_size=queue_size)
+    engine = Engine(model, **sizes, prompt_cache=make_prompt_cache(model, prompt_gib))
     try:
         served = partial(tell, machine=machine)
         app = create_app(engine, name=name, defaults=defaults, served=served, **access)
         guarded = access["api_key"] is not None
-        announce(listener, name, batch_size, guarded=guarded, machine=machine)
+        announce(listener, name, engine.batch_size, guarded=guarded, machine=machine)
         run_until_signal(app, engine, listener)
     finally:
         engine.close()
@@ -195,8 +215,9 @@ def line_of(served: "Served") -> str:
     said = served.error
     if said is None:
         told = "" if served.forwards is None else f" in {served.forwards} forwards"
+        cached = f", {served.cached_tokens} of them kept" if served.cached_tokens else ""
         said = (
-            f"{served.choices} of {served.prompt_tokens} tokens, "
+            f"{served.choices} of {served.prompt_tokens} tokens{cached}, "
             f"{served.completion_tokens} decoded{told}"
         )
     shown = "".join(letter if letter.isprintable() else " " for letter in said)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from dlm.models.model import Model
 from dlm.reading import AtStopToken, Reader
 from dlm.serving.protocol import Asked
-from dlm.serving.work import Ended, Grown
+from dlm.serving.work import Ended, Grown, News, Reused
 
 
 @dataclass(slots=True)
@@ -15,6 +15,7 @@ class Choice:
     reader: Reader
     pieces: list[str] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length", once nothing follows
+    reused: int = 0  # tokens of its prompt that another row had left
     forwards: int | None = None  # None where a stop text ended it, and its row was given up
 
     @property
@@ -42,9 +43,12 @@ class Answer:
             Choice(Reader(model, asked.stop, at_stop_token=does)) for _ in asked.request.rows
         ]
 
-    def take(self, event: Grown | Ended) -> Piece | None:
+    def take(self, event: News) -> Piece | None:
         """What an event adds; None for one told before the engine heard that the row is over."""
         choice = self.choices[event.row]
+        if isinstance(event, Reused):
+            choice.reused = event.tokens
+            return None
         if choice.finish_reason is not None:
             return None
         reader = choice.reader
@@ -69,6 +73,13 @@ class Answer:
     def completion_tokens(self) -> int:
         """Tokens of all choices; of one that a stop token ends up to that and with it."""
         return sum(choice.reader.count for choice in self.choices)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts, each prompt once, that no choice had to compute."""
+        n = self.asked.n
+        each = [choice.reused for choice in self.choices]
+        return sum(min(each[first : first + n]) for first in range(0, len(each), n))
 
     @property
     def forwards(self) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from dlm.host import check
 from dlm.models.model import Model
 from dlm.options import integer
+from dlm.prompt_cache import PromptCache
 from dlm.serving.group import Group, Laid, Line, Waiter
 from dlm.serving.work import Busy, Event, Failed, Request, Tell
 
@@ -36,12 +37,24 @@ class Engine:
         model: what `dlm.load` gave.
         batch_size: rows decoded at a time, at most.
         queue_size: rows that wait, at most.
+        prompt_cache: of the model; what rows that are decoded with a cache and without guidance
+            take from and leave to others.
 
     Raises:
-        ValueError: a size is no int, or below 1.
+        ValueError: a size is no int, or below 1, or the prompts are those of another model.
     """
 
-    def __init__(self, model: Model, *, batch_size: int = 16, queue_size: int = 256) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = 16,
+        queue_size: int = 256,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
+        if prompt_cache is not None:
+            prompt_cache.check_model(model)
+        self.prompt_cache = prompt_cache
         self.model = model
         self.batch_size = integer("batch_size", batch_size, least=1)
         self.queue_size = integer("queue_size", queue_size, least=1)
@@ -194,7 +207,7 @@ class Engine:
         waiter.met = self.begun
         if len(self.groups) == GROUPS:
             return False
-        self.groups.append(Group(laid, self.say))
+        self.groups.append(Group(laid, self.say, self.prompt_cache))
         self.begun += 1
         return True
 

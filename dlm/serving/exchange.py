@@ -20,7 +20,7 @@ from dlm.serving.answer import Answer, Piece
 from dlm.serving.named import name_of
 from dlm.serving.protocol import Asked, read_request
 from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
-from dlm.serving.work import Ended, Event, Failed, Grown, Tell
+from dlm.serving.work import Event, Failed, Grown, News, Tell
 
 MOST_BYTES = 4 << 20  # of a body
 BODY_TIME = 60.0  # seconds in which it has to be there
@@ -67,6 +67,7 @@ class Served:
     seconds: float  # since its head came
     choices: int  # 0 where it was refused before that was known
     prompt_tokens: int
+    cached_tokens: int  # of those, taken over from earlier rows
     completion_tokens: int  # what was decoded of them, where it was cut short
     forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
     error: str | None  # what went wrong
@@ -163,7 +164,7 @@ class Exchange:
         )
         return asked, Answer(model, asked)
 
-    async def next(self, *, look: bool = True, within: float = math.inf) -> Grown | Ended | None:
+    async def next(self, *, look: bool = True, within: float = math.inf) -> News | None:
         """What the engine tells next.
 
         Args:
@@ -196,7 +197,7 @@ class Exchange:
                 raise Closed from event.error
             raise event.error
 
-    def take(self, event: Grown | Ended | None) -> Piece | None:
+    def take(self, event: News | None) -> Piece | None:
         """Add an event to the answer; the engine need not go on with a row that is over."""
         if event is None:
             return None
@@ -216,7 +217,7 @@ class Exchange:
         self.status, self.error = 200, None
         return response
 
-    async def stream(self, event: Grown | Ended | None) -> AsyncIterator[bytes]:
+    async def stream(self, event: News | None) -> AsyncIterator[bytes]:
         """The answer in events, from the engine's first one on; None if that is late."""
         assert self.answer is not None
         assert self.asked is not None
@@ -263,6 +264,7 @@ class Exchange:
             seconds=time.monotonic() - self.start,
             choices=0 if asked is None else len(asked.request.rows),
             prompt_tokens=0 if asked is None else asked.prompt_tokens,
+            cached_tokens=0 if answer is None else answer.cached_tokens,
             completion_tokens=0 if answer is None else answer.completion_tokens,
             forwards=None if answer is None else answer.forwards,
             error=self.error,

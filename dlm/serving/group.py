@@ -12,8 +12,9 @@ from dlm.execution import STRIDE, Execution, power
 from dlm.job import lay_out
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
+from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step, bind
-from dlm.serving.work import Ended, Event, Grown, Request, Tell
+from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell
 from dlm.traits import Traits
 from dlm.tree import equal
 
@@ -111,8 +112,13 @@ class Waiter:
 class Group:
     """Lines that share their forwards: some from the beginning, others join."""
 
-    def __init__(self, first: Laid, say: Callable[[Line, Event], None]) -> None:
-        """Take a line to begin with, and how to tell of lines.
+    def __init__(
+        self,
+        first: Laid,
+        say: Callable[[Line, Event], None],
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
+        """Take a line to begin with, how to tell of lines, and what they leave to others.
 
         Raises:
             ValueError: the decoder was made for another model.
@@ -123,6 +129,8 @@ class Group:
         terms.settings.check_ranking(Traits.of(decoder))
         self.terms = replace(terms, decoder=decoder)
         self.traits = Traits.of(decoder)
+        usable = prompt_cache is not None and prompt_cache.serves(terms.settings)
+        self.prompt_cache = prompt_cache if usable else None
         self.say = say
         self.lines: dict[int, Line] = {}
         self.told: dict[int, int] = {}  # of lines that are followed, up to where
@@ -176,14 +184,23 @@ class Group:
         if self.steps is None:
             first = self.arrivals()
             assert first is not None
-            self.steps = denoise(self.terms, first, self.change)
+            self.steps = denoise(self.terms, first, self.change, self.prompt_cache)
         step = next(self.steps)
+        if self.prompt_cache is not None:
+            self.tell_reused(step)
         self.follow(step)
         for name, end in ended(step):
             line = self.forget(name)
             if line is not None:
                 tokens = end.tokens[slice(*line.span)]
                 self.say(line, Ended(line.row, tokens, end.decoded, end.forwards))
+
+    def tell_reused(self, step: Step) -> None:
+        """Tell of lines at their first forward that took over what others had left."""
+        for name, made, reused in zip(step.names, step.made, step.reused, strict=True):
+            if made == 1 and reused and name in self.lines:
+                line = self.lines[name]
+                self.say(line, Reused(line.row, reused))
 
     def follow(self, step: Step) -> None:
         """Tell of what became final in lines that go on."""

@@ -43,6 +43,7 @@ class Metrics:
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by endpoint and status
     times: dict[str, Times] = field(default_factory=dict)  # by endpoint
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     forwards: int = 0
 
@@ -51,6 +52,7 @@ class Metrics:
         self.requests[served.endpoint, served.status] += 1
         self.times.setdefault(served.endpoint, Times()).add(served.seconds)
         self.prompt_tokens += served.prompt_tokens
+        self.cached_tokens += served.cached_tokens
         self.completion_tokens += served.completion_tokens
         self.forwards += served.forwards or 0
 
@@ -70,6 +72,7 @@ class Metrics:
                 ),
             ),
             counter("prompt_tokens_total", "Tokens of their prompts.", self.prompt_tokens),
+            counter("cached_tokens_total", "Those of them taken from others.", self.cached_tokens),
             counter("completion_tokens_total", "Tokens decoded.", self.completion_tokens),
             counter("forwards_total", "Forwards of rows decoded to their end.", self.forwards),
             metric(

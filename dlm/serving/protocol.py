@@ -56,6 +56,7 @@ class Asked:
 
     request: Request  # choices in the order of the answer: n of the first prompt, n of the next
     chat: bool
+    n: int  # choices of each prompt
     prompt_tokens: int  # each prompt once
     fills: bool  # whether a suffix stands behind what is decoded
     stop: tuple[str, ...]  # texts that end a choice
@@ -114,6 +115,7 @@ def read_request(
     return Asked(
         request=Request(rows, spans, settings, follow=stream or bool(stop)),
         chat=chat,
+        n=n,
         prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),
         fills=bool(after),
         stop=stop,

@@ -66,13 +66,14 @@ class Writer:
             said = {"message": {"role": "assistant", "content": choice.text}}
         return {"index": index, **said, "logprobs": None, **ending(choice)}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of what was decoded."""
         prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.answer.cached_tokens},
         }
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:

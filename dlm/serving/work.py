@@ -17,6 +17,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """Told once, at the beginning, of a row that begins as one before it did."""
+
+    row: int  # of the request
+    tokens: int  # of its prompt, whose keys and values were taken over
+
+
+@dataclass(frozen=True, slots=True)
 class Grown:
     """Tokens of a row that no later forward changes."""
 
@@ -41,7 +49,9 @@ class Failed:
     error: Exception  # a ValueError where the request is to blame
 
 
-Event = Grown | Ended | Failed
+News = Reused | Grown | Ended
+"""What is told of a row."""
+Event = News | Failed
 Tell = Callable[[Event], None]
 """Called in the engine's thread, and not to wait for anything."""
 

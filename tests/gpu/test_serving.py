@@ -1,6 +1,7 @@
 """An engine on a GPU: rows that come while others are decoded. Skipped without a GPU."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -67,3 +68,20 @@ def test_rows_are_what_generate_gives(
     finally:
         engine.close()
     assert joined
+
+
+@pytest.mark.parametrize("decoder", ["low_confidence", "threshold"])
+def test_prompts_are_taken_over(model: Model, decoder: str) -> None:
+    """Into caches that recorded steps read; later turns come more than once."""
+    blocks = replace(model, spec=replace(model.spec, block_size=8))
+    kept = dlm.PromptCache(blocks, gib=0.01)
+    options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "temperature": 0.8}
+    options |= {"decoder": decoder, "cache": "prefix", "stop_at_eos": False}
+    talk = [*range(1, 71)]
+    for turn in range(4):
+        prompts = [talk, talk[:40]]
+        plain = dlm.generate(blocks, prompts, **options, seed=turn)
+        found = dlm.generate(blocks, prompts, **options, seed=turn, prompt_cache=kept)
+        assert (found.tokens, found.forwards) == (plain.tokens, plain.forwards)
+        assert (found.query_tokens < plain.query_tokens) == (turn > 0)
+        talk = [*talk, *found.tokens[0]]

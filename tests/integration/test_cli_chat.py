@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,3 +215,18 @@ def test_a_terminal_is_asked_and_answered() -> None:
     assert process.returncode == 0
     assert out == "3142243142131324\n"
     assert "/clear begins anew; /exit or Ctrl-D ends" in errors
+
+
+def test_a_turn_computes_what_is_new(tiny: Model) -> None:
+    """Where attention is in blocks; earlier turns are taken over as they were computed."""
+    model = replace(tiny, spec=replace(tiny.spec, block_size=4))
+    options = {**OPTIONS, "gen_length": 40, "cache": "prefix", "block_length": 4}
+    assert Conversation(model, {**options, "cache": "none"}).prompt_cache is None
+    talk = Conversation(model, options)
+    first, second = talk.ask(ASK, show=False), talk.ask(ASK, show=False)
+    assert first is not None
+    assert second is not None
+    prompt = [said("user", ASK), said("assistant", first.text), said("user", ASK)]
+    alone = dlm.generate(model, prompt, **{**options, "seed": 6})
+    assert second.tokens == alone.tokens[0]
+    assert second.query_tokens <= alone.query_tokens[0] - 32

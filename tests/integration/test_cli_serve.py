@@ -174,7 +174,13 @@ def test_a_key_that_was_meant_to_be_there_is_missed(monkeypatch: pytest.MonkeyPa
 
 def served(**more: Any) -> Served:
     usual: dict[str, Any] = {"endpoint": "/v1/completions", "status": 200, "seconds": 0.25}
-    usual |= {"choices": 2, "prompt_tokens": 7, "completion_tokens": 9, "forwards": 4}
+    usual |= {
+        "choices": 2,
+        "prompt_tokens": 7,
+        "cached_tokens": 0,
+        "completion_tokens": 9,
+        "forwards": 4,
+    }
     return Served(**{**usual, "error": None, "request_id": "a-b", **more})
 
 

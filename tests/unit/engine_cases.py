@@ -8,7 +8,7 @@ import dlm
 from dlm.job import continued
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
-from dlm.serving.work import Ended, Event, Failed, Grown, Request
+from dlm.serving.work import Ended, Event, Failed, Grown, Request, Reused
 from dlm.settings import Settings
 
 PATIENCE = 60.0  # seconds
@@ -28,6 +28,7 @@ class Client:
         rows, spans = continued(model, prompts, settings.gen_length)
         self.request = Request(rows, spans, settings, follow)
         self.grown: dict[int, list[int]] = {row: [] for row in range(len(rows))}
+        self.reused: dict[int, int] = {}
         self.ends: dict[int, Ended] = {}
         self.error: Exception | None = None
         self.wrongs: list[AssertionError] = []
@@ -51,6 +52,10 @@ class Client:
         elif isinstance(event, Ended):
             assert event.row not in self.ends
             self.ends[event.row] = event
+        elif isinstance(event, Reused):
+            assert event.row not in self.reused
+            assert not self.grown[event.row]
+            self.reused[event.row] = event.tokens
         else:
             self.error = event.error
         if isinstance(event, Failed) or len(self.ends) == len(self.prompts):

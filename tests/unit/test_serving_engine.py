@@ -210,4 +210,4 @@ def test_nothing_is_kept_of_rows_that_are_over(golden: Model, gated: Any, engine
 @pytest.mark.parametrize("option", ["batch_size", "queue_size"])
 def test_sizes_are_checked(golden: Model, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} must be an int >= 1, got 0"):
-        Engine(golden, **{option: 0})
+        Engine(golden, **{option: 0})  # type: ignore[arg-type]
