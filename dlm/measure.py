@@ -138,6 +138,7 @@ class Meter:
             positions=window.positions,
             block_start=window.start,
             row_start=canvas.start,
+            row_stop=canvas.stop,
             step=spent,
             limit=window.limit,
             quota=quota,

@@ -46,6 +46,7 @@ class StepView:
     positions: Tensor  # int64 [B, W], canvas index of each column
     block_start: Tensor  # int64 [B], canvas index of the first position of the block
     row_start: Tensor  # int64 [B], canvas index of the row's first blank
+    row_stop: Tensor  # int64 [B], one past that of its last blank
     step: Tensor  # int64 [B], forwards already spent on this block
     limit: Tensor  # int64 [B], forwards the block may take in all, 0 for no limit
     quota: Tensor  # int64 [B], fewest commits now for the block to keep its forwards budget

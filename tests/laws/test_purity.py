@@ -72,6 +72,7 @@ def view(device: torch.device, step: int = 0, limit: int = 0) -> StepView:
         positions=torch.arange(WIDTH, device=device).expand(grid) + 1,
         block_start=row,
         row_start=row,
+        row_stop=row + WIDTH,
         step=row * step,
         limit=row * limit,
         quota=row,

@@ -43,13 +43,14 @@ def per_row(value: Any, batch: int) -> Tensor:
 def make_view(**fields: Any) -> StepView:
     """A view of the fields that matter; all positions are masked unless `masked` is given."""
     rows = {name: fields.pop(name, 0) for name in ("block_start", "row_start", "step", "limit")}
-    quota = fields.pop("quota", 1)
+    quota, row_stop = fields.pop("quota", 1), fields.pop("row_stop", None)
     made = {name: tensor(name, value) for name, value in fields.items() if value is not None}
     like = next(iter(made.values()))
     batch, width = like.shape[:2]
     made.setdefault("masked", torch.ones(batch, width, dtype=torch.bool))
     masked = made["masked"]
     rows = {name: per_row(value, batch) for name, value in (rows | {"quota": quota}).items()}
+    rows["row_stop"] = rows["block_start"] + width if row_stop is None else per_row(row_stop, batch)
     made.setdefault("tokens", torch.zeros(batch, width, dtype=torch.int64).masked_fill(masked, 7))
     made.setdefault("sampled", torch.ones(batch, width, dtype=torch.int64))
     made.setdefault("positions", torch.arange(width) + rows["block_start"][:, None])
