@@ -5,6 +5,7 @@ from typing import Any
 
 from dlm.decoders.ancestral import Ancestral
 from dlm.decoders.block_refinement import BlockRefinement
+from dlm.decoders.certainty_prior import CertaintyPrior
 from dlm.decoders.credit import Credit
 from dlm.decoders.dilated import Dilated
 from dlm.decoders.dream import Dream
@@ -16,9 +17,11 @@ from dlm.decoders.hierarchical import Hierarchical
 from dlm.decoders.klass import Klass
 from dlm.decoders.local_leap import LocalLeap
 from dlm.decoders.low_confidence import LowConfidence
+from dlm.decoders.mean_field import MeanField
 from dlm.decoders.mutual_stability import MutualStability
 from dlm.decoders.orders import Entropy, LeftToRight, Margin, Random
 from dlm.decoders.pc_sampler import PCSampler
+from dlm.decoders.prophet import Prophet
 from dlm.decoders.remdm import ReMDM
 from dlm.decoders.saber import Saber
 from dlm.decoders.schedule import Schedule
@@ -33,6 +36,7 @@ __all__ = [
     "DECODERS",
     "Ancestral",
     "BlockRefinement",
+    "CertaintyPrior",
     "Credit",
     "Dilated",
     "Dream",
@@ -48,8 +52,10 @@ __all__ = [
     "LocalLeap",
     "LowConfidence",
     "Margin",
+    "MeanField",
     "MutualStability",
     "PCSampler",
+    "Prophet",
     "Random",
     "ReMDM",
     "Saber",
@@ -70,12 +76,15 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "ancestral": Ancestral,
     "dream": Dream,
     "pc_sampler": PCSampler,
+    "certainty_prior": CertaintyPrior,
+    "prophet": Prophet,
     "schedule": Schedule,
     "threshold": Threshold,
     "factor": Factor,
     "frechet": Frechet,
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
+    "mean_field": MeanField,
     "local_leap": LocalLeap,
     "hierarchical": Hierarchical,
     "credit": Credit,

@@ -64,6 +64,18 @@ def exact_sum(values: Tensor, where: Tensor) -> Tensor:
     return fixed.sum(-1).double() / _FIXED
 
 
+def log_margin(likeliest: Tensor) -> Tensor:
+    """How far the best token is ahead: ln p_(1) - ln p_(2) nats, float32 [B, W].
+
+    Infinite where no other token has any probability.
+
+    Args:
+        likeliest: probabilities, the largest first, float32 [B, W, K].
+    """
+    first, second = likeliest[..., 0], likeliest[..., 1]
+    return torch.where(second > 0, first.log() - second.log(), float("inf"))
+
+
 def soonest(due: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """The first step at which any mask of a row is due, int64 [B], and those due, bool [B, W]."""
     now = due.masked_fill(~masked, NEVER).amin(-1)

@@ -79,6 +79,12 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("pc_sampler", shares=SHARES),
         *ways("pc_sampler", {"lambda_": 0.0}, shares=(4,)),
     ],
+    "certainty_prior": [
+        *ways("certainty_prior", shares=SHARES),
+        *ways("certainty_prior", {"sigma": 2.0}, shares=(4,)),
+    ],
+    "prophet": ways("prophet", shares=(None, 2, 4)),
+    "mean_field": sweep("mean_field", "threshold", 0.7, 0.9, 0.97),
     "threshold": sweep("threshold", "threshold", 0.5, 0.7, 0.9),
     "factor": sweep("factor", "factor", 0.5, 1.0, 2.0),
     "frechet": sweep("frechet", "delta", 0.1, 0.25, 0.5),

@@ -16,13 +16,19 @@ MARKERS = "os^DvPX*<>"
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a budget, by what the model says": (
         "#0072B2",
-        ("low_confidence", "entropy", "margin", "pc_sampler", "dream", "schedule"),
+        (
+            *("low_confidence", "entropy", "margin", "pc_sampler", "dream", "schedule"),
+            *("certainty_prior", "prophet"),
+        ),
     ),
     "a budget, by position": ("#000000", ("left_to_right", "dilated")),
     "a budget, at random": ("#E69F00", ("random", "first_hitting", "ancestral")),
     "all above a threshold": (
         "#009E73",
-        ("threshold", "entropy_threshold", "local_leap", "hierarchical", "block_refinement"),
+        (
+            *("threshold", "entropy_threshold", "local_leap", "hierarchical", "block_refinement"),
+            "mean_field",
+        ),
     ),
     "as many as a bound allows": ("#56B4E9", ("factor", "frechet", "entropy_bound")),
     "by earlier forwards": ("#CC79A7", ("credit", "klass", "mutual_stability")),

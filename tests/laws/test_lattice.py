@@ -124,6 +124,10 @@ LATTICE = [
     ("klass kl_threshold=9 threshold=1 history=1", "low_confidence"),
     ("pc_sampler lambda_=0 frequencies=flat", "low_confidence"),
     ("schedule", "low_confidence"),
+    ("certainty_prior sigma=0.05", "low_confidence"),
+    ("prophet early_threshold=200 mid_threshold=200 late_threshold=200", "low_confidence"),
+    ("prophet early_threshold=0 mid_threshold=0 late_threshold=0", "threshold threshold=0"),
+    ("prophet answer_start=99 early_threshold=0", "low_confidence"),
     ("local_leap threshold=t relaxed_threshold=t", "threshold threshold=t"),
     ("local_leap threshold=t relaxed_threshold=0 radius=0", "threshold threshold=t"),
     ("mutual_stability patience=0 drift=t", "threshold threshold=0.75"),
@@ -191,7 +195,8 @@ def test_reduction(
         t = best_confidence(model, rows, **options)
     one = pair[0]
     first, second = (policy(text, t) for text in pair)
-    if "pc_sampler" not in one and ranks(first) and ranks(second):  # which ranks by a multiple
+    multiple = first[0] in ("pc_sampler", "certainty_prior")  # of what the other ranks by
+    if not multiple and ranks(first) and ranks(second):
         options = options | {"position_temperature": warmth}
     if "block_refinement" in one:  # which scores by the tempered law
         options = options | {"temperature": round(options["temperature"])}

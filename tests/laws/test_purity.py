@@ -34,6 +34,7 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
         ("pc_sampler", {"weight": "linear"}),
         ("pc_sampler", {"frequencies": [0.125] * VOCAB, "position_origin": "generation"}),
         ("entropy_bound", {"order": "confidence"}),
+        ("prophet", {"answer_start": 2}),
     ]
     return [*((name, {}) for name in DECODERS), *more]
 

@@ -243,7 +243,8 @@ def test_what_is_not_open_is_never_chosen(
     view = view_of(
         masked=masked, editable=torch.zeros_like(masked), confidence=best, margin=best,
         entropy=1 - best, token_probability=best, leave_one_out=best, uniform=1 - best,
-        top_tokens=torch.zeros(2, 4, 1), top_probabilities=best[..., None], quota=3, limit=5,
+        top_tokens=torch.arange(2).expand(2, 4, 2), quota=3, limit=5,
+        top_probabilities=torch.stack((best, 0 * best), -1),
     )  # fmt: skip
     unbound: Any = make(name)
     decoder = unbound.bind(facts())

@@ -1,0 +1,96 @@
+"""Commit what is sure, unless its like is committed beside it."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Stateless
+from dlm.decoders.history import Summary
+from dlm.decoders.select import at_least, exact_sum, log_margin
+from dlm.options import integer, number
+from dlm.types import Decision, StepView
+
+PAIRS = 1 << 22  # pairs of listed tokens that are compared at a time
+GRAIN = 2.0**20
+"""Couplings and strengths are rounded to multiples of 1 / GRAIN, so that their products add up
+exactly in float64, whatever the order; before the division, so that what rounding leaves in common
+to unlike predictions is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanField(Stateless):
+    """Commit every position of strength q_i >= `threshold`, and at least `quota`.
+
+    q_i = sigma(b_i) at first, then `iterations` times q_i <- sigma(b_i - sum_{j != i} D_ij q_j)
+    over the masks of the block: b = ln p_(1) - ln p_(2), D_ij = 1 - JS(p_i, p_j) / ln 2, divided by
+    the largest of the block. Positions that predict the same hold each other back. Zoabi et al.
+    2026 (mean-field parallel decoding, arXiv:2606.15805), Alg. 1.
+
+    The authors' code was not to be had: the division, the first q and the threshold are those of
+    an independent reproduction. With them an odd number of iterations commits less than an even
+    one, as in the paper's ablation. Distributions are compared by the 8 likeliest tokens of each:
+    a token that one list lacks has no probability there, and the rests count as one token.
+    """
+
+    threshold: float = 0.9
+    iterations: int = 2
+    paper: ClassVar[str] = "arXiv:2606.15805"
+    needs: ClassVar[frozenset[str]] = frozenset({"top_tokens", "position_noise"})
+    top: ClassVar[int] = 8
+    blind: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, least=0.0)
+        integer("iterations", self.iterations, least=0, most=1000)
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        """All that stay strong beside the others, the strongest at least."""
+        strength = self.strength(view)
+        sure = view.masked & (strength >= self.threshold)
+        return None, Decision(at_least(sure, view.tempered(strength), view.masked, view.quota))
+
+    def strength(self, view: StepView) -> Tensor:
+        """The q after the last iteration, float32 [B, W]."""
+        alone = log_margin(view.want("top_probabilities"))
+        strength = alone.sigmoid()
+        if not self.iterations:
+            return strength
+        coupling = coupled(Summary.of(view), view.masked)
+        for _ in range(self.iterations):
+            rounded = (strength.double() * GRAIN).round() / GRAIN
+            held = (coupling @ rounded[..., None]).squeeze(-1)
+            strength = (alone - held.float()).sigmoid()
+        return strength
+
+
+def coupled(now: Summary, masked: Tensor) -> Tensor:
+    """D of the masks of a block, 0 elsewhere and on the diagonal; float64 [B, W, W].
+
+    The lists are compared some columns at a time, so that nothing is larger than that.
+    """
+    batch, width, count = now.tokens.shape
+    some = max(1, PAIRS // (batch * width * count**2))
+    rest = (1 - exact_sum(now.probabilities, now.tokens >= 0)).clamp(min=0.0).float()
+    parts = []
+    for begin in range(0, width, some):
+        mine = slice(begin, begin + some)
+        same = now.tokens[:, mine, None, :, None] == now.tokens[:, None, :, None, :]
+        theirs = (same * now.probabilities[:, None, :, None, :]).sum(-1)
+        shared = common(now.probabilities[:, mine, None], theirs)
+        listed = exact_sum(shared, torch.ones_like(shared, dtype=torch.bool))
+        parts.append(listed + common(rest[:, mine, None], rest[:, None]))
+    pairs = masked[:, :, None] & masked[:, None, :]
+    pairs = pairs & ~torch.eye(width, dtype=torch.bool, device=masked.device)
+    overlap = (torch.cat(parts, 1).masked_fill(~pairs, 0.0) * GRAIN).round()
+    most = overlap.amax((-2, -1), keepdim=True)
+    return (overlap / most.clamp(min=1.0) * GRAIN).round() / GRAIN
+
+
+def common(p: Tensor, q: Tensor) -> Tensor:
+    """What one token adds to 1 - JS / ln 2: (p log2(1 + q / p) + q log2(1 + p / q)) / 2."""
+    both = p + q
+    bits = torch.xlogy(both, both) - (torch.xlogy(p, p) + torch.xlogy(q, q))
+    return bits.clamp(min=0.0) / (2 * math.log(2))
