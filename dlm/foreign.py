@@ -2,8 +2,9 @@
 
 Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
 Dream, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS, PC-Sampler,
-d2Cache, diffusers and transformers. A text goes on behind "unknown option 'name': ". What it says
-in the form name=value can be given as it stands; docs/migrating.md says what differs in result.
+d2Cache, Prophet, diffusers and transformers. A text goes on behind "unknown option 'name': ". What
+it says in the form name=value can be given as it stands; docs/migrating.md says what differs in
+result.
 """
 
 from typing import Final
@@ -29,6 +30,10 @@ _KLASS = (
 _EB = "in dlm it is decoder='entropy_bound' with decoder_options={'gamma': 0.1}"
 _DREAM = "in dlm it is decoder='dream' with decoder_options={'alg': '%s'}"
 _REMDM = "in dlm it is decoder='remdm' with decoder_options={'variant': '%s'}"
+_PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
+_PROPHET = "in dlm it is decoder='prophet' with decoder_options={'early_threshold': 7.5}"
+_ANSWER = "in dlm it is decoder='prophet' with decoder_options={'answer_start': 3}, less the prompt"
+_SLOW_FAST = "the nearest is decoder='threshold': the input is never cut off here"
 _COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"
 _STEPS = "in dlm it is steps, the forwards of a row in all blocks together"
 _SAMPLE = "temperature=1.0 samples, temperature=0.0 takes the likeliest token"
@@ -70,6 +75,12 @@ OPTIONS: Final[dict[str, str]] = {
     # KLASS
     "conf_threshold": _KLASS,
     "kl_history_length": "in dlm it is decoder='klass' with decoder_options={'history': 2}",
+    # d2Cache, Prophet
+    "sigma": _PRIOR,
+    "analyze_gap": "in dlm it is decoder='prophet'",
+    "answer_start_pos": _ANSWER,
+    "early_exit_thresholds": _PROPHET,
+    "enable_early_exit": "in dlm it is decoder='prophet'",
     # transformers, diffusers, OpenAI's API
     "n": _COPIES,
     "num_return_sequences": _COPIES,
@@ -136,6 +147,10 @@ DECODERS: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("credit_decoding", "credit_threshold", "creditdecoding"), "in dlm it is decoder='credit'"
     ),
+    "certainty_density": _PRIOR,
+    "early_exit": "in dlm it is decoder='prophet'",
+    "mean_field_parallel_decoding": "in dlm it is decoder='mean_field'",
+    **dict.fromkeys(("slow_fast", "slow_fast_sampling", "slowfast"), _SLOW_FAST),
     "less": "in dlm it is decoder='mutual_stability'",
     "dus": "in dlm it is decoder='dilated'",
     # MDLM, BD3LM, ReMDM
@@ -162,6 +177,11 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     "wino": {
         "wide_in_thres": "in dlm it is threshold=0.6",
         "narrow_out_thres": "in dlm it is threshold_back=0.9",
+    },
+    "prophet": {
+        "answer_start_pos": "in dlm it is answer_start=3, counted behind the prompt",
+        "early_exit_thresholds": "in dlm it is early_threshold=7.5, mid_threshold=5.0 and "
+        "late_threshold=2.5",
     },
     "dream": {"alg_temp": "in dlm it is position_temperature, an option of dlm.generate"},
 }
