@@ -270,8 +270,9 @@ def compare(
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs sample by sample: McNemar's test and bootstrap intervals."""
-    from dlm.eval.comparison import METHODS, as_json, table
+    from dlm.eval.comparison import METHODS
     from dlm.eval.comparison import compare as compare_runs
+    from dlm.eval.comparison_tables import as_json, table
     from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
     from dlm.eval.summary import execution_note, facts

@@ -5,16 +5,23 @@ and only pairs are compared. Templates of one problem are not independent of eac
 resampled, and what changes sign, is the problem with all its pairs.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dlm.eval.folder import Run
-from dlm.eval.inference import Floats, bca, mcnemar, sign_flip
+from dlm.eval.inference import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    estimate,
+    mcnemar,
+    resample,
+    sign_flip,
+)
 from dlm.eval.sample import Key, Sample
 from dlm.options import integer
 
@@ -45,17 +52,8 @@ METHODS = (
 """How runs are compared; every page that compares prints it."""
 
 NAME_LENGTH = 60  # characters of a run's name in tables
-CHUNK = 2**22  # drawn problems held at a time
 
 Pair = tuple[Sample, Sample]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95% bootstrap interval, None where there is none."""
-
-    value: float | None
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class Comparison:
     seconds: Estimate  # ratio
 
 
-def compare(runs: Sequence[Run], *, resamples: int = 10_000, seed: int = 0) -> list[Comparison]:
+def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Comparison]:
     """Compare every run with the first one: under each template that both have, and over all.
 
     Args:
@@ -145,7 +143,7 @@ def short(name: str) -> str:
 
 
 def compare_pair(
-    baseline: Run, other: Run, names: tuple[str, str], *, resamples: int = 10_000, seed: int = 0
+    baseline: Run, other: Run, names: tuple[str, str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Comparison]:
     """A comparison for each template with pairs, and one over all where a run has several.
 
@@ -252,118 +250,3 @@ def response_tokens_per_forward_ratio(totals: Floats) -> Floats:
 def seconds_ratio(totals: Floats) -> Floats:
     """Seconds of decoding, other over baseline, over totals [..., 9]."""
     return totals[..., 8] / totals[..., 7]
-
-
-def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Floats:
-    """Totals of as many problems as there are, drawn with replacement: [resamples, 9]."""
-    problems = len(sums)
-    most = max(1, CHUNK // problems)
-    parts = []
-    for first in range(0, resamples, most):
-        rows = min(most, resamples - first)
-        drawn = (
-            random.integers(problems, size=(rows, problems)) + problems * np.arange(rows)[:, None]
-        )
-        times = np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
-        parts.append(times @ sums)
-    return np.concatenate(parts)
-
-
-def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats) -> Estimate:
-    """A statistic of totals, with its interval over totals of resamples."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(sums.sum(0)))
-        replicates = statistic(drawn)
-        left_one_out = statistic(sums.sum(0) - sums)
-    if not math.isfinite(value):
-        return Estimate(None, None)
-    finite = np.isfinite(replicates).all() and np.isfinite(left_one_out).all()
-    if len(sums) < 2 or not finite or np.ptp(replicates) == 0:
-        return Estimate(value, None)
-    return Estimate(value, bca(value, replicates, left_one_out))
-
-
-def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the comparisons as text."""
-    head = [
-        f"against {comparisons[0].baseline}",
-        "template",
-        "n",
-        "left out",
-        "score",
-        "points",
-        "95%",
-        "only one right",
-        "p",
-        "forwards, ratio",
-        "response / forward, ratio",
-        "seconds, ratio",
-    ]
-    return head, [cells(each) for each in comparisons]
-
-
-def cells(each: Comparison) -> list[str]:
-    """A comparison as text, column by column of `table`."""
-    return [
-        each.other,
-        each.template,
-        f"{each.pairs:,}",
-        " + ".join(f"{count:,}" for count in each.left_out),
-        " -> ".join(f"{score:.1%}" for score in each.scores),
-        points(each.difference),
-        points_interval(each.difference),
-        " : ".join(f"{count:,}" for count in each.discordant),
-        p_value(each.p),
-        ratio(each.forwards),
-        ratio(each.response_tokens_per_forward),
-        ratio(each.seconds),
-    ]
-
-
-def points(difference: Estimate) -> str:
-    """A difference of scores in percentage points."""
-    return "-" if difference.value is None else f"{100 * difference.value:+.1f}"
-
-
-def points_interval(difference: Estimate) -> str:
-    """Its interval."""
-    if difference.interval is None:
-        return "-"
-    return " to ".join(f"{100 * end:+.1f}" for end in difference.interval)
-
-
-def p_value(p: float) -> str:
-    """A p value, to three digits behind the point."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def ratio(estimate: Estimate) -> str:
-    """A ratio with its interval."""
-    if estimate.value is None:
-        return "-"
-    if estimate.interval is None:
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} ({' to '.join(f'{end:.2f}' for end in estimate.interval)})"
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison for machines: scores and differences are shares, not percent."""
-    estimates = {
-        name: {
-            "value": getattr(comparison, name).value,
-            "interval": getattr(comparison, name).interval,
-        }
-        for name in ("difference", "forwards", "response_tokens_per_forward", "seconds")
-    }
-    return {
-        "baseline": comparison.baseline,
-        "other": comparison.other,
-        "template": comparison.template,
-        "pairs": comparison.pairs,
-        "problems": comparison.problems,
-        "left_out": dict(zip(("baseline", "other"), comparison.left_out, strict=True)),
-        "score": dict(zip(("baseline", "other"), comparison.scores, strict=True)),
-        "only_right": dict(zip(("baseline", "other"), comparison.discordant, strict=True)),
-        "p": comparison.p,
-        **estimates,
-    }

@@ -1,13 +1,27 @@
 """Exact tests of paired outcomes, and bootstrap intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000
+CHUNK = 2**22  # drawn problems held at a time
+Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
+ROUNDING = 1e-12  # what resamples may differ by where they are the same
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95% bootstrap interval, None where there is none."""
+
+    value: float | None
+    interval: tuple[float, float] | None
 
 
 def mcnemar(only_baseline: int, only_other: int) -> float:
@@ -35,6 +49,16 @@ def sign_flip(differences: Sequence[int]) -> float:
     return min(1.0, float(chances[abs(sums) >= abs(sum(differences))].sum()))
 
 
+def wilson(mean: float, count: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927): well behaved at 0, at 1 and for few samples."""
+    spread = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2))
+    centre, scale = mean + Z95**2 / (2 * count), 1 + Z95**2 / count
+    # At 0 and at 1 an end is the mean, which rounding would miss.
+    low = 0.0 if mean <= 0 else (centre - spread) / scale
+    high = 1.0 if mean >= 1 else (centre + spread) / scale
+    return max(0.0, low), min(1.0, high)
+
+
 def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, float]:
     """Bias-corrected and accelerated 95% interval of resampled values.
 
@@ -57,3 +81,35 @@ def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, 
         levels.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
     low, high = np.quantile(replicates, levels)
     return float(low), float(high)
+
+
+def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Floats:
+    """Totals of as many problems as there are, drawn with replacement: [resamples, C].
+
+    `sums` has what the samples of each problem add up to, [problems, C].
+    """
+    problems = len(sums)
+    most = max(1, CHUNK // problems)
+    parts = []
+    for first in range(0, resamples, most):
+        rows = min(most, resamples - first)
+        drawn = (
+            random.integers(problems, size=(rows, problems)) + problems * np.arange(rows)[:, None]
+        )
+        times = np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
+        parts.append(times @ sums)
+    return np.concatenate(parts)
+
+
+def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats) -> Estimate:
+    """A statistic of totals, with its interval over totals of resamples."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(sums.sum(0)))
+        replicates = statistic(drawn)
+        left_one_out = statistic(sums.sum(0) - sums)
+    if not math.isfinite(value):
+        return Estimate(None, None)
+    finite = np.isfinite(replicates).all() and np.isfinite(left_one_out).all()
+    if len(sums) < 2 or not finite or np.ptp(replicates) <= ROUNDING * max(1.0, abs(value)):
+        return Estimate(value, None)
+    return Estimate(value, bca(value, replicates, left_one_out))

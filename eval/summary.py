@@ -1,15 +1,12 @@
 """The figures of a run: accuracy with its uncertainty, and what it cost."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlm.eval.counting import Counts
 from dlm.eval.folder import Run
+from dlm.eval.inference import wilson
 from dlm.eval.sample import Sample
-
-Z95 = 1.959963984540054
-"""97.5% quantile of the normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +25,6 @@ class Row:
     def score(self) -> float:
         """Mean of the headline metric, 0 to 1."""
         return next(iter(self.scores.values()))
-
-
-def wilson(mean: float, count: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927): well behaved at 0, at 1 and for few samples."""
-    spread = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2))
-    centre, scale = mean + Z95**2 / (2 * count), 1 + Z95**2 / count
-    # At 0 and at 1 an end is the mean, which rounding would miss.
-    low = 0.0 if mean <= 0 else (centre - spread) / scale
-    high = 1.0 if mean >= 1 else (centre + spread) / scale
-    return max(0.0, low), min(1.0, high)
 
 
 def row_of(run: Run, template: str, samples: Sequence[Sample]) -> Row:

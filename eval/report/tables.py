@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dlm.eval.comparison import ALL, METHODS, table
+from dlm.eval.comparison import ALL, METHODS
+from dlm.eval.comparison_tables import table
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.report.charts import marker
 from dlm.eval.report.html import (

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from dlm.eval.comparison import METHODS, p_value, points, points_interval
+from dlm.eval.comparison import METHODS
+from dlm.eval.comparison_tables import p_value, points, points_interval
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run
 from dlm.eval.report.view import Entry, View, percent, row_cells, view

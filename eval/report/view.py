@@ -6,7 +6,8 @@ from typing import Any
 
 from dlm.eval.comparison import ALL, Comparison, compare_pair, labels
 from dlm.eval.folder import Run
-from dlm.eval.summary import Row, cells, row_of, summarise, wilson
+from dlm.eval.inference import wilson
+from dlm.eval.summary import Row, cells, row_of, summarise
 
 
 @dataclass(frozen=True, slots=True)

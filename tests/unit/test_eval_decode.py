@@ -10,8 +10,9 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 import dlm
 from dlm.eval.counting import DEFINITIONS, Counts
 from dlm.eval.decode import Item, batches, decode, response_length, undecoded, warm_up
+from dlm.eval.inference import wilson
 from dlm.eval.sample import Sample
-from dlm.eval.summary import HEAD, wilson
+from dlm.eval.summary import HEAD
 from dlm.eval.task import Problem, Template
 from dlm.generation import Generation
 from dlm.models.model import Model

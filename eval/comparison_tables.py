@@ -1,0 +1,93 @@
+"""Comparisons of runs as tables for people and as JSON for machines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dlm.eval.comparison import Comparison
+from dlm.eval.inference import Estimate
+
+
+def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the comparisons as text."""
+    head = [
+        f"against {comparisons[0].baseline}",
+        "template",
+        "n",
+        "left out",
+        "score",
+        "points",
+        "95%",
+        "only one right",
+        "p",
+        "forwards, ratio",
+        "response / forward, ratio",
+        "seconds, ratio",
+    ]
+    return head, [cells(each) for each in comparisons]
+
+
+def cells(each: Comparison) -> list[str]:
+    """A comparison as text, column by column of `table`."""
+    return [
+        each.other,
+        each.template,
+        f"{each.pairs:,}",
+        " + ".join(f"{count:,}" for count in each.left_out),
+        " -> ".join(f"{score:.1%}" for score in each.scores),
+        points(each.difference),
+        points_interval(each.difference),
+        " : ".join(f"{count:,}" for count in each.discordant),
+        p_value(each.p),
+        ratio(each.forwards),
+        ratio(each.response_tokens_per_forward),
+        ratio(each.seconds),
+    ]
+
+
+def points(difference: Estimate) -> str:
+    """A difference of scores in percentage points."""
+    return "-" if difference.value is None else f"{100 * difference.value:+.1f}"
+
+
+def points_interval(difference: Estimate) -> str:
+    """Its interval."""
+    if difference.interval is None:
+        return "-"
+    return " to ".join(f"{100 * end:+.1f}" for end in difference.interval)
+
+
+def p_value(p: float) -> str:
+    """A p value, to three digits behind the point."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def ratio(estimate: Estimate) -> str:
+    """A ratio with its interval."""
+    if estimate.value is None:
+        return "-"
+    if estimate.interval is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} ({' to '.join(f'{end:.2f}' for end in estimate.interval)})"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison for machines: scores and differences are shares, not percent."""
+    estimates = {
+        name: {
+            "value": getattr(comparison, name).value,
+            "interval": getattr(comparison, name).interval,
+        }
+        for name in ("difference", "forwards", "response_tokens_per_forward", "seconds")
+    }
+    return {
+        "baseline": comparison.baseline,
+        "other": comparison.other,
+        "template": comparison.template,
+        "pairs": comparison.pairs,
+        "problems": comparison.problems,
+        "left_out": dict(zip(("baseline", "other"), comparison.left_out, strict=True)),
+        "score": dict(zip(("baseline", "other"), comparison.scores, strict=True)),
+        "only_right": dict(zip(("baseline", "other"), comparison.discordant, strict=True)),
+        "p": comparison.p,
+        **estimates,
+    }
