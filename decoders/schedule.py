@@ -37,6 +37,11 @@ class Schedule(Policy):
         """What the usual base policy ranks by."""
         return frozenset({"confidence", "position_noise"})
 
+    @property
+    def draws(self) -> bool:
+        """Whether positions are drawn at any temperature: the artefact's base policy tells."""
+        return self.path is not None and ScheduleArtefact.load(self.path).base_policy == "random"
+
     def __post_init__(self) -> None:
         if self.path is not None:
             file("path", self.path)
