@@ -22,6 +22,7 @@ from dlm.cli.options import (
     FamilyName,
     MaskId,
     ModelName,
+    count,
     decoding,
     output,
     sampling,
@@ -34,6 +35,16 @@ from dlm.eval.tasks import TASKS
 
 WORKERS = 2
 BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
+
+PassAt = Annotated[
+    list[int] | None,
+    output(
+        metavar="K",
+        help="Print pass@K, of K samples of a problem; repeatable.",
+        show_default="powers of two, up to the samples",
+        parser=count,
+    ),
+]
 
 
 def task_command(name: str) -> Callable[..., None]:
@@ -68,6 +79,12 @@ def task_command(name: str) -> Callable[..., None]:
         limit: Annotated[
             int | None, source(help="Problems, the first ones.", show_default="all", **COUNT)
         ] = None,
+        samples: Annotated[
+            int,
+            source(
+                help="Samples of each problem, for pass@k; may grow from start to start.", **COUNT
+            ),
+        ] = 1,
         decoder: Annotated[
             str | None,
             decoding(
@@ -150,6 +167,7 @@ def task_command(name: str) -> Callable[..., None]:
                 **COUNT,
             ),
         ] = None,
+        pass_at: PassAt = None,
         unsafe: Annotated[
             bool, output("--unsafe", help="Run generated code even where nothing contains it.")
         ] = False,
@@ -206,6 +224,8 @@ def task_command(name: str) -> Callable[..., None]:
             workers=workers or WORKERS,
             unsafe=unsafe,
             machine=json,
+            samples=samples,
+            pass_at=tuple(pass_at or ()),
         ).run()
 
     command.__doc__ = TASKS[name].summary
@@ -267,29 +287,34 @@ def compare(
     folders: Annotated[
         list[Path], typer.Argument(metavar="A B ...", help="Folders of runs; A is the baseline.")
     ],
+    pass_at: PassAt = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Compare runs sample by sample: McNemar's test and bootstrap intervals."""
+    """Compare runs problem by problem: exact tests and bootstrap intervals."""
     from dlm.eval.comparison import METHODS
     from dlm.eval.comparison import compare as compare_runs
-    from dlm.eval.comparison_tables import as_json, table
+    from dlm.eval.comparison_tables import as_json, contrast_table, table
     from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
+    from dlm.eval.repeats import definitions
     from dlm.eval.summary import execution_note, facts
 
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two folders, got {len(folders)}")
     runs = [read_run(folder) for folder in folders]
-    found = compare_runs(runs)
+    found = compare_runs(runs, pass_at=pass_at or ())
     if told := execution_note(runs):
         note(told)
     if json:
         for each in found:
             print_json(as_json(each))
         return
-    head, rows = table(found)
-    print_table(head, rows)
-    for name, meaning in (*DEFINITIONS, *METHODS):
+    print_table(*table(found))
+    head, rows = contrast_table(found)
+    if rows:
+        typer.echo()
+        print_table(head, rows)
+    for name, meaning in (*definitions(*runs), *DEFINITIONS, *METHODS):
         note(f"{name}: {meaning}")
     for run in runs:
         note(f"{run.folder}: {facts(run)}")
@@ -304,6 +329,7 @@ def report(
     markdown: Annotated[
         bool, output("--markdown", help="Print a Markdown table instead of writing a page.")
     ] = False,
+    pass_at: PassAt = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a page about runs: figures, charts, and every sample to browse."""
@@ -321,12 +347,13 @@ def report(
     if page.is_dir() and not markdown:
         raise ValueError(f"--out must be a file to write, got the folder {str(page)!r}")
     runs = [read_run(folder) for folder in folders]
+    found = tuple(pass_at or ())
     if markdown:
-        typer.echo(markdown_table(runs))
+        typer.echo(markdown_table(runs, pass_at=found))
         return
-    write_report(runs, page)
+    write_report(runs, page, pass_at=found)
     if json:
-        for row in (row for run in runs for row in summarise(run)):
+        for row in (row for run in runs for row in summarise(run, pass_at=found)):
             print_json(record(row) | {"page": str(page)})
         return
     note(f"wrote {page}")

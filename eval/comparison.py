@@ -1,12 +1,13 @@
 """Runs against a baseline, problem by problem: how much better, how sure, and at what cost.
 
 Both runs decoded the same problems, so the samples of one template and one problem make a pair,
-and only pairs are compared. Templates of one problem are not independent of each other: what is
-resampled, and what changes sign, is the problem with all its pairs.
+and only pairs are compared: where there are several samples, by their means. Templates of one
+problem are not independent of each other: what is resampled, and what changes sign, is the problem
+with all its pairs.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,38 +23,62 @@ from dlm.eval.inference import (
     resample,
     sign_flip,
 )
-from dlm.eval.sample import Key, Sample
+from dlm.eval.repeats import Measure, check_pass_at, mean, measures_of
+from dlm.eval.sample import Prompt, Sample, by_prompt
 from dlm.options import integer
 
 ALL = "all"
 """The template of a comparison over all templates; no template is called so."""
 
 METHODS = (
-    ("points", "score less the score of the baseline, in percentage points, over the same pairs"),
+    (
+        "points",
+        "score less the score of the baseline, in percentage points, over the same pairs: problems "
+        "under a template, by the mean of their samples where they have several",
+    ),
     (
         "95% of points and ratios",
         "BCa bootstrap (Efron 1987) of 10,000 resamples of the problems, a problem with all its "
-        "templates and both its samples at a time; none is given where resampling changes nothing",
+        "templates and samples at a time; none is given where resampling changes nothing",
     ),
     (
         "p",
         "exact McNemar test (1947), two-sided, of the pairs where just one run is right; over all "
-        "templates together the exact sign-flip test of problems (Fisher 1935), which is the same "
-        "for one template; not corrected for the number of comparisons",
+        "templates together, and of several samples, the exact sign-flip test of problems (Fisher "
+        "1935), which is the same for one of each; none where one run has more samples of a "
+        "problem; not corrected for the number of comparisons",
     ),
     (
         "ratio",
         "of the run to the baseline, over the same pairs; those that both decoded. None of seconds "
         "where device, dtype, batch size, processes or threads differ",
     ),
-    ("left out", "samples that only the baseline has, and those that only the other run has"),
-    ("only one right", "pairs where just the baseline is right, and where just the other run is"),
+    (
+        "left out",
+        "samples of problems that only the baseline has, and of those that only the other run has",
+    ),
+    (
+        "only one right",
+        "pairs where just the baseline is right, and where just the other run is; of several "
+        "samples, where a larger share is",
+    ),
 )
 """How runs are compared; every page that compares prints it."""
 
 NAME_LENGTH = 60  # characters of a run's name in tables
 
-Pair = tuple[Sample, Sample]
+Pair = tuple[list[Sample], list[Sample]]
+"""All samples of a prompt, of the baseline and of the other run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A measure of several samples, such as pass@4, in both runs."""
+
+    measure: Measure
+    pairs: int
+    scores: tuple[float, float]  # of the baseline and of the other one, over the pairs
+    difference: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,34 +92,46 @@ class Comparison:
     problems: int
     left_out: tuple[int, int]  # samples that only the baseline has, and only the other one
     scores: tuple[float, float]  # of the baseline and of the other one, over the pairs
-    discordant: tuple[int, int]  # pairs where only the baseline is right, and only the other one
-    p: float
+    discordant: tuple[int, int]  # pairs where the baseline is right more often, and the other one
+    p: float | None
     difference: Estimate  # of the scores
     forwards: Estimate  # ratio of forwards per row
     response_tokens_per_forward: Estimate  # ratio
     seconds: Estimate  # ratio
+    contrasts: tuple[Contrast, ...] = ()  # where both runs have several samples of a problem
 
 
-def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Comparison]:
+def compare(
+    runs: Sequence[Run],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    pass_at: Sequence[int] = (),
+) -> list[Comparison]:
     """Compare every run with the first one: under each template that both have, and over all.
 
     Args:
         runs: the baseline and the others, of one task and the same data.
         resamples: bootstrap resamples of every interval.
         seed: decides the resamples; each comparison draws its own from the start.
+        pass_at: k of each pass@k; powers of two if none. Those above the samples of a problem in
+            one of two runs are left out.
 
     Raises:
-        ValueError: fewer than two runs, runs that do not belong together, no common sample, or
-            another prompt for one problem.
+        ValueError: fewer than two runs, runs that do not belong together, no common sample,
+            another prompt for one problem, or a k that no two runs have samples for.
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs at least two runs, got {len(runs)}")
     integer("resamples", resamples, least=1)
     integer("seed", seed, least=0, most=2**63 - 1)
+    check_pass_at(pass_at, min(runs[0].repeats, max(run.repeats for run in runs[1:])))
     names = labels(runs)
     found = []
     for run, name in zip(runs[1:], names[1:], strict=True):
-        rows = compare_pair(runs[0], run, (names[0], name), resamples=resamples, seed=seed)
+        rows = compare_pair(
+            runs[0], run, (names[0], name), resamples=resamples, seed=seed, pass_at=pass_at
+        )
         if not rows:
             raise ValueError(f"compare needs samples that {names[0]} and {name} both have")
         found += rows
@@ -143,14 +180,20 @@ def short(name: str) -> str:
 
 
 def compare_pair(
-    baseline: Run, other: Run, names: tuple[str, str], *, resamples: int = RESAMPLES, seed: int = 0
+    baseline: Run,
+    other: Run,
+    names: tuple[str, str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    pass_at: Sequence[int] = (),
 ) -> list[Comparison]:
     """A comparison for each template with pairs, and one over all where a run has several.
 
     Empty without a pair. `names` are those of the two runs.
     """
-    left = {each.key: each for each in baseline.samples}
-    right = {each.key: each for each in other.samples}
+    left, right = by_prompt(baseline.samples), by_prompt(other.samples)
+    measures = shared_measures(baseline, other, pass_at)
     groups = [(template, [template]) for template in baseline.templates]
     every = [*dict.fromkeys(baseline.templates + other.templates)]
     found = []
@@ -159,7 +202,7 @@ def compare_pair(
         if not keys or (template == ALL and len(every) == 1):
             continue
         pairs = [(left[key], right[key]) for key in keys]
-        for one, two in pairs:
+        for (one, *_), (two, *_) in pairs:
             if one.prompt != two.prompt:
                 raise ValueError(
                     f"runs must put one prompt for a problem: {baseline.folder} and {other.folder} "
@@ -167,8 +210,15 @@ def compare_pair(
                 )
         out = only(left, right, members), only(right, left, members)
         timed = pace(baseline) == pace(other)
-        found.append(comparison((*names, template), pairs, out, resamples, seed, timed=timed))
+        drawn = Draws(resamples, seed)
+        found.append(comparison((*names, template), pairs, out, drawn, measures, timed=timed))
     return found
+
+
+def shared_measures(baseline: Run, other: Run, pass_at: Sequence[int]) -> list[Measure]:
+    """What can be said of several samples of both runs, beside pass@1."""
+    names = {each.name for each in measures_of(other, pass_at)}
+    return [each for each in measures_of(baseline, pass_at) if each.k > 1 and each.name in names]
 
 
 def pace(run: Run) -> list[Any]:
@@ -179,26 +229,40 @@ def pace(run: Run) -> list[Any]:
     return [run.settings["device"], run.settings["dtype"], one]
 
 
-def only(some: Iterable[Key], others: Iterable[Key], templates: Sequence[str]) -> int:
-    """How many samples of some templates are in `some` alone."""
-    return sum(template in templates for template, _ in set(some) - set(others))
+def only(
+    some: Mapping[Prompt, list[Sample]], others: Collection[Prompt], templates: Sequence[str]
+) -> int:
+    """How many samples of some templates are of prompts in `some` alone."""
+    return sum(len(some[key]) for key in some if key[0] in templates and key not in others)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How problems are resampled."""
+
+    resamples: int
+    seed: int
+
+    def of(self, sums: Floats) -> Floats:
+        """Totals of each resample."""
+        return resample(sums, self.resamples, np.random.default_rng(self.seed))
 
 
 def comparison(
     names: tuple[str, str, str],
     pairs: Sequence[Pair],
     left_out: tuple[int, int],
-    resamples: int,
-    seed: int,
+    draws: Draws,
+    measures: Sequence[Measure] = (),
     *,
     timed: bool,
 ) -> Comparison:
     """The figures of some pairs; no ratio of seconds unless they can be compared."""
-    sums = problem_sums(pairs)
+    sums = problem_sums(pairs, measures)
     count, left, right = sums.sum(0)[:3]
-    discordant = sum(a.score > b.score for a, b in pairs), sum(a.score < b.score for a, b in pairs)
-    net = [round(value) for value in sums[:, 2] - sums[:, 1]]
-    drawn = resample(sums, resamples, np.random.default_rng(seed))
+    ahead = [score_of(two) - score_of(one) for one, two in pairs]
+    discordant = sum(each < 0 for each in ahead), sum(each > 0 for each in ahead)
+    drawn = draws.of(sums)
     return Comparison(
         *names,
         pairs=len(pairs),
@@ -206,29 +270,68 @@ def comparison(
         left_out=left_out,
         scores=(float(left / count), float(right / count)),
         discordant=discordant,
-        p=mcnemar(*discordant) if len(sums) == len(pairs) else sign_flip(net),
+        p=p_of(pairs, sums, discordant),
         difference=estimate(score_difference, sums, drawn),
         forwards=estimate(forwards_ratio, sums, drawn),
         response_tokens_per_forward=estimate(response_tokens_per_forward_ratio, sums, drawn),
         seconds=estimate(seconds_ratio, sums, drawn) if timed else Estimate(None, None),
+        contrasts=tuple(contrasts(measures, sums, drawn)),
     )
 
 
-def problem_sums(pairs: Iterable[Pair]) -> Floats:
-    """What the pairs of each problem add up to, [problems, 9].
+def score_of(group: Sequence[Sample]) -> float:
+    """Mean score of samples."""
+    return mean([each.score for each in group])
 
-    Pairs, then of the baseline and of the other run: score, forwards, response tokens, seconds.
+
+def p_of(pairs: Sequence[Pair], sums: Floats, discordant: tuple[int, int]) -> float | None:
+    """How surprising the difference is if neither run is better; None where that has no test.
+
+    Which run the samples of a problem belong to is a toss only if both have as many.
+    """
+    sizes = {len(group) for pair in pairs for group in pair}
+    if len(sizes) > 1:
+        return None
+    (size,) = sizes
+    if size == 1 and len(sums) == len(pairs):
+        return mcnemar(*discordant)
+    return sign_flip([round(value) for value in size * (sums[:, 2] - sums[:, 1])])
+
+
+def contrasts(measures: Sequence[Measure], sums: Floats, drawn: Floats) -> Iterator[Contrast]:
+    """Measures that some pair has, out of the columns behind the first nine."""
+    for number, measure in enumerate(measures):
+        part = slice(9 + 3 * number, 12 + 3 * number)
+        count, left, right = sums[:, part].sum(0)
+        if count:
+            difference = estimate(score_difference, sums[:, part], drawn[:, part])
+            scores = float(left / count), float(right / count)
+            yield Contrast(measure, int(count), scores, difference)
+
+
+def problem_sums(pairs: Iterable[Pair], measures: Sequence[Measure] = ()) -> Floats:
+    """What the pairs of each problem add up to, [problems, 9 + 3 x measures].
+
+    Pairs, then of the baseline and of the other run: score, forwards, response tokens, seconds;
+    then of each measure: pairs that have it, and its values. Several samples count by their mean.
     A prompt that was too long for one of the models failed, but tells nothing about cost.
     """
     rows: defaultdict[int, list[list[float]]] = defaultdict(list)
     for pair in pairs:
-        decoded = all(each.forwards for each in pair)
+        decoded = all(each.forwards for group in pair for each in group)
         figures = [
-            [each.score]
-            + [decoded * x for x in (each.forwards, each.response_tokens, each.seconds)]
-            for each in pair
+            [score_of(group)]
+            + [
+                decoded * mean([getattr(each, name) for each in group])
+                for name in ("forwards", "response_tokens", "seconds")
+            ]
+            for group in pair
         ]
-        rows[pair[0].index].append([1, *(x for both in zip(*figures, strict=True) for x in both)])
+        row = [1.0, *(x for both in zip(*figures, strict=True) for x in both)]
+        for measure in measures:
+            one, two = map(measure.of, pair)
+            row += [0.0, 0.0, 0.0] if one is None or two is None else [1.0, one, two]
+        rows[pair[0][0].index].append(row)
     return np.array([np.sum(row, axis=0) for row in rows.values()], dtype=np.float64)
 
 

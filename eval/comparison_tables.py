@@ -5,6 +5,7 @@ from typing import Any
 
 from dlm.eval.comparison import Comparison
 from dlm.eval.inference import Estimate
+from dlm.eval.repeats import MAJORITY, PASS
 
 
 def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
@@ -44,6 +45,28 @@ def cells(each: Comparison) -> list[str]:
     ]
 
 
+def contrast_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the measures of several samples as text; no row where there are none."""
+    head = [
+        *(f"against {comparisons[0].baseline}", "template", "measure", "n"),
+        *("value", "points", "95%"),
+    ]
+    rows = [
+        [
+            each.other,
+            each.template,
+            contrast.measure.name,
+            f"{contrast.pairs:,}",
+            " -> ".join(f"{score:.1%}" for score in contrast.scores),
+            points(contrast.difference),
+            points_interval(contrast.difference),
+        ]
+        for each in comparisons
+        for contrast in each.contrasts
+    ]
+    return head, rows
+
+
 def points(difference: Estimate) -> str:
     """A difference of scores in percentage points."""
     return "-" if difference.value is None else f"{100 * difference.value:+.1f}"
@@ -56,8 +79,10 @@ def points_interval(difference: Estimate) -> str:
     return " to ".join(f"{100 * end:+.1f}" for end in difference.interval)
 
 
-def p_value(p: float) -> str:
+def p_value(p: float | None) -> str:
     """A p value, to three digits behind the point."""
+    if p is None:
+        return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -90,4 +115,21 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "only_right": dict(zip(("baseline", "other"), comparison.discordant, strict=True)),
         "p": comparison.p,
         **estimates,
+        **{f"{kind}_at": contrasts_as_json(comparison, kind) for kind in (PASS, MAJORITY)},
+    }
+
+
+def contrasts_as_json(comparison: Comparison, kind: str) -> dict[str, Any]:
+    """Measures of one kind by their k, for machines."""
+    return {
+        str(each.measure.k): {
+            "pairs": each.pairs,
+            "score": dict(zip(("baseline", "other"), each.scores, strict=True)),
+            "difference": {
+                "value": each.difference.value,
+                "interval": each.difference.interval,
+            },
+        }
+        for each in comparison.contrasts
+        if each.measure.kind == kind
     }

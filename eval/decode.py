@@ -8,20 +8,33 @@ from typing import Any
 import torch
 
 import dlm
+from dlm.eval.sample import Key
 from dlm.eval.task import Messages, Problem, Template
 
 WARM_UP = 2  # forwards before the clock starts
+REPEAT = 1 << 32  # between the noise keys of two samples of a problem
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem to decode."""
+    """A problem to decode, once."""
 
     template: Template
     problem: Problem
-    index: int  # of the problem: keys the row's noise, so that batches change nothing
+    index: int  # of the problem
     prompt: str | Messages
     tokens: list[int]  # of the prompt
+    repeat: int = 0  # which of the problem's samples
+
+    @property
+    def key(self) -> Key:
+        """Of its sample."""
+        return self.template.name, self.index, self.repeat
+
+    @property
+    def noise(self) -> int:
+        """Key of the row's noise: of problem and sample alone, so that batches change nothing."""
+        return self.index + REPEAT * self.repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Output:
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
     """Items of like length together, the longest first: what does not fit memory fails at once."""
-    order = sorted(items, key=lambda each: (-len(each.tokens), each.template.name, each.index))
+    order = sorted(items, key=lambda each: (-len(each.tokens), *each.key))
     for first in range(0, len(order), size):
         yield order[first : first + size]
 
@@ -76,7 +89,7 @@ def decode_batch(
     out = dlm.generate(
         model,
         [item.tokens for item in items],
-        row_keys=[item.index for item in items],
+        row_keys=[item.noise for item in items],
         return_order=True,
         **options,
     )

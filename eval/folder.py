@@ -34,7 +34,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a folder holds: settings and samples, by template and problem."""
+    """What a folder holds: settings and samples, by template, problem and number."""
 
     folder: Path
     settings: dict[str, Any]  # what decides the results
@@ -42,6 +42,7 @@ class Run:
     problems: int  # of each template
     launches: list[dict[str, Any]]  # device, versions, batch size, ... of every start
     samples: list[Sample]
+    repeats: int = 1  # samples of each problem under each template
 
     @property
     def templates(self) -> list[str]:
@@ -57,8 +58,8 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every problem of every template has its sample."""
-        return len(self.samples) == self.problems * len(self.templates)
+        """Whether every problem of every template has its samples."""
+        return len(self.samples) == self.problems * len(self.templates) * self.repeats
 
 
 def read_run(folder: Path) -> Run:
@@ -72,16 +73,19 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{str(folder)!r} must be the folder of a run: it has no {SETTINGS}")
     samples = merged(sample_files(folder), record["hash"])
     place = {name: number for number, name in enumerate(record["settings"]["templates"])}
-    for template, _ in samples:
-        if template not in place:
-            raise ValueError(f"{str(folder)!r} is damaged: it has samples of template {template!r}")
+    for each in samples.values():
+        if each.template not in place:
+            raise ValueError(
+                f"{str(folder)!r} is damaged: it has samples of template {each.template!r}"
+            )
     return Run(
         folder=folder,
         settings=record["settings"],
         hash=record["hash"],
         problems=record["problems"],
         launches=record["launches"],
-        samples=sorted(samples.values(), key=lambda each: (place[each.template], each.index)),
+        samples=sorted(samples.values(), key=lambda each: (place[each.template], *each.key[1:])),
+        repeats=record["samples"],
     )
 
 
@@ -105,6 +109,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged: it lacks settings, hash, problems or launches")
     if digest(record["settings"]) != record["hash"]:
         raise ValueError(f"{path} was changed by hand: its settings do not have the hash it names")
+    record.setdefault("samples", 1)  # before there were several, none told how many
     return record
 
 
@@ -214,29 +219,41 @@ class Folder:
     ) -> None:
         os.close(self.lock)
 
-    def open(self, settings: Mapping[str, Any], problems: int, launch: Mapping[str, Any]) -> None:
+    def open(
+        self,
+        settings: Mapping[str, Any],
+        problems: int,
+        launch: Mapping[str, Any],
+        *,
+        samples: int = 1,
+    ) -> None:
         """Write the settings, or go on with a run of the same ones.
 
-        The number of problems may grow from one start to the next.
+        The number of problems, and of samples of each, may grow from one start to the next.
 
         Raises:
-            ValueError: the settings differ, or there would be fewer problems.
+            ValueError: the settings differ, or there would be fewer problems or samples.
         """
         record = read_settings(self.path)
         if record is not None:
             refuse_difference(self.path, record["settings"], settings)
-            if problems < record["problems"]:
-                raise ValueError(
-                    f"--limit must be at least the {record['problems']} problems of the run in "
-                    f"{str(self.path)!r}, got {problems}: or give another --output"
-                )
+            for option, name, given in (
+                ("--limit", "problems", problems),
+                ("--samples", "samples", samples),
+            ):
+                if given < record[name]:
+                    of = " of each problem" if name == "samples" else ""
+                    raise ValueError(
+                        f"{option} must be at least the {record[name]} {name}{of} of the run in "
+                        f"{str(self.path)!r}, got {given}: or give another --output"
+                    )
         launches = [] if record is None else record["launches"]
         for name in (SETTINGS, SAMPLES):  # what a kill left in the middle of `replace_file`
             for draft in self.path.glob(f".{name}.*"):
                 draft.unlink()
         self.merge(digest(settings))
         there = len(merged([self.path / SAMPLES], digest(settings)))
-        if not launches or there < problems * len(settings["templates"]):
+        if not launches or there < problems * len(settings["templates"]) * samples:
             launches = [*launches, dict(launch)]
         record = {
             "format": FORMAT,
@@ -244,6 +261,7 @@ class Folder:
             "settings": dict(settings),
             "hash": digest(settings),
             "problems": problems,
+            "samples": samples,
             "launches": launches,
         }
         replace_file(self.path / SETTINGS, json.dumps(record, indent=1) + "\n")

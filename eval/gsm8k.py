@@ -141,7 +141,7 @@ TASK = Task(
         *map(_base, (5, 4, 8, 0)),
     ),
     metrics=(
-        Metric("flexible", flexible, is_correct),
+        Metric("flexible", flexible, is_correct, spell=normalised),
         Metric("strict", strict, is_correct),
         Metric("boxed_or_flexible", boxed_or_flexible, is_equal),
     ),

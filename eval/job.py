@@ -1,7 +1,7 @@
 """A run from the command line: what to say before, while and after it goes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,20 +18,23 @@ from dlm.cli.lists import print_table
 from dlm.cli.loading import load_model, model_name
 from dlm.cli.meter import duration
 from dlm.cli.results import note, print_json
+from dlm.eval import repeats
 from dlm.eval.counting import DEFINITIONS, Counts
 from dlm.eval.folder import Run, digest
 from dlm.eval.plan import (
     Plan,
     check_preset,
+    check_samples,
     choose_options,
     choose_templates,
     make_plan,
     named_templates,
     settings_of,
 )
+from dlm.eval.repeats import check_pass_at
 from dlm.eval.runner import Executor, Progress, evaluate
 from dlm.eval.source import load_problems
-from dlm.eval.summary import HEAD, Row, cells, facts, launched, spread, summarise
+from dlm.eval.summary import HEAD, Row, cells, facts, figure_cells, launched, spread, summarise
 from dlm.eval.task import Check, Task
 from dlm.eval.world import World
 
@@ -79,6 +82,8 @@ class Job:
     workers: int
     unsafe: bool
     machine: bool  # JSON instead of a table
+    samples: int = 1  # of each problem
+    pass_at: tuple[int, ...] = ()  # k of each pass@k; the usual ones if none
 
     def run(self) -> None:
         """Evaluate, and print the table; one of several processes prints for all."""
@@ -97,7 +102,13 @@ class Job:
         chat = loaded.tokenizer is not None and loaded.tokenizer.chat_template is not None
         templates = choose_templates(self.task, self.templates, chat=chat, preset=self.preset)
         plan = make_plan(
-            self.task, templates, options, data=self.data, shots=self.shots, limit=self.limit
+            self.task,
+            templates,
+            options,
+            data=self.data,
+            shots=self.shots,
+            limit=self.limit,
+            samples=self.samples,
         )
         name = model_name(self.model, self.adapter)
         folder = self.output or default_folder(plan, loaded, name, sandbox)
@@ -119,11 +130,13 @@ class Job:
                 raise typer.Exit(INTERRUPTED) from None
         world.leave()
         if not world.rank:
-            show(run, machine=self.machine)
+            show(run, machine=self.machine, pass_at=self.pass_at)
 
     def check(self, options: dict[str, Any]) -> None:
         """Refuse what is wrong before a model is loaded."""
         cli_job.Job([], options, chat=False, infill=False).check()
+        check_samples(self.samples, options)
+        check_pass_at(self.pass_at, self.samples)
         named_templates(self.task, self.templates)
         for package in self.task.requires:
             if find_spec(package) is None:
@@ -187,9 +200,9 @@ def told(task: str, progress: Progress) -> str:
     )
 
 
-def show(run: Run, *, machine: bool) -> None:
+def show(run: Run, *, machine: bool, pass_at: Sequence[int] = ()) -> None:
     """The table of a run, or a JSON object for each of its rows."""
-    rows = summarise(run)
+    rows = summarise(run, pass_at=pass_at)
     if machine:
         for row in rows:
             print_json(record(row))
@@ -198,10 +211,13 @@ def show(run: Run, *, machine: bool) -> None:
     if len(rows) > 1:
         low, high = spread(rows)
         typer.echo(f"\nover {len(rows)} templates: {low:.1%} - {high:.1%}")
+    if run.repeats > 1:
+        typer.echo()
+        print_table(list(repeats.HEAD), [line for row in rows for line in figure_cells(row)])
     too_long = sum(row.too_long for row in rows)
     if too_long:
         typer.echo(f"\n{too_long} prompts were too long for the model and count as failed")
-    for name, meaning in DEFINITIONS:
+    for name, meaning in (*repeats.definitions(run), *DEFINITIONS):
         note(f"{name}: {meaning}")
     note(facts(run))
     note(f"wrote {run.folder}: see dlm eval report {run.folder}")
@@ -220,6 +236,19 @@ def costs(counts: Counts) -> dict[str, float | None]:
     return {name: value if counts.samples else None for name, value in found.items()}
 
 
+def measured(row: Row, kind: str) -> dict[str, Any]:
+    """Measures of one kind by their k, for machines."""
+    return {
+        str(each.measure.k): {
+            "value": each.value,
+            "interval": None if each.interval is None else list(each.interval),
+            "problems": each.groups,
+        }
+        for each in row.figures
+        if each.measure.kind == kind
+    }
+
+
 def record(row: Row) -> dict[str, Any]:
     """A row for machines."""
     counts, settings = row.counts, row.run.settings
@@ -231,10 +260,13 @@ def record(row: Row) -> dict[str, Any]:
         "decoder_options": settings["decoder_options"],
         "template": row.template,
         "samples": row.count,
+        "problems": row.problems,
+        "samples_per_problem": row.run.repeats,
         "too_long": row.too_long,
         "score": row.score,
         "interval": list(row.interval),
         "scores": row.scores,
+        **{f"{kind}_at": measured(row, kind) for kind in (repeats.PASS, repeats.MAJORITY)},
         **costs(counts),
         "device": settings["device"],
         "dtype": settings["dtype"],

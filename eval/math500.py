@@ -150,6 +150,9 @@ TASK = Task(
             until=("Problem:",),
         ),
     ),
-    metrics=(Metric("verified", final, verified), Metric("exact", boxed, exact)),
+    metrics=(
+        Metric("verified", final, verified, spell=normalised),
+        Metric("exact", boxed, exact),
+    ),
     presets=published("math500"),
 )

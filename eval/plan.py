@@ -16,7 +16,7 @@ from dlm.eval.decode import Item
 from dlm.eval.folder import digest
 from dlm.eval.source import load_problems, load_shots
 from dlm.eval.task import Problem, Task, Template
-from dlm.options import known
+from dlm.options import integer, known
 
 NOT_OPTIONS = (
     "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order", "prompt_cache",
@@ -38,6 +38,7 @@ class Plan:
     data: dict[str, Any]  # where they came from
     shots: dict[str, list[Problem]]  # by template
     options: dict[str, Any]  # of `dlm.generate`, defaults included
+    samples: int = 1  # of each problem
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -46,17 +47,18 @@ class Plan:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in rest.items()}
 
     def items(self, model: dlm.Model) -> list[Item]:
-        """Every prompt of every template, tokenized."""
+        """Every prompt of every template, tokenized, as often as there are samples of it."""
         found = []
         for template in self.templates:
             shots = self.shots[template.name]
             prompts = [template.render(each, shots) for each in self.problems]
             rows = dlm.encode_prompts(model, prompts)
             found += [
-                Item(template, problem, index, prompt, row)
+                Item(template, problem, index, prompt, row, repeat)
                 for index, (problem, prompt, row) in enumerate(
                     zip(self.problems, prompts, rows, strict=True)
                 )
+                for repeat in range(self.samples)
             ]
         return found
 
@@ -156,13 +158,15 @@ def make_plan(
     data: Path | None = None,
     shots: Path | None = None,
     limit: int | None = None,
+    samples: int = 1,
 ) -> Plan:
     """Read the problems and the solved examples that the templates need.
 
     Raises:
-        ValueError: a bad file, data that cannot be had, `shots` where no template takes any, or a
-            solved example that is scored as well.
+        ValueError: a bad file, data that cannot be had, `shots` where no template takes any, a
+            solved example that is scored as well, or several samples where nothing is drawn.
     """
+    check_samples(samples, options)
     if shots is not None and not any(each.shots for each in templates):
         named = ", ".join(each.name for each in templates)
         raise ValueError(f"--shots is for templates with solved examples, got it for {named}")
@@ -170,7 +174,38 @@ def make_plan(
     examples = {each.name: load_shots(task, each, shots, data) for each in templates}
     for each in templates:
         check_shots(each, problems, examples[each.name])
-    return Plan(task, templates, problems, origin, examples, options)
+    return Plan(task, templates, problems, origin, examples, options, samples)
+
+
+def check_samples(samples: int, options: Mapping[str, Any]) -> None:
+    """Refuse several samples of a problem where they would be one and the same.
+
+    Raises:
+        ValueError: `samples` is no int from 1, or above 1 where neither tokens nor positions are
+            drawn.
+    """
+    integer("--samples", samples, least=1)
+    if samples > 1 and not draws(options):
+        name, _ = describe_decoder(options["decoder"], options["decoder_options"])
+        tokens = "temperature 0" if not options["temperature"] else "top_k 1"
+        raise ValueError(
+            f"--samples must be 1 where nothing is drawn, got {samples}: at {tokens} all samples "
+            f"of a problem by {name!r} are the same; give a --temperature, a "
+            "--position-temperature, or a decoder that draws positions, such as random"
+        )
+
+
+def draws(options: Mapping[str, Any]) -> bool:
+    """Whether tokens or positions are drawn, so that noise changes what is decoded."""
+    if options["position_temperature"] or (options["temperature"] and options["top_k"] != 1):
+        return True
+    decoder, own = options["decoder"], options["decoder_options"] or {}
+    if not isinstance(own, Mapping):
+        return True  # which `Settings` refuses
+    if isinstance(decoder, str):
+        decoder = dlm.decoders.make(decoder, **own)
+    # One that declares no needs is given noise like all else.
+    return bool(getattr(decoder, "draws", "uniform" in getattr(decoder, "needs", ("uniform",))))
 
 
 def check_shots(template: Template, problems: Sequence[Problem], shots: Sequence[Problem]) -> None:

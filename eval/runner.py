@@ -58,7 +58,7 @@ def evaluate(
     world: World | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
-    """Decode and score every problem of a plan that has no sample in the folder yet.
+    """Decode and score what the folder lacks of a plan's samples.
 
     Args:
         model: what `dlm.load` gave.
@@ -94,7 +94,8 @@ def evaluate(
         world.wait()
     else:
         with Folder(output) as folder:
-            folder.open(settings, len(plan.problems), launch_facts(plan, batch_size, world))
+            launch = launch_facts(plan, batch_size, world)
+            folder.open(settings, len(plan.problems), launch, samples=plan.samples)
             world.wait()
             worker.work(output, world, batch_size)
             folder.merge(digest(settings))
@@ -123,11 +124,7 @@ class Worker:
         """Do what is left, and wait for the others."""
         known = merged([output / SAMPLES], self.settings)
         world.wait()  # nobody appends while others still read
-        left = [
-            item
-            for item in self.plan.items(self.model)
-            if (item.template.name, item.index) not in known
-        ]
+        left = [item for item in self.plan.items(self.model) if item.key not in known]
         longest_first = sorted(left, key=lambda each: -len(each.tokens))
         path = output / (f"samples.rank{world.rank}.jsonl" if world.rank else SAMPLES)
         appender = Appender(path)
@@ -170,6 +167,7 @@ class Worker:
                 template=each.item.template.name,
                 id=each.item.problem.id,
                 index=each.item.index,
+                repeat=each.item.repeat,
                 prompt=each.item.prompt,
                 prompt_tokens=len(each.item.tokens),
                 output=text,
@@ -182,6 +180,7 @@ class Worker:
                 seconds=each.seconds,
                 answer=each.item.problem.answer,
                 extracted=verdict.extracted,
+                vote=verdict.vote,
                 scores=verdict.scores,
                 score=verdict.score,
                 detail=verdict.detail if each.forwards else self.too_long(each.item),

@@ -1,12 +1,16 @@
 """One line of a run: what was asked, what came, what it took and how it scored."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-Key = tuple[str, int]
-"""Template and index of the problem: what tells the samples of a run apart."""
+Key = tuple[str, int, int]
+"""Template, index of the problem, and number of its sample: what tells samples of a run apart."""
+
+Prompt = tuple[str, int]
+"""Template and index of the problem: what the samples of one prompt share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,8 @@ class Sample:
     task: str
     template: str
     id: str  # of the problem
-    index: int  # of the problem in its data set, and the key of the row's noise
+    index: int  # of the problem in its data set
+    repeat: int = field(default=0, kw_only=True)  # which of the problem's samples, from 0
     prompt: Any  # text or chat messages
     prompt_tokens: int
     output: str  # up to the first stop token, and the template's stop texts
@@ -29,6 +34,7 @@ class Sample:
     seconds: float  # the row's share of the time its batch took to decode
     answer: str  # reference
     extracted: dict[str, str | None]  # what each metric read
+    vote: str | None = field(default=None, kw_only=True)  # the answer as majority votes count it
     scores: dict[str, float]  # 0 to 1 by metric; the first is 0 or 1
     score: float  # of the first metric
     detail: str  # how running the code ended; "" where none is run
@@ -38,6 +44,11 @@ class Sample:
     @property
     def key(self) -> Key:
         """What tells it from the others of its run."""
+        return self.template, self.index, self.repeat
+
+    @property
+    def asked(self) -> Prompt:
+        """What it shares with the other samples of its prompt."""
         return self.template, self.index
 
     def line(self) -> str:
@@ -45,18 +56,42 @@ class Sample:
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Sample":
+    def of(cls, record: Any) -> "Sample":
         """The sample of a line.
+
+        Lines once had no `repeat` and no `vote`: they are the first samples of their problems, and
+        vote for what was read.
 
         Raises:
             ValueError: it is not one.
         """
         names = {field.name for field in fields(cls)}
+        if not isinstance(record, dict):
+            raise ValueError(f"a sample must be an object, got {record!r}")
+        read = record.get("extracted")
+        vote = next(iter(read.values()), None) if isinstance(read, dict) else None
+        record = {"repeat": 0, "vote": vote} | record
         if set(record) != names:
             missing, more = sorted(names - set(record)), sorted(set(record) - names)
             raise ValueError(f"a sample must have its fields, missing {missing}, unknown {more}")
-        numbers = ("index", "forwards", "query_tokens", "response_tokens", "seconds", "score")
+        numbers = (
+            "index",
+            "repeat",
+            "forwards",
+            "query_tokens",
+            "response_tokens",
+            "seconds",
+            "score",
+        )
         for name in numbers:
             if not isinstance(record[name], int | float):
                 raise ValueError(f"{name!r} of a sample must be a number, got {record[name]!r}")
         return cls(**record)
+
+
+def by_prompt(samples: Iterable[Sample]) -> dict[Prompt, list[Sample]]:
+    """The samples of each prompt."""
+    found: defaultdict[Prompt, list[Sample]] = defaultdict(list)
+    for each in samples:
+        found[each.asked].append(each)
+    return dict(found)

@@ -32,6 +32,7 @@ class Verdict:
     extracted: dict[str, str | None]  # by metric
     scores: dict[str, float]  # by metric, 0 to 1
     score: float  # of the first metric
+    vote: str | None  # what the first metric read, as votes count it; None of nothing and of code
     detail: str  # how running the code of the first metric that has some ended; else ""
 
 
@@ -97,10 +98,13 @@ def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Ver
         for each, outcome in zip(row, outcomes, strict=True)
         if each.metric.check is not None
     ]
+    first = row[0]
+    answer = None if first.metric.check else first.extracted
     return Verdict(
         extracted={each.metric.name: each.extracted for each in row},
         scores=scores,
         score=next(iter(scores.values())),
+        vote=None if answer is None else (first.metric.spell or str.strip)(answer),
         detail=details[0] if details else "",
     )
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from dlm.eval.counting import Counts
 from dlm.eval.folder import Run
-from dlm.eval.inference import wilson
-from dlm.eval.sample import Sample
+from dlm.eval.repeats import Figure, figures, mean, measures_of
+from dlm.eval.sample import Sample, by_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,12 @@ class Row:
     run: Run
     template: str
     count: int  # samples
-    too_long: int  # of them, not decoded
-    scores: dict[str, float]  # mean by metric; the first one is the score
+    problems: int  # prompts they are of
+    too_long: int  # of the prompts, not decoded
+    scores: dict[str, float]  # mean over prompts by metric; the first one is the score
     interval: tuple[float, float]  # 95%, of the score
     counts: Counts  # of those decoded
+    figures: list[Figure]  # pass@1 first
 
     @property
     def score(self) -> float:
@@ -27,20 +29,34 @@ class Row:
         return next(iter(self.scores.values()))
 
 
-def row_of(run: Run, template: str, samples: Sequence[Sample]) -> Row:
+def row_of(run: Run, template: str, samples: Sequence[Sample], pass_at: Sequence[int] = ()) -> Row:
     """The figures of some samples."""
-    count = len(samples)
-    scores = {
-        name: sum(each.scores[name] for each in samples) / count for name in samples[0].scores
-    }
-    counts = Counts.of(samples)
-    score = next(iter(scores.values()))
-    too_long = count - counts.samples
-    return Row(run, template, count, too_long, scores, wilson(score, count), counts)
+    groups = list(by_prompt(samples).values())
+    found = figures(groups, measures_of(run, pass_at))
+    assert found[0].interval is not None  # every group has a sample
+    return Row(
+        run=run,
+        template=template,
+        count=len(samples),
+        problems=len(groups),
+        too_long=sum(not any(each.forwards for each in group) for group in groups),
+        scores={
+            name: mean([mean([each.scores[name] for each in group]) for group in groups])
+            for name in samples[0].scores
+        },
+        interval=found[0].interval,
+        counts=Counts.of(samples),
+        figures=found,
+    )
 
 
-def summarise(run: Run) -> list[Row]:
+def summarise(run: Run, *, pass_at: Sequence[int] = ()) -> list[Row]:
     """A row for each template that has samples, in the order of the settings.
+
+    Args:
+        run: with its samples.
+        pass_at: k of each pass@k beside pass@1; those above the samples of a problem are left out.
+            Powers of two if none.
 
     Raises:
         ValueError: the run has no sample.
@@ -49,7 +65,7 @@ def summarise(run: Run) -> list[Row]:
     for template in run.templates:
         samples = [each for each in run.samples if each.template == template]
         if samples:
-            rows.append(row_of(run, template, samples))
+            rows.append(row_of(run, template, samples, pass_at))
     if not rows:
         raise ValueError(f"{str(run.folder)!r} must hold at least one sample, got none")
     return rows
@@ -95,6 +111,21 @@ def cells(row: Row) -> list[str]:
         f"{row.score:.1%}",
         f"{low:.1%} - {high:.1%}",
         *(measured if counts.samples else ["-"] * len(measured)),
+    ]
+
+
+def figure_cells(row: Row) -> list[list[str]]:
+    """The measures of a row as text, column by column of `dlm.eval.repeats.HEAD`."""
+    return [
+        [
+            row.run.name,
+            row.template,
+            each.measure.name,
+            f"{each.groups:,}",
+            "-" if each.value is None else f"{each.value:.1%}",
+            "-" if each.interval is None else " - ".join(f"{end:.1%}" for end in each.interval),
+        ]
+        for each in row.figures
     ]
 
 

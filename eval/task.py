@@ -83,6 +83,7 @@ class Metric:
     extract: Callable[[Problem, str], str | None]  # the answer in an output, if there is one
     is_correct: Callable[[Problem, str], float] | None = None  # of what was extracted; 0 to 1
     check: Callable[[Problem, str], Check] | None = None  # of code that was extracted
+    spell: Callable[[str], str] | None = None  # one spelling of what is one answer, for votes
 
 
 @dataclass(frozen=True, slots=True)

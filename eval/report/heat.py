@@ -109,9 +109,10 @@ def titles(shown: Sequence[Sample], size: float) -> list[Markup]:
 def told(sample: Sample) -> str:
     """A sample in words."""
     verdict = "right" if sample.score == 1 else "wrong"
+    again = f", sample {sample.repeat + 1}" if sample.repeat else ""
     committed = sum(k >= 0 for k in sample.order)
     return (
-        f"{sample.id}: {verdict}, {sample.forwards:,} forwards, "
+        f"{sample.id}{again}: {verdict}, {sample.forwards:,} forwards, "
         f"{committed:,} of {len(sample.order):,} positions committed"
     )
 

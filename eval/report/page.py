@@ -11,8 +11,17 @@ from dlm.eval.report.charts import forwards, legend, scatter, seconds, templates
 from dlm.eval.report.heat import SHOWN, colour_bar, heat_map
 from dlm.eval.report.html import Markup, element, several
 from dlm.eval.report.ranking import ranking
-from dlm.eval.report.samples import LIMIT, browser_data, embedded
-from dlm.eval.report.tables import compared, counted, facts, notes, settings, summary, unfinished
+from dlm.eval.report.samples import EACH, LIMIT, browser_data, embedded
+from dlm.eval.report.tables import (
+    compared,
+    counted,
+    facts,
+    notes,
+    repeated,
+    settings,
+    summary,
+    unfinished,
+)
 from dlm.eval.report.view import View, view
 from dlm.options import integer
 
@@ -26,7 +35,9 @@ SECTIONS = {
 }
 
 
-def write_report(runs: Sequence[Run], out: Path, *, limit: int = LIMIT) -> None:
+def write_report(
+    runs: Sequence[Run], out: Path, *, limit: int = LIMIT, pass_at: Sequence[int] = ()
+) -> None:
     """Write a page about runs of one task and the same data.
 
     Args:
@@ -34,12 +45,14 @@ def write_report(runs: Sequence[Run], out: Path, *, limit: int = LIMIT) -> None:
         out: the file; its folder is made.
         limit: prompts whose outputs the page holds, each of all runs; those on which runs differ
             come first.
+        pass_at: k of each pass@k; powers of two if none.
 
     Raises:
-        ValueError: no run, one without a sample, or runs that do not belong together.
+        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
+            run has samples for.
     """
     integer("limit", limit, least=0)
-    text = page(view(runs), limit)
+    text = page(view(runs, pass_at), limit)
     out.parent.mkdir(parents=True, exist_ok=True)
     # ASCII alone: no encoding of the system, and no lone surrogate of an output, stands in its way.
     replace_file(out, text.encode("ascii", "xmlcharrefreplace").decode())
@@ -49,7 +62,7 @@ def page(shown: View, limit: int = LIMIT) -> Markup:
     """The whole document."""
     style, script = asset("report.css"), asset("report.js")
     parts = {
-        "summary": [summary(shown), compared(shown), notes(shown)],
+        "summary": [summary(shown), repeated(shown), compared(shown), notes(shown)],
         "counted": [counted(shown), facts(shown), settings(shown)],
         "cost": [cost(shown)],
         "templates": [spread(shown)],
@@ -166,11 +179,14 @@ def browser(shown: View, limit: int) -> Markup:
     data = browser_data(shown, limit)
     kept, total = len(data["items"]), data["total"]
     told = f"All {total:,} prompts are in this page."
+    most = max(entry.run.repeats for entry in shown.entries)
     if kept < total:
         told = (
             f"This page holds {kept:,} of {total:,} prompts: first those on which decoders differ, "
             "then those of lowest index."
         )
+    if most > EACH:
+        told += f" Of each prompt it holds the first {EACH} samples of a run."
     script = element("script", embedded(data), type="application/json", id="data")
     without = element("noscript", element("p", "Browsing needs JavaScript.", class_="warning"))
     frame = element("div", id="browser")

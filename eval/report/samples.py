@@ -6,34 +6,37 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from dlm.eval.repeats import mean
 from dlm.eval.report.html import Markup
 from dlm.eval.report.image import PALETTE
 from dlm.eval.report.view import View
-from dlm.eval.sample import Key, Sample
+from dlm.eval.sample import Prompt, Sample
 
 LIMIT = 200  # prompts that a page holds, each with the outputs of all runs
 PREFIX = 200  # characters that prompts of one template must share to be written once
 
-Row = list[Sample | None]
-"""The samples of all runs for one prompt."""
+EACH = 8  # samples of a prompt that a page holds, of each run
+
+Row = list[list[Sample]]
+"""The samples of each run for one prompt."""
 
 
-def rows_of(shown: View) -> dict[Key, Row]:
+def rows_of(shown: View) -> dict[Prompt, Row]:
     """Samples by prompt, in the order of templates and problems."""
-    found: dict[Key, Row] = defaultdict(lambda: [None] * len(shown.entries))
+    found: dict[Prompt, Row] = defaultdict(lambda: [[] for _ in shown.entries])
     for entry in shown.entries:
         for sample in entry.run.samples:
-            found[sample.key][entry.number] = sample
+            found[sample.asked][entry.number].append(sample)
     place = {name: number for number, name in enumerate(shown.templates)}
     return dict(sorted(found.items(), key=lambda item: (place[item[0][0]], item[0][1])))
 
 
 def differs(row: Row) -> bool:
-    """Whether some runs are right and others wrong."""
-    return len({each.score for each in row if each is not None}) > 1
+    """Whether some runs are right and others wrong, or more often."""
+    return len({mean([each.score for each in group]) for group in row if group}) > 1
 
 
-def chosen(rows: dict[Key, Row], limit: int) -> dict[Key, Row]:
+def chosen(rows: dict[Prompt, Row], limit: int) -> dict[Prompt, Row]:
     """At most so many prompts: first those on which runs differ, then those of lowest index."""
     urgent = sorted(rows, key=lambda key: (not differs(rows[key]), key[1], key[0]))
     kept = set(urgent[:limit])
@@ -60,6 +63,7 @@ def shared(prompts: Sequence[str]) -> str:
 def record(sample: Sample) -> dict[str, Any]:
     """What the browser shows of a sample."""
     return {
+        "repeat": sample.repeat,
         "output": sample.output,
         "score": sample.score,
         "metrics": [
@@ -73,9 +77,9 @@ def record(sample: Sample) -> dict[str, Any]:
     }
 
 
-def item(key: Key, row: Row, prefix: str) -> dict[str, Any]:
+def item(key: Prompt, row: Row, prefix: str) -> dict[str, Any]:
     """What it shows of a prompt."""
-    first = next(each for each in row if each is not None)
+    first = next(each for group in row for each in group)
     return {
         "id": first.id,
         "template": key[0],
@@ -83,7 +87,8 @@ def item(key: Key, row: Row, prefix: str) -> dict[str, Any]:
         "prompt": prompt_text(first.prompt)[len(prefix) :],
         "answer": first.answer,
         "differs": differs(row),
-        "samples": [None if each is None else record(each) for each in row],
+        "right": [[sum(each.score == 1 for each in group), len(group)] for group in row],
+        "samples": [[record(each) for each in group[:EACH]] for group in row],
     }
 
 
@@ -93,7 +98,7 @@ def browser_data(shown: View, limit: int) -> dict[str, Any]:
     kept = chosen(rows, limit)
     prompts: defaultdict[str, list[str]] = defaultdict(list)
     for (template, _), row in kept.items():
-        prompts[template] += [prompt_text(each.prompt) for each in row if each is not None]
+        prompts[template] += [prompt_text(group[0].prompt) for group in row if group]
     prefixes = {name: shared(texts) for name, texts in prompts.items()}
     return {
         "runs": [{"name": entry.label, "series": entry.series} for entry in shown.entries],

@@ -6,6 +6,7 @@ from typing import Any
 from dlm.eval.comparison import ALL, METHODS
 from dlm.eval.comparison_tables import table
 from dlm.eval.counting import DEFINITIONS
+from dlm.eval.repeats import definitions as several_samples
 from dlm.eval.report.charts import marker
 from dlm.eval.report.html import (
     Markup,
@@ -15,7 +16,7 @@ from dlm.eval.report.html import (
     scrolling,
     several,
 )
-from dlm.eval.report.text import summary_cells, summary_head
+from dlm.eval.report.text import measured, measured_cells, summary_cells, summary_head
 from dlm.eval.report.view import Entry, View, unique
 from dlm.eval.summary import HEAD
 
@@ -36,6 +37,16 @@ def summary(shown: View) -> Markup:
 def width(shown: View) -> int:
     """Columns of the summary without the comparison, which has a table of its own."""
     return len(HEAD) + len(shown.metrics) - 1
+
+
+def repeated(shown: View) -> Markup:
+    """pass@k and majority votes; nothing where no problem has several samples."""
+    found = [(entry, measured_cells(shown, entry)) for entry in shown.entries]
+    groups = [(entry, rows) for entry, rows in found if rows]
+    if not groups:
+        return several([])
+    head, _ = measured(shown)
+    return several([element("h3", "Several samples"), grouped("Several samples", head, groups)])
 
 
 def compared(shown: View) -> Markup:
@@ -86,7 +97,8 @@ def group(entry: Entry, rows: list[list[str]]) -> Markup:
 
 def notes(shown: View) -> Markup:
     """What a reader of the summary has to know."""
-    told = [f"score: {shown.metrics[0]}; 95%: Wilson interval."]
+    how = "Wilson interval" if not shown.repeated else "see what is counted"
+    told = [f"score: {shown.metrics[0]}; 95%: {how}."]
     if shown.several:
         every = " that every run has" if len(shown.entries) > 1 else ""
         told.append(
@@ -108,7 +120,11 @@ def notes(shown: View) -> Markup:
 
 def counted(shown: View) -> Markup:
     """The definitions behind the columns."""
-    told = [*DEFINITIONS, *(METHODS if len(shown.entries) > 1 else ())]
+    told = [
+        *several_samples(*(entry.run for entry in shown.entries)),
+        *DEFINITIONS,
+        *(METHODS if len(shown.entries) > 1 else ()),
+    ]
     return definitions(told, "terms")
 
 

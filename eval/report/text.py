@@ -6,29 +6,78 @@ from dlm.eval.comparison import METHODS
 from dlm.eval.comparison_tables import p_value, points, points_interval
 from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run
+from dlm.eval.inference import Estimate
+from dlm.eval.repeats import HEAD as MEASURES
+from dlm.eval.repeats import definitions
 from dlm.eval.report.view import Entry, View, percent, row_cells, view
-from dlm.eval.summary import HEAD, Row, facts
+from dlm.eval.summary import HEAD, Row, facts, figure_cells
 
 
-def markdown(runs: Sequence[Run]) -> str:
+def markdown(runs: Sequence[Run], *, pass_at: Sequence[int] = ()) -> str:
     """A table of runs: figures, other metrics and the difference to the first run.
 
+    A second table has pass@k and majority votes, where problems have several samples.
+
+    Args:
+        runs: the baseline and the others.
+        pass_at: k of each pass@k; powers of two if none.
+
     Raises:
-        ValueError: no run, one without a sample, or runs that do not belong together.
+        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
+            run has samples for.
     """
-    shown = view(runs)
+    shown = view(runs, pass_at)
     head = summary_head(shown)
     rows = [summary_cells(shown, entry, row) for entry in shown.entries for row in entry.figures]
-    align = ["---", "---", *["--:"] * (len(head) - 2)]
     title = f"**{cell(shown.task)}**: {cell(', '.join(shown.setting('model')))}"
-    told = [*DEFINITIONS, *(METHODS if len(runs) > 1 else ())]
+    told = [*definitions(*runs), *DEFINITIONS, *(METHODS if len(runs) > 1 else ())]
     parts = [
         title,
-        "\n".join([line(map(cell, head)), line(align), *(line(map(cell, row)) for row in rows)]),
+        table(head, rows),
+        *([table(*measured(shown))] if shown.repeated else []),
         "\n".join(f"- *{cell(term)}*: {cell(meaning)}" for term, meaning in told),
         "\n".join(f"- {cell(entry.label)}: {cell(facts(entry.run))}" for entry in shown.entries),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table whose first two columns are names."""
+    align = ["---", "---", *["--:"] * (len(head) - 2)]
+    return "\n".join([line(map(cell, head)), line(align), *(line(map(cell, row)) for row in rows)])
+
+
+def measured(shown: View) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of pass@k and majority votes, with differences if there are several runs."""
+    head = [*MEASURES]
+    if len(shown.entries) > 1:
+        head += ["points", "95% of points"]
+    return head, [line for entry in shown.entries for line in measured_cells(shown, entry)]
+
+
+def measured_cells(shown: View, entry: Entry) -> list[list[str]]:
+    """The rows of one run; none where no problem has several samples."""
+    found = []
+    for row in entry.figures if entry.run.repeats > 1 else ():
+        differences = differences_of(entry, row.template)
+        for figure, (_, *cells) in zip(row.figures, figure_cells(row), strict=True):
+            told = [entry.label, *cells]
+            if len(shown.entries) > 1 and not entry.number:
+                told += ["baseline", ""]
+            elif len(shown.entries) > 1:
+                difference = differences.get(figure.measure.name, Estimate(None, None))
+                told += [points(difference), points_interval(difference)]
+            found.append(told)
+    return found
+
+
+def differences_of(entry: Entry, template: str) -> dict[str, Estimate]:
+    """What the first run's measures differ by, by their names."""
+    found = entry.comparisons.get(template)
+    if found is None:
+        return {}
+    more = {each.measure.name: each.difference for each in found.contrasts}
+    return {"pass@1": found.difference} | more
 
 
 def line(cells: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from dlm.eval.comparison import ALL, Comparison, compare_pair, labels
 from dlm.eval.folder import Run
 from dlm.eval.inference import wilson
+from dlm.eval.repeats import check_pass_at
 from dlm.eval.summary import Row, cells, row_of, summarise
 
 
@@ -35,7 +36,7 @@ class Entry:
     @property
     def wanted(self) -> int:
         """Samples of the run once it is complete."""
-        return self.run.problems * len(self.run.templates)
+        return self.run.problems * len(self.run.templates) * self.run.repeats
 
     def row(self, template: str) -> Row | None:
         """The figures of a template."""
@@ -60,6 +61,11 @@ class View:
         return list(self.entries[0].overall.scores)
 
     @property
+    def repeated(self) -> bool:
+        """Whether problems of any run have several samples."""
+        return any(entry.run.repeats > 1 for entry in self.entries)
+
+    @property
     def several(self) -> bool:
         """Whether any run has a row of templates together."""
         return any(len(entry.together) > 1 for entry in self.entries)
@@ -79,44 +85,52 @@ def unique(values: Any) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value is not None))
 
 
-def view(runs: Sequence[Run]) -> View:
+def view(runs: Sequence[Run], pass_at: Sequence[int] = ()) -> View:
     """Names, figures and comparisons of runs.
 
     Raises:
-        ValueError: no run, one without a sample, or runs that do not belong together.
+        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
+            run has samples for.
     """
     if not runs:
         raise ValueError("report needs at least one run, got none")
+    check_pass_at(pass_at, max(run.repeats for run in runs))
     names = labels(runs)
-    summaries = [summarise(run) for run in runs]
+    summaries = [summarise(run, pass_at=pass_at) for run in runs]
     listed = [[row.template for row in rows] for rows in summaries]
     common = [name for name in listed[0] if all(name in each for each in listed)]
     entries = []
     for number, (run, name, rows) in enumerate(zip(runs, names, summaries, strict=True)):
         together = common or listed[number]
-        found = compare_pair(runs[0], run, (names[0], name)) if number else []
+        pair = (names[0], name)
+        found = compare_pair(runs[0], run, pair, pass_at=pass_at) if number else []
         compared = {each.template: each for each in found}
-        entries.append(Entry(number, name, run, rows, together, overall(rows, together), compared))
+        whole = overall(rows, together, pass_at)
+        entries.append(Entry(number, name, run, rows, together, whole, compared))
     return View(entries, list(dict.fromkeys(name for each in listed for name in each)))
 
 
-def overall(rows: Sequence[Row], templates: Sequence[str]) -> Row:
+def overall(rows: Sequence[Row], templates: Sequence[str], pass_at: Sequence[int] = ()) -> Row:
     """The figures over some templates together.
 
-    Samples of one problem are not independent, so the interval is Wilson's for as many samples
-    as there are problems: right if templates change nothing, else too wide.
+    Samples of one problem are not independent. Where there are several under a template, problems
+    are resampled; else the interval is Wilson's for as many samples as there are problems: right
+    if templates change nothing, else too wide.
     """
     if len(templates) == 1:
         return next(row for row in rows if row.template == templates[0])
     samples = [each for each in rows[0].run.samples if each.template in templates]
-    row = row_of(rows[0].run, ALL, samples)
+    row = row_of(rows[0].run, ALL, samples, pass_at)
+    if any(each.repeat for each in samples):
+        return row
     return replace(row, interval=wilson(row.score, len({each.index for each in samples})))
 
 
 def row_cells(entry: Entry, row: Row) -> list[str]:
     """The columns of the summary, with the name of the entry, and the size of what is not done."""
     found = cells(row)
-    wanted = entry.run.problems * (len(entry.together) if row.template == ALL else 1)
+    each = len(entry.together) if row.template == ALL else 1
+    wanted = entry.run.problems * entry.run.repeats * each
     size = f"{row.count:,}" if row.count == wanted else f"{row.count:,} of {wanted:,}"
     return [entry.label, row.template, size, *found[3:]]
 

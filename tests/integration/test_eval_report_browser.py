@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,42 @@ def test_a_sample_shows_every_decoder(page: Path) -> None:
     assert found["first"] == [68, 1, 84, 255]
     assert found["last"] == [253, 231, 37, 255]
     assert found["never"][3] == 0
+
+
+def test_samples_of_a_prompt_fold(tmp_path: Path) -> None:
+    one = run("low_confidence", 4)
+    again = [replace(each, repeat=1, score=0.0, output="Another.") for each in one.samples]
+    several = replace(one, samples=[*one.samples, *again], repeats=2)
+    write_report([several, run("threshold", 8)], tmp_path / "report.html")
+    found = probe(
+        tmp_path / "report.html",
+        """
+        const count = () => document.querySelector(".count").textContent;
+        const pick = (name, value) => {
+          const box = [...document.querySelectorAll(".controls label")]
+            .find((each) => each.textContent.startsWith(name)).querySelector("select");
+          box.value = value;
+          box.dispatchEvent(new Event("change"));
+        };
+        const told = {
+          badges: [...document.querySelector(".list li").querySelectorAll(".verdict")]
+            .map((each) => [each.textContent, each.title]),
+          folds: [...document.querySelectorAll("article details")].map((each) => [
+            each.open,
+            each.querySelector("summary").textContent,
+            each.querySelectorAll("pre").length,
+          ]),
+          articles: document.querySelectorAll("article").length,
+        };
+        pick("decoder", "0"); pick("result", "right"); told.right = count();
+        pick("result", "wrong"); told.wrong = count();
+        return told;
+        """,
+    )
+    assert found["badges"] == [["1/2", "1 of 2 right"], ["\u2713", "right"]]
+    assert found["folds"] == [[True, "\u2713sample 1", 1], [False, "\u2717sample 2", 1]]
+    assert found["articles"] == 2
+    assert (found["right"], found["wrong"]) == ("8 of 16 prompts", "16 of 16 prompts")
 
 
 @pytest.mark.parametrize("width", [400, 1280])

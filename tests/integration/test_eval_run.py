@@ -154,13 +154,14 @@ def command(*given: str, output: Path, launcher: tuple[str, ...] = ()) -> list[d
 
 
 def test_two_processes_give_the_samples_of_one(tmp_path: Path) -> None:
-    given = ("sudoku", "--limit", "7", "--batch-size", "2", "--decoder", "threshold")
-    sampled = (*given, "--temperature", "1")
+    given = ("sudoku", "--limit", "4", "--batch-size", "2", "--decoder", "threshold")
+    sampled = (*given, "--temperature", "1", "--samples", "2")
     (one,) = command(*sampled, output=tmp_path / "one")
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     (two,) = command(*sampled, output=tmp_path / "two", launcher=launcher)
     assert facts(read_run(tmp_path / "one")) == facts(read_run(tmp_path / "two"))
-    assert one["samples"] == two["samples"] == 7
+    assert one["samples"] == two["samples"] == 8
+    assert one["pass_at"] == two["pass_at"]
     assert {one["score"]} == {two["score"]}
     assert one["settings"] == two["settings"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [

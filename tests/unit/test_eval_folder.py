@@ -161,6 +161,44 @@ def test_problems_may_grow_but_not_shrink(tmp_path: Path) -> None:
         begin(tmp_path, problems=4)
 
 
+def test_samples_of_a_problem_may_grow_but_not_shrink(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        folder.open(settings(), 1, LAUNCH)
+    appender = Appender(tmp_path / SAMPLES)
+    appender.add([sample(0), sample(0, "words")])
+    appender.close()
+    assert read_run(tmp_path).complete
+    with Folder(tmp_path) as folder:
+        folder.open(settings(), 1, LAUNCH, samples=2)
+    run = read_run(tmp_path)
+    assert (run.repeats, run.complete, len(run.launches)) == (2, False, 2)
+    appender = Appender(tmp_path / SAMPLES)
+    appender.add([sample(0, "words", repeat=1), sample(0, repeat=1)])
+    appender.close()
+    run = read_run(tmp_path)
+    assert run.complete
+    assert [each.key for each in run.samples] == [
+        ("plain", 0, 0), ("plain", 0, 1), ("words", 0, 0), ("words", 0, 1)
+    ]  # fmt: skip
+    told = r"--samples must be at least the 2 samples of each problem of the run in .*, got 1: or"
+    with pytest.raises(ValueError, match=told), Folder(tmp_path) as folder:
+        folder.open(settings(), 1, LAUNCH)
+
+
+def test_a_folder_from_before_there_were_several_samples_goes_on(tmp_path: Path) -> None:
+    begin(tmp_path, problems=1)
+    record = json.loads((tmp_path / SETTINGS).read_text())
+    del record["samples"]
+    (tmp_path / SETTINGS).write_text(json.dumps(record))
+    line = json.loads(sample(0, extracted={"solved": "x", "cells": "y"}).line())
+    del line["repeat"], line["vote"]
+    (tmp_path / SAMPLES).write_text(json.dumps(line) + "\n")
+    run = read_run(tmp_path)
+    assert (run.repeats, [each.repeat for each in run.samples]) == (1, [0])
+    assert run.samples[0].vote == "x"
+    assert read_run(begin(tmp_path, problems=2)).samples == run.samples
+
+
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     with (
         Folder(tmp_path),
@@ -181,7 +219,7 @@ def test_the_files_of_all_processes_become_one(tmp_path: Path) -> None:
     begin(tmp_path)
     assert sample_files(tmp_path) == [tmp_path / SAMPLES]
     assert read_run(tmp_path).samples == before
-    assert [each.key for each in before] == [("plain", 1), ("plain", 2), ("words", 0)]
+    assert [each.key for each in before] == [("plain", 1, 0), ("plain", 2, 0), ("words", 0, 0)]
     assert list(merged([tmp_path / SAMPLES], digest(settings()))) == [s.key for s in before]
 
 

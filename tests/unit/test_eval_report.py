@@ -157,8 +157,8 @@ def test_no_text_of_a_run_is_markup(tmp_path: Path) -> None:
 def test_data_of_the_browser_is_what_the_runs_say(tmp_path: Path) -> None:
     page, parsed = report(hostile_runs(), tmp_path)
     item = data_of(parsed)["items"][0]
-    assert item["samples"][0]["output"] == item["answer"] == HOSTILE
-    assert item["samples"][0]["metrics"] == [[HOSTILE, 1.0, HOSTILE]]
+    assert item["samples"][0][0]["output"] == item["answer"] == HOSTILE
+    assert item["samples"][0][0]["metrics"] == [[HOSTILE, 1.0, HOSTILE]]
     assert item["prompt"] == f"{HOSTILE}:\n{HOSTILE}"
     script = page.split('id="data">')[1].split("</script>")[0]
     assert not set(script) & set("<>&\u2028\u2029")
@@ -326,9 +326,9 @@ def test_samples_stand_beside_each_other() -> None:
     low, high = run("low", {"chat": [1, 0]}), run("high", {"chat": [0, 0]}, output="other")
     found = browser_data(view([low, replace(high, samples=high.samples[:1])]), 9)
     first, second = found["items"]
-    assert [each["score"] for each in first["samples"]] == [1.0, 0.0]
-    assert [each["output"] for each in first["samples"]] == ["It is 0.", "other"]
-    assert second["samples"][1] is None
+    assert [[each["score"] for each in group] for group in first["samples"]] == [[1.0], [0.0]]
+    assert [group[0]["output"] for group in first["samples"]] == ["It is 0.", "other"]
+    assert (second["samples"][1], second["right"]) == ([], [[0, 1], [0, 0]])
     assert (first["differs"], second["differs"]) == (True, False)
 
 

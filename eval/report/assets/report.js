@@ -22,17 +22,19 @@ function select(label, options) {
   return { box, field: make("label", {}, make("span", {}, label), box) };
 }
 
-function verdict(sample) {
-  return sample === null ? "none" : sample.score === 1 ? "right" : "wrong";
+function verdict(right, total) {
+  return total === 0 ? "none" : right === total ? "right" : right === 0 ? "wrong" : "mixed";
 }
 
 function told(value) {
   return value === 1 ? MARKS.right : value === 0 ? MARKS.wrong : (100 * value).toFixed(0) + "%";
 }
 
-function badge(sample) {
-  const kind = verdict(sample);
-  return make("span", { class: "verdict " + kind, title: kind === "none" ? "no sample" : kind }, MARKS[kind]);
+function badge([right, total]) {
+  const kind = verdict(right, total);
+  const many = total > 1;
+  const title = many ? right + " of " + total + " right" : kind === "none" ? "no sample" : kind;
+  return make("span", { class: "verdict " + kind + (many ? " many" : ""), title }, many ? right + "/" + total : MARKS[kind]);
 }
 
 // Controls
@@ -82,7 +84,7 @@ if (templates.length < 2) template.field.remove();
 
 function haystack(item) {
   if (item.text === undefined) {
-    const outputs = item.samples.map((sample) => (sample === null ? "" : sample.output));
+    const outputs = item.samples.flat().map((sample) => sample.output);
     item.text = [item.id, item.prompt, item.answer, ...outputs].join("\n").toLowerCase();
   }
   return item.text;
@@ -90,12 +92,12 @@ function haystack(item) {
 
 function fits(item) {
   const number = decoder.box.value;
-  const some = number === "" ? item.samples : [item.samples[Number(number)]];
-  const wanted = result.box.value;
+  const some = number === "" ? item.right : [item.right[Number(number)]];
+  const wanted = { "": ([, total]) => total > 0, right: ([right]) => right > 0, wrong: ([right, total]) => right < total };
   return (
     (template.box.value === "" || item.template === template.box.value) &&
     (!differ.checked || item.differs) &&
-    some.some((sample) => sample !== null && (wanted === "" || verdict(sample) === wanted)) &&
+    some.some(wanted[result.box.value]) &&
     haystack(item).includes(query.value.trim().toLowerCase())
   );
 }
@@ -114,7 +116,7 @@ function entry(item, place) {
     { type: "button" },
     make("span", { class: "id" }, item.id),
     templates.length > 1 ? make("span", { class: "of" }, item.template) : "",
-    make("span", { class: "verdicts" }, ...item.samples.map(badge)),
+    make("span", { class: "verdicts" }, ...item.right.map(badge)),
   );
   button.addEventListener("click", () => show(place));
   return make("li", {}, button);
@@ -149,7 +151,7 @@ function describe(item) {
   const prefix = data.prefixes[item.template];
   const before = make("details", {}, make("summary", {}, "What all prompts of this template begin with"));
   before.append(make("pre", { tabindex: "0" }, prefix));
-  const cards = data.runs.map((run, number) => card(run, item.samples[number]));
+  const cards = data.runs.map((run, number) => card(run, item.samples[number], item.right[number]));
   return [
     make("h3", {}, item.id, make("span", { class: "of" }, item.template)),
     ...(prefix === "" ? [] : [before]),
@@ -159,9 +161,18 @@ function describe(item) {
   ];
 }
 
-function card(run, sample) {
-  const title = make("h4", { class: "run-name " + run.series }, badge(sample), run.name);
-  if (sample === null) return make("article", {}, title, make("p", { class: "note" }, "No sample."));
+function card(run, samples, right) {
+  const title = make("h4", { class: "run-name " + run.series }, badge(right), run.name);
+  if (samples.length === 0) return make("article", {}, title, make("p", { class: "note" }, "No sample."));
+  if (right[1] === 1) return make("article", {}, title, ...body(samples[0]));
+  const folds = samples.map((sample, place) => {
+    const head = make("summary", {}, badge([Number(sample.score === 1), 1]), "sample " + (sample.repeat + 1));
+    return make("details", { open: place === 0 }, head, ...body(sample));
+  });
+  return make("article", {}, title, ...folds);
+}
+
+function body(sample) {
   const facts = [
     sample.forwards.toLocaleString("en") + " forwards",
     sample.tokens.toLocaleString("en") + " tokens",
@@ -176,11 +187,11 @@ function card(run, sample) {
       make("dd", {}, read === null ? make("span", { class: "empty" }, "nothing found") : make("code", {}, read)),
     ),
   );
-  const parts = [title, make("p", { class: "figures" }, facts), strip(sample)];
+  const parts = [make("p", { class: "figures" }, facts), strip(sample)];
   parts.push(make("pre", { class: "output", tabindex: "0" }, sample.output === "" ? make("span", { class: "empty" }, "empty") : sample.output));
   parts.push(make("dl", { class: "metrics" }, ...metrics));
   if (sample.detail !== "") parts.push(make("p", { class: "ended" }, sample.detail));
-  return make("article", {}, ...parts);
+  return parts;
 }
 
 // A pixel a position, in the colour of the forward that committed it
