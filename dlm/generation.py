@@ -6,18 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dlm.endings import End, ended
 from dlm.job import Job, generation_job, make_job
-from dlm.kernels.canvas import covered
 from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, check_model, decode_text, encode_texts, whole_text
-from dlm.runtime import Step
 from dlm.settings import INSTEAD, NAMES, Settings
-from dlm.trajectory import Recorder, Trajectory
+from dlm.trajectory import Recorder, Trajectory, mark
 from dlm.types import AnyDecoder
 
 
@@ -46,6 +43,14 @@ class Generation:
     def tokens_per_forward(self) -> float:
         """Committed positions over forwards, both summed over rows."""
         return sum(self.decoded) / sum(self.forwards)
+
+    @property
+    def log_probabilities(self) -> list[list[float]] | None:
+        """`Trajectory.log_probabilities` of each row; None without trajectories."""
+        if self.trajectory is None:
+            return None
+        rows = zip(self.trajectory, self.tokens, strict=True)
+        return [trajectory.log_probabilities(tokens) for trajectory, tokens in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,15 +249,6 @@ def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str
         else [row[slice(*span)] for row, span in zip(order.tolist(), job.spans, strict=True)],
         path_log_probability=paths if has_path else None,
     )
-
-
-def mark(order: Tensor, step: Step) -> None:
-    """Write the number of a forward where it committed or edited, int64 [B, L] over all rows."""
-    row, width = step.before.row, step.tokens.shape[1]
-    inside, column = covered(step.view.positions, width)
-    taken, edit = step.decision.commit, step.decision.edit
-    taken = inside & (taken if edit is None else taken | edit).gather(1, column)
-    order[row, :width] = torch.where(taken, step.number, order[row, :width])
 
 
 @torch.inference_mode()

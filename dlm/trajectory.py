@@ -1,14 +1,18 @@
 """What happened at each forward, row by row.
 
-Shapes: B rows, W window, G generated span.
+Shapes: B rows, L canvas, W window, G generated span.
 """
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dlm.host import send
+from dlm.kernels.canvas import covered
 from dlm.runtime import Step
 
 
@@ -31,6 +35,21 @@ class Trajectory:
     edits: list[Change]
     times: list[float] = field(default_factory=list)
     """Diffusion time after each forward, from 1 to 0; none where the decoder has no clock."""
+
+    def log_probabilities(self, tokens: Sequence[int]) -> list[float]:
+        """Of each token, ln of the confidence that it was written with, nats.
+
+        By the forward that committed or edited it last; -inf where that confidence was 0.
+
+        Args:
+            tokens: the generated span at the end.
+
+        Returns:
+            One for each; NaN for tokens that no forward wrote: those that were given, and those
+            that were filled in behind a stop token or text.
+        """
+        last = {change.position: change for change in sorted([*self.commits, *self.edits])}
+        return [log_probability(last.get(at), token) for at, token in enumerate(tokens)]
 
 
 class Recorder:
@@ -77,6 +96,52 @@ class Recorder:
             Trajectory(torch.stack(seen), times=times, **changes)
             for seen, changes, times in zip(self.canvases, self.changes, self.times, strict=True)
         ]
+
+
+def mark(order: Tensor, step: Step) -> None:
+    """Write the number of a forward where it committed or edited, int64 [B, L] over all rows."""
+    row, width = step.before.row, step.tokens.shape[1]
+    inside, column = covered(step.view.positions, width)
+    taken, edit = step.decision.commit, step.decision.edit
+    taken = inside & (taken if edit is None else taken | edit).gather(1, column)
+    order[row, :width] = torch.where(taken, step.number, order[row, :width])
+
+
+class Written:
+    """How each position of some rows was written last, as their forwards are made."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[int, Change]] = {}  # by name, and by position on the canvas
+
+    def add(self, step: Step, names: Collection[int]) -> None:
+        """Note what a forward wrote in rows of these names; waits for the device if there are."""
+        rows = enumerate(zip(step.names, step.live, strict=True))
+        lines = [line for line, (name, live) in rows if live and name in names]
+        if not lines:
+            return
+        view, decision = step.view, step.decision
+        index = send(lines, view.positions.device)
+        mask = decision.commit if decision.edit is None else decision.commit | decision.edit
+        sure = None if view.confidence is None else view.confidence[index]
+        marked = (mask[index], view.positions[index], view.sampled[index], sure)
+        for line, change in listed(step.number, *marked):
+            self.rows.setdefault(step.names[lines[line]], {})[change.position] = change
+
+    def log_probabilities(self, name: int, begin: int, tokens: Sequence[int]) -> list[float]:
+        """As those of a trajectory, of tokens that stand from `begin` on."""
+        last = self.rows.get(name, {})
+        return [log_probability(last.get(at), token) for at, token in enumerate(tokens, begin)]
+
+    def forget(self, name: int) -> None:
+        """Keep no more of a row."""
+        self.rows.pop(name, None)
+
+
+def log_probability(written: Change | None, token: int) -> float:
+    """That of a change that wrote a token, by its confidence; NaN where none wrote this one."""
+    if written is None or written.token != token:
+        return math.nan
+    return math.log(written.confidence) if written.confidence != 0 else -math.inf
 
 
 def listed(
