@@ -25,6 +25,7 @@ class Vocabulary:
     local: bool  # what follows a whole character is decoded as if it stood alone
     readable: frozenset[int]  # tokens whose text does not hang on those that follow, if not local
     longest: int  # characters of a token, at most
+    silent: frozenset[int]  # special tokens, which texts leave out
 
 
 VOCABULARIES: Final[weakref.WeakKeyDictionary[Any, Vocabulary]] = weakref.WeakKeyDictionary()
@@ -47,9 +48,11 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     # Special ones are left out, so that what stands on both sides of them joins. A run of bytes
     # that is no text is so many signs: none of it is known before its end.
     added = tokenizer.added_tokens_decoder
-    silent = {*tokenizer.all_special_ids, *(i for i in added if added[i].special)}
+    special = (i for i in added if added[i].special)
+    silent = frozenset((*tokenizer.all_special_ids, *special))
     read = () if local else (i for name, i in names.items() if not is_byte(name))
-    return Vocabulary(local, frozenset(read) - silent, max(map(len, names), default=1))
+    readable = frozenset(read) - silent
+    return Vocabulary(local, readable, max(map(len, names), default=1), silent)
 
 
 class Reader:
@@ -130,7 +133,8 @@ class Reader:
         if self.stopped:
             return ""
         self.count, self.silent = 0, False
-        text = whole_text(self.model, self.counted(tokens))
+        self.tokens = [*self.counted(tokens)]
+        text = whole_text(self.model, self.tokens)
         return self.give(text, len(text))
 
     def counted(self, tokens: Sequence[int]) -> Sequence[int]:

@@ -1,0 +1,134 @@
+"""How each token of a text reads: its bytes, and where in the text it begins."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from dlm.models.model import Model
+from dlm.prompts import tokenizer_of, whole_text
+from dlm.reading import KEPT, is_byte, vocabulary_of
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """A token as a text shows it."""
+
+    name: str  # its text; "\\xe2" for a byte that is no character of its own; a special one's name
+    spelled: bytes | None  # its part of the UTF-8 of the text; None for one that texts leave out
+    offset: int  # characters of the text in front of it; of its character, if it is a part of one
+
+
+class Speller:
+    """Spells the tokens of a text, however they come, each once and in order.
+
+    Args:
+        model: whose tokenizer they are of.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.tokenizer = tokenizer_of(model, "text")
+        self.vocabulary = vocabulary_of(self.tokenizer)
+        self.count = 0  # tokens so far
+        self.characters = 0  # of the text, those that are whole
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # where tokens are bytes
+        # Elsewhere: tokens that are decoded again, and those whose bytes may be no text.
+        self.window: list[int] = []
+        self.run: list[tuple[int, str, bytes | None]] = []
+
+    def push(self, tokens: Sequence[int]) -> list[Spelled]:
+        """These further tokens, as far as how they read hangs on no later one."""
+        self.count += len(tokens)
+        return [spelled for token in tokens for spelled in self.spell(token)]
+
+    def end(self) -> list[Spelled]:
+        """The tokens that remain, once no other follows."""
+        return list(self.flush())
+
+    def spell(self, token: int) -> Iterator[Spelled]:
+        """A token, and those that waited for it."""
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if name is None or token in self.vocabulary.silent:
+            if self.run:
+                self.run.append((token, name or "", None))
+            else:
+                yield Spelled(name or "", None, self.characters)
+        elif self.vocabulary.local:
+            yield self.of_bytes(as_bytes(name))
+        elif is_byte(name):
+            spelled = bytes([int(name[3:5], 16)])
+            self.run.append((token, shown(spelled), spelled))
+        else:
+            yield from self.flush()
+            yield self.of_text(token)
+
+    def of_bytes(self, spelled: bytes) -> Spelled:
+        """A token that is so many bytes."""
+        self.characters += len(self.decoder.decode(spelled[:1]))
+        begun = bool(self.decoder.getstate()[0])
+        offset = self.characters - (not begun and bool(spelled))
+        self.characters += len(self.decoder.decode(spelled[1:]))
+        return Spelled(shown(spelled), spelled, offset)
+
+    def of_text(self, token: int) -> Spelled:
+        """A token that reads as what it adds to the text of those before it."""
+        before, after = self.longer(token)
+        pairs = enumerate(zip(before, after, strict=False))
+        common = next((at for at, (one, other) in pairs if one != other), len(before))
+        common = min(common, len(after))
+        offset = self.characters - (len(before) - common)
+        self.characters = offset + len(after) - common
+        return Spelled(after[common:], after[common:].encode(), offset)
+
+    def longer(self, *tokens: int) -> tuple[str, str]:
+        """Text of the last few tokens, and of those with these behind, the last few from now on."""
+        more = [*self.window, *tokens]
+        texts = whole_text(self.model, self.window), whole_text(self.model, more)
+        self.window = more[-KEPT:]
+        return texts
+
+    def flush(self) -> Iterator[Spelled]:
+        """Bytes that no further one follows: text if all together are, else a sign for each."""
+        run, self.run = self.run, []
+        if not run:
+            return
+        data = [spelled for _, _, spelled in run if spelled is not None]
+        before, after = self.longer(*(token for token, _, spelled in run if spelled is not None))
+        ends = [0, *ends_of(data)]
+        begin, place = self.characters, 0
+        self.characters += len(after) - len(before)
+        missing = ends[-1] - (self.characters - begin)  # a space that begins a text may be left out
+        for _, name, spelled in run:
+            yield Spelled(name, spelled, begin + max(0, ends[place] - missing))
+            place += spelled is not None
+
+
+def ends_of(data: Sequence[bytes]) -> list[int]:
+    """Characters up to the end of each of some bytes; one each where together they are no text."""
+    joined = b"".join(data)
+    if joined.decode(errors="ignore").encode() != joined:
+        return [*range(1, len(data) + 1)]
+    return [len(joined[:end].decode(errors="ignore")) for end in range(1, len(data) + 1)]
+
+
+def shown(spelled: bytes) -> str:
+    """Bytes as text, those that are no character by their numbers."""
+    return spelled.decode(errors="backslashreplace")
+
+
+@cache
+def letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (GPT-2)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    moved = {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | moved
+
+
+def as_bytes(name: str) -> bytes:
+    """What a token of a byte-level vocabulary adds to the bytes of a text."""
+    known = letters()
+    found = [known.get(letter) for letter in name]
+    whole = [byte for byte in found if byte is not None]
+    return bytes(whole) if len(whole) == len(name) else name.encode()
