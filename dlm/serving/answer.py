@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from dlm.models.model import Model
 from dlm.reading import AtStopToken, Reader
+from dlm.serving.logprobs import Listed, Listing
 from dlm.serving.protocol import Asked
 from dlm.serving.work import Ended, Grown, News, Reused
 
@@ -13,6 +14,8 @@ class Choice:
     """One row of a request, as far as it is known."""
 
     reader: Reader
+    listing: Listing | None  # None where no log-probabilities are asked for
+    tokens: list[Listed] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length", once nothing follows
     reused: int = 0  # tokens of its prompt that another row had left
@@ -30,6 +33,7 @@ class Piece:
 
     index: int  # of the choice
     text: str
+    tokens: list[Listed]  # that begin in the text so far, and in no piece before
     choice: Choice
 
 
@@ -39,8 +43,10 @@ class Answer:
     def __init__(self, model: Model, asked: Asked) -> None:
         self.asked = asked
         does = at_stop_token(asked)
+        lists = asked.request.log_probabilities
         self.choices = [
-            Choice(Reader(model, asked.stop, at_stop_token=does)) for _ in asked.request.rows
+            Choice(Reader(model, asked.stop, at_stop_token=does), Listing(model) if lists else None)
+            for _ in asked.request.rows
         ]
 
     def take(self, event: News) -> Piece | None:
@@ -62,7 +68,9 @@ class Answer:
         elif isinstance(event, Ended):
             choice.finish_reason = "stop" if reader.ended else "length"
         choice.pieces.append(text)
-        return Piece(event.row, text, choice)
+        tokens = [] if choice.listing is None else choice.listing.take(event, reader)
+        choice.tokens += tokens
+        return Piece(event.row, text, tokens, choice)
 
     @property
     def complete(self) -> bool:

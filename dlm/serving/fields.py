@@ -13,6 +13,7 @@ Body = Mapping[str, Any]
 MOST_CHOICES = 128  # of a prompt
 MOST_STOPS = 16
 LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
+MOST_LOGPROBS = 5
 LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
 
 OPTIONS = (
@@ -49,6 +50,7 @@ LABELS: Mapping[str, tuple[type, str]] = {
 
 SHARED = (
     *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
+    *("logprobs", "top_logprobs"),
     *LABELS,
     *OPTIONS,
 )
@@ -68,7 +70,6 @@ UNSUPPORTED = (
     "functions",
     "ignore_eos",
     "logit_bias",
-    "logprobs",
     "min_p",
     "min_tokens",
     "modalities",
@@ -81,7 +82,6 @@ UNSUPPORTED = (
     "service_tier",
     "tool_choice",
     "tools",
-    "top_logprobs",
     "web_search_options",
 )
 """Fields that other servers of these endpoints take, and that nothing here could honour."""
@@ -190,8 +190,6 @@ def asks_nothing(name: str, value: Any, n: int) -> bool:
         return True
     if name == "best_of":  # every choice is handed back
         return bool(value == n)
-    if name == "logprobs":  # 0 asks for that of the token itself
-        return False
     return value in ("", 0, [], {}) or value in OFF.get(name, ())
 
 
@@ -326,6 +324,24 @@ def read_stream(body: Body) -> tuple[bool, bool]:
     if usage and not stream:
         raise ValueError(f"stream_options go with stream true, got {options!r} without")
     return stream, usage
+
+
+def read_logprobs(body: Body, *, chat: bool) -> int | None:
+    """How many of the likeliest tokens to list beside each of the text; None for not even that.
+
+    Raises:
+        ValueError: it is no bool in a chat, no such int in a completion, or others than the tokens
+            themselves are asked for in the way of chats.
+    """
+    value, top = body.get("logprobs", False), body.get("top_logprobs", False)
+    if top is not False and integer("top_logprobs", top, least=0):
+        raise ValueError(
+            f"top_logprobs must be 0, got {top}: a forward keeps nothing of the tokens that it "
+            "does not commit; logprobs has those of the tokens themselves"
+        )
+    if chat:
+        return 0 if boolean("logprobs", value) else None
+    return None if value is False else integer("logprobs", value, least=0, most=MOST_LOGPROBS)
 
 
 def read_length(body: Body) -> int | None:

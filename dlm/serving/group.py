@@ -15,8 +15,11 @@ from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step, bind
 from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell
+from dlm.settings import Settings
 from dlm.traits import Traits
+from dlm.trajectory import Written
 from dlm.tree import equal
+from dlm.types import AnyDecoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +70,8 @@ class Laid:
         keys = settings.row_keys
         if keys is not None:
             settings = replace(settings, row_keys=(keys[line.row],))
+        if line.request.log_probabilities:
+            settings = measuring(settings)
         execution = Execution.of(model)
         canvas = lay_out(model, [line.tokens], settings, execution)
         decoder, span = settings.policy, canvas.span
@@ -74,8 +79,9 @@ class Laid:
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
         width = span if Traits.of(decoder).cross_block else block_length
         terms = Terms(model, settings, decoder, execution, block_length, width)
-        binds = getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
-        bound_to = (canvas.blanks.shape[1], min(terms.block_length, span)) if binds else ()
+        bound_to: tuple[int, ...] = ()
+        if binds(decoder):
+            bound_to = canvas.blanks.shape[1], min(terms.block_length, span)
         return cls(line, canvas, terms, bound_to)
 
     @property
@@ -84,6 +90,21 @@ class Laid:
         terms = self.terms
         shapes = (terms.block_length, terms.width, *self.bound_to)
         return terms.decoder, terms.settings.of_steps, shapes
+
+
+def binds(decoder: AnyDecoder) -> bool:
+    """Whether binding it to a model makes another of it."""
+    return getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
+
+
+def measuring(settings: Settings) -> Settings:
+    """Settings by which the confidence of what is written is measured.
+
+    They are the same ones for a decoder that looks at it anyway, whose rows share forwards with
+    those of requests that do not ask for it.
+    """
+    looks = "confidence" in Traits.of(settings.policy).needs and not binds(settings.policy)
+    return settings if looks else replace(settings, return_trajectory=True)
 
 
 def one_block(span: int, spec: ModelSpec) -> int:
@@ -134,6 +155,7 @@ class Group:
         self.say = say
         self.lines: dict[int, Line] = {}
         self.told: dict[int, int] = {}  # of lines that are followed, up to where
+        self.written = Written()  # in lines of which log-probabilities are told
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
         self.steps: Generator[Step, None, None] | None = None
@@ -159,6 +181,7 @@ class Group:
     def forget(self, name: int) -> Line | None:
         """A line that nothing is told of any more, if there is one of that name."""
         self.told.pop(name, None)
+        self.written.forget(name)
         return self.lines.pop(name, None)
 
     def arrivals(self) -> Rows | None:
@@ -188,12 +211,15 @@ class Group:
         step = next(self.steps)
         if self.prompt_cache is not None:
             self.tell_reused(step)
+        asked = {name for name, line in self.lines.items() if line.request.log_probabilities}
+        self.written.add(step, asked)
         self.follow(step)
         for name, end in ended(step):
-            line = self.forget(name)
-            if line is not None:
+            if line := self.lines.get(name):
                 tokens = end.tokens[slice(*line.span)]
-                self.say(line, Ended(line.row, tokens, end.decoded, end.forwards))
+                sure = self.log_probabilities(line, line.span[0], tokens)
+                self.forget(name)
+                self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, sure))
 
     def tell_reused(self, step: Step) -> None:
         """Tell of lines at their first forward that took over what others had left."""
@@ -213,7 +239,14 @@ class Group:
             told = self.told.get(name, begin)
             if settled > told:
                 self.told[name] = settled
-                self.say(line, Grown(line.row, tokens[told:settled]))
+                new = tokens[told:settled]
+                self.say(line, Grown(line.row, new, self.log_probabilities(line, told, new)))
+
+    def log_probabilities(self, line: Line, begin: int, tokens: list[int]) -> list[float] | None:
+        """Of tokens of a line that stand from `begin` on, where its request asks for them."""
+        if not line.request.log_probabilities:
+            return None
+        return self.written.log_probabilities(line.name, begin, tokens)
 
     def close(self) -> None:
         """Make no more forwards."""

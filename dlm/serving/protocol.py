@@ -62,6 +62,7 @@ class Asked:
     stop: tuple[str, ...]  # texts that end a choice
     stream: bool
     include_usage: bool  # at the end of a stream
+    logprobs: int | None = None  # likeliest tokens to list beside those of the text; None for none
 
 
 def read_request(
@@ -88,6 +89,7 @@ def read_request(
     if stop:
         tokenizer_of(model, "stop")
     stream, include_usage = fields.read_stream(body)
+    logprobs = fields.read_logprobs(body, chat=chat)
     prompts = read_messages(body, model) if chat else read_prompts(body, model, n)
     after = encode_suffix(model, fields.read_suffix(body.get("suffix", "")))
     if after:  # as in `dlm.infill`: what follows is given
@@ -112,8 +114,9 @@ def read_request(
     longest = max(map(len, encoded)) + settings.gen_length + closing
     check_length(model, longest, f"{what} and max_tokens")
     rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
+    follow, lists = stream or bool(stop), logprobs is not None
     return Asked(
-        request=Request(rows, spans, settings, follow=stream or bool(stop)),
+        request=Request(rows, spans, settings, follow=follow, log_probabilities=lists),
         chat=chat,
         n=n,
         prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),
@@ -121,6 +124,7 @@ def read_request(
         stop=stop,
         stream=stream,
         include_usage=include_usage,
+        logprobs=logprobs,
     )
 
 

@@ -3,10 +3,11 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dlm.serving.answer import Answer, Choice, Piece
+from dlm.serving.logprobs import Listed, chat_logprobs, completion_logprobs
 
 OWNER = "dlm"
 LONGEST = 600  # characters of a message: it may quote what a body held
@@ -64,7 +65,16 @@ class Writer:
         said: dict[str, Any] = {"text": choice.text}
         if self.chat:
             said = {"message": {"role": "assistant", "content": choice.text}}
-        return {"index": index, **said, "logprobs": None, **ending(choice)}
+        return {"index": index, **said, **self.logprobs(choice.tokens), **ending(choice)}
+
+    def logprobs(self, tokens: Sequence[Listed]) -> dict[str, Any]:
+        """The log-probabilities of tokens, null where they are not asked for."""
+        alternatives = self.answer.asked.logprobs
+        if alternatives is None:
+            return {"logprobs": None}
+        if self.chat:
+            return {"logprobs": chat_logprobs(tokens)}
+        return {"logprobs": completion_logprobs(tokens, alternatives)}
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of what was decoded."""
@@ -80,15 +90,14 @@ class Writer:
         """What to send for a piece: its text, and how the choice ended if it did."""
         first = self.chat and piece.index not in self.begun
         over = piece.choice.finish_reason is not None
-        if piece.text or (first and over):
+        if piece.text or piece.tokens or (first and over):
             said: dict[str, Any] = {"text": piece.text}
             if self.chat:
                 role = {"role": "assistant"} if first else {}
                 said = {"delta": {**role, "content": piece.text}}
             self.begun.add(piece.index)
-            yield self.chunk(
-                [{"index": piece.index, **said, "logprobs": None, "finish_reason": None}]
-            )
+            found = self.logprobs(piece.tokens)
+            yield self.chunk([{"index": piece.index, **said, **found, "finish_reason": None}])
         if over:
             nothing: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
             yield self.chunk(

@@ -14,6 +14,7 @@ class Request:
     spans: list[tuple[int, int]]  # of each row, what is handed back
     settings: Settings  # `row_keys` has one for each row
     follow: bool = False  # whether tokens are told as they become final
+    log_probabilities: bool = False  # whether those are told with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Grown:
 
     row: int  # of the request
     tokens: list[int]  # of the span, those that follow what was told before
+    log_probabilities: list[float] | None = None  # as of `dlm.generate`; None if not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Ended:
     tokens: list[int]  # the whole span
     decoded: int  # positions that forwards committed
     forwards: int
+    log_probabilities: list[float] | None = None  # of the whole span
 
 
 @dataclass(frozen=True, slots=True)

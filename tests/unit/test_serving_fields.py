@@ -82,9 +82,6 @@ OFF = [
     ("frequency_penalty", 0, 0.5),
     ("presence_penalty", 0.0, 1),
     ("logit_bias", {}, {"5": 1}),
-    ("logprobs", False, True),
-    ("logprobs", None, 0),
-    ("top_logprobs", 0, 2),
     ("echo", False, True),
     ("best_of", 1, 2),
     ("tools", [], [{"type": "function"}]),
@@ -113,6 +110,43 @@ def test_what_cannot_be_done_is_taken_where_it_is_off(
     assert ask(messages=MESSAGES, **{field: off}).request == ask(messages=MESSAGES).request
     with pytest.raises(ValueError, match=f"{field} is not supported, got .*: leave it out"):
         ask(**{field: on})
+
+
+@pytest.mark.parametrize(
+    ("chat", "body", "found"),
+    [
+        (True, {}, None),
+        (True, {"logprobs": None, "top_logprobs": None}, None),
+        (True, {"logprobs": False, "top_logprobs": 0}, None),
+        (True, {"logprobs": True}, 0),
+        (True, {"logprobs": True, "top_logprobs": 0}, 0),
+        (True, {"logprobs": 0}, "logprobs must be True or False, got 0"),
+        (True, {"logprobs": True, "top_logprobs": 2}, "top_logprobs must be 0, got 2: a forward"),
+        (True, {"top_logprobs": 2}, "top_logprobs must be 0, got 2"),
+        (True, {"logprobs": True, "top_logprobs": "2"}, "top_logprobs must be an int >= 0"),
+        (False, {}, None),
+        (False, {"logprobs": None}, None),
+        (False, {"logprobs": False, "top_logprobs": 0}, None),
+        (False, {"logprobs": 0}, 0),
+        (False, {"logprobs": 5}, 5),
+        (False, {"logprobs": 6}, "logprobs must be an int <= 5, got 6"),
+        (False, {"logprobs": True}, "logprobs must be an int >= 0, got True"),
+        (False, {"logprobs": 1, "top_logprobs": 1}, "top_logprobs must be 0, got 1"),
+    ],
+)
+def test_log_probabilities_are_asked_for_in_two_ways(
+    ask: Ask, chat: bool, body: dict[str, Any], found: Any
+) -> None:
+    if chat:
+        body = {"messages": MESSAGES, **body}
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=found):
+            ask(**body)
+    else:
+        asked = ask(**body)
+        assert asked.logprobs == found
+        assert asked.request.log_probabilities == (found is not None)
+        assert not asked.request.settings.return_trajectory  # which the engine has to know
 
 
 def test_ignore_eos_has_another_name(ask: Ask) -> None:
