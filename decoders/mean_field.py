@@ -16,8 +16,7 @@ from dlm.types import Decision, StepView
 PAIRS = 1 << 22  # pairs of listed tokens that are compared at a time
 GRAIN = 2.0**20
 """Couplings and strengths are rounded to multiples of 1 / GRAIN, so that their products add up
-exactly in float64, whatever the order; before the division, so that what rounding leaves in common
-to unlike predictions is none."""
+exactly in float64, whatever the order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +24,14 @@ class MeanField(Stateless):
     """Commit every position of strength q_i >= `threshold`, and at least `quota`.
 
     q_i = sigma(b_i) at first, then `iterations` times q_i <- sigma(b_i - sum_{j != i} D_ij q_j)
-    over the masks of the block: b = ln p_(1) - ln p_(2), D_ij = 1 - JS(p_i, p_j) / ln 2, divided by
-    the largest of the block. Positions that predict the same hold each other back. Zoabi et al.
-    2026 (mean-field parallel decoding, arXiv:2606.15805), Alg. 1.
+    over the masks of the block: b = ln p_(1) - ln p_(2), D_ij = 1 - JS(p_i, p_j) / ln 2. Positions
+    that predict the same hold each other back. Zoabi et al. 2026 (mean-field parallel decoding,
+    arXiv:2606.15805), Alg. 1.
 
-    The authors' code was not to be had: the division, the first q and the threshold are those of
-    an independent reproduction. With them an odd number of iterations commits less than an even
-    one, as in the paper's ablation. Distributions are compared by the 8 likeliest tokens of each:
-    a token that one list lacks has no probability there, and the rests count as one token.
+    The authors' code was not to be had: the first q and the threshold are those of a reproduction,
+    which also divides D by its largest, as is not done here. Distributions are compared by the 8
+    likeliest tokens of each: a token that one list lacks has no probability there, and the rests
+    count as one token.
     """
 
     threshold: float = 0.9
@@ -69,7 +68,7 @@ class MeanField(Stateless):
 def coupled(now: Summary, masked: Tensor) -> Tensor:
     """D of the masks of a block, 0 elsewhere and on the diagonal; float64 [B, W, W].
 
-    The lists are compared some columns at a time, so that nothing is larger than that.
+    The lists are compared some columns at a time: all at once would be K^2 times as large.
     """
     batch, width, count = now.tokens.shape
     some = max(1, PAIRS // (batch * width * count**2))
@@ -84,9 +83,7 @@ def coupled(now: Summary, masked: Tensor) -> Tensor:
         parts.append(listed + common(rest[:, mine, None], rest[:, None]))
     pairs = masked[:, :, None] & masked[:, None, :]
     pairs = pairs & ~torch.eye(width, dtype=torch.bool, device=masked.device)
-    overlap = (torch.cat(parts, 1).masked_fill(~pairs, 0.0) * GRAIN).round()
-    most = overlap.amax((-2, -1), keepdim=True)
-    return (overlap / most.clamp(min=1.0) * GRAIN).round() / GRAIN
+    return (torch.cat(parts, 1).masked_fill(~pairs, 0.0) * GRAIN).round() / GRAIN
 
 
 def common(p: Tensor, q: Tensor) -> Tensor:

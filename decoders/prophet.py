@@ -73,8 +73,9 @@ class Prophet(Stateless):
         total, count = exact_sum(margin / MOST, region) * MOST, region.sum(-1)
         blanks = (view.masked | view.editable).sum(-1)
         progress = (view.step + 1).double() / torch.where(view.limit > 0, view.limit, blanks)
-        bar = torch.where(progress < LATE, self.mid_threshold, self.late_threshold)
-        bar = torch.where(progress < EARLY, self.early_threshold, bar)
+        bar = torch.full_like(progress, self.late_threshold)
+        bar = bar.masked_fill(progress < LATE, self.mid_threshold)
+        bar = bar.masked_fill(progress < EARLY, self.early_threshold)
         return (count > 0) & (total / count.clamp(min=1) >= bar)
 
     def region(self, view: StepView) -> Tensor:

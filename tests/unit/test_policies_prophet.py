@@ -140,3 +140,13 @@ def test_whole_decodes_are_those_of_a_plain_loop(
     tokens, forwards = plainly(model, [1, 2], length, steps, bars, region)
     assert out.tokens == [tokens]
     assert out.forwards == [forwards]
+
+
+def test_thresholds_are_compared_as_they_are(view_of: View) -> None:
+    """Whatever torch's default dtype: bfloat16 has no 5.01."""
+    view = view_with(view_of, [5.005], step=1, limit=4)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert not Prophet(mid_threshold=5.01).clear(view)
+    finally:
+        torch.set_default_dtype(torch.float32)
