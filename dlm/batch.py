@@ -97,7 +97,11 @@ def denoise(
     with terms.execution.lane(network) as lane:
         batch = Batch(terms, lane, rows, prompt_cache)
         while True:
-            yield batch.step()
+            try:
+                yield batch.step()
+            except GeneratorExit:  # all rows are given up
+                batch.leave(batch.live)
+                raise
             now = change()
             batch.drop(now.leave)
             if now.join is not None:
@@ -122,7 +126,8 @@ class Batch:
         """Take rows on the terms of all, and what is kept of other batches."""
         self.terms = terms
         self.lane = lane
-        self.prompt_cache = prompt_cache
+        keeps = prompt_cache is not None and prompt_cache.bytes  # 0: there was no room for any
+        self.prompt_cache = prompt_cache if keeps else None
         self.names = list(rows.names)
         self.live = [True] * len(self.names)
         self.made = [0] * len(self.names)  # forwards of each row
@@ -199,14 +204,18 @@ class Batch:
 
     def drop(self, names: frozenset[int]) -> None:
         """Give rows up."""
-        if names and self.prompt_cache is not None:
-            rows = enumerate(zip(self.live, self.names, strict=True))
-            lines = [line for line, (was, name) in rows if was and name in names]
-            self.keep(self.prompt_cache, self.canvas.tokens, self.progress, lines)
         if names:
+            self.leave([name in names for name in self.names])
             pairs = zip(self.live, self.names, strict=True)
             self.live = [was and name not in names for was, name in pairs]
             self.progress = self.only_live(self.progress)
+
+    def leave(self, gone: Sequence[bool]) -> None:
+        """Leave what rows that are given up have to others."""
+        if self.prompt_cache is not None and self.number:
+            pairs = enumerate(zip(self.live, gone, strict=True))
+            lines = [line for line, (was, goes) in pairs if was and goes]
+            self.keep(self.prompt_cache, self.canvas.tokens, self.progress, lines)
 
     def only_live(self, progress: Progress) -> Progress:
         """Nothing changes any more in rows that do not count."""

@@ -112,10 +112,7 @@ def make_job(
 
 def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -> None:
     """Refuse what is none, one of another model, and one that nothing would go into."""
-    if not isinstance(prompt_cache, PromptCache):
-        raise ValueError(f"prompt_cache must be a dlm.PromptCache, got {prompt_cache!r}")
-    prompt_cache.check_model(model)
-    if not prompt_cache.serves(settings):
+    if not PromptCache.checked(prompt_cache, model).serves(settings):
         raise ValueError(
             "prompt_cache goes with cache 'prefix' or 'dual' and without cfg_scale, "
             f"got {settings.cache!r} and {settings.cfg_scale}"

@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -39,7 +39,9 @@ class PromptCache:
     forward and its answer, but for the last block, after the last one. They lie in pages of whole
     blocks, 32 tokens or a block; the pages used longest ago make room for others.
 
-    Whoever trains the network, or gives it other weights, begins with a new one.
+    Whoever trains the network, or gives it other weights, begins with a new one. With
+    `refresh_every` what was taken over is computed again like all of the row. On a GPU those who
+    share one work on the same stream.
 
     Args:
         model: what `dlm.load` gave.
@@ -61,11 +63,13 @@ class PromptCache:
         if gib is not None and number("gib", gib, least=0.0) == 0:
             raise ValueError(f"gib must be above 0, got {gib!r}")
         self.network = weakref.ref(model.network)
+        self.spec = model.spec
         self.bytes = usual(model.device) if gib is None else int(gib * GIB)
         block = model.spec.grid or 1
         self.page = block * -(-LEAST // block)
         self.ledger = Ledger(self.page, 0)
         self.layers: list[Layer] = []  # [S, P, H, E] each
+        self.kind: tuple[Any, ...] = ()  # of numbers in them, and where they lie
         self.lock = Lock()
 
     @staticmethod
@@ -73,10 +77,19 @@ class PromptCache:
         """Whether keys and values depend on nothing behind a block."""
         return model.spec.block_size is not None and model.spec.caches
 
-    def check_model(self, model: Model) -> None:
-        """Refuse another model than the one it was made for."""
-        if self.network() is not model.network:
+    @staticmethod
+    def checked(prompt_cache: object, model: Model) -> "PromptCache":
+        """It, if it is one and was made for this model.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not isinstance(prompt_cache, PromptCache):
+            raise ValueError(f"prompt_cache must be a dlm.PromptCache, got {prompt_cache!r}")
+        # The facts say which blocks of attention there are.
+        if prompt_cache.network() is not model.network or prompt_cache.spec != model.spec:
             raise ValueError("prompt_cache must be one of this model, got one of another")
+        return prompt_cache
 
     @staticmethod
     def serves(settings: Settings) -> bool:
@@ -99,6 +112,8 @@ class PromptCache:
             How many tokens of each that is.
         """
         with self.lock:
+            if self.kind != self.kind_now():
+                return [0] * len(rows)
             found = [self.ledger.find(tokens) for tokens in rows]
             places = [
                 (row, page, slot)
@@ -120,14 +135,32 @@ class PromptCache:
             rows: by number of the row, its tokens as far as they are final.
         """
         with self.lock:
-            if self.bytes and not self.layers:
+            if self.kind != self.kind_now():  # the first ones, or the network was moved
                 self.make_room(cache)
-            taken: dict[int, tuple[int, int, int]] = {}  # a slot may be taken twice: the last stays
-            for row, tokens in rows.items():
-                for page, slot in self.ledger.add(tokens).items():
-                    taken[slot] = (row, page, slot)
-            if taken:
-                self.copy(cache, [*taken.values()], back=False)
+            try:
+                self.write(cache, rows)
+            except BaseException as error:  # nobody knows what was written
+                self.ledger = Ledger(self.page, self.ledger.most)
+                if not isinstance(error, torch.OutOfMemoryError):
+                    raise
+                LOG.warning("no memory was left to keep prompts: what was kept is forgotten")
+
+    def write(self, cache: Cache, rows: Mapping[int, Sequence[int]]) -> None:
+        """Copy to slots what is not kept yet."""
+        taken: dict[int, tuple[int, int, int]] = {}  # a slot may be taken twice: the last stays
+        for row, tokens in rows.items():
+            for page, slot in self.ledger.add(tokens).items():
+                taken[slot] = (row, page, slot)
+        if taken:
+            self.copy(cache, [*taken.values()], back=False)
+
+    def kind_now(self) -> tuple[Any, ...]:
+        """What a forward would make keys and values of, and where."""
+        network = self.network()
+        assert network is not None
+        device = network.device
+        autocast = torch.is_autocast_enabled(device.type)
+        return device, network.dtype, autocast and torch.get_autocast_dtype(device.type)
 
     def copy(self, cache: Cache, places: Sequence[tuple[int, int, int]], *, back: bool) -> None:
         """Copy pages from rows to slots, or back: row, page of the row and slot each."""
@@ -146,6 +179,7 @@ class PromptCache:
 
     def make_room(self, cache: Cache) -> None:
         """Make slots for pages of such rows; where there is no memory for them, say so and none."""
+        self.kind, self.layers, self.ledger = self.kind_now(), [], Ledger(self.page, 0)
         parts = [part for layer in cache.layers for part in layer]
         size = self.page * sum(part[0, 0].nbytes for part in parts)
         count = self.bytes // size
@@ -154,7 +188,7 @@ class PromptCache:
                 (self.slots(count, keys), self.slots(count, values))
                 for keys, values in cache.layers
             ]
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # of a CPU; of a GPU it is an OutOfMemoryError, which is one
             count = 0
         if not count:
             LOG.warning(

@@ -50,6 +50,7 @@ from dlm.cli.options import (
     server,
 )
 from dlm.cli.results import note, print_json
+from dlm.options import number
 
 KEY: Final = "DLM_API_KEY"  # a variable of the environment
 
@@ -139,6 +140,8 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     from dlm.settings import Settings
 
     Settings.of(defaults)  # like the port, before a model is loaded
+    if prompt_cache is not None:
+        number("--prompt-cache", prompt_cache, least=0.0)
     called = model_name(model, adapter) if name is None else name
     with listening(host, port) as listener:
         loaded = load_model(model, device, dtype, **facts)

@@ -53,7 +53,7 @@ class Engine:
         prompt_cache: PromptCache | None = None,
     ) -> None:
         if prompt_cache is not None:
-            prompt_cache.check_model(model)
+            PromptCache.checked(prompt_cache, model)
         self.prompt_cache = prompt_cache
         self.model = model
         self.batch_size = integer("batch_size", batch_size, least=1)
@@ -230,7 +230,11 @@ class Engine:
     def remove(self, group: Group) -> None:
         """Forget a group."""
         self.groups.remove(group)
-        group.close()
+        try:
+            group.close()
+        except Exception:  # as it leaves what it has to others
+            LOG.exception("a group was not ended well")
+            check(self.model.device)
 
     def say(self, line: Line, event: Event) -> None:
         """Tell of a line; where nobody listens its request is given up."""

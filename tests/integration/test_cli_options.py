@@ -82,6 +82,12 @@ def test_stop_tokens_are_committed_last(
     assert [found["tokens"]] == real(model, PROMPT, confidence_eos_eot_inf=True, **options).tokens
 
 
+def test_room_for_prompts_is_checked_first() -> None:
+    assert "--prompt-cache must be a finite number >= 0, got -1.0" in refused(
+        "serve", "--prompt-cache=-1"
+    )
+
+
 def test_a_server_is_started_with_them(served: dict[str, Any]) -> None:
     assert run("serve").exit_code == 0
     usual = served["defaults"]

@@ -131,9 +131,12 @@ def test_little_room_is_as_good_for_what_it_holds(golden: Model) -> None:
     assert kept.tokens == 32 * 3
 
 
-def test_no_room_at_all_is_told(golden: Model, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("gib", [1e-9, 1e7], ids=["no page", "no memory"])
+def test_no_room_at_all_is_told(
+    golden: Model, caplog: pytest.LogCaptureFixture, gib: float
+) -> None:
     model = in_blocks(golden, block_size=32)
-    kept = dlm.PromptCache(model, gib=1e-9)
+    kept = dlm.PromptCache(model, gib=gib)
     with caplog.at_level(logging.WARNING):
         both(model, kept, [TALK])
         both(model, kept, [TALK])
@@ -151,7 +154,9 @@ def test_rows_that_join_take_over_and_leave(
     execution = {"plain": Execution, "static": lambda: Execution(static=True), "recorded": traced}
     how = execution[way]()
     options = {**USUAL, "gen_length": 40, "row_keys": [0]}
-    rows = [[*prompt, *[511] * 40] for prompt in (TALK[:70], TALK[:100], TALK[:40], TALK[:110])]
+    begun = dlm.generate(model, TALK[:125], **options).tokens[0][:3]  # up to the end of a page
+    prompts = [TALK[:70], TALK[:125], TALK[:40], [*TALK[:125], *begun, 1, 2, 3]]
+    rows = [[*prompt, *[511] * 40] for prompt in prompts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Execution, "of", lambda model: how)
         jobs = [make_job(model, [row], [(0, len(row))], Settings(**options)) for row in rows]
@@ -179,12 +184,68 @@ def test_rows_that_join_take_over_and_leave(
         for step in denoise(terms, first, change, kept):
             ends.update(ended(step))
             reused.update(zip(step.names, step.reused, strict=True))
-    assert reused == {0: 0, 1: 64, 2: 32, 3: 96}
+    assert reused == {0: 0, 1: 64, 2: 32, 3: 128}
     assert ends.keys() == {0, 2, 3}
     for name, end in ends.items():
         alone = dlm.generate(model, rows[name][:-40], **options)
         length = len(rows[name])
         assert end.tokens[length - 40 : length] == alone.tokens[0]
+
+
+def test_rows_given_up_all_together_leave_what_they_have(golden: Model) -> None:
+    model = in_blocks(golden, block_size=8)
+    kept = dlm.PromptCache(model, gib=0.01)
+    for forwards, tokens in ((1, 96), (4, 128)):
+        snapshots = dlm.stream(model, TALK[:125], prompt_cache=kept, **USUAL)
+        for _ in range(forwards):
+            next(snapshots)
+        snapshots.close()  # type: ignore[attr-defined]
+        assert kept.tokens == tokens
+    check(model, kept)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_what_could_not_be_copied_is_not_kept(
+    golden: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+) -> None:
+    model = in_blocks(golden, block_size=8)
+    kept = dlm.PromptCache(model, gib=0.01)
+    both(model, kept, [TALK[:40]])
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "copy", raising(error()))
+        if error is torch.OutOfMemoryError:
+            both(model, kept, [TALK[50:]])
+            assert "what was kept is forgotten" in caplog.text
+        else:
+            with pytest.raises(error):
+                dlm.generate(model, [TALK[50:]], prompt_cache=kept, **USUAL)
+    assert kept.tokens == 0
+    both(model, kept, [TALK[50:]])
+    both(model, kept, [TALK[50:]])
+    check(model, kept)
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_another_kind_of_numbers_begins_anew(golden: Model) -> None:
+    model = in_blocks(golden, block_size=8)
+    kept = dlm.PromptCache(model, gib=0.01)
+    both(model, kept, [TALK[:70]])
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, found = both(model, kept, [TALK[:70]])
+        assert found.query_tokens == plain.query_tokens
+        plain, found = both(model, kept, [TALK[:70]])
+        assert found.query_tokens < plain.query_tokens
+    both(model, kept, [TALK[:70]])
+    check(model, kept)
 
 
 def test_a_prompt_cache_must_fit(golden: Model) -> None:
@@ -202,6 +263,7 @@ def test_a_prompt_cache_must_fit(golden: Model) -> None:
             dlm.generate(model, [1], prompt_cache=kept, **{**USUAL, **options})
     with pytest.raises(ValueError, match=r"prompt_cache must be a dlm\.PromptCache, got True"):
         dlm.stream(model, [1], prompt_cache=True, **USUAL)  # type: ignore[arg-type]
-    other = replace(model, network=dlm.load(None).network)
-    with pytest.raises(ValueError, match="prompt_cache must be one of this model"):
-        dlm.generate(other, [1], prompt_cache=kept, **USUAL)
+    others = in_blocks(golden, block_size=16), replace(model, network=dlm.load(None).network)
+    for other in others:
+        with pytest.raises(ValueError, match="prompt_cache must be one of this model"):
+            dlm.generate(other, [1], prompt_cache=kept, **USUAL)

@@ -1,6 +1,7 @@
 """What requests leave to those that begin alike, and what their answers tell of it."""
 
 import runpy
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,10 +48,36 @@ def test_requests_take_over_what_others_left(model: Model) -> None:
         engine.close()
 
 
+def test_a_row_given_up_alone_leaves_what_it_has(model: Model) -> None:
+    """As one does whose stop text has come."""
+    engine = Engine(model, prompt_cache=dlm.PromptCache(model, gib=0.01))
+    options = OPTIONS | {"gen_length": 100, "cache": "prefix"}
+    try:
+        first = Client(model, [TALK[:40]], follow=True, **options)
+
+        def hear() -> None:
+            if len(first.grown[0]) > 60:
+                engine.cancel(first.ticket)
+
+        first.heard = hear
+        first.ask(engine)
+        row = [*TALK[:40], *dlm.generate(model, first.prompts, **first.options).tokens[0]]
+        while sum(engine.load()):
+            time.sleep(0.01)
+        assert not first.ends
+        later = Client(model, [row], **OPTIONS, cache="prefix").ask(engine)
+        later.check()
+        assert later.reused == {0: 96}
+    finally:
+        engine.close()
+
+
 def test_a_prompt_cache_is_of_the_model_that_is_served(golden: Model, model: Model) -> None:
     other = replace(model, network=dlm.load(None).network)
     with pytest.raises(ValueError, match="prompt_cache must be one of this model"):
         Engine(golden, prompt_cache=dlm.PromptCache(other))
+    with pytest.raises(ValueError, match=r"prompt_cache must be a dlm\.PromptCache, got True"):
+        Engine(golden, prompt_cache=True)  # type: ignore[arg-type]
 
 
 def test_an_answer_tells_what_was_taken_over() -> None:
