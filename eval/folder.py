@@ -10,9 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -226,10 +226,13 @@ class Folder:
         launch: Mapping[str, Any],
         *,
         samples: int = 1,
+        vote: Callable[[str | None], str | None] | None = None,
     ) -> None:
         """Write the settings, or go on with a run of the same ones.
 
-        The number of problems, and of samples of each, may grow from one start to the next.
+        The number of problems, and of samples of each, may grow from one start to the next. All
+        samples there are then vote as `vote` makes of what was read: those of another time would
+        be spelled apart from those to come.
 
         Raises:
             ValueError: the settings differ, or there would be fewer problems or samples.
@@ -251,7 +254,7 @@ class Folder:
         for name in (SETTINGS, SAMPLES):  # what a kill left in the middle of `replace_file`
             for draft in self.path.glob(f".{name}.*"):
                 draft.unlink()
-        self.merge(digest(settings))
+        self.merge(digest(settings), vote)
         there = len(merged([self.path / SAMPLES], digest(settings)))
         if not launches or there < problems * len(settings["templates"]) * samples:
             launches = [*launches, dict(launch)]
@@ -266,11 +269,13 @@ class Folder:
         }
         replace_file(self.path / SETTINGS, json.dumps(record, indent=1) + "\n")
 
-    def merge(self, settings: str) -> None:
+    def merge(self, settings: str, vote: Callable[[str | None], str | None] | None = None) -> None:
         """Bring the samples of all processes into one file, in the order of their problems."""
         files = sample_files(self.path)
         samples = merged(files, settings)
         order = sorted(samples.values(), key=lambda each: each.key)
+        if vote is not None:
+            order = [replace(each, vote=vote(each.reading)) for each in order]
         if samples:
             replace_file(self.path / SAMPLES, "".join(each.line() for each in order))
         for path in files[1:]:

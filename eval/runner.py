@@ -95,7 +95,13 @@ def evaluate(
     else:
         with Folder(output) as folder:
             launch = launch_facts(plan, batch_size, world)
-            folder.open(settings, len(plan.problems), launch, samples=plan.samples)
+            folder.open(
+                settings,
+                len(plan.problems),
+                launch,
+                samples=plan.samples,
+                vote=plan.task.metrics[0].vote,
+            )
             world.wait()
             worker.work(output, world, batch_size)
             folder.merge(digest(settings))

@@ -34,7 +34,7 @@ class Sample:
     seconds: float  # the row's share of the time its batch took to decode
     answer: str  # reference
     extracted: dict[str, str | None]  # what each metric read
-    vote: str | None = field(default=None, kw_only=True)  # the answer as majority votes count it
+    vote: str | None = field(default=None, kw_only=True)  # what the first read, as votes count it
     scores: dict[str, float]  # 0 to 1 by metric; the first is 0 or 1
     score: float  # of the first metric
     detail: str  # how running the code ended; "" where none is run
@@ -51,6 +51,11 @@ class Sample:
         """What it shares with the other samples of its prompt."""
         return self.template, self.index
 
+    @property
+    def reading(self) -> str | None:
+        """What the first metric read."""
+        return next(iter(self.extracted.values()))
+
     def line(self) -> str:
         """The sample as one line of JSON."""
         return json.dumps(asdict(self)) + "\n"
@@ -60,7 +65,7 @@ class Sample:
         """The sample of a line.
 
         Lines once had no `repeat` and no `vote`: they are the first samples of their problems, and
-        vote for what was read.
+        vote once a run goes on, which knows how its task spells answers: see `Folder.open`.
 
         Raises:
             ValueError: it is not one.
@@ -68,9 +73,7 @@ class Sample:
         names = {field.name for field in fields(cls)}
         if not isinstance(record, dict):
             raise ValueError(f"a sample must be an object, got {record!r}")
-        read = record.get("extracted")
-        vote = next(iter(read.values()), None) if isinstance(read, dict) else None
-        record = {"repeat": 0, "vote": vote} | record
+        record = {"repeat": 0, "vote": None} | record
         if set(record) != names:
             missing, more = sorted(names - set(record)), sorted(set(record) - names)
             raise ValueError(f"a sample must have its fields, missing {missing}, unknown {more}")

@@ -32,7 +32,7 @@ class Verdict:
     extracted: dict[str, str | None]  # by metric
     scores: dict[str, float]  # by metric, 0 to 1
     score: float  # of the first metric
-    vote: str | None  # what the first metric read, as votes count it; None of nothing and of code
+    vote: str | None  # of the first metric
     detail: str  # how running the code of the first metric that has some ended; else ""
 
 
@@ -99,12 +99,11 @@ def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Ver
         if each.metric.check is not None
     ]
     first = row[0]
-    answer = None if first.metric.check else first.extracted
     return Verdict(
         extracted={each.metric.name: each.extracted for each in row},
         scores=scores,
         score=next(iter(scores.values())),
-        vote=None if answer is None else (first.metric.spell or str.strip)(answer),
+        vote=first.metric.vote(first.extracted),
         detail=details[0] if details else "",
     )
 

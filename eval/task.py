@@ -85,6 +85,12 @@ class Metric:
     check: Callable[[Problem, str], Check] | None = None  # of code that was extracted
     spell: Callable[[str], str] | None = None  # one spelling of what is one answer, for votes
 
+    def vote(self, extracted: str | None) -> str | None:
+        """What was extracted, as majority votes count it; None of nothing and of code."""
+        if extracted is None or self.check is not None:
+            return None
+        return (self.spell or str.strip)(extracted)
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:

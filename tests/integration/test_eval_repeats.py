@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ def test_a_run_goes_on_between_the_samples_of_a_problem(
     left = {(index, repeat) for _, index, repeat in set(facts(whole)) - set(there)}
     assert len(there) == 4
     assert sorted(keys) == sorted(index + (repeat << 32) for index, repeat in left)
+
+
+def test_a_run_that_goes_on_spells_the_answers_that_are_there(
+    built_in: Model, tmp_path: Path
+) -> None:
+    def spelled(samples: int, spell: Callable[[str], str] | None) -> Plan:
+        made = plan(1, samples)
+        first, *rest = made.task.metrics
+        first = replace(first, extract=lambda problem, output: "a 1", spell=spell)
+        return replace(made, task=replace(made.task, metrics=(first, *rest)))
+
+    before = evaluate(built_in, spelled(1, None), tmp_path, name="m")
+    after = evaluate(built_in, spelled(2, str.upper), tmp_path, name="m")
+    assert [each.vote for each in before.samples] == ["a 1"]
+    assert [each.vote for each in after.samples] == ["A 1", "A 1"]
 
 
 class Apart(World):

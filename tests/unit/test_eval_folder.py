@@ -20,6 +20,7 @@ from dlm.eval.folder import (
     sample_files,
 )
 from dlm.eval.sample import Sample
+from dlm.eval.tasks import TASKS
 
 LAUNCH = {"started": "2026-01-01T00:00:00Z", "batch_size": 4}
 
@@ -195,8 +196,22 @@ def test_a_folder_from_before_there_were_several_samples_goes_on(tmp_path: Path)
     (tmp_path / SAMPLES).write_text(json.dumps(line) + "\n")
     run = read_run(tmp_path)
     assert (run.repeats, [each.repeat for each in run.samples]) == (1, [0])
-    assert run.samples[0].vote == "x"
     assert read_run(begin(tmp_path, problems=2)).samples == run.samples
+
+
+def test_samples_of_another_time_vote_as_those_to_come(tmp_path: Path) -> None:
+    begin(tmp_path, problems=2)
+    old = json.loads(sample(0, extracted={"flexible": "$1,000.", "strict": None}).line())
+    del old["repeat"], old["vote"]
+    raw = sample(0, extracted={"flexible": "1,000", "strict": None}, repeat=1, vote="1,000")
+    none = sample(1, extracted={"flexible": None, "strict": "7"})
+    (tmp_path / SAMPLES).write_text(json.dumps(old) + "\n" + raw.line() + none.line())
+    vote = TASKS["gsm8k"].metrics[0].vote
+    with Folder(tmp_path) as folder:
+        folder.open(settings(), 2, LAUNCH, samples=2, vote=vote)
+    found = read_run(tmp_path).samples
+    assert [each.vote for each in found] == ["1000", "1000", None]
+    assert [each.reading for each in found] == ["$1,000.", "1,000", None]
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
