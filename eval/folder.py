@@ -283,6 +283,16 @@ class Folder:
                 path.unlink()
 
 
+class Unset:
+    """What a setting is that a run does not have: not the same as None."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = Unset()
+
+
 def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to go on with other settings, naming what differs.
 
@@ -290,8 +300,9 @@ def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, An
         ValueError: anything differs.
     """
     for name in dict.fromkeys([*new, *old]):  # the broad ones come first
-        if old.get(name) != new.get(name):
-            told = " and ".join(differences(name, old.get(name), new.get(name)))
+        before, now = old.get(name, UNSET), new.get(name, UNSET)
+        if before != now:
+            told = " and ".join(differences(name, before, now))
             raise ValueError(
                 f"--output {str(folder)!r} holds a run with {told}: give another folder"
             )
@@ -302,8 +313,5 @@ def differences(name: str, old: Any, new: Any) -> list[str]:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [f"{name} {old!r}, got {new!r}"]
     prefix = "" if name == GENERATION else f"{name} "  # the names of its entries are options
-    return [
-        f"{prefix}{key} {old.get(key)!r}, got {new.get(key)!r}"
-        for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key)
-    ]
+    pairs = {key: (old.get(key, UNSET), new.get(key, UNSET)) for key in [*new, *old]}
+    return [f"{prefix}{key} {a!r}, got {b!r}" for key, (a, b) in pairs.items() if a != b]

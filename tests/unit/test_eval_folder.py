@@ -111,7 +111,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     fewer = settings()
     del fewer["seed"]
     with (
-        pytest.raises(ValueError, match="holds a run with seed 0, got None"),
+        pytest.raises(ValueError, match="holds a run with seed 0, got unset"),
         Folder(tmp_path) as f,
     ):
         f.open(fewer, 3, LAUNCH)
@@ -126,7 +126,9 @@ def test_of_a_setting_with_entries_only_what_differs_is_named(tmp_path: Path) ->
             {"generation": {"steps": 5, "seed": 1, "top_k": None}},
             "with steps None, got 5 and seed 0, got 1: give",
         ),
-        ({"decoder_options": {}}, "with decoder_options threshold 0.9, got None: give"),
+        ({"decoder_options": {}}, "with decoder_options threshold 0.9, got unset: give"),
+        ({"generation": {"seed": 0, "top_k": None}}, "with steps None, got unset: give"),
+        ({"unknown": None}, "with unknown unset, got None: give"),
         ({"data": {"sha256": "b"}}, "with data sha256 'a', got 'b': give"),
         ({"data": None}, "with data {'sha256': 'a'}, got None: give"),
     ):
