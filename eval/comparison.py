@@ -7,8 +7,9 @@ with all its pairs.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dlm.eval.inference import (
     Estimate,
     Floats,
     estimate,
+    estimate_where,
     mcnemar,
     resample,
     sign_flip,
@@ -45,8 +47,8 @@ METHODS = (
         "p",
         "exact McNemar test (1947), two-sided, of the pairs where just one run is right; over all "
         "templates together, and of several samples, the exact sign-flip test of problems (Fisher "
-        "1935), which is the same for one of each; none where one run has more samples of a "
-        "problem; not corrected for the number of comparisons",
+        "1935), which is the same for one of each; none where problems differ in their number of "
+        "samples, in one run or between runs; not corrected for the number of comparisons",
     ),
     (
         "ratio",
@@ -210,8 +212,8 @@ def compare_pair(
                 )
         out = only(left, right, members), only(right, left, members)
         timed = pace(baseline) == pace(other)
-        drawn = Draws(resamples, seed)
-        found.append(comparison((*names, template), pairs, out, drawn, measures, timed=timed))
+        draw = partial(resample, resamples=resamples, seed=seed)
+        found.append(comparison((*names, template), pairs, out, draw, measures, timed=timed))
     return found
 
 
@@ -236,23 +238,11 @@ def only(
     return sum(len(some[key]) for key in some if key[0] in templates and key not in others)
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """How problems are resampled."""
-
-    resamples: int
-    seed: int
-
-    def of(self, sums: Floats) -> Floats:
-        """Totals of each resample."""
-        return resample(sums, self.resamples, np.random.default_rng(self.seed))
-
-
 def comparison(
     names: tuple[str, str, str],
     pairs: Sequence[Pair],
     left_out: tuple[int, int],
-    draws: Draws,
+    draw: Callable[[Floats], Floats],
     measures: Sequence[Measure] = (),
     *,
     timed: bool,
@@ -262,7 +252,7 @@ def comparison(
     count, left, right = sums.sum(0)[:3]
     ahead = [score_of(two) - score_of(one) for one, two in pairs]
     discordant = sum(each < 0 for each in ahead), sum(each > 0 for each in ahead)
-    drawn = draws.of(sums)
+    drawn = draw(sums)
     return Comparison(
         *names,
         pairs=len(pairs),
@@ -275,7 +265,7 @@ def comparison(
         forwards=estimate(forwards_ratio, sums, drawn),
         response_tokens_per_forward=estimate(response_tokens_per_forward_ratio, sums, drawn),
         seconds=estimate(seconds_ratio, sums, drawn) if timed else Estimate(None, None),
-        contrasts=tuple(contrasts(measures, sums, drawn)),
+        contrasts=tuple(contrasts(measures, sums, drawn, draw)),
     )
 
 
@@ -287,7 +277,8 @@ def score_of(group: Sequence[Sample]) -> float:
 def p_of(pairs: Sequence[Pair], sums: Floats, discordant: tuple[int, int]) -> float | None:
     """How surprising the difference is if neither run is better; None where that has no test.
 
-    Which run the samples of a problem belong to is a toss only if both have as many.
+    Which run the samples of a problem belong to is a toss only if both have as many; if all
+    problems do, differences are whole numbers of samples.
     """
     sizes = {len(group) for pair in pairs for group in pair}
     if len(sizes) > 1:
@@ -298,13 +289,15 @@ def p_of(pairs: Sequence[Pair], sums: Floats, discordant: tuple[int, int]) -> fl
     return sign_flip([round(value) for value in size * (sums[:, 2] - sums[:, 1])])
 
 
-def contrasts(measures: Sequence[Measure], sums: Floats, drawn: Floats) -> Iterator[Contrast]:
+def contrasts(
+    measures: Sequence[Measure], sums: Floats, drawn: Floats, draw: Callable[[Floats], Floats]
+) -> Iterator[Contrast]:
     """Measures that some pair has, out of the columns behind the first nine."""
     for number, measure in enumerate(measures):
         part = slice(9 + 3 * number, 12 + 3 * number)
         count, left, right = sums[:, part].sum(0)
         if count:
-            difference = estimate(score_difference, sums[:, part], drawn[:, part])
+            difference = estimate_where(score_difference, sums[:, part], drawn[:, part], draw)
             scores = float(left / count), float(right / count)
             yield Contrast(measure, int(count), scores, difference)
 

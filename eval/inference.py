@@ -83,11 +83,12 @@ def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, 
     return float(low), float(high)
 
 
-def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Floats:
+def resample(sums: Floats, resamples: int, seed: int) -> Floats:
     """Totals of as many problems as there are, drawn with replacement: [resamples, C].
 
     `sums` has what the samples of each problem add up to, [problems, C].
     """
+    random = np.random.default_rng(seed)
     problems = len(sums)
     most = max(1, CHUNK // problems)
     parts = []
@@ -99,6 +100,20 @@ def resample(sums: Floats, resamples: int, random: np.random.Generator) -> Float
         times = np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
         parts.append(times @ sums)
     return np.concatenate(parts)
+
+
+def estimate_where(
+    statistic: Callable[[Floats], Floats],
+    sums: Floats,
+    drawn: Floats,
+    draw: Callable[[Floats], Floats],
+) -> Estimate:
+    """An estimate over the problems that have something in the first column.
+
+    The others do not count: where there are any, resamples are drawn anew.
+    """
+    some = sums[sums[:, 0] > 0]
+    return estimate(statistic, some, drawn if len(some) == len(sums) else draw(some))
 
 
 def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats) -> Estimate:

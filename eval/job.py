@@ -242,7 +242,7 @@ def measured(row: Row, kind: str) -> dict[str, Any]:
         str(each.measure.k): {
             "value": each.value,
             "interval": None if each.interval is None else list(each.interval),
-            "problems": each.groups,
+            "problems": each.problems,
         }
         for each in row.figures
         if each.measure.kind == kind

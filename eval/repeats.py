@@ -12,14 +12,21 @@ from functools import partial
 import numpy as np
 
 from dlm.eval.folder import Run
-from dlm.eval.inference import RESAMPLES, Estimate, Floats, estimate, resample, wilson
+from dlm.eval.inference import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    estimate_where,
+    resample,
+    wilson,
+)
 from dlm.eval.sample import Sample
 from dlm.options import integer
 
 PASS, MAJORITY = "pass", "maj"
 
 DEFINITIONS = (
-    ("n", "samples; in comparisons problems, each with the mean of its samples"),
+    ("n", "samples; in comparisons pairs, each with the means of its samples"),
     ("score", "share of a problem's samples that are right, mean over problems: pass@1"),
     (
         "pass@k",
@@ -37,8 +44,8 @@ DEFINITIONS = (
     (
         "95%",
         "of a score, pass@k and maj@n: BCa bootstrap (Efron 1987) of 10,000 resamples of the "
-        "problems, a problem with all its samples at a time; where resampling changes nothing "
-        "Wilson's interval (1927), as if each problem had one sample",
+        "problems that count, a problem with all its samples at a time; Wilson's interval (1927) "
+        "for as many problems where each has one sample, or where resampling changes nothing",
     ),
 )
 """What columns mean where problems have several samples; see `definitions`."""
@@ -65,11 +72,11 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measure over the groups of a run that have enough samples."""
+    """A measure over the problems of a run that have enough samples."""
 
     measure: Measure
-    groups: int
-    value: float | None  # None without a group
+    problems: int
+    value: float | None  # None without a problem
     interval: tuple[float, float] | None  # 95%
 
 
@@ -156,28 +163,32 @@ def measures_of(run: Run, pass_at: Sequence[int] = ()) -> list[Measure]:
 
 
 def figures(groups: Sequence[Group], measures: Sequence[Measure]) -> list[Figure]:
-    """Measures over groups, resampled by problem; Wilson's intervals where each has one sample."""
+    """Measures over groups, resampled by problem.
+
+    Wilson's intervals where each group has one sample, for as many samples as there are problems:
+    right if templates of a problem change nothing, else too wide.
+    """
     single = all(len(group) == 1 for group in groups)
-    sums = problem_sums(groups, measures)
-    drawn = sums if single else resample(sums, RESAMPLES, np.random.default_rng(0))
+    draw = partial(resample, resamples=RESAMPLES, seed=0)
+    sums = measure_sums(groups, measures)
+    drawn = sums if single else draw(sums)
     found = []
     for number, measure in enumerate(measures):
         part = slice(2 * number, 2 * number + 2)
-        counts = sums[:, 2 * number]
-        if not counts.any():
+        problems = int(np.count_nonzero(sums[:, 2 * number]))
+        if not problems:
             found.append(Figure(measure, 0, None, None))
             continue
         told = Estimate(float(share(sums[:, part].sum(0))), None)
         if not single:
-            told = estimate(share, sums[:, part], drawn[:, part])
+            told = estimate_where(share, sums[:, part], drawn[:, part], draw)
         assert told.value is not None
-        size = counts.sum() if single else np.count_nonzero(counts)
-        interval = told.interval or wilson(told.value, int(size))
-        found.append(Figure(measure, int(counts.sum()), told.value, interval))
+        interval = told.interval or wilson(told.value, problems)
+        found.append(Figure(measure, problems, told.value, interval))
     return found
 
 
-def problem_sums(groups: Sequence[Group], measures: Sequence[Measure]) -> Floats:
+def measure_sums(groups: Sequence[Group], measures: Sequence[Measure]) -> Floats:
     """What the groups of each problem add up to, [problems, 2 x measures]: how many, and value."""
     rows: defaultdict[int, list[list[float]]] = defaultdict(list)
     for group in groups:

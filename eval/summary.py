@@ -16,7 +16,7 @@ class Row:
     run: Run
     template: str
     count: int  # samples
-    problems: int  # prompts they are of
+    problems: int  # they are of
     too_long: int  # of the prompts, not decoded
     scores: dict[str, float]  # mean over prompts by metric; the first one is the score
     interval: tuple[float, float]  # 95%, of the score
@@ -38,7 +38,7 @@ def row_of(run: Run, template: str, samples: Sequence[Sample], pass_at: Sequence
         run=run,
         template=template,
         count=len(samples),
-        problems=len(groups),
+        problems=len({each.index for each in samples}),
         too_long=sum(not any(each.forwards for each in group) for group in groups),
         scores={
             name: mean([mean([each.scores[name] for each in group]) for group in groups])
@@ -121,7 +121,7 @@ def figure_cells(row: Row) -> list[list[str]]:
             row.run.name,
             row.template,
             each.measure.name,
-            f"{each.groups:,}",
+            f"{each.problems:,}",
             "-" if each.value is None else f"{each.value:.1%}",
             "-" if each.interval is None else " - ".join(f"{end:.1%}" for end in each.interval),
         ]

@@ -1,7 +1,7 @@
 """What a report is about: runs with their names, figures and comparisons."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dlm.eval.comparison import ALL, Comparison, compare_pair, labels
@@ -111,19 +111,11 @@ def view(runs: Sequence[Run], pass_at: Sequence[int] = ()) -> View:
 
 
 def overall(rows: Sequence[Row], templates: Sequence[str], pass_at: Sequence[int] = ()) -> Row:
-    """The figures over some templates together.
-
-    Samples of one problem are not independent. Where there are several under a template, problems
-    are resampled; else the interval is Wilson's for as many samples as there are problems: right
-    if templates change nothing, else too wide.
-    """
+    """The figures over some templates together."""
     if len(templates) == 1:
         return next(row for row in rows if row.template == templates[0])
     samples = [each for each in rows[0].run.samples if each.template in templates]
-    row = row_of(rows[0].run, ALL, samples, pass_at)
-    if any(each.repeat for each in samples):
-        return row
-    return replace(row, interval=wilson(row.score, len({each.index for each in samples})))
+    return row_of(rows[0].run, ALL, samples, pass_at)
 
 
 def row_cells(entry: Entry, row: Row) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from dlm.decoders import Random
 from dlm.decoders.artefact import ScheduleArtefact
-from dlm.eval.comparison import ALL, compare
+from dlm.eval.comparison import ALL, METHODS, compare
 from dlm.eval.comparison_tables import as_json, contrast_table, table
 from dlm.eval.folder import Run
 from dlm.eval.inference import bca, wilson
@@ -177,7 +177,7 @@ def test_a_row_has_a_figure_for_each_k() -> None:
 
 def test_problems_of_too_few_samples_count_where_they_can() -> None:
     row = only(run("a", [[1, 0, 0, 0], [1, 1], [0]]), pass_at=[2, 3])
-    found = {each.measure.name: (each.groups, each.value) for each in row.figures}
+    found = {each.measure.name: (each.problems, each.value) for each in row.figures}
     assert found == {
         "pass@1": (3, pytest.approx((0.25 + 1 + 0) / 3)), "pass@2": (2, pytest.approx(0.75)),
         "pass@3": (1, pytest.approx(0.75)), "maj@4": (1, 0.0),
@@ -271,6 +271,30 @@ def test_templates_stay_with_their_problem() -> None:
     *_, both = compare([twice(a), twice(b)])
     assert (both.template, both.pairs, both.problems) == (ALL, 24, 12)
     assert both.p == pytest.approx(single.p)
+def test_problems_of_unlike_numbers_of_samples_have_no_test() -> None:
+    a, b = [[1, 0, 0], [0, 0, 0], [1, 1]], [[1, 1, 1], [1, 1, 0], [1, 1]]
+    (found,) = compare([run("a", a), run("b", b)])
+    assert found.p is None
+    assert "none where problems differ in their number of samples" in dict(METHODS)["p"]
+    (equal,) = compare([run("a", a[:2]), run("b", b[:2])])
+    assert equal.p == 0.5
+
+
+def test_measures_are_compared_over_problems_that_have_them() -> None:
+    a, b = drawn(0, 10, 4), drawn(1, 10, 4)
+    grown = [
+        run(name, [row if index < 5 else row[:1] for index, row in enumerate(rows)])
+        for name, rows in (("a", a), ("b", b))
+    ]
+    (found,) = compare(grown)
+    (done,) = compare([run("a", a[:5]), run("b", b[:5])])
+    assert found.contrasts == tuple(
+        replace(each, measure=other.measure)
+        for each, other in zip(done.contrasts, found.contrasts, strict=True)
+    )
+    assert all(each.difference.interval for each in found.contrasts)
+
+
     assert both.difference == single.difference
     assert [each.difference for each in both.contrasts] == [
         each.difference for each in single.contrasts

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dlm.eval.folder import Run
+from dlm.eval.inference import wilson
 from dlm.eval.repeats import DEFINITIONS, HEAD
 from dlm.eval.report import markdown, write_report
 from dlm.eval.report.samples import EACH, browser_data, chosen, rows_of
@@ -88,10 +89,13 @@ def test_an_unfinished_run_lacks_samples(tmp_path: Path) -> None:
 def test_templates_together_are_resampled_by_problem() -> None:
     first, _ = view(pair()).entries
     every = first.overall
-    assert (every.template, every.count, every.problems) == ("all", 12, 6)
+    assert (every.template, every.count, every.problems) == ("all", 12, 3)
     assert every.score == pytest.approx(5 / 12)
     assert every.interval == every.figures[0].interval
     assert [each.measure.name for each in every.figures] == ["pass@1", "pass@2", "maj@2"]
+    assert {each.problems for each in every.figures} == {3}
+    once = view([greedy()]).entries[0].overall
+    assert once.interval == once.figures[0].interval == wilson(0.5, 3)
     scores = [[float(place % 3 == 0), float(place % 2)] for place in range(12)]
     (one,) = view([run("one", {"chat": scores}, 2)]).entries
     (same,) = view([run("same", {"chat": scores, "plain": scores}, 2)]).entries
@@ -111,6 +115,7 @@ def test_markdown_has_a_table_of_measures() -> None:
     assert found["low", "chat", "pass@2"][3] == "baseline"
     assert found["high", "chat", "pass@2"][1:4:2] == ["100.0%", "+33.3"]
     assert found["high", "chat", "pass@1"][3] == "+0.0"
+    assert found["high", "all", "pass@2"][0] == "3"
     alone = markdown(pair()[:1]).split("\n\n")[2]
     assert alone.split("\n")[0].count("|") == len(HEAD) + 1
 
