@@ -314,7 +314,10 @@ def compare(
     if rows:
         typer.echo()
         print_table(head, rows)
-    for name, meaning in (*definitions(*runs), *DEFINITIONS, *METHODS):
+    measures = [each.measure for pair in found for each in pair.contrasts]
+    repeated = any(run.repeats > 1 for run in runs)
+    several = definitions(measures, compared=True) if repeated else []
+    for name, meaning in (*several, *DEFINITIONS, *METHODS):
         note(f"{name}: {meaning}")
     for run in runs:
         note(f"{run.folder}: {facts(run)}")

@@ -217,7 +217,9 @@ def show(run: Run, *, machine: bool, pass_at: Sequence[int] = ()) -> None:
     too_long = sum(row.too_long for row in rows)
     if too_long:
         typer.echo(f"\n{too_long} prompts were too long for the model and count as failed")
-    for name, meaning in (*repeats.definitions(run), *DEFINITIONS):
+    measures = [each.measure for row in rows for each in row.figures]
+    several = repeats.definitions(measures) if run.repeats > 1 else []
+    for name, meaning in (*several, *DEFINITIONS):
         note(f"{name}: {meaning}")
     note(facts(run))
     note(f"wrote {run.folder}: see dlm eval report {run.folder}")

@@ -5,7 +5,7 @@ A group is all samples of one prompt: of one problem under one template.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,9 +80,15 @@ class Figure:
     interval: tuple[float, float] | None  # 95%
 
 
-def definitions(*runs: Run) -> tuple[tuple[str, str], ...]:
-    """What is to be said beside the columns of all tables: nothing where no problem is repeated."""
-    return DEFINITIONS if any(run.repeats > 1 for run in runs) else ()
+def definitions(measures: Iterable[Measure], *, compared: bool = False) -> list[tuple[str, str]]:
+    """What is to be said of tables with several samples, beside the columns of all tables.
+
+    Args:
+        measures: those that have a row.
+        compared: whether there are but differences of them, whose intervals are other ones.
+    """
+    shown = {"n", "score", *(() if compared else ("95%",)), *(each.kind for each in measures)}
+    return [(term, told) for term, told in DEFINITIONS if term.partition("@")[0] in shown]
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

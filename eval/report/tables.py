@@ -6,7 +6,6 @@ from typing import Any
 from dlm.eval.comparison import ALL, METHODS
 from dlm.eval.comparison_tables import table
 from dlm.eval.counting import DEFINITIONS
-from dlm.eval.repeats import definitions as several_samples
 from dlm.eval.report.charts import marker
 from dlm.eval.report.html import (
     Markup,
@@ -41,10 +40,9 @@ def width(shown: View) -> int:
 
 def repeated(shown: View) -> Markup:
     """pass@k and majority votes; nothing where no problem has several samples."""
-    found = [(entry, measured_cells(shown, entry)) for entry in shown.entries]
-    groups = [(entry, rows) for entry, rows in found if rows]
-    if not groups:
+    if not shown.repeated:
         return several([])
+    groups = [(entry, measured_cells(shown, entry)) for entry in shown.entries]
     head, _ = measured(shown)
     return several([element("h3", "Several samples"), grouped("Several samples", head, groups)])
 
@@ -121,7 +119,7 @@ def notes(shown: View) -> Markup:
 def counted(shown: View) -> Markup:
     """The definitions behind the columns."""
     told = [
-        *several_samples(*(entry.run for entry in shown.entries)),
+        *shown.definitions,
         *DEFINITIONS,
         *(METHODS if len(shown.entries) > 1 else ()),
     ]

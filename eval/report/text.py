@@ -8,7 +8,6 @@ from dlm.eval.counting import DEFINITIONS
 from dlm.eval.folder import Run
 from dlm.eval.inference import Estimate
 from dlm.eval.repeats import HEAD as MEASURES
-from dlm.eval.repeats import definitions
 from dlm.eval.report.view import Entry, View, percent, row_cells, view
 from dlm.eval.summary import HEAD, Row, facts, figure_cells
 
@@ -30,7 +29,7 @@ def markdown(runs: Sequence[Run], *, pass_at: Sequence[int] = ()) -> str:
     head = summary_head(shown)
     rows = [summary_cells(shown, entry, row) for entry in shown.entries for row in entry.figures]
     title = f"**{cell(shown.task)}**: {cell(', '.join(shown.setting('model')))}"
-    told = [*definitions(*runs), *DEFINITIONS, *(METHODS if len(runs) > 1 else ())]
+    told = [*shown.definitions, *DEFINITIONS, *(METHODS if len(runs) > 1 else ())]
     parts = [
         title,
         table(head, rows),
@@ -56,9 +55,9 @@ def measured(shown: View) -> tuple[list[str], list[list[str]]]:
 
 
 def measured_cells(shown: View, entry: Entry) -> list[list[str]]:
-    """The rows of one run; none where no problem has several samples."""
+    """The rows of one run; pass@1 alone where it has one sample of each problem."""
     found = []
-    for row in entry.figures if entry.run.repeats > 1 else ():
+    for row in entry.figures:
         differences = differences_of(entry, row.template)
         for figure, (_, *cells) in zip(row.figures, figure_cells(row), strict=True):
             told = [entry.label, *cells]

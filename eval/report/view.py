@@ -6,8 +6,7 @@ from typing import Any
 
 from dlm.eval.comparison import ALL, Comparison, compare_pair, labels
 from dlm.eval.folder import Run
-from dlm.eval.inference import wilson
-from dlm.eval.repeats import check_pass_at
+from dlm.eval.repeats import check_pass_at, definitions
 from dlm.eval.summary import Row, cells, row_of, summarise
 
 
@@ -64,6 +63,12 @@ class View:
     def repeated(self) -> bool:
         """Whether problems of any run have several samples."""
         return any(entry.run.repeats > 1 for entry in self.entries)
+
+    @property
+    def definitions(self) -> list[tuple[str, str]]:
+        """What is to be said of several samples; nothing where there are none."""
+        rows = [row for entry in self.entries for row in entry.figures]
+        return definitions(x.measure for row in rows for x in row.figures) if self.repeated else []
 
     @property
     def several(self) -> bool:

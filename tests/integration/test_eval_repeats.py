@@ -176,8 +176,14 @@ def test_people_and_machines_see_pass_at_k(dlm_eval: Callable[..., Result], tmp_
     assert "pass@3" in compared.stdout
     assert "pass@2" not in compared.stdout
     assert "Chen et al. 2021" in compared.stderr
+    assert "Wilson" not in compared.stderr
     found = json.loads(dlm_eval("compare", *folders, "--json").stdout)
     assert list(found["pass_at"]) == ["2", "3"]
+    greedy = str(tmp_path / "c")
+    dlm_eval("sudoku", "--limit", "2", "--steps", "3", "--output", greedy)
+    compared = dlm_eval("compare", greedy, folders[0])
+    assert "\nscore: share of a problem's samples" in compared.stderr
+    assert not re.search("pass@|maj@", compared.stdout + compared.stderr.replace(": pass@1", ""))
     markdown = dlm_eval("report", *folders, "--markdown").stdout
     assert markdown.count("| pass@3 |") == 2
 

@@ -212,10 +212,28 @@ def test_where_nothing_varies_the_interval_is_that_of_problems(score: float) -> 
     assert same.interval == pytest.approx(wilson(1 / 3, 9))
 
 
-def test_columns_of_several_samples_are_defined() -> None:
-    one, several = run("a", [[1]]), run("b", [[1, 0]])
-    assert definitions(one) == ()
-    assert definitions(one, several) == DEFINITIONS
+def test_problems_that_lack_samples_are_not_resampled() -> None:
+    """As in a run that was stopped while it grew: a measure has the figures of those it is of."""
+    scores = drawn(0, 10, 4)
+    grown = only(run("a", [row if index < 5 else row[:1] for index, row in enumerate(scores)]))
+    done = only(run("a", scores[:5]))
+    assert [each.problems for each in grown.figures] == [10, 5, 5, 5]
+    assert [(each.value, each.interval) for each in grown.figures[1:]] == [
+        (each.value, each.interval) for each in done.figures[1:]
+    ]
+    pairs = grown.figures[1]
+    assert pairs.value is not None
+    assert pairs.interval != wilson(pairs.value, 5)
+
+
+def test_what_is_printed_of_several_samples_is_defined() -> None:
+    both, code = measures_of(run("a", [[1, 0]])), measures_of(run("a", [[1, 0]], execution={}))
+    assert definitions(both) == list(DEFINITIONS)
+    assert [term for term, _ in definitions(code)] == ["n", "score", "pass@k", "95%"]
+    assert [term for term, _ in definitions(both, compared=True)] == [
+        "n", "score", "pass@k", "maj@n"
+    ]  # fmt: skip
+    assert [term for term, _ in definitions([], compared=True)] == ["n", "score"]
     page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
     for name, meaning in DEFINITIONS:
         assert f"| {name} | {meaning} |" in page
@@ -253,24 +271,6 @@ def test_more_samples_on_one_side_leave_no_test_but_an_interval() -> None:
     assert contrast_table([found])[1] == []
 
 
-def test_costs_are_those_of_a_sample() -> None:
-    a, b = run("a", drawn(0, 4, 1)), run("b", drawn(1, 4, 3))
-    dear = [replace(each, forwards=10 * (1 + each.repeat)) for each in b.samples]
-    (found,) = compare([a, replace(b, samples=dear)])
-    assert found.forwards.value == pytest.approx(20 / 5)
-
-
-def test_templates_stay_with_their_problem() -> None:
-    def twice(one: Run) -> Run:
-        more = [replace(each, template="plain") for each in one.samples]
-        settings = one.settings | {"templates": ["chat", "plain"]}
-        return replace(one, settings=settings, samples=[*one.samples, *more])
-
-    a, b = run("a", drawn(0, 12, 3)), run("b", drawn(1, 12, 3))
-    (single,) = compare([a, b])
-    *_, both = compare([twice(a), twice(b)])
-    assert (both.template, both.pairs, both.problems) == (ALL, 24, 12)
-    assert both.p == pytest.approx(single.p)
 def test_problems_of_unlike_numbers_of_samples_have_no_test() -> None:
     a, b = [[1, 0, 0], [0, 0, 0], [1, 1]], [[1, 1, 1], [1, 1, 0], [1, 1]]
     (found,) = compare([run("a", a), run("b", b)])
@@ -295,6 +295,24 @@ def test_measures_are_compared_over_problems_that_have_them() -> None:
     assert all(each.difference.interval for each in found.contrasts)
 
 
+def test_costs_are_those_of_a_sample() -> None:
+    a, b = run("a", drawn(0, 4, 1)), run("b", drawn(1, 4, 3))
+    dear = [replace(each, forwards=10 * (1 + each.repeat)) for each in b.samples]
+    (found,) = compare([a, replace(b, samples=dear)])
+    assert found.forwards.value == pytest.approx(20 / 5)
+
+
+def test_templates_stay_with_their_problem() -> None:
+    def twice(one: Run) -> Run:
+        more = [replace(each, template="plain") for each in one.samples]
+        settings = one.settings | {"templates": ["chat", "plain"]}
+        return replace(one, settings=settings, samples=[*one.samples, *more])
+
+    a, b = run("a", drawn(0, 12, 3)), run("b", drawn(1, 12, 3))
+    (single,) = compare([a, b])
+    *_, both = compare([twice(a), twice(b)])
+    assert (both.template, both.pairs, both.problems) == (ALL, 24, 12)
+    assert both.p == pytest.approx(single.p)
     assert both.difference == single.difference
     assert [each.difference for each in both.contrasts] == [
         each.difference for each in single.contrasts

@@ -120,6 +120,18 @@ def test_markdown_has_a_table_of_measures() -> None:
     assert alone.split("\n")[0].count("|") == len(HEAD) + 1
 
 
+def test_a_baseline_of_one_sample_has_its_row(tmp_path: Path) -> None:
+    runs = [greedy(), pair()[0]]
+    measures = markdown(runs).split("\n\n")[2].split("\n")
+    of_greedy = [[each.strip() for each in x.split("|")[1:-1]] for x in measures if "greedy" in x]
+    assert [line[1:4] for line in of_greedy] == [
+        [template, "pass@1", "3"] for template in ("chat", "plain", "all")
+    ]
+    assert {line[6] for line in of_greedy} == {"baseline"}
+    assert page(runs, tmp_path).count("<td>pass@1</td>") == 2 * 3
+    assert "pass@1" not in markdown([greedy()])
+
+
 def test_prompts_hold_the_samples_of_all_runs() -> None:
     many = run("many", {"chat": [[1] * 5 + [0] * 5]}, 10)
     found = browser_data(view([many, run("one", {"chat": [[1]]}, 1)]), 9)
