@@ -80,11 +80,13 @@ def task_command(name: str) -> Callable[..., None]:
             int | None, source(help="Problems, the first ones.", show_default="all", **COUNT)
         ] = None,
         samples: Annotated[
-            int,
+            int | None,
             source(
-                help="Samples of each problem, for pass@k; may grow from start to start.", **COUNT
+                help="Samples of each problem, for pass@k; may grow from start to start.",
+                show_default="as many as the folder has, else 1",
+                **COUNT,
             ),
-        ] = 1,
+        ] = None,
         decoder: Annotated[
             str | None,
             decoding(

@@ -113,6 +113,16 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def samples_in(folder: Path) -> int:
+    """Samples of each problem that the run of a folder has, or is to have; 1 without a run.
+
+    Raises:
+        ValueError: it holds another thing.
+    """
+    record = read_settings(folder)
+    return 1 if record is None else int(record["samples"])
+
+
 def sample_files(folder: Path) -> list[Path]:
     """The merged file first, then those of single processes."""
     return [folder / SAMPLES, *sorted(folder.glob("samples.rank*.jsonl"))]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from dlm.cli.meter import duration
 from dlm.cli.results import note, print_json
 from dlm.eval import repeats
 from dlm.eval.counting import DEFINITIONS, Counts
-from dlm.eval.folder import Run, digest
+from dlm.eval.folder import Run, digest, samples_in
 from dlm.eval.plan import (
     Plan,
     check_preset,
@@ -82,7 +82,7 @@ class Job:
     workers: int
     unsafe: bool
     machine: bool  # JSON instead of a table
-    samples: int = 1  # of each problem
+    samples: int | None = None  # of each problem; None: as many as the folder has
     pass_at: tuple[int, ...] = ()  # k of each pass@k; the usual ones if none
 
     def run(self) -> None:
@@ -108,10 +108,13 @@ class Job:
             data=self.data,
             shots=self.shots,
             limit=self.limit,
-            samples=self.samples,
+            samples=self.samples or 1,
         )
         name = model_name(self.model, self.adapter)
         folder = self.output or default_folder(plan, loaded, name, sandbox)
+        if self.samples is None:
+            plan = replace(plan, samples=samples_in(folder))
+            check_pass_at(self.pass_at, plan.samples)
         world.join()
         with display(self.task.name, quiet=bool(world.rank) or self.machine) as report:
             try:
@@ -135,8 +138,9 @@ class Job:
     def check(self, options: dict[str, Any]) -> None:
         """Refuse what is wrong before a model is loaded."""
         cli_job.Job([], options, chat=False, infill=False).check()
-        check_samples(self.samples, options)
-        check_pass_at(self.pass_at, self.samples)
+        if self.samples is not None:
+            check_samples(self.samples, options)
+            check_pass_at(self.pass_at, self.samples)
         named_templates(self.task, self.templates)
         for package in self.task.requires:
             if find_spec(package) is None:

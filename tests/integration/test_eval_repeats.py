@@ -165,6 +165,8 @@ def test_people_and_machines_see_pass_at_k(dlm_eval: Callable[..., Result], tmp_
     told = " ".join(shown.stderr.split())
     for name, meaning in DEFINITIONS:
         assert f"{name}: {' '.join(meaning.split())}" in told
+    again = dlm_eval(*given[:5], *given[7:], "--output", folders[0], "--pass-at", "3")
+    assert re.findall(r" (pass@\d) ", again.stdout) == ["pass@1", "pass@3"], again.output
     other = (*given, "--seed", "1", "--output", folders[1], "--json")
     row = json.loads(dlm_eval(*other, "--pass-at", "2").stdout)
     assert (row["samples"], row["problems"], row["samples_per_problem"]) == (6, 2, 3)
