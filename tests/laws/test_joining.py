@@ -136,7 +136,7 @@ def way(request: pytest.FixtureRequest, traced: Callable[..., Execution]) -> Exe
     return ways[request.param]()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_rows_that_join_decode_what_they_would_alone(
     golden: Model, decoding: Decoding, decoder: str, cache: str
@@ -145,7 +145,7 @@ def test_rows_that_join_decode_what_they_would_alone(
     same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     "facts", [{}, {"block_size": 8}, {"shift": True}, {"block_size": 8, "causal": True}], ids=str
 )

@@ -122,6 +122,7 @@ def test_options_may_be_changed_between_generations(golden: Model, execution: Ex
         banned.append(run(golden, Execution(), suppress_tokens=banned)[0][0])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("steps", [None, 12])
 @pytest.mark.parametrize("decoder", ["threshold", "remdm"])
 def test_other_numbers_of_blocks_share_recordings(

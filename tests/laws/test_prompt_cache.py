@@ -104,6 +104,7 @@ def check(model: Model, kept: dlm.PromptCache) -> None:
                 torch.testing.assert_close(one[slot], last, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("facts", FACTS, ids=str)
 @pytest.mark.parametrize("decoder", ["threshold", "block_refinement"])
 def test_pages_hold_what_would_be_computed(

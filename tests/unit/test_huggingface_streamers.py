@@ -46,6 +46,7 @@ class Listener:
         raise AssertionError("the follower does not end a stream")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("block_length", [None, 7])

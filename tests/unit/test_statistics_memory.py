@@ -49,6 +49,7 @@ def test_memory_is_below_one_percent_of_the_same_rows_in_float64(
         assert peak(logits, wanted, {"temperature": temperature}) < 0.01 * usual
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "options",
@@ -80,6 +81,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("filters", [{}, {"top_k": 2}])
 @pytest.mark.parametrize("vocabulary", [3, 7, 15])
 def test_no_bit_depends_on_the_batch(vocabulary: int, filters: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def launch(options: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("number", range(len(LAUNCHES)))
 def test_kernels_compile(recorders: dict[str, Any], number: int, architecture: int) -> None:

@@ -58,7 +58,7 @@ def layer(
     fused_layers.product(opened, [zeros(width, inner)], [None])
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("tokens", "width", "groups", "inner", "plain"),

@@ -226,7 +226,7 @@ def every_rank(scores: Tensor, allowed: Tensor, chosen: Tensor, number: int, cou
     same(fused_ranking.at_least(*given_), ranking.at_least(*given_))
 
 
-@pytest.mark.parametrize("width", [1, 2, 63, 64, 65, 300])
+@pytest.mark.parametrize("width", [1, 2, 63, 64, 65, pytest.param(300, marks=pytest.mark.slow)])
 def test_ranks_of_all_widths(width: int) -> None:
     """With many ties, in memory that is no one piece."""
     source = Source(width)
@@ -260,11 +260,11 @@ def test_the_self_check_passes() -> None:
 GENERATIONS: list[tuple[str, dict[str, Any], bool]] = [
     ("low_confidence", {"cache": "dual"}, True),
     ("low_confidence", {"cache": "dual"}, False),
-    ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}, True),
     ("threshold", {"cache": "dual", "refresh_every": 2}, True),
     ("wino", {"cache": "prefix"}, True),
 ]
 MORE: list[tuple[str, dict[str, Any], bool]] = [
+    ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}, True),
     ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}, False),
     ("saber", {}, True),
     ("remdm", {"steps": 12, "temperature": 1.0}, True),

@@ -187,7 +187,7 @@ def test_few_are_kept(filters: dict[str, Any]) -> None:
     assert len(drawn.sampled.unique()) > 2
 
 
-@pytest.mark.parametrize("num_rows", [1, 33])
+@pytest.mark.parametrize("num_rows", [1, slow(33)])
 def test_any_number_of_rows(num_rows: int) -> None:
     """And a row alone has the bits that it has in a batch."""
     options: dict[str, Any] = {"temperature": 0.8, "suppressed": torch.arange(2100) == 2}
@@ -228,7 +228,7 @@ def test_both_laws_in_one_read(temperature: float, filters: dict[str, Any]) -> N
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("filters", [*UNFILTERED_OR_BOTH, {"top_k": 700}])
+@pytest.mark.parametrize("filters", [*UNFILTERED_OR_BOTH, slow({"top_k": 700})])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_ties_and_holes(temperature: float, filters: dict[str, Any]) -> None:
     vocabulary = 2100
@@ -300,7 +300,8 @@ def test_suppressed_logits_may_be_anything() -> None:
         assert torch.equal(field(found, name), field(plain, name)), name
 
 
-@pytest.mark.parametrize("dtype", [slow(torch.float32), torch.bfloat16])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strides_and_no_writes(dtype: torch.dtype) -> None:
     base = on(random_logits(8, 2 * 1100).to(dtype))
     views = {
@@ -340,6 +341,7 @@ def test_a_mask_may_start_anywhere() -> None:
     assert torch.equal(mask.bool(), banned)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("filters", UNFILTERED_OR_BOTH)
 def test_scales_and_temperatures_of_any_size(filters: dict[str, Any]) -> None:
     logits = random_logits(4, 1300).bfloat16()

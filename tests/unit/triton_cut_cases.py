@@ -105,6 +105,7 @@ def test_small_rows_with_many_ties(
     check(logits, temperature, top_k=top_k, top_p=top_p)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocabulary", [1, 1023, 1025, 4500])
 def test_any_vocabulary(vocabulary: int, dtype: torch.dtype) -> None:
@@ -117,7 +118,8 @@ def test_any_vocabulary(vocabulary: int, dtype: torch.dtype) -> None:
                 check(logits, 0.9, **filters)
 
 
-@pytest.mark.parametrize("top_k", [pytest.param(None, marks=pytest.mark.slow), 60])
+@pytest.mark.slow
+@pytest.mark.parametrize("top_k", [None, 60])
 def test_exact_sums_give_the_very_cut(top_k: int | None) -> None:
     """Weights of 1 and 0 only: no share is borderline, not even one that a count meets."""
     logits = torch.full((3, 1200), -torch.inf, device=DEVICE, dtype=torch.bfloat16)

@@ -261,7 +261,7 @@ def states(model: Model, cache: str) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("cache", "model"),
-    some({"none": ("llada",), "dual": ("dream",), "dual, wide": (), "shadows": ("dream",)}),
+    some({"none": ("llada",), "dual": ("dream",), "dual, wide": (), "shadows": ()}),
     indirect=["model"],
 )
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("cache", "model"), some({"none": ("dream",)}), indirect=["model"])
+@pytest.mark.parametrize(("cache", "model"), some({"none": ()}), indirect=["model"])
 def test_weights_are_those_of_the_moment(
     model: Model, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
