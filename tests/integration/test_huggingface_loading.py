@@ -70,6 +70,7 @@ FAMILIES = Path(__file__).parent.parent / "golden" / "families"
 AUTO = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("auto", AUTO)
 @pytest.mark.parametrize("name", sorted(p.name for p in FAMILIES.iterdir() if p.is_dir()))
 def test_every_family_generates(name: str, auto: str) -> None:

@@ -65,6 +65,7 @@ def test_a_chain_goes_from_block_to_block(model: Model, given: int) -> None:
     )
 
 
+@pytest.mark.one_in(3)
 def test_estimates_are_of_what_is_decoded(model: Model) -> None:
     """The mean over all orders within the blocks, which both estimators have as expectation."""
     answer = drawn(model, PROMPT, 7)

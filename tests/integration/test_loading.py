@@ -126,7 +126,7 @@ def test_auto_classes_run_no_remote_code(
     assert type(network).__module__ == "dlm.models.llada"
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "order",
     [

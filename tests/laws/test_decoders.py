@@ -181,7 +181,7 @@ ADVERSARIAL = {
 
 
 @every_decoder
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("logits", ADVERSARIAL.values(), ids=ADVERSARIAL)
 def test_terminates_under_adversarial_logits(
@@ -211,7 +211,7 @@ def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
     torch.set_default_dtype(before)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("name", "options"),

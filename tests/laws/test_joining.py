@@ -296,7 +296,7 @@ rows = st.builds(
 )
 
 
-@hypothesis(max_examples=6, deadline=None)
+@hypothesis(max_examples=3, deadline=None)
 @given(
     comers=st.lists(rows, min_size=1, max_size=5),
     decoder=st.sampled_from(["threshold", "credit", "remdm", "first_hitting"]),

@@ -59,7 +59,7 @@ def check(model: Model, execution: Execution, rows: Rows = ROWS, **options: Any)
         assert getattr(one, name) == getattr(other, name), name
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(14)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_later_generations_decode_what_they_would_alone(
     golden: Model,
@@ -112,6 +112,7 @@ def test_padding_is_masked_after_rows_that_had_none(
         check(golden, execution, [[7] * length], cache=cache)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     golden: Model, execution: Execution, recordings: list[Any], cache: str
@@ -294,6 +295,7 @@ def trained(network: Any) -> None:
     network.train()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("change", [moved, hooked, replaced, eager, trained])
 def test_a_network_that_was_changed_is_recorded_anew(
     model: Model, execution: Execution, recordings: list[Any], change: Callable[[Any], None]

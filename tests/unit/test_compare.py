@@ -77,6 +77,7 @@ def test_lines_hold_what_was_measured(finished: str) -> None:
     assert all(line["forwards"] <= 20 for line in whole)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.97])
 def test_an_interrupted_run_goes_on(
     share: float, finished: str, puzzles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -258,6 +258,7 @@ def test_adjusted_logits_are_sampled_and_measured(toy: Toy) -> None:
     assert all(hot > cold for hot, cold in zip(confidences(2.0, True), plain, strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DECODERS)
 def test_float64_statistics_decide_the_same(
     golden: Model, name: str, monkeypatch: pytest.MonkeyPatch

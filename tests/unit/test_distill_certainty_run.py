@@ -54,6 +54,7 @@ def stop_after(step: int) -> Any:
     return report
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["llada", "dream", "sdar"])
 def test_training_makes_a_model_certain_of_its_own_tokens(
     name: str, golden_folder: Path, tmp_path: Path

@@ -44,6 +44,7 @@ def engine(gated_model: Model, gated: Any, sizes: list[int]) -> Iterator[Engine]
     assert not made.thread.is_alive()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_rows_are_what_generate_gives(
     golden: Model, gated: Any, engine: Engine, decoder: str

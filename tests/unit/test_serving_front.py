@@ -61,6 +61,7 @@ def post(address: Any, body: bytes, length: int) -> tuple[int, str, Any]:
         return answer.status, answer.headers["content-type"], json.load(answer)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("missing", "message"),

@@ -18,24 +18,21 @@ FOLDER = Path(__file__).parent
 
 
 QUICK, SLOW = "not slow", "slow"
-CASES = [
-    *((f"triton_{part}cases.py", QUICK) for part in ("layer_", "", "cut_", "canvas_", "noise_")),
-    *(
-        pytest.param(f"triton_{part}cases.py", SLOW, marks=pytest.mark.slow)
-        for part in ("layer_", "", "cut_", "canvas_")
-    ),
-]
+PARTS = ("layer_", "noise_"), ("", "cut_", "canvas_")  # to start a process takes seconds
+CASES: list[Any] = [(parts, QUICK) for parts in PARTS]
+CASES += [pytest.param(parts, SLOW, marks=pytest.mark.slow) for parts in PARTS]
 
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(("cases", "which"), CASES)
-def test_the_cases_pass_under_the_interpreter(cases: str, which: str) -> None:
+@pytest.mark.parametrize(("parts", "which"), CASES)
+def test_the_cases_pass_under_the_interpreter(parts: tuple[str, ...], which: str) -> None:
     """In a process of their own: here triton may be imported already, to compile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which
+    files = [FOLDER / f"triton_{part}cases.py" for part in parts]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, FOLDER / cases],
+        [sys.executable, "-m", "pytest", *options, *files],
         env=kept | {"TRITON_INTERPRET": "1", "DLM_TEST_DEVICE": "cpu"},
         cwd=FOLDER.parent.parent,
         capture_output=True,

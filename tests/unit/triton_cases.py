@@ -300,8 +300,7 @@ def test_suppressed_logits_may_be_anything() -> None:
         assert torch.equal(field(found, name), field(plain, name)), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [slow(torch.float32), slow(torch.bfloat16)])
 def test_strides_and_no_writes(dtype: torch.dtype) -> None:
     base = on(random_logits(8, 2 * 1100).to(dtype))
     views = {
@@ -341,8 +340,7 @@ def test_a_mask_may_start_anywhere() -> None:
     assert torch.equal(mask.bool(), banned)
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("filters", UNFILTERED_OR_BOTH)
+@pytest.mark.parametrize("filters", [UNFILTERED_OR_BOTH[0], slow(UNFILTERED_OR_BOTH[1])])
 def test_scales_and_temperatures_of_any_size(filters: dict[str, Any]) -> None:
     logits = random_logits(4, 1300).bfloat16()
     logits[:, ::2] = -torch.inf
