@@ -63,6 +63,8 @@ def both(
 def test_rows_that_begin_alike_decode_what_they_would_alone(
     golden: Model, decoding: Decoding, decoder: str, facts: dict[str, Any]
 ) -> None:
+    if decoder == "wino" and "shift" in facts:
+        pytest.skip("wino asks what a family that predicts the next token cannot answer")
     model, options = in_blocks(golden, **facts), decoding(decoder)
     kept = dlm.PromptCache(model, gib=0.01)
     first = [TALK[:70], TALK[:9]]
