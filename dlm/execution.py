@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 STRIDE: Final = 64
 """Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
 SHARE: Final = 16
-"""What is kept of generations takes at most one part in so many of a device's memory."""
+"""What is kept of generations takes at most one part in so many of a device's memory, and so do
+prompts that are kept."""
 KNOWN: Final = ("torch", "transformers", "dlm")
 """Packages whose modules do the same as long as `state_of` them is the same."""
 PLAIN: Final = (bool, int, float, str)  # attributes of modules that are compared

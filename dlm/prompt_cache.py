@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dlm.cache import Cache
+from dlm.execution import SHARE, memory_of
 from dlm.host import send
 from dlm.models.model import Model
 from dlm.options import names_checked, number
@@ -26,8 +27,6 @@ LOG: Final = logging.getLogger("dlm.prompt_cache")
 GIB: Final = 1 << 30
 LEAST: Final = 32
 """Tokens of a page, at least: many small ones would take more calls than they are worth."""
-SHARE: Final = 16
-"""By default one part in so many of a GPU's memory."""
 
 
 class PromptCache:
@@ -208,4 +207,4 @@ def usual(device: torch.device) -> int:
     """Bytes to keep prompts in unless others are named."""
     if device.type != "cuda":
         return GIB
-    return int(torch.cuda.get_device_properties(device).total_memory) // SHARE
+    return memory_of(device) // SHARE
