@@ -86,12 +86,14 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in each.items() if k != "seconds"} for each in found]
 
 
+@pytest.mark.slow
 def test_kills_hit_runs_in_the_middle(killed: tuple[Path, dict[str, Any]]) -> None:
     _, told = killed
     assert told["killed"] == KILLS
     assert len({stage for stage in told["stages"] if 0 < stage < 24}) > 3
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_every_sample_once(
     killed: tuple[Path, dict[str, Any]],
 ) -> None:

@@ -212,7 +212,7 @@ def test_memory_may_be_short_while_rows_join(
         together(golden, COMERS, Execution(), cache="dual")
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(("cache", "more"), [
     ("prefix", {"cfg_scale": 0.7}), ("dual", {"refresh_every": 2}), ("prefix", {"steps": 6}),
     ("dual", {"cfg_scale": 0.7, "refresh_every": 3}), ("prefix", {"stop_at_eos": True}),
@@ -231,6 +231,7 @@ def test_whatever_is_asked_for(
         same(together(model, COMERS, way, **options), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_rows_that_are_given_up_leave_the_others_alone(
     golden: Model, way: Execution, cache: str

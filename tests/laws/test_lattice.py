@@ -169,6 +169,7 @@ def ranks(one: Policy) -> bool:
     return "position_noise" in Traits.of(make(name, **own)).needs
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("pair", LATTICE, ids=" = ".join)
 @law
 @given(

@@ -86,6 +86,7 @@ def product_along(
     return total
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", BLIND)
 @law
 @given(

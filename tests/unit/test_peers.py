@@ -269,6 +269,7 @@ def test_no_length_has_to_divide_another(toy: Toy, name: str) -> None:
         assert [len(row) for row in out.tokens] == [length] * 2
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoding_stops_at_the_end_of_text(toy: Toy, name: str) -> None:
     """B24: no block is decoded behind the one that ends the text."""

@@ -67,6 +67,7 @@ class Client(ASKING.Client):  # type: ignore[misc,name-defined]
             assert grown == pytest.approx(end.log_probabilities[: len(grown)], nan_ok=True)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("decoder", "options"), DECODING)
 def test_rows_have_what_generate_gives(toy: Toy, decoder: str, options: dict[str, Any]) -> None:
     """Alone and beside others, those that do not ask included, and as they become final."""
@@ -184,6 +185,7 @@ def columns(logprobs: Any) -> list[list[Any]]:
     return [logprobs["tokens"], logprobs["token_logprobs"], alternatives, logprobs["text_offset"]]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("chat", "options"),
     [

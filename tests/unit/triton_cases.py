@@ -135,6 +135,7 @@ def agree(logits: Tensor, **options: Any) -> TokenStatistics:
     return found
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("vocabulary", [1, 7, 1024, 1025, 3000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 5.0])

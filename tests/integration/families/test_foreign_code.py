@@ -66,6 +66,7 @@ def test_loading_runs_nothing(
     assert not sentinel.exists()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("auto", AUTOS)
 @pytest.mark.parametrize("trust", [False, True])
 def test_auto_classes_run_nothing_even_if_trusted(

@@ -125,6 +125,7 @@ def test_saving_keeps_names_and_tensors(
     assert torch.equal(again.raw_logits(tokens()), model.raw_logits(tokens()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("shards", [False, True])
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_both_loaders_give_the_same_bits(
@@ -156,6 +157,7 @@ def test_device_map(folder: Path, asked: dict[str, Any], model: Model) -> None:
     assert torch.equal(spread.raw_logits(tokens()), model.raw_logits(tokens()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
 def test_weights_that_do_not_fit(

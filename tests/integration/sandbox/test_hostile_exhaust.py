@@ -198,6 +198,7 @@ def test_an_attack_gains_nothing(attacked: Run, name: str) -> None:
     assert len(outcome.detail) <= 300
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", WAITING)
 def test_the_wall_clock_ends_what_waits(attacked: Run, name: str) -> None:
     solution, tests, kinds = WAITING[name]
