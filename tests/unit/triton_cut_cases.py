@@ -80,6 +80,7 @@ def check(logits: Tensor, temperature: float = 1.0, **options: Any) -> None:
         assert max(kept) == 1 or sums[max(kept) - 2] <= share + BORDERLINE, (row, kept)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(
         st.lists(st.sampled_from([-torch.inf, -2.0, -0.0, 0.0, 0.5, 1.0, 3.0]), min_size=9),
@@ -161,6 +162,7 @@ def test_rounding_never_keeps_more_than_k(top_k: int) -> None:
     check(logits, top_k=top_k, top_p=1 - 2**-53)
 
 
+@pytest.mark.slow
 def test_extremes_of_float32() -> None:
     logits = random_logits(4, 300)
     logits[0, :200] = -torch.inf
