@@ -65,6 +65,9 @@ OPTIONS: Final[dict[str, str]] = {
     "prefix_cache": "in dlm it is cache='prefix'",
     "parallel_decoding": "in dlm it is decoder='threshold' or decoder='hierarchical'",
     "use_credit": "in dlm it is decoder='credit'",
+    **dict.fromkeys(
+        ("prefix_look", "after_look"), "in dlm it is refresh_around, on both sides of a block"
+    ),
     "gen_interval_steps": "the nearest is refresh_every, beside cache='dual'",
     "prompt_interval_steps": "the nearest is refresh_every, beside cache='dual'",
     # SDAR, JetEngine, LMDeploy

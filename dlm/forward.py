@@ -41,6 +41,7 @@ class Stretch:
     begin: Tensor  # int64 [B]
     end: Tensor  # int64 [B], one past the last
     count: int  # queries, the same for all rows; those from `end` on are thrown away
+    lead: int = 0  # of those, in front of the window; what lies in front of the row likewise
 
 
 class Forward:
@@ -52,6 +53,7 @@ class Forward:
         self.guided = bool(settings.cfg_scale)
         self.mode = settings.cache
         self.refresh_every = settings.refresh_every
+        self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
         self.cache: Cache | None = None
@@ -150,11 +152,14 @@ class Forward:
         return each.masked_fill(done, 0).amax(0, keepdim=True)
 
     def stretch(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
-        """What a cache leaves to compute: the window, or all from its start on."""
-        window = view.positions.shape[1]
-        if self.mode == "dual":
-            return Stretch(view.block_start, canvas.stop, window)
-        return Stretch(view.block_start, canvas.length, max(due.reach, window))
+        """What a cache leaves to compute: the window or all from its start on, and what is near."""
+        window, start, end = view.positions.shape[1], view.block_start, canvas.stop
+        near = min(self.around, canvas.tokens.shape[1])
+        if near:
+            start, end = start - near, self.topology.reach(canvas, start) + near
+        if self.mode == "prefix":
+            return Stretch(start, canvas.length, max(due.reach, window) + near, near)
+        return Stretch(start, torch.minimum(end, canvas.length), window + 2 * near, near)
 
     def rows(
         self,
@@ -225,7 +230,7 @@ class Forward:
         if min(due.lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
-        own = states[:, ahead:count]
+        own = states[:, ahead + stretch.lead : count]
         # On a grid what is computed in front of a window is at least as long as that.
         if self.topology.final and (self.topology.causal or stretch.count > window):
             offset = view.block_start - stretch.begin

@@ -83,6 +83,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     cfg_scale: float = 0.0,
     cache: str = "none",
     refresh_every: int | None = None,
+    refresh_around: int = 0,
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
     stop_at_eos: bool = True,
@@ -125,6 +126,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             row. Both are approximations for networks that look both ways.
         refresh_every: compute the whole row again after so many forwards of a block, 1 for every
             time, which equals no cache; None never.
+        refresh_around: tokens on either side of a block that its forwards compute along with it,
+            those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
+            refresh); 0 computes the block alone. Only where a cache is an approximation.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest

@@ -39,6 +39,7 @@ class Settings:
     cfg_scale: float = 0.0  # classifier-free guidance
     cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
     refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
+    refresh_around: int = 0  # tokens on either side of a block that its forwards make anew
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -73,6 +74,11 @@ class Settings:
                     "refresh_every goes with cache 'prefix' or 'dual', "
                     f"got {self.refresh_every} with 'none'"
                 )
+        if integer("refresh_around", self.refresh_around, least=0) and self.cache == "none":
+            raise ValueError(
+                "refresh_around goes with cache 'prefix' or 'dual', "
+                f"got {self.refresh_around} with 'none'"
+            )
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
@@ -157,6 +163,11 @@ class Settings:
             raise ValueError(
                 f"cache must be 'none' for {spec.family}, whose networks keep no keys and values, "
                 f"got {self.cache!r}"
+            )
+        if self.refresh_around and spec.block_size is not None:
+            raise ValueError(
+                f"refresh_around must be 0 for {spec.family}, whose keys and values in front of a "
+                f"block are final, got {self.refresh_around}"
             )
         if spec.shift and "leave_one_out" in traits.needs:
             raise ValueError(

@@ -48,6 +48,12 @@ class Topology:
         assert size is not None
         return torch.minimum(self.block_start(start) + size, canvas.length)
 
+    def reach(self, canvas: Canvas, start: Tensor) -> Tensor:
+        """One past the end of a block to decode, or of the row's last blank, [B]."""
+        if self.block_length is None:
+            return canvas.stop
+        return torch.minimum(start + self.block_length, canvas.stop)
+
     def seen(
         self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
     ) -> Tensor | None:

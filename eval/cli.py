@@ -138,6 +138,10 @@ def task_command(name: str) -> Callable[..., None]:
         refresh_every: Annotated[
             int | None, decoding(help="Forwards until a cache is made anew.", **WHOLE)
         ] = None,
+        refresh_around: Annotated[
+            int | None,
+            decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
+        ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)
         ] = None,
@@ -188,6 +192,7 @@ def task_command(name: str) -> Callable[..., None]:
             "confidence_eos_eot_inf": confidence_eos_eot_inf,
             "cache": cache,
             "refresh_every": refresh_every,
+            "refresh_around": refresh_around,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from dlm.bench.decode import speeds
 from dlm.bench.result import Result
@@ -9,29 +10,35 @@ from dlm.bench.timing import Spread, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
 from dlm.generation import Generation
 from dlm.models.model import Model
+from dlm.options import integer
 from dlm.traits import CACHES
 
 
-def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size."""
+def measure(work: Work, around: int = 0) -> Iterator[Result]:
+    """One result for each batch size, with a dual cache that computes `around` tokens more."""
+    integer("refresh_around", around, least=0)
     model = work.model()
     for batch in work.batch_sizes:
-        yield compare(work, model, batch)
+        yield compare(work, model, batch, around)
 
 
-def compare(work: Work, model: Model, batch: int) -> Result:
+def compare(work: Work, model: Model, batch: int, around: int) -> Result:
     """All caches in turns."""
     prompts = random_prompts(model, [work.prompt_length] * batch)
     outs: dict[str, Generation] = {}
 
-    def decode(cache: str) -> None:
-        outs[cache] = work.decode(model, prompts, cache=cache)
+    options: dict[str, dict[str, Any]] = {name: {"cache": name} for name in CACHES}
+    if around:
+        options[f"dual and {around} around"] = {"cache": "dual", "refresh_around": around}
 
-    calls: dict[str, Callable[[], object]] = {name: partial(decode, name) for name in CACHES}
+    def decode(name: str) -> None:
+        outs[name] = work.decode(model, prompts, **options[name])
+
+    calls: dict[str, Callable[[], object]] = {name: partial(decode, name) for name in options}
     times = take_turns(calls, work.repeats, model.device)
-    others = [name for name in CACHES if name != "none"]
+    others = [name for name in options if name != "none"]
     whole = outs["none"]
-    computed = {name: sum(outs[name].query_tokens) for name in CACHES}
+    computed = {name: sum(outs[name].query_tokens) for name in options}
     return Result(
         bench="cache",
         case=work.case(model, batch_size=batch),
@@ -39,8 +46,8 @@ def compare(work: Work, model: Model, batch: int) -> Result:
         ratios={f"none / {name}": ratio(times["none"], times[name]) for name in others},
         found={
             **speeds(times, batch * work.gen_length),
-            **{f"forwards, {name}": max(outs[name].forwards) for name in CACHES},
-            **{f"query tokens, {name}": computed[name] for name in CACHES},
+            **{f"forwards, {name}": max(outs[name].forwards) for name in options},
+            **{f"query tokens, {name}": computed[name] for name in options},
             **{
                 f"share of tokens as without, {name}": agreement(outs[name].tokens, whole.tokens)
                 for name in others

@@ -124,7 +124,7 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 
     sink = Sink(options.pop("json"), options.pop("out"))
     profiled = options.pop("profile", False)
-    more = traffic(options)
+    more = beside(options)
     with threads_set(options.pop("threads")):
         work = Work(batch_sizes=tuple(options.pop("batch_size")), **options)
         if profiled:
@@ -136,8 +136,10 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
         sink.write(bench.measure(work, *more), work.device)
 
 
-def traffic(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What `serve` is given beside `Work`, taken out of the options."""
+def beside(options: dict[str, Any]) -> tuple[Any, ...]:
+    """What `cache` and `serve` are given beside `Work`, taken out of the options."""
+    if "refresh_around" in options:
+        return (options.pop("refresh_around"),)
     if "requests" not in options:
         return ()
     from dlm.bench.serve import Traffic
@@ -259,6 +261,14 @@ def cache(  # noqa: PLR0913
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
     steps: Steps = None,
+    refresh_around: Annotated[
+        int,
+        decoding(
+            help="Try a dual cache as well that computes so many tokens around a block.",
+            show_default="none",
+            **WHOLE,
+        ),
+    ] = 0,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,

@@ -155,6 +155,9 @@ RefreshEvery = Annotated[
     int | None,
     decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
 ]
+RefreshAround = Annotated[
+    int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
+]
 # Among the options of sampling, where its name has room in 80 columns.
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
@@ -194,6 +197,7 @@ DECODING: Final = (
     "confidence_eos_eot_inf",
     "cache",
     "refresh_every",
+    "refresh_around",
     "suppress_tokens",
     "begin_suppress_tokens",
     "temperature",

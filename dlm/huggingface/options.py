@@ -217,9 +217,9 @@ def displaced(layer: Layer, before: Layer) -> set[str]:
     if "max_length" in layer or "max_new_tokens" in layer:
         gone |= {"max_length", "max_new_tokens"}
     if layer.get("use_cache") is False:
-        gone |= {"cache", "refresh_every"}
+        gone |= {"cache", "refresh_every", "refresh_around"}
     elif "cache" in layer:
-        gone |= {"use_cache", "refresh_every"}
+        gone |= {"use_cache", "refresh_every", "refresh_around"}
     return gone
 
 

@@ -28,6 +28,7 @@ OPTIONS = (
     "cfg_scale",
     "cache",
     "refresh_every",
+    "refresh_around",
     "seed",
     "stop_at_eos",
     "suppress_tokens",

@@ -216,7 +216,7 @@ def read_settings(
     if given.get("decoder", used) != used:
         gone.add("decoder_options")
     if "cache" in given:
-        gone.add("refresh_every")  # it speaks of the other cache
+        gone |= {"refresh_every", "refresh_around"}  # they speak of the other cache
     kept = {name: value for name, value in defaults.items() if name not in gone}
     if "seed" not in {*kept, *given}:
         given["seed"] = secrets.randbits(SEED_BITS)  # which the answer tells

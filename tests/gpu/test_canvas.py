@@ -24,6 +24,7 @@ GENERATIONS: list[tuple[str, dict[str, Any]]] = [
     ("low_confidence", {"cache": "dual"}),
     ("low_confidence", {"cache": "prefix", "cfg_scale": 1.0, "stop_at_eos": False}),
     ("threshold", {"cache": "dual", "refresh_every": 2}),
+    ("threshold", {"cache": "dual", "refresh_around": 3}),
     ("remdm", {"steps": 12, "temperature": 1.0}),
     ("saber", {}),
     ("wino", {"cache": "prefix"}),

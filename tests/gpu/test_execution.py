@@ -99,7 +99,7 @@ def test_recorded_steps_decode_what_plain_ones_do(
     [
         {"cfg_scale": 1.0},
         {"cache": "dual", "cfg_scale": 1.0},
-        {"cache": "dual", "refresh_every": 3},
+        {"cache": "dual", "refresh_every": 3, "refresh_around": 5},
         {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """Caches: exact where they say so, and a row's own business in any batch."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,8 +51,35 @@ def test_refreshed_at_every_forward_it_equals_no_cache(
         assert repr(one.commits) == repr(other.commits)  # confidences to the last bit, NaN too
 
 
-@pytest.mark.one_in(6)
-@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "refresh_every": 2}], ids=str)
+@pytest.mark.one_in(12)
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_refreshed_all_around_it_equals_no_cache(
+    golden: Model,
+    decoding: Decoding,
+    decoder: str,
+    cache: str,
+    shift: bool,
+    more: dict[str, Any],
+) -> None:
+    if shift and "leave_one_out" in Traits.of(DECODERS[decoder]()).needs:
+        pytest.skip("a shifted family cannot tell")
+    model = Model(golden.network, None, replace(golden.spec, shift=shift))
+    options = {**decoding(decoder), **more}
+    plain = run(model, ROWS, KEYS, **options)
+    for around in (16, 1 << 20):  # no row is longer
+        cached = run(model, ROWS, KEYS, cache=cache, refresh_around=around, **options)
+        assert (cached.tokens, cached.forwards) == (plain.tokens, plain.forwards)
+        assert cached.query_tokens == plain.query_tokens
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"temperature": 1.0, "refresh_every": 2}, {"temperature": 1.0, "refresh_around": 2}],
+    ids=str,
+)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_a_row_does_not_depend_on_its_batch(
     golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any]
@@ -118,20 +146,23 @@ def test_a_wide_batch_computes_nothing_more_of_a_narrow_row(golden: Model) -> No
 
 
 @pytest.mark.parametrize(
-    ("cache", "refresh", "queries"),
+    ("cache", "refresh", "around", "queries"),
     [
         # A prompt of 3, blocks of 4, 4 and 2 masks, one token a forward: every block begins with
         # a whole forward of 13, and goes on with what its cache leaves to compute.
-        ("none", None, 10 * 13),
-        ("prefix", None, 3 * 13 + 3 * 10 + 3 * 6 + 1 * 2),
-        ("dual", None, 3 * 13 + 3 * 4 + 3 * 4 + 1 * 2),
-        ("dual", 2, 5 * 13 + 2 * 4 + 2 * 4 + 1 * 2),
-        ("prefix", 1, 10 * 13),
+        ("none", None, 0, 10 * 13),
+        ("prefix", None, 0, 3 * 13 + 3 * 10 + 3 * 6 + 1 * 2),
+        ("dual", None, 0, 3 * 13 + 3 * 4 + 3 * 4 + 1 * 2),
+        ("dual", 2, 0, 5 * 13 + 2 * 4 + 2 * 4 + 1 * 2),
+        ("prefix", 1, 0, 10 * 13),
+        ("prefix", None, 2, 3 * 13 + 3 * 12 + 3 * 8 + 1 * 4),
+        ("dual", None, 2, 3 * 13 + 3 * 8 + 3 * 8 + 1 * 4),
+        ("dual", 2, 4, 5 * 13 + 2 * 11 + 2 * 10 + 1 * 6),
     ],
 )
 @pytest.mark.parametrize("guided", [False, True])
 def test_no_forward_is_wasted(
-    golden: Model, cache: str, refresh: int | None, queries: int, guided: bool
+    golden: Model, cache: str, refresh: int | None, around: int, queries: int, guided: bool
 ) -> None:
     out = dlm.generate(
         golden,
@@ -141,6 +172,7 @@ def test_no_forward_is_wasted(
         stop_at_eos=False,
         cache=cache,
         refresh_every=refresh,
+        refresh_around=around,
         cfg_scale=0.5 * guided,
     )
     assert out.forwards == [10]
@@ -195,6 +227,13 @@ def test_options_that_do_not_fit_are_refused(golden: Model) -> None:
         run(golden, [[1]], [0], refresh_every=2)
     with pytest.raises(ValueError, match="refresh_every must be an int >= 1, got 0"):
         run(golden, [[1]], [0], cache="dual", refresh_every=0)
+    with pytest.raises(ValueError, match="refresh_around goes with cache 'prefix' or 'dual'"):
+        run(golden, [[1]], [0], refresh_around=2)
+    with pytest.raises(ValueError, match="refresh_around must be an int >= 0, got -1"):
+        run(golden, [[1]], [0], cache="dual", refresh_around=-1)
+    final = Model(golden.network, None, replace(golden.spec, block_size=4))
+    with pytest.raises(ValueError, match=r"refresh_around must be 0 for .* block are final, got 2"):
+        run(final, [[1]], [0], cache="dual", refresh_around=2)
     with pytest.raises(ValueError, match="cache must be one of none, prefix for Wino"):
         run(golden, [[1]], [0], decoder="wino", cache="dual")
     with pytest.raises(ValueError, match=r"unknown cache 'duel'. Did you mean 'dual'"):

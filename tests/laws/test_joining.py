@@ -215,6 +215,7 @@ def test_memory_may_be_short_while_rows_join(
 @pytest.mark.one_in(10)
 @pytest.mark.parametrize(("cache", "more"), [
     ("prefix", {"cfg_scale": 0.7}), ("dual", {"refresh_every": 2}), ("prefix", {"steps": 6}),
+    ("dual", {"refresh_around": 3}), ("prefix", {"refresh_around": 2, "refresh_every": 3}),
     ("dual", {"cfg_scale": 0.7, "refresh_every": 3}), ("prefix", {"stop_at_eos": True}),
     ("dual", {"stop_at_eos": True}), ("dual", {"block_length": None}),
     ("none", {"position_temperature": 0.5}),

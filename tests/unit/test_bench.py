@@ -256,7 +256,8 @@ def test_processor_names(tmp_path: Path) -> None:
 def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     args = [name, "--shape=tiny", *MINIMAL, f"--out={out}"]
-    args += ["--requests=3", "--load=9"] if name == "serve" else []
+    more = {"serve": ["--requests=3", "--load=9"], "cache": ["--refresh-around=2"]}
+    args += more.get(name, [])
     found = lines(*args, "--batch-size=1", "--batch-size=2")
     assert [row["case"]["batch_size"] for row in found] == [1, 2]
     assert [json.loads(line) for line in out.read_text().splitlines()] == found

@@ -29,6 +29,7 @@ STATED: dict[str, Any] = {
     "seed": 7,
     "cache": "dual",
     "refresh_every": 2,
+    "refresh_around": 8,
 }
 
 

@@ -79,21 +79,23 @@ def test_the_last_word_on_length_counts(
 
 
 @pytest.mark.parametrize(
-    ("layers", "cache", "refresh_every"),
+    ("layers", "cache", "every"),
     [
         ([{"use_cache": False}, {"cache": "dual"}], "dual", None),
         ([{"cache": "dual", "refresh_every": 4}, {"use_cache": False}], "none", None),
         ([{"cache": "dual", "refresh_every": 4}, {"use_cache": True}], "dual", 4),
         ([{"cache": "dual", "refresh_every": 4}, {"cache": "prefix"}], "prefix", None),
         ([{"cache": "dual"}, {"refresh_every": 3}], "dual", 3),
+        ([{"cache": "dual", "refresh_around": 8}, {"cache": "prefix"}], "prefix", None),
+        ([{"cache": "dual", "refresh_around": 8}, {"use_cache": False}], "none", None),
         ([{"use_cache": True}], "none", None),
     ],
 )
 def test_the_last_word_on_caches_counts(
-    layers: list[dict[str, Any]], cache: str, refresh_every: int | None
+    layers: list[dict[str, Any]], cache: str, every: int | None
 ) -> None:
     made = settings(merge(*layers))
-    assert (made.cache, made.refresh_every) == (cache, refresh_every)
+    assert (made.cache, made.refresh_every, made.refresh_around) == (cache, every, 0)
 
 
 @pytest.mark.parametrize(
