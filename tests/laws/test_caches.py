@@ -118,7 +118,7 @@ def test_rows_that_finish_early_leave_the_others_alone(golden: Model, cache: str
 def test_text_behind_the_blanks_is_seen(golden: Model, cache: str) -> None:
     """With one block over all blanks only the first forward, a whole one, could differ."""
     row = [3, MASK, MASK, 9, MASK, 20, 21, 22]
-    options = {"block_length": None, "decoder": "left_to_right", "seed": 1}
+    options: dict[str, Any] = {"block_length": None, "decoder": "left_to_right", "seed": 1}
     every = dlm.infill(golden, [row], cache=cache, refresh_every=1, **options)
     assert every.tokens == dlm.infill(golden, [row], **options).tokens
     once = dlm.infill(golden, [row, [4, MASK, 5]], cache=cache, **options)
@@ -126,6 +126,10 @@ def test_text_behind_the_blanks_is_seen(golden: Model, cache: str) -> None:
     # Whole: 8. Then from the first blank on: 7 to the end of the row, 4 to the last blank.
     expected = {"prefix": 8 + 2 * 7, "dual": 8 + 2 * 4}
     assert once.query_tokens[0] == expected[cache]
+    for block_length in (None, 8):  # one token more on either side of what is blank
+        options |= {"block_length": block_length, "refresh_around": 1}
+        near = dlm.infill(golden, [row, [4, *[MASK] * 8]], cache=cache, **options)
+        assert near.query_tokens[0] == {"prefix": 8 + 2 * 8, "dual": 8 + 2 * 6}[cache]
 
 
 def test_a_wide_batch_computes_nothing_more_of_a_narrow_row(golden: Model) -> None:
