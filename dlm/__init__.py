@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dlm import eval as eval
     from dlm import types as types
     from dlm.execution import release
-    from dlm.generation import Generation, Snapshot, generate, infill, stream
+    from dlm.generation import Generation, Snapshot, generate, generate_each, infill, stream
     from dlm.huggingface import (
         DiffusionGenerationConfig,
         DiffusionGenerationOutput,
@@ -47,6 +47,7 @@ __all__ = [
     "decoders",
     "encode_prompts",
     "generate",
+    "generate_each",
     "infill",
     "kernels",
     "load",
@@ -69,6 +70,7 @@ _HOMES = {
     "as_model": "dlm.huggingface.generation",
     "encode_prompts": "dlm.prompts",
     "generate": "dlm.generation",
+    "generate_each": "dlm.generation",
     "infill": "dlm.generation",
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",

@@ -193,6 +193,7 @@ class Batch:
             tally=outcome.progress.tally,
             names=self.names,
             made=self.made,
+            forwards=outcome.progress.made,
             reused=self.reused,
             live=live,
             done=[was and over for was, over in zip(live, finished, strict=True)],

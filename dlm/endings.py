@@ -83,7 +83,7 @@ class StopTexts:
     def look(self, step: Step) -> frozenset[int]:
         """Rows that a stop text ends after this forward."""
         if not self.readers:
-            return self.leaving  # none
+            return frozenset()
         unread = {name for name, reader in enumerate(self.readers) if not reader.stopped}
         for name, block_start, row in ongoing(step, unread):
             begin, end = self.spans[name]
@@ -91,12 +91,14 @@ class StopTexts:
             if settled > self.told[name]:
                 self.readers[name].push(row[self.told[name] : settled])
                 self.told[name] = settled
-        self.leaving = frozenset(name for name in unread if self.readers[name].stopped)
-        return self.leaving
+        stopped = frozenset(name for name in unread if self.readers[name].stopped)
+        self.leaving |= stopped
+        return stopped
 
     def change(self) -> Change:
-        """What happens to the batch after the forward that was looked at last."""
-        return Change(leave=self.leaving)
+        """What happens to the batch after the forwards that were looked at since it was asked."""
+        leaving, self.leaving = self.leaving, frozenset()
+        return Change(leave=leaving)
 
     def read(self, name: int, tokens: list[int]) -> tuple[str, list[int] | None]:
         """A row after its last forward.

@@ -95,7 +95,6 @@ OPTIONS: Final[dict[str, str]] = {
     "input_ids": _IDS,
     "attention_mask": _IDS,
     "tokenizer": "it is the model's own: model.tokenizer",
-    "batch_size": "the prompts of a call are its batch, and no row depends on another",
     "block_size": "in dlm it is block_length; block_size of dlm.load is that of the attention",
     "device": "it is where dlm.load put the model: dlm.load has device",
     "dtype": "it is as dlm.load made the model: dlm.load has dtype",

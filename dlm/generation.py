@@ -1,18 +1,18 @@
 """Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
 
-from dlm.endings import End, ended
-from dlm.job import Job, generation_job, make_job
+from dlm.endings import ended
+from dlm.job import Job, generation_job, infill_job
 from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, check_model, decode_text, encode_texts, whole_text
+from dlm.prompts import Prompt, check_model, decode_text, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Recorder, Trajectory, mark
 from dlm.types import AnyDecoder
@@ -94,6 +94,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     return_trajectory: bool = False,
     return_order: bool = False,
     prompt_cache: PromptCache | None = None,
+    batch_size: int | None = None,
 ) -> Generation:
     """Continue every prompt by `gen_length` tokens, decoded block by block.
 
@@ -145,13 +146,43 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         return_order: keep which forward committed each token, at next to no cost.
         prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
             and that these leave for others; for families with blocks of attention, with a cache.
+        batch_size: rows decoded at a time; as some end others take their places. None decodes all
+            together. Changes no row.
 
     Raises:
         ValueError: a bad option or prompt, named in the message.
     """
-    options = {k: v for k, v in locals().items() if k not in ("model", "prompts", "prompt_cache")}
-    job = generation_job(model, prompts, Settings(**options), prompt_cache)
+    options = {name: value for name, value in locals().items() if name in NAMES}
+    job = generation_job(model, prompts, Settings(**options), prompt_cache, batch_size)
     return finish(model, job, decode_text)
+
+
+@partial(names_checked, options=NAMES, instead=INSTEAD)
+def generate_each(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    batch_size: int = 16,
+    prompt_cache: PromptCache | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, Generation]]:
+    """Continue many prompts, yielding each as soon as it is done.
+
+    Args:
+        model: what `dlm.load` gave.
+        prompts: as in `generate`.
+        batch_size: rows decoded at a time; as some end others take their places. Changes no row.
+        prompt_cache: as in `generate`.
+        **options: as in `generate`.
+
+    Returns:
+        The number of a prompt, and the generation of its row alone.
+
+    Raises:
+        ValueError: as in `generate`, when called.
+    """
+    job = generation_job(model, prompts, Settings.of(options), prompt_cache, batch_size)
+    return outcomes(model, job, decode_text)
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -183,6 +214,8 @@ def stream(
 def infill(
     model: Model,
     text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    batch_size: int | None = None,
     **options: Any,
 ) -> Generation:
     """Fill blanks anywhere in a text, with what stands on both sides in view.
@@ -194,6 +227,7 @@ def infill(
         model: what `dlm.load` gave.
         text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
             ids holding the mask id; or a list of one of those.
+        batch_size: as in `generate`.
         **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
             default, as what follows a blank is given.
 
@@ -203,56 +237,71 @@ def infill(
     Raises:
         ValueError: as in `generate`, and a text without a blank.
     """
+    check_model(model)
+    job = infill_job(model, text, infill_settings(options), batch_size)
+    return finish(model, job, whole_text)
+
+
+def infill_settings(options: Mapping[str, Any]) -> Settings:
+    """Those of `infill`.
+
+    Raises:
+        ValueError: an option breaks its rule, or is for `generate`.
+    """
     if "gen_length" in options:
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
-    check_model(model)
     settings = Settings.of({"stop_at_eos": False, **options})
     if settings.stops:
         raise ValueError(
             f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
         )
-    rows = encode_texts(model, text)
-    job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
-    return finish(model, job, whole_text)
+    return settings
+
+
+def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
+    """Run a job to its end; `text_of` tells how a row's tokens read."""
+    rows = dict(outcomes(model, job, text_of))
+    each = [rows[row] for row in range(len(job.rows))]
+
+    def joined(name: str) -> Any:
+        parts = [getattr(one, name) for one in each]
+        return None if parts[0] is None else [part[0] for part in parts]
+
+    return Generation(**{field.name: joined(field.name) for field in fields(Generation)})
 
 
 @torch.inference_mode()
-def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
-    """Run a job to its end; `text_of` tells how a row's tokens read."""
-    found: dict[int, End] = {}
+def outcomes(
+    model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]
+) -> Iterator[tuple[int, Generation]]:
+    """Run a job, yielding the number of each row as it ends and its generation alone."""
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
-    has_path = False
     stopping = job.stop_texts(model)
     for step in job.steps(model, stopping.change):
         if order is not None:
             mark(order, step)
         if recorder is not None:
             recorder.add(step)
-        has_path = step.tally.path is not None
-        found.update(ended(step, stopping.look(step)))
-    ends = [found[row] for row in range(len(job.rows))]
-    tokens = [end.tokens[slice(*span)] for end, span in zip(ends, job.spans, strict=True)]
-    blanks = [row.count(model.spec.mask_id) for row in job.rows]
-    paths = [end.path_of(n) for end, n in zip(ends, blanks, strict=True)]
-    texts = None if model.tokenizer is None else [text_of(model, row) for row in tokens]
-    for row in range(len(tokens)) if job.settings.stops else ():
-        assert texts is not None
-        texts[row], cut = stopping.read(row, tokens[row])
-        if cut is not None:
-            tokens[row], paths[row] = cut, None
-    return Generation(
-        tokens=tokens,
-        texts=texts,
-        decoded=[end.decoded for end in ends],
-        forwards=[end.forwards for end in ends],
-        query_tokens=[end.queries for end in ends],
-        trajectory=None if recorder is None else recorder.trajectories(),
-        order=None
-        if order is None
-        else [row[slice(*span)] for row, span in zip(order.tolist(), job.spans, strict=True)],
-        path_log_probability=paths if has_path else None,
-    )
+        for row, end in ended(step, stopping.look(step)):
+            begin, stop = job.spans[row]
+            blanks = job.rows[row].count(model.spec.mask_id)
+            tokens, path = end.tokens[begin:stop], end.path_of(blanks)
+            text = None if model.tokenizer is None else text_of(model, tokens)
+            if job.settings.stops:
+                text, cut = stopping.read(row, tokens)
+                if cut is not None:
+                    tokens, path = cut, None
+            yield row, Generation(
+                tokens=[tokens],
+                texts=None if text is None else [text],
+                decoded=[end.decoded],
+                forwards=[end.forwards],
+                query_tokens=[end.queries],
+                trajectory=None if recorder is None else [recorder.trajectory(row)],
+                order=None if order is None else [order[row, begin:stop].tolist()],
+                path_log_probability=None if step.tally.path is None else [path],
+            )
 
 
 @torch.inference_mode()

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
 from dlm.endings import StopTexts
 from dlm.execution import Execution
 from dlm.models.model import Model
+from dlm.options import integer
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, TooLong, encode_prompts, tokenizer_of
+from dlm.prompts import Prompt, TooLong, encode_prompts, encode_texts, tokenizer_of
+from dlm.waiting import Queue
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -27,13 +30,22 @@ class Job:
     decoder: AnyDecoder  # bound to the model
     execution: Execution  # how steps are run
     prompt_cache: PromptCache | None  # what rows take from and leave to other jobs
+    batch_size: int | None  # rows decoded at a time; None for all
 
     def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
         """Every forward of the job; `change` is asked for rows to give up after each."""
         terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
-        rows = Rows(self.canvas, lengths, range(len(lengths)))
-        return denoise(terms, rows, change, self.prompt_cache)
+        if self.batch_size is None or self.batch_size >= len(lengths):
+            rows = Rows(self.canvas, lengths, range(len(lengths)))
+            yield from denoise(terms, rows, change, self.prompt_cache)
+            return
+        queue = Queue(self.canvas, lengths, self.batch_size, self.execution)
+        while queue.waiting:  # also where all that were inside ended at once
+            fill = partial(queue.fill, change)
+            for step in denoise(terms, queue.batch(), fill, self.prompt_cache):
+                queue.saw(step)
+                yield step
 
     def stop_texts(self, model: Model) -> StopTexts:
         """What ends rows at the texts that the options name."""
@@ -92,12 +104,15 @@ def make_job(
     spans: list[tuple[int, int]],
     settings: Settings,
     prompt_cache: PromptCache | None = None,
+    batch_size: int | None = None,
 ) -> Job:
     """What decodes rows that hold the mask id at every position to decode.
 
     Raises:
         ValueError: they do not fit the model, or an option does not fit them.
     """
+    if batch_size is not None:
+        integer("batch_size", batch_size, least=1)
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache, model, settings)
     if settings.stops:
@@ -107,7 +122,7 @@ def make_job(
     block_length = active_length(settings.block_length, model.spec)
     bound = bind(settings.policy, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
-    return Job(rows, spans, canvas, settings, bound, execution, prompt_cache)
+    return Job(rows, spans, canvas, settings, bound, execution, prompt_cache, batch_size)
 
 
 def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -> None:
@@ -124,10 +139,23 @@ def generation_job(
     prompts: Prompt | Sequence[Prompt],
     settings: Settings,
     prompt_cache: PromptCache | None = None,
+    batch_size: int | None = None,
 ) -> Job:
     """Prompts with `gen_length` masks behind each, and then what closes every row."""
     rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
-    return make_job(model, rows, spans, settings, prompt_cache)
+    return make_job(model, rows, spans, settings, prompt_cache, batch_size)
+
+
+def infill_job(
+    model: Model,
+    text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    settings: Settings,
+    batch_size: int | None = None,
+) -> Job:
+    """Texts with blanks, or rows of ids with masks; all of each is handed back."""
+    rows = encode_texts(model, text)
+    spans = [(0, len(row)) for row in rows]
+    return make_job(model, rows, spans, settings, batch_size=batch_size)
 
 
 def continued(

@@ -56,6 +56,7 @@ class Step:
     tally: Tally  # of all forwards so far
     names: list[int]  # of the rows: where they stood in the batch, unless they joined it
     made: list[int]  # forwards of each row, this one included
+    forwards: Tensor  # int64 [B], likewise, of rows that are being decoded
     reused: list[int]  # tokens of each whose keys and values others left behind
     live: list[bool]  # rows that were being decoded; what others hold means nothing
     done: list[bool]  # of those, rows that need no further forward

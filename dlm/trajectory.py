@@ -85,26 +85,27 @@ class Recorder:
         ):
             if mask is None:
                 continue
-            for line, change in listed(step.number, mask, view.positions, token, probability):
+            for line, change in listed(step.made, mask, view.positions, token, probability):
                 row = rows[line]
                 made = change._replace(position=change.position - self.spans[row][0])
                 self.changes[row][kind].append(made)
 
-    def trajectories(self) -> list[Trajectory]:
-        """One for each row."""
-        return [
-            Trajectory(torch.stack(seen), times=times, **changes)
-            for seen, changes, times in zip(self.canvases, self.changes, self.times, strict=True)
-        ]
+    def trajectory(self, row: int) -> Trajectory:
+        """That of a row after its last forward."""
+        seen = torch.stack(self.canvases[row])
+        return Trajectory(seen, times=self.times[row], **self.changes[row])
 
 
 def mark(order: Tensor, step: Step) -> None:
-    """Write the number of a forward where it committed or edited, int64 [B, L] over all rows."""
-    row, width = step.before.row, step.tokens.shape[1]
+    """Write the number of a row's forward where it committed or edited, int64 [B, L] of all rows."""
+    width = step.tokens.shape[1]
     inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit
     taken = inside & (taken if edit is None else taken | edit).gather(1, column)
-    order[row, :width] = torch.where(taken, step.number, order[row, :width])
+    # Lines that are not live may be copies of others, and a row is written once.
+    lines = send([line for line, live in enumerate(step.live) if live], order.device)
+    row, number = step.before.row[lines], step.forwards[lines, None] - 1
+    order[row, :width] = torch.where(taken[lines], number, order[row, :width])
 
 
 class Written:
@@ -124,7 +125,8 @@ class Written:
         mask = decision.commit if decision.edit is None else decision.commit | decision.edit
         sure = None if view.confidence is None else view.confidence[index]
         marked = (mask[index], view.positions[index], view.sampled[index], sure)
-        for line, change in listed(step.number, *marked):
+        made = [step.made[line] for line in lines]
+        for line, change in listed(made, *marked):
             self.rows.setdefault(step.names[lines[line]], {})[change.position] = change
 
     def log_probabilities(self, name: int, begin: int, tokens: Sequence[int]) -> list[float]:
@@ -145,9 +147,16 @@ def log_probability(written: Change | None, token: int) -> float:
 
 
 def listed(
-    number: int, mask: Tensor, positions: Tensor, token: Tensor, probability: Tensor | None
+    made: Sequence[int],
+    mask: Tensor,
+    positions: Tensor,
+    token: Tensor,
+    probability: Tensor | None,
 ) -> list[tuple[int, Change]]:
-    """The line of each marked position with what changed there, in row order."""
+    """The line of each marked position with what changed there, in row order.
+
+    At the last of so many forwards that are made of each line.
+    """
     line, column = mask.nonzero(as_tuple=True)
     chance = (
         torch.full(mask.shape, torch.nan, device=mask.device)
@@ -156,6 +165,6 @@ def listed(
     )
     columns = (line, *(x[line, column] for x in (positions, token, chance)))
     return [
-        (i, Change(number, p, t, c))
+        (i, Change(made[i] - 1, p, t, c))
         for i, p, t, c in zip(*(x.tolist() for x in columns), strict=True)
     ]

@@ -107,7 +107,7 @@ def test_guided_rows_do_not_depend_on_their_batch(golden: Model, cache: str) -> 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_rows_that_finish_early_leave_the_others_alone(golden: Model, cache: str) -> None:
     blanks = [[*row, *[MASK] * 13] for row in ROWS]
-    options = {"block_length": 5, "cache": cache, "seed": 3, "temperature": 1.0}
+    options: dict[str, Any] = {"block_length": 5, "cache": cache, "seed": 3, "temperature": 1.0}
     early = dlm.infill(golden, [[1, MASK], *blanks], row_keys=[7, *KEYS], **options)
     assert early.forwards[0] == 1
     later = dlm.infill(golden, blanks, row_keys=KEYS, **options)
