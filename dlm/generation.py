@@ -292,15 +292,18 @@ def outcomes(
                 text, cut = stopping.read(row, tokens)
                 if cut is not None:
                     tokens, path = cut, None
-            yield row, Generation(
-                tokens=[tokens],
-                texts=None if text is None else [text],
-                decoded=[end.decoded],
-                forwards=[end.forwards],
-                query_tokens=[end.queries],
-                trajectory=None if recorder is None else [recorder.trajectory(row)],
-                order=None if order is None else [order[row, begin:stop].tolist()],
-                path_log_probability=None if step.tally.path is None else [path],
+            yield (
+                row,
+                Generation(
+                    tokens=[tokens],
+                    texts=None if text is None else [text],
+                    decoded=[end.decoded],
+                    forwards=[end.forwards],
+                    query_tokens=[end.queries],
+                    trajectory=None if recorder is None else [recorder.trajectory(row)],
+                    order=None if order is None else [order[row, begin:stop].tolist()],
+                    path_log_probability=None if step.tally.path is None else [path],
+                ),
             )
 
 

@@ -12,11 +12,11 @@ from dlm.models.model import Model
 from dlm.options import integer
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, TooLong, encode_prompts, encode_texts, tokenizer_of
-from dlm.waiting import Queue
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder
+from dlm.waiting import Queue
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Recorder:
 
 
 def mark(order: Tensor, step: Step) -> None:
-    """Write the number of a row's forward where it committed or edited, int64 [B, L] of all rows."""
+    """Write which of a row's forwards committed or edited a token, int64 [B, L] of all rows."""
     width = step.tokens.shape[1]
     inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit

@@ -1,8 +1,9 @@
-"""Decoding problems batch by batch, with a clock."""
+"""Decoding problems, with a clock."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,13 +53,6 @@ class Output:
     seconds: float
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Items of like length together, the longest first: what does not fit memory fails at once."""
-    order = sorted(items, key=lambda each: (-len(each.tokens), *each.key))
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
-
-
 def warm_up(model: dlm.Model, item: Item, options: Mapping[str, Any]) -> None:
     """Make a few forwards of one prompt that nobody counts."""
     steps = dlm.stream(model, item.tokens, **options)
@@ -66,52 +60,72 @@ def warm_up(model: dlm.Model, item: Item, options: Mapping[str, Any]) -> None:
         pass
 
 
-def decode(model: dlm.Model, items: Sequence[Item], options: Mapping[str, Any]) -> list[Output]:
-    """Decode some items in one batch, or in halves where that takes more memory than there is."""
-    try:
-        return decode_batch(model, items, options)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    half = len(items) // 2
-    return [*decode(model, items[:half], options), *decode(model, items[half:], options)]
-
-
-def decode_batch(
-    model: dlm.Model, items: Sequence[Item], options: Mapping[str, Any]
-) -> list[Output]:
-    """Decode some items in one batch.
+def decode(
+    model: dlm.Model, items: Sequence[Item], options: Mapping[str, Any], batch_size: int
+) -> Iterator[list[Output]]:
+    """Decode items, as many at a time as a batch has, and tell of as many as are done.
 
     Raises:
         ValueError: a bad option, or a model without a tokenizer.
     """
+    rows, keys = [item.tokens for item in items], [item.noise for item in items]
+    made = decode_rows(model, rows, keys, batch_size, {"return_order": True, **options})
     began = time.perf_counter()
-    out = dlm.generate(
-        model,
-        [item.tokens for item in items],
-        row_keys=[item.noise for item in items],
-        return_order=True,
-        **options,
-    )
-    seconds = time.perf_counter() - began
-    if out.texts is None or out.order is None:
-        raise ValueError("an evaluation needs a model with a tokenizer")
-    stops = set(model.spec.stop_ids)
-    queries = sum(out.query_tokens)
-    return [
-        Output(
-            item=item,
-            text=out.texts[row],
-            tokens=out.tokens[row],
-            order=out.order[row],
-            response_tokens=response_length(out.tokens[row], stops),
-            decoded_tokens=out.decoded[row],
-            forwards=out.forwards[row],
-            query_tokens=out.query_tokens[row],
-            seconds=seconds * out.query_tokens[row] / queries,
+    while some := [(items[number], one) for number, one in islice(made, batch_size)]:
+        yield outputs(some, time.perf_counter() - began, set(model.spec.stop_ids))
+        began = time.perf_counter()
+
+
+def decode_rows(
+    model: dlm.Model,
+    rows: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    batch_size: int,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[int, dlm.Generation]]:
+    """`dlm.generate_each`, from then on with half as many rows where memory is short."""
+    left = dict(enumerate(zip(rows, keys, strict=True)))
+    while left:
+        numbers = list(left)
+        given, noise = zip(*left.values(), strict=True)
+        more = {"row_keys": noise, "batch_size": batch_size, **options}
+        try:
+            for place, one in dlm.generate_each(model, given, **more):
+                del left[numbers[place]]
+                yield numbers[place], one
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+
+
+def outputs(
+    some: Sequence[tuple[Item, dlm.Generation]], seconds: float, stops: set[int]
+) -> list[Output]:
+    """Items and what came of each, which share the time by the positions computed for them.
+
+    Raises:
+        ValueError: the model has no tokenizer.
+    """
+    queries = sum(one.query_tokens[0] for _, one in some)
+    made = []
+    for item, one in some:
+        if one.texts is None or one.order is None:
+            raise ValueError("an evaluation needs a model with a tokenizer")
+        made.append(
+            Output(
+                item=item,
+                text=one.texts[0],
+                tokens=one.tokens[0],
+                order=one.order[0],
+                response_tokens=response_length(one.tokens[0], stops),
+                decoded_tokens=one.decoded[0],
+                forwards=one.forwards[0],
+                query_tokens=one.query_tokens[0],
+                seconds=seconds * one.query_tokens[0] / queries,
+            )
         )
-        for row, item in enumerate(items)
-    ]
+    return made
 
 
 def response_length(tokens: Sequence[int], stops: set[int]) -> int:

@@ -22,8 +22,9 @@ from torch import Tensor, distributed
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import dlm
+from dlm.eval.decode import decode_rows
 from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
-from dlm.eval.lm_eval_requests import Row, batches, keys, report_shortened
+from dlm.eval.lm_eval_requests import Row, groups, keys, report_shortened
 from dlm.eval.runner import places
 from dlm.eval.world import World
 from dlm.options import boolean, integer
@@ -217,8 +218,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
         texts: dict[Row, str] = {}
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), desc="dlm generate_until", disable=hidden) as bar:
-            for batch in batches(asking, self.batch_size):
-                for row, text in zip(batch, self.decode(batch), strict=True):
+            for group in groups(asking):
+                for row, text in self.decode(group):
                     texts[row] = text
                     for request in asking[row]:
                         self.cache_hook.add_partial("generate_until", request.args, text)
@@ -246,25 +247,14 @@ class DLM(TemplateLM):  # type: ignore[misc]
             log.warning("model_args fix %s=%s: not %s", name, self.fixed[name], value)
         return rows
 
-    def decode(self, batch: Sequence[Row]) -> list[str]:
-        """Texts of a batch, made in halves where it takes more memory than there is."""
-        ends: dict[str, Any] = {"stop": batch[0].until} if batch[0].until else {}
-        try:
-            out = dlm.generate(
-                self.model,
-                [row.tokens for row in batch],
-                row_keys=[row.key for row in batch],
-                **ends,
-                **dict(batch[0].options),
-                **self.fixed,
-            )
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        else:
-            return [self.text(row, ids) for row, ids in zip(batch, out.tokens, strict=True)]
-        half = len(batch) // 2
-        return [*self.decode(batch[:half]), *self.decode(batch[half:])]
+    def decode(self, group: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+        """Rows with the same options and stop strings as they are done, and their texts."""
+        options = {**dict(group[0].options), **self.fixed}
+        if group[0].until:
+            options["stop"] = group[0].until
+        rows, keys = [row.tokens for row in group], [row.key for row in group]
+        for number, one in decode_rows(self.model, rows, keys, self.batch_size, options):
+            yield group[number], self.text(group[number], one.tokens[0])
 
     def text(self, row: Row, tokens: Sequence[int]) -> str:
         """A row's text up to a stop token or stop string, without special tokens.

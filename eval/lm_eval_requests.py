@@ -36,15 +36,12 @@ def keys(requests: Sequence[Instance]) -> Iterator[int]:
         yield int.from_bytes(sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
-def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Rows with the same options and stop strings together, the longest first."""
-    groups: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
+def groups(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows with the same options and stop strings together."""
+    found: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.options, row.until].append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: -len(row.tokens))
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
+        found[row.options, row.until].append(row)
+    return list(found.values())
 
 
 def report_shortened(count: int, total: int, positions: int) -> None:

@@ -20,6 +20,7 @@ from dlm.options import integer, known
 
 NOT_OPTIONS = (
     "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order", "prompt_cache",
+    "batch_size",
 )  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
 

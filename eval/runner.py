@@ -1,8 +1,8 @@
 """Running a task: decode, score, write down, and go on where a killed run stopped.
 
-Every finished batch is on disk before the next one starts. A row depends on its prompt, its key
-and the options alone, so neither the batch size, nor the number of processes, nor a kill in
-between changes a sample.
+What is done is on disk as soon as it is as much as a batch: others have joined by then. A row
+depends on its prompt, its key and the options alone, so neither the batch size, nor the number of
+processes, nor a kill in between changes a sample.
 """
 
 import platform
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 import dlm
-from dlm.eval.decode import Item, Output, batches, decode, undecoded, warm_up
+from dlm.eval.decode import Item, Output, decode, undecoded, warm_up
 from dlm.eval.folder import SAMPLES, Appender, Folder, Run, digest, merged, read_run
 from dlm.eval.plan import Plan, settings_of
 from dlm.eval.sample import Sample
@@ -141,7 +141,7 @@ class Worker:
         world.wait()
 
     def run(self, items: list[Item], appender: Appender, batch_size: int) -> None:
-        """Decode, score and write batch by batch."""
+        """Decode, and score and write as many as a batch has once they are done."""
         room = places(self.model) - self.plan.options["gen_length"]
         fitting = [item for item in items if len(item.tokens) <= room]
         others = [item for item in items if len(item.tokens) > room]
@@ -151,8 +151,8 @@ class Worker:
         if fitting:
             warm_up(self.model, fitting[0], self.plan.options)
         pace.start()
-        for batch in batches(fitting, batch_size):
-            self.finish(decode(self.model, batch, self.plan.options), appender, pace)
+        for outputs in decode(self.model, fitting, self.plan.options, batch_size):
+            self.finish(outputs, appender, pace)
 
     def finish(self, outputs: list[Output], appender: Appender, pace: "Pace") -> None:
         """Score some outputs, write them down and tell."""

@@ -101,13 +101,13 @@ def test_a_run_goes_on_between_the_samples_of_a_problem(
     there = [each.key for each in read_run(tmp_path).samples]
     made = plan(3, 3)
     keys: list[int] = []
-    generate = dlm.generate
+    each = dlm.generate_each
 
     def counted(model: Model, rows: Any, **options: Any) -> Any:
         keys.extend(options["row_keys"])
-        return generate(model, rows, **options)
+        return each(model, rows, **options)
 
-    monkeypatch.setattr(dlm, "generate", counted)
+    monkeypatch.setattr(dlm, "generate_each", counted)
     assert facts(evaluate(built_in, made, tmp_path, name="m")) == facts(whole)
     left = {(index, repeat) for _, index, repeat in set(facts(whole)) - set(there)}
     assert len(there) == 4

@@ -92,13 +92,13 @@ def test_a_run_goes_on_and_repeats_nothing(
     there = {each.index for each in read_run(tmp_path / "parts").samples}
     plan = plan_sudoku(temperature=1.0)
     calls: list[int] = []
-    generate = dlm.generate
+    each = dlm.generate_each
 
     def counted(model: Model, rows: Any, **options: Any) -> Any:
         calls.extend(options["row_keys"])
-        return generate(model, rows, **options)
+        return each(model, rows, **options)
 
-    monkeypatch.setattr(dlm, "generate", counted)
+    monkeypatch.setattr(dlm, "generate_each", counted)
     run = evaluate(built_in, plan, tmp_path / "parts", name="built-in")
     assert facts(run) == facts(whole)
     assert sorted([*calls, *there]) == list(range(9))

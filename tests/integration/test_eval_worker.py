@@ -48,23 +48,23 @@ def test_a_process_warms_up_once_with_its_longest_prompt(
     built_in: Model, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
-    generate = dlm.generate
+    each = dlm.generate_each
 
     def warm(model: Model, item: Item, options: dict[str, Any]) -> None:
         told.append(len(item.tokens))
 
     def decode(model: Model, rows: Any, **options: Any) -> Any:
         told.append([len(row) for row in rows])
-        return generate(model, rows, **options)
+        return each(model, rows, **options)
 
     monkeypatch.setattr(runner, "warm_up", warm)
-    monkeypatch.setattr(dlm, "generate", decode)
+    monkeypatch.setattr(dlm, "generate_each", decode)
     evaluate(built_in, plan, tmp_path, name="m", batch_size=2)
-    longest, *batches = told
-    assert [len(batch) for batch in batches] == [2, 1]
-    assert longest == max(length for batch in batches for length in batch)
+    longest, lengths = told
+    assert len(lengths) == 3
+    assert longest == max(lengths)
     evaluate(built_in, plan, tmp_path, name="m")
-    assert told == [longest, *batches]  # with nothing left to decode there is nothing to warm
+    assert told == [longest, lengths]  # with nothing left to decode there is nothing to warm
 
 
 def test_time_left_is_that_of_the_positions_left(

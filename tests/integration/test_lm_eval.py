@@ -166,14 +166,15 @@ def plant(
     with silence():
         adapter = DLM(gen_length=gen_length, **more)
 
-    @functools.wraps(dlm.generate)
-    def generate(model: dlm.Model, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+    @functools.wraps(dlm.generate_each)
+    def each(model: dlm.Model, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
         tokenizer: Any = model.tokenizer
-        texts = [tokenizer.decode(list(prompt)) for prompt in prompts]
-        found = [next(a for end, a in answers.items() if text.endswith(end)) for text in texts]
-        return SimpleNamespace(tokens=[tokenizer.encode(answer) for answer in found])
+        for number, prompt in enumerate(prompts):
+            text = tokenizer.decode(list(prompt))
+            found = next(answer for end, answer in answers.items() if text.endswith(end))
+            yield number, SimpleNamespace(tokens=[tokenizer.encode(found)])
 
-    monkeypatch.setattr(dlm, "generate", generate)
+    monkeypatch.setattr(dlm, "generate_each", each)
     return adapter
 
 

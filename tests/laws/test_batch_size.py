@@ -125,7 +125,7 @@ def test_each_row_is_told_once_it_is_done(golden: Model) -> None:
     options = {**USUAL, "decoder": "threshold", "decoder_options": {"threshold": 0.003}}
     whole = dlm.generate(golden, ROWS, **options)
     made = iter(dlm.generate_each(golden, ROWS, batch_size=3, **options))
-    found = dict([next(made)])  # noqa: C406 (the first of many)
+    found = dict([next(made)])
     assert 5 in found  # the longest begins, and none is done before the first batch is
     assert len(found) == 1
     for number, one in made:
@@ -145,7 +145,7 @@ def test_what_is_no_batch_size_is_refused_at_once(golden: Model) -> None:
         dlm.generate(golden, [[1]], gen_length=9, batch_size=0)
     with pytest.raises(ValueError, match="batch_size must be an int >= 1, got True"):
         dlm.infill(golden, [[1, golden.spec.mask_id]], batch_size=True)
-    with pytest.raises(ValueError, match="unknown option 'batchsize'. Did you mean 'batch_size'"):
+    with pytest.raises(ValueError, match=r"unknown option 'batchsize'\. Did you mean 'batch_size'"):
         dlm.generate_each(golden, [[1]], batchsize=3)
     with pytest.raises(ValueError, match="gen_length must be an int >= 1, got 0"):
         dlm.generate_each(golden, [[1]], gen_length=0)

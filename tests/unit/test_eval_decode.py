@@ -1,5 +1,6 @@
 """Batches, the clock and what is counted."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 import dlm
 from dlm.eval.counting import DEFINITIONS, Counts
-from dlm.eval.decode import Item, batches, decode, response_length, undecoded, warm_up
+from dlm.eval.decode import Item, Output, decode, response_length, undecoded, warm_up
 from dlm.eval.inference import wilson
 from dlm.eval.sample import Sample
 from dlm.eval.summary import HEAD
@@ -41,57 +42,75 @@ class Network:
 
 
 class Recorder:
-    """Stands in for `dlm.generate`, with memory for `most` rows."""
+    """Stands in for `dlm.generate_each`, with memory for `most` rows; the last is done first."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.calls: list[list[int]] = []
 
-    def __call__(self, model: Any, rows: list[list[int]], **options: Any) -> Generation:
-        if len(rows) > self.most:
-            raise torch.OutOfMemoryError
-        self.calls.append(list(options["row_keys"]))
+    def __call__(
+        self, model: Any, rows: list[list[int]], *, batch_size: int, **options: Any
+    ) -> Iterator[tuple[int, Generation]]:
         assert options["return_order"] is True
-        return Generation(
-            tokens=[[5, 9, 0] for _ in rows],
-            texts=[f"text {key}" for key in options["row_keys"]],
-            decoded=[2] * len(rows),
-            forwards=[2] * len(rows),
-            query_tokens=[10 * len(row) for row in rows],
-            order=[[0, 1, -1] for _ in rows],
-        )
+        keys = options["row_keys"]
+        self.calls.append(list(keys))
+        for first in range(0, len(rows), batch_size):
+            some = list(enumerate(rows))[first : first + batch_size]
+            if len(some) > self.most:
+                raise torch.OutOfMemoryError
+            for place, row in reversed(some):
+                yield (
+                    place,
+                    Generation(
+                        tokens=[[5, 9, 0]],
+                        texts=[f"text {keys[place]}"],
+                        decoded=[2],
+                        forwards=[2],
+                        query_tokens=[10 * len(row)],
+                        order=[[0, 1, -1]],
+                    ),
+                )
 
 
-def test_batches_hold_items_of_like_length_the_longest_first() -> None:
-    items = [item(index, length) for index, length in enumerate([3, 9, 1, 9, 5])]
-    assert [[each.index for each in batch] for batch in batches(items, 2)] == [[1, 3], [4, 0], [2]]
-    assert [each.index for each in next(batches(items[::-1], 5))] == [1, 3, 4, 0, 2]
+def decoded(items: list[Item], batch_size: int) -> list[list[Output]]:
+    return list(decode(Network(), items, {}, batch_size))  # type: ignore[arg-type]
+
+
+def test_items_are_told_of_once_a_batch_of_them_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dlm, "generate_each", Recorder(most=9))
+    found = decoded([item(index, 4) for index in range(5)], 2)
+    assert [[each.item.index for each in some] for some in found] == [[1, 0], [3, 2], [4]]
 
 
 def test_a_batch_that_needs_too_much_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that were done before that none is decoded again."""
     fake = Recorder(most=2)
-    monkeypatch.setattr(dlm, "generate", fake)
+    monkeypatch.setattr(dlm, "generate_each", fake)
     items = [item(index, 4) for index in range(7)]
-    found = decode(Network(), items, {})  # type: ignore[arg-type]
-    assert [each.item.index for each in found] == list(range(7))
-    assert [each.text for each in found] == [f"text {index}" for index in range(7)]
-    assert max(map(len, fake.calls)) <= 2
+    found = [each for some in decoded(items, 6) for each in some]
+    assert sorted(each.item.index for each in found) == list(range(7))
+    assert all(each.text == f"text {each.item.index}" for each in found)
+    assert fake.calls == [list(range(7))] * 2 + [list(range(7))]
+    fake.most = 1
+    monkeypatch.setattr(fake, "calls", [])
+    assert len([each for some in decoded(items[:5], 4) for each in some]) == 5
+    assert fake.calls == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_a_row_that_needs_too_much_memory_is_not_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dlm, "generate", Recorder(most=0))
+    monkeypatch.setattr(dlm, "generate_each", Recorder(most=0))
     with pytest.raises(torch.OutOfMemoryError):
-        decode(Network(), [item(0, 4), item(1, 4)], {})  # type: ignore[arg-type]
+        decoded([item(0, 4), item(1, 4)], 16)
 
 
 def test_seconds_of_a_batch_are_shared_by_query_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dlm, "generate", Recorder(most=9))
-    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(dlm, "generate_each", Recorder(most=9))
+    clock = iter([100.0, 104.0, 105.0, 107.0, 110.0])
     monkeypatch.setattr("dlm.eval.decode.time.perf_counter", lambda: next(clock))
-    short, long = decode(Network(), [item(0, 1), item(1, 3)], {})  # type: ignore[arg-type]
-    assert (short.seconds, long.seconds) == (1.0, 3.0)
+    (long, short), (last,) = decoded([item(0, 1), item(1, 3), item(2, 2)], 2)
+    assert (short.seconds, long.seconds, last.seconds) == (1.0, 3.0, 2.0)
     assert (long.response_tokens, long.decoded_tokens, long.forwards) == (1, 2, 2)
     assert (long.query_tokens, long.order) == (30, [0, 1, -1])
 

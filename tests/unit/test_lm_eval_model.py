@@ -46,23 +46,25 @@ def ask(context: str, gen_kwargs: Any, doc: int = 0, repeats: int | None = 1) ->
 
 @pytest.fixture
 def plant(built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
-    """Replaces `dlm.generate` by a table from prompt to answer; hands over what is called."""
+    """Replaces `dlm.generate_each` by a table from prompt to answer; hands over what is called."""
 
     def replace(answer: Callable[[str], str], most: int = 1000) -> Calls:
         calls: Calls = []
         tokenizer: Any = built_in.tokenizer
         encode, decode = tokenizer.encode, tokenizer.decode
 
-        @functools.wraps(dlm.generate)
-        def generate(model: dlm.Model, prompts: Sequence[Sequence[int]], **options: Any) -> Any:
+        @functools.wraps(dlm.generate_each)
+        def each(model: dlm.Model, prompts: Sequence[Sequence[int]], **options: Any) -> Any:
             assert model is built_in
-            if len(prompts) > most:
-                raise torch.OutOfMemoryError("too much")
             calls.append({"prompts": [decode(row) for row in prompts], **options})
+            if min(options["batch_size"], len(prompts)) > most:
+                raise torch.OutOfMemoryError("too much")
             end = [model.spec.eos_id, *encode("not to be seen")]
-            return SimpleNamespace(tokens=[[*encode(answer(decode(r))), *end] for r in prompts])
+            for place in reversed(range(len(prompts))):  # in any order
+                tokens = [*encode(answer(decode(prompts[place]))), *end]
+                yield place, SimpleNamespace(tokens=[tokens])
 
-        monkeypatch.setattr(dlm, "generate", generate)
+        monkeypatch.setattr(dlm, "generate_each", each)
         return calls
 
     return replace
@@ -72,10 +74,8 @@ def test_results_come_in_the_order_of_the_requests(lm: DLM, plant: Callable[...,
     calls = plant(lambda prompt: f"<{prompt}> tail")
     requests = [ask(p, {"until": [" tail"]}, doc) for doc, p in enumerate(PROMPTS)]
     assert lm.generate_until(requests, disable_tqdm=True) == [f"<{p}>" for p in PROMPTS]
-    assert [len(call["prompts"]) for call in calls] == [2, 2, 2]
+    assert [(len(call["prompts"]), call["batch_size"]) for call in calls] == [(6, 2)]
     assert {call["stop"] for call in calls} == {(" tail",)}
-    lengths = [len(lm.tok_encode(p)) for call in calls for p in call["prompts"]]
-    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_each_request_has_its_own_stop_strings(lm: DLM, plant: Callable[..., Calls]) -> None:
@@ -102,7 +102,7 @@ def test_equal_gen_kwargs_are_decoded_together(lm: DLM, plant: Callable[..., Cal
     lm.batch_size = 8
     assert lm.generate_until(requests, disable_tqdm=True) == PROMPTS
     for call in calls:
-        del call["row_keys"]
+        del call["row_keys"], call["batch_size"]
     assert sorted(calls[0].pop("prompts")) == sorted(PROMPTS[::2])
     assert sorted(calls[1].pop("prompts")) == sorted(PROMPTS[1::2])
     assert calls == [
@@ -139,7 +139,7 @@ def test_what_does_not_fit_memory_is_halved_and_stays_in_order(
     lm.batch_size = 6
     requests = [ask(p, GREEDY, doc) for doc, p in enumerate(PROMPTS)]
     assert lm.generate_until(requests, disable_tqdm=True) == PROMPTS
-    assert [len(call["prompts"]) for call in calls] == [1, 2, 1, 2]
+    assert [call["batch_size"] for call in calls] == [6, 3, 1]
     plant(lambda prompt: prompt, most=0)
     with pytest.raises(torch.OutOfMemoryError):
         lm.generate_until(requests, disable_tqdm=True)
