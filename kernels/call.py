@@ -47,7 +47,7 @@ class Call:
 
     logits: Tensor  # float of any kind [N, V]
     wanted: Collection[str]
-    temperature: float = 0.0
+    temperature: float | Tensor = 0.0  # or float64 [N]
     top_k: int | None = None
     top_p: float | None = None
     suppressed: Tensor | None = None  # bool [V]
@@ -73,6 +73,11 @@ class Call:
             self.scale,
         )
         check_bonus(self.logits, self.bonus)
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, rather than the likeliest taken."""
+        return isinstance(self.temperature, Tensor) or self.temperature > 0
 
     @property
     def cuts(self) -> bool:

@@ -29,13 +29,14 @@ LAWS = ("model", "sampling")
 """What `law` may name."""
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse options that describe no distribution.
+def check_sampling(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
+    """Refuse options that describe no distribution; `check_tensors` looks at a tensor.
 
     Raises:
         ValueError: If an option breaks its rule.
     """
-    if not _is_real(temperature) or not math.isfinite(temperature) or temperature < 0:
+    number = not isinstance(temperature, Tensor)
+    if number and not (_is_real(temperature) and math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
     whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
     if top_k is not None and (not whole or top_k < 1):
@@ -75,7 +76,7 @@ def check_wanted(wanted: Collection[str]) -> None:
 def check_tensors(
     logits: Tensor,
     wanted: Collection[str],
-    temperature: float,
+    temperature: float | Tensor,
     suppressed: Tensor | None,
     tokens: Tensor | None,
     key: NoiseKey | None,
@@ -83,8 +84,8 @@ def check_tensors(
 ) -> None:
     """Refuse tensors of another shape or dtype, and absent ones that are needed.
 
-    The values of `suppressed` and `scale` are looked at on the CPU only: elsewhere the question
-    would sync.
+    The values of `suppressed`, `scale` and `temperature` are looked at on the CPU only: elsewhere
+    the question would sync.
 
     Raises:
         ValueError: Naming the argument, the rule and what was found.
@@ -97,13 +98,15 @@ def check_tensors(
     _check_shape("scale", scale, torch.float32, num_rows)
     if suppressed is not None and suppressed.device.type == "cpu":
         check_left(suppressed)
-    if scale is not None and scale.device.type == "cpu":
-        bad = scale[~((scale > 0) & (scale < torch.inf))].tolist()
-        if bad:
-            raise ValueError(f"scale must be finite and above 0, got {bad[0]}")
+    check_positive("scale", scale)
+    each = temperature if isinstance(temperature, Tensor) else None
+    _check_shape("temperature", each, torch.float64, num_rows)
+    check_positive("temperature of each row", each)
     for name in ("token_probability", "token_log_probability"):
         if tokens is None and name in wanted:
             raise ValueError(f"tokens must be given for {name!r}, got None")
+    if key is None and each is not None:
+        raise ValueError("key must be given for a temperature of each row, got None")
     if key is None and temperature > 0:
         raise ValueError(f"key must be given for temperature {temperature}, got None")
     if key is not None and len(key) != num_rows:
@@ -118,6 +121,18 @@ def check_left(suppressed: Tensor) -> None:
     """
     if suppressed.view(torch.uint8).amin():  # microseconds; `all` of bool takes twenty times that
         raise ValueError(f"suppressed must leave a token, got all of {suppressed.numel()}")
+
+
+def check_positive(name: str, value: Tensor | None) -> None:
+    """Refuse numbers on the CPU that are no factors; those of a GPU would have to be waited for.
+
+    Raises:
+        ValueError: If one is not finite or not above 0.
+    """
+    if value is not None and value.device.type == "cpu":
+        bad = value[~((value > 0) & (value < torch.inf))].tolist()
+        if bad:
+            raise ValueError(f"{name} must be finite and above 0, got {bad[0]}")
 
 
 def check_bonus(logits: Tensor, bonus: Bonus | None) -> None:

@@ -60,8 +60,8 @@ def _runs_on(index: int) -> bool:
 class FusedLaw:
     """softmax(l s / T) of every row, over all its tokens or those that the filters keep."""
 
-    temperature: float  # above 0, in the range of `statistics.py`
-    scale: Tensor | None  # float32 [N]
+    temperature: Tensor | None  # float32 [N], not below 0; None is 1
+    scale: Tensor | None  # float32 [N]; None is 1
     filtered: bool = False
 
 
@@ -69,6 +69,8 @@ def fused_statistics(
     call: Call, drawn: FusedLaw | None, scored: FusedLaw | None
 ) -> dict[str, Tensor]:
     """Two launches: the scan, then the race and the statistics. Nothing waits for the device.
+
+    What the laws hold was launched before: T of every row, unless that is 0 or 1 for all.
 
     A law from which top-k or top-p may drop a token takes the launches of `find_cut` before.
 
@@ -115,7 +117,7 @@ def _distinct(call: Call, drawn: FusedLaw | None, scored: FusedLaw | None) -> li
     if scored is not None:
         scored = replace(scored, filtered=call.cuts and call.law == "sampling")
     laws = [law for law in (drawn, scored) if law is not None]
-    parts = {(law.temperature, id(law.scale), law.filtered) for law in laws}
+    parts = {(id(law.temperature), id(law.scale), law.filtered) for law in laws}
     return laws[: len(parts)]
 
 
@@ -126,7 +128,7 @@ def _scan(
     from dlm.kernels.triton_scan import LOAD, PARTS, ROWS, scan_kernel
 
     num_rows, tiles = call.logits.shape[0], tile_count(call.logits.shape[1])
-    filled = [*laws, FusedLaw(1.0, None), FusedLaw(1.0, None)][:2]
+    filled = [*laws, FusedLaw(None, None), FusedLaw(None, None)][:2]
     common = (
         *_logits(call),
         *(part for law in filled for part in (*_tempering(law), cuts.get(law))),
@@ -217,7 +219,7 @@ def _room(count: int) -> int:
 
 def _tempering(law: FusedLaw) -> tuple[Any, ...]:
     """Temperature and scale, as the kernels take them."""
-    return law.temperature, None if law.scale is None else law.scale.contiguous()
+    return tuple(x if x is None else x.contiguous() for x in (law.temperature, law.scale))
 
 
 def _logits(call: Call) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from dlm.kernels.tiles import TILE, Bonus
 def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed path)
     logits: Tensor,
     wanted: Collection[str],
-    temperature: float = 0.0,
+    temperature: float | Tensor = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     key: NoiseKey | None = None,
@@ -57,7 +57,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
-    Call(
+    call = Call(
         logits,
         wanted,
         temperature,
@@ -78,13 +78,14 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     raw = _cleaned(raised, suppressed)
     scaled = raw if scale is None else raw * scale.double()[:, None]
     seen = scaled if scale_statistics else raw  # by the statistics
-    if key is None or temperature == 0:
+    used = temperature[:, None] if isinstance(temperature, Tensor) else temperature or 1.0
+    if key is None or not call.draws:
         sampled = raw.argmax(1)
         log_q = torch.zeros_like(raw)
     else:
-        log_q = _filtered(scaled / temperature, top_k, top_p).log_softmax(1)
+        log_q = _filtered(scaled / used, top_k, top_p).log_softmax(1)
         sampled = _race(log_q, key.stream())
-    scores = seen if law == "model" else _filtered(seen / (temperature or 1.0), top_k, top_p)
+    scores = seen if law == "model" else _filtered(seen / used, top_k, top_p)
     log_p = scores.log_softmax(1)
     p = log_p.exp()
     ranked = pad(p, (0, 1)).sort(dim=1, descending=True).values

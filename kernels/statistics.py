@@ -27,7 +27,7 @@ _TEMPERATURES: Final = (1e-30, 1e30)
 def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
     logits: Tensor,
     wanted: Collection[str],
-    temperature: float = 0.0,
+    temperature: float | Tensor = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     key: NoiseKey | None = None,
@@ -66,10 +66,12 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     Args:
         logits: Floating point [N, V], read only.
         wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is there in any case.
-        temperature: T, at least 0.
+        temperature: T, at least 0; or float64 [N], above 0 and finite, T of each row (checked on
+            the CPU only, too). There a row has the bits that the number gives it, on a GPU what
+            the Triton kernels answer has.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
-        key: The noise of the rows; needed when T > 0.
+        key: The noise of the rows; needed when T is above 0.
         suppressed: bool [V], tokens of probability 0. At least one must be left (checked on the
             CPU only, as a GPU would have to wait).
         tokens: int64 [N], for `token_probability` and `token_log_probability`.
@@ -114,12 +116,23 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
 def by_kernels(call: Call) -> TokenStatistics:
     """A call that `fused.covers` admits, by the Triton kernels."""
     scale = None if call.scale is None else call.scale.detach()
-    drawn = FusedLaw(_bounded(call.temperature), scale) if call.temperature > 0 else None
+    temperature = _each(call)
+    drawn = FusedLaw(temperature, scale) if call.draws else None
     scored = None
     if set(call.wanted) - {"sampled_log_probability"}:
-        used = (call.temperature or 1.0) if call.law == "sampling" else 1.0
-        scored = FusedLaw(_bounded(used), scale if call.scale_statistics else None)
+        used = temperature if call.law == "sampling" else None
+        scored = FusedLaw(used, scale if call.scale_statistics else None)
     return TokenStatistics(**fused_statistics(call, drawn, scored))
+
+
+def _each(call: Call) -> Tensor | None:
+    """T of each row as the kernels take it, float32 [N]; None is 1, which stands for 0 too."""
+    temperature = call.temperature
+    if isinstance(temperature, Tensor):
+        return temperature.detach().float()  # the kernels bound it
+    if temperature in (0, 1):
+        return None
+    return call.logits.new_full(call.logits.shape[:1], _bounded(temperature), dtype=torch.float32)
 
 
 def by_torch(call: Call) -> TokenStatistics:
@@ -130,7 +143,7 @@ def by_torch(call: Call) -> TokenStatistics:
     scored = laws.get(sampling=call.law == "sampling", scaled=call.scale_statistics)
     listed = laws.get(sampling=False, scaled=call.scale_statistics)
     plan = Plan(
-        drawn=laws.get(sampling=True, scaled=True) if call.temperature > 0 else None,
+        drawn=laws.get(sampling=True, scaled=True) if call.draws else None,
         scored=scored if set(call.wanted) - {"sampled_log_probability"} else None,
         ranked=listed if call.top else None,
         top=min(call.top, tiled.vocabulary),
@@ -150,7 +163,7 @@ def by_torch(call: Call) -> TokenStatistics:
 def categorical(
     logits: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     top_k: int | None = None,
     top_p: float | None = None,
     suppressed: Tensor | None = None,
@@ -178,20 +191,23 @@ class _Laws:
     """The laws of one call, each made once."""
 
     def __init__(
-        self, logits: Tensor, temperature: float, filters: Filters, scale: Tensor | None
+        self, logits: Tensor, temperature: Temperature, filters: Filters, scale: Tensor | None
     ) -> None:
         self.logits = logits  # float of any kind [N, V]
-        self.temperature = temperature or 1.0  # what stands for 0 in the statistics
+        if not isinstance(temperature, Tensor):
+            temperature = temperature or 1.0  # what stands for 0 in the statistics
+        self.temperature = temperature  # a number or float64 [N]
         self.filters = None if filters == Filters(None, None) else filters
         self.scale = scale  # float32 [N]
-        self.made: dict[tuple[float, bool, bool], Law] = {}
+        self.made: dict[tuple[bool, bool, bool], Law] = {}
 
     def get(self, *, sampling: bool, scaled: bool) -> Law:
         """The law of the model or of sampling, with the scale of the rows or without."""
         temperature = self.temperature if sampling else 1.0
+        tempered = isinstance(temperature, Tensor) or temperature != 1
         filters = self.filters if sampling else None
         scale = self.scale if scaled else None
-        name = (temperature, filters is not None, scale is not None)
+        name = (tempered, filters is not None, scale is not None)
         if name not in self.made:
             self.made[name] = Law.of(self.logits, _over(temperature, scale), filters)
         return self.made[name]
@@ -201,13 +217,16 @@ def _bounded(temperature: float) -> float:
     return min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
 
 
-def _over(temperature: float, scale: Tensor | None) -> Temperature:
-    """T / s of each row."""
-    temperature = _bounded(temperature)
-    if scale is None:
-        return temperature
-    each = torch.full_like(scale, temperature).div_(scale.detach())
-    return each.clamp_(*_TEMPERATURES)[:, None]
+def _over(temperature: Temperature, scale: Tensor | None) -> Temperature:
+    """T / s of each row, given a number or float64 [N]."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach().clamp(*_TEMPERATURES)
+    else:
+        temperature = _bounded(temperature)
+    if scale is not None:
+        temperature = torch.as_tensor(temperature, dtype=torch.float32) / scale.detach()
+        temperature.clamp_(*_TEMPERATURES)
+    return temperature[:, None] if isinstance(temperature, Tensor) else temperature
 
 
 def _draw(scan: Scan, key: NoiseKey | None) -> Tensor:

@@ -30,7 +30,7 @@ SUPPRESSED: Final = -2e38
 PADDING: Final = -3e38
 
 Temperature = float | Tensor
-"""T of every row: one number, or float32 [N, 1]."""
+"""T of every row: one number, or float32 [N, 1], or float64 where nothing was rounded yet."""
 
 
 def rows_of(temperature: Temperature, rows: slice) -> Temperature:

@@ -197,7 +197,7 @@ def search_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         bonus_tokens: Likewise.
         bonus_values: Likewise.
         bonus_count: Likewise.
-        temperature: T of the law that is cut.
+        temperature: Pointer to float32 [N], T of the law that is cut, or None for 1.
         scale: Pointer to float32 [N], or None.
         parts: What `scan_kernel` wrote, read if there is something to weigh.
         old_state: As in `advance`, and so are the arguments up to `step`.

@@ -33,20 +33,27 @@ LOAD: Final = 512
 
 
 @triton.jit
+def bounded(each):  # type: ignore[no-untyped-def]
+    """Temperatures within the range of `statistics.py`; NaN stay NaN."""
+    each = tl.where(each < COLDEST, COLDEST, each)
+    return tl.where(each > HOTTEST, HOTTEST, each)
+
+
+@triton.jit
 def temperature_of(temperature, scale, rows, live):  # type: ignore[no-untyped-def]
     """T / s of rows, within the range of `statistics.py`; a NaN scale stays NaN.
 
     Args:
-        temperature: float32, T.
+        temperature: Pointer to float32 [N], T, or None for 1.
         scale: Pointer to float32 [N], or None for 1.
         rows: Which rows, of any shape.
         live: bool, rows that exist.
     """
-    each = tl.full(rows.shape, 1.0, tl.float32) * temperature
+    each = tl.full(rows.shape, 1.0, tl.float32)
+    if temperature is not None:
+        each = bounded(tl.load(temperature + rows, mask=live, other=1.0))
     if scale is not None:
-        each = tl.math.div_rn(each, tl.load(scale + rows, mask=live, other=1.0))
-        each = tl.where(each < COLDEST, COLDEST, each)
-        each = tl.where(each > HOTTEST, HOTTEST, each)
+        each = bounded(tl.math.div_rn(each, tl.load(scale + rows, mask=live, other=1.0)))
     return each
 
 
@@ -182,10 +189,11 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         bonus_tokens: Pointer to int64 [N, J], or None.
         bonus_values: Pointer to float32 [N, J], or None.
         bonus_count: J.
-        first_temperature: T of the drawn law, or of the scored one if that is all.
+        first_temperature: Pointer to float32 [N], T of the drawn law, or of the scored one if that
+            is all; or None for 1.
         first_scale: Pointer to float32 [N], or None.
         first_cut: Pointer to int32 [N, 2], the last token kept, or None if all are.
-        second_temperature: T of the scored law, if it is another.
+        second_temperature: Likewise, of the scored law if it is another.
         second_scale: Pointer to float32 [N], or None.
         second_cut: Pointer to int32 [N, 2], or None.
         parts: Pointer to float32 [N, K, PARTS], written.

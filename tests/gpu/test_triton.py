@@ -37,7 +37,7 @@ pytestmark = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FOLDER = Path(__file__).parent.parent / "unit"
 FIELDS = ("sampled", "maximum", *sorted(STATISTICS))
-PARTS = ("noise_", "canvas_", "cut_", "", "layer_")
+PARTS = ("noise_", "canvas_", "cut_", "temperature_", "", "layer_")
 CASES = tuple(FOLDER / f"triton_{name}cases.py" for name in PARTS)
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
@@ -142,7 +142,7 @@ def test_full_size_top_k_is_exact(top_k: int | None, dtype: torch.dtype) -> None
         logits, top_k, top_p = torch.zeros_like(logits), 100_000, 0.37
     else:
         top_p = None
-    found = find_cut(Call(logits, (), top_k=top_k, top_p=top_p), FusedLaw(1.0, None))
+    found = find_cut(Call(logits, (), top_k=top_k, top_p=top_p), FusedLaw(None, None))
     expected = filter_cut(logits.float(), 1.0, top_k, top_p)
     assert torch.equal(found[:, :1].contiguous().view(torch.float32), expected.value)
     assert torch.equal(found[:, 1:], expected.token)
@@ -164,12 +164,14 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(filters: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("filters", FILTERS)
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, None])
 def test_no_call_waits_for_the_device(
-    temperature: float, filters: dict[str, Any], no_waits: Any
+    temperature: float | None, filters: dict[str, Any], no_waits: Any
 ) -> None:
     call = call_of(33, 5000, **filters)
-    call |= {"temperature": temperature, "scale": torch.ones(33, device="cuda")}
+    each = torch.linspace(0.3, 1.7, 33, dtype=torch.float64, device="cuda")
+    call |= {"temperature": each if temperature is None else temperature}
+    call |= {"scale": torch.ones(33, device="cuda")}
     token_statistics(**call)  # the self check, and the compiler
     torch.cuda.synchronize()
     with no_waits():
@@ -197,6 +199,7 @@ def test_a_call_is_few_launches_and_little_memory(
         torch.cuda.synchronize()
     kernels = [event.name for event in profiler.events() if "kernel" in event.name.lower()]
     launched = [name for name in kernels if not name.startswith(("cuda", "cu"))]
+    assert "elementwise" in launched.pop(0), "which writes T of every row"
     assert launched == [*cutting, "scan_kernel", "draw_kernel"]
     logits = call["logits"]
     assert torch.cuda.max_memory_allocated() - before < share * logits.numel() * 2

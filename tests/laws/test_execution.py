@@ -215,7 +215,8 @@ def forbidden() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
         patch.setattr(TiledLogits, "of", on_a_cpu(TiledLogits.of))
-        patch.setattr(checks, "check_left", on_a_cpu(checks.check_left))
+        for check in ("check_left", "check_positive"):
+            patch.setattr(checks, check, on_a_cpu(getattr(checks, check)))
         for name in WAITS:
             patch.setattr(Tensor, name, refuse(name))
         yield

@@ -18,7 +18,10 @@ FOLDER = Path(__file__).parent
 
 
 QUICK, SLOW = "not slow", "slow"
-PARTS = ("layer_", "noise_"), ("", "cut_", "canvas_")  # to start a process takes seconds
+PARTS = (
+    ("layer_", "noise_", "temperature_"),
+    ("", "cut_", "canvas_"),
+)  # to start a process takes seconds
 CASES: list[Any] = [(parts, QUICK) for parts in PARTS]
 CASES += [pytest.param(parts, SLOW, marks=pytest.mark.slow) for parts in PARTS]
 

@@ -45,7 +45,7 @@ def missing_margin(call: Call) -> TokenStatistics:
 
 
 def wrong_when_drawn(call: Call) -> TokenStatistics:
-    return other_sample(call) if call.temperature else by_torch(call)
+    return other_sample(call) if call.draws else by_torch(call)
 
 
 def wrong_when_filtered(call: Call) -> TokenStatistics:
@@ -63,7 +63,10 @@ FAILURES = (
     (nan_confidence, "another confidence at temperature 0.0"),
     (missing_margin, "another margin at temperature 0.0"),
     (wrong_when_drawn, "another sampled at temperature 0.7"),
-    (wrong_when_filtered, "another entropy at temperature 0.9"),
+    (
+        wrong_when_filtered,
+        r"another entropy at temperature \[0.5, 0.625, 0.75, 0.875, 1.0, 1.125\]",
+    ),
     (no_compiler, "RuntimeError: ptxas died"),
 )
 
@@ -160,7 +163,9 @@ def test_the_check_reaches_all_that_the_kernels_adjust() -> None:
         assert selfcheck._wrong_field(by_torch(replace(drawn, **{name: value})), expected), name
     assert selfcheck._wrong_field(by_torch(replace(plain, suppressed=None)), by_torch(plain))
     expected = by_torch(filtered)
+    assert isinstance(filtered.temperature, torch.Tensor)
     changed = {"top_k": None, "top_p": None, "law": "model", "scale_statistics": True}
+    changed["temperature"] = filtered.temperature[:1].expand(selfcheck.ROWS)
     for name, value in changed.items():
         assert selfcheck._wrong_field(by_torch(replace(filtered, **{name: value})), expected), name
 
@@ -171,8 +176,10 @@ def test_no_rounding_moves_the_cuts_of_the_check(dtype: torch.dtype) -> None:
     assert call.suppressed is not None
     assert call.scale is not None
     values = call.logits.double().masked_fill(call.suppressed, -torch.inf)
-    for scale in (call.scale[:, None], 1.0):  # of the drawn law, and of the scored one
-        ranked = (values * scale / call.temperature).softmax(1).sort(dim=1, descending=True).values
+    assert isinstance(call.temperature, torch.Tensor)
+    for scale in (call.scale, 1.0):  # of the drawn law, and of the scored one
+        speed = (scale / call.temperature)[:, None]
+        ranked = (values * speed).softmax(1).sort(dim=1, descending=True).values
         kept = ranked[:, : call.top_k]
         share = kept.cumsum(1) / kept.sum(1, keepdim=True)
         assert (share - selfcheck.SHARE).abs().min() > 1e-3

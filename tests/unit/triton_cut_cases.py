@@ -45,7 +45,8 @@ def cuts(logits: Tensor, temperature: float = 1.0, **options: Any) -> tuple[Cut,
     call = Call(logits, (), **options)
     assert call.cuts
     assert fused.covers(call)
-    bits = find_cut(call, FusedLaw(temperature, call.scale))
+    each = torch.full((len(logits),), temperature, device=DEVICE)
+    bits = find_cut(call, FusedLaw(each, call.scale))
     tiled = TiledLogits.of(logits, call.suppressed, call.bonus)
     room = torch.empty(len(logits), tiled.tiles, tiled.width, device=DEVICE)
     tiled.read(slice(0, len(logits)), slice(0, tiled.tiles), room)
