@@ -34,6 +34,7 @@ class Canvas:
     row: Tensor  # int64 [B], index among the rows that were laid out together
     row_key: Tensor  # int64 [B], keys the noise of the row
     seed: Tensor  # int64 [B], likewise
+    temperature: Tensor  # float64 [B], that tokens of the row are drawn at; 0 takes the arg max
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +91,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     steps: int | None,
     row_keys: Sequence[int],
     seed: int,
+    temperature: float,
     device: torch.device,
     surplus: bool = False,
     grid: int | None = None,
@@ -106,6 +108,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
             for no limit.
         row_keys: one 64-bit int for each row.
         seed: 64-bit int.
+        temperature: at least 0.
         device: where the canvas lives.
         surplus: whether a block may take more forwards than it has blanks.
         grid: what blocks of attention begin at multiples of; a multiple of `block_length`.
@@ -125,7 +128,9 @@ def build(  # noqa: PLR0913 (what a row is made of)
     index = torch.arange(len(rows))
     length = inside.sum(-1)
     seeds = torch.full_like(keys, signed(seed))
-    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds)
+    # A float64 has all that the number has: 1 / T is rounded to float32 once, where it is used.
+    warmth = torch.full(keys.shape, temperature, dtype=torch.float64)
+    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds, warmth)
     return Canvas(*(part.to(device) for part in parts))
 
 

@@ -91,6 +91,7 @@ def lay_out(
         steps=settings.steps,
         row_keys=keys,
         seed=settings.seed,
+        temperature=settings.temperature,
         device=model.device,
         surplus=Traits.of(settings.policy).max_forwards is not None,
         grid=spec.grid,

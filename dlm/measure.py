@@ -119,7 +119,7 @@ class Meter:
             self.statistics |= {"confidence"}
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
-        self.keeps_path = traits.has_path and settings.temperature > 0 and not looks
+        self.keeps_path = traits.has_path and settings.draws and not looks
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
@@ -165,10 +165,17 @@ class Meter:
             drawn["position_noise"] = (warmth * gumbel(key)).view(shape)
         return replace(view, **drawn)
 
-    def key(self, canvas: Canvas, places: Places, made: Tensor) -> NoiseKey:
-        """The noise of some places at one forward."""
+    def drawing(self, canvas: Canvas, places: Places, made: Tensor) -> dict[str, Any]:
+        """Temperature and noise of some places at one forward, as `token_statistics` takes them.
+
+        The temperature is that of each row, even where all rows have one: a GPU divides by a
+        number in another way, and a row would not have the bits that it has beside others.
+        """
+        if not self.settings.draws:
+            return {"temperature": 0.0}
         row = places.row
-        return NoiseKey(canvas.seed[row], canvas.row_key[row], places.position, made[row])
+        key = NoiseKey(canvas.seed[row], canvas.row_key[row], places.position, made[row])
+        return {"temperature": canvas.temperature[row], "key": key}
 
     def wanted(self, view: StepView) -> Tensor:
         """The columns a decoder reads, bool [B, W]."""
@@ -198,8 +205,8 @@ class Meter:
         hidden = self.forward(canvas, view, progress, due)
         logits = self.logits(hidden.states, canvas, places, hidden.by_column)
         state, adjustment = self.adjusted(progress.state, view, places, logits)
-        key = self.key(canvas, places, progress.made) if self.settings.temperature else None
-        drawn = self.draw(logits, adjustment, view, places, key)
+        drawing = self.drawing(canvas, places, progress.made)
+        drawn = self.draw(logits, adjustment, view, places, drawing)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
             banned = logits.masked_fill(self.suppressed, -torch.inf)
@@ -260,7 +267,7 @@ class Meter:
         adjustment: Adjustment,
         view: StepView,
         places: Places,
-        key: NoiseKey | None,
+        drawing: dict[str, Any],
     ) -> TokenStatistics:
         """Sample, and measure what the decoder reads."""
         scale = None if adjustment.scale is None else adjustment.scale[places.row]
@@ -268,7 +275,7 @@ class Meter:
         if adjustment.tokens is not None and adjustment.bonus is not None:
             bonus = Bonus(places.take(adjustment.tokens), places.take(adjustment.bonus))
         options: dict[str, Any] = {
-            "temperature": self.settings.temperature,
+            **drawing,
             "top_k": self.settings.top_k,
             "top_p": self.settings.top_p,
             "scale": scale,
@@ -276,7 +283,6 @@ class Meter:
             "bonus": bonus,
             "law": self.traits.scores,
             "top": self.traits.top if "top_tokens" in self.traits.needs else 0,
-            "key": key,
         }
         wanted = self.statistics | ({"sampled_log_probability"} if self.keeps_path else set())
         if not self.settings.confidence_eos_eot_inf:

@@ -106,9 +106,18 @@ class Settings:
         return tuple(writable(text, "a text of stop") for text in given)
 
     @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, rather than the likeliest taken."""
+        return self.temperature > 0
+
+    @property
     def of_steps(self) -> tuple[Any, ...]:
-        """What forwards read of them."""
-        kept = [getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE]
+        """What forwards read of them, so that rows which agree on it can share forwards.
+
+        Of the temperature they read whether tokens are drawn: each row has its own.
+        """
+        read = [f.name for f in fields(self) if f.name not in ELSEWHERE]
+        kept = [getattr(self, "draws" if name == "temperature" else name) for name in read]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
         return tuple(tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
 

@@ -37,7 +37,7 @@ def model() -> Model:
 def test_rows_are_what_generate_gives(
     model: Model, monkeypatch: pytest.MonkeyPatch, decoder: str, cache: str
 ) -> None:
-    """More than once: steps run plainly, are recorded, and are played."""
+    """More than once: steps run plainly, are recorded, and are played. Each has a temperature."""
     joined: list[int] = []
     take = Batch.take
 
@@ -46,25 +46,28 @@ def test_rows_are_what_generate_gives(
         take(batch, other)
 
     monkeypatch.setattr(Batch, "take", counted)
-    options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "temperature": 0.8}
+    options: dict[str, Any] = {"gen_length": 24, "block_length": 8}
     options |= {"decoder": decoder, "cache": cache, "stop_at_eos": False}
-    expected = dlm.generate(model, PROMPTS, row_keys=[0] * len(PROMPTS), **options)
+    warmth = [(0.8, 0.3, 1.0, 2.0)[number % 4] for number in range(len(PROMPTS))]
+    alone = [
+        dlm.generate(model, [prompt], row_keys=[0], temperature=each, **options)
+        for prompt, each in zip(PROMPTS, warmth, strict=True)
+    ]
     engine = Engine(model, batch_size=4)
     try:
         for _ in range(4):
             told: list[Queue[Event]] = []
-            for prompt in PROMPTS:
+            for prompt, each in zip(PROMPTS, warmth, strict=True):
                 rows, spans = continued(model, [prompt], options["gen_length"])
                 told.append(Queue())
-                settings = Settings(**options, row_keys=(0,))
+                settings = Settings(**options, temperature=each, row_keys=(0,))
                 engine.submit(Request(rows, spans, settings), told[-1].put)
                 time.sleep(0.01)
-            for queue, tokens, forwards in zip(
-                told, expected.tokens, expected.forwards, strict=True
-            ):
+            for queue, expected in zip(told, alone, strict=True):
                 end = queue.get(timeout=PATIENCE)
                 assert isinstance(end, Ended)
-                assert (end.tokens, end.forwards) == (tokens, forwards)
+                assert [end.tokens] == expected.tokens
+                assert [end.forwards] == expected.forwards
     finally:
         engine.close()
     assert joined

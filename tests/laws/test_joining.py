@@ -29,6 +29,7 @@ Decoding = Callable[[str], dict[str, Any]]
 
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 MASK = 511
+WARMER = (1.0, 0.1, 3.0)
 USUAL: dict[str, Any] = {"block_length": 4, "temperature": 0.8, "stop_at_eos": False}
 
 
@@ -61,10 +62,15 @@ SHORT = Comer([8], 2, after=3)
 
 
 def jobs_of(model: Model, comers: Sequence[Comer], **options: Any) -> list[Job]:
-    """A job for each row alone, with its number as its key and its name."""
+    """A job for each row alone, with its number as its key and its name.
+
+    Where tokens are drawn each row has a temperature, as it has a seed.
+    """
     jobs = []
     for number, comer in enumerate(comers):
-        settings = Settings(**{**USUAL, **options, "row_keys": [number], "seed": number % 2})
+        usual = {**USUAL, **options, "row_keys": [number], "seed": number % 2}
+        usual["temperature"] *= WARMER[number % len(WARMER)]
+        settings = Settings(**usual)
         jobs.append(make_job(model, [comer.row], [(0, len(comer.row))], settings))
     return jobs
 

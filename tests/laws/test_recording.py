@@ -37,6 +37,20 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
     assert (one.tokens, one.forwards, one.order) == (other.tokens, other.forwards, other.order)
 
 
+def test_recordings_serve_any_temperature(golden: Model, traced: Traced, trace: Any) -> None:
+    """That tokens are drawn at; where the likeliest are taken, steps are others."""
+    execution = traced()
+    for temperature in (1.0, 1.0, 0.1, 3.0):
+        before = trace.plays
+        found = run(golden, execution, temperature=temperature)
+        same(found, run(golden, Execution(), temperature=temperature))
+    assert trace.plays - before == max(found.forwards)
+    before = trace.plays
+    found = run(golden, execution, temperature=0.0)
+    same(found, run(golden, Execution(), temperature=0.0))
+    assert trace.plays - before < max(found.forwards)
+
+
 def check_waits(model: Model, traced: Traced, cuda: Any) -> None:
     """That memory taken over on another stream is waited for first."""
     cuda.current = type(cuda.current)("another", cuda.log)

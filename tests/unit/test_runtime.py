@@ -307,10 +307,11 @@ def test_guidance_is_no_more_than_its_formula(golden: Model) -> None:
 def test_canvas_pads_to_the_right() -> None:
     canvas = build(
         [[1, MASK], [2, 3, 4, MASK, MASK]], mask_id=MASK, pad_id=EOS, block_length=2, steps=None,
-        row_keys=[1 << 63, -1], seed=(1 << 64) - 2, device=torch.device("cpu"),
+        row_keys=[1 << 63, -1], seed=(1 << 64) - 2, temperature=0.7, device=torch.device("cpu"),
     )  # fmt: skip
     assert canvas.tokens.tolist() == [[1, MASK, EOS, EOS, EOS], [2, 3, 4, MASK, MASK]]
     assert canvas.start.tolist() == [1, 3]
     assert canvas.stop.tolist() == [2, 5]
     assert canvas.row_key.tolist() == [-(1 << 63), -1]
     assert canvas.seed.tolist() == [-2, -2]
+    assert canvas.temperature.tolist() == [0.7, 0.7]

@@ -96,15 +96,24 @@ def test_many_ask_at_once(golden: Model, gated: Any, engine: Engine) -> None:
     assert engine.load() == (0, 0)
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 300, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_rows_that_agree_share_forwards(
-    golden: Model, gated: Any, engine: Engine, sizes: list[int], cache: str
+    golden: Model,
+    gated: Any,
+    engine: Engine,
+    sizes: list[int],
+    cache: str,
+    filters: dict[str, Any],
 ) -> None:
-    """Also those that come later, have another seed, another length or fewer steps."""
-    first = Client(golden, [[1, 2]], cache=cache).ask(engine)
+    """Those that come later, have another seed, temperature or length, or fewer steps, too."""
+    first = Client(golden, [[1, 2]], cache=cache, **filters).ask(engine)
     assert gated.reached.wait(PATIENCE)
-    more: list[dict[str, Any]] = [{"seed": 1}, {"gen_length": 3}, {"steps": 4}]
-    later = [Client(golden, [[3]], cache=cache, **each).ask(engine) for each in more]
+    more: list[dict[str, Any]] = [
+        {"seed": 1, "temperature": 1.0}, {"gen_length": 3, "temperature": 0.05},
+        {"steps": 4, "temperature": 3.0},
+    ]  # fmt: skip
+    later = [Client(golden, [[3]], cache=cache, **filters, **each).ask(engine) for each in more]
     gated.gate.set()
     for client in (first, *later):
         client.check()

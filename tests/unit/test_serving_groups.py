@@ -49,6 +49,23 @@ def test_rows_of_one_block_share_forwards(golden: Model, length: Any, other: Any
     assert not group.accepts(laid(golden, gen_length=40, block_length=4))
 
 
+@pytest.mark.parametrize("more", [{}, {"cache": "dual", "top_k": 9, "top_p": 0.9}], ids=str)
+def test_rows_share_forwards_at_any_temperature(golden: Model, more: dict[str, Any]) -> None:
+    """Those that are drawn with each other, and those that are not."""
+    warm, cold = (
+        Group(laid(golden, temperature=temperature, **more), lambda line, event: None)
+        for temperature in (0.8, 0.0)
+    )
+    for temperature in (0.8, 1.0, 0.1, 1e-300, 1e300):
+        assert warm.accepts(laid(golden, temperature=temperature, **more))
+        assert not cold.accepts(laid(golden, temperature=temperature, **more))
+    for temperature in (0.0, -0.0, 0):
+        assert cold.accepts(laid(golden, temperature=temperature, **more))
+        assert not warm.accepts(laid(golden, temperature=temperature, **more))
+    for other in ({"top_k": 8}, {"top_p": 0.8}):
+        assert not warm.accepts(laid(golden, temperature=0.8, **{**more, **other}))
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_block_longer_than_its_row_is_one_over_all(golden: Model, decoder: str) -> None:
@@ -84,7 +101,7 @@ def test_groups_that_take_turns_are_few(
     engine = Engine(gated_model, batch_size=9)
     kinds = (1, 2, 3, 2, 4, 1, 3, 2, 2)
     with engine.news:
-        clients = [Client(golden, [[1]], temperature=kind / 10).ask(engine) for kind in kinds]
+        clients = [Client(golden, [[1]], top_k=kind).ask(engine) for kind in kinds]
     assert gated.reached.wait(PATIENCE)
     assert engine.load() == (5, 4)
     assert [each.passed for each in engine.waiting] == [3, 2, 1, 0]
@@ -100,7 +117,7 @@ def test_nobody_waits_for_a_group_for_ever(golden: Model, monkeypatch: pytest.Mo
     monkeypatch.setattr("dlm.serving.engine.GROUPS", 1)
     monkeypatch.setattr("dlm.serving.engine.OVERTAKING", 3)
     engine = Engine(golden, batch_size=4)
-    waits = Client(golden, [[1]], temperature=0.1)
+    waits = Client(golden, [[1]], top_k=3)
     asked: list[Any] = []
 
     def ask() -> None:
@@ -126,9 +143,7 @@ def test_who_waits_for_a_group_gets_the_next_one(
     engine = Engine(gated_model)
     order: list[int] = []
     with engine.news:
-        clients = [
-            Client(golden, [[1]], temperature=kind / 10).ask(engine) for kind in (1, 2, 3, 1)
-        ]
+        clients = [Client(golden, [[1]], top_k=kind).ask(engine) for kind in (1, 2, 3, 1)]
     for number, client in enumerate(clients):
         client.heard = partial(order.append, number)
     gated.gate.set()
