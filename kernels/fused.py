@@ -70,9 +70,8 @@ def fused_statistics(
 ) -> dict[str, Tensor]:
     """Two launches: the scan, then the race and the statistics. Nothing waits for the device.
 
-    What the laws hold was launched before: T of every row, unless that is 0 or 1 for all.
-
-    A law from which top-k or top-p may drop a token takes the launches of `find_cut` before.
+    A third has written T of every row, unless that is 0 or 1. A law from which top-k or top-p may
+    drop a token takes the launches of `find_cut` before.
 
     Args:
         call: One that `covers` admits.

@@ -66,9 +66,9 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     Args:
         logits: Floating point [N, V], read only.
         wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is there in any case.
-        temperature: T, at least 0; or float64 [N], above 0 and finite, T of each row (checked on
-            the CPU only, too). There a row has the bits that the number gives it, on a GPU what
-            the Triton kernels answer has.
+        temperature: T, at least 0; or float64 [N], T of each row, above 0 and finite (checked on
+            the CPU only, too). A row has the bits that the number would give it, on a GPU where
+            the Triton kernels answer.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
         key: The noise of the rows; needed when T is above 0.
