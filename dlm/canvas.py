@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dlm.kernels.noise import signed
+from dlm.kernels.tiles import bounded
 from dlm.models.spec import ModelSpec
 
 
@@ -34,7 +35,7 @@ class Canvas:
     row: Tensor  # int64 [B], index among the rows that were laid out together
     row_key: Tensor  # int64 [B], keys the noise of the row
     seed: Tensor  # int64 [B], likewise
-    temperature: Tensor  # float64 [B], that tokens of the row are drawn at; 0 takes the arg max
+    temperature: Tensor  # float32 [B], that tokens of the row are drawn at; 0 takes the arg max
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,8 +129,7 @@ def build(  # noqa: PLR0913 (what a row is made of)
     index = torch.arange(len(rows))
     length = inside.sum(-1)
     seeds = torch.full_like(keys, signed(seed))
-    # A float64 has all that the number has: 1 / T is rounded to float32 once, where it is used.
-    warmth = torch.full(keys.shape, temperature, dtype=torch.float64)
+    warmth = torch.full(keys.shape, bounded(temperature) if temperature else 0.0)
     parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds, warmth)
     return Canvas(*(part.to(device) for part in parts))
 

@@ -47,7 +47,7 @@ class Call:
 
     logits: Tensor  # float of any kind [N, V]
     wanted: Collection[str]
-    temperature: float | Tensor = 0.0  # or float64 [N]
+    temperature: float | Tensor = 0.0  # or float32 [N]
     top_k: int | None = None
     top_p: float | None = None
     suppressed: Tensor | None = None  # bool [V]

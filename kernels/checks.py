@@ -100,7 +100,7 @@ def check_tensors(
         check_left(suppressed)
     check_positive("scale", scale)
     each = temperature if isinstance(temperature, Tensor) else None
-    _check_shape("temperature", each, torch.float64, num_rows)
+    _check_shape("temperature", each, torch.float32, num_rows)
     check_positive("temperature of each row", each)
     for name in ("token_probability", "token_log_probability"):
         if tokens is None and name in wanted:

@@ -68,11 +68,7 @@ class Law:
 
     @classmethod
     def of(cls, logits: Tensor, temperature: Temperature, filters: Filters | None) -> "Law":
-        """A law of the rows of `logits`, before the scan.
-
-        A temperature of float64 [N, 1] is rounded as a number is, T and 1 / T once each, so that
-        a row has the same bits either way.
-        """
+        """A law of the rows of `logits`, before the scan."""
         num_rows, vocabulary = logits.shape
         mass = logits.new_empty((num_rows, tile_count(vocabulary)), dtype=torch.float32)
         value = torch.empty_like(mass[:, :1])
@@ -80,8 +76,6 @@ class Law:
         speed = None
         if isinstance(temperature, Tensor) or temperature != 1:
             speed = torch.as_tensor(1 / temperature, dtype=torch.float32)
-        if isinstance(temperature, Tensor):
-            temperature = temperature.float()
         return cls(temperature, speed, filters, mass, torch.empty_like(value), cut)
 
     def find_cut(self, values: Tensor, rows: slice) -> Cut | None:

@@ -121,7 +121,7 @@ def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
     yield Call(
         logits,
         STATISTICS,
-        temperature=0.5 + index.double() / 8,
+        temperature=0.5 + index.float() / 8,
         top_k=50,
         top_p=SHARE,
         suppressed=suppressed,

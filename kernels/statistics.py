@@ -4,7 +4,7 @@ Shapes: N rows, V vocabulary, S likeliest tokens.
 """
 
 from collections.abc import Collection
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,9 @@ from dlm.kernels.fused import FusedLaw, fused_statistics
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
 from dlm.kernels.scan import Filters, Law, Plan, Scan
-from dlm.kernels.tiles import Bonus, Temperature, TiledLogits
+from dlm.kernels.tiles import TEMPERATURES, Bonus, Temperature, TiledLogits, bounded
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
-
-_TEMPERATURES: Final = (1e-30, 1e30)
-"""Beyond these float32 logits are a one-hot or a uniform distribution, and 1 / T would overflow."""
 
 
 def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
@@ -66,9 +63,9 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     Args:
         logits: Floating point [N, V], read only.
         wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is there in any case.
-        temperature: T, at least 0; or float64 [N], T of each row, above 0 and finite (checked on
-            the CPU only, too). A row has the bits that the number would give it, on a GPU where
-            the Triton kernels answer.
+        temperature: T, at least 0; or float32 [N], T of each row, above 0 and finite (checked on
+            the CPU only, too). A number counts as the float32 next to it, so that a row has the
+            bits that the number would give it, on a GPU where the Triton kernels answer.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
         key: The noise of the rows; needed when T is above 0.
@@ -129,10 +126,10 @@ def _each(call: Call) -> Tensor | None:
     """T of each row as the kernels take it, float32 [N]; None is 1, which stands for 0 too."""
     temperature = call.temperature
     if isinstance(temperature, Tensor):
-        return temperature.detach().float()  # the kernels bound it
+        return temperature.detach()  # the kernels bound it
     if temperature in (0, 1):
         return None
-    return call.logits.new_full(call.logits.shape[:1], _bounded(temperature), dtype=torch.float32)
+    return call.logits.new_full(call.logits.shape[:1], bounded(temperature), dtype=torch.float32)
 
 
 def by_torch(call: Call) -> TokenStatistics:
@@ -196,7 +193,7 @@ class _Laws:
         self.logits = logits  # float of any kind [N, V]
         if not isinstance(temperature, Tensor):
             temperature = temperature or 1.0  # what stands for 0 in the statistics
-        self.temperature = temperature  # a number or float64 [N]
+        self.temperature = temperature  # a number or float32 [N]
         self.filters = None if filters == Filters(None, None) else filters
         self.scale = scale  # float32 [N]
         self.made: dict[tuple[bool, bool, bool], Law] = {}
@@ -213,19 +210,15 @@ class _Laws:
         return self.made[name]
 
 
-def _bounded(temperature: float) -> float:
-    return min(max(temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
-
-
 def _over(temperature: Temperature, scale: Tensor | None) -> Temperature:
-    """T / s of each row, given a number or float64 [N]."""
+    """T / s of each row, given a number or float32 [N]."""
     if isinstance(temperature, Tensor):
-        temperature = temperature.detach().clamp(*_TEMPERATURES)
+        temperature = temperature.detach().clamp(*TEMPERATURES)
     else:
-        temperature = _bounded(temperature)
+        temperature = bounded(temperature)
     if scale is not None:
         temperature = torch.as_tensor(temperature, dtype=torch.float32) / scale.detach()
-        temperature.clamp_(*_TEMPERATURES)
+        temperature.clamp_(*TEMPERATURES)
     return temperature[:, None] if isinstance(temperature, Tensor) else temperature
 
 

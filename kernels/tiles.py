@@ -6,6 +6,7 @@ Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens o
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from struct import pack, unpack
 from typing import Final, NamedTuple
 
 import torch
@@ -30,7 +31,16 @@ SUPPRESSED: Final = -2e38
 PADDING: Final = -3e38
 
 Temperature = float | Tensor
-"""T of every row: one number, or float32 [N, 1], or float64 where nothing was rounded yet."""
+"""T of every row: one number, or float32 [N, 1]."""
+TEMPERATURES: Final = (1e-30, 1e30)
+"""Beyond these float32 logits are a one-hot or a uniform distribution, and 1 / T would overflow."""
+
+
+def bounded(temperature: float) -> float:
+    """The float32 next to a temperature above 0, within `TEMPERATURES`."""
+    rounded: float
+    (rounded,) = unpack("f", pack("f", min(max(temperature, TEMPERATURES[0]), TEMPERATURES[1])))
+    return rounded
 
 
 def rows_of(temperature: Temperature, rows: slice) -> Temperature:

@@ -169,7 +169,7 @@ def test_no_call_waits_for_the_device(
     temperature: float | None, filters: dict[str, Any], no_waits: Any
 ) -> None:
     call = call_of(33, 5000, **filters)
-    each = torch.linspace(0.3, 1.7, 33, dtype=torch.float64, device="cuda")
+    each = torch.linspace(0.3, 1.7, 33, device="cuda")
     call |= {"temperature": each if temperature is None else temperature}
     call |= {"scale": torch.ones(33, device="cuda")}
     token_statistics(**call)  # the self check, and the compiler

@@ -314,4 +314,13 @@ def test_canvas_pads_to_the_right() -> None:
     assert canvas.stop.tolist() == [2, 5]
     assert canvas.row_key.tolist() == [-(1 << 63), -1]
     assert canvas.seed.tolist() == [-2, -2]
-    assert canvas.temperature.tolist() == [0.7, 0.7]
+    assert canvas.temperature.equal(torch.tensor([0.7, 0.7]))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1.7e308])
+def test_temperatures_that_float32_has_not_are_taken(golden: Model, temperature: float) -> None:
+    """As the arg max, and as a uniform law."""
+    options: dict[str, Any] = {"decoder": "left_to_right", "gen_length": 5, "stop_at_eos": False}
+    out = dlm.generate(golden, [[5, 6]], temperature=temperature, **options)
+    likeliest = dlm.generate(golden, [[5, 6]], **options)
+    assert (out.tokens == likeliest.tokens) == (temperature < 1)

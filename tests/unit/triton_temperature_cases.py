@@ -47,7 +47,7 @@ def call_of(rows: slice, temperature: float | Tensor, dtype: torch.dtype, **opti
 
 
 def each_of(*temperatures: float) -> Tensor:
-    return torch.tensor(temperatures, dtype=torch.float64, device=DEVICE)
+    return torch.tensor(temperatures, dtype=torch.float32, device=DEVICE)
 
 
 def same(found: TokenStatistics, expected: TokenStatistics, rows: slice = slice(None)) -> None:
@@ -77,7 +77,7 @@ def test_a_row_has_the_bits_that_a_number_gives_it(law: str, filters: dict[str, 
 @pytest.mark.parametrize("scaled", [False, slow(True)])
 def test_temperatures_of_any_size(scaled: bool) -> None:
     """They are bounded as a number is."""
-    every = (5e-324, 1e-300, 1.0, 1e300, 1.7e308)
+    every = (1e-45, 1e-35, 1.0, 1e35, 3e38)
     mixed = by_kernels(call_of(slice(None), each_of(*every), torch.float32, scaled=scaled))
     for row, temperature in ((0, every[0]), (4, every[4])):
         one = slice(row, row + 1)
