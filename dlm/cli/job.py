@@ -1,8 +1,8 @@
-"""Prompts to decode, batch by batch."""
+"""Prompts to decode."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from dlm.cli.inputs import Messages, Row, as_chat, with_system
 from dlm.cli.results import Result, print_result
 
 if TYPE_CHECKING:
+    from dlm.generation import Generation
     from dlm.models.model import Model
 
 
@@ -47,38 +48,60 @@ class Job:
         watch(model, self.prompts(self.rows)[0], self.options)
 
     def run(self, model: "Model", batch_size: int, *, machine: bool) -> None:
-        """Print the result of every prompt as soon as its batch is done."""
-        starts = range(0, len(self.rows), batch_size)
+        """Print the result of every prompt, in their order, as soon as it is known."""
         console = Console(stderr=True)
         # A bar would get between texts that appear on the same terminal.
-        shown = len(starts) > 1 and console.is_terminal and not sys.stdout.isatty()
+        shown = len(self.rows) > batch_size and console.is_terminal and not sys.stdout.isatty()
         with Progress(
             console=console, transient=True, redirect_stdout=False, disable=not shown
         ) as bar:
-            for start in bar.track(starts, description="decoding"):
-                for result in self.batch(model, range(len(self.rows))[start : start + batch_size]):
-                    print_result(result, machine=machine)
-
-    def batch(self, model: "Model", numbers: range) -> Iterator[Result]:
-        """Decode some prompts; a prompt's number keys its noise, so batches change nothing."""
-        from dlm.generation import generate, infill
-
-        rows = [self.rows[number] for number in numbers]
-        prompts = self.prompts(rows)
-        began = time.perf_counter()
-        call: Any = infill if self.infill else generate
-        out = call(model, prompts, row_keys=numbers, **self.options)
-        seconds = time.perf_counter() - began
-        for line, row in enumerate(rows):
-            yield Result(
-                prompt=row.prompt,
-                labels=row.labels,
-                text=out.texts[line],
-                tokens=out.tokens[line],
-                forwards=out.forwards[line],
-                query_tokens=out.query_tokens[line],
-                tokens_per_forward=out.decoded[line] / out.forwards[line],
-                seconds=seconds,
-                seed=self.options["seed"],
-                decoder=self.options["decoder"],
+            done = bar.track(
+                self.results(model, batch_size), len(self.rows), description="decoding"
             )
+            for result in in_order(done):
+                print_result(result, machine=machine)
+
+    def results(self, model: "Model", batch_size: int) -> Iterator[tuple[int, Result]]:
+        """What came of each prompt, as it is done; its number keys its noise."""
+        began = time.perf_counter()
+        for number, out in self.generations(model, batch_size):
+            assert out.texts is not None
+            yield (
+                number,
+                Result(
+                    prompt=self.rows[number].prompt,
+                    labels=self.rows[number].labels,
+                    text=out.texts[0],
+                    tokens=out.tokens[0],
+                    forwards=out.forwards[0],
+                    query_tokens=out.query_tokens[0],
+                    tokens_per_forward=out.tokens_per_forward,
+                    seconds=time.perf_counter() - began,
+                    seed=self.options["seed"],
+                    decoder=self.options["decoder"],
+                ),
+            )
+
+    def generations(self, model: "Model", batch_size: int) -> "Iterator[tuple[int, Generation]]":
+        """The rows, each decoded as it would be alone."""
+        from dlm import generation
+        from dlm.job import infill_job
+        from dlm.prompts import whole_text
+
+        prompts: Any = self.prompts(self.rows)
+        if not self.infill:
+            return generation.generate_each(model, prompts, batch_size=batch_size, **self.options)
+        settings = generation.infill_settings(self.options)
+        job = infill_job(model, prompts, settings, batch_size)
+        return generation.outcomes(model, job, whole_text)
+
+
+def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """Results by their numbers, each once those in front of it are there."""
+    held: dict[int, Result] = {}
+    count = 0
+    for number, result in numbered:
+        held[number] = result
+        while count in held:
+            yield held.pop(count)
+            count += 1

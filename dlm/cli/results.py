@@ -19,7 +19,7 @@ class Result:
     forwards: int
     query_tokens: int
     tokens_per_forward: float
-    seconds: float  # of the whole batch
+    seconds: float  # from the first forward of all prompts to the last of this one
     seed: int
     decoder: str
     labels: Mapping[str, Any] = field(default_factory=dict)  # of the prompt, told again

@@ -69,17 +69,18 @@ def test_stop_tokens_are_committed_last(
 ) -> None:
     options: dict[str, Any] = {"gen_length": 6, "temperature": 5.0, "cache": "dual"}
     seen: list[dict[str, Any]] = []
-    real = dlm.generate
+    real = dlm.generate_each
 
     def spy(*given: Any, **asked: Any) -> Any:
         seen.append(asked)
         return real(*given, **asked)
 
-    monkeypatch.setattr("dlm.generation.generate", spy)
+    monkeypatch.setattr("dlm.generation.generate_each", spy)
     args = ["--gen-length=6", "--temperature=5", "--cache=dual", "--confidence-eos-eot-inf"]
     found = generated("--model", folder, *args)
     assert seen[0]["confidence_eos_eot_inf"] is True
-    assert [found["tokens"]] == real(model, PROMPT, confidence_eos_eot_inf=True, **options).tokens
+    alone = dlm.generate(model, PROMPT, confidence_eos_eot_inf=True, **options)
+    assert [found["tokens"]] == alone.tokens
 
 
 def test_room_for_prompts_is_checked_first() -> None:
