@@ -90,6 +90,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     stop: str | Sequence[str] = (),
     suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
+    logit_bias: Mapping[int, float] | None = None,
     confidence_eos_eot_inf: bool = False,
     return_trajectory: bool = False,
     return_order: bool = False,
@@ -139,6 +140,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             cut in front of the first, its tokens behind it; end of text follows. Needs a tokenizer.
         suppress_tokens: ids never sampled.
         begin_suppress_tokens: ids never sampled at the first generated position.
+        logit_bias: token ids, ints or as JSON writes them, and what is added to their logits at
+            every position, after guidance: all is drawn and measured by the law with it. 0 means
+            nothing, and a suppressed token stays suppressed.
         confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
             did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
             name, as documented there, at every temperature).

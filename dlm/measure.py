@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlm.bias import Bias
 from dlm.canvas import Canvas
 from dlm.forward import Forward
 from dlm.guidance import guided
@@ -120,6 +121,7 @@ class Meter:
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
         self.keeps_path = traits.has_path and settings.draws and not looks
+        self.bias = Bias.of(settings.biases, device)
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
@@ -209,7 +211,7 @@ class Meter:
         drawn = self.draw(logits, adjustment, view, places, drawing)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
-            banned = logits.masked_fill(self.suppressed, -torch.inf)
+            banned = self.bias.added(logits).masked_fill(self.suppressed, -torch.inf)
             made["logits"] = places.spread(banned, view.masked)
         if hidden.shadows is not None:
             made["leave_one_out"] = self.leave_one_out(hidden.shadows, canvas, view)
@@ -255,6 +257,7 @@ class Meter:
                 logits,
                 needs - NOT_STATISTICS,
                 suppressed=self.suppressed,
+                bonus=self.bias.beside(None, len(logits)),
                 top=self.traits.top if "top_tokens" in needs else 0,
             )
             view = self.filled(view, raw, places)
@@ -280,7 +283,7 @@ class Meter:
             "top_p": self.settings.top_p,
             "scale": scale,
             "scale_statistics": adjustment.scale_statistics,
-            "bonus": bonus,
+            "bonus": self.bias.beside(bonus, len(logits)),
             "law": self.traits.scores,
             "top": self.traits.top if "top_tokens" in self.traits.needs else 0,
         }
@@ -338,6 +341,7 @@ class Meter:
             logits,
             ("token_probability",),
             suppressed=self.suppressed,
+            bonus=self.bias.beside(None, len(logits)),
             tokens=places.take(view.tokens),
         )
         spread = places.spread(judged.token_probability, view.masked)

@@ -1,6 +1,7 @@
 """Checks of options, one wording for all: the option, the rule, the value."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -75,6 +76,31 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     if not math.isfinite(wide) or not least <= wide <= most:
         raise ValueError(rule)
     return wide
+
+
+def pairs(name: str, given: object, key: str, *, least: float, most: float) -> dict[int, float]:
+    """`given` if it maps ints >= 0 to finite numbers in [`least`, `most`].
+
+    Args:
+        name: of the option.
+        given: keys may be the texts that JSON makes of ints.
+        key: what its keys are.
+        least: bound of values.
+        most: likewise.
+
+    Raises:
+        ValueError: it does not, or has a key twice.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must map each {key} to a number, got {given!r}")
+    found: dict[int, float] = {}
+    for each, value in given.items():
+        written = isinstance(each, str) and re.fullmatch("0|[1-9][0-9]{0,9}", each)
+        number_of = integer(f"{name}: each {key}", int(each) if written else each, least=0)
+        if number_of in found:
+            raise ValueError(f"{name} must have each {key} once, got {number_of} twice")
+        found[number_of] = number(f"{name}[{number_of}]", value, least=least, most=most)
+    return found
 
 
 def plain(options: object) -> None:

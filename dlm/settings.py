@@ -7,12 +7,12 @@ from typing import Any
 from dlm import foreign
 from dlm.decoders import DECODERS, make
 from dlm.models.spec import ModelSpec
-from dlm.options import boolean, integer, integers, known, number, plain, writable
+from dlm.options import boolean, integer, integers, known, number, pairs, plain, writable
 from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
 LARGEST_SCALE = 1e6
-"""Of guidance: more than anyone uses, and what float32 has room for. float16 has less."""
+"""Of guidance and biases: more than anyone uses, and less than float32 holds. float16 has less."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop",
@@ -47,6 +47,7 @@ class Settings:
     stop: str | Sequence[str] = ()  # texts that end a row
     suppress_tokens: Sequence[int] = ()  # never sampled
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
+    logit_bias: Mapping[int, float] | None = None  # token id to what is added to its logit
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
     return_trajectory: bool = False
     return_order: bool = False
@@ -82,7 +83,7 @@ class Settings:
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
-        _ = self.stops  # which refuses what is no text
+        _ = self.stops, self.biases  # which refuse what is no text, and no id or number
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
@@ -111,13 +112,25 @@ class Settings:
         return self.temperature > 0
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Token ids with what is added to their logits, in order, without those of 0.
+
+        Raises:
+            ValueError: they are no ids, or no such numbers.
+        """
+        given = {} if self.logit_bias is None else self.logit_bias
+        found = pairs("logit_bias", given, "token id", least=-LARGEST_SCALE, most=LARGEST_SCALE)
+        return tuple(sorted((token, value) for token, value in found.items() if value))
+
+    @property
     def of_steps(self) -> tuple[Any, ...]:
         """What forwards read of them, so that rows which agree on it can share forwards.
 
         Of the temperature they read whether tokens are drawn: each row has its own.
         """
-        read = [f.name for f in fields(self) if f.name not in ELSEWHERE]
-        kept = [getattr(self, "draws" if name == "temperature" else name) for name in read]
+        read = {"temperature": self.draws, "logit_bias": self.biases}
+        names = [f.name for f in fields(self) if f.name not in ELSEWHERE]
+        kept = [read[name] if name in read else getattr(self, name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
         return tuple(tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
 
@@ -186,10 +199,13 @@ class Settings:
             )
 
     def check_tokens(self, spec: ModelSpec) -> None:
-        """Refuse suppressed ids outside the vocabulary, and a vocabulary with none left."""
+        """Refuse ids outside the vocabulary, and a vocabulary with none left to sample."""
         most = spec.vocab_size - 1
         never = integers("suppress_tokens", self.suppress_tokens, least=0, most=most)
         first = integers("begin_suppress_tokens", self.begin_suppress_tokens, least=0, most=most)
+        integers(
+            "logit_bias: each token id", [*map(int, self.logit_bias or ())], least=0, most=most
+        )
         ends = spec.stop_ids if self.confidence_eos_eot_inf else ()
         if len({*spec.banned, *never, *first, *ends}) >= spec.vocab_size:
             beside = " beside the stop tokens of confidence_eos_eot_inf" if ends else ""

@@ -60,7 +60,7 @@ class StepView:
     top_probabilities: Tensor | None = None  # float32 [B, W, K], theirs
     uniform: Tensor | None = None  # float32 [B, W], U(0, 1) noise, fresh at every step
     position_noise: Tensor | None = None  # float32 [B, W], Gumbel noise times its temperature
-    logits: Tensor | None = None  # [B, W, V], model dtype, banned tokens at -inf
+    logits: Tensor | None = None  # [B, W, V], float, biased, banned tokens at -inf
 
     def want(self, name: str) -> Tensor:
         """The optional field `name`, which the decoder declared in `needs`."""

@@ -179,6 +179,11 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
     return {key: parse_value(text) for key, text in parse_pairs("--option", pairs or []).items()}
 
 
+def parse_bias(pairs: Sequence[str]) -> dict[str, Any]:
+    """What is added to logits, of every `--logit-bias id=value`, which the library looks at."""
+    return {key: parse_value(text) for key, text in parse_pairs("--logit-bias", pairs).items()}
+
+
 def parse_value(text: str) -> Any:
     """An int, a float, a bool, None or JSON if the text reads as one, else the text."""
     if text.strip().lower() in WORDS:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from dlm.cli.inputs import parse_options
+from dlm.cli.inputs import parse_bias, parse_options
 
 
 def whole(text: str) -> int:
@@ -168,6 +168,10 @@ BeginSuppressTokens = Annotated[
     list[int] | None,
     sampling(metavar="ID", help="Token never sampled first; repeatable.", parser=whole),
 ]
+LogitBias = Annotated[
+    list[str] | None,
+    sampling(metavar="ID=VALUE", help="Added to the logit of a token; repeatable."),
+]
 Temperature = Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)]
 TopK = Annotated[int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)]
 TopP = Annotated[
@@ -213,6 +217,8 @@ def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `dlm.generate` among a command's arguments, without those that were not given."""
     options = {name: given[name] for name in DECODING if given.get(name) is not None}
     options["decoder_options"] = parse_options(given["option"])
+    if given["logit_bias"]:
+        options["logit_bias"] = parse_bias(given["logit_bias"])
     return options | {"block_length": unless_none(given["block_length"])}
 
 

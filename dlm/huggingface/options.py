@@ -51,7 +51,7 @@ INSTEAD = {
     "encoder_repetition_penalty": "probabilities are the model's own",
     "guidance_scale": "cfg_scale = guidance_scale - 1 guides against a masked prompt",
     "inputs_embeds": "a canvas is made of token ids",
-    "logits_processor": "suppress_tokens, temperature, top_k and top_p change logits here",
+    "logits_processor": "logit_bias, suppress_tokens, temperature, top_k and top_p change logits",
     "max_cache_len": "cache='prefix' or 'dual' is what there is",
     "max_time": "steps bounds the forwards of a row",
     "min_length": "stop_at_eos=False or confidence_eos_eot_inf=True delays the end",
@@ -64,7 +64,7 @@ INSTEAD = {
     "past_key_values": "cache='prefix' or 'dual' is what there is",
     "position_ids": "padding is told by attention_mask",
     "repetition_penalty": "probabilities are the model's own",
-    "sequence_bias": "suppress_tokens keeps single ids away",
+    "sequence_bias": "logit_bias and suppress_tokens are for single ids",
     "stopping_criteria": "a row ends at a stop token, see stop_at_eos and eos_token_id",
     "token_type_ids": "the network takes none",
 }

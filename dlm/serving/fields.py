@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm import foreign
-from dlm.options import NOTHING, boolean, integer, known, writable
+from dlm.options import NOTHING, boolean, integer, known, pairs, writable
 from dlm.prompts import CONTINUE
 
 Body = Mapping[str, Any]
@@ -14,6 +14,8 @@ MOST_CHOICES = 128  # of a prompt
 MOST_STOPS = 16
 LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
 MOST_LOGPROBS = 5
+MOST_BIASES = 300  # tokens: every position looks at each
+LARGEST_BIAS = 100.0
 LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
 
 OPTIONS = (
@@ -33,6 +35,7 @@ OPTIONS = (
     "stop_at_eos",
     "suppress_tokens",
     "begin_suppress_tokens",
+    "logit_bias",
     "confidence_eos_eot_inf",
 )
 """Options of `dlm.generate` that are fields under their own names."""
@@ -70,7 +73,6 @@ UNSUPPORTED = (
     "function_call",
     "functions",
     "ignore_eos",
-    "logit_bias",
     "min_p",
     "min_tokens",
     "modalities",
@@ -343,6 +345,17 @@ def read_logprobs(body: Body, *, chat: bool) -> int | None:
     if chat:
         return 0 if boolean("logprobs", value) else None
     return None if value is False else integer("logprobs", value, least=0, most=MOST_LOGPROBS)
+
+
+def read_bias(value: Any) -> dict[int, float]:
+    """What is added to the logits of tokens, given by id.
+
+    Raises:
+        ValueError: no object of ids and numbers, or too many or too large ones.
+    """
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise ValueError(f"logit_bias must be of at most {MOST_BIASES} tokens, got {len(value)}")
+    return pairs("logit_bias", value, "token id", least=-LARGEST_BIAS, most=LARGEST_BIAS)
 
 
 def read_length(body: Body) -> int | None:

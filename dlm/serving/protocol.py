@@ -208,6 +208,8 @@ def read_settings(
         given["gen_length"] = length
     if type(given.get("top_k")) is int and given["top_k"] in (-1, 0):  # off, as elsewhere
         given["top_k"] = None
+    if "logit_bias" in given:
+        given["logit_bias"] = fields.read_bias(given["logit_bias"])
     used = defaults.get("decoder", Settings().decoder)
     refuse_names(given)
     refuse_files(given.get("decoder", used), given.get("decoder_options"))

@@ -64,6 +64,17 @@ def test_tokens_are_suppressed(folder: str, model: Model) -> None:
     assert [begun["tokens"]] == again.tokens != [plain]
 
 
+def test_logits_are_biased(folder: str, model: Model) -> None:
+    found = generated("--model", folder, *SHORT, "--logit-bias=9=1e3", "--logit-bias=10=0.5")
+    assert found["tokens"] == [9] * 6
+    assert "each token id must be an int >= 0, got 'x'" in refused(
+        "generate", "a", "--logit-bias=x=1"
+    )
+    assert "--logit-bias must be key=value, got '5'" in refused("generate", "a", "--logit-bias=5")
+    told = refused("generate", "a", "--logit-bias=5=much")
+    assert "logit_bias[5] must be a finite number in [-1e+06, 1e+06], got 'much'" in told
+
+
 def test_stop_tokens_are_committed_last(
     folder: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,9 +105,9 @@ def test_a_server_is_started_with_them(served: dict[str, Any]) -> None:
     usual = served["defaults"]
     assert usual["stop_at_eos"] is True
     assert usual["confidence_eos_eot_inf"] is False
-    assert not {"suppress_tokens", "begin_suppress_tokens"} & usual.keys()
+    assert not {"suppress_tokens", "begin_suppress_tokens", "logit_bias"} & usual.keys()
     args = ["--no-stop-at-eos", "--confidence-eos-eot-inf", "--suppress-tokens=3"]
-    args += ["--suppress-tokens=7", "--begin-suppress-tokens=9"]
+    args += ["--suppress-tokens=7", "--begin-suppress-tokens=9", "--logit-bias=4=-2"]
     assert run("serve", *args).exit_code == 0
     changed = {k: v for k, v in served["defaults"].items() if usual.get(k) != v}
     assert changed == {
@@ -104,6 +115,7 @@ def test_a_server_is_started_with_them(served: dict[str, Any]) -> None:
         "confidence_eos_eot_inf": True,
         "suppress_tokens": [3, 7],
         "begin_suppress_tokens": [9],
+        "logit_bias": {"4": -2},
     }
 
 

@@ -65,6 +65,14 @@ def test_options_are_settings(built_in: Model, options: dict[str, Any], named: s
     assert differing(of(built_in), of(built_in, plan(**options))) == named
 
 
+def test_a_bias_is_a_setting_where_there_is_one(built_in: Model) -> None:
+    """As JSON holds it; a folder of before there was such an option goes on."""
+    assert "logit_bias" not in of(built_in)["generation"]
+    found = of(built_in, plan(logit_bias={10: 1, 9: -2.5}))["generation"]
+    assert found.pop("logit_bias") == {"10": 1, "9": -2.5}
+    assert found == of(built_in)["generation"]
+
+
 def test_the_words_of_a_template_are_settings(built_in: Model) -> None:
     made = plan()
     (template,) = made.templates

@@ -12,7 +12,7 @@ import dlm
 from dlm import DiffusionGenerationConfig
 from dlm.decoders import make
 from dlm.huggingface.config import left_aside
-from dlm.huggingface.options import stated
+from dlm.huggingface.options import settings, stated
 from dlm.models.model import Model
 from dlm.settings import Settings
 
@@ -48,6 +48,15 @@ def test_round_trip(tmp_path: Path) -> None:
     }
     assert json.loads(config.to_json_string(ignore_metadata=True)) == STATED | {"do_sample": True}
     assert "threshold" in repr(config)
+
+
+def test_biases_come_back_from_a_file(tmp_path: Path) -> None:
+    """Where their ids are texts."""
+    config = DiffusionGenerationConfig(decoder="random", logit_bias={5: 1.5, 12: -2.0})
+    config.save_pretrained(tmp_path)
+    again = DiffusionGenerationConfig.from_pretrained(tmp_path)
+    assert settings(stated(again)).biases == settings(stated(config)).biases
+    assert settings(stated(again)).biases == ((5, 1.5), (12, -2.0))
 
 
 def test_transformers_own_class_reads_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import dlm
 from dlm.models.model import Model
 from dlm.serving.protocol import Asked, read_request
+from dlm.serving.refusals import field_of
 
 MESSAGES = [{"role": "user", "content": "Compute: 60/5"}]
 
@@ -81,7 +82,6 @@ def test_what_a_chat_is_refused_for(ask: Ask, body: dict[str, Any], message: str
 OFF = [
     ("frequency_penalty", 0, 0.5),
     ("presence_penalty", 0.0, 1),
-    ("logit_bias", {}, {"5": 1}),
     ("echo", False, True),
     ("best_of", 1, 2),
     ("tools", [], [{"type": "function"}]),
@@ -193,6 +193,25 @@ def test_an_assistant_may_have_said_nothing(ask: Ask) -> None:
 def test_options_of_streams_that_ask_nothing(ask: Ask, options: dict[str, bool]) -> None:
     assert ask(stream_options=options) == ask()
     assert ask(stream=True, stream_options=options) == ask(stream=True)
+
+
+def test_logit_bias_is_of_few_tokens_and_small(ask: Ask) -> None:
+    for given, bias in [({}, ()), ({"7": 0}, ()), ({"7": -100, "3": 0.5}, ((3, 0.5), (7, -100.0)))]:
+        assert ask(logit_bias=given).request.settings.biases == bias
+        assert ask(messages=MESSAGES, logit_bias=given).request.settings.biases == bias
+    assert ask(logit_bias=None).request == ask().request
+    assert len(ask(logit_bias={str(i): 1 for i in range(300)}).request.settings.biases) == 300
+    for given, message in [
+        ([], "logit_bias must map each token id to a number"),
+        ({"a": 1}, "logit_bias: each token id must be an int >= 0, got 'a'"),
+        ({"768": 1}, "logit_bias: each token id must be an int <= 767, got 768"),
+        ({"5": 101}, r"logit_bias\[5\] must be a finite number in \[-100, 100\], got 101"),
+        ({"5": "1"}, r"logit_bias\[5\] must be a finite number in \[-100, 100\], got '1'"),
+        ({str(i): 1 for i in range(301)}, "logit_bias must be of at most 300 tokens, got 301"),
+    ]:
+        with pytest.raises(ValueError, match=message) as refused:
+            ask(logit_bias=given)
+        assert field_of(str(refused.value)) == "logit_bias"
 
 
 @pytest.mark.parametrize("value", [-1, 0])

@@ -66,6 +66,14 @@ def test_rows_share_forwards_at_any_temperature(golden: Model, more: dict[str, A
         assert not warm.accepts(laid(golden, temperature=0.8, **{**more, **other}))
 
 
+def test_rows_of_one_bias_share_forwards(golden: Model) -> None:
+    group = Group(laid(golden, logit_bias={3: 1.0, 9: -2.0}), lambda line, event: None)
+    assert group.accepts(laid(golden, logit_bias={"9": -2, "3": 1, 4: 0}))
+    assert not group.accepts(laid(golden, logit_bias={3: 1.0, 9: 2.0}))
+    assert not group.accepts(laid(golden))
+    assert Group(laid(golden), lambda line, event: None).accepts(laid(golden, logit_bias={4: 0}))
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_block_longer_than_its_row_is_one_over_all(golden: Model, decoder: str) -> None:
