@@ -34,7 +34,7 @@ class TokenStatistics:
     token_log_probability: Tensor | None = None  # float32 [N], ln p(tokens), without underflow
     sampled_log_probability: Tensor | None = None  # float32 [N], ln q(sampled), q the sampling law
     top_tokens: Tensor | None = None  # int64 [N, S], likeliest first
-    top_probabilities: Tensor | None = None  # float32 [N, S], theirs under the model's law
+    top_probabilities: Tensor | None = None  # float32 [N, S], theirs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

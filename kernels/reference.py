@@ -103,7 +103,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         raw.amax(1),
         **{name: every[name] for name in wanted},
         top_tokens=likeliest,
-        top_probabilities=None if likeliest is None else seen.softmax(1).gather(1, likeliest),
+        top_probabilities=None if likeliest is None else p.gather(1, likeliest),
     )
 
 

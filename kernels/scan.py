@@ -273,8 +273,10 @@ class Scan:
 
     def top_probabilities(self, law: Law) -> Tensor:
         """Probabilities of `top_tokens`, float32 [N, S]."""
-        gaps = self.top_values - self.maximum[:, None]
-        return gaps.div_(law.temperature).exp_().div_(law.partition)
+        gaps = (self.top_values - self.maximum[:, None]).div_(law.temperature)
+        if law.cut is not None:
+            gaps.masked_fill_(law.cut.drops(self.top_values, self.top_tokens), -torch.inf)
+        return gaps.exp_().div_(law.partition)
 
     def margin(self, law: Law) -> Tensor:
         """Largest minus second largest probability; float32 [N]."""

@@ -74,7 +74,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
         tokens: int64 [N], for `token_probability` and `token_log_probability`.
         law: What the statistics describe: the "model", or the law of "sampling", where dropped
             tokens have probability 0. `sampled_log_probability` is of the latter always, with 0
-            for the arg max of T = 0, and `top_probabilities` of the former.
+            for the arg max of T = 0.
         scale: float32 [N], above 0 (checked on the CPU only, too), factor on the logits of each
             row. None is 1.
         scale_statistics: Whether all statistics but `sampled_log_probability` see the scale too.
@@ -138,11 +138,10 @@ def by_torch(call: Call) -> TokenStatistics:
     filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p)
     laws = _Laws(call.logits, call.temperature, filters, call.scale)
     scored = laws.get(sampling=call.law == "sampling", scaled=call.scale_statistics)
-    listed = laws.get(sampling=False, scaled=call.scale_statistics)
     plan = Plan(
         drawn=laws.get(sampling=True, scaled=True) if call.draws else None,
         scored=scored if set(call.wanted) - {"sampled_log_probability"} else None,
-        ranked=listed if call.top else None,
+        ranked=scored if call.top else None,
         top=min(call.top, tiled.vocabulary),
         entropy="entropy" in call.wanted,
     )
@@ -153,7 +152,7 @@ def by_torch(call: Call) -> TokenStatistics:
         scan.maximum,
         **{name: _measure(name, scan, scored, sampled, call.tokens) for name in call.wanted},
         top_tokens=scan.top_tokens if call.top else None,
-        top_probabilities=scan.top_probabilities(listed) if call.top else None,
+        top_probabilities=scan.top_probabilities(scored) if call.top else None,
     )
 
 

@@ -3,13 +3,15 @@
 Shapes: N rows, V vocabulary.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlm.kernels import tiles, token_statistics, token_statistics_reference
+from dlm.kernels import NoiseKey, tiles, token_statistics, token_statistics_reference
 from dlm.kernels.filters import likeliest
 
 SIZES = (1, 2, 7, 1023, 1024, 1025, 2049, 3000)
@@ -105,13 +107,31 @@ def test_suppressed_tokens_come_last(vocabulary: int) -> None:
     torch.testing.assert_close(p.sum(1), torch.ones(3))
 
 
-def test_neither_sampling_nor_its_law_changes_the_list() -> None:
+def test_sampling_does_not_change_the_list() -> None:
     logits = random_logits(10, 2000)
     expected = lists(logits, 5)
-    got = token_statistics(logits, ("margin",), top=5, top_k=2, law="sampling", top_p=0.5)
+    got = token_statistics(logits, ("margin",), top=5, top_k=2, top_p=0.5)
     assert got.top_tokens is not None
     assert got.top_probabilities is not None
     assert torch.equal(got.top_tokens, expected[0])
     assert torch.equal(got.top_probabilities, expected[1])
     assert torch.equal(expected[0][:, 0], logits.argmax(1))
     assert token_statistics(logits, ("margin",)).top_tokens is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_probabilities_are_of_the_law_that_is_measured(temperature: float) -> None:
+    """Those of dropped tokens 0; the likeliest ones are the same."""
+    logits, rows = random_logits(10, 2000), torch.arange(10)
+    key = NoiseKey(rows, rows, rows, rows)
+    options: dict[str, Any] = {"temperature": temperature, "key": key, "law": "sampling"}
+    got = token_statistics(logits, ("confidence",), top=5, top_k=3, **options)
+    assert got.top_tokens is not None
+    assert got.top_probabilities is not None
+    assert torch.equal(got.top_tokens, lists(logits, 5)[0])
+    kept = logits.double().div(temperature or 1.0).sort(dim=1, descending=True).values[:, :3]
+    expected = torch.nn.functional.pad(kept.softmax(1), (0, 2))
+    torch.testing.assert_close(got.top_probabilities.double(), expected, rtol=1e-5, atol=1e-7)
+    own = (got.top_tokens == got.sampled[:, None]).nonzero(as_tuple=True)
+    assert got.confidence is not None
+    assert torch.equal(got.top_probabilities[own], got.confidence[own[0]])
