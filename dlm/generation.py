@@ -14,7 +14,7 @@ from dlm.options import names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, check_model, decode_text, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
-from dlm.trajectory import Recorder, Trajectory, mark
+from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark
 from dlm.types import AnyDecoder
 
 
@@ -38,6 +38,10 @@ class Generation:
     temperature 0 and for decoders whose choice of positions looks at the sampled tokens or is
     taken back; None for a row that a stop token cut short or whose end it filled. Those rows are
     not missing at random: turn `stop_at_eos` off to weigh samples."""
+    top_tokens: list[list[Likeliest]] | None = None
+    """Of each token of the span, the likeliest ones in the forward that wrote it last, with ln of
+    their probabilities, nats: by the law of its own in `log_probabilities`, and none of probability
+    0. The token itself need not be among them; empty where no forward wrote it."""
 
     @property
     def tokens_per_forward(self) -> float:
@@ -94,6 +98,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     confidence_eos_eot_inf: bool = False,
     return_trajectory: bool = False,
     return_order: bool = False,
+    return_top_tokens: int = 0,
     prompt_cache: PromptCache | None = None,
     batch_size: int | None = None,
 ) -> Generation:
@@ -148,6 +153,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             name, as documented there, at every temperature).
         return_trajectory: keep what every forward saw and changed.
         return_order: keep which forward committed each token, at next to no cost.
+        return_top_tokens: of each token keep so many of the likeliest, by the forward that wrote it
+            last and the law that confidence is of.
         prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
             and that these leave for others; for families with blocks of attention, with a cache.
         batch_size: rows decoded at a time; as some end others take their places. None decodes all
@@ -205,7 +212,7 @@ def stream(
         ValueError: as in `generate`, when called; and more than one prompt.
     """
     settings = Settings.of(options)
-    for name in ("return_trajectory", "return_order"):
+    for name in ("return_trajectory", "return_order", "return_top_tokens"):
         if getattr(settings, name):
             raise ValueError(f"{name} is for generate: a snapshot tells what its step did")
     job = generation_job(model, prompt, settings, prompt_cache)
@@ -280,6 +287,8 @@ def outcomes(
 ) -> Iterator[tuple[int, Generation]]:
     """Run a job, yielding the number of each row as it ends and its generation alone."""
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
+    top = job.settings.return_top_tokens
+    written = Written(top) if top else None
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     stopping = job.stop_texts(model)
     for step in job.steps(model, stopping.change):
@@ -287,6 +296,8 @@ def outcomes(
             mark(order, step)
         if recorder is not None:
             recorder.add(step)
+        if written is not None:
+            written.add(step, range(len(job.rows)))
         for row, end in ended(step, stopping.look(step)):
             begin, stop = job.spans[row]
             blanks = job.rows[row].count(model.spec.mask_id)
@@ -307,6 +318,7 @@ def outcomes(
                     trajectory=None if recorder is None else [recorder.trajectory(row)],
                     order=None if order is None else [order[row, begin:stop].tolist()],
                     path_log_probability=None if step.tally.path is None else [path],
+                    top_tokens=None if written is None else [written.top_tokens(row, begin, tokens)],
                 ),
             )
 

@@ -118,6 +118,8 @@ class Meter:
         self.statistics = traits.needs - NOT_STATISTICS
         if settings.return_trajectory:
             self.statistics |= {"confidence"}
+        own = traits.top if "top_tokens" in traits.needs else 0
+        self.top = max(own, settings.return_top_tokens)
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
         self.keeps_path = traits.has_path and settings.draws and not looks
@@ -285,7 +287,7 @@ class Meter:
             "scale_statistics": adjustment.scale_statistics,
             "bonus": self.bias.beside(bonus, len(logits)),
             "law": self.traits.scores,
-            "top": self.traits.top if "top_tokens" in self.traits.needs else 0,
+            "top": self.top,
         }
         wanted = self.statistics | ({"sampled_log_probability"} if self.keeps_path else set())
         if not self.settings.confidence_eos_eot_inf:

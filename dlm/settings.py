@@ -51,6 +51,7 @@ class Settings:
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
     return_trajectory: bool = False
     return_order: bool = False
+    return_top_tokens: int = 0  # likeliest ones to list of each that is written
     policy: AnyDecoder = field(init=False, repr=False, compare=False)
     """The decoder, made once: its options may name a large file."""
 
@@ -87,6 +88,7 @@ class Settings:
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
+        integer("return_top_tokens", self.return_top_tokens, least=0)
         object.__setattr__(self, "policy", policy_of(self.decoder, self.decoder_options))
         plain(self)
         traits = Traits.of(self.policy)

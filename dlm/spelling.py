@@ -46,6 +46,24 @@ class Speller:
         """The tokens that remain, once no other follows."""
         return list(self.flush())
 
+    def instead(self, before: Sequence[int], tokens: Sequence[int]) -> list[Spelled]:
+        """How each of some tokens would read behind others, as bytes if it is such; offset 0."""
+        window = [*before[-KEPT:]]
+        text = whole_text(self.model, window) if tokens and not self.vocabulary.local else ""
+        return [self.other(window, text, token) for token in tokens]
+
+    def other(self, window: Sequence[int], text: str, token: int) -> Spelled:
+        """How a token would read behind a few that read as `text`."""
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if name is None or token in self.vocabulary.silent:
+            return Spelled(name or "", None, 0)
+        if self.vocabulary.local or is_byte(name):
+            data = as_bytes(name) if self.vocabulary.local else byte_of(name)
+            return Spelled(shown(data), data, 0)
+        longer = whole_text(self.model, [*window, token])
+        new = longer[shared(text, longer) :]
+        return Spelled(new, new.encode(), 0)
+
     def spell(self, token: int) -> Iterator[Spelled]:
         """A token, and those that waited for it."""
         name = self.tokenizer.convert_ids_to_tokens(token)
@@ -57,7 +75,7 @@ class Speller:
         elif self.vocabulary.local:
             yield self.of_bytes(as_bytes(name))
         elif is_byte(name):
-            spelled = bytes([int(name[3:5], 16)])
+            spelled = byte_of(name)
             self.run.append((token, shown(spelled), spelled))
         else:
             yield from self.flush()
@@ -74,9 +92,7 @@ class Speller:
     def of_text(self, token: int) -> Spelled:
         """A token that reads as what it adds to the text of those before it."""
         before, after = self.longer(token)
-        pairs = enumerate(zip(before, after, strict=False))
-        common = next((at for at, (one, other) in pairs if one != other), len(before))
-        common = min(common, len(after))
+        common = shared(before, after)
         offset = self.characters - (len(before) - common)
         self.characters = offset + len(after) - common
         return Spelled(after[common:], after[common:].encode(), offset)
@@ -110,6 +126,17 @@ def ends_of(data: Sequence[bytes]) -> list[int]:
     if joined.decode(errors="ignore").encode() != joined:
         return [*range(1, len(data) + 1)]
     return [len(joined[:end].decode(errors="ignore")) for end in range(1, len(data) + 1)]
+
+
+def shared(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def byte_of(name: str) -> bytes:
+    """The byte that a token such as <0xE2> stands for."""
+    return bytes([int(name[3:5], 16)])
 
 
 def shown(spelled: bytes) -> str:

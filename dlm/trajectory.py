@@ -14,6 +14,7 @@ from torch import Tensor
 from dlm.host import send
 from dlm.kernels.canvas import covered
 from dlm.runtime import Step
+from dlm.types import StepView
 
 
 class Change(NamedTuple):
@@ -108,11 +109,21 @@ def mark(order: Tensor, step: Step) -> None:
     order[row, :width] = torch.where(taken[lines], number, order[row, :width])
 
 
-class Written:
-    """How each position of some rows was written last, as their forwards are made."""
+Likeliest = list[tuple[int, float]]
+"""Token ids with ln of their probabilities, nats, the likeliest first; none of probability 0."""
 
-    def __init__(self) -> None:
+
+class Written:
+    """How each position of some rows was written last, as their forwards are made.
+
+    Args:
+        top: how many of the likeliest tokens to keep of each, where steps list them.
+    """
+
+    def __init__(self, top: int = 0) -> None:
+        self.top = top
         self.rows: dict[int, dict[int, Change]] = {}  # by name, and by position on the canvas
+        self.likeliest: dict[int, dict[int, Likeliest]] = {}  # likewise
 
     def add(self, step: Step, names: Collection[int]) -> None:
         """Note what a forward wrote in rows of these names; waits for the device if there are."""
@@ -125,18 +136,44 @@ class Written:
         mask = decision.commit if decision.edit is None else decision.commit | decision.edit
         sure = None if view.confidence is None else view.confidence[index]
         marked = (mask[index], view.positions[index], view.sampled[index], sure)
-        made = [step.made[line] for line in lines]
-        for line, change in listed(made, *marked):
+        changes = listed([step.made[line] for line in lines], *marked)
+        for line, change in changes:
             self.rows.setdefault(step.names[lines[line]], {})[change.position] = change
+        if self.top:
+            tops = likeliest(view.listing(self.top), index, mask[index])
+            for (line, change), top in zip(changes, tops, strict=True):
+                self.likeliest.setdefault(step.names[lines[line]], {})[change.position] = top
 
     def log_probabilities(self, name: int, begin: int, tokens: Sequence[int]) -> list[float]:
         """As those of a trajectory, of tokens that stand from `begin` on."""
         last = self.rows.get(name, {})
         return [log_probability(last.get(at), token) for at, token in enumerate(tokens, begin)]
 
+    def top_tokens(self, name: int, begin: int, tokens: Sequence[int]) -> list[Likeliest]:
+        """Of tokens that stand from `begin` on, the likeliest when they were written.
+
+        None of one that no forward wrote.
+        """
+        last, tops = self.rows.get(name, {}), self.likeliest.get(name, {})
+        places = enumerate(tokens, begin)
+        return [tops[at] if wrote(last.get(at), token) else [] for at, token in places]
+
     def forget(self, name: int) -> None:
         """Keep no more of a row."""
         self.rows.pop(name, None)
+        self.likeliest.pop(name, None)
+
+
+def likeliest(view: StepView, index: Tensor, mask: Tensor) -> list[Likeliest]:
+    """What a view lists at the marked positions of some lines, int64 [n] and bool [n, W]."""
+    tokens, p = (view.want(name)[index][mask] for name in ("top_tokens", "top_probabilities"))
+    pairs = zip(tokens.tolist(), p.tolist(), strict=True)
+    return [[(t, math.log(c)) for t, c in zip(*pair, strict=True) if c > 0] for pair in pairs]
+
+
+def wrote(written: Change | None, token: int) -> bool:
+    """Whether a change is there, and wrote this token."""
+    return written is not None and written.token == token
 
 
 def log_probability(written: Change | None, token: int) -> float:

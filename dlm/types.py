@@ -5,7 +5,7 @@ adjusted tokens of a position.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -68,6 +68,14 @@ class StepView:
         if value is None:
             raise ValueError(f"{name!r} was not computed: name it in the decoder's `needs`")
         return value
+
+    def listing(self, top: int) -> "StepView":
+        """The same, with as many of the likeliest tokens, if it lists more; all for 0."""
+        tokens, p = self.top_tokens, self.top_probabilities
+        if tokens is None or p is None or not 0 < top < tokens.shape[-1]:
+            return self
+        some = {"top_tokens": tokens, "top_probabilities": p}
+        return replace(self, **{k: v[..., :top].contiguous() for k, v in some.items()})
 
     def tempered(self, scores: Tensor) -> Tensor:
         """Scores to rank by at the position temperature T of the generation: s + T g.

@@ -19,8 +19,8 @@ from dlm.eval.task import Problem, Task, Template
 from dlm.options import integer, known
 
 NOT_OPTIONS = (
-    "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order", "prompt_cache",
-    "batch_size",
+    "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order",
+    "return_top_tokens", "prompt_cache", "batch_size",
 )  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
 

@@ -37,7 +37,7 @@ from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, integers, names_checked
 from dlm.prompts import decode_text
 from dlm.runtime import Step
-from dlm.trajectory import Trajectory
+from dlm.trajectory import Likeliest, Trajectory
 
 UNREAD: Final = object()
 """Stands for a tokenizer that was not looked for."""
@@ -52,6 +52,7 @@ class DiffusionGenerationOutput(ModelOutput):
     tokens_per_forward: Tensor | None = None  # float32 [B], positions that forwards committed
     order: Tensor | None = None  # int64 [B, N], see `dlm.Generation`; with return_order
     trajectory: list[Trajectory] | None = None  # one per row; with return_trajectory
+    top_tokens: list[list[Likeliest]] | None = None  # likewise; with return_top_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class DiffusionGenerationMixin:
         config, arguments = self._prepare_generation_config(generation_config, **options)
         refuse_arguments(arguments)
         asked = stated(config)
-        for name in ("return_order", "return_trajectory"):
+        for name in ("return_order", "return_top_tokens", "return_trajectory"):
             if asked.get(name) and not asked.get("return_dict_in_generate"):
                 raise ValueError(
                     f"{name} must go with return_dict_in_generate=True, as token ids alone have no "
@@ -381,4 +382,5 @@ def output(sequences: Tensor, out: Generation) -> DiffusionGenerationOutput:
         tokens_per_forward=torch.tensor(out.decoded, device=device) / forwards,
         order=None if out.order is None else torch.tensor(out.order, device=device),
         trajectory=out.trajectory,
+        top_tokens=out.top_tokens,
     )

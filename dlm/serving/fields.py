@@ -7,6 +7,7 @@ from typing import Any
 from dlm import foreign
 from dlm.options import NOTHING, boolean, integer, known, pairs, writable
 from dlm.prompts import CONTINUE
+from dlm.serving.work import MOST_ALTERNATIVES
 
 Body = Mapping[str, Any]
 
@@ -333,17 +334,19 @@ def read_logprobs(body: Body, *, chat: bool) -> int | None:
     """How many of the likeliest tokens to list beside each of the text; None for not even that.
 
     Raises:
-        ValueError: it is no bool in a chat, no such int in a completion, or others than the tokens
-            themselves are asked for in the way of chats.
+        ValueError: it is no bool in a chat, no such int in a completion, or `top_logprobs` stands
+            without it or beside it.
     """
-    value, top = body.get("logprobs", False), body.get("top_logprobs", False)
-    if top is not False and integer("top_logprobs", top, least=0):
-        raise ValueError(
-            f"top_logprobs must be 0, got {top}: a forward keeps nothing of the tokens that it "
-            "does not commit; logprobs has those of the tokens themselves"
-        )
+    value, top = body.get("logprobs", False), body.get("top_logprobs", 0)
+    integer("top_logprobs", top, least=0, most=MOST_ALTERNATIVES)
+    if chat and not boolean("logprobs", value):
+        if top:
+            raise ValueError(f"top_logprobs must go with logprobs true, got {top} without")
+        return None
     if chat:
-        return 0 if boolean("logprobs", value) else None
+        return int(top)
+    if top:
+        raise ValueError(f"top_logprobs is for chats: logprobs is the number here, got {top}")
     return None if value is False else integer("logprobs", value, least=0, most=MOST_LOGPROBS)
 
 

@@ -14,10 +14,10 @@ from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step, bind
-from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell
+from dlm.serving.work import MOST_ALTERNATIVES, Ended, Event, Grown, Request, Reused, Tell
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.trajectory import Written
+from dlm.trajectory import Likeliest, Written
 from dlm.tree import equal
 from dlm.types import AnyDecoder
 
@@ -72,6 +72,8 @@ class Laid:
             settings = replace(settings, row_keys=(keys[line.row],))
         if line.request.log_probabilities:
             settings = measuring(settings)
+        if line.request.alternatives:
+            settings = replace(settings, return_top_tokens=MOST_ALTERNATIVES)
         execution = Execution.of(model)
         canvas = lay_out(model, [line.tokens], settings, execution)
         decoder, span = settings.policy, canvas.span
@@ -155,7 +157,9 @@ class Group:
         self.say = say
         self.lines: dict[int, Line] = {}
         self.told: dict[int, int] = {}  # of lines that are followed, up to where
-        self.written = Written()  # in lines of which log-probabilities are told
+        self.written = Written(
+            terms.settings.return_top_tokens
+        )  # in lines of which log-probabilities are told
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
         self.steps: Generator[Step, None, None] | None = None
@@ -217,9 +221,9 @@ class Group:
         for name, end in ended(step):
             if line := self.lines.get(name):
                 tokens = end.tokens[slice(*line.span)]
-                sure = self.log_probabilities(line, line.span[0], tokens)
+                sure = self.told_of(line, line.span[0], tokens)
                 self.forget(name)
-                self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, sure))
+                self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, *sure))
 
     def tell_reused(self, step: Step) -> None:
         """Tell of lines at their first forward that took over what others had left."""
@@ -240,13 +244,20 @@ class Group:
             if settled > told:
                 self.told[name] = settled
                 new = tokens[told:settled]
-                self.say(line, Grown(line.row, new, self.log_probabilities(line, told, new)))
+                self.say(line, Grown(line.row, new, *self.told_of(line, told, new)))
 
-    def log_probabilities(self, line: Line, begin: int, tokens: list[int]) -> list[float] | None:
-        """Of tokens of a line that stand from `begin` on, where its request asks for them."""
-        if not line.request.log_probabilities:
-            return None
-        return self.written.log_probabilities(line.name, begin, tokens)
+    def told_of(
+        self, line: Line, begin: int, tokens: list[int]
+    ) -> tuple[list[float] | None, list[Likeliest] | None]:
+        """Log-probabilities of tokens of a line that stand from `begin` on, and the likeliest.
+
+        Each where its request asks for them.
+        """
+        place = (line.name, begin, tokens)
+        asked, count = line.request.log_probabilities, line.request.alternatives
+        sure = self.written.log_probabilities(*place) if asked else None
+        tops = self.written.top_tokens(*place) if count else None
+        return sure, None if tops is None else [top[:count] for top in tops]
 
     def close(self) -> None:
         """Make no more forwards."""

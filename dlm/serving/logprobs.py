@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dlm.models.model import Model
 from dlm.reading import Reader
 from dlm.serving.work import Ended, Grown
 from dlm.spelling import Spelled, Speller
+from dlm.trajectory import Likeliest
 
 NEVER: Final = -9999.0
 """What OpenAI's API has for a token of hardly any probability: JSON has no infinity."""
@@ -20,6 +21,7 @@ class Listed:
 
     spelled: Spelled
     value: float | None  # ln of its confidence, nats; None where no forward wrote it
+    top: list[tuple[Spelled, float]] = field(default_factory=list)  # the likeliest, with theirs
 
 
 class Listing:
@@ -31,6 +33,7 @@ class Listing:
     def __init__(self, model: Model) -> None:
         self.speller = Speller(model)
         self.values: list[float] = []
+        self.tops: list[Likeliest] = []
         self.spelled: list[Spelled] = []
         self.count = 0  # tokens that were listed
 
@@ -39,6 +42,8 @@ class Listing:
         values = event.log_probabilities
         assert values is not None
         self.values += values if isinstance(event, Grown) else values[len(self.values) :]
+        tops = event.top_tokens or [[] for _ in values]
+        self.tops += tops if isinstance(event, Grown) else tops[len(self.tops) :]
         self.spelled += self.speller.push(reader.tokens[self.speller.count :])
         if isinstance(event, Ended):
             self.spelled += self.speller.end()
@@ -46,8 +51,17 @@ class Listing:
         over = isinstance(event, Ended) and not reader.stopped
         while self.count < len(self.spelled) and (over or self.spelled[self.count].offset < given):
             self.count += 1
-        found = zip(self.spelled[begin : self.count], self.values[begin : self.count], strict=True)
-        return [Listed(spelled, finite(value)) for spelled, value in found]
+        return [
+            Listed(self.spelled[at], finite(self.values[at]), self.likeliest(at, reader.tokens))
+            for at in range(begin, self.count)
+        ]
+
+    def likeliest(self, place: int, tokens: Sequence[int]) -> list[tuple[Spelled, float]]:
+        """How the likeliest tokens at a place of these would read there, with their values."""
+        top = self.tops[place]
+        spelled = self.speller.instead(tokens[:place], [token for token, _ in top])
+        values = (max(value, NEVER) for _, value in top)
+        return [*zip(spelled, values, strict=True)]
 
 
 def finite(value: float) -> float | None:
@@ -59,27 +73,36 @@ def chat_logprobs(tokens: Sequence[Listed]) -> dict[str, Any]:
     """As an answer of a chat has them."""
     content = [
         {
-            "token": each.spelled.name,
-            "logprob": each.value,
-            "bytes": None if each.spelled.spelled is None else list(each.spelled.spelled),
-            "top_logprobs": [],
+            **chat_logprob(each.spelled, each.value),
+            "top_logprobs": [chat_logprob(*pair) for pair in each.top],
         }
         for each in tokens
     ]
     return {"content": content, "refusal": None}
 
 
+def chat_logprob(spelled: Spelled, value: float | None) -> dict[str, Any]:
+    """One token as an answer of a chat has it."""
+    data = None if spelled.spelled is None else list(spelled.spelled)
+    return {"token": spelled.name, "logprob": value, "bytes": data}
+
+
 def completion_logprobs(tokens: Sequence[Listed], alternatives: int) -> dict[str, Any]:
-    """As a completion has them; of likeliest tokens, where some are asked for, just this one."""
-    names = [legacy_name(each.spelled) for each in tokens]
-    values = [each.value for each in tokens]
-    only = [{name: value} for name, value in zip(names, values, strict=True)]
+    """As a completion has them; likeliest tokens where some are asked for, and the token itself."""
     return {
-        "tokens": names,
-        "token_logprobs": values,
-        "top_logprobs": only if alternatives else None,
+        "tokens": [legacy_name(each.spelled) for each in tokens],
+        "token_logprobs": [each.value for each in tokens],
+        "top_logprobs": [legacy_top(each) for each in tokens] if alternatives else None,
         "text_offset": [each.spelled.offset for each in tokens],
     }
+
+
+def legacy_top(listed: Listed) -> dict[str, float | None]:
+    """The likeliest tokens by name; of those of one name the token itself, else the likeliest."""
+    found: dict[str, float | None] = {}
+    for spelled, value in listed.top:
+        found.setdefault(legacy_name(spelled), value)
+    return found | {legacy_name(listed.spelled): listed.value}
 
 
 def legacy_name(spelled: Spelled) -> str:

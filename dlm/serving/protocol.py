@@ -116,7 +116,7 @@ def read_request(
     rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
     follow, lists = stream or bool(stop), logprobs is not None
     return Asked(
-        request=Request(rows, spans, settings, follow=follow, log_probabilities=lists),
+        request=Request(rows, spans, settings, follow, lists, alternatives=logprobs or 0),
         chat=chat,
         n=n,
         prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),

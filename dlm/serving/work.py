@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from dlm.settings import Settings
+from dlm.trajectory import Likeliest
+
+MOST_ALTERNATIVES: Final = 20
+"""That a request may ask for, and what is measured for any: so they share forwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +20,7 @@ class Request:
     settings: Settings  # `row_keys` has one for each row
     follow: bool = False  # whether tokens are told as they become final
     log_probabilities: bool = False  # whether those are told with them
+    alternatives: int = 0  # likeliest tokens that are told with each, up to `MOST_ALTERNATIVES`
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class Grown:
     row: int  # of the request
     tokens: list[int]  # of the span, those that follow what was told before
     log_probabilities: list[float] | None = None  # as of `dlm.generate`; None if not asked for
+    top_tokens: list[Likeliest] | None = None  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class Ended:
     decoded: int  # positions that forwards committed
     forwards: int
     log_probabilities: list[float] | None = None  # of the whole span
+    top_tokens: list[Likeliest] | None = None  # likewise
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def test_text_that_no_file_holds_is_refused(call: Any) -> None:
     ("options", "message"),
     [
         ({"return_order": True}, "return_order must go with return_dict_in_generate=True"),
+        ({"return_top_tokens": 2}, "return_top_tokens must go with return_dict_in_generate=True"),
         ({"return_trajectory": True}, "return_trajectory must go with"),
         ({"pad_token_id": 99999}, "pad_token_id must be an int <= 511"),
     ],

@@ -121,8 +121,9 @@ def test_what_cannot_be_done_is_taken_where_it_is_off(
         (True, {"logprobs": True}, 0),
         (True, {"logprobs": True, "top_logprobs": 0}, 0),
         (True, {"logprobs": 0}, "logprobs must be True or False, got 0"),
-        (True, {"logprobs": True, "top_logprobs": 2}, "top_logprobs must be 0, got 2: a forward"),
-        (True, {"top_logprobs": 2}, "top_logprobs must be 0, got 2"),
+        (True, {"logprobs": True, "top_logprobs": 20}, 20),
+        (True, {"logprobs": True, "top_logprobs": 21}, "top_logprobs must be an int <= 20, got 21"),
+        (True, {"top_logprobs": 2}, "top_logprobs must go with logprobs true, got 2 without"),
         (True, {"logprobs": True, "top_logprobs": "2"}, "top_logprobs must be an int >= 0"),
         (False, {}, None),
         (False, {"logprobs": None}, None),
@@ -131,7 +132,7 @@ def test_what_cannot_be_done_is_taken_where_it_is_off(
         (False, {"logprobs": 5}, 5),
         (False, {"logprobs": 6}, "logprobs must be an int <= 5, got 6"),
         (False, {"logprobs": True}, "logprobs must be an int >= 0, got True"),
-        (False, {"logprobs": 1, "top_logprobs": 1}, "top_logprobs must be 0, got 1"),
+        (False, {"logprobs": 1, "top_logprobs": 1}, "top_logprobs is for chats: logprobs is the"),
     ],
 )
 def test_log_probabilities_are_asked_for_in_two_ways(
@@ -146,6 +147,7 @@ def test_log_probabilities_are_asked_for_in_two_ways(
         asked = ask(**body)
         assert asked.logprobs == found
         assert asked.request.log_probabilities == (found is not None)
+        assert asked.request.alternatives == (found or 0)
         assert not asked.request.settings.return_trajectory  # which the engine has to know
 
 

@@ -124,3 +124,18 @@ def test_letters_are_those_of_the_pre_tokenizer() -> None:
             assert split.pre_tokenize_str(chr(byte)) == [(letter, (0, 1))]
     assert sorted(letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(letters().values()) == [*range(0x100)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_what_might_have_stood_there_reads_as_if_it_did(name: str, data: st.DataObject) -> None:
+    """A last token behind others, where all of them are whole characters."""
+    model = MODELS[name]
+    tokens = data.draw(st.lists(st.integers(0, model.spec.vocab_size - 1), min_size=1, max_size=12))
+    *before, last = tokens
+    expected = spell(model, tokens)[-1]
+    (found,) = Speller(model).instead(before, [last])
+    if "\ufffd" not in whole_text(model, tokens):
+        assert (found.name, found.spelled) == (expected.name, expected.spelled)
+    assert Speller(model).instead(before, []) == []
