@@ -59,7 +59,7 @@ SHARED = (
     *LABELS,
     *OPTIONS,
 )
-COMPLETION = ("prompt", "suffix", *SHARED)
+COMPLETION = ("prompt", "suffix", "echo", *SHARED)
 CHAT = (
     *("messages", "max_completion_tokens", "chat_template_kwargs"),
     *("add_generation_prompt", CONTINUE),
@@ -69,7 +69,6 @@ CHAT = (
 UNSUPPORTED = (
     "audio",
     "best_of",
-    "echo",
     "frequency_penalty",
     "function_call",
     "functions",
@@ -90,6 +89,9 @@ UNSUPPORTED = (
 )
 """Fields that other servers of these endpoints take, and that nothing here could honour."""
 
+NOT_OF_CHATS = ("echo",)
+"""Likewise, in a chat alone."""
+
 OFF: Mapping[str, Sequence[Any]] = {
     "function_call": ["none"],
     "modalities": [["text"]],
@@ -103,6 +105,7 @@ OFF: Mapping[str, Sequence[Any]] = {
 """Values by which some of them are switched off, beside being empty."""
 
 REASONS: Mapping[str, str] = {
+    "echo": "it is for completions",
     "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
     "name": "the chat template has no place for it",
 }
@@ -158,7 +161,7 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
         ValueError: a field is unknown, with what to give instead or the close match.
     """
     for name in body:
-        if name not in UNSUPPORTED:
+        if name not in (*UNSUPPORTED, *NOT_OF_CHATS):
             known_name("field", name, names, FOREIGN)
     return {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
 
@@ -171,14 +174,14 @@ def known_name(
     return known(kind, cut, names, instead)
 
 
-def refuse_unsupported(body: Body, n: int) -> None:
-    """Refuse fields that would be ignored, where they ask for something.
+def refuse_unsupported(body: Body, names: Sequence[str], n: int) -> None:
+    """Refuse fields beside these `names` that would be ignored, where they ask for something.
 
     Raises:
         ValueError: one does.
     """
-    for name in UNSUPPORTED:
-        if name in body and not asks_nothing(name, body[name], n):
+    for name in (*UNSUPPORTED, *NOT_OF_CHATS):
+        if name in body and name not in names and not asks_nothing(name, body[name], n):
             raise unsupported(name, body[name], name)
 
 
@@ -359,6 +362,21 @@ def read_bias(value: Any) -> dict[int, float]:
     if isinstance(value, dict) and len(value) > MOST_BIASES:
         raise ValueError(f"logit_bias must be of at most {MOST_BIASES} tokens, got {len(value)}")
     return pairs("logit_bias", value, "token id", least=-LARGEST_BIAS, most=LARGEST_BIAS)
+
+
+def read_echo(body: Body, logprobs: int | None) -> bool:
+    """Whether the text of a completion begins with its prompt.
+
+    Raises:
+        ValueError: it is no bool, or the prompt would need log-probabilities.
+    """
+    echo = boolean("echo", body.get("echo", False))
+    if echo and logprobs is not None:
+        raise ValueError(
+            "echo must be without logprobs, got both: a masked-diffusion model gives the tokens of "
+            "a prompt no log-probabilities from left to right"
+        )
+    return echo
 
 
 def read_length(body: Body) -> int | None:

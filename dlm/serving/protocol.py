@@ -26,6 +26,7 @@ from dlm.prompts import (
     check_chat_options,
     encode_prompts,
     tokenizer_of,
+    whole_text,
 )
 from dlm.reading import vocabulary_of
 from dlm.serving import fields
@@ -63,6 +64,7 @@ class Asked:
     stream: bool
     include_usage: bool  # at the end of a stream
     logprobs: int | None = None  # likeliest tokens to list beside those of the text; None for none
+    echoes: tuple[str, ...] = ()  # texts of the prompts in front of the choices, if they are to be
 
 
 def read_request(
@@ -84,12 +86,13 @@ def read_request(
     body = fields.stated(fields.read_json(data), names)
     check_labels(body, name)
     n = integer("n", body.get("n", 1), least=1, most=fields.MOST_CHOICES)
-    fields.refuse_unsupported(body, n)
+    fields.refuse_unsupported(body, names, n)
     stop = fields.read_stop(body.get("stop", []))
     if stop:
         tokenizer_of(model, "stop")
     stream, include_usage = fields.read_stream(body)
     logprobs = fields.read_logprobs(body, chat=chat)
+    echo = not chat and fields.read_echo(body, logprobs)
     prompts = read_messages(body, model) if chat else read_prompts(body, model, n)
     after = encode_suffix(model, fields.read_suffix(body.get("suffix", "")))
     if after:  # as in `dlm.infill`: what follows is given
@@ -125,7 +128,13 @@ def read_request(
         stream=stream,
         include_usage=include_usage,
         logprobs=logprobs,
+        echoes=tuple(text_of(model, each) for each in prompts for _ in range(n)) if echo else (),
     )
+
+
+def text_of(model: Model, prompt: Any) -> str:
+    """A prompt as it was given, of token ids the text without special tokens."""
+    return prompt if isinstance(prompt, str) else whole_text(model, prompt)
 
 
 def check_defaults(defaults: Mapping[str, Any], model: Model) -> None:

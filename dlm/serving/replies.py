@@ -62,10 +62,15 @@ class Writer:
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """A choice of an answer as a whole."""
-        said: dict[str, Any] = {"text": choice.text}
+        said: dict[str, Any] = {"text": self.echo(index) + choice.text}
         if self.chat:
             said = {"message": {"role": "assistant", "content": choice.text}}
         return {"index": index, **said, **self.logprobs(choice.tokens), **ending(choice)}
+
+    def echo(self, index: int) -> str:
+        """What stands in front of the text of a choice."""
+        echoes = self.answer.asked.echoes
+        return echoes[index] if echoes else ""
 
     def logprobs(self, tokens: Sequence[Listed]) -> dict[str, Any]:
         """The log-probabilities of tokens, null where they are not asked for."""
@@ -88,13 +93,15 @@ class Writer:
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What to send for a piece: its text, and how the choice ended if it did."""
-        first = self.chat and piece.index not in self.begun
+        begins = piece.index not in self.begun
+        first = self.chat and begins
         over = piece.choice.finish_reason is not None
-        if piece.text or piece.tokens or (first and over):
-            said: dict[str, Any] = {"text": piece.text}
+        text = (self.echo(piece.index) if begins else "") + piece.text
+        if text or piece.tokens or (first and over):
+            said: dict[str, Any] = {"text": text}
             if self.chat:
                 role = {"role": "assistant"} if first else {}
-                said = {"delta": {**role, "content": piece.text}}
+                said = {"delta": {**role, "content": text}}
             self.begun.add(piece.index)
             found = self.logprobs(piece.tokens)
             yield self.chunk([{"index": piece.index, **said, **found, "finish_reason": None}])

@@ -99,6 +99,20 @@ def test_what_is_streamed_is_what_is_answered(serve: Serve) -> None:
     assert (told.status, told.choices, told.forwards) == (200, 3, 33)
 
 
+@pytest.mark.parametrize("prompt", ["2 + 2", CASES.ids("2 + 2")])
+def test_a_prompt_may_be_echoed(serve: Serve, prompt: Any) -> None:
+    """In front of each choice, and in the first chunk of each; it is not counted twice."""
+    server = serve(CASES.letters(["12", "", "3"]))
+    body = server.ask(prompt=prompt, n=3, echo=True).json()
+    assert [choice["text"] for choice in body["choices"]] == ["2 + 212", "2 + 2", "2 + 23"]
+    assert body["usage"] == server.ask(prompt=prompt, n=3).json()["usage"]
+    events = server.events(prompt=prompt, n=3, echo=True)[:-1]
+    parts: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for event in events:
+        parts[event["choices"][0]["index"]].append(event["choices"][0]["text"])
+    assert parts == {0: ["2 + 21", "2", ""], 1: ["2 + 2", ""], 2: ["2 + 23", ""]}
+
+
 def test_a_streamed_chat_begins_with_the_role_and_ends_with_the_usage(serve: Serve) -> None:
     server = serve(CASES.letters(["12", ""]))
     messages = [{"role": "user", "content": "a"}]

@@ -82,7 +82,6 @@ def test_what_a_chat_is_refused_for(ask: Ask, body: dict[str, Any], message: str
 OFF = [
     ("frequency_penalty", 0, 0.5),
     ("presence_penalty", 0.0, 1),
-    ("echo", False, True),
     ("best_of", 1, 2),
     ("tools", [], [{"type": "function"}]),
     ("tool_choice", "none", "required"),
@@ -149,6 +148,23 @@ def test_log_probabilities_are_asked_for_in_two_ways(
         assert asked.request.log_probabilities == (found is not None)
         assert asked.request.alternatives == (found or 0)
         assert not asked.request.settings.return_trajectory  # which the engine has to know
+
+
+def test_echo_is_for_completions_without_log_probabilities(ask: Ask) -> None:
+    assert ask(echo=False).request == ask(echo=None).request == ask().request
+    assert ask().echoes == ask(echo=False).echoes == ()
+    assert ask(prompt=["1+1", "2"], n=2, echo=True).echoes == ("1+1", "1+1", "2", "2")
+    assert ask(echo=True).request == ask().request
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"echo": 1}, "echo must be True or False, got 1"),
+        ({"echo": True, "logprobs": 0}, "echo must be without logprobs, got both: a masked-diff"),
+        ({"echo": True, "messages": MESSAGES}, "echo is not supported, got True: it is for compl"),
+    ]
+    for body, message in wrong:
+        with pytest.raises(ValueError, match=message) as refused:
+            ask(**body)
+        assert field_of(str(refused.value)) == "echo"
+    assert ask(echo=False, messages=MESSAGES) == ask(messages=MESSAGES)
 
 
 def test_ignore_eos_has_another_name(ask: Ask) -> None:
