@@ -80,7 +80,7 @@ def same(model: Model, other: Model, **options: Any) -> dlm.Generation:
     return found
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("options", [
     {}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8, "cfg_scale": 0.5},
     {"cfg_scale": 0.5, "suppress_tokens": [3], "begin_suppress_tokens": [0]},
@@ -93,7 +93,7 @@ def test_decodes_as_a_network_with_that_bias(
     same(model, other, decoder=decoder, decoder_options=own, **options)
 
 
-@pytest.mark.parametrize("decoder", ["low_confidence", "credit", "dream", "entropy"])
+@pytest.mark.parametrize("decoder", ["credit", "dream"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_stop_tokens_that_come_last(toy: Toy, decoder: str, temperature: float) -> None:
     options = {"decoder": decoder, "temperature": temperature, "confidence_eos_eot_inf": True}
@@ -101,12 +101,11 @@ def test_stop_tokens_that_come_last(toy: Toy, decoder: str, temperature: float) 
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_tokens_that_are_asked_about_again(toy: Toy, seed: int, temperature: float) -> None:
+def test_tokens_that_are_asked_about_again(toy: Toy, temperature: float) -> None:
     """With a mask in their place."""
     options: dict[str, Any] = {"decoder_options": {"threshold": 0.2, "threshold_back": 0.3}}
     options |= {"gen_length": 24, "block_length": None}
-    model, other = toy(table_of(seed)), toy(biased(table_of(seed), BIAS))
+    model, other = toy(table_of(2)), toy(biased(table_of(2), BIAS))
     found = same(model, other, decoder="wino", temperature=temperature, **options)
     assert any(row.remasks for row in found.trajectory or ())
 
