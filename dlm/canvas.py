@@ -129,7 +129,8 @@ def build(  # noqa: PLR0913 (what a row is made of)
     index = torch.arange(len(rows))
     length = inside.sum(-1)
     seeds = torch.full_like(keys, signed(seed))
-    warmth = torch.full(keys.shape, bounded(temperature) if temperature else 0.0)
+    each = bounded(temperature) if temperature else 0.0
+    warmth = torch.full(keys.shape, each, dtype=torch.float32)
     parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds, warmth)
     return Canvas(*(part.to(device) for part in parts))
 

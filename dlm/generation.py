@@ -307,6 +307,7 @@ def outcomes(
                 text, cut = stopping.read(row, tokens)
                 if cut is not None:
                     tokens, path = cut, None
+            tops = None if written is None else [written.top_tokens(row, begin, tokens)]
             yield (
                 row,
                 Generation(
@@ -318,7 +319,7 @@ def outcomes(
                     trajectory=None if recorder is None else [recorder.trajectory(row)],
                     order=None if order is None else [order[row, begin:stop].tolist()],
                     path_log_probability=None if step.tally.path is None else [path],
-                    top_tokens=None if written is None else [written.top_tokens(row, begin, tokens)],
+                    top_tokens=tops,
                 ),
             )
 

@@ -130,7 +130,7 @@ class Settings:
 
         Of the temperature they read whether tokens are drawn: each row has its own.
         """
-        read = {"temperature": self.draws, "logit_bias": self.biases}
+        read: dict[str, Any] = {"temperature": self.draws, "logit_bias": self.biases}
         names = [f.name for f in fields(self) if f.name not in ELSEWHERE]
         kept = [read[name] if name in read else getattr(self, name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)

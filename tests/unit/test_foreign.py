@@ -76,7 +76,7 @@ def test_no_name_of_others_is_a_name_of_ours() -> None:
 
 @pytest.mark.parametrize("call", [dlm.generate, dlm.stream, dlm.infill], ids=lambda f: f.__name__)
 def test_every_call_says_it(tiny: Model, call: Any) -> None:
-    with pytest.raises(ValueError, match=r"'remasking': in dlm it is decoder='low_.*Known: begin_"):
+    with pytest.raises(ValueError, match=r"'remasking': in dlm it is decoder='low_.*Known: b"):
         call(tiny, [1, 2], remasking="low_confidence")
     with pytest.raises(ValueError, match=r"'gamma': it goes into decoder_options, for the decoder"):
         call(tiny, [1, 2], gamma=0.1)
