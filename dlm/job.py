@@ -40,7 +40,8 @@ class Job:
             rows = Rows(self.canvas, lengths, range(len(lengths)))
             yield from denoise(terms, rows, change, self.prompt_cache)
             return
-        queue = Queue(self.canvas, lengths, self.batch_size, self.execution)
+        apart = self.settings.cache != "none"
+        queue = Queue(self.canvas, lengths, self.batch_size, self.execution, apart=apart)
         while queue.waiting:  # also where all that were inside ended at once
             fill = partial(queue.fill, change)
             for step in denoise(terms, queue.batch(), fill, self.prompt_cache):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
 
 from dlm.batch import Change, Rows
 from dlm.canvas import Canvas
@@ -10,27 +9,43 @@ from dlm.execution import Execution
 from dlm.host import send
 from dlm.runtime import Step
 
-SHARE: Final = 4
-"""Of so many parts of a batch one joins at a time: where a cache is kept the first forward of rows
-that join is theirs alone, and on a GPU each number of rows has recordings of its own."""
-
 
 class Queue:
     """Rows of one canvas, of which some are decoded at a time: the longest first.
 
     What does not fit memory fails at once so, and rows of like length are decoded together.
+
+    Where a cache is kept the first forward of rows that join is theirs alone, and the others wait
+    for it. So rows join once the places that were empty at the forwards since others did add up to
+    a whole batch: not to join would cost a forward, too.
     """
 
     def __init__(
-        self, canvas: Canvas, lengths: Sequence[int], batch_size: int, execution: Execution
+        self,
+        canvas: Canvas,
+        lengths: Sequence[int],
+        batch_size: int,
+        execution: Execution,
+        *,
+        apart: bool,
     ) -> None:
-        """Take the rows with the tokens of each, and how many are decoded at a time."""
+        """Take the rows, and how they are decoded.
+
+        Args:
+            canvas: all of them.
+            lengths: tokens of each.
+            batch_size: how many are decoded at a time, at most.
+            execution: how.
+            apart: whether rows that join have a forward of their own first.
+        """
         self.canvas = canvas
         self.lengths = lengths
         self.batch_size = batch_size
         self.execution = execution
+        self.apart = apart
         self.waiting = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         self.inside = 0
+        self.lost = 0  # forwards of a row that empty places could have made
 
     def take(self, count: int) -> Rows:
         """The next ones to be decoded."""
@@ -53,6 +68,10 @@ class Queue:
         """What happens between two forwards: what is asked for, and rows that join."""
         asked = change()
         self.inside -= len(asked.leave)
-        part = max(1, self.batch_size // SHARE)
-        room = (self.batch_size - self.inside) // part * part
-        return replace(asked, join=self.take(room)) if room and self.waiting else asked
+        room = self.batch_size - self.inside
+        self.lost += room
+        waits = self.apart and self.inside and self.lost < self.batch_size
+        if not (room and self.waiting) or waits:
+            return asked
+        self.lost = 0
+        return replace(asked, join=self.take(room))

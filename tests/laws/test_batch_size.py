@@ -116,9 +116,8 @@ def test_no_more_rows_are_decoded_than_asked_for_and_none_waits_in_vain(
     assert len(set(out.forwards)) > 1
     in_turns = -(-len(rows) // size)
     assert len(together) <= in_turns * max(out.forwards)
-    if size == 4:  # one joins at a time, so that all places are taken but at the end
-        full = sum(len(names) == size for names in together)
-        assert full * size >= sum(out.forwards) - size * max(out.forwards)
+    full = sum(len(names) == size for names in together)
+    assert full * size >= sum(out.forwards) - size * max(out.forwards)  # but at the end
 
 
 def test_each_row_is_told_once_it_is_done(golden: Model) -> None:
