@@ -87,7 +87,7 @@ def denoise(
         terms: of all rows, those that join included.
         rows: to begin with.
         change: asked after every forward. Where a cache is kept the first forward of rows that
-            join is theirs alone, as it computes them from end to end.
+            join is theirs alone, as it computes them from end to end; it is asked after that, too.
         prompt_cache: what rows take from and leave to others, with a cache and without guidance.
 
     Raises:
@@ -104,12 +104,20 @@ def denoise(
                 raise
             now = change()
             batch.drop(now.leave)
-            if now.join is not None:
+            while now.join is not None:
                 # A lane of their own: what is kept in the other one is in use.
                 with terms.execution.lane_beside(lane) as other:
-                    more = Batch(terms, other, now.join, prompt_cache)
+                    more, now = Batch(terms, other, now.join, prompt_cache), NO_CHANGE
                     if terms.settings.cache != "none" or not batch.is_like(more):
-                        yield more.step()
+                        try:
+                            yield more.step()
+                        except GeneratorExit:
+                            batch.leave(batch.live)
+                            more.leave(more.live)
+                            raise
+                        now = change()
+                        batch.drop(now.leave)
+                        more.drop(now.leave)
                     batch.take(more)
                     del more
             if not any(batch.live):

@@ -77,10 +77,9 @@ class Canvas:
 
     def select(self, index: Tensor, length: int) -> "Canvas":
         """The rows `index`, with only the first `length` columns."""
-        kept = {f.name: getattr(self, f.name)[index] for f in fields(self)}
-        kept["tokens"] = kept["tokens"][:, :length]
-        kept["blank"] = kept["blank"][:, :length]
-        return Canvas(**kept)
+        wide = {"tokens": self.tokens[:, :length], "blank": self.blank[:, :length]}
+        parts = {f.name: wide.get(f.name, getattr(self, f.name)) for f in fields(self)}
+        return Canvas(**{name: part[index] for name, part in parts.items()})
 
 
 def build(  # noqa: PLR0913 (what a row is made of)

@@ -34,11 +34,8 @@ class End:
 
 def ended(step: Step, given_up: Collection[int] = ()) -> Iterator[tuple[int, End]]:
     """The rows that a forward was the last of, by name: those that are done, or given up."""
-    over = [
-        line
-        for line, (name, done) in enumerate(zip(step.names, step.done, strict=True))
-        if done or name in given_up
-    ]
+    lines = enumerate(zip(step.names, step.live, step.done, strict=True))
+    over = [line for line, (name, live, done) in lines if done or (live and name in given_up)]
     if over:
         tally, rows = step.tally, step.tokens[over].tolist()
         counts = torch.stack((tally.decoded, tally.queries), -1)[over].tolist()
@@ -84,7 +81,8 @@ class StopTexts:
         """Rows that a stop text ends after this forward."""
         if not self.readers:
             return frozenset()
-        unread = {name for name, reader in enumerate(self.readers) if not reader.stopped}
+        pairs = zip(step.names, step.live, strict=True)
+        unread = {name for name, live in pairs if live and not self.readers[name].stopped}
         for name, block_start, row in ongoing(step, unread):
             begin, end = self.spans[name]
             settled = self.traits.settled(row[:end], begin, block_start, self.model.spec.mask_id)

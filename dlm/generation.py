@@ -154,11 +154,11 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         return_trajectory: keep what every forward saw and changed.
         return_order: keep which forward committed each token, at next to no cost.
         return_top_tokens: of each token keep so many of the likeliest, by the forward that wrote it
-            last and the law that confidence is of.
+            last and the law that confidence is of. On a GPU statistics take torch's way then.
         prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
             and that these leave for others; for families with blocks of attention, with a cache.
-        batch_size: rows decoded at a time; as some end others take their places. None decodes all
-            together. Changes no row.
+        batch_size: rows decoded at a time, in their order; as some end others take their places.
+            None decodes all together. Changes no row, but for what a prompt cache has for it.
 
     Raises:
         ValueError: a bad option or prompt, named in the message.
@@ -179,10 +179,12 @@ def generate_each(
 ) -> Iterator[tuple[int, Generation]]:
     """Continue many prompts, yielding each as soon as it is done.
 
+    All are laid out before the first forward, as long as the longest: a few bytes a token.
+
     Args:
         model: what `dlm.load` gave.
         prompts: as in `generate`.
-        batch_size: rows decoded at a time; as some end others take their places. Changes no row.
+        batch_size: as in `generate`.
         prompt_cache: as in `generate`.
         **options: as in `generate`.
 
@@ -307,7 +309,10 @@ def outcomes(
                 text, cut = stopping.read(row, tokens)
                 if cut is not None:
                     tokens, path = cut, None
-            tops = None if written is None else [written.top_tokens(row, begin, tokens)]
+            tops = None
+            if written is not None:
+                tops = [written.top_tokens(row, begin, tokens)]
+                written.forget(row)
             yield (
                 row,
                 Generation(

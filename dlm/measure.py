@@ -118,8 +118,8 @@ class Meter:
         self.statistics = traits.needs - NOT_STATISTICS
         if settings.return_trajectory:
             self.statistics |= {"confidence"}
-        own = traits.top if "top_tokens" in traits.needs else 0
-        self.top = max(own, settings.return_top_tokens)
+        self.own_top = traits.top if "top_tokens" in traits.needs else 0  # the decoder's
+        self.top = max(self.own_top, settings.return_top_tokens)
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
         self.keeps_path = traits.has_path and settings.draws and not looks

@@ -270,7 +270,7 @@ class Loop:
         else:
             wanted = self.meter.wanted(view)
             seen = self.meter.measure(canvas, progress, due, view, wanted)
-            made = self.decoder.step(seen.state, seen.view.listing(self.traits.top))
+            made = self.decoder.step(seen.state, seen.view.listing(self.meter.own_top))
             state, decision = answer(made, seen.view, self.traits)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}

@@ -15,9 +15,10 @@ LARGEST_SCALE = 1e6
 """Of guidance and biases: more than anyone uses, and less than float32 holds. float16 has less."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
-    "return_order", "policy", "stop",
+    "return_order", "policy", "stop", "logit_bias",
 )  # fmt: skip
-"""Options that no forward reads: they are in the decoder and the canvas, or for the caller."""
+"""Options that no forward reads: they are in the decoder, the canvas and `biases`, or for the
+caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Settings:
     return_top_tokens: int = 0  # likeliest ones to list of each that is written
     policy: AnyDecoder = field(init=False, repr=False, compare=False)
     """The decoder, made once: its options may name a large file."""
+    biases: tuple[tuple[int, float], ...] = field(init=False, repr=False, compare=False)
+    """Token ids with what is added to their logits, in order, without those of 0."""
 
     def __post_init__(self) -> None:
         integer("gen_length", self.gen_length, least=1)
@@ -84,7 +87,8 @@ class Settings:
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
-        _ = self.stops, self.biases  # which refuse what is no text, and no id or number
+        _ = self.stops  # which refuses what is no text
+        object.__setattr__(self, "biases", biases_of(self.logit_bias))
         switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
         for name in switches:
             boolean(name, getattr(self, name))
@@ -114,25 +118,13 @@ class Settings:
         return self.temperature > 0
 
     @property
-    def biases(self) -> tuple[tuple[int, float], ...]:
-        """Token ids with what is added to their logits, in order, without those of 0.
-
-        Raises:
-            ValueError: they are no ids, or no such numbers.
-        """
-        given = {} if self.logit_bias is None else self.logit_bias
-        found = pairs("logit_bias", given, "token id", least=-LARGEST_SCALE, most=LARGEST_SCALE)
-        return tuple(sorted((token, value) for token, value in found.items() if value))
-
-    @property
     def of_steps(self) -> tuple[Any, ...]:
         """What forwards read of them, so that rows which agree on it can share forwards.
 
         Of the temperature they read whether tokens are drawn: each row has its own.
         """
-        read: dict[str, Any] = {"temperature": self.draws, "logit_bias": self.biases}
         names = [f.name for f in fields(self) if f.name not in ELSEWHERE]
-        kept = [read[name] if name in read else getattr(self, name) for name in names]
+        kept = [getattr(self, "draws" if name == "temperature" else name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
         return tuple(tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
 
@@ -235,6 +227,17 @@ def of_decoders() -> dict[str, str]:
 
 INSTEAD = {**of_decoders(), **foreign.OPTIONS}
 """What to say of options that are none of these."""
+
+
+def biases_of(given: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids with what is added to their logits, in order, without those of 0.
+
+    Raises:
+        ValueError: they are no ids, or no such numbers.
+    """
+    bias = {} if given is None else given
+    found = pairs("logit_bias", bias, "token id", least=-LARGEST_SCALE, most=LARGEST_SCALE)
+    return tuple(sorted((token, value) for token, value in found.items() if value))
 
 
 def policy_of(decoder: Any, options: object) -> AnyDecoder:

@@ -48,7 +48,12 @@ class Speller:
 
     def instead(self, before: Sequence[int], tokens: Sequence[int]) -> list[Spelled]:
         """How each of some tokens would read behind others, as bytes if it is such; offset 0."""
-        window = [*before[-KEPT:]]
+        window: list[int] = []  # as `spell` has it, which looks at no special tokens
+        for token in reversed(before):
+            if token not in self.vocabulary.silent:
+                window.insert(0, token)
+            if len(window) == KEPT:
+                break
         text = whole_text(self.model, window) if tokens and not self.vocabulary.local else ""
         return [self.other(window, text, token) for token in tokens]
 

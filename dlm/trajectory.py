@@ -4,6 +4,7 @@ Shapes: B rows, L canvas, W window, G generated span.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -53,17 +54,24 @@ class Trajectory:
         return [log_probability(last.get(at), token) for at, token in enumerate(tokens)]
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a row so far."""
+
+    canvases: list[Tensor] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    changes: dict[str, list[Change]] = field(
+        default_factory=lambda: {"commits": [], "remasks": [], "edits": []}
+    )
+
+
 class Recorder:
     """Collects the forwards of a generation as they are made."""
 
     def __init__(self, spans: list[tuple[int, int]]) -> None:
         """Take the first position of the generated span of each row, and one past its last."""
         self.spans = spans
-        self.canvases: list[list[Tensor]] = [[] for _ in spans]
-        self.times: list[list[float]] = [[] for _ in spans]
-        self.changes: list[dict[str, list[Change]]] = [
-            {"commits": [], "remasks": [], "edits": []} for _ in spans
-        ]
+        self.rows: defaultdict[int, Kept] = defaultdict(Kept)  # by name
 
     def add(self, step: Step) -> None:
         """Keep what a forward saw and changed."""
@@ -72,12 +80,12 @@ class Recorder:
         live = [line for line, going in enumerate(step.live) if going]
         for line in live:
             begin, end = self.spans[rows[line]]
-            self.canvases[rows[line]].append(tokens[line, begin:end])
+            self.rows[rows[line]].canvases.append(tokens[line, begin:end].clone())
         view, decision = step.view, step.decision
         if decision.time is not None:
             times = decision.time.tolist()
             for line in live:
-                self.times[rows[line]].append(times[line])
+                self.rows[rows[line]].times.append(times[line])
         now, before = (view.sampled, view.confidence), (view.tokens, view.token_probability)
         for kind, mask, (token, probability) in (
             ("commits", decision.commit, now),
@@ -89,12 +97,12 @@ class Recorder:
             for line, change in listed(step.made, mask, view.positions, token, probability):
                 row = rows[line]
                 made = change._replace(position=change.position - self.spans[row][0])
-                self.changes[row][kind].append(made)
+                self.rows[row].changes[kind].append(made)
 
     def trajectory(self, row: int) -> Trajectory:
-        """That of a row after its last forward."""
-        seen = torch.stack(self.canvases[row])
-        return Trajectory(seen, times=self.times[row], **self.changes[row])
+        """That of a row after its last forward, of which no more is kept then."""
+        kept = self.rows.pop(row)
+        return Trajectory(torch.stack(kept.canvases), times=kept.times, **kept.changes)
 
 
 def mark(order: Tensor, step: Step) -> None:

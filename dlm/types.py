@@ -70,10 +70,12 @@ class StepView:
         return value
 
     def listing(self, top: int) -> "StepView":
-        """The same, with as many of the likeliest tokens, if it lists more; all for 0."""
+        """The same, with as many of the likeliest tokens, if it lists more; without, for 0."""
         tokens, p = self.top_tokens, self.top_probabilities
-        if tokens is None or p is None or not 0 < top < tokens.shape[-1]:
+        if tokens is None or p is None or top >= tokens.shape[-1]:
             return self
+        if not top:
+            return replace(self, top_tokens=None, top_probabilities=None)
         some = {"top_tokens": tokens, "top_probabilities": p}
         return replace(self, **{k: v[..., :top].contiguous() for k, v in some.items()})
 

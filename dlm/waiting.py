@@ -11,9 +11,7 @@ from dlm.runtime import Step
 
 
 class Queue:
-    """Rows of one canvas, of which some are decoded at a time: the longest first.
-
-    What does not fit memory fails at once so, and rows of like length are decoded together.
+    """Rows of one canvas, of which some are decoded at a time, in their order.
 
     Where a cache is kept the first forward of rows that join is theirs alone, and the others wait
     for it. So rows join once the places that were empty at the forwards since others did add up to
@@ -43,7 +41,7 @@ class Queue:
         self.batch_size = batch_size
         self.execution = execution
         self.apart = apart
-        self.waiting = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        self.waiting = list(range(len(lengths)))
         self.inside = 0
         self.lost = 0  # forwards of a row that empty places could have made
 

@@ -25,7 +25,8 @@ DEFINITIONS = (
     (
         "response / s",
         "response tokens over seconds of decoding of one process, both summed over rows; the "
-        "seconds of a batch are shared by its rows in proportion to their query tokens; loading, "
+        "seconds between two batches of samples that are done are shared by the latter in "
+        "proportion to their query tokens; loading, "
         "a warm-up of two forwards, extraction and scoring are not timed",
     ),
     ("tokens / s", "the same with every position that a forward committed"),

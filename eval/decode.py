@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -65,15 +64,32 @@ def decode(
 ) -> Iterator[list[Output]]:
     """Decode items, as many at a time as a batch has, and tell of as many as are done.
 
+    What is done is told of before an error is raised.
+
     Raises:
         ValueError: a bad option, or a model without a tokenizer.
     """
     rows, keys = [item.tokens for item in items], [item.noise for item in items]
     made = decode_rows(model, rows, keys, batch_size, {"return_order": True, **options})
+    stops, some = set(model.spec.stop_ids), []
     began = time.perf_counter()
-    while some := [(items[number], one) for number, one in islice(made, batch_size)]:
-        yield outputs(some, time.perf_counter() - began, set(model.spec.stop_ids))
-        began = time.perf_counter()
+    failed: BaseException | None = None
+    while failed is None:
+        try:
+            number, one = next(made)
+        except StopIteration:
+            break
+        except BaseException as error:  # Ctrl-C, too
+            failed = error
+            break
+        some.append((items[number], one))
+        if len(some) == batch_size:
+            yield outputs(some, time.perf_counter() - began, stops)
+            some, began = [], time.perf_counter()
+    if some:
+        yield outputs(some, time.perf_counter() - began, stops)
+    if failed is not None:
+        raise failed
 
 
 def decode_rows(
@@ -83,8 +99,12 @@ def decode_rows(
     batch_size: int,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[int, dlm.Generation]]:
-    """`dlm.generate_each`, from then on with half as many rows where memory is short."""
-    left = dict(enumerate(zip(rows, keys, strict=True)))
+    """`dlm.generate_each`, the longest first: what does not fit memory fails at once so.
+
+    From then on half as many rows are decoded at a time.
+    """
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    left = {number: (rows[number], keys[number]) for number in order}
     while left:
         numbers = list(left)
         given, noise = zip(*left.values(), strict=True)
@@ -94,9 +114,10 @@ def decode_rows(
                 del left[numbers[place]]
                 yield numbers[place], one
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            tried = min(batch_size, len(numbers))
+            if tried == 1:
                 raise
-            batch_size //= 2
+            batch_size = tried // 2
 
 
 def outputs(

@@ -45,9 +45,12 @@ class Plan:
     def generation(self) -> dict[str, Any]:
         """Options beside the decoder, as JSON holds them."""
         rest = {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
-        bias = rest.pop("logit_bias", None)
-        if bias:  # else folders of before there was such an option would not go on
+        # Folders of before there were such options go on.
+        bias, around = rest.pop("logit_bias", None), rest.pop("refresh_around", None)
+        if bias:
             rest["logit_bias"] = {str(token): value for token, value in bias.items()}
+        if around:
+            rest["refresh_around"] = around
         return {k: list(v) if isinstance(v, tuple) else v for k, v in rest.items()}
 
     def items(self, model: dlm.Model) -> list[Item]:

@@ -21,8 +21,8 @@ LOWEST: Final = tl.constexpr(tiles.LOWEST)
 SUPPRESSED: Final = tl.constexpr(tiles.SUPPRESSED)
 PADDING: Final = tl.constexpr(tiles.PADDING)
 LOG2_E: Final = tl.constexpr(1.4426950408889634)
-COLDEST: Final = tl.constexpr(1e-30)
-HOTTEST: Final = tl.constexpr(1e30)
+COLDEST: Final = tl.constexpr(tiles.TEMPERATURES[0])
+HOTTEST: Final = tl.constexpr(tiles.TEMPERATURES[1])
 
 PARTS: Final = 4
 """Numbers of a tile: maximum, mass of the first law, mass and moment of the scored law."""
@@ -34,14 +34,14 @@ LOAD: Final = 512
 
 @triton.jit
 def bounded(each):  # type: ignore[no-untyped-def]
-    """Temperatures within the range of `statistics.py`; NaN stay NaN."""
+    """Temperatures within `tiles.TEMPERATURES`; NaN stay NaN."""
     each = tl.where(each < COLDEST, COLDEST, each)
     return tl.where(each > HOTTEST, HOTTEST, each)
 
 
 @triton.jit
 def temperature_of(temperature, scale, rows, live):  # type: ignore[no-untyped-def]
-    """T / s of rows, within the range of `statistics.py`; a NaN scale stays NaN.
+    """T / s of rows, within `tiles.TEMPERATURES`; a NaN scale stays NaN.
 
     Args:
         temperature: Pointer to float32 [N], T, or None for 1.

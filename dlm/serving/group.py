@@ -54,7 +54,7 @@ class Laid:
     line: Line
     canvas: Canvas
     terms: Terms  # with a decoder that is not bound yet
-    bound_to: tuple[int, ...]  # what binding it would look at
+    agreement: tuple[Any, ...]  # what lines decoded together have in common
 
     @classmethod
     def of(cls, model: Model, line: Line) -> "Laid":
@@ -81,17 +81,11 @@ class Laid:
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
         width = span if Traits.of(decoder).cross_block else block_length
         terms = Terms(model, settings, decoder, execution, block_length, width)
-        bound_to: tuple[int, ...] = ()
+        bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
             bound_to = canvas.blanks.shape[1], min(terms.block_length, span)
-        return cls(line, canvas, terms, bound_to)
-
-    @property
-    def agreement(self) -> tuple[Any, ...]:
-        """What lines decoded together have in common."""
-        terms = self.terms
-        shapes = (terms.block_length, terms.width, *self.bound_to)
-        return terms.decoder, terms.settings.of_steps, shapes
+        shapes = (block_length, width, *bound_to)
+        return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
 
 
 def binds(decoder: AnyDecoder) -> bool:
@@ -157,9 +151,8 @@ class Group:
         self.say = say
         self.lines: dict[int, Line] = {}
         self.told: dict[int, int] = {}  # of lines that are followed, up to where
-        self.written = Written(
-            terms.settings.return_top_tokens
-        )  # in lines of which log-probabilities are told
+        # In lines of which log-probabilities are told.
+        self.written = Written(terms.settings.return_top_tokens)
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
         self.steps: Generator[Step, None, None] | None = None

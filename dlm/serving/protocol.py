@@ -118,6 +118,7 @@ def read_request(
     check_length(model, longest, f"{what} and max_tokens")
     rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
     follow, lists = stream or bool(stop), logprobs is not None
+    given = [text_of(model, each) for each in prompts] if echo else []
     return Asked(
         request=Request(rows, spans, settings, follow, lists, alternatives=logprobs or 0),
         chat=chat,
@@ -128,7 +129,7 @@ def read_request(
         stream=stream,
         include_usage=include_usage,
         logprobs=logprobs,
-        echoes=tuple(text_of(model, each) for each in prompts for _ in range(n)) if echo else (),
+        echoes=tuple(text for text in given for _ in range(n)),
     )
 
 

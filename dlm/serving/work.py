@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from dlm.options import integer
 from dlm.settings import Settings
 from dlm.trajectory import Likeliest
 
@@ -13,14 +14,25 @@ MOST_ALTERNATIVES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Rows to decode with the same options, checked and laid out."""
+    """Rows to decode with the same options, checked and laid out.
+
+    Raises:
+        ValueError: alternatives are no int from 0 to 20, or go without log-probabilities.
+    """
 
     rows: list[list[int]]  # token ids, the mask id wherever a token is to be decoded
     spans: list[tuple[int, int]]  # of each row, what is handed back
     settings: Settings  # `row_keys` has one for each row
     follow: bool = False  # whether tokens are told as they become final
     log_probabilities: bool = False  # whether those are told with them
-    alternatives: int = 0  # likeliest tokens that are told with each, up to `MOST_ALTERNATIVES`
+    alternatives: int = 0  # likeliest tokens that are told with each
+
+    def __post_init__(self) -> None:
+        integer("alternatives", self.alternatives, least=0, most=MOST_ALTERNATIVES)
+        if self.alternatives and not self.log_probabilities:
+            raise ValueError(
+                f"alternatives go with log_probabilities, got {self.alternatives} without"
+            )
 
 
 @dataclass(frozen=True, slots=True)

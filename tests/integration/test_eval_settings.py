@@ -73,6 +73,16 @@ def test_a_bias_is_a_setting_where_there_is_one(built_in: Model) -> None:
     assert found == of(built_in)["generation"]
 
 
+def test_what_is_computed_around_blocks_is_a_setting_where_it_is_asked_for(
+    built_in: Model,
+) -> None:
+    """As a folder of before there was such an option goes on."""
+    assert "refresh_around" not in of(built_in)["generation"]
+    found = of(built_in, plan(cache="dual", refresh_around=8))["generation"]
+    assert found.pop("refresh_around") == 8
+    assert found == of(built_in, plan(cache="dual"))["generation"]
+
+
 def test_the_words_of_a_template_are_settings(built_in: Model) -> None:
     made = plan()
     (template,) = made.templates

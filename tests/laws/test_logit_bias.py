@@ -165,6 +165,16 @@ def test_stream_and_infill_take_it(toy: Toy) -> None:
     assert dlm.infill(model, [1, MASK, 4, MASK], logit_bias={2: 1e6}).tokens == [[1, 2, 4, 2]]
 
 
+def test_a_mapping_that_changes_later_changes_nothing(toy: Toy) -> None:
+    bias = {1: -100.0}
+    options: dict[str, Any] = {"gen_length": 6, "stop_at_eos": False}
+    steps = dlm.stream(toy(1), [1], logit_bias=bias, **options)
+    bias.clear()
+    expected = dlm.generate(toy(1), [[1]], logit_bias={1: -100.0}, **options).tokens
+    assert [snapshot.tokens for snapshot in steps][-1:] == expected
+    assert expected != dlm.generate(toy(1), [[1]], **options).tokens
+
+
 def test_kept_steps_heed_it(golden: Model, execution: Execution) -> None:
     """Those with another bias are others; how it is written makes no difference."""
 

@@ -38,6 +38,14 @@ def writer(toy: Callable[..., Model]) -> Model:
     return replace(toy(3, 1.0), tokenizer=tokenizer())
 
 
+def lettered(model: Model) -> Model:
+    """A model whose tokens are a letter and a number each."""
+    names = {chr(97 + place % 26) + str(place): place for place in range(model.spec.vocab_size)}
+    core = Tokenizer(models.BPE(names, []))
+    core.decoder = decoders.ByteLevel()
+    return replace(model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=core))
+
+
 def until(text: str, stop: Sequence[str]) -> str:
     ends = [at for at in map(text.find, stop) if at >= 0]
     return text[: min(ends)] if ends else text
@@ -80,15 +88,39 @@ def test_what_comes_in_front_stays(
         assert saved, "a row that is over goes on"
 
 
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_rows_that_wait_for_others_are_told_once(
+    golden: Model, writer: Model, monkeypatch: pytest.MonkeyPatch, cache: str, static: bool
+) -> None:
+    """Also one that ends in the forward that rows which join have of their own, or beside copies
+    that make up a number of rows."""
+    model, stops = (writer, STOP) if cache == "none" else (lettered(golden), [*"aeiou"])
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=static))
+    rows = [[*row, number % 5] for number, row in enumerate(ROWS * 4)]
+    for length, block_length in ((2, 2), (24, 2), (24, 6)):
+        options = {**OPTIONS, "gen_length": length, "block_length": block_length, "cache": cache}
+        options |= {"stop": stops, "row_keys": range(len(rows)), "return_order": True}
+        whole = dlm.generate(model, rows, **options)
+        assert len(set(whole.forwards)) > 1
+        for size in (2, 3, 5):
+            told = list(dlm.generate_each(model, rows, batch_size=size, **options))
+            assert sorted(number for number, _ in told) == list(range(len(rows)))
+            for number, one in told:
+                assert one.tokens == [whole.tokens[number]]
+                assert one.forwards == [whole.forwards[number]]
+                assert one.query_tokens == [whole.query_tokens[number]]
+                assert one.order is not None
+                assert whole.order is not None
+                assert one.order == [whole.order[number]]
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_caches_and_recorded_steps(
     golden: Model, traced: Callable[..., Execution], cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are given up leave as those do that are done."""
-    names = {chr(97 + place % 26) + str(place): place for place in range(golden.spec.vocab_size)}
-    core = Tokenizer(models.BPE(names, []))
-    core.decoder = decoders.ByteLevel()
-    model = replace(golden, tokenizer=PreTrainedTokenizerFast(tokenizer_object=core))
+    model = lettered(golden)
     options = {
         **OPTIONS,
         "cache": cache,

@@ -97,6 +97,33 @@ def test_a_batch_that_needs_too_much_memory_is_halved(monkeypatch: pytest.Monkey
     assert fake.calls == [[0, 1, 2, 3, 4]] * 3
 
 
+def test_fewer_rows_than_a_batch_are_halved_from_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = Recorder(most=1)
+    monkeypatch.setattr(dlm, "generate_each", fake)
+    assert len(decoded([item(index, 4) for index in range(3)], 64)[0]) == 3
+    assert len(fake.calls) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()], ids=repr)
+def test_what_is_done_is_told_before_an_error(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    real = Recorder(most=9)
+
+    def each(model: Any, rows: list[list[int]], **options: Any) -> Iterator[Any]:
+        yield from list(real(model, rows, **options))[:3]
+        raise error
+
+    monkeypatch.setattr(dlm, "generate_each", each)
+    items = [item(index, 4) for index in range(6)]
+    made = decode(Network(), items, {}, 2)  # type: ignore[arg-type]
+    assert [[each.item.index for each in next(made)] for _ in range(2)] == [[1, 0], [3]]
+    with pytest.raises(type(error)):
+        next(made)
+
+
 def test_a_row_that_needs_too_much_memory_is_not_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -109,7 +136,7 @@ def test_seconds_of_a_batch_are_shared_by_query_tokens(monkeypatch: pytest.Monke
     monkeypatch.setattr(dlm, "generate_each", Recorder(most=9))
     clock = iter([100.0, 104.0, 105.0, 107.0, 110.0])
     monkeypatch.setattr("dlm.eval.decode.time.perf_counter", lambda: next(clock))
-    (long, short), (last,) = decoded([item(0, 1), item(1, 3), item(2, 2)], 2)
+    (short, long), (last,) = decoded([item(0, 3), item(1, 1), item(2, 1)], 2)
     assert (short.seconds, long.seconds, last.seconds) == (1.0, 3.0, 2.0)
     assert (long.response_tokens, long.decoded_tokens, long.forwards) == (1, 2, 2)
     assert (long.query_tokens, long.order) == (30, [0, 1, -1])

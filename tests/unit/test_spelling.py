@@ -132,8 +132,11 @@ def test_letters_are_those_of_the_pre_tokenizer() -> None:
 def test_what_might_have_stood_there_reads_as_if_it_did(name: str, data: st.DataObject) -> None:
     """A last token behind others, where all of them are whole characters."""
     model = MODELS[name]
-    tokens = data.draw(st.lists(st.integers(0, model.spec.vocab_size - 1), min_size=1, max_size=12))
-    *before, last = tokens
+    ids = st.integers(0, model.spec.vocab_size - 1)
+    *before, last = data.draw(st.lists(ids, min_size=1, max_size=12))
+    silent = data.draw(st.lists(st.sampled_from(sorted(Speller(model).vocabulary.silent))))
+    tokens = [*before, *silent, last]
+    before += silent
     expected = spell(model, tokens)[-1]
     (found,) = Speller(model).instead(before, [last])
     if "\ufffd" not in whole_text(model, tokens):

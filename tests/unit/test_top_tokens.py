@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dlm
-from dlm.decoders import DECODERS
+from dlm.decoders import DECODERS, LowConfidence
 from dlm.decoders.base import Stateless
 from dlm.models.model import Model
 from dlm.types import Decision, StepView
@@ -126,3 +126,14 @@ def test_what_it_must_be(toy: Toy) -> None:
     for wrong in (-1, True, 1.0):
         with pytest.raises(ValueError, match="return_top_tokens must be an int >= 0, got"):
             dlm.generate(toy(1), [[1]], return_top_tokens=wrong)  # type: ignore[arg-type]
+
+
+def test_a_decoder_that_declares_none_sees_none(toy: Toy) -> None:
+    class Asks(LowConfidence):
+        def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+            assert view.top_tokens is None
+            assert view.top_probabilities is None
+            return super().step(state, view)
+
+    out = dlm.generate(toy(1), [[1]], decoder=Asks(), gen_length=4, return_top_tokens=3)
+    assert out.top_tokens is not None
