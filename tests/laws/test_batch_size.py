@@ -50,7 +50,7 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
         assert a.times == pytest.approx(b.times)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_the_number_of_rows_decoded_at_a_time_changes_nothing(
@@ -64,7 +64,7 @@ def test_the_number_of_rows_decoded_at_a_time_changes_nothing(
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=static))
     options = {**USUAL, **decoding(decoder), "cache": cache, "temperature": 0.8}
     whole = dlm.generate(golden, ROWS, **options)
-    for size in (1, 4, 5, len(ROWS)):
+    for size in (1, 5):
         same(whole, dlm.generate(golden, ROWS, batch_size=size, **options))
 
 

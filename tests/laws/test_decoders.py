@@ -50,7 +50,7 @@ def most_forwards(name: str, length: int, block_length: int, steps: int | None) 
     return int(bound(blanks, forwards_per_block(blanks, steps, surplus=True)).sum())
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @every_decoder
 @law
 @given(rows=prompts, options=generations(), seed=st.integers(0, 99))
@@ -122,7 +122,7 @@ def test_a_canvas_is_the_one_before_plus_its_commits(
             assert before == after
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @every_decoder
 @law
 @given(
