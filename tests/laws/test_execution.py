@@ -73,7 +73,7 @@ def played(trace: Any, traced: Traced) -> Callable[..., None]:
     return check
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_shapes_that_stay_change_nothing(
     golden: Model, decoding: Decoding, decoder: str, cache: str
@@ -158,7 +158,7 @@ def test_nothing_outlives_a_generation_of_which_nothing_is_kept(
         gc.enable()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_the_host_waits_for_one_report_a_step(
     golden: Model,

@@ -269,6 +269,7 @@ def test_ancestral_follows_its_joint_law(
     assert max(out.forwards) <= (min(steps, L) if cached else steps)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("steps", [1, 2, 5, 16, 64])
 def test_cached_ancestral_skips_empty_times(tiny: Model, alpha: str, steps: int) -> None:
@@ -313,6 +314,7 @@ RANKING = [name for name in DECODERS if "position_noise" in Traits.of(make(name)
 OWN: dict[str, dict[str, Any]] = {"saber": {"n": 1}, "hierarchical": {"low_threshold": 0.9}}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", RANKING)
 def test_huge_position_temperature_is_a_uniform_position(toy: Toy, name: str) -> None:
     """9.20: whatever the scores; and without noise one position is best in every row."""

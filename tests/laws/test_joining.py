@@ -142,7 +142,7 @@ def way(request: pytest.FixtureRequest, traced: Callable[..., Execution]) -> Exe
     return ways[request.param]()
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_rows_that_join_decode_what_they_would_alone(
     golden: Model, decoding: Decoding, decoder: str, cache: str
@@ -151,7 +151,7 @@ def test_rows_that_join_decode_what_they_would_alone(
     same(together(golden, COMERS, Execution(), **options), alone(golden, COMERS, **options))
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     "facts", [{}, {"block_size": 8}, {"shift": True}, {"block_size": 8, "causal": True}], ids=str
 )
@@ -218,7 +218,7 @@ def test_memory_may_be_short_while_rows_join(
         together(golden, COMERS, Execution(), cache="dual")
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(14)
 @pytest.mark.parametrize(("cache", "more"), [
     ("prefix", {"cfg_scale": 0.7}), ("dual", {"refresh_every": 2}), ("prefix", {"steps": 6}),
     ("dual", {"refresh_around": 3}), ("prefix", {"refresh_around": 2, "refresh_every": 3}),

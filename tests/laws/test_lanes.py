@@ -142,7 +142,7 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     assert found.query_tokens == plain.query_tokens
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(14)
 @pytest.mark.parametrize("facts", [{}, {"shift": True}], ids=str)
 @pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.7}, {"refresh_every": 2}], ids=str)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -189,7 +189,7 @@ def test_rows_whose_blocks_end_apart_are_played_too(
     assert rooms
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("option", [
     {"seed": 4}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}, {"cfg_scale": 0.5},
     {"stop_at_eos": False}, {"suppress_tokens": range(0, 512, 2)}, {"steps": 4},
