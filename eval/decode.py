@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +12,7 @@ import dlm
 from dlm.eval.sample import Key
 from dlm.eval.task import Messages, Problem, Template
 
+T = TypeVar("T")
 WARM_UP = 2  # forwards before the clock starts
 REPEAT = 1 << 32  # between the noise keys of two samples of a problem
 
@@ -71,25 +73,27 @@ def decode(
     """
     rows, keys = [item.tokens for item in items], [item.noise for item in items]
     made = decode_rows(model, rows, keys, batch_size, {"return_order": True, **options})
-    stops, some = set(model.spec.stop_ids), []
+    stops = set(model.spec.stop_ids)
+    failed: list[BaseException] = []
     began = time.perf_counter()
-    failed: BaseException | None = None
-    while failed is None:
-        try:
-            number, one = next(made)
-        except StopIteration:
-            break
-        except BaseException as error:  # Ctrl-C, too
-            failed = error
-            break
-        some.append((items[number], one))
-        if len(some) == batch_size:
-            yield outputs(some, time.perf_counter() - began, stops)
-            some, began = [], time.perf_counter()
-    if some:
+    while some := [(items[number], one) for number, one in islice(until(made, failed), batch_size)]:
         yield outputs(some, time.perf_counter() - began, stops)
-    if failed is not None:
-        raise failed
+        began = time.perf_counter()
+    if failed:
+        raise failed[0]
+
+
+def until(made: Iterator[T], failed: list[BaseException]) -> Iterator[T]:
+    """All that an iterator gives before an error, Ctrl-C too, which is noted."""
+    while not failed:
+        try:
+            one = next(made)
+        except StopIteration:
+            return
+        except BaseException as error:
+            failed.append(error)
+            return
+        yield one
 
 
 def decode_rows(
