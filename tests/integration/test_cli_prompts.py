@@ -1,6 +1,7 @@
 """`dlm generate`: what stands beside a prompt, in front of it, and around the process."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import dlm
 from dlm.cli import app, generate
 from dlm.cli.inputs import read_prompts
+from dlm.cli.job import in_order
 from dlm.models.model import Model
 
 ASK = {"role": "user", "content": "Sudoku: 3102200002100320"}
@@ -116,3 +118,17 @@ def test_one_of_several_processes_is_refused(
         return
     told = refused("x", "--model", folder)
     assert "WORLD_SIZE=2 says that there are 2, each of which would decode and print all" in told
+
+
+def test_results_come_in_the_order_of_the_prompts_and_no_later_than_they_can() -> None:
+    asked: list[int] = []
+
+    def numbered() -> Iterator[tuple[int, Any]]:
+        for number in (2, 0, 3, 1):
+            asked.append(number)
+            yield number, f"result {number}"
+
+    results: Iterator[Any] = in_order(numbered())
+    assert next(results) == "result 0"
+    assert asked == [2, 0]
+    assert [*results] == ["result 1", "result 2", "result 3"]
