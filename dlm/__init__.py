@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from dlm import eval as eval
     from dlm import types as types
     from dlm.execution import release
-    from dlm.generation import Generation, Snapshot, generate, generate_each, infill, stream
+    from dlm.generation import Generation, Snapshot, generate, generate_each, stream
     from dlm.huggingface import (
         DiffusionGenerationConfig,
         DiffusionGenerationOutput,
         TextDiffusionStreamer,
         as_model,
     )
+    from dlm.infilling import infill, infill_each
     from dlm.likelihood import log_likelihood, log_likelihoods
     from dlm.models.loading import load
     from dlm.models.model import Model
@@ -49,6 +50,7 @@ __all__ = [
     "generate",
     "generate_each",
     "infill",
+    "infill_each",
     "kernels",
     "load",
     "log_likelihood",
@@ -71,7 +73,8 @@ _HOMES = {
     "encode_prompts": "dlm.prompts",
     "generate": "dlm.generation",
     "generate_each": "dlm.generation",
-    "infill": "dlm.generation",
+    "infill": "dlm.infilling",
+    "infill_each": "dlm.infilling",
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",
     "log_likelihoods": "dlm.likelihood",

@@ -1,18 +1,19 @@
-"""Text in, text out: `generate`, `stream` and `infill` over the one denoising loop."""
+"""Text in, text out: `generate` and `stream` over the one denoising loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from dlm.endings import ended
-from dlm.job import Job, generation_job, infill_job
+from dlm.job import Job, generation_job
 from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, check_model, decode_text, whole_text
+from dlm.prompts import Prompt, decode_text
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark
 from dlm.types import AnyDecoder
@@ -223,58 +224,14 @@ def stream(
     return snapshots(model, job)
 
 
-@partial(names_checked, options=NAMES, instead=INSTEAD)
-def infill(
-    model: Model,
-    text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-    *,
-    batch_size: int | None = None,
-    **options: Any,
-) -> Generation:
-    """Fill blanks anywhere in a text, with what stands on both sides in view.
-
-    Networks that decode block by block (`model.spec.block_size`) see of what stands behind a blank
-    no more than the rest of its block.
-
-    Args:
-        model: what `dlm.load` gave.
-        text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
-            ids holding the mask id; or a list of one of those.
-        batch_size: as in `generate`.
-        **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
-            default, as what follows a blank is given.
-
-    Returns:
-        The whole rows, blanks filled; texts without special tokens.
-
-    Raises:
-        ValueError: as in `generate`, and a text without a blank.
-    """
-    check_model(model)
-    job = infill_job(model, text, infill_settings(options), batch_size)
-    return finish(model, job, whole_text)
-
-
-def infill_settings(options: Mapping[str, Any]) -> Settings:
-    """Those of `infill`.
-
-    Raises:
-        ValueError: an option breaks its rule, or is for `generate`.
-    """
-    if "gen_length" in options:
-        raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
-    settings = Settings.of({"stop_at_eos": False, **options})
-    if settings.stops:
-        raise ValueError(
-            f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
-        )
-    return settings
-
-
 def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
     """Run a job to its end; `text_of` tells how a row's tokens read."""
-    rows = dict(outcomes(model, job, text_of))
-    each = [rows[row] for row in range(len(job.rows))]
+    return together(outcomes(model, job, text_of))
+
+
+def together(made: Iterable[tuple[int, Generation]]) -> Generation:
+    """All rows together, of the number and the generation of each alone."""
+    each = [one for _, one in sorted(made, key=itemgetter(0))]
 
     def joined(name: str) -> Any:
         parts = [getattr(one, name) for one in each]

@@ -11,7 +11,7 @@ from dlm.execution import Execution
 from dlm.models.model import Model
 from dlm.options import integer
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, TooLong, encode_prompts, encode_texts, tokenizer_of
+from dlm.prompts import Prompt, TooLong, encode_prompts, tokenizer_of
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -62,9 +62,20 @@ def check_length(model: Model, length: int, what: str = "prompt and generation")
 
 
 def lay_out(
-    model: Model, rows: Sequence[list[int]], settings: Settings, execution: Execution
+    model: Model,
+    rows: Sequence[list[int]],
+    settings: Settings,
+    execution: Execution,
+    keys: Sequence[int],
 ) -> Canvas:
     """Rows that hold the mask id at every position to decode, as a canvas.
+
+    Args:
+        model: what decodes them.
+        rows: token ids.
+        settings: the options.
+        execution: how steps are run.
+        keys: of the noise of each row.
 
     Raises:
         ValueError: they do not fit the model, or an option does not fit them.
@@ -78,11 +89,6 @@ def lay_out(
         raise ValueError(
             f"a row must not begin with a mask for {spec.family}, which predicts a token from the "
             f"one before it, got one in row {begun[0]}"
-        )
-    keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
-    if len(keys) != len(rows):
-        raise ValueError(
-            f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
         )
     return build(
         rows,
@@ -98,6 +104,20 @@ def lay_out(
         grid=spec.grid,
         columns=execution.columns(longest, spec.max_length),
     )
+
+
+def row_keys(rows: Sequence[list[int]], settings: Settings) -> Sequence[int]:
+    """Keys of the noise of each row: those given, else their numbers.
+
+    Raises:
+        ValueError: another number of keys than of rows.
+    """
+    keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
+    if len(keys) != len(rows):
+        raise ValueError(
+            f"row_keys must hold one int for each of the {len(rows)} prompts, got {len(keys)}"
+        )
+    return keys
 
 
 def make_job(
@@ -120,7 +140,7 @@ def make_job(
     if settings.stops:
         tokenizer_of(model, "stop")
     execution = Execution.of(model)
-    canvas = lay_out(model, rows, settings, execution)
+    canvas = lay_out(model, rows, settings, execution, row_keys(rows, settings))
     block_length = active_length(settings.block_length, model.spec)
     bound = bind(settings.policy, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
@@ -146,18 +166,6 @@ def generation_job(
     """Prompts with `gen_length` masks behind each, and then what closes every row."""
     rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
     return make_job(model, rows, spans, settings, prompt_cache, batch_size)
-
-
-def infill_job(
-    model: Model,
-    text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-    settings: Settings,
-    batch_size: int | None = None,
-) -> Job:
-    """Texts with blanks, or rows of ids with masks; all of each is handed back."""
-    rows = encode_texts(model, text)
-    spans = [(0, len(row)) for row in rows]
-    return make_job(model, rows, spans, settings, batch_size=batch_size)
 
 
 def continued(

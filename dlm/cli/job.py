@@ -84,16 +84,11 @@ class Job:
 
     def generations(self, model: "Model", batch_size: int) -> "Iterator[tuple[int, Generation]]":
         """The rows, each decoded as it would be alone."""
-        from dlm import generation
-        from dlm.job import infill_job
-        from dlm.prompts import whole_text
+        from dlm import generation, infilling
 
         prompts: Any = self.prompts(self.rows)
-        if not self.infill:
-            return generation.generate_each(model, prompts, batch_size=batch_size, **self.options)
-        settings = generation.infill_settings(self.options)
-        job = infill_job(model, prompts, settings, batch_size)
-        return generation.outcomes(model, job, whole_text)
+        each = infilling.infill_each if self.infill else generation.generate_each
+        return each(model, prompts, batch_size=batch_size, **self.options)
 
 
 def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:

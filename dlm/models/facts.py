@@ -135,7 +135,8 @@ def resolve(
         shift=family.shift,
         block_size=size,
         causal=family.causal,
-        never=tuple(sorted(gaps.union(lookup(tokenizer, family.never_tokens)) - {mask})),
+        never=tuple(sorted(gaps - {mask})),
+        expand_id=expand_of(tokenizer, family),
         chat_options=family.chat_options,
     )
 
@@ -197,6 +198,12 @@ def mask_of(tokenizer: Any, family: Family) -> int | None:
     declared: int | None = tokenizer.mask_token_id
     named = () if family.mask_token is None else lookup(tokenizer, (family.mask_token,))
     return next(iter(named), None) if declared is None else declared
+
+
+def expand_of(tokenizer: Any, family: Family) -> int | None:
+    """The id of the token that asks for another blank, where the tokenizer has one."""
+    named = () if family.expand_token is None else lookup(tokenizer, (family.expand_token,))
+    return next(iter(named), None)
 
 
 def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int]) -> list[int]:

@@ -80,7 +80,7 @@ FAMILIES = {
             mask_token="<|mask|>",
             stop_ids=(151643, 151645),
             stop_tokens=("<|im_end|>", "<|dlm_pad|>"),  # the second ends a text of DiffuCoder
-            never_tokens=("<|expand|>",),  # DreamOn's call for another mask
+            expand_token="<|expand|>",  # of DreamOn
             tokens=151667,
             shift=True,
         ),

@@ -26,7 +26,7 @@ class Family:
     mask_token: str | None = None  # for a tokenizer that does not know it for the mask
     stop_ids: tuple[int, ...] = ()  # beside those a configuration names
     stop_tokens: tuple[str, ...] = ()  # the same, to be looked up in the tokenizer
-    never_tokens: tuple[str, ...] = ()  # of a generation process that is not ours
+    expand_token: str | None = None  # with which a network asks for another blank
     tokens: int | None = None  # ids that the released tokenizer has
     shift: bool = False  # whether the output at i predicts token i + 1
     block_size: int | None = None  # tokens of a block of attention; None looks both ways

@@ -1,7 +1,7 @@
 """Facts of a model that are not the user's to choose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class ModelSpec:
     block_size: int | None = None  # tokens that see each other and what is before; None: all do
     causal: bool = False  # whether what is before a block sees nothing behind itself
     never: tuple[int, ...] = ()  # further ids that are never sampled
+    expand_id: int | None = None  # asks for another blank; sampled where blanks may grow alone
     suffix: tuple[int, ...] = ()  # ids that close every row
     caches: bool = True  # whether the network takes keys and values of earlier forwards
     chat_options: tuple[tuple[str, bool], ...] = ()  # variables of the chat template
@@ -31,4 +32,10 @@ class ModelSpec:
     @property
     def banned(self) -> Sequence[int]:
         """Ids that are never sampled: the mask, the unused rows and the family's own."""
-        return (self.mask_id, *range(*self.unused), *self.never)
+        asks = () if self.expand_id is None else (self.expand_id,)
+        return (self.mask_id, *range(*self.unused), *self.never, *asks)
+
+    @property
+    def growing(self) -> "ModelSpec":
+        """The same where the token that asks for another blank is sampled like any other."""
+        return replace(self, expand_id=None)

@@ -9,7 +9,7 @@ from dlm.canvas import Canvas, active_length
 from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
-from dlm.job import lay_out
+from dlm.job import lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
@@ -75,7 +75,8 @@ class Laid:
         if line.request.alternatives:
             settings = replace(settings, return_top_tokens=MOST_ALTERNATIVES)
         execution = Execution.of(model)
-        canvas = lay_out(model, [line.tokens], settings, execution)
+        row = [line.tokens]
+        canvas = lay_out(model, row, settings, execution, row_keys(row, settings))
         decoder, span = settings.policy, canvas.span
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)

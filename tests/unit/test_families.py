@@ -245,13 +245,15 @@ def test_a_block_size_overrides_the_name_and_the_file() -> None:
 
 
 def test_rows_that_no_token_owns_are_never_sampled() -> None:
-    """Gaps between added tokens too, and tokens of a generation process that is not ours."""
+    """Gaps between added tokens too, and the token that asks for another blank."""
     given = tokenizer(**{"<|mask|>": 110, "<|im_end|>": 105, "<|expand|>": 104})
     found = facts("dream", given, files={"vocab_size": 120, "eos_token_id": 3})
     assert found.unused == (111, 120)
-    assert found.never == (100, 101, 102, 103, 104, 106, 107, 108, 109)
+    assert found.never == (100, 101, 102, 103, 106, 107, 108, 109)
+    assert found.expand_id == 104
     assert found.stop_ids == (3, 105)
     assert set(found.banned) == {*range(100, 105), *range(106, 120)}
+    assert {*found.banned} - {*found.growing.banned} == {104}
 
 
 def test_stop_ids_of_a_small_vocabulary_are_its_own() -> None:

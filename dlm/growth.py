@@ -1,0 +1,229 @@
+"""Blanks that become more and fewer while they are filled: rows change their length.
+
+Wu et al. 2025, DreamOn (hkunlp.github.io/blog/2025/dreamon), at the rules of its own sampler, which
+takes one row at a time. A masked position that takes the token `expand` becomes two masks, one that
+takes `delete`, the end of text, goes. A row whose blanks hold as many tokens as they may, or that
+has grown as often as it may, does not sample `expand`.
+
+Between two changes of its length a row is decoded like any other. Then it leaves the batch, is laid
+out anew, and joins again: what a decoder remembers of the forwards before is lost.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dlm.batch import Change, Rows, Terms, denoise
+from dlm.canvas import active_length
+from dlm.endings import End, ended
+from dlm.execution import Execution
+from dlm.job import check_length, lay_out, row_keys
+from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
+from dlm.options import integer
+from dlm.runtime import Step, bind
+from dlm.settings import Settings
+from dlm.traits import Traits
+
+WEYL: Final = 0x9E3779B97F4A7C15
+"""Between the noise keys of a row before and after a change of its length: odd, so that they do not
+come again, and far from the differences between keys of rows."""
+WHOLE: Final = {
+    "steps": "how many forwards a row takes shows as it grows",
+    "stop_at_eos": "end of text takes a blank away",
+    "cfg_scale": "what is filled would be hidden like a prompt",
+    "begin_suppress_tokens": "the first blank of a row does not stay the first",
+    "return_trajectory": "positions move",
+    "return_order": "positions move",
+    "return_top_tokens": "positions move",
+}
+"""Options that rows must leave alone which change their length, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How far blanks grow.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    most: int  # tokens that the blanks of a row may come to, together
+    budget: int  # times that a blank of a row may become two
+
+    @classmethod
+    def of(cls, max_gen_length: int, expand_budget: int | None) -> "Growth":
+        """As the options say; at most twice as many times as tokens, by default."""
+        most = integer("max_gen_length", max_gen_length, least=1)
+        budget = 2 * most if expand_budget is None else expand_budget
+        return cls(most, integer("expand_budget", budget, least=0))
+
+    def check(self, model: Model, rows: Sequence[list[int]], settings: Settings) -> None:
+        """Refuse a network that does not ask for blanks, options of rows that stay, and long rows.
+
+        Raises:
+            ValueError: one of these.
+        """
+        spec = model.spec
+        if spec.expand_id is None:
+            raise ValueError(
+                "max_gen_length is for networks that ask for blanks by a token, as "
+                f"Dream-org/DreamOn-v0-7B does, got {self.most} for {spec.family}"
+            )
+        for name, reason in WHOLE.items():
+            if value := getattr(settings, name):
+                raise ValueError(f"{name} is not for max_gen_length: {reason}, got {value!r}")
+        if Traits.of(settings.policy).mutates_committed:
+            raise ValueError(
+                "decoder must not take tokens back with max_gen_length, as rows are laid out anew "
+                f"with what is filled, got {settings.decoder!r}"
+            )
+        for number, row in enumerate(rows):
+            blanks = row.count(spec.mask_id)
+            if blanks > self.most:
+                raise ValueError(
+                    f"max_gen_length must hold the blanks of each text, got {self.most} for the "
+                    f"{blanks} of text {number}"
+                )
+            check_length(model, len(row) - blanks + self.most, "a text with max_gen_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A row until its length changes."""
+
+    name: int
+    key: int  # of its noise
+    tokens: list[int]
+    spec: ModelSpec
+    growth: Growth  # how far its blanks may still grow, what they hold by now not counted
+    times: int = 0  # that its length has changed
+    decoded: int = 0  # tokens in its blanks
+    forwards: int = 0
+    queries: int = 0
+
+    @property
+    def masks(self) -> int:
+        """Blanks to fill."""
+        return self.tokens.count(self.spec.mask_id)
+
+    @property
+    def grows(self) -> bool:
+        """Whether another blank may come."""
+        return self.masks < self.growth.most and self.growth.budget > 0
+
+    @property
+    def noise(self) -> int:
+        """Key of the noise of this part alone."""
+        return (self.key + self.times * WEYL) % (1 << 64)
+
+    def after(self, end: End) -> "Part":
+        """The row after the last forward of this part."""
+        mask_id, expand, delete = self.spec.mask_id, self.spec.expand_id, self.spec.eos_id
+        filled = [now for was, now in zip(self.tokens, end.tokens, strict=False) if was == mask_id]
+        room = min(self.growth.most - len(filled) + filled.count(delete), self.growth.budget)
+        tokens: list[int] = []
+        more = 0
+        for was, now in zip(self.tokens, end.tokens, strict=False):
+            if was == mask_id and now == expand:
+                two = more < room  # decisions of one forward may ask for more than there is room
+                more += two
+                tokens += [mask_id] * (2 if two else 1)
+            elif was != mask_id or now != delete:
+                tokens.append(now)
+        kept = sum(token not in (mask_id, expand, delete) for token in filled)
+        return replace(
+            self,
+            tokens=tokens,
+            growth=Growth(self.growth.most - kept, self.growth.budget - more),
+            times=self.times + 1,
+            decoded=self.decoded + kept,
+            forwards=self.forwards + end.forwards,
+            queries=self.queries + end.queries,
+        )
+
+
+class Growing:
+    """Rows decoded until their lengths stay, some at a time: those that may grow, or the others."""
+
+    def __init__(
+        self, model: Model, rows: Sequence[list[int]], settings: Settings, growth: Growth
+    ) -> None:
+        """Take the rows, with masks.
+
+        Raises:
+            ValueError: they do not fit the model, or an option does not fit them.
+        """
+        growth.check(model, rows, settings)
+        keys, spec = row_keys(rows, settings), model.spec
+        self.settings = settings
+        self.execution = Execution.of(model)
+        self.models = {False: model, True: replace(model, spec=spec.growing)}
+        self.waiting: dict[bool, list[Part]] = {False: [], True: []}
+        for name, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            self.wait(Part(name, key, row, spec, growth))
+        canvas = self.laid(list(self.parts)).canvas
+        block_length = active_length(settings.block_length, spec)
+        self.decoder = bind(settings.policy, self.models[True], canvas, block_length)
+        settings.check_ranking(Traits.of(self.decoder))
+        self.span = canvas.span + growth.most
+        self.inside: dict[int, Part] = {}
+        self.leaving: frozenset[int] = frozenset()
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """Those that wait."""
+        yield from self.waiting[True]
+        yield from self.waiting[False]
+
+    def wait(self, part: Part) -> None:
+        """Put a row behind those of its kind."""
+        self.waiting[part.grows].append(part)
+
+    def laid(self, parts: Sequence[Part]) -> Rows:
+        """Rows as a canvas."""
+        rows, keys = [part.tokens for part in parts], [part.noise for part in parts]
+        canvas = lay_out(self.models[False], rows, self.settings, self.execution, keys)
+        return Rows(canvas, [*map(len, rows)], [part.name for part in parts])
+
+    def take(self, count: int, *, grows: bool) -> Rows:
+        """The next ones to be decoded."""
+        some, self.waiting[grows] = self.waiting[grows][:count], self.waiting[grows][count:]
+        self.inside |= {part.name: part for part in some}
+        return self.laid(some)
+
+    def run(self, batch_size: int) -> Iterator[Part]:
+        """Decode the rows, yielding each as it is done."""
+        while any(self.waiting.values()):
+            grows = bool(self.waiting[True])
+            options = (self.models[grows], self.settings, self.decoder, self.execution, self.span)
+
+            def change(grows: bool = grows) -> Change:
+                room = batch_size - len(self.inside)
+                join = self.take(room, grows=grows) if room and self.waiting[grows] else None
+                leaving, self.leaving = self.leaving, frozenset()
+                return Change(leaving, join)
+
+            rows = self.take(batch_size, grows=grows)
+            for step in denoise(Terms.of(*options), rows, change):
+                yield from self.saw(step)
+
+    def saw(self, step: Step) -> Iterator[Part]:
+        """Note what a forward of rows has changed, yielding those that are done."""
+        changed = self.changed(step)
+        for name, end in ended(step, changed):
+            part = self.inside.pop(name).after(end)
+            if part.masks:
+                self.wait(part)
+            else:
+                yield part
+        self.leaving |= changed
+
+    def changed(self, step: Step) -> frozenset[int]:
+        """Rows in which a mask took a token that changes the length. Waits for the device."""
+        spec = self.models[False].spec
+        assert spec.expand_id is not None
+        asked = (step.tokens == spec.expand_id) | (step.tokens == spec.eos_id)
+        lines = (asked & (step.before.tokens == spec.mask_id)).any(-1).tolist()
+        rows = zip(step.names, step.live, step.done, lines, strict=True)
+        return frozenset(name for name, live, done, yes in rows if live and yes and not done)

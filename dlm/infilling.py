@@ -1,0 +1,144 @@
+"""Blanks anywhere in a text: `infill` over the one denoising loop."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from dlm.generation import Generation, outcomes, together
+from dlm.growth import Growing, Growth
+from dlm.job import make_job
+from dlm.models.model import Model
+from dlm.options import integer, names_checked
+from dlm.prompts import check_model, encode_texts, whole_text
+from dlm.settings import INSTEAD, NAMES, Settings
+
+Texts = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+
+
+@partial(names_checked, options=NAMES, instead=INSTEAD)
+def infill(
+    model: Model,
+    text: Texts,
+    *,
+    batch_size: int | None = None,
+    max_gen_length: int | None = None,
+    expand_budget: int | None = None,
+    **options: Any,
+) -> Generation:
+    """Fill blanks anywhere in a text, with what stands on both sides in view.
+
+    Networks that decode block by block (`model.spec.block_size`) see of what stands behind a blank
+    no more than the rest of its block.
+
+    Args:
+        model: what `dlm.load` gave.
+        text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
+            ids holding the mask id; or a list of one of those.
+        batch_size: as in `generate`.
+        max_gen_length: tokens that the blanks of a text may come to, all together. For networks
+            that ask for blanks and give them up by tokens (Wu et al. 2025, DreamOn): a blank that
+            takes `<|expand|>` becomes two, one that takes the end of text goes. None keeps each
+            blank as long as it is written. Rows that change their length are laid out anew: blocks
+            begin at the first blank that is left, and what a decoder remembers is forgotten. The
+            authors' rule: `decoder="entropy", block_length=None`.
+        expand_budget: times that a blank of a text may become two, 2 `max_gen_length` by default.
+        **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
+            default, as what follows a blank is given.
+
+    Returns:
+        The whole rows, blanks filled; texts without special tokens. Where blanks may grow,
+        `decoded` counts the tokens that are in them at the end.
+
+    Raises:
+        ValueError: as in `generate`; a text without a blank; with `max_gen_length` a network that
+            does not ask for blanks, more blanks than that, a decoder that takes tokens back, and
+            `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what is recorded by
+            position.
+    """
+    return together(filled(model, text, batch_size, (max_gen_length, expand_budget), options))
+
+
+@partial(names_checked, options=NAMES, instead=INSTEAD)
+def infill_each(
+    model: Model,
+    text: Texts,
+    *,
+    batch_size: int = 16,
+    max_gen_length: int | None = None,
+    expand_budget: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, Generation]]:
+    """Fill the blanks of many texts, yielding each as soon as it is done.
+
+    Args:
+        model: what `dlm.load` gave.
+        text: as in `infill`.
+        batch_size: as in `generate`.
+        max_gen_length: as in `infill`.
+        expand_budget: as in `infill`.
+        **options: as in `infill`.
+
+    Returns:
+        The number of a text, and what came of it alone.
+
+    Raises:
+        ValueError: as in `infill`, when called.
+    """
+    return filled(model, text, batch_size, (max_gen_length, expand_budget), options)
+
+
+def filled(
+    model: Model,
+    text: Texts,
+    batch_size: int | None,
+    growth: tuple[int | None, int | None],
+    options: Mapping[str, Any],
+) -> Iterator[tuple[int, Generation]]:
+    """What comes of each text, as it is done, given how far blanks may grow.
+
+    Raises:
+        ValueError: as in `infill`, when called.
+    """
+    check_model(model)
+    settings = infill_settings(options)
+    rows = encode_texts(model, text)
+    most, budget = growth
+    if most is None:
+        if budget is not None:
+            raise ValueError(f"expand_budget goes with max_gen_length, got {budget!r} without it")
+        spans = [(0, len(row)) for row in rows]
+        job = make_job(model, rows, spans, settings, batch_size=batch_size)
+        return outcomes(model, job, whole_text)
+    if batch_size is not None:
+        integer("batch_size", batch_size, least=1)
+    growing = Growing(model, rows, settings, Growth.of(most, budget))
+    return grown(model, growing, len(rows) if batch_size is None else batch_size)
+
+
+@torch.inference_mode()
+def grown(model: Model, growing: Growing, batch_size: int) -> Iterator[tuple[int, Generation]]:
+    """Run rows whose blanks may grow, yielding each as `infill` does."""
+    for part in growing.run(batch_size):
+        text = None if model.tokenizer is None else [whole_text(model, part.tokens)]
+        yield (
+            part.name,
+            Generation([part.tokens], text, [part.decoded], [part.forwards], [part.queries]),
+        )
+
+
+def infill_settings(options: Mapping[str, Any]) -> Settings:
+    """Those of `infill`.
+
+    Raises:
+        ValueError: an option breaks its rule, or is for `generate`.
+    """
+    if "gen_length" in options:
+        raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
+    settings = Settings.of({"stop_at_eos": False, **options})
+    if settings.stops:
+        raise ValueError(
+            f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
+        )
+    return settings
