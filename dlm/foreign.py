@@ -1,10 +1,10 @@
 """Names that other programs give to what is here: what to give instead.
 
 Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
-Dream, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS, PC-Sampler,
-d2Cache, Prophet, diffusers and transformers. A text goes on behind "unknown option 'name': ". What
-it says in the form name=value can be given as it stands; docs/migrating.md says what differs in
-result.
+Dream, DreamOn, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS,
+PC-Sampler, d2Cache, Prophet, diffusers and transformers. A text goes on behind "unknown option
+'name': ". What it says in the form name=value can be given as it stands; docs/migrating.md says
+what differs in result.
 """
 
 from typing import Final
@@ -84,6 +84,10 @@ OPTIONS: Final[dict[str, str]] = {
     "answer_start_pos": _ANSWER,
     "early_exit_thresholds": _PROPHET,
     "enable_early_exit": "in dlm it is decoder='prophet'",
+    # DreamOn
+    **dict.fromkeys(("expand_budget", "max_gen_length"), "it is for dlm.infill and its blanks"),
+    "number_transfer_tokens": "one token a forward is what decoder='entropy' takes without steps",
+    "pad_delete_to_right": "it is not here: of a text's blanks each is given up by itself",
     # transformers, diffusers, OpenAI's API
     "n": _COPIES,
     "num_return_sequences": _COPIES,

@@ -57,7 +57,8 @@ def infill(
             `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what is recorded by
             position.
     """
-    return together(filled(model, text, batch_size, (max_gen_length, expand_budget), options))
+    growth = growth_of(max_gen_length, expand_budget)
+    return together(filled(model, text, batch_size, growth, options))
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -86,17 +87,17 @@ def infill_each(
     Raises:
         ValueError: as in `infill`, when called.
     """
-    return filled(model, text, batch_size, (max_gen_length, expand_budget), options)
+    return filled(model, text, batch_size, growth_of(max_gen_length, expand_budget), options)
 
 
 def filled(
     model: Model,
     text: Texts,
     batch_size: int | None,
-    growth: tuple[int | None, int | None],
+    growth: Growth | None,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[int, Generation]]:
-    """What comes of each text, as it is done, given how far blanks may grow.
+    """What comes of each text, as it is done; `growth` tells how far blanks may grow.
 
     Raises:
         ValueError: as in `infill`, when called.
@@ -104,17 +105,29 @@ def filled(
     check_model(model)
     settings = infill_settings(options)
     rows = encode_texts(model, text)
-    most, budget = growth
-    if most is None:
-        if budget is not None:
-            raise ValueError(f"expand_budget goes with max_gen_length, got {budget!r} without it")
+    if growth is None:
         spans = [(0, len(row)) for row in rows]
         job = make_job(model, rows, spans, settings, batch_size=batch_size)
         return outcomes(model, job, whole_text)
     if batch_size is not None:
         integer("batch_size", batch_size, least=1)
-    growing = Growing(model, rows, settings, Growth.of(most, budget))
+    growing = Growing(model, rows, settings, growth)
     return grown(model, growing, len(rows) if batch_size is None else batch_size)
+
+
+def growth_of(max_gen_length: int | None = None, expand_budget: int | None = None) -> Growth | None:
+    """How far blanks may grow, as the options say; None where they keep their length.
+
+    Raises:
+        ValueError: an option is out of range, or stands without the other.
+    """
+    if max_gen_length is not None:
+        return Growth.of(max_gen_length, expand_budget)
+    if expand_budget is not None:
+        raise ValueError(
+            f"expand_budget goes with max_gen_length, got {expand_budget!r} without it"
+        )
+    return None
 
 
 @torch.inference_mode()

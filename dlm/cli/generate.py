@@ -10,6 +10,7 @@ from dlm.cli.options import (
     COUNT,
     GEN_LENGTH,
     JSON,
+    WHOLE,
     Adapter,
     Attention,
     BeginSuppressTokens,
@@ -60,6 +61,22 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         bool,
         source("--infill", help="Fill the blanks of texts: [MASK] is one token, [MASK:8] eight."),
     ] = False,
+    max_gen_length: Annotated[
+        int | None,
+        source(
+            help="Tokens that the blanks of a text may come to, with --infill: for networks that "
+            "ask for blanks and give them up, such as DreamOn.",
+            **COUNT,
+        ),
+    ] = None,
+    expand_budget: Annotated[
+        int | None,
+        source(
+            help="Times that a blank of a text may become two.",
+            show_default="twice --max-gen-length",
+            **WHOLE,
+        ),
+    ] = None,
     model: ModelName = None,
     device: Device = None,
     device_map: DeviceMap = None,
@@ -117,7 +134,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     if gen_length is None and not infill:
         given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     wrap = not infill and (model is None if chat is None else chat)
-    job = Job(rows, given, chat=wrap, infill=infill, system=system)
+    growth = {"max_gen_length": max_gen_length, "expand_budget": expand_budget}
+    grows = {name: value for name, value in growth.items() if value is not None}
+    job = Job(rows, given, chat=wrap, infill=infill, system=system, growth=grows)
     job.check()
     loaded = load_model(model, device, dtype, **facts)
     if watch:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,15 +26,21 @@ class Job:
     chat: bool  # texts are user messages
     infill: bool  # texts have blanks
     system: str | None = None  # message in front of the others
+    growth: dict[str, Any] = field(default_factory=dict)  # options of `dlm.infill` alone
 
     def check(self) -> None:
         """Refuse bad options before a model is loaded."""
+        from dlm.infilling import growth_of
         from dlm.settings import Settings
 
         self.prompts(self.rows)
         if self.infill and "gen_length" in self.options:
             raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
+        if self.growth and not self.infill:
+            name = next(iter(self.growth)).replace("_", "-")
+            raise ValueError(f"--{name} is for the blanks of texts: give --infill, too")
         Settings.of(self.options)
+        growth_of(**self.growth)
 
     def prompts(self, rows: list[Row]) -> list[str | Messages]:
         """Rows as the library takes them."""
@@ -88,7 +94,7 @@ class Job:
 
         prompts: Any = self.prompts(self.rows)
         each = infilling.infill_each if self.infill else generation.generate_each
-        return each(model, prompts, batch_size=batch_size, **self.options)
+        return each(model, prompts, batch_size=batch_size, **self.options, **self.growth)
 
 
 def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:

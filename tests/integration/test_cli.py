@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,22 @@ def test_infill_fills_the_blanks(folder: str, model: Model) -> None:
     assert row["tokens_per_forward"] == 4 / out.forwards[0]
 
 
+def test_infill_lets_blanks_grow_where_the_network_asks_for_it(
+    folder: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The built-in model asks for a blank by a token of its own here."""
+    asks = replace(model, spec=replace(model.spec, expand_id=40))
+    monkeypatch.setattr("dlm.cli.generate.load_model", lambda *given, **facts: asks)
+    text, bias = "def f(x): return [MASK:2]", {40: 9.0, model.spec.eos_id: 6.0}
+    given = [f"--logit-bias={token}={value}" for token, value in bias.items()]
+    given += ["--max-gen-length=6", "--expand-budget=3", f"--model={folder}", "--json"]
+    told = run_well("generate", "--infill", text, *given).stdout
+    out = dlm.infill(asks, text, max_gen_length=6, expand_budget=3, logit_bias=bias)
+    assert records(told)[0]["tokens"] == out.tokens[0]
+    assert records(told)[0]["forwards"] == out.forwards[0]
+    assert out.forwards != dlm.infill(asks, text, max_gen_length=6, logit_bias=bias).forwards
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -274,6 +290,8 @@ BAD: list[tuple[str, Sequence[str]]] = [
     ("--watch and --json", ["generate", "x", "--watch", "--json"]),
     ("leave --infill out", ["generate", "[MASK]", "--watch", "--infill"]),
     ("leave --chat out", ["generate", "[MASK]", "--chat", "--infill"]),
+    ("give --infill, too", ["generate", "a", "--max-gen-length=4"]),
+    ("expand_budget goes with max_gen", ["generate", "[MASK]", "--infill", "--expand-budget=4"]),
     ("leave --gen-length out", ["generate", "[MASK]", "--infill", "--gen-length=4"]),
     ("no such option: --gen-len", ["generate", "x", "--gen-len=4"]),
     ("Did you mean 'generate'?", ["genrate"]),

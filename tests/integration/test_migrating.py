@@ -1,6 +1,7 @@
 """docs/migrating.md and the index: what stands there can be given, and every page is listed."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dlm.models.model import Model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PROMPT = "Compute: 6*8"
+BLANKS = "Compute: 6*8=[MASK:4]"
 
 
 def fragments() -> list[str]:
@@ -32,8 +34,12 @@ def tiny() -> Model:
 
 @pytest.mark.parametrize("code", fragments())
 def test_what_the_right_columns_say_can_be_given(tiny: Model, code: str) -> None:
-    names: dict[str, Any] = {"dlm": dlm, "model": tiny, "prompt": PROMPT}
-    if re.match(r"[a-z_]+=", code):
+    names: dict[str, Any] = {"dlm": dlm, "model": tiny, "prompt": PROMPT, "text": BLANKS}
+    if "max_gen_length" in code:
+        asks = replace(tiny, spec=replace(tiny.spec, expand_id=40))
+        call = code if code.startswith("dlm.") else f"dlm.infill(model, text, {code})"
+        assert eval(call, {**names, "model": asks}).forwards[0] >= 1
+    elif re.match(r"[a-z_]+=", code):
         options = {"gen_length": 8, **eval(f"dict({code})", names)}
         assert len(dlm.generate(tiny, PROMPT, **options).tokens[0]) == options["gen_length"]
     else:
