@@ -145,7 +145,8 @@ class Batch:
         self.canvas = self.work.lay(canvas)
         self.reused = [0] * len(self.names)  # tokens of each row that others computed
         kept = self.recall()
-        self.progress, self.due = self.work.loop.start(self.canvas, rows.lengths, kept)
+        self.progress, due = self.work.loop.start(self.canvas, rows.lengths, kept)
+        self.expect(due)
 
     def workspace(self, canvas: Canvas) -> Workspace:
         """What makes forwards of a canvas of this shape."""
@@ -154,6 +155,11 @@ class Batch:
         make = partial(Loop, terms.model, terms.decoder, terms.settings, *options)
         layout = (canvas.shape, terms.model.spec, *options[1:], terms.settings.of_steps)
         return self.lane.workspace(layout, terms.decoder, make)
+
+    def expect(self, due: Due) -> None:
+        """Note what the next forward computes, and in which of few shapes it is asked for."""
+        self.due = due
+        self.asked = self.terms.execution.rounded(due, self.canvas.tokens.shape[1])
 
     def recall(self) -> Tensor | None:
         """Take over what is kept of what rows begin with; how many tokens, int64 [B]."""
@@ -180,9 +186,9 @@ class Batch:
     def step(self) -> Step:
         """One forward of all rows."""
         outcome = self.terms.execution.step(
-            self.lane, self.work, self.canvas, self.progress, self.due
+            self.lane, self.work, self.canvas, self.progress, self.asked
         )
-        broken, finished, self.due = self.work.loop.read(outcome, self.due)
+        broken, finished, due = self.work.loop.read(outcome, self.due)
         if broken:
             name = self.work.loop.traits.name
             raise ValueError(f"{name} at forward {self.number}: {broken[0].value}")
@@ -208,6 +214,8 @@ class Batch:
         )
         self.live = [was and not over for was, over in zip(live, finished, strict=True)]
         self.canvas, self.progress = outcome.canvas, outcome.progress
+        if due is not self.due:
+            self.expect(due)
         self.number += 1
         return made
 
@@ -285,4 +293,4 @@ class Batch:
         self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
-        self.due = replace(due, packing=loop.packing(due.lengths, columns))
+        self.expect(replace(due, packing=loop.packing(due.lengths, columns)))

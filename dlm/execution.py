@@ -97,9 +97,11 @@ class Execution:
         Where shapes stay as they are half of the rows leave at a time, or three quarters, ...:
         those that go on, and others to make up the number.
         """
+        if all(live):
+            return None
         going = [row for row, goes in enumerate(live) if goes]
         if not self.static:
-            return going if len(going) < len(live) else None
+            return going
         count = len(live)
         while count // 2 >= max(1, len(going)):
             count //= 2
@@ -113,10 +115,14 @@ class Execution:
     def step(
         self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
     ) -> "Outcome":
-        """A step in one of few shapes; where memory is short once more kernel by kernel."""
-        due = self.rounded(due, canvas.tokens.shape[1])
-        steps = (partial(each, canvas, progress, due) for each in (work.steps, work.loop.step))
-        return self.in_memory([(lane, work)], canvas.tokens.device, *steps)
+        """A step; where memory is short once more kernel by kernel, without what is kept."""
+        try:
+            return work.steps(canvas, progress, due)
+        except torch.OutOfMemoryError:
+            if self.lanes is None:
+                raise
+        self.make_room([(lane, work)], canvas.tokens.device)
+        return work.loop.step(canvas, progress, due)
 
     def in_memory(
         self,
@@ -131,11 +137,15 @@ class Execution:
         except torch.OutOfMemoryError:
             if self.lanes is None:
                 raise
-        # Here, where the error holds no tensors of the call any more.
+        self.make_room(used, device)
+        return then()
+
+    def make_room(self, used: Sequence[tuple[Lane, Workspace]], device: torch.device) -> None:
+        """Give up what is kept; behind the `except`, where the error holds no tensors any more."""
+        assert self.lanes is not None
         self.lanes.shed(used)
         pools(device).clear()
         torch.cuda.empty_cache()  # which nothing does while a step is recorded
-        return then()
 
     @contextmanager
     def lane(self, network: Any) -> Iterator[Lane]:

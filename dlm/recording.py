@@ -59,10 +59,14 @@ class Recording(ABC):
         }
         self.size = sum(held.values())  # bytes of what goes in and comes out
 
+    def follows(self, progress: Progress) -> bool:
+        """Whether this is what the last call came to."""
+        return progress is self.coming.value[1]
+
     def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
         """Run it on other values."""
         last = self.outcome
-        if canvas is not last.canvas or progress is not self.coming.value[1]:
+        if canvas is not last.canvas or not self.follows(progress):
             self.coming.copy((canvas.tokens, progress))
         self.replay()
         return last
@@ -114,12 +118,18 @@ class Steps:
         self.record = record
         # Or the threads that ran it plainly. The latest last.
         self.made: dict[Hashable, Recording | frozenset[object]] = {}
+        self.latest: tuple[Due, Recording] | None = None  # what was asked and played last
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
         if self.record is None or self.record.failed:
+            self.forget()
             self.made.clear()
             return self.step(canvas, progress, due)
+        if self.latest is not None:  # most steps of a block: the device waits for this
+            asked, played = self.latest
+            if asked is due and played.follows(progress):
+                return played(canvas, progress)
         # A decoder's first state need not be of the kind of its later ones.
         shape = (due.shape(canvas.tokens.shape[1]), kinds(progress.state))
         known = self.made.get(shape, frozenset())
@@ -131,12 +141,14 @@ class Steps:
             made, known = self.step(canvas, progress, due), known | {this_thread()}
         self.made.pop(shape, None)
         self.made[shape] = known
+        self.latest = (due, known) if isinstance(known, Recording) else None
         if len(self.made) > MOST:
             del self.made[next(iter(self.made))]
         return made
 
     def forget(self) -> None:
         """Keep no recordings, only what is ready to be recorded."""
+        self.latest = None
         kept = self.made.items()
         self.made = {shape: each for shape, each in kept if not isinstance(each, Recording)}
 
@@ -324,9 +336,8 @@ class CudaGraph(Recording):
         return self.pool.record(self.graph, whole)
 
     def replay(self) -> None:
-        """Launch the graph."""
-        with torch.cuda.device(self.pool.device):
-            self.graph.replay()
+        """Launch the graph, on its own device whichever is the current one."""
+        self.graph.replay()
 
 
 CAPTURING: Final = threading.Lock()

@@ -18,6 +18,7 @@ from dlm.models.model import Model
 from dlm.recording import Pool, Recorder, pools
 from dlm.runtime import Loop
 from dlm.settings import Settings
+from dlm.tree import kinds
 
 Toy = Callable[..., Model]
 Traced = Callable[..., Execution]
@@ -49,6 +50,28 @@ def test_recordings_serve_any_temperature(golden: Model, traced: Traced, trace: 
     found = run(golden, execution, temperature=0.0)
     same(found, run(golden, Execution(), temperature=0.0))
     assert trace.plays - before < max(found.forwards)
+
+
+def test_a_step_like_the_last_one_is_played_without_a_look_at_its_shape(
+    golden: Model, traced: Traced, trace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device waits for what the host does between two steps."""
+    looked: list[object] = []
+
+    def noted(state: Any) -> tuple[str, ...]:
+        looked.append(state)
+        return kinds(state)
+
+    monkeypatch.setattr("dlm.recording.kinds", noted)
+    execution, options = traced(), {"gen_length": 24, "block_length": 12, "cache": "dual"}
+    found = [run(golden, execution, **options) for _ in range(3)]
+    for each in found:
+        same(each, run(golden, Execution(), **options))
+    (steps,) = {each.forwards[0] for each in found}
+    before, plays = len(looked), trace.plays
+    run(golden, execution, **options)
+    assert trace.plays - plays == steps
+    assert len(looked) - before <= 6  # a refresh and the windows behind it, of two blocks
 
 
 def check_waits(model: Model, traced: Traced, cuda: Any) -> None:
