@@ -106,8 +106,7 @@ class Plan:
     """What a scan has to find out. Laws that are the same object are weighed once."""
 
     drawn: Law | None = None  # what `sampled` follows; None for the arg max
-    scored: Law | None = None  # what the statistics describe; None if none is wanted
-    ranked: Law | None = None  # the probabilities of the likeliest tokens; None if none is wanted
+    scored: Law | None = None  # what statistics and lists describe; None if none is wanted
     top: int = 0  # S
     entropy: bool = False
 
@@ -115,8 +114,6 @@ class Plan:
     def laws(self) -> list[Law]:
         """Each once, and `scored` last."""
         first = [] if self.drawn is None or self.drawn is self.scored else [self.drawn]
-        if self.ranked is not None and self.ranked not in (self.drawn, self.scored):
-            first.append(self.ranked)
         return first if self.scored is None else [*first, self.scored]
 
     @cached_property

@@ -138,10 +138,10 @@ def by_torch(call: Call) -> TokenStatistics:
     filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p)
     laws = _Laws(call.logits, call.temperature, filters, call.scale)
     scored = laws.get(sampling=call.law == "sampling", scaled=call.scale_statistics)
+    measured = call.top > 0 or set(call.wanted) - {"sampled_log_probability"}
     plan = Plan(
         drawn=laws.get(sampling=True, scaled=True) if call.draws else None,
-        scored=scored if set(call.wanted) - {"sampled_log_probability"} else None,
-        ranked=scored if call.top else None,
+        scored=scored if measured else None,
         top=min(call.top, tiled.vocabulary),
         entropy="entropy" in call.wanted,
     )
