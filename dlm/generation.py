@@ -13,7 +13,7 @@ from dlm.job import Job, generation_job
 from dlm.models.model import Model
 from dlm.options import names_checked
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, decode_text
+from dlm.prompts import Prompt, Prompts, decode_text
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark
 from dlm.types import AnyDecoder
@@ -74,7 +74,7 @@ class Snapshot:
 @partial(names_checked, instead=INSTEAD)
 def generate(  # noqa: PLR0913 (the options users know by these names)
     model: Model,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     decoder: str | AnyDecoder = "low_confidence",
     decoder_options: Mapping[str, Any] | None = None,
@@ -109,8 +109,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
 
     Args:
         model: what `dlm.load` gave.
-        prompts: text (as it stands), token ids, chat messages (through the chat template), or a
-            list of one of those.
+        prompts: text (as it stands), token ids, chat messages (through the chat template), or
+            several of those; token ids in lists, tensors [P] or [B, P], arrays, or as a tokenizer
+            gave them.
         decoder: name out of `dlm.decoders.DECODERS`, or an instance.
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1.
@@ -172,7 +173,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
 @partial(names_checked, options=NAMES, instead=INSTEAD)
 def generate_each(
     model: Model,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     batch_size: int = 16,
     prompt_cache: PromptCache | None = None,

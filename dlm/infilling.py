@@ -1,6 +1,6 @@
 """Blanks anywhere in a text: `infill` over the one denoising loop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,16 +11,14 @@ from dlm.growth import Growing, Growth
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import integer, names_checked
-from dlm.prompts import check_model, encode_texts, whole_text
+from dlm.prompts import Prompts, check_model, encode_texts, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
-
-Texts = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
 def infill(
     model: Model,
-    text: Texts,
+    text: Prompts,
     *,
     batch_size: int | None = None,
     max_gen_length: int | None = None,
@@ -64,7 +62,7 @@ def infill(
 @partial(names_checked, options=NAMES, instead=INSTEAD)
 def infill_each(
     model: Model,
-    text: Texts,
+    text: Prompts,
     *,
     batch_size: int = 16,
     max_gen_length: int | None = None,
@@ -92,7 +90,7 @@ def infill_each(
 
 def filled(
     model: Model,
-    text: Texts,
+    text: Prompts,
     batch_size: int | None,
     growth: Growth | None,
     options: Mapping[str, Any],

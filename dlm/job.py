@@ -11,7 +11,7 @@ from dlm.execution import Execution
 from dlm.models.model import Model
 from dlm.options import integer
 from dlm.prompt_cache import PromptCache
-from dlm.prompts import Prompt, TooLong, encode_prompts, tokenizer_of
+from dlm.prompts import Prompts, TooLong, encode_prompts, tokenizer_of
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -158,7 +158,7 @@ def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -
 
 def generation_job(
     model: Model,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     settings: Settings,
     prompt_cache: PromptCache | None = None,
     batch_size: int | None = None,

@@ -117,8 +117,15 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
     integer("rows", rows, least=1)
     boolean("greedy", greedy)
     reader = Reader(model, cfg_scale)
-    encoded = [encode_pair(model, *pair) for pair in pairs]
+    encoded = [encode_pair(model, *checked_pair(pair)) for pair in pairs]
     return Questions(reader, how, rows, greedy=greedy).answer(encoded)
+
+
+def checked_pair(pair: object) -> tuple[Prompt, str | list[int]]:
+    """A prompt and an answer, if it is that: a text of two characters is none."""
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValueError(f"pairs must hold a prompt and an answer each, got {pair!r}")
+    return pair[0], pair[1]
 
 
 def encode_pair(

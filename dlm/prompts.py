@@ -1,15 +1,18 @@
 """What users give as a prompt, as token ids."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+from dlm.given import Array, listed, message_text
 from dlm.models.model import Model
 from dlm.options import boolean, integer, integers, names_checked, writable
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | Array | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
+Prompts = Prompt | Iterable[Prompt] | Mapping[str, Any]
+"""One, several, or a tokenizer's output of one or several."""
 
 CONTINUE = "continue_final_message"
 """transformers' word for a chat whose last message is gone on with instead of answered."""
@@ -28,7 +31,7 @@ class TooLong(ValueError):
 @names_checked
 def encode_prompts(
     model: Model,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     chat_options: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of one prompt or of each of several.
@@ -38,7 +41,8 @@ def encode_prompts(
 
     Args:
         model: whose tokenizer and vocabulary they are for.
-        prompts: text, token ids, chat messages, or several of those.
+        prompts: text, token ids, chat messages, or several of those. Token ids may be in tensors
+            and arrays, [P] or [B, P], and in what a tokenizer gave, then without its padding.
         chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's;
             and `continue_final_message=True` to go on with the last message of a chat, the
             assistant's say, where otherwise a new one of the assistant begins behind it.
@@ -62,8 +66,10 @@ def encode_prompts(
 def check_model(model: object) -> None:
     """Refuse what is no model, such as the name of one."""
     if not isinstance(model, Model):
+        # Networks and pipelines tell of themselves over pages.
+        named = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
         raise ValueError(
-            f"model must be what dlm.load gave, or dlm.as_model made of a network, got {model!r}"
+            f"model must be what dlm.load gave, or dlm.as_model made of a network, got {named}"
         )
 
 
@@ -73,34 +79,35 @@ def opened(row: list[int], suffix: tuple[int, ...]) -> list[int]:
     return row[: -len(suffix)] if closed else row
 
 
-def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+def as_list(prompts: Prompts) -> Sequence[Prompt]:
     """One prompt as a list of one; several as they are."""
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence) or not prompts:
+    given = listed(prompts)
+    if not isinstance(given, Sequence) or not given:
         raise ValueError(
             "prompts must be a text, token ids, chat messages or a non-empty list of those, "
             f"got {prompts!r}"
         )
-    if isinstance(prompts[0], Number | Mapping):  # numpy's numbers too
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+    one = isinstance(given[0], Number | Mapping)  # numpy's numbers too
+    return [given] if one else given
 
 
 def encode_prompt(
     model: Model, prompt: Prompt, chat_options: Mapping[str, Any] | None = None
 ) -> list[int]:
     """Token ids of one prompt."""
-    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-    chat = listed and bool(prompt) and isinstance(prompt[0], Mapping)
+    given = listed(prompt)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    chat = several and bool(given) and isinstance(given[0], Mapping)
     if chat_options and not chat:
         raise ValueError(f"chat_options are for chat messages, got the prompt {prompt!r}")
-    if isinstance(prompt, str):
-        ids = tokenizer_of(model, "a text prompt")(writable(prompt, "a prompt"))["input_ids"]
+    if isinstance(given, str):
+        ids = tokenizer_of(model, "a text prompt")(writable(given, "a prompt"))["input_ids"]
     elif chat:
-        ids = encode_chat(model, prompt, chat_options or {})  # type: ignore[arg-type]
+        ids = encode_chat(model, given, chat_options or {})
     else:
-        ids = integers("a prompt's token ids", prompt, least=0)
+        ids = integers("a prompt's token ids", given, least=0)
     if not ids:
         raise ValueError(f"a prompt must hold at least one token, got {prompt!r}")
     if max(ids) >= model.spec.vocab_size:
@@ -115,8 +122,7 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of chat messages, up to where the assistant, or their last one, goes on."""
     tokenizer = tokenizer_of(model, "a chat prompt")
-    for message in messages:
-        check_message(message)
+    texts = [checked_message(message) for message in messages]
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: give text or token ids")
     told = dict(chat_options)
@@ -128,7 +134,7 @@ def encode_chat(
             f"dlm.encode_prompts(model, chat, chat_options={{{CONTINUE!r}: True}}) continues it"
         )
     ids: list[int] = tokenizer.apply_chat_template(
-        list(messages),
+        texts,
         add_generation_prompt=not continues,
         continue_final_message=continues,
         return_dict=False,
@@ -150,28 +156,35 @@ def check_chat_options(
             )
 
 
-def check_message(message: Any) -> None:
-    """Refuse what is no chat message."""
-    texts = isinstance(message, Mapping) and [message.get("role"), message.get("content")]
-    if not texts or not all(isinstance(text, str) for text in texts):
+def checked_message(message: Any) -> dict[str, Any]:
+    """A chat message, its content as one text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
-    for text in texts:
-        writable(str(text), "a chat message")
+    if not isinstance(message.get("content"), str | list):
+        raise ValueError(f"a chat message must have texts role and content, got {message!r}")
+    writable(message["role"], "a chat message")
+    return {**message, "content": message_text(message["content"], "a chat message")}
 
 
-def encode_texts(model: Model, texts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+def encode_texts(model: Model, texts: Prompts) -> list[list[int]]:
     """Token ids of one text with blanks, or of several.
 
     Raises:
-        ValueError: nothing to fill in one of them, or more than the model has positions for.
+        ValueError: nothing to fill in one of them, more than the model has positions for, or chat
+            messages.
     """
-    given = as_list(texts)
+    given, mask_id = as_list(texts), model.spec.mask_id
     rows = [encode_blanks(model, text) for text in given]
-    for number, row in enumerate(rows):
-        if model.spec.mask_id not in row:
+    for number, (text, row) in enumerate(zip(given, rows, strict=True)):
+        if mask_id not in row:
+            write = "[MASK] or [MASK:8]" if isinstance(text, str) else f"the mask id {mask_id}"
             raise ValueError(
-                f"text {number} has no blank: write [MASK] or [MASK:8] where tokens are missing, "
-                f"got {repr(given[number])[:80]}"
+                f"text {number} has no blank: write {write} where tokens are missing, "
+                f"got {repr(text)[:80]}"
             )
     return rows
 
@@ -182,7 +195,13 @@ def encode_blanks(model: Model, text: Prompt) -> list[int]:
     Token ids may hold the mask id directly, and are taken as they are.
     """
     if not isinstance(text, str):
-        return encode_prompt(model, text)
+        ids = listed(text)
+        if isinstance(ids, Sequence) and ids and isinstance(ids[0], Mapping):
+            raise ValueError(
+                "a text with blanks must be a text or token ids, got chat messages: token ids of "
+                "a chat are dlm.encode_prompts(model, chat), a blank is model.spec.mask_id"
+            )
+        return encode_prompt(model, ids)
     if tokenizer_of(model, "a text").mask_token_id == model.spec.mask_id:
         return encode_marked(model.tokenizer, text, model.spec.max_length)
     return encode_pieces(model, text)

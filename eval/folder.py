@@ -309,13 +309,16 @@ def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, An
     Raises:
         ValueError: anything differs.
     """
-    for name in dict.fromkeys([*new, *old]):  # the broad ones come first
-        before, now = old.get(name, UNSET), new.get(name, UNSET)
-        if before != now:
-            told = " and ".join(differences(name, before, now))
-            raise ValueError(
-                f"--output {str(folder)!r} holds a run with {told}: give another folder"
-            )
+    names = dict.fromkeys([*new, *old])  # the broad ones come first
+    pairs = {name: (old.get(name, UNSET), new.get(name, UNSET)) for name in names}
+    others = [name for name, (before, now) in pairs.items() if before != now]
+    if others:
+        first, *rest = others
+        told = " and ".join(differences(first, *pairs[first]))
+        more = f" (and another {', '.join(rest)})" if rest else ""
+        raise ValueError(
+            f"--output {str(folder)!r} holds a run with {told}{more}: give another folder"
+        )
 
 
 def differences(name: str, old: Any, new: Any) -> list[str]:

@@ -158,7 +158,7 @@ def facts(run: Run) -> str:
     """Where the figures of a run are from, on one line; of every start if there were several."""
     settings = run.settings
     told = {
-        label: ", ".join(str(value) for value in launched(run, name))
+        label: ", ".join(str(value) for value in launched(run, name) if value is not None)
         for label, name in (
             ("batch size", "batch_size"),
             ("processes", "processes"),
@@ -173,7 +173,7 @@ def facts(run: Run) -> str:
         settings["device"],
         settings["dtype"],
         f"dlm {settings['dlm']}",
-        *(f"{label} {value}" for label, value in told.items()),
+        *(f"{label} {value}" for label, value in told.items() if value),
         *executed(run),
         f"seed {settings['generation']['seed']}",
     ]

@@ -15,12 +15,12 @@ from dlm.cli.errors import INTERRUPTED
 from dlm.cli.options import COUNT, JSON, data, output
 from dlm.cli.results import note, print_json
 from dlm.cli.train import load_tokenizer, stop_after_step
+from dlm.models.catalog import BUILT_IN_NAME
 
 if TYPE_CHECKING:
     from dlm.frequencies import Corpus, TokenCounts
 
 MOST = 10  # tokens to list
-BUILT_IN = "built-in"
 
 
 def frequencies(
@@ -56,7 +56,7 @@ def frequencies(
         "out": out,
         "corpus": facts,
         "limit": limit,
-        "name": BUILT_IN if model is None else model,
+        "name": BUILT_IN_NAME if model is None else model,
     }
     total = count_until_stopped(tokenizer, documents, options)
     show(summary(total, tokenizer, out), machine=json)

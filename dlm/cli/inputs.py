@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlm.given import message_text
 from dlm.options import known, writable
 
 Messages = list[dict[str, str]]
@@ -42,9 +43,9 @@ def read_rows(given: Sequence[str], file: Path | None) -> list[Row]:
             Row(writable(text, f"prompt {n} of the command line"))
             for n, text in enumerate(given, start=1)
         ]
-    if file is not None:
+    if file is not None and str(file) != "-":
         rows = parse_prompts(decode(file.read_bytes(), str(file)), str(file))
-    elif not sys.stdin.isatty():
+    elif file is not None or not sys.stdin.isatty():
         rows = parse_prompts(decode(sys.stdin.buffer.read(), "stdin"), "stdin")
     else:
         rows = []
@@ -109,16 +110,17 @@ def parse_messages(value: Any, where: str) -> Messages:
             f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, got {value!r}'
         )
     for message in value:
-        for key in ("role", "content"):
-            writable(message[key], f'{where}: "{key}" of "messages"')
-    messages: Messages = value
-    return messages
+        writable(message["role"], f'{where}: "role" of "messages"')
+    content = f'{where}: "content" of "messages"'
+    return [{**each, "content": message_text(each["content"], content)} for each in value]
 
 
 def is_message(value: object) -> bool:
     """Whether a value is a chat message."""
-    return isinstance(value, Mapping) and all(
-        isinstance(value.get(key), str) for key in ("role", "content")
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str | list)
     )
 
 

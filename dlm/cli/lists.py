@@ -19,6 +19,7 @@ from rich.text import Text
 
 from dlm.cli.options import JSON
 from dlm.cli.results import print_json
+from dlm.models.catalog import BUILT_IN_NAME
 from dlm.options import known
 
 WIDE = 250  # cells where no terminal sets them
@@ -228,11 +229,11 @@ def built_in() -> dict[str, Any]:
     """The model that comes with the package, in the fields of the catalog."""
     weights = files("dlm") / "assets" / "tiny" / "model.safetensors"
     return {
-        "name": "built-in",
+        "name": BUILT_IN_NAME,
         "family": "llada",
         "parameters": count_parameters(weights) if weights.is_file() else None,
         "licence": "Apache-2.0",
-        "verified": "trained by this project; load it without a name",
+        "verified": "trained by this project",
         "note": "" if weights.is_file() else "no weights here",
     }
 

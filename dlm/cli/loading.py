@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from dlm.cli.results import note
+from dlm.models.catalog import BUILT_IN_NAME
 from dlm.options import known
 
 if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
-BUILT_IN = "built-in"
 WIDTHS: Final = ("8bit", "4bit")  # of quantized weights
 
 
 def model_name(name: str | None, adapter: str | None) -> str:
     """What results call a model."""
-    base = BUILT_IN if name is None else name
+    base = BUILT_IN_NAME if name is None else name
     return base if adapter is None else f"{base} + {adapter}"
 
 

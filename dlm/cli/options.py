@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from dlm.cli.inputs import parse_bias, parse_options
+from dlm.models.catalog import BUILT_IN_NAME
 
 
 def whole(text: str) -> int:
@@ -28,6 +29,11 @@ def count(text: str) -> int:
     if value < 1:
         raise typer.BadParameter(f"must be an int >= 1, got {text!r}")
     return value
+
+
+def named_model(text: str) -> str | None:
+    """A folder or a Hugging Face id; None for the built-in model, under its name too."""
+    return None if text == BUILT_IN_NAME else text
 
 
 NO_BLOCKS = -1  # what stands for --block-length none until it is one
@@ -91,7 +97,13 @@ Chat = Annotated[
 ]
 System = Annotated[str | None, source(metavar="TEXT", help="System message in front of a chat.")]
 ModelName = Annotated[
-    str | None, source(help="Folder or Hugging Face id.", show_default="the built-in tiny model")
+    str | None,
+    source(
+        help="Folder or Hugging Face id.",
+        parser=named_model,
+        metavar="<str>",
+        show_default="the built-in tiny model",
+    ),
 ]
 Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
 DeviceMap = Annotated[

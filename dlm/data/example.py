@@ -65,7 +65,10 @@ def string_fields(line: bytes, keys: tuple[str, ...], where: str) -> dict[str, s
         raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")
     fields = {}
     for key in keys:
-        value = record.get(key)
+        if key not in record:
+            told = ", ".join(map(repr, record)) or "none"
+            raise ValueError(f"{where}: must have {key!r}, got the keys {told}")
+        value = record[key]
         if not isinstance(value, str):
             raise ValueError(f"{where}: {key!r} must be a string, got {value!r}")
         fields[key] = writable(value, f"{where}: {key!r}")

@@ -4,11 +4,24 @@ Shapes: B rows, P columns of prompt, N new tokens.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlm.options import integer
+
+
+def named_so(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None:
+    """Prompts, which may stand under `inputs` among other options, and are taken from there.
+
+    Raises:
+        ValueError: they stand under both names.
+    """
+    inputs: Tensor | None = options.pop("inputs", None)
+    if inputs is not None and input_ids is not None:
+        raise ValueError("inputs is input_ids by another name: give one of them")
+    return input_ids if inputs is None else inputs
 
 
 def checked(input_ids: Tensor | None, bos_id: int | None, device: torch.device) -> Tensor:

@@ -150,6 +150,7 @@ class DiffusionGenerationMixin:
 
         Args:
             input_ids: integer [B, P], padded on either side; the begin-of-text token if absent.
+                Also under the name that transformers has for it, `inputs`.
             attention_mask: [B, P], 0 at padding.
             generation_config: a `DiffusionGenerationConfig`, or one of transformers.
             streamer: is told of one row: `put` of what is final, `put_draft` if it has that, `end`.
@@ -165,6 +166,7 @@ class DiffusionGenerationMixin:
             ValueError: a bad option or prompt, named in the message.
         """
         refuse_learned_prompts(self)
+        input_ids = batch.named_so(input_ids, options)
         config, arguments = self._prepare_generation_config(generation_config, **options)
         refuse_arguments(arguments)
         asked = stated(config)

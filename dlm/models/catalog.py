@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+BUILT_IN_NAME = "built-in"
+"""Of the model that comes with the package."""
 LOGITS = "official logits, at a small size"
 EQUATIONS = "published equations, at a small size"
 CARD = "see its card"

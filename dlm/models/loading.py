@@ -13,6 +13,7 @@ import torch
 
 from dlm import foreign
 from dlm.models.adapter import attach
+from dlm.models.catalog import BUILT_IN_NAME
 from dlm.models.facts import Overrides, read_config, read_generation, resolve
 from dlm.models.families import ENCODER
 from dlm.models.model import MASKED, Model
@@ -48,7 +49,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     Nothing that a checkpoint holds is run: no code beside it, no pickle.
 
     Args:
-        name_or_path: a folder, else a Hugging Face id; None for the built-in tiny model.
+        name_or_path: a folder, else a Hugging Face id; None, or "built-in", for the built-in tiny
+            model.
         device: where to put it, such as "cuda"; the CPU if absent.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16", "float64", or one of
             torch.
@@ -119,7 +121,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             network = attach(network, addition, merge=merge)
         return Model(network, tokenizer, spec)
 
-    if name_or_path is None:
+    if name_or_path is None or name_or_path == BUILT_IN_NAME:
         with as_file(files("dlm") / "assets" / BUILT_IN) as folder:
             return read(str(folder))
     return read(locate(name_or_path))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm import foreign
+from dlm.given import message_text
 from dlm.options import NOTHING, boolean, integer, known, pairs, writable
 from dlm.prompts import CONTINUE
 from dlm.serving.work import MOST_ALTERNATIVES
@@ -111,11 +112,17 @@ REASONS: Mapping[str, str] = {
 }
 """Why some of them are not taken, or what takes their place."""
 
+GRAMMARS = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
+
 FOREIGN: Mapping[str, str] = {
     **foreign.OPTIONS,
     **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
     **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
+    **dict.fromkeys(GRAMMARS, "nothing here holds an answer to a grammar"),
+    "include_stop_str_in_output": "what ends a choice is left out",
     "num_return_sequences": "n is the number of choices",
+    "skip_special_tokens": "texts are without special tokens",
+    "stop_token_ids": "dlm serve has --stop-ids, for all requests",
 }
 """What to say of fields that are none."""
 
@@ -268,21 +275,7 @@ def read_message(message: Any, where: str) -> dict[str, str]:
     role, content = writable(message["role"], f"{where}.role"), message.get("content")
     if content is None and role == "assistant":  # it may have said nothing
         content = ""
-    return {"role": role, "content": read_content(content, f"{where}.content")}
-
-
-def read_content(content: Any, where: str) -> str:
-    """The content of a message: a text, or parts that are texts, joined."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not parts:
-        raise ValueError(f"{where} must be a text or a list of parts, got {content!r}")
-    for part in parts:
-        fits = isinstance(part, dict) and part.keys() == {"type", "text"}
-        if not fits or part["type"] != "text" or not isinstance(part["text"], str):
-            raise ValueError(
-                f'parts of {where} must be {{"type": "text", "text": ...}}, got {part!r}'
-            )
-    return writable("".join(part["text"] for part in parts), where)
+    return {"role": role, "content": message_text(content, f"{where}.content")}
 
 
 def read_suffix(value: Any) -> str:

@@ -1,8 +1,10 @@
 """Why a request is not answered, in the shape of OpenAI's errors."""
 
 import re
-from typing import Any
+from dataclasses import fields as fields_of
+from typing import Any, Final
 
+from dlm.decoders import DECODERS
 from dlm.prompts import TooLong
 from dlm.serving import fields, replies
 from dlm.serving.protocol import UnknownModel
@@ -13,6 +15,12 @@ AWAY = "the client went away"
 CUT = "the server ended"
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+SUBJECT: Final = 3  # words of a message that its field is among: "unknown decoder", "texts of stop"
+OPTIONS: Final = frozenset(
+    option.name
+    for decoder in DECODERS.values()
+    for option in fields_of(decoder)  # type: ignore[arg-type]
+)
 FIELDS = frozenset({*fields.COMPLETION, *fields.CHAT, *fields.UNSUPPORTED})
 
 
@@ -62,6 +70,12 @@ def wrong_of(error: Exception) -> Wrong:
 
 
 def field_of(message: str) -> str | None:
-    """The field that a message begins with."""
-    word = re.match(r"\w*", message)
-    return word[0] if word and word[0] in FIELDS else None
+    """The field that a message is of: the first that its rule names, or whose options it names."""
+    subject = re.findall(r"\w+", message.partition(" must ")[0])[:SUBJECT]
+    if subject[:2] == ["unknown", "field"]:  # which is none
+        return None
+    if subject[:2] == ["token", "ids"]:  # of the one field that holds any
+        return "prompt"
+    if subject[:2] == ["unknown", "option"] or (subject[:1] and subject[0] in OPTIONS):
+        return "decoder_options"
+    return next((word for word in subject if word in FIELDS), None)

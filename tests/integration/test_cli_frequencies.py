@@ -176,7 +176,7 @@ def test_bad_input_is_one_line(corpus: list[str], tmp_path: Path) -> None:
         ("was made from another corpus", [corpus[0], *out]),
         ("must hold counts to go on from, got a list", [*corpus, "--out", str(listed)]),
         ("at least one token, got 0 texts", [str(blank), "--out", str(tmp_path / "g.json")]),
-        ("x.jsonl:2: 'text' must be", [str(bad), "--out", str(tmp_path / "g.json")]),
+        ("x.jsonl:2: must have 'text', got", [str(bad), "--out", str(tmp_path / "g.json")]),
     ):
         result = run(*args)
         assert result.exit_code == 2, message

@@ -132,3 +132,20 @@ def test_results_come_in_the_order_of_the_prompts_and_no_later_than_they_can() -
     assert next(results) == "result 0"
     assert asked == [2, 0]
     assert [*results] == ["result 1", "result 2", "result 3"]
+
+
+def test_a_dash_is_what_is_piped_and_built_in_the_model_without_a_name() -> None:
+    given = ["generate", "--file", "-", "--model", "built-in", *SHORT]
+    piped = CliRunner().invoke(app, given, input="1+1\n")
+    (told,) = map(json.loads, piped.stdout.splitlines())
+    (row,) = rows_of("1+1")
+    assert told | {"seconds": 0} == row | {"seconds": 0}
+
+
+def test_the_content_of_a_message_may_be_parts(folder: str, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": text} for text in (ASK["content"][:8], ASK["content"][8:])]
+    file = written(tmp_path, {"messages": [{**ASK, "content": parts}]}, {"messages": [ASK]})
+    one, other = rows_of("--file", file, "--model", folder)
+    assert one["tokens"] == other["tokens"]
+    file = written(tmp_path, {"messages": [{**ASK, "content": [{"type": "image_url"}]}]})
+    assert "parts of " in refused("--file", file)

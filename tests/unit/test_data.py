@@ -342,7 +342,7 @@ def test_load_examples(tmp_path: Path) -> None:
         (b"{", "not a line of JSON"),
         (b'"\xff"', "not a line of JSON in UTF-8"),
         (b"[1]", "expected a JSON object, got list"),
-        (b'{"prompt": "a"}', "'response' must be a string, got None"),
+        (b'{"prompt": "a"}', "must have 'response', got the keys 'prompt'"),
         (b'{"prompt": 3, "response": "a"}', "'prompt' must be a string, got 3"),
         (rb'{"prompt": "a", "response": "\ud800"}', "'response' must be text that UTF-8 can"),
     ],
@@ -380,7 +380,7 @@ def test_read_held_out_tells_formats_apart_by_content(tmp_path: Path) -> None:
         ("", "neither a sudoku CSV"),
         ("Puzzle,Solution\n123,456\n", ":2: not a 4x4 sudoku with its solution"),
         ('{"input": "1,2,3,7", "output": "1+2=3"}\n', ":1: not a countdown row"),
-        ('{"input": "1,2,3,7"}\n', ":1: 'output' must be a string"),
+        ('{"input": "1,2,3,7"}\n', ":1: must have 'output', got the keys 'input'"),
     ],
 )
 def test_read_held_out_refuses_other_files(tmp_path: Path, text: str, message: str) -> None:

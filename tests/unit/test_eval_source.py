@@ -117,7 +117,7 @@ BAD: list[tuple[str, str, str]] = [
     ("sudoku", "", r"expected columns"),
     ("sudoku", "Puzzle,Solution\n1,2\n", r"a\.json:2: not a 4x4 sudoku"),
     ("sudoku", "Puzzle,Solution\n", "at least one problem, got none"),
-    ("countdown", "{}\n", r"a\.json:1: 'input' must be a string"),
+    ("countdown", "{}\n", r"a\.json:1: must have 'input', got the keys none"),
     ("arithmetic", lines(PAIR, PAIR | {"response": "1"}), r":2: must be a prob"),
 ]  # fmt: skip
 

@@ -290,7 +290,11 @@ def test_documents_of_a_corpus(tmp_path: Path) -> None:
     [
         ("a.txt", b"fine\n\xff\n", ":2: not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', ":2: not a line of JSON"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"body": "b"}\n', ":3: 'text' must be a string, got None"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n\n{"body": "b"}\n',
+            ":3: must have 'text', got the keys 'bo",
+        ),
         ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: 'text' must be text that UTF-8 can hold"),
         ("a.jsonl", b'["text"]\n', ":1: expected a JSON object, got list"),
     ],

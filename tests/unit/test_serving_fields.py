@@ -283,3 +283,24 @@ def test_names_of_other_programs_are_told_what_to_be(ask: Ask, name: str, text: 
 def test_decoders_of_other_programs_are_told_what_to_be(ask: Ask) -> None:
     with pytest.raises(ValueError, match="unknown decoder 'EB-Sampler': in dlm it is decoder='ent"):
         ask(decoder="EB-Sampler")
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("unknown decoder 'thresold'. Did you mean 'threshold'? Known: ...", "decoder"),
+        ("unknown option of low_confidence 'threshold'. Known: none", "decoder_options"),
+        ("threshold must be a finite number in [0, 1], got 'a'", "decoder_options"),
+        ("path of schedule must name no file of the server, got '/etc'", "decoder_options"),
+        ("a prompt must hold at least one token, got ''", "prompt"),
+        ("token ids must be below the vocabulary size 512, got 99999", "prompt"),
+        ('parts of messages[0].content must be {"type": "text"}, got {}', "messages"),
+        ("messages[1].role must be a text", "messages"),
+        ("texts of stop must be at most 1024 characters, got 5000", "stop"),
+        ("max_tokens must be an int >= 1, got 0", "max_tokens"),
+        ("the body must be a JSON object", None),
+        ("prompt and generation must fit the model's 512 positions", "prompt"),
+    ],
+)
+def test_the_field_that_is_to_blame_is_found(message: str, field: str | None) -> None:
+    assert field_of(message) == field

@@ -1,0 +1,68 @@
+"""What users hold prompts in: arrays, tensors, tokenizers' outputs, messages of several parts."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Protocol
+
+from dlm.options import writable
+
+
+class Array(Protocol):
+    """A tensor of torch or an array of numpy."""
+
+    def tolist(self) -> Any:
+        """Its values, in lists."""
+        ...
+
+
+def listed(given: Any) -> Any:
+    """What an array, a tokenizer's output or an iterator stands for, as a list; all else as it is.
+
+    A tokenizer's output, or another mapping with `input_ids`, is without its padding where it has
+    an `attention_mask`.
+    """
+    if isinstance(given, str | bytes | Sequence):
+        return given
+    if isinstance(given, Mapping):
+        return unpadded(given) if "input_ids" in given else given
+    if hasattr(given, "tolist"):  # a number of numpy, too
+        return given.tolist() if getattr(given, "ndim", 0) else given
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, Set) else given
+
+
+def unpadded(given: Mapping[str, Any]) -> Any:
+    """Token ids of a tokenizer's output, of one text or of several.
+
+    Raises:
+        ValueError: a mask of another shape.
+    """
+    ids, mask = listed(given["input_ids"]), listed(given.get("attention_mask"))
+    if mask is None:
+        return ids
+    several = bool(ids) and not isinstance(listed(ids[0]), int)
+    pairs = zip(ids, mask, strict=True) if several else [(ids, mask)]
+    try:
+        rows = [
+            [token for token, kept in zip(listed(row), listed(keep), strict=True) if kept]
+            for row, keep in pairs
+        ]
+    except (TypeError, ValueError):
+        raise ValueError("attention_mask must have the shape of input_ids") from None
+    return rows if several else rows[0]
+
+
+def message_text(content: Any, where: str) -> str:
+    """The content of a chat message: a text, or parts that are texts, joined.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"{where} must be a text or a list of parts, got {content!r}")
+    for part in parts:
+        fits = isinstance(part, dict) and part.keys() == {"type", "text"}
+        if not fits or part["type"] != "text" or not isinstance(part["text"], str):
+            raise ValueError(
+                f'parts of {where} must be {{"type": "text", "text": ...}}, got {part!r}'
+            )
+    return writable("".join(part["text"] for part in parts), where)
