@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Integral
 from operator import itemgetter
 from typing import Any
 
 import torch
 
 from dlm.endings import ended
+from dlm.given import listed
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
-from dlm.options import names_checked
+from dlm.options import integers, names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
 from dlm.settings import INSTEAD, NAMES, Settings
@@ -78,7 +80,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     *,
     decoder: str | AnyDecoder = "low_confidence",
     decoder_options: Mapping[str, Any] | None = None,
-    gen_length: int = 256,
+    gen_length: int | Sequence[int] = 256,
     block_length: int | None = 32,
     steps: int | None = None,
     temperature: float = 0.0,
@@ -114,7 +116,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             gave them.
         decoder: name out of `dlm.decoders.DECODERS`, or an instance.
         decoder_options: hyperparameters for a name.
-        gen_length: tokens to decode, at least 1.
+        gen_length: tokens to decode, at least 1; or a number for each prompt.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
             attention is in blocks it is lowered to the largest divisor of one of the network's, or
             where those may begin anywhere, to one of them.
@@ -166,8 +168,20 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         ValueError: a bad option or prompt, named in the message.
     """
     options = {name: value for name, value in locals().items() if name in NAMES}
-    job = generation_job(model, prompts, Settings(**options), prompt_cache, batch_size)
+    options, lengths = lengths_apart(options)
+    job = generation_job(model, prompts, Settings(**options), prompt_cache, batch_size, lengths)
     return finish(model, job, decode_text)
+
+
+def lengths_apart(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[int] | None]:
+    """Options with the longest of several lengths, and all of those; None where there is one."""
+    given = options.get("gen_length")
+    if given is None or isinstance(given, str | Integral | float):
+        return {**options}, None
+    lengths = integers("gen_length", listed(given), least=1)
+    if not lengths:
+        raise ValueError(f"gen_length must be an int, or one for each prompt, got {given!r}")
+    return {**options, "gen_length": max(lengths)}, lengths
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -196,7 +210,9 @@ def generate_each(
     Raises:
         ValueError: as in `generate`, when called.
     """
-    job = generation_job(model, prompts, Settings.of(options), prompt_cache, batch_size)
+    options, lengths = lengths_apart(options)
+    settings = Settings.of(options)
+    job = generation_job(model, prompts, settings, prompt_cache, batch_size, lengths)
     return outcomes(model, job, decode_text)
 
 

@@ -162,16 +162,28 @@ def generation_job(
     settings: Settings,
     prompt_cache: PromptCache | None = None,
     batch_size: int | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Job:
-    """Prompts with `gen_length` masks behind each, and then what closes every row."""
-    rows, spans = continued(model, encode_prompts(model, prompts), settings.gen_length)
+    """Prompts with masks behind each, as many as its length says, and then what closes every row.
+
+    Raises:
+        ValueError: as `make_job`, and another number of lengths than of prompts.
+    """
+    encoded = encode_prompts(model, prompts)
+    if lengths is not None and len(lengths) != len(encoded):
+        raise ValueError(
+            f"gen_length must be an int, or one for each of the {len(encoded)} prompts, "
+            f"got {len(lengths)}"
+        )
+    each = [settings.gen_length] * len(encoded) if lengths is None else lengths
+    rows, spans = continued(model, encoded, each)
     return make_job(model, rows, spans, settings, prompt_cache, batch_size)
 
 
 def continued(
-    model: Model, prompts: Sequence[list[int]], gen_length: int, after: Sequence[int] = ()
+    model: Model, prompts: Sequence[list[int]], lengths: Sequence[int], after: Sequence[int] = ()
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Rows with `gen_length` masks behind each prompt, and where these stand.
+    """Rows with a number of masks behind each prompt, and where these stand.
 
     Behind them comes `after`, and what closes every row of the family.
 
@@ -179,7 +191,8 @@ def continued(
         ValueError: they are longer than the model can place.
     """
     closing = [*after, *model.spec.suffix]
-    check_length(model, max(map(len, prompts)) + gen_length + len(closing))
-    behind = [*[model.spec.mask_id] * gen_length, *closing]
-    spans = [(len(prompt), len(prompt) + gen_length) for prompt in prompts]
-    return [[*prompt, *behind] for prompt in prompts], spans
+    pairs = list(zip(prompts, lengths, strict=True))
+    spans = [(len(prompt), len(prompt) + length) for prompt, length in pairs]
+    check_length(model, max(end for _, end in spans) + len(closing))
+    mask_id = model.spec.mask_id
+    return [[*prompt, *[mask_id] * length, *closing] for prompt, length in pairs], spans

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dlm.given import message_text
-from dlm.options import known, writable
+from dlm.options import integer, known, writable
 
 Messages = list[dict[str, str]]
-KEYS = ("prompt", "messages", "id")  # of a record
+KEYS = ("prompt", "messages", "id", "gen_length")  # of a record
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -23,6 +23,7 @@ class Row:
 
     prompt: str | Messages
     labels: Mapping[str, Any] = field(default_factory=dict)
+    gen_length: int | None = None  # of its own, tokens
 
 
 def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages]:
@@ -81,7 +82,10 @@ def is_object(line: str) -> bool:
 
 
 def parse_record(line: str, where: str) -> Row:
-    """A JSONL line: a text under "prompt", or chat messages under "messages", perhaps an "id"."""
+    """A JSONL line: a text under "prompt", or chat messages under "messages".
+
+    Perhaps with an "id", and a "gen_length" of its own.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -93,7 +97,10 @@ def parse_record(line: str, where: str) -> Row:
         known(f"key in {where}", key, KEYS)
     prompt = parse_text if keys == ["prompt"] else parse_messages
     labels = {"id": record["id"]} if "id" in record else {}
-    return Row(prompt(record[keys[0]], where), labels)
+    length = record.get("gen_length")
+    if length is not None:
+        integer(f'{where}: "gen_length"', length, least=1)
+    return Row(prompt(record[keys[0]], where), labels, length)
 
 
 def parse_text(value: Any, where: str) -> str:

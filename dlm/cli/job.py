@@ -36,6 +36,8 @@ class Job:
         self.prompts(self.rows)
         if self.infill and "gen_length" in self.options:
             raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
+        if self.infill and any(row.gen_length for row in self.rows):
+            raise ValueError('--infill decodes the blanks of a text: leave "gen_length" out')
         if self.growth and not self.infill:
             name = next(iter(self.growth)).replace("_", "-")
             raise ValueError(f"--{name} is for the blanks of texts: give --infill, too")
@@ -51,7 +53,9 @@ class Job:
         """Draw the one prompt's canvas."""
         from dlm.cli.watch import watch
 
-        watch(model, self.prompts(self.rows)[0], self.options)
+        (row,) = self.rows
+        own = {} if row.gen_length is None else {"gen_length": row.gen_length}
+        watch(model, self.prompts(self.rows)[0], {**self.options, **own})
 
     def run(self, model: "Model", batch_size: int, *, machine: bool) -> None:
         """Print the result of every prompt, in their order, as soon as it is known."""
@@ -94,7 +98,14 @@ class Job:
 
         prompts: Any = self.prompts(self.rows)
         each = infilling.infill_each if self.infill else generation.generate_each
-        return each(model, prompts, batch_size=batch_size, **self.options, **self.growth)
+        return each(model, prompts, batch_size=batch_size, **self.own_lengths(), **self.growth)
+
+    def own_lengths(self) -> dict[str, Any]:
+        """The options, with a length for each prompt where some have their own."""
+        if all(row.gen_length is None for row in self.rows):
+            return self.options
+        lengths = [row.gen_length or self.options["gen_length"] for row in self.rows]
+        return {**self.options, "gen_length": lengths}
 
 
 def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:

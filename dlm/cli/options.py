@@ -85,7 +85,10 @@ Prompts = Annotated[
 ]
 PromptFile = Annotated[
     Path | None,
-    source(metavar="FILE", help='Prompts one a line, or JSONL with "prompt" or "messages".'),
+    source(
+        metavar="FILE",
+        help='Prompts one a line, or JSONL with "prompt" or "messages"; - for stdin.',
+    ),
 ]
 Chat = Annotated[
     bool | None,

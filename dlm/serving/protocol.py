@@ -388,4 +388,4 @@ def rows_of(
     if total > MOST_TOKENS:
         raise ValueError(f"all choices must hold at most {MOST_TOKENS} tokens, got {total}")
     copies = [prompt for prompt in encoded for _ in range(n)]
-    return continued(model, copies, gen_length, after)
+    return continued(model, copies, [gen_length] * len(copies), after)

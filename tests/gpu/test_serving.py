@@ -58,7 +58,7 @@ def test_rows_are_what_generate_gives(
         for _ in range(4):
             told: list[Queue[Event]] = []
             for prompt, each in zip(PROMPTS, warmth, strict=True):
-                rows, spans = continued(model, [prompt], options["gen_length"])
+                rows, spans = continued(model, [prompt], [options["gen_length"]])
                 told.append(Queue())
                 settings = Settings(**options, temperature=each, row_keys=(0,))
                 engine.submit(Request(rows, spans, settings), told[-1].put)

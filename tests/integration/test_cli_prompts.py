@@ -56,7 +56,7 @@ def test_what_else_a_record_has_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, {"prompt": "x"}, {"prompt": "x", "seeds": 1})
     told = refused("--file", file)
     assert "unknown key in " in told
-    assert "x.jsonl:2 'seeds'. Known: id, messages, prompt" in told
+    assert "x.jsonl:2 'seeds'. Known: gen_length, id, messages, prompt" in told
     file = written(tmp_path, {"prompt": "x", "ids": 1})
     assert "x.jsonl:1 'ids'. Did you mean 'id'?" in refused("--file", file)
 
@@ -149,3 +149,15 @@ def test_the_content_of_a_message_may_be_parts(folder: str, tmp_path: Path) -> N
     assert one["tokens"] == other["tokens"]
     file = written(tmp_path, {"messages": [{**ASK, "content": [{"type": "image_url"}]}]})
     assert "parts of " in refused("--file", file)
+
+
+def test_a_record_may_have_a_length_of_its_own(folder: str, model: Model, tmp_path: Path) -> None:
+    records = [{"prompt": "1+1", "gen_length": 3}, {"prompt": "1+1"}, {"prompt": "2+2"}]
+    rows = rows_of("--file", written(tmp_path, *records), "--model", folder)
+    assert [len(row["tokens"]) for row in rows] == [3, 6, 6]
+    alone = dlm.generate(model, "1+1", gen_length=3, stop_at_eos=False)
+    assert rows[0]["tokens"] == alone.tokens[0]
+    told = refused("--file", written(tmp_path, {"prompt": "a [MASK]", "gen_length": 3}), "--infill")
+    assert 'leave "gen_length" out' in told
+    told = refused("--file", written(tmp_path, {"prompt": "a", "gen_length": 0}))
+    assert 'x.jsonl:1: "gen_length" must be an int >= 1, got 0' in told

@@ -167,3 +167,33 @@ def test_what_is_no_batch_size_is_refused_at_once(golden: Model) -> None:
         dlm.generate_each(golden, [[1]], batchsize=3)
     with pytest.raises(ValueError, match="gen_length must be an int >= 1, got 0"):
         dlm.generate_each(golden, [[1]], gen_length=0)
+
+
+@pytest.mark.parametrize("block_length", [None, 4])
+def test_rows_of_lengths_of_their_own_are_what_they_are_alone(
+    golden: Model, block_length: int | None
+) -> None:
+    lengths = [1, 9, 4, 13, 2, 7, 5, 3]
+    options = {**USUAL, "temperature": 0.8, "block_length": block_length, "cache": "dual"}
+    del options["gen_length"]
+    whole = dlm.generate(golden, ROWS, gen_length=lengths, **options)
+    same(whole, dlm.generate(golden, ROWS, gen_length=lengths, batch_size=3, **options))
+    assert [*map(len, whole.tokens)] == lengths
+    for number, (row, length, key) in enumerate(zip(ROWS, lengths, KEYS, strict=True)):
+        alone = dlm.generate(golden, row, gen_length=length, **{**options, "row_keys": [key]})
+        assert alone.tokens[0] == whole.tokens[number]
+        assert alone.forwards[0] == whole.forwards[number]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([4], "gen_length must be an int, or one for each of the 8 prompts, got 1"),
+        ([], r"gen_length must be an int, or one for each prompt, got \[\]"),
+        ([4] * 7 + [0], "gen_length must be an int >= 1, got 0"),
+        ("4", "gen_length must be an int >= 1, got '4'"),
+    ],
+)
+def test_lengths_that_fit_no_rows_are_refused(golden: Model, lengths: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dlm.generate(golden, ROWS, gen_length=lengths)

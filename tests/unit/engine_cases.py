@@ -25,7 +25,7 @@ class Client:
         self.prompts = prompts
         self.options = {**USUAL, "row_keys": tuple(range(len(prompts))), **options}
         settings = Settings(**self.options)
-        rows, spans = continued(model, prompts, settings.gen_length)
+        rows, spans = continued(model, prompts, [settings.gen_length] * len(prompts))
         self.request = Request(rows, spans, settings, follow)
         self.grown: dict[int, list[int]] = {row: [] for row in range(len(rows))}
         self.reused: dict[int, int] = {}
