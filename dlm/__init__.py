@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dlm.models.loading import load
     from dlm.models.model import Model
     from dlm.prompt_cache import PromptCache
-    from dlm.prompts import encode_prompts
+    from dlm.prompts import encode_infill, encode_prompts
     from dlm.questions import Likelihood
     from dlm.trajectory import Trajectory
 
@@ -46,6 +46,7 @@ __all__ = [
     "__version__",
     "as_model",
     "decoders",
+    "encode_infill",
     "encode_prompts",
     "generate",
     "generate_each",
@@ -70,6 +71,7 @@ _HOMES = {
     "TextDiffusionStreamer": "dlm.huggingface.streamers",
     "Trajectory": "dlm.trajectory",
     "as_model": "dlm.huggingface.generation",
+    "encode_infill": "dlm.prompts",
     "encode_prompts": "dlm.prompts",
     "generate": "dlm.generation",
     "generate_each": "dlm.generation",

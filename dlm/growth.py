@@ -70,14 +70,7 @@ class Growth:
                 "max_gen_length is for networks that ask for blanks by a token, as "
                 f"Dream-org/DreamOn-v0-7B does, got {self.most} for {spec.family}"
             )
-        for name, reason in WHOLE.items():
-            if value := getattr(settings, name):
-                raise ValueError(f"{name} is not for max_gen_length: {reason}, got {value!r}")
-        if Traits.of(settings.policy).mutates_committed:
-            raise ValueError(
-                "decoder must not take tokens back with max_gen_length, as rows are laid out anew "
-                f"with what is filled, got {settings.decoder!r}"
-            )
+        self.check_settings(settings)
         for number, row in enumerate(rows):
             blanks = row.count(spec.mask_id)
             if blanks > self.most:
@@ -86,6 +79,21 @@ class Growth:
                     f"{blanks} of text {number}"
                 )
             check_length(model, len(row) - blanks + self.most, "a text with max_gen_length")
+
+    def check_settings(self, settings: Settings) -> None:
+        """Refuse options of rows that stay.
+
+        Raises:
+            ValueError: one of these.
+        """
+        for name, reason in WHOLE.items():
+            if value := getattr(settings, name):
+                raise ValueError(f"{name} is not for max_gen_length: {reason}, got {value!r}")
+        if Traits.of(settings.policy).mutates_committed:
+            raise ValueError(
+                "decoder must not take tokens back with max_gen_length, as rows are laid out anew "
+                f"with what is filled, got {settings.decoder!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

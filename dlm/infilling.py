@@ -139,6 +139,32 @@ def grown(model: Model, growing: Growing, batch_size: int) -> Iterator[tuple[int
         )
 
 
+def growth_of(most: int | None, budget: int | None) -> Growth | None:
+    """How far blanks may grow, if they may.
+
+    Raises:
+        ValueError: a number is out of range, or a budget of what may not grow.
+    """
+    if most is not None:
+        return Growth.of(most, budget)
+    if budget is not None:
+        raise ValueError(f"expand_budget goes with max_gen_length, got {budget!r} without it")
+    return None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `infill` that are wrong with every model.
+
+    Raises:
+        ValueError: as in `infill`.
+    """
+    rest = dict(options)
+    growth = growth_of(rest.pop("max_gen_length", None), rest.pop("expand_budget", None))
+    settings = infill_settings(rest)
+    if growth is not None:
+        growth.check_settings(settings)
+
+
 def infill_settings(options: Mapping[str, Any]) -> Settings:
     """Those of `infill`.
 

@@ -189,6 +189,31 @@ def encode_texts(model: Model, texts: Prompts) -> list[list[int]]:
     return rows
 
 
+@names_checked
+def encode_infill(model: Model, prefix: str, suffix: str, blanks: int) -> list[int]:
+    """Token ids of a row with so many blanks between two texts, laid out as `infill` does.
+
+    They are those of the text `f"{prefix}[MASK:{blanks}]{suffix}"`, but for a `[MASK]` within the
+    two texts, which is text here. Rows may be longer than the model can place.
+
+    Raises:
+        ValueError: no int from 1, what is no model or no text, a model without a tokenizer, or a
+            text that holds the token of the model's blanks (`HoldsMask`).
+    """
+    check_model(model)
+    for name, text in (("prefix", prefix), ("suffix", suffix)):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a text, got {text!r}")
+        writable(text, f"the {name}")
+    row = encode_pieces(model, [prefix, suffix], [integer("blanks", blanks, least=1)])
+    if row.count(model.spec.mask_id) != blanks:
+        raise HoldsMask(
+            f"prefix and suffix must not hold the mask id {model.spec.mask_id}, got "
+            f"{row.count(model.spec.mask_id)} of it in a row with {blanks} blanks"
+        )
+    return row
+
+
 def encode_blanks(model: Model, text: Prompt) -> list[int]:
     """Token ids of a text with blanks: `[MASK]` is one masked token, `[MASK:8]` eight.
 
@@ -202,35 +227,32 @@ def encode_blanks(model: Model, text: Prompt) -> list[int]:
                 "a chat are dlm.encode_prompts(model, chat), a blank is model.spec.mask_id"
             )
         return encode_prompt(model, ids)
-    if tokenizer_of(model, "a text").mask_token_id == model.spec.mask_id:
-        return encode_marked(model.tokenizer, text, model.spec.max_length)
-    return encode_pieces(model, text)
+    tokenizer_of(model, "a text")
+    lengths = blank_lengths(writable(text, "a text"), model.spec.max_length)
+    return encode_pieces(model, BLANK.split(text)[::2], lengths)
 
 
-def encode_marked(tokenizer: Any, text: str, most: int) -> list[int]:
-    """Token ids of a text whose blanks a tokenizer has a token for, `most` together.
-
-    In one piece, as the token may swallow spaces around it, and what is put around the text goes
-    around all of it.
-    """
-    lengths = iter(blank_lengths(writable(text, "a text"), most))
-    marked = BLANK.sub(lambda _: tokenizer.mask_token * next(lengths), text)
-    return list(tokenizer(marked)["input_ids"])
-
-
-def encode_pieces(model: Model, text: str) -> list[int]:
-    """Token ids of a text with blanks, whose tokenizer has no token for them."""
+def encode_pieces(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """Token ids of texts with so many blanks between one and the next."""
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
-    blanks = list(BLANK.finditer(writable(text, "a text")))
-    ends = [0, *(blank.end() for blank in blanks)]
-    starts = [*(blank.start() for blank in blanks), len(text)]
-    pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
+    if tokenizer.mask_token_id == spec.mask_id:
+        return encode_marked(tokenizer, pieces, lengths)
     ids = opened(tokenizer(pieces[0])["input_ids"], spec.suffix)
-    lengths = blank_lengths(text, spec.max_length)
     for length, piece in zip(lengths, pieces[1:], strict=True):
         ids = ids + [spec.mask_id] * length
         ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
     return [*ids, *spec.suffix]
+
+
+def encode_marked(tokenizer: Any, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """Token ids of texts with blanks between them that a tokenizer has a token for.
+
+    In one piece, as the token may swallow spaces around it, and what is put around the text goes
+    around all of it.
+    """
+    blanks = [tokenizer.mask_token * length for length in lengths]
+    marked = pieces[0] + "".join(b + p for b, p in zip(blanks, pieces[1:], strict=True))
+    return list(tokenizer(marked)["input_ids"])
 
 
 def blank_lengths(text: str, most: int) -> list[int]:

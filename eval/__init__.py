@@ -24,12 +24,22 @@ if TYPE_CHECKING:
     from dlm.eval.sample import Sample
     from dlm.eval.sandbox import Sandbox
     from dlm.eval.summary import summarise
-    from dlm.eval.task import Check, Metric, Preset, Problem, Source, Task, Template
+    from dlm.eval.task import (
+        Check,
+        InfillTemplate,
+        Metric,
+        Preset,
+        Problem,
+        Source,
+        Task,
+        Template,
+    )
     from dlm.eval.tasks import TASKS
 
 __all__ = [
     "TASKS",
     "Check",
+    "InfillTemplate",
     "Metric",
     "Plan",
     "Preset",
@@ -53,6 +63,7 @@ __all__ = [
 _HOMES = {
     "TASKS": "tasks",
     "Check": "task",
+    "InfillTemplate": "task",
     "Metric": "task",
     "Plan": "plan",
     "Preset": "task",

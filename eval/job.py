@@ -137,7 +137,7 @@ class Job:
 
     def check(self, options: dict[str, Any]) -> None:
         """Refuse what is wrong before a model is loaded."""
-        cli_job.Job([], options, chat=False, infill=False).check()
+        cli_job.Job([], options, chat=False, infill=self.task.infills).check()
         if self.samples is not None:
             check_samples(self.samples, options)
             check_pass_at(self.pass_at, self.samples)

@@ -15,7 +15,7 @@ import dlm
 from dlm.eval.decode import Item
 from dlm.eval.folder import digest
 from dlm.eval.source import load_problems, load_shots
-from dlm.eval.task import Problem, Task, Template
+from dlm.eval.task import AnyTemplate, Problem, Task, Template
 from dlm.options import integer, known
 
 NOT_OPTIONS = (
@@ -23,6 +23,9 @@ NOT_OPTIONS = (
     "return_top_tokens", "prompt_cache", "batch_size",
 )  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
+
+GROWTH = ("max_gen_length", "expand_budget")
+"""Options that `dlm.infill` has beside those of `dlm.generate`."""
 
 ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
@@ -34,11 +37,11 @@ class Plan:
     """Problems, templates and options, before a model is there."""
 
     task: Task
-    templates: tuple[Template, ...]
+    templates: tuple[AnyTemplate, ...]
     problems: list[Problem]
     data: dict[str, Any]  # where they came from
     shots: dict[str, list[Problem]]  # by template
-    options: dict[str, Any]  # of `dlm.generate`, defaults included
+    options: dict[str, Any]  # of `dlm.generate`, or of `dlm.infill`; defaults included
     samples: int = 1  # of each problem
 
     @property
@@ -57,20 +60,16 @@ class Plan:
         """Every prompt of every template, tokenized, as often as there are samples of it."""
         found = []
         for template in self.templates:
-            shots = self.shots[template.name]
-            prompts = [template.render(each, shots) for each in self.problems]
-            rows = dlm.encode_prompts(model, prompts)
+            rows = template.rows(model, self.problems, self.shots[template.name])
             found += [
-                Item(template, problem, index, prompt, row, repeat)
-                for index, (problem, prompt, row) in enumerate(
-                    zip(self.problems, prompts, rows, strict=True)
-                )
+                Item(template, problem, index, row.prompt, row.tokens, repeat, row.blanks)
+                for index, (problem, row) in enumerate(zip(self.problems, rows, strict=True))
                 for repeat in range(self.samples)
             ]
         return found
 
 
-def named_templates(task: Task, names: Sequence[str]) -> tuple[Template, ...]:
+def named_templates(task: Task, names: Sequence[str]) -> tuple[AnyTemplate, ...]:
     """The templates of these names, or all of them for "all".
 
     Raises:
@@ -88,7 +87,7 @@ def named_templates(task: Task, names: Sequence[str]) -> tuple[Template, ...]:
 
 def choose_templates(
     task: Task, names: Sequence[str], *, chat: bool, preset: str | None = None
-) -> tuple[Template, ...]:
+) -> tuple[AnyTemplate, ...]:
     """The templates of these names; all for "all", the preset's for none, else the model's default.
 
     Raises:
@@ -112,21 +111,18 @@ def choose_templates(
 
 
 def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `dlm.generate`: those given, else the preset's, else its defaults.
+    """Options of `dlm.generate`, or of `dlm.infill`: those given, else the preset's, else defaults.
 
     Decoder options given are put over the preset's; with another decoder than the preset's, which
     has other options, they stand alone.
 
     Raises:
-        ValueError: an unknown option, or one that a run sets itself.
+        ValueError: an unknown option, one of another kind of task, or one that a run sets itself.
     """
-    allowed = {
-        name: parameter.default
-        for name, parameter in inspect.signature(dlm.generate).parameters.items()
-        if name not in NOT_OPTIONS
-    }
+    allowed = allowed_options(task)
     chosen = task.preset(preset)
     for name in options:
+        refuse_other_kind(task, name)
         known("option", name, allowed)
     found = allowed | dict(chosen.options) | dict(options)
     own = options.get("decoder_options") or {}
@@ -135,6 +131,31 @@ def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -
     same = isinstance(found["decoder"], str) and found["decoder"] == chosen.decoder
     merged = (chosen.decoder_options if same else {}) | dict(own)
     return found | {"decoder_options": merged or None}
+
+
+def allowed_options(task: Task) -> dict[str, Any]:
+    """Options that a task takes, and their defaults."""
+    parameters = inspect.signature(dlm.generate).parameters.items()
+    found = {name: each.default for name, each in parameters if name not in NOT_OPTIONS}
+    if task.infills:
+        del found["gen_length"]
+        found |= {"stop_at_eos": False, **dict.fromkeys(GROWTH)}
+    return found
+
+
+def refuse_other_kind(task: Task, name: str) -> None:
+    """Refuse an option of tasks that decode otherwise.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if task.infills and name == "gen_length":
+        raise ValueError(
+            f"gen_length is for tasks that go on with a prompt, not for {task.name}: a template "
+            "says how many blanks there are, and max_gen_length how many they may become"
+        )
+    if not task.infills and name in GROWTH:
+        raise ValueError(f"{name} is for tasks that fill blanks, not for {task.name}")
 
 
 def check_preset(
@@ -159,7 +180,7 @@ def check_preset(
 
 def make_plan(
     task: Task,
-    templates: tuple[Template, ...],
+    templates: tuple[AnyTemplate, ...],
     options: dict[str, Any],
     *,
     data: Path | None = None,
@@ -180,7 +201,8 @@ def make_plan(
     problems, origin = load_problems(task, data, limit)
     examples = {each.name: load_shots(task, each, shots, data) for each in templates}
     for each in templates:
-        check_shots(each, problems, examples[each.name])
+        if isinstance(each, Template):
+            check_shots(each, problems, examples[each.name])
     return Plan(task, templates, problems, origin, examples, options, samples)
 
 

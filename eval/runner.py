@@ -8,8 +8,9 @@ processes, nor a kill in between changes a sample.
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,8 @@ import dlm
 from dlm.eval.decode import Item, Output, decode, undecoded, warm_up
 from dlm.eval.folder import SAMPLES, Appender, Folder, Run, digest, merged, read_run
 from dlm.eval.plan import Plan, settings_of
-from dlm.eval.sample import Sample
-from dlm.eval.score import score
+from dlm.eval.sample import Key, Sample
+from dlm.eval.score import Verdict, nothing, score
 from dlm.eval.task import Check
 from dlm.eval.world import World
 from dlm.options import integer
@@ -78,16 +79,13 @@ def evaluate(
         raise ValueError(f"sandbox must be given for {plan.task.name}, which runs generated code")
     if sandbox is not None and not plan.task.runs_code:
         raise ValueError(f"sandbox is for tasks that run generated code, not for {plan.task.name}")
-    positions, length = places(model), plan.options["gen_length"]
-    if length >= positions:
-        raise ValueError(
-            f"gen_length must be below the model's {positions} positions, got {length}"
-        )
     world = world or World()
+    items = plan.items(model)
+    check_items(model, plan, items)
     settings = settings_of(plan, model, name, sandbox.facts() if sandbox else None)
     world.agree(settings)
     run_all = sandbox.run_all if sandbox else refuse_code
-    worker = Worker(model, plan, digest(settings), run_all, report)
+    worker = Worker(model, plan, items, digest(settings), run_all, report)
     if world.rank:
         world.wait()
         worker.work(output, world, batch_size)
@@ -109,6 +107,32 @@ def evaluate(
     return read_run(output)
 
 
+def check_items(model: dlm.Model, plan: Plan, items: Sequence[Item]) -> None:
+    """Refuse options that do not fit the model, or the problems.
+
+    Raises:
+        ValueError: one of these.
+    """
+    options, positions = plan.options, places(model, infills=plan.task.infills)
+    if not plan.task.infills:
+        if options["gen_length"] >= positions:
+            raise ValueError(
+                f"gen_length must be below the model's {positions} positions, "
+                f"got {options['gen_length']}"
+            )
+        return
+    for item in items:
+        if item.most(options) < len(item.blanks or ()):
+            raise ValueError(
+                f"max_gen_length must hold the blanks of each problem, got {item.most(options)} "
+                f"for the {len(item.blanks or ())} of {item.problem.id!r} under template "
+                f"{item.template.name!r}"
+            )
+    fitting = (each.tokens for each in items if each.given + each.most(options) <= positions)
+    for tokens in islice(fitting, 1):
+        dlm.infill_each(model, [tokens], **options)  # which decodes nothing yet
+
+
 class Worker:
     """The part of one process."""
 
@@ -116,12 +140,14 @@ class Worker:
         self,
         model: dlm.Model,
         plan: Plan,
+        items: Sequence[Item],
         settings: str,
         run_all: Callable[[list[Check]], Sequence[Any]],
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.model = model
         self.plan = plan
+        self.items = items
         self.settings = settings
         self.run_all = run_all
         self.report = report
@@ -130,7 +156,7 @@ class Worker:
         """Do what is left, and wait for the others."""
         known = merged([output / SAMPLES], self.settings)
         world.wait()  # nobody appends while others still read
-        left = [item for item in self.plan.items(self.model) if item.key not in known]
+        left = [item for item in self.items if item.key not in known]
         longest_first = sorted(left, key=lambda each: -len(each.tokens))
         path = output / (f"samples.rank{world.rank}.jsonl" if world.rank else SAMPLES)
         appender = Appender(path)
@@ -142,10 +168,11 @@ class Worker:
 
     def run(self, items: list[Item], appender: Appender, batch_size: int) -> None:
         """Decode, and score and write as many as a batch has once they are done."""
-        room = places(self.model) - self.plan.options["gen_length"]
-        fitting = [item for item in items if len(item.tokens) <= room]
-        others = [item for item in items if len(item.tokens) > room]
-        pace = Pace(len(items), fitting, self.plan.options["gen_length"])
+        sizes = {item.key: item.given + item.most(self.plan.options) for item in items}
+        room = places(self.model, infills=self.plan.task.infills)
+        fitting = [item for item in items if sizes[item.key] <= room]
+        others = [item for item in items if sizes[item.key] > room]
+        pace = Pace(len(items), {item.key: sizes[item.key] for item in fitting})
         if others:
             self.finish([undecoded(item) for item in others], appender, pace)
         if fitting:
@@ -165,8 +192,7 @@ class Worker:
     def score(self, outputs: list[Output]) -> list[Sample]:
         """Outputs as samples, in their order."""
         texts = [each.item.template.cut(each.text) for each in outputs]
-        problems = [each.item.problem for each in outputs]
-        verdicts = score(self.plan.task, problems, texts, self.run_all)
+        verdicts = self.verdicts(outputs, texts)
         return [
             Sample(
                 task=self.plan.task.name,
@@ -175,7 +201,7 @@ class Worker:
                 index=each.item.index,
                 repeat=each.item.repeat,
                 prompt=each.item.prompt,
-                prompt_tokens=len(each.item.tokens),
+                prompt_tokens=each.item.given,
                 output=text,
                 tokens=each.tokens,
                 order=each.order,
@@ -196,17 +222,27 @@ class Worker:
             for each, text, verdict in zip(outputs, texts, verdicts, strict=True)
         ]
 
+    def verdicts(self, outputs: Sequence[Output], texts: Sequence[str]) -> list[Verdict]:
+        """What texts of outputs are worth: nothing where nothing was decoded."""
+        task = self.plan.task
+        pairs = [(a.item.problem, b) for a, b in zip(outputs, texts, strict=True) if a.forwards]
+        found = iter(score(task, [a for a, _ in pairs], [b for _, b in pairs], self.run_all))
+        return [next(found) if each.forwards else nothing(task) for each in outputs]
+
     def too_long(self, item: Item) -> str:
         """Why an item was not decoded."""
         return (
-            f"{len(item.tokens)} prompt tokens and {self.plan.options['gen_length']} to decode "
-            f"exceed the model's {places(self.model)} positions"
+            f"{item.given} prompt tokens and {item.most(self.plan.options)} to decode exceed the "
+            f"model's {places(self.model, infills=self.plan.task.infills)} positions"
         )
 
 
-def places(model: dlm.Model) -> int:
-    """Positions for a prompt and its answer: some families close every row with an id more."""
-    return model.spec.max_length - len(model.spec.suffix)
+def places(model: dlm.Model, *, infills: bool = False) -> int:
+    """Positions for a prompt and its answer: some families close every row with an id more.
+
+    That id is among the tokens of a row whose blanks are filled.
+    """
+    return model.spec.max_length - (0 if infills else len(model.spec.suffix))
 
 
 def refuse_code(checks: list[Check]) -> list[Any]:
@@ -218,10 +254,10 @@ def refuse_code(checks: list[Check]) -> list[Any]:
 class Pace:
     """How fast this process goes, and how long it still takes."""
 
-    def __init__(self, total: int, fitting: Sequence[Item], gen_length: int) -> None:
+    def __init__(self, total: int, sizes: Mapping[Key, int]) -> None:
         self.total = total
-        self.gen_length = gen_length
-        self.work = sum(len(item.tokens) + gen_length for item in fitting)  # positions to decode at
+        self.sizes = sizes  # positions to decode at, of each item that is decoded
+        self.work = sum(sizes.values())
         self.worked = self.done = self.tokens = 0
         self.score = self.decoding = 0.0
         self.start()
@@ -236,9 +272,7 @@ class Pace:
         self.score += sum(each.score for each in samples)
         self.tokens += sum(each.response_tokens for each in samples)
         self.decoding += sum(each.seconds for each in samples)
-        self.worked += sum(
-            each.prompt_tokens + self.gen_length for each in samples if each.forwards
-        )
+        self.worked += sum(self.sizes[each.key] for each in samples if each.forwards)
 
     def progress(self) -> Progress:
         """The figures."""

@@ -24,10 +24,12 @@ class Sample:
     repeat: int = field(default=0, kw_only=True)  # which of the problem's samples, from 0
     prompt: Any  # text or chat messages
     prompt_tokens: int
-    output: str  # up to the first stop token, and the template's stop texts
+    output: str  # up to the first stop token, and the template's stop texts; all that fills blanks
     tokens: list[int]  # the generated span
-    order: list[int]  # forward that committed each token, -1 where none did
-    response_tokens: int  # in front of the first stop token
+    order: list[
+        int
+    ]  # forward that committed each token, -1 where none did; none if blanks may grow
+    response_tokens: int  # in front of the first stop token; of blanks all but stop tokens
     decoded_tokens: int  # committed by forwards, stop tokens included
     forwards: int
     query_tokens: int

@@ -76,6 +76,12 @@ def score(
     ]
 
 
+def nothing(task: Task) -> Verdict:
+    """The verdict on a prompt that was not decoded: failed, whatever an empty output would be."""
+    names = [metric.name for metric in task.metrics]
+    return Verdict(dict.fromkeys(names), dict.fromkeys(names, 0.0), 0.0, None, "")
+
+
 def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
     """What a metric finds, what that is worth, or what must be run to know."""
     extracted = metric.extract(problem, output)

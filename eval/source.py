@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.data import Example, generate_examples
-from dlm.eval.task import Problem, Task, Template
+from dlm.eval.task import AnyTemplate, Problem, Task
 from dlm.options import file, integer, writable
 
 GZIP = b"\x1f\x8b"
@@ -118,7 +118,7 @@ def _require_distinct(task: Task, problems: list[Problem], origin: str) -> None:
 
 
 def load_shots(
-    task: Task, template: Template, shots: Path | None, data: Path | None
+    task: Task, template: AnyTemplate, shots: Path | None, data: Path | None
 ) -> list[Problem]:
     """The solved examples of a template: always the first of a source, the same for every problem.
 

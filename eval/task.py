@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+import dlm
 from dlm.options import known
 
 Messages = list[dict[str, str]]
@@ -18,6 +19,14 @@ class Problem:
     fields: Mapping[str, str]  # what templates may name
     answer: str  # reference, as the data set has it
     data: Mapping[str, Any] = field(default_factory=dict)  # what checks need besides
+
+
+class Row(NamedTuple):
+    """A problem as a model gets it."""
+
+    prompt: str | Messages  # for people
+    tokens: list[int]
+    blanks: range | None = None  # places to fill; None: what is decoded goes behind the tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +69,68 @@ class Template:
         messages[0]["content"] = self.instruction + messages[0]["content"]
         return messages[:-1]
 
+    def rows(
+        self, model: "dlm.Model", problems: Sequence[Problem], shots: Sequence[Problem]
+    ) -> list[Row]:
+        """The prompts of problems, each behind the same solved examples."""
+        prompts = [self.render(each, shots) for each in problems]
+        return list(map(Row, prompts, dlm.encode_prompts(model, prompts)))
+
     def cut(self, output: str) -> str:
         """The output up to the first stop text."""
         ends = [at for at in map(output.find, self.until) if at >= 0]
         return output[: min(ends)] if ends else output
+
+
+@dataclass(frozen=True, slots=True)
+class InfillTemplate:
+    """How many blanks a model is given for what stands between `prefix` and `suffix` of a problem.
+
+    The output is what comes to stand there.
+    """
+
+    name: str
+    blanks: int | None = None  # None: as many as the reference has tokens, the oracle length
+
+    chat: ClassVar[bool] = False
+    shots: ClassVar[int] = 0
+
+    def length(self, problem: Problem, model: "dlm.Model") -> int:
+        """Blanks of a problem.
+
+        Raises:
+            ValueError: a model without a tokenizer.
+        """
+        if self.blanks is not None:
+            return self.blanks
+        if model.tokenizer is None:
+            raise ValueError("an evaluation needs a model with a tokenizer")
+        return len(model.tokenizer(problem.answer, add_special_tokens=False)["input_ids"])
+
+    def render(self, problem: Problem, model: "dlm.Model") -> list[int]:
+        """Token ids of a problem, the mask id for each blank."""
+        prefix, suffix = problem.fields["prefix"], problem.fields["suffix"]
+        return dlm.encode_infill(model, prefix, suffix, self.length(problem, model))
+
+    def rows(
+        self, model: "dlm.Model", problems: Sequence[Problem], shots: Sequence[Problem]
+    ) -> list[Row]:
+        """Problems with their blanks; there are no solved examples."""
+        assert not shots
+        found = []
+        for each in problems:
+            tokens, mask = self.render(each, model), model.spec.mask_id
+            first, count = tokens.index(mask), tokens.count(mask)
+            prompt = f"{each.fields['prefix']}[MASK:{count}]{each.fields['suffix']}"
+            found.append(Row(prompt, tokens, range(first, first + count)))
+        return found
+
+    def cut(self, output: str) -> str:
+        """The output as it is: what stands behind it is given."""
+        return output
+
+
+AnyTemplate = Template | InfillTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +161,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Options of `dlm.generate` that a paper reports, and what it got with them."""
+    """Options of `dlm.generate` or `dlm.infill` that a paper reports, and what it got with them."""
 
     name: str
     options: Mapping[str, Any]  # the decoder and its options included
@@ -140,17 +207,26 @@ class Task:
     paper: str  # authors, year, arXiv id
     licence: str  # of the data
     source: Source
-    templates: tuple[Template, ...]  # the first of each kind is the default for its models
+    templates: tuple[AnyTemplate, ...]  # the first of each kind is the default for its models
     metrics: tuple[Metric, ...]  # the first is the score
     presets: tuple[Preset, ...]  # the first is the default
     requires: tuple[str, ...] = ()  # modules that scoring needs
+
+    def __post_init__(self) -> None:
+        if len({isinstance(each, InfillTemplate) for each in self.templates}) > 1:
+            raise ValueError(f"templates of {self.name!r} must fill blanks, or none of them")
 
     @property
     def runs_code(self) -> bool:
         """Whether outputs are executed."""
         return any(metric.check is not None for metric in self.metrics)
 
-    def template(self, name: str) -> Template:
+    @property
+    def infills(self) -> bool:
+        """Whether blanks within a text are filled, by `dlm.infill`, not a prompt gone on with."""
+        return isinstance(self.templates[0], InfillTemplate)
+
+    def template(self, name: str) -> AnyTemplate:
         """The template of this name.
 
         Raises:
@@ -170,6 +246,6 @@ class Task:
         known(f"preset of {self.name}", name, (each.name for each in self.presets))
         return next(each for each in self.presets if each.name == name)
 
-    def default_template(self, *, chat: bool) -> Template:
+    def default_template(self, *, chat: bool) -> AnyTemplate:
         """The first template for models with, or without, a chat template."""
         return next((t for t in self.templates if t.chat == chat), self.templates[0])

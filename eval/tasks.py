@@ -4,7 +4,16 @@ Importing this needs only the standard library: what reads the hub, compares mat
 code is imported where it is used.
 """
 
-from dlm.eval import countdown, gsm8k, humaneval, math500, mbpp, sudoku, word_problems
+from dlm.eval import (
+    countdown,
+    gsm8k,
+    humaneval,
+    humaneval_infill,
+    math500,
+    mbpp,
+    sudoku,
+    word_problems,
+)
 from dlm.eval.task import Task
 
 TASKS: dict[str, Task] = {
@@ -12,6 +21,8 @@ TASKS: dict[str, Task] = {
     for task in (
         gsm8k.TASK,
         humaneval.TASK,
+        humaneval_infill.SINGLE_LINE,
+        humaneval_infill.MULTI_LINE,
         mbpp.TASK,
         math500.TASK,
         sudoku.TASK,

@@ -22,7 +22,7 @@ class Job:
     """What to decode, and how."""
 
     rows: list[Row]
-    options: dict[str, Any]  # of `dlm.generate`
+    options: dict[str, Any]  # of `dlm.generate`, or of `dlm.infill`
     chat: bool  # texts are user messages
     infill: bool  # texts have blanks
     system: str | None = None  # message in front of the others
@@ -30,19 +30,21 @@ class Job:
 
     def check(self) -> None:
         """Refuse bad options before a model is loaded."""
-        from dlm.infilling import growth_of
+        from dlm.infilling import check_options
         from dlm.settings import Settings
 
         self.prompts(self.rows)
-        if self.infill and "gen_length" in self.options:
+        if not self.infill:
+            if self.growth:
+                name = next(iter(self.growth)).replace("_", "-")
+                raise ValueError(f"--{name} is for the blanks of texts: give --infill, too")
+            Settings.of(self.options)
+            return
+        if "gen_length" in self.options:
             raise ValueError("--infill decodes the blanks of a text: leave --gen-length out")
-        if self.infill and any(row.gen_length for row in self.rows):
+        if any(row.gen_length for row in self.rows):
             raise ValueError('--infill decodes the blanks of a text: leave "gen_length" out')
-        if self.growth and not self.infill:
-            name = next(iter(self.growth)).replace("_", "-")
-            raise ValueError(f"--{name} is for the blanks of texts: give --infill, too")
-        Settings.of(self.options)
-        growth_of(**self.growth)
+        check_options({**self.options, **self.growth})
 
     def prompts(self, rows: list[Row]) -> list[str | Messages]:
         """Rows as the library takes them."""

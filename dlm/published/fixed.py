@@ -23,6 +23,10 @@ PC = Paper("pc-sampler", "pc_sampler", f"{PC_SAMPLER}, {INSTRUCT}")
 REMDM = Paper("remdm", "remdm", f"ReMDM in the code of PC-Sampler, arXiv:2508.13021, {INSTRUCT}")
 DUS = Paper("dus", "dilated", f"arXiv:2506.19037, {INSTRUCT}")
 DREAM = Paper(None, "dream", "arXiv:2508.15487")
+DREAMON = Paper("dreamon", "entropy", "arXiv:2602.01326, README of its code, DreamOn-v0-7B")
+GROWS: Final = {
+    "block_length": None, "max_gen_length": 64, "temperature": 0.2, "top_p": 0.9,
+}  # fmt: skip
 
 FIXED: tuple[Published, ...] = (
     BASELINE.on(
@@ -96,5 +100,7 @@ FIXED: tuple[Published, ...] = (
         "65.73 at 40 forwards; 38.74 at as many with low_confidence",
         6.4,
     ),
+    DREAMON.on("humaneval_infill", {}, GROWS, template="blanks_4"),
+    DREAMON.on("humaneval_infill_multi", {}, GROWS, template="blanks_4"),
     DREAM.on("Dream-7B", {"alg": "entropy"}, {"temperature": 0.2, "top_p": 0.95}),
 )

@@ -18,7 +18,7 @@ class Published:
     preset: str | None  # its name there; None where its lengths are not known
     decoder: str
     decoder_options: Mapping[str, Any]
-    options: Mapping[str, Any]  # of `dlm.generate`, beside the decoder
+    options: Mapping[str, Any]  # of `dlm.generate` or `dlm.infill`, beside the decoder
     source: str  # paper, weights, solved examples in the prompt
     reported: str = ""  # accuracy in percent and forwards of this setting, then of others
     tokens_per_forward: float | None = None  # None: not reported

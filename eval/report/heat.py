@@ -15,6 +15,7 @@ CELLS = 6.0, 18.0  # pixels of a row: of many rows, and at most
 LEAST = 120.0  # pixels of a map of fewer rows than that
 MEAN = 16.0  # pixels of the row of means
 GAP = 10.0
+GROWN = "No order to show: positions move where blanks may become more (max_gen_length)."
 
 
 def when(sample: Sample) -> list[float | None]:
@@ -34,9 +35,11 @@ def means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 def heat_map(entry: Entry, template: str) -> Markup:
     """The first samples of a template, and the mean over all of them; a note without any."""
-    samples = [each for each in entry.run.samples if each.template == template and each.order]
+    made = [each for each in entry.run.samples if each.template == template]
+    samples = [each for each in made if each.order]
     if not samples:
-        return element("p", "No sample to show.")
+        grown = any(each.forwards for each in made)
+        return element("p", GROWN if grown else "No sample to show.")
     rows = [when(each) for each in samples]
     shown = samples[:SHOWN]
     width = max(map(len, rows))

@@ -25,6 +25,8 @@ FIXTURES = Path(__file__).resolve().parent / "data"  # problems of our own in th
 FILES = {
     "gsm8k": "gsm8k_test.jsonl",
     "humaneval": "HumanEval.jsonl.gz",
+    "humaneval_infill": "HumanEval.jsonl.gz",
+    "humaneval_infill_multi": "HumanEval.jsonl.gz",
     "mbpp": "mbpp_sanitized.json",
     "math500": "math500.jsonl",
     "sudoku": "sudoku_4x4.csv",
@@ -62,7 +64,8 @@ def data_of(task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_runs_to_its_end(dlm_eval: Run, task: str, tmp_path: Path) -> None:
-    given = (task, *data_of(task), "--decoder", "threshold", "--limit", "4", "--gen-length", "48")
+    lengths = () if TASKS[task].infills else ("--gen-length", "48")
+    given = (task, *data_of(task), "--decoder", "threshold", "--limit", "4", *lengths)
     (row,) = lines(dlm_eval(*given, "--output", str(tmp_path), "--json"))
     assert (row["task"], row["samples"], row["decoder"]) == (task, 4, "threshold")
     assert 0 <= row["score"] <= 1
@@ -203,6 +206,14 @@ def test_help_lists_every_task(dlm_eval: Run) -> None:
         (("sudoku", "--workers", "3"), "--workers and --unsafe are for tasks that run code"),
         (("sudoku", "--shots", "x.csv", "--template", "plain"), "--shots is for templates with"),
         (("sudoku", "--gen-length", "512"), "gen_length must be below the model's 512 positions"),
+        (("sudoku", "--max-gen-length", "9"), "max_gen_length is for tasks that fill blanks, not"),
+        (("sudoku", "--expand-budget", "9"), "expand_budget is for tasks that fill blanks, not"),
+        (("humaneval_infill", "--gen-length", "9"), "gen_length is for tasks that go on with a"),
+        (("humaneval_infill", "--expand-budget", "9"), "expand_budget goes with max_gen_length"),
+        (
+            ("humaneval_infill", "--max-gen-length", "9", "--steps", "4"),
+            "steps is not for max_gen_length",
+        ),
         (("sudoku", "--gen-length", "0"), "gen_length must be an int >= 1, got 0"),
         (("compare", "nowhere"), "compare needs at least two folders, got 1"),
         (

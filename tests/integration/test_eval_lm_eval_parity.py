@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dlm.eval import gsm8k, humaneval, mbpp
 from dlm.eval.source import load_problems
-from dlm.eval.task import Problem
+from dlm.eval.task import Problem, Template
 from dlm.eval.tasks import TASKS
 
 pytest.importorskip("lm_eval")
@@ -134,6 +134,7 @@ def test_gsm8k_agrees_on_every_reference() -> None:
 
 def test_gsm8k_puts_problems_as_lm_eval_does() -> None:
     template = TASKS["gsm8k"].default_template(chat=False)
+    assert isinstance(template, Template)
     assert template.shots == CONFIG["num_fewshot"]
     assert list(template.until) == CONFIG["generation_kwargs"]["until"]
     assert template.prompt == CONFIG["doc_to_text"].replace("{{", "{").replace("}}", "}")
@@ -145,6 +146,7 @@ def test_stop_texts_of_code_are_lm_evals() -> None:
     humaneval_stock, mbpp_stock = stock("humaneval/humaneval.yaml"), stock("mbpp/mbpp.yaml")
     assert list(humaneval.UNTIL) == humaneval_stock["generation_kwargs"]["until"]
     template = TASKS["mbpp"].template("base_3shot")
+    assert isinstance(template, Template)
     assert list(template.until) == mbpp_stock["generation_kwargs"]["until"]
     assert template.shots == mbpp_stock["num_fewshot"]
     assert mbpp_stock["doc_to_text"].endswith("\n[BEGIN]\n")

@@ -144,7 +144,8 @@ def test_processes_share_the_samples_of_a_problem(
     with Folder(tmp_path) as folder:
         folder.open(settings, 3, launch_facts(made, 2, World()), samples=3)
         for rank in (1, 0):
-            worker = Worker(built_in, made, digest(settings), refuse_code, None)
+            items = made.items(built_in)
+            worker = Worker(built_in, made, items, digest(settings), refuse_code, None)
             worker.work(tmp_path, Apart(rank, 2), batch_size=2)
             if rank:
                 path = tmp_path / "samples.rank1.jsonl"

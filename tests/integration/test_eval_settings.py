@@ -18,6 +18,7 @@ from dlm.eval.plan import (
     make_plan,
     settings_of,
 )
+from dlm.eval.task import Template
 from dlm.eval.tasks import TASKS
 from dlm.models.loading import silence
 from dlm.models.model import Model
@@ -86,6 +87,7 @@ def test_what_is_computed_around_blocks_is_a_setting_where_it_is_asked_for(
 def test_the_words_of_a_template_are_settings(built_in: Model) -> None:
     made = plan()
     (template,) = made.templates
+    assert isinstance(template, Template)
     other = replace(made, templates=(replace(template, prompt="Sudoku: {puzzle}!"),))
     assert differing(of(built_in), of(built_in, other)) == {"template_texts"}
 

