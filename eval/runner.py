@@ -114,12 +114,10 @@ def check_items(model: dlm.Model, plan: Plan, items: Sequence[Item]) -> None:
         ValueError: one of these.
     """
     options, positions = plan.options, places(model, infills=plan.task.infills)
+    name = "max_gen_length" if plan.task.infills else "gen_length"
+    if (length := options[name]) is not None and length >= positions:
+        raise ValueError(f"{name} must be below the model's {positions} positions, got {length}")
     if not plan.task.infills:
-        if options["gen_length"] >= positions:
-            raise ValueError(
-                f"gen_length must be below the model's {positions} positions, "
-                f"got {options['gen_length']}"
-            )
         return
     for item in items:
         if item.most(options) < len(item.blanks or ()):

@@ -215,7 +215,8 @@ def test_what_does_not_fit_counts_as_failed(talker: Model, data: Path, tmp_path:
         ),
         ({"steps": 3}, "steps is not for max_gen_length"),
         ({"decoder": "wino"}, "decoder must not take tokens back with max_gen_length"),
-        ({"max_gen_length": 0}, "max_gen_length must"),
+        ({"max_gen_length": 0}, "max_gen_length must hold the blanks of each problem, got 0"),
+        ({"max_gen_length": 512}, "max_gen_length must be below the model's 512 positions"),
     ],
 )
 def test_what_cannot_be_is_refused_before_there_is_a_folder(
