@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -13,6 +13,9 @@ from dlm.models.model import Model
 from dlm.options import integer, names_checked
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
+
+GROWTH: Final = ("max_gen_length", "expand_budget")
+"""Options of `infill` alone."""
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -139,19 +142,6 @@ def grown(model: Model, growing: Growing, batch_size: int) -> Iterator[tuple[int
         )
 
 
-def growth_of(most: int | None, budget: int | None) -> Growth | None:
-    """How far blanks may grow, if they may.
-
-    Raises:
-        ValueError: a number is out of range, or a budget of what may not grow.
-    """
-    if most is not None:
-        return Growth.of(most, budget)
-    if budget is not None:
-        raise ValueError(f"expand_budget goes with max_gen_length, got {budget!r} without it")
-    return None
-
-
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `infill` that are wrong with every model.
 
@@ -159,7 +149,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         ValueError: as in `infill`.
     """
     rest = dict(options)
-    growth = growth_of(rest.pop("max_gen_length", None), rest.pop("expand_budget", None))
+    growth = growth_of(**{name: rest.pop(name) for name in GROWTH if name in rest})
     settings = infill_settings(rest)
     if growth is not None:
         growth.check_settings(settings)
