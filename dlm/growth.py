@@ -88,10 +88,10 @@ class Growth:
         """
         for name, reason in WHOLE.items():
             if value := getattr(settings, name):
-                raise ValueError(f"{name} is not for max_gen_length: {reason}, got {value!r}")
+                raise ValueError(f"{name} is not for blanks that grow: {reason}, got {value!r}")
         if Traits.of(settings.policy).mutates_committed:
             raise ValueError(
-                "decoder must not take tokens back with max_gen_length, as rows are laid out anew "
+                "decoder must not take tokens back where blanks grow, as rows are laid out anew "
                 f"with what is filled, got {settings.decoder!r}"
             )
 
@@ -218,20 +218,25 @@ class Growing:
 
     def saw(self, step: Step) -> Iterator[Part]:
         """Note what a forward of rows has changed, yielding those that are done."""
-        changed = self.changed(step)
-        for name, end in ended(step, changed):
+        gone = changed(step, self.models[False].spec)
+        for name, end in ended(step, gone):
             part = self.inside.pop(name).after(end)
             if part.masks:
                 self.wait(part)
             else:
                 yield part
-        self.leaving |= changed
+        self.leaving |= gone
 
-    def changed(self, step: Step) -> frozenset[int]:
-        """Rows in which a mask took a token that changes the length. Waits for the device."""
-        spec = self.models[False].spec
-        assert spec.expand_id is not None
-        asked = (step.tokens == spec.expand_id) | (step.tokens == spec.eos_id)
-        lines = (asked & (step.before.tokens == spec.mask_id)).any(-1).tolist()
-        rows = zip(step.names, step.live, step.done, lines, strict=True)
-        return frozenset(name for name, live, done, yes in rows if live and yes and not done)
+
+def changed(step: Step, spec: ModelSpec) -> frozenset[int]:
+    """Rows that go on in which a mask took a token that changes the length. Waits for the device.
+
+    Args:
+        step: a forward.
+        spec: of a network that asks for blanks.
+    """
+    assert spec.expand_id is not None
+    asked = (step.tokens == spec.expand_id) | (step.tokens == spec.eos_id)
+    lines = (asked & (step.before.tokens == spec.mask_id)).any(-1).tolist()
+    rows = zip(step.names, step.live, step.done, lines, strict=True)
+    return frozenset(name for name, live, done, yes in rows if live and yes and not done)

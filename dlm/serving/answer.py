@@ -66,7 +66,7 @@ class Answer:
         if reader.stopped:
             choice.finish_reason = "stop"
         elif isinstance(event, Ended):
-            choice.finish_reason = "stop" if reader.ended else "length"
+            choice.finish_reason = "stop" if reader.ended or event.closed else "length"
         choice.pieces.append(text)
         tokens = [] if choice.listing is None else choice.listing.take(event, reader)
         choice.tokens += tokens

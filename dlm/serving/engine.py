@@ -93,7 +93,9 @@ class Engine:
                 )
             ticket = next(self.numbers)
             for row in range(rows):
-                self.waiting.append(Waiter(Line(next(self.numbers), ticket, row, request, tell)))
+                name = next(self.numbers)
+                line = Line.of(self.model, name, ticket, row, request, tell)
+                self.waiting.append(Waiter(line))
             self.news.notify()
             return ticket
 
@@ -216,16 +218,31 @@ class Engine:
         if group not in self.groups:
             return
         try:
-            group.advance()
+            moved = group.advance()
         except Exception as error:
             LOG.exception("a forward failed")
             # Nobody's fault who asked, whatever it is; and no frame that holds a cache is kept.
             told = RuntimeError(f"{type(error).__name__}: {error}")
             self.fail(list(group.lines.values()), told)
             group.lines.clear()
+            moved = []
             check(self.model.device)
+        for line in moved:
+            self.go_on(Waiter(line))
         if not group.lines:
             self.remove(group)
+
+    def go_on(self, waiter: Waiter) -> None:
+        """Decode a line further that had room, before all that wait."""
+        try:
+            placed = self.place(waiter)
+        except Exception as error:
+            self.fail([waiter.line], error.with_traceback(None))
+            check(self.model.device)
+            return
+        if not placed:
+            with self.news:
+                self.waiting.appendleft(waiter)
 
     def remove(self, group: Group) -> None:
         """Forget a group."""

@@ -60,7 +60,7 @@ SHARED = (
     *LABELS,
     *OPTIONS,
 )
-COMPLETION = ("prompt", "suffix", "echo", *SHARED)
+COMPLETION = ("prompt", "suffix", "blanks", "echo", *SHARED)
 CHAT = (
     *("messages", "max_completion_tokens", "chat_template_kwargs"),
     *("add_generation_prompt", CONTINUE),

@@ -9,6 +9,7 @@ from dlm.canvas import Canvas, active_length
 from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
+from dlm.growth import Part, changed
 from dlm.job import lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
@@ -31,6 +32,20 @@ class Line:
     row: int  # of the request
     request: Request
     tell: Tell
+    part: Part | None = None  # where blanks grow: the row as it is now
+    told: int | None = None  # likewise: up to where it was told before its length changed
+
+    @classmethod
+    def of(
+        cls, model: Model, name: int, ticket: int, row: int, request: Request, tell: Tell
+    ) -> "Line":
+        """A row of a request before its first forward."""
+        part = None
+        if request.growth is not None:
+            keys = request.settings.row_keys
+            key = row if keys is None else keys[row]
+            part = Part(row, key, request.rows[row], model.spec, request.growth)
+        return cls(name, ticket, row, request, tell, part)
 
     def is_of(self, ticket: int, row: int | None) -> bool:
         """Whether it is that row of that request, or any row where none is named."""
@@ -39,12 +54,13 @@ class Line:
     @property
     def tokens(self) -> list[int]:
         """To be decoded, with masks."""
-        return self.request.rows[self.row]
+        return self.request.rows[self.row] if self.part is None else self.part.tokens
 
     @property
     def span(self) -> tuple[int, int]:
         """What is handed back."""
-        return self.request.spans[self.row]
+        begin, end = self.request.spans[self.row]
+        return begin, end + len(self.tokens) - len(self.request.rows[self.row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +83,20 @@ class Laid:
             ValueError: it does not fit the model, or an option does not fit it.
         """
         settings = line.request.settings
-        keys = settings.row_keys
-        if keys is not None:
-            settings = replace(settings, row_keys=(keys[line.row],))
+        given = settings.row_keys
+        if given is not None:
+            settings = replace(settings, row_keys=(given[line.row],))
         if line.request.log_probabilities:
             settings = measuring(settings)
         if line.request.alternatives:
             settings = replace(settings, return_top_tokens=MOST_ALTERNATIVES)
-        execution = Execution.of(model)
-        row = [line.tokens]
-        canvas = lay_out(model, row, settings, execution, row_keys(row, settings))
+        execution, row, grows = Execution.of(model), [line.tokens], False
+        keys = row_keys(row, settings)
+        if line.part is not None:
+            keys, grows = [line.part.noise], line.part.grows
+        if grows:
+            model = replace(model, spec=model.spec.growing)
+        canvas = lay_out(model, row, settings, execution, keys)
         decoder, span = settings.policy, canvas.span
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
@@ -85,7 +105,7 @@ class Laid:
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
             bound_to = canvas.blanks.shape[1], min(terms.block_length, span)
-        shapes = (block_length, width, *bound_to)
+        shapes = (block_length, width, grows, *bound_to)
         return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
 
 
@@ -166,6 +186,8 @@ class Group:
     def add(self, laid: Laid) -> None:
         """Let a line join at the next forward."""
         self.lines[laid.line.name] = laid.line
+        if laid.line.told is not None:
+            self.told[laid.line.name] = laid.line.told
         self.joining.append(laid)
 
     def drop(self, line: Line) -> None:
@@ -196,8 +218,11 @@ class Group:
         leaving, self.leaving = frozenset(self.leaving), set()
         return Change(leaving, self.arrivals())
 
-    def advance(self) -> None:
+    def advance(self) -> list[Line]:
         """Make a forward and tell of it.
+
+        Returns:
+            Lines that have changed their length, and wait for others to be decoded with.
 
         Raises:
             Exception: whatever a forward raises; no line is decoded any further then.
@@ -211,6 +236,7 @@ class Group:
             self.tell_reused(step)
         asked = {name for name, line in self.lines.items() if line.request.log_probabilities}
         self.written.add(step, asked)
+        moved = self.move(step)
         self.follow(step)
         for name, end in ended(step):
             if line := self.lines.get(name):
@@ -218,6 +244,31 @@ class Group:
                 sure = self.told_of(line, line.span[0], tokens)
                 self.forget(name)
                 self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, *sure))
+        return moved
+
+    def move(self, step: Step) -> list[Line]:
+        """Let lines go that have changed their length, those that end with it told."""
+        growing = {name: line.part for name, line in self.lines.items() if line.part}
+        if not growing:
+            return []
+        spec = next(iter(growing.values())).spec
+        gone = changed(step, spec) & growing.keys()
+        moved = []
+        for name, end in ended(step, gone):
+            if name not in growing:
+                continue
+            line, told = self.lines[name], self.told.get(name)
+            self.forget(name)
+            part = growing[name].after(end)
+            line = replace(line, part=part, told=told)
+            if part.masks:
+                moved.append(line)
+            else:
+                tokens, closed = part.tokens[slice(*line.span)], part.growth.most > 0
+                counts = part.decoded, part.forwards
+                self.say(line, Ended(line.row, tokens, *counts, closed=closed))
+        self.leaving |= gone
+        return moved
 
     def tell_reused(self, step: Step) -> None:
         """Tell of lines at their first forward that took over what others had left."""

@@ -30,6 +30,7 @@ from dlm.prompts import (
 )
 from dlm.reading import vocabulary_of
 from dlm.serving import fields
+from dlm.serving.blanks import read_blanks
 from dlm.serving.work import Request
 from dlm.settings import Settings
 from dlm.traits import CACHES
@@ -116,11 +117,15 @@ def read_request(
     closing = len(after) + len(model.spec.suffix)
     longest = max(map(len, encoded)) + settings.gen_length + closing
     check_length(model, longest, f"{what} and max_tokens")
-    rows, spans = rows_of(model, encoded, settings.gen_length, after, n)
-    follow, lists = stream or bool(stop), logprobs is not None
+    length, lists = settings.gen_length, logprobs is not None
+    begun, growth = read_blanks(body, model.spec, length, fills=bool(after), lists=lists)
+    rows, spans = rows_of(model, encoded, begun, after, n)
+    if growth is not None:
+        growth.check(model, rows, settings)
+    follow = stream or bool(stop)
     given = [text_of(model, each) for each in prompts] if echo else []
     return Asked(
-        request=Request(rows, spans, settings, follow, lists, alternatives=logprobs or 0),
+        request=Request(rows, spans, settings, follow, lists, logprobs or 0, growth),
         chat=chat,
         n=n,
         prompt_tokens=sum(len(prompt) + len(after) for prompt in encoded),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from dlm.growth import Growth
 from dlm.options import integer
 from dlm.settings import Settings
 from dlm.trajectory import Likeliest
@@ -26,6 +27,7 @@ class Request:
     follow: bool = False  # whether tokens are told as they become final
     log_probabilities: bool = False  # whether those are told with them
     alternatives: int = 0  # likeliest tokens that are told with each
+    growth: Growth | None = None  # how far blanks may grow; None where they keep their length
 
     def __post_init__(self) -> None:
         integer("alternatives", self.alternatives, least=0, most=MOST_ALTERNATIVES)
@@ -63,6 +65,7 @@ class Ended:
     forwards: int
     log_probabilities: list[float] | None = None  # of the whole span
     top_tokens: list[Likeliest] | None = None  # likewise
+    closed: bool = False  # whether the network wanted no more blanks, where it may ask for some
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def test_help_lists_every_task(dlm_eval: Run) -> None:
         (("humaneval_infill", "--expand-budget", "9"), "expand_budget goes with max_gen_length"),
         (
             ("humaneval_infill", "--max-gen-length", "9", "--steps", "4"),
-            "steps is not for max_gen_length",
+            "steps is not for blanks that grow",
         ),
         (("sudoku", "--gen-length", "0"), "gen_length must be an int >= 1, got 0"),
         (("compare", "nowhere"), "compare needs at least two folders, got 1"),

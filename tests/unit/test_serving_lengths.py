@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.growth import Growth
 from dlm.models.model import Model
 from dlm.prompts import encode_prompts
 from dlm.reading import vocabulary_of
@@ -182,3 +183,40 @@ def test_long_names_are_cut(tiny: Model, body: dict[str, Any], message: str) -> 
 def test_long_names_of_variables_are_not_looked_for(tiny: Model) -> None:
     with pytest.raises(ValueError, match=f"variables of the template, got '{LONG[:100]}'"):
         read(tiny, messages=MESSAGES, chat_template_kwargs={LONG: 1})
+
+
+def test_blanks_in_front_of_a_suffix_grow_where_the_model_asks_for_it(tiny: Model) -> None:
+    asks = replace(tiny, spec=replace(tiny.spec, expand_id=40))
+    body: dict[str, Any] = {"prompt": "2+", "suffix": "=4"}
+    found = read(asks, max_tokens=9, **body)
+    assert found.request.rows[0].count(5) == 4
+    assert found.request.growth == Growth.of(9, None)
+    assert read(asks, max_tokens=3, **body).request.rows[0].count(5) == 3
+    assert read(asks, max_tokens=9, blanks=1, n=2, **body).request.rows[1].count(5) == 1
+    assert read(asks, prompt="2+", max_tokens=9).request.growth is None
+    assert read(tiny, max_tokens=9, **body).request.growth is None
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"blanks": 0, "suffix": "=4"}, "blanks must be an int >= 1, got 0"),
+        ({"blanks": 10, "suffix": "=4"}, "blanks must be an int <= 9, got 10"),
+        ({"blanks": 2}, "blanks is for a suffix and a model that asks for blanks, got 2"),
+        ({"suffix": "=4", "logprobs": 0}, "logprobs is not for blanks that grow: positions move"),
+        ({"suffix": "=4", "steps": 3}, "steps is not for blanks that grow"),
+        ({"suffix": "=4", "stop_at_eos": True}, "stop_at_eos is not for blanks that grow"),
+        ({"suffix": "=4", "decoder": "wino"}, "decoder must not take tokens back where blanks"),
+    ],
+)
+def test_what_cannot_be_asked_of_blanks_that_grow(
+    tiny: Model, body: dict[str, Any], message: str
+) -> None:
+    asks = replace(tiny, spec=replace(tiny.spec, expand_id=40))
+    with pytest.raises(ValueError, match=message):
+        read(asks, prompt="2+", max_tokens=9, **body)
+
+
+def test_blanks_of_a_model_that_asks_for_none_are_refused(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="blanks is for a suffix and a model that asks"):
+        read(tiny, prompt="2+", suffix="=4", blanks=2)
