@@ -26,9 +26,7 @@ class Sample:
     prompt_tokens: int
     output: str  # up to the first stop token, and the template's stop texts; all that fills blanks
     tokens: list[int]  # the generated span
-    order: list[
-        int
-    ]  # forward that committed each token, -1 where none did; none if blanks may grow
+    order: list[int]  # forward that committed each, -1 where none did; empty if blanks may grow
     response_tokens: int  # in front of the first stop token; of blanks all but stop tokens
     decoded_tokens: int  # committed by forwards, stop tokens included
     forwards: int
