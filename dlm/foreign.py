@@ -85,9 +85,12 @@ OPTIONS: Final[dict[str, str]] = {
     "early_exit_thresholds": _PROPHET,
     "enable_early_exit": "in dlm it is decoder='prophet'",
     # DreamOn
-    **dict.fromkeys(("expand_budget", "max_gen_length"), "it is for dlm.infill and its blanks"),
+    **dict.fromkeys(
+        ("broadcast_deletion", "expand_budget", "max_gen_length"),
+        "it is for dlm.infill and its blanks",
+    ),
     "number_transfer_tokens": "one token a forward is what decoder='entropy' takes without steps",
-    "pad_delete_to_right": "it is not here: of a text's blanks each is given up by itself",
+    "pad_delete_to_right": "in dlm.infill it is broadcast_deletion",
     # transformers, diffusers, OpenAI's API
     "n": _COPIES,
     "num_return_sequences": _COPIES,

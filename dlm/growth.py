@@ -1,9 +1,9 @@
 """Blanks that become more and fewer while they are filled: rows change their length.
 
-Wu et al. 2025, DreamOn (hkunlp.github.io/blog/2025/dreamon), at the rules of its own sampler, which
-takes one row at a time. A masked position that takes the token `expand` becomes two masks, one that
-takes `delete`, the end of text, goes. A row whose blanks hold as many tokens as they may, or that
-has grown as often as it may, does not sample `expand`.
+Wu et al. 2026 (DreamOn, arXiv:2602.01326), by the rules of its code, which takes one row at a time.
+A masked position that takes the token `expand` becomes two masks, one that takes `delete`, the end
+of text, goes, with the masks right behind it where deletion is broadcast. A row whose blanks hold
+as many tokens as they may, or that has grown as often as it may, does not sample `expand`.
 
 Between two changes of its length a row is decoded like any other. Then it leaves the batch, is laid
 out anew, and joins again: what a decoder remembers of the forwards before is lost.
@@ -20,7 +20,7 @@ from dlm.execution import Execution
 from dlm.job import check_length, lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
-from dlm.options import integer
+from dlm.options import boolean, integer
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -50,13 +50,17 @@ class Growth:
 
     most: int  # tokens that the blanks of a row may come to, together
     budget: int  # times that a blank of a row may become two
+    broadcast: bool = False  # whether the masks behind a blank that goes do so, too
 
     @classmethod
-    def of(cls, max_gen_length: int, expand_budget: int | None) -> "Growth":
+    def of(
+        cls, max_gen_length: int, expand_budget: int | None, broadcast_deletion: object = False
+    ) -> "Growth":
         """As the options say; at most twice as many times as tokens, by default."""
         most = integer("max_gen_length", max_gen_length, least=1)
         budget = 2 * most if expand_budget is None else expand_budget
-        return cls(most, integer("expand_budget", budget, least=0))
+        integer("expand_budget", budget, least=0)
+        return cls(most, int(budget), boolean("broadcast_deletion", broadcast_deletion))
 
     def check(self, model: Model, rows: Sequence[list[int]], settings: Settings) -> None:
         """Refuse a network that does not ask for blanks, options of rows that stay, and long rows.
@@ -128,11 +132,14 @@ class Part:
     def after(self, end: End) -> "Part":
         """The row after the last forward of this part."""
         mask_id, expand, delete = self.spec.mask_id, self.spec.expand_id, self.spec.eos_id
-        filled = [now for was, now in zip(self.tokens, end.tokens, strict=False) if was == mask_id]
+        pairs = list(zip(self.tokens, end.tokens, strict=False))
+        if self.growth.broadcast:
+            pairs = broadcast(pairs, mask_id, delete)
+        filled = [now for was, now in pairs if was == mask_id]
         room = min(self.growth.most - len(filled) + filled.count(delete), self.growth.budget)
         tokens: list[int] = []
         more = 0
-        for was, now in zip(self.tokens, end.tokens, strict=False):
+        for was, now in pairs:
             if was == mask_id and now == expand:
                 two = more < room  # decisions of one forward may ask for more than there is room
                 more += two
@@ -140,15 +147,26 @@ class Part:
             elif was != mask_id or now != delete:
                 tokens.append(now)
         kept = sum(token not in (mask_id, expand, delete) for token in filled)
+        most, budget = self.growth.most - kept, self.growth.budget - more
         return replace(
             self,
             tokens=tokens,
-            growth=Growth(self.growth.most - kept, self.growth.budget - more),
+            growth=replace(self.growth, most=most, budget=budget),
             times=self.times + 1,
             decoded=self.decoded + kept,
             forwards=self.forwards + end.forwards,
             queries=self.queries + end.queries,
         )
+
+
+def broadcast(pairs: Sequence[tuple[int, int]], mask_id: int, delete: int) -> list[tuple[int, int]]:
+    """Tokens before and after, where masks right behind a blank that goes do so, too."""
+    spread: list[tuple[int, int]] = []
+    gone = False
+    for was, now in pairs:
+        gone = was == mask_id and (now == delete or (gone and now == mask_id))
+        spread.append((was, delete if gone else now))
+    return spread
 
 
 class Growing:

@@ -14,7 +14,7 @@ from dlm.options import integer, names_checked
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
 
-GROWTH: Final = ("max_gen_length", "expand_budget")
+GROWTH: Final = ("max_gen_length", "expand_budget", "broadcast_deletion")
 """Options of `infill` alone."""
 
 
@@ -26,6 +26,7 @@ def infill(
     batch_size: int | None = None,
     max_gen_length: int | None = None,
     expand_budget: int | None = None,
+    broadcast_deletion: bool = False,
     **options: Any,
 ) -> Generation:
     """Fill blanks anywhere in a text, with what stands on both sides in view.
@@ -39,12 +40,15 @@ def infill(
             ids holding the mask id; or a list of one of those.
         batch_size: as in `generate`.
         max_gen_length: tokens that the blanks of a text may come to, all together. For networks
-            that ask for blanks and give them up by tokens (Wu et al. 2025, DreamOn): a blank that
-            takes `<|expand|>` becomes two, one that takes the end of text goes. None keeps each
-            blank as long as it is written. Rows that change their length are laid out anew: blocks
-            begin at the first blank that is left, and what a decoder remembers is forgotten. The
-            authors' rule: `decoder="entropy", block_length=None`.
+            that ask for blanks and give them up by tokens (Wu et al. 2026, DreamOn,
+            arXiv:2602.01326): a blank that takes `<|expand|>` becomes two, one that takes the end
+            of text goes. None keeps each blank as long as it is written. Rows that change their
+            length are laid out anew: blocks begin at the first blank that is left, and what a
+            decoder remembers is forgotten. The authors' rule: `decoder="entropy",
+            block_length=None`.
         expand_budget: times that a blank of a text may become two, 2 `max_gen_length` by default.
+        broadcast_deletion: whether the masks right behind a blank that goes do so, too, which takes
+            fewer forwards.
         **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
             default, as what follows a blank is given.
 
@@ -58,7 +62,7 @@ def infill(
             `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what is recorded by
             position.
     """
-    growth = growth_of(max_gen_length, expand_budget)
+    growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
     return together(filled(model, text, batch_size, growth, options))
 
 
@@ -70,6 +74,7 @@ def infill_each(
     batch_size: int = 16,
     max_gen_length: int | None = None,
     expand_budget: int | None = None,
+    broadcast_deletion: bool = False,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
     """Fill the blanks of many texts, yielding each as soon as it is done.
@@ -80,6 +85,7 @@ def infill_each(
         batch_size: as in `generate`.
         max_gen_length: as in `infill`.
         expand_budget: as in `infill`.
+        broadcast_deletion: as in `infill`.
         **options: as in `infill`.
 
     Returns:
@@ -88,7 +94,8 @@ def infill_each(
     Raises:
         ValueError: as in `infill`, when called.
     """
-    return filled(model, text, batch_size, growth_of(max_gen_length, expand_budget), options)
+    growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
+    return filled(model, text, batch_size, growth, options)
 
 
 def filled(
@@ -116,18 +123,22 @@ def filled(
     return grown(model, growing, len(rows) if batch_size is None else batch_size)
 
 
-def growth_of(max_gen_length: int | None = None, expand_budget: int | None = None) -> Growth | None:
+def growth_of(
+    max_gen_length: int | None = None,
+    expand_budget: int | None = None,
+    broadcast_deletion: bool = False,
+) -> Growth | None:
     """How far blanks may grow, as the options say; None where they keep their length.
 
     Raises:
-        ValueError: an option is out of range, or stands without the other.
+        ValueError: an option is out of range, or stands without the first.
     """
     if max_gen_length is not None:
-        return Growth.of(max_gen_length, expand_budget)
-    if expand_budget is not None:
-        raise ValueError(
-            f"expand_budget goes with max_gen_length, got {expand_budget!r} without it"
-        )
+        return Growth.of(max_gen_length, expand_budget, broadcast_deletion)
+    others = {"expand_budget": expand_budget, "broadcast_deletion": broadcast_deletion or None}
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with max_gen_length, got {value!r} without it")
     return None
 
 

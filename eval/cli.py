@@ -127,6 +127,14 @@ def task_command(name: str) -> Callable[..., None]:
                 **WHOLE,
             ),
         ] = None,
+        broadcast_deletion: Annotated[
+            bool | None,
+            decoding(
+                "--broadcast-deletion/--no-broadcast-deletion",
+                help="Masks right behind a blank that goes do so, too.",
+                show_default="the preset's",
+            ),
+        ] = None,
         block_length: Annotated[
             int | None,
             decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
@@ -202,6 +210,7 @@ def task_command(name: str) -> Callable[..., None]:
             "gen_length": gen_length,
             "max_gen_length": max_gen_length,
             "expand_budget": expand_budget,
+            "broadcast_deletion": broadcast_deletion,
             "block_length": block_length,
             "steps": steps,
             "position_temperature": position_temperature,

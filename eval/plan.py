@@ -24,8 +24,8 @@ NOT_OPTIONS = (
 )  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
 
-GROWTH = ("max_gen_length", "expand_budget")
-"""Options that `dlm.infill` has beside those of `dlm.generate`."""
+GROWTH = {"max_gen_length": None, "expand_budget": None, "broadcast_deletion": False}
+"""Options that `dlm.infill` has beside those of `dlm.generate`, and their defaults."""
 
 ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
@@ -139,7 +139,7 @@ def allowed_options(task: Task) -> dict[str, Any]:
     found = {name: each.default for name, each in parameters if name not in NOT_OPTIONS}
     if task.infills:
         del found["gen_length"]
-        found |= {"stop_at_eos": False, **dict.fromkeys(GROWTH)}
+        found |= {"stop_at_eos": False, **GROWTH}
     return found
 
 

@@ -77,6 +77,10 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
             **WHOLE,
         ),
     ] = None,
+    broadcast_deletion: Annotated[
+        bool,
+        source("--broadcast-deletion", help="Masks right behind a blank that goes do so, too."),
+    ] = False,
     model: ModelName = None,
     device: Device = None,
     device_map: DeviceMap = None,
@@ -135,6 +139,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
     wrap = not infill and (model is None if chat is None else chat)
     growth = {"max_gen_length": max_gen_length, "expand_budget": expand_budget}
+    growth["broadcast_deletion"] = broadcast_deletion or None
     grows = {name: value for name, value in growth.items() if value is not None}
     job = Job(rows, given, chat=wrap, infill=infill, system=system, growth=grows)
     job.check()

@@ -44,7 +44,12 @@ def texts(model: Model, count: int = ROWS) -> list[list[int]]:
 
 
 def as_the_authors_do(
-    model: Model, row: list[int], most: int, budget: int, bias: dict[int, float]
+    model: Model,
+    row: list[int],
+    most: int,
+    budget: int,
+    bias: dict[int, float],
+    spreads: bool = False,
 ) -> tuple[list[int], int]:
     """One row, one token a forward, the one of lowest entropy: what it becomes, and forwards."""
     spec, row, forwards = model.spec, list(row), 0
@@ -67,19 +72,24 @@ def as_the_authors_do(
             budget -= 1
         elif token == spec.eos_id:
             del row[place]
+            while spreads and row[place] == spec.mask_id:
+                del row[place]
         else:
             row[place] = token
         forwards += 1
     return row, forwards
 
 
-@pytest.mark.parametrize("budget", [None, 3, 0])
-def test_rows_become_what_the_authors_make_of_each(grower: Model, budget: int | None) -> None:
+@pytest.mark.parametrize(
+    ("budget", "spreads"), [(None, False), (3, False), (0, False), (None, True)]
+)
+def test_rows_become_what_the_authors_make_of_each(
+    grower: Model, budget: int | None, spreads: bool
+) -> None:
     rows, options = texts(grower), {**USUAL, "logit_bias": bias(grower)}
-    expected = [
-        as_the_authors_do(grower, row, 12, 24 if budget is None else budget, bias(grower))
-        for row in rows
-    ]
+    options["broadcast_deletion"] = spreads
+    most = 24 if budget is None else budget
+    expected = [as_the_authors_do(grower, row, 12, most, bias(grower), spreads) for row in rows]
     for size in (None, 1, 3):
         out = dlm.infill(grower, rows, batch_size=size, expand_budget=budget, **options)
         assert list(zip(out.tokens, out.forwards, strict=True)) == expected
@@ -184,6 +194,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"expand_budget": -1}, "expand_budget must be an int >= 0, got -1"),
     ({"max_gen_length": 3}, "max_gen_length must hold the blanks of each text, got 3 for the 4"),
     ({"max_gen_length": 10_000}, "must fit the model's"),
+    ({"broadcast_deletion": 1}, "broadcast_deletion must be True or False, got 1"),
     ({"batch_size": 0}, "batch_size must be an int >= 1, got 0"),
     ({"steps": 4}, "steps is not for blanks that grow: how many forwards"),
     ({"stop_at_eos": True}, "stop_at_eos is not for blanks that grow: end of text takes a blank"),
@@ -210,3 +221,5 @@ def test_networks_that_ask_for_no_blanks_are_refused(golden: Model) -> None:
         dlm.infill(golden, texts(golden), max_gen_length=9)
     with pytest.raises(ValueError, match="expand_budget goes with max_gen_length, got 4 without"):
         dlm.infill(golden, texts(golden), expand_budget=4)
+    with pytest.raises(ValueError, match="broadcast_deletion goes with max_gen_length, got True"):
+        dlm.infill(golden, texts(golden), broadcast_deletion=True)
