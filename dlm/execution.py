@@ -115,7 +115,10 @@ class Execution:
     def step(
         self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
     ) -> "Outcome":
-        """A step; where memory is short once more kernel by kernel, without what is kept."""
+        """A step; where memory is short once more kernel by kernel, without what is kept.
+
+        As `in_memory`, with less to do before the device has work.
+        """
         try:
             return work.steps(canvas, progress, due)
         except torch.OutOfMemoryError:

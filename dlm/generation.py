@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dlm.endings import ended
-from dlm.given import listed
+from dlm.given import Array, listed
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
 from dlm.options import integers, names_checked
@@ -38,9 +38,9 @@ class Generation:
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
     exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the law of the order cancels. None at
-    temperature 0 and for decoders whose choice of positions looks at the sampled tokens or is
-    taken back; None for a row that a stop token cut short or whose end it filled. Those rows are
-    not missing at random: turn `stop_at_eos` off to weigh samples."""
+    temperature 0, where blanks may grow, and for decoders whose choice of positions looks at the
+    sampled tokens or is taken back; None for a row that a stop token cut short or whose end it
+    filled. Those rows are not missing at random: turn `stop_at_eos` off to weigh samples."""
     top_tokens: list[list[Likeliest]] | None = None
     """Of each token of the span, the likeliest ones in the forward that wrote it last, with ln of
     their probabilities, nats: by the law of its own in `log_probabilities`, and none of probability
@@ -80,7 +80,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     *,
     decoder: str | AnyDecoder = "low_confidence",
     decoder_options: Mapping[str, Any] | None = None,
-    gen_length: int | Sequence[int] = 256,
+    gen_length: int | Sequence[int] | Array = 256,
     block_length: int | None = 32,
     steps: int | None = None,
     temperature: float = 0.0,
@@ -178,9 +178,10 @@ def lengths_apart(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]
     given = options.get("gen_length")
     if given is None or isinstance(given, str | Integral | float):
         return {**options}, None
-    lengths = integers("gen_length", listed(given), least=1)
-    if not lengths:
+    several = listed(given)
+    if not isinstance(several, Sequence) or not several:
         raise ValueError(f"gen_length must be an int, or one for each prompt, got {given!r}")
+    lengths = integers("gen_length", several, least=1)
     return {**options, "gen_length": max(lengths)}, lengths
 
 
@@ -218,7 +219,11 @@ def generate_each(
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
 def stream(
-    model: Model, prompt: Prompt, *, prompt_cache: PromptCache | None = None, **options: Any
+    model: Model,
+    prompt: Prompt | Mapping[str, Any],
+    *,
+    prompt_cache: PromptCache | None = None,
+    **options: Any,
 ) -> Iterator[Snapshot]:
     """Continue one prompt, yielding a snapshot after each forward.
 

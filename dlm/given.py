@@ -1,6 +1,7 @@
 """What users hold prompts in: arrays, tensors, tokenizers' outputs, messages of several parts."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Number
 from typing import Any, Protocol
 
 from dlm.options import writable
@@ -25,8 +26,13 @@ def listed(given: Any) -> Any:
     if isinstance(given, Mapping):
         return unpadded(given) if "input_ids" in given else given
     if hasattr(given, "tolist"):  # a number of numpy, too
-        return given.tolist() if getattr(given, "ndim", 0) else given
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, Set) else given
+        try:
+            return given.tolist() if getattr(given, "ndim", 0) else given
+        except RuntimeError:  # of a tensor that is nested, or has no values
+            return given
+    ordered = isinstance(given, Iterable) and not isinstance(given, Set)
+    flat = getattr(given, "ndim", 1) == 1  # of a table there would be the names of its columns
+    return list(given) if ordered and flat else given
 
 
 def unpadded(given: Mapping[str, Any]) -> Any:
@@ -38,7 +44,7 @@ def unpadded(given: Mapping[str, Any]) -> Any:
     ids, mask = listed(given["input_ids"]), listed(given.get("attention_mask"))
     if mask is None:
         return ids
-    several = bool(ids) and not isinstance(listed(ids[0]), int)
+    several = bool(ids) and not isinstance(ids[0], Number)  # numpy's numbers too
     pairs = zip(ids, mask, strict=True) if several else [(ids, mask)]
     try:
         rows = [
@@ -56,8 +62,8 @@ def message_text(content: Any, where: str) -> str:
     Raises:
         ValueError: it is something else.
     """
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not parts:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else listed(content)
+    if not isinstance(parts, list | tuple) or not parts:
         raise ValueError(f"{where} must be a text or a list of parts, got {content!r}")
     for part in parts:
         fits = isinstance(part, dict) and part.keys() == {"type", "text"}

@@ -20,7 +20,7 @@ from dlm.execution import Execution
 from dlm.job import check_length, lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
-from dlm.options import boolean, integer
+from dlm.options import LARGEST, boolean, integer
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -58,7 +58,7 @@ class Growth:
     ) -> "Growth":
         """As the options say; at most twice as many times as tokens, by default."""
         most = integer("max_gen_length", max_gen_length, least=1)
-        budget = 2 * most if expand_budget is None else expand_budget
+        budget = min(2 * most, LARGEST) if expand_budget is None else expand_budget
         integer("expand_budget", budget, least=0)
         return cls(most, int(budget), boolean("broadcast_deletion", broadcast_deletion))
 
@@ -190,7 +190,7 @@ class Growing:
             self.wait(Part(name, key, row, spec, growth))
         canvas = self.laid(list(self.parts)).canvas
         block_length = active_length(settings.block_length, spec)
-        self.decoder = bind(settings.policy, self.models[True], canvas, block_length)
+        self.decoder = bind(settings.policy, self.models[True], canvas, block_length, growth.most)
         settings.check_ranking(Traits.of(self.decoder))
         self.span = canvas.span + growth.most
         self.inside: dict[int, Part] = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dlm.estimators import Estimator, run
+from dlm.given import listed
 from dlm.models.model import Model
 from dlm.options import boolean, integer, integers, names_checked, writable
 from dlm.prompts import Prompt, check_model, encode_prompts
@@ -123,9 +124,10 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
 
 def checked_pair(pair: object) -> tuple[Prompt, str | list[int]]:
     """A prompt and an answer, if it is that: a text of two characters is none."""
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+    both = listed(pair)
+    if isinstance(both, str) or not isinstance(both, Sequence) or len(both) != 2:
         raise ValueError(f"pairs must hold a prompt and an answer each, got {pair!r}")
-    return pair[0], pair[1]
+    return both[0], both[1]
 
 
 def encode_pair(
@@ -155,7 +157,7 @@ def encode_pair(
 def encode_answer(model: Model, answer: str | list[int]) -> list[int]:
     """Token ids of an answer, without the tokens a tokenizer puts around a text."""
     if not isinstance(answer, str):
-        ids = integers("answer", answer, least=0, most=model.spec.vocab_size - 1)
+        ids = integers("answer", listed(answer), least=0, most=model.spec.vocab_size - 1)
     elif model.tokenizer is None:
         raise ValueError("a text answer needs a tokenizer and this model has none: give token ids")
     else:

@@ -89,7 +89,9 @@ def as_list(prompts: Prompts) -> Sequence[Prompt]:
             "prompts must be a text, token ids, chat messages or a non-empty list of those, "
             f"got {prompts!r}"
         )
-    one = isinstance(given[0], Number | Mapping)  # numpy's numbers too
+    first = given[0]
+    chats = isinstance(first, Mapping) and "input_ids" not in first
+    one = chats or isinstance(first, Number)  # numpy's numbers too
     return [given] if one else given
 
 
@@ -98,6 +100,8 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of one prompt."""
     given = listed(prompt)
+    if isinstance(prompt, Mapping) and isinstance(given, Sequence) and len(given) == 1:
+        given = given[0] if isinstance(given[0], list) else given  # [1, P] of a tokenizer
     several = isinstance(given, Sequence) and not isinstance(given, str)
     chat = several and bool(given) and isinstance(given[0], Mapping)
     if chat_options and not chat:
@@ -164,7 +168,7 @@ def checked_message(message: Any) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
-    if not isinstance(message.get("content"), str | list):
+    if message.get("content") is None:
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
     writable(message["role"], "a chat message")
     return {**message, "content": message_text(message["content"], "a chat message")}

@@ -123,7 +123,7 @@ class Steps:
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
         if self.record is None or self.record.failed:
-            self.forget()
+            self.latest = None
             self.made.clear()
             return self.step(canvas, progress, due)
         if self.latest is not None:  # most steps of a block: the device waits for this

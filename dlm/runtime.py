@@ -62,8 +62,17 @@ class Step:
     done: list[bool]  # of those, rows that need no further forward
 
 
-def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None) -> AnyDecoder:
+def bind(
+    decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None, more: int = 0
+) -> AnyDecoder:
     """The decoder made ready for one model and one canvas.
+
+    Args:
+        decoder: any.
+        model: whose facts it is told.
+        canvas: with the rows to be decoded.
+        block_length: positions of a block, None for one block.
+        more: positions that rows may become longer by.
 
     Raises:
         ValueError: it was made for another model.
@@ -71,9 +80,11 @@ def bind(decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | 
     ready = getattr(decoder, "bind", None)
     if ready is None:
         return decoder
+    span = canvas.span + more
+    length = min(block_length or span, span)
     facts = Facts(
-        blocks=canvas.blanks.shape[1],
-        block_length=min(block_length or canvas.span, canvas.span),
+        blocks=max(canvas.blanks.shape[1], -(-span // length)) if more else canvas.blanks.shape[1],
+        block_length=length,
         vocab_size=model.spec.vocab_size,
         mask_id=model.spec.mask_id,
         device=model.device,

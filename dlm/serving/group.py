@@ -57,6 +57,11 @@ class Line:
         return self.request.rows[self.row] if self.part is None else self.part.tokens
 
     @property
+    def room(self) -> int:
+        """Positions that it may become longer by, at most."""
+        return 0 if self.part is None else self.part.growth.most
+
+    @property
     def span(self) -> tuple[int, int]:
         """What is handed back."""
         begin, end = self.request.spans[self.row]
@@ -97,14 +102,14 @@ class Laid:
         if grows:
             model = replace(model, spec=model.spec.growing)
         canvas = lay_out(model, row, settings, execution, keys)
-        decoder, span = settings.policy, canvas.span
+        decoder, span = settings.policy, canvas.span + line.room
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
         width = span if Traits.of(decoder).cross_block else block_length
         terms = Terms(model, settings, decoder, execution, block_length, width)
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
-            bound_to = canvas.blanks.shape[1], min(terms.block_length, span)
+            bound_to = canvas.blanks.shape[1], min(terms.block_length, span), line.room
         shapes = (block_length, width, grows, *bound_to)
         return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
 
@@ -163,7 +168,9 @@ class Group:
         """
         terms = first.terms
         self.agreement = first.agreement
-        decoder = bind(terms.decoder, terms.model, first.canvas, terms.block_length)
+        decoder = bind(
+            terms.decoder, terms.model, first.canvas, terms.block_length, first.line.room
+        )
         terms.settings.check_ranking(Traits.of(decoder))
         self.terms = replace(terms, decoder=decoder)
         self.traits = Traits.of(decoder)

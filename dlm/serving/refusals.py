@@ -15,7 +15,7 @@ AWAY = "the client went away"
 CUT = "the server ended"
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-SUBJECT: Final = 3  # words of a message that its field is among: "unknown decoder", "texts of stop"
+SUBJECT: Final = 4  # words of a message that its field is among: "unknown decoder", "texts of stop"
 OPTIONS: Final = frozenset(
     option.name
     for decoder in DECODERS.values()
@@ -76,6 +76,6 @@ def field_of(message: str) -> str | None:
         return None
     if subject[:2] == ["token", "ids"]:  # of the one field that holds any
         return "prompt"
-    if subject[:2] == ["unknown", "option"] or (subject[:1] and subject[0] in OPTIONS):
-        return "decoder_options"
-    return next((word for word in subject if word in FIELDS), None)
+    named = next((word for word in subject if word in FIELDS), None)
+    of_decoder = subject[:2] == ["unknown", "option"] or {*subject[:1]} & OPTIONS
+    return named or ("decoder_options" if of_decoder else None)

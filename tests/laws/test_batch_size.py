@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 
 import dlm
 from dlm.batch import Batch
@@ -192,6 +193,8 @@ def test_rows_of_lengths_of_their_own_are_what_they_are_alone(
         ([], r"gen_length must be an int, or one for each prompt, got \[\]"),
         ([4] * 7 + [0], "gen_length must be an int >= 1, got 0"),
         ("4", "gen_length must be an int >= 1, got '4'"),
+        ({4}, r"gen_length must be an int, or one for each prompt, got \{4\}"),
+        (torch.tensor(4), r"gen_length must be an int, or one for each prompt, got tensor\(4\)"),
     ],
 )
 def test_lengths_that_fit_no_rows_are_refused(golden: Model, lengths: Any, message: str) -> None:

@@ -2,16 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dlm
 from dlm.decoders import DECODERS
+from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
+from dlm.decoders.resample import fractions
+from dlm.endings import End
 from dlm.execution import Execution
+from dlm.growth import Growth, Part
 from dlm.models.model import Model
 from dlm.traits import Traits
 
@@ -43,60 +49,110 @@ def texts(model: Model, count: int = ROWS) -> list[list[int]]:
     return rows
 
 
-def as_the_authors_do(
-    model: Model,
-    row: list[int],
-    most: int,
-    budget: int,
-    bias: dict[int, float],
-    spreads: bool = False,
-) -> tuple[list[int], int]:
-    """One row, one token a forward, the one of lowest entropy: what it becomes, and forwards."""
-    spec, row, forwards = model.spec, list(row), 0
-    length = len(row) - row.count(spec.mask_id)
-    banned = [*spec.growing.banned]
-    while spec.mask_id in row:
-        logits = model.raw_logits(torch.tensor([row]))[0].double()
-        for token, value in bias.items():
+@dataclass
+class Plain:
+    """The rule for one row in plain words: one token a forward, or all that are sure enough."""
+
+    model: Model
+    most: int
+    budget: int
+    bias: dict[int, float]
+    threshold: float | None = None  # None takes the one token of lowest entropy
+    spreads: bool = False
+    in_vain: int = 0  # blanks that asked for another one there was no room for
+    full: int = 0  # forwards of rows that may not grow
+
+    def law(self, row: list[int], *, full: bool) -> Tensor:
+        spec = self.model.spec
+        logits = self.model.raw_logits(torch.tensor([row]))[0].double()
+        for token, value in self.bias.items():
             logits[:, token] += value
-        logits[:, banned] = -torch.inf
-        if len(row) == length + most or budget == 0:
-            logits[:, spec.expand_id] = -torch.inf
-        p = logits.softmax(-1)
-        entropy = -torch.special.xlogy(p, p).sum(-1)
-        blank = torch.tensor(row) == spec.mask_id
-        place = int(entropy.masked_fill(~blank, torch.inf).argmin())
-        token = int(logits[place].argmax())
-        if token == spec.expand_id:
-            row[place : place + 1] = [spec.mask_id] * 2
-            budget -= 1
-        elif token == spec.eos_id:
-            del row[place]
-            while spreads and row[place] == spec.mask_id:
-                del row[place]
-        else:
-            row[place] = token
-        forwards += 1
-    return row, forwards
+        logits[:, [*spec.growing.banned, *([EXPAND] if full else [])]] = -torch.inf
+        return logits.softmax(-1)
+
+    def chosen(self, p: Tensor, blanks: list[int]) -> list[int]:
+        if self.threshold is None:
+            entropy = -torch.special.xlogy(p, p).sum(-1)
+            return [min(blanks, key=lambda place: float(entropy[place]))]
+        sure = p.amax(-1)
+        best = max(blanks, key=lambda place: float(sure[place]))
+        return [place for place in blanks if sure[place] >= self.threshold or place == best]
+
+    def written(self, row: list[int], taken: dict[int, int], room: int) -> tuple[list[int], int]:
+        """The row once masks have taken tokens, blanks gone and blanks come; how many came."""
+        mask, delete = self.model.spec.mask_id, self.model.spec.eos_id
+        gone = {place for place, token in taken.items() if token == delete}
+        for place in sorted(gone) if self.spreads else ():
+            while row[place + 1] == mask and place + 1 not in taken:
+                place += 1
+                gone.add(place)
+        asked = sorted(place for place, token in taken.items() if token == EXPAND)
+        more = asked[: min(self.budget, room + len(gone))]
+        self.in_vain += len(asked) - len(more)
+        after: list[int] = []
+        for place, token in enumerate(row):
+            if place in asked:
+                after += [mask] * (2 if place in more else 1)
+            elif place not in gone:
+                after.append(taken.get(place, token))
+        return after, len(more)
+
+    def fill(self, row: list[int]) -> tuple[list[int], int, int]:
+        """What the row becomes, forwards, and the positions of them all."""
+        mask, forwards, queries = self.model.spec.mask_id, 0, 0
+        length = len(row) - row.count(mask) + self.most
+        while mask in row:
+            full = len(row) == length or self.budget == 0
+            p = self.law(row, full=full)
+            blanks = [place for place, token in enumerate(row) if token == mask]
+            taken = {place: int(p[place].argmax()) for place in self.chosen(p, blanks)}
+            forwards, queries, self.full = forwards + 1, queries + len(row), self.full + full
+            row, spent = self.written(row, taken, length - len(row))
+            self.budget -= spent
+        return row, forwards, queries
 
 
-@pytest.mark.parametrize(
-    ("budget", "spreads"), [(None, False), (3, False), (0, False), (None, True)]
-)
-def test_rows_become_what_the_authors_make_of_each(
-    grower: Model, budget: int | None, spreads: bool
-) -> None:
-    rows, options = texts(grower), {**USUAL, "logit_bias": bias(grower)}
-    options["broadcast_deletion"] = spreads
-    most = 24 if budget is None else budget
-    expected = [as_the_authors_do(grower, row, 12, most, bias(grower), spreads) for row in rows]
+def check_plain(model: Model, settings: dict[str, Any], options: dict[str, Any]) -> list[Plain]:
+    """That rows become what the rule makes of each, however many are decoded at a time."""
+    rows = texts(model)
+    plain = [Plain(model, **settings) for _ in rows]
+    expected = [one.fill(row) for one, row in zip(plain, rows, strict=True)]
     for size in (None, 1, 3):
-        out = dlm.infill(grower, rows, batch_size=size, expand_budget=budget, **options)
-        assert list(zip(out.tokens, out.forwards, strict=True)) == expected
-    longer = [len(made) > len(row) for (made, _), row in zip(expected, rows, strict=True)]
-    shorter = [len(made) < len(row) for (made, _), row in zip(expected, rows, strict=True)]
-    assert any(longer) == (budget != 0)
-    assert any(shorter)
+        out = dlm.infill(model, rows, batch_size=size, **options)
+        assert list(zip(out.tokens, out.forwards, out.query_tokens, strict=True)) == expected
+    lengths = [(len(made), len(row)) for (made, *_), row in zip(expected, rows, strict=True)]
+    if "threshold" not in settings:
+        assert any(made < row for made, row in lengths)
+        assert any(made > row for made, row in lengths) == (settings["budget"] > 0)
+    return plain
+
+
+@pytest.mark.parametrize(("budget", "spreads"), [(24, False), (3, False), (0, False), (24, True)])
+def test_rows_become_what_the_authors_make_of_each(
+    grower: Model, budget: int, spreads: bool
+) -> None:
+    settings = {"most": 12, "budget": budget, "bias": bias(grower), "spreads": spreads}
+    options = {**USUAL, "logit_bias": bias(grower), "broadcast_deletion": spreads}
+    if budget != 24:  # which it is by itself
+        options["expand_budget"] = budget
+    check_plain(grower, settings, options)
+
+
+@pytest.mark.parametrize(("most", "budget"), [(4, 20), (9, 5)])
+@pytest.mark.parametrize("spreads", [False, True])
+def test_many_at_a_time_grow_no_further_than_they_may(
+    grower: Model, most: int, budget: int, spreads: bool
+) -> None:
+    """Of several that ask in one forward the leftmost get what room there is."""
+    given = {EXPAND: 8.0, grower.spec.eos_id: 5.0}
+    settings = {"most": most, "budget": budget, "bias": given, "spreads": spreads}
+    options = {**USUAL, "logit_bias": given, "max_gen_length": most, "expand_budget": budget}
+    options |= {"decoder": "threshold", "decoder_options": {"threshold": 0.1}}
+    options["broadcast_deletion"] = spreads
+    plain = check_plain(grower, {**settings, "threshold": 0.1}, options)
+    assert any(each.in_vain for each in plain)
+    assert any(each.full for each in plain)
+    assert any(each.budget == 0 for each in plain) or budget > most
 
 
 PAIRS = [
@@ -104,7 +160,6 @@ PAIRS = [
     for name, make in DECODERS.items()
     if not Traits.of(make()).mutates_committed
     for cache in Traits.of(make()).caches
-    if cache != "prefix"
 ]
 
 
@@ -223,3 +278,53 @@ def test_networks_that_ask_for_no_blanks_are_refused(golden: Model) -> None:
         dlm.infill(golden, texts(golden), expand_budget=4)
     with pytest.raises(ValueError, match="broadcast_deletion goes with max_gen_length, got True"):
         dlm.infill(golden, texts(golden), broadcast_deletion=True)
+
+
+@pytest.mark.parametrize(
+    ("most", "budget", "taken", "expected", "left"),
+    [
+        (4, 9, "eed", "mmmm", (4, 7)),  # the blank that goes makes room for another
+        (4, 9, "eem", "mmmm", (4, 8)),  # the leftmost gets what room there is
+        (4, 9, "e7e", "mm7m", (3, 8)),
+        (9, 1, "eee", "mmmm", (9, 0)),
+        (9, 9, "d7d", "7", (8, 9)),
+    ],
+)
+def test_decisions_of_one_forward(
+    grower: Model, most: int, budget: int, taken: str, expected: str, left: tuple[int, int]
+) -> None:
+    mask, end = grower.spec.mask_id, grower.spec.eos_id
+    named = {"e": EXPAND, "d": end, "m": mask, "7": 7}
+    part = Part(0, 0, [EXPAND, mask, mask, mask, end], grower.spec, Growth(most, budget))
+    row = [EXPAND, *(named[token] for token in taken), end]
+    after = part.after(End(forwards=2, tokens=row, decoded=0, queries=10, path=None))
+    assert after.tokens == [EXPAND, *(named[token] for token in expected), end]
+    assert (after.growth.most, after.growth.budget) == left
+    assert (after.forwards, after.queries, after.times) == (2, 10, 1)
+
+
+def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_path: Path) -> None:
+    """Their tables are as long as a block of those, not of the rows as they are given."""
+    path = tmp_path / "schedule.safetensors"
+    ScheduleArtefact(
+        kind="lsd",
+        model=ModelFacts(vocab=grower.spec.vocab_size, mask_id=grower.spec.mask_id),
+        gen_length=4,
+        block_length=4,
+        steps=2,
+        scope="block",
+        reveal=(2, 2),
+        cum_fraction=fractions((2, 2)),
+        logit_scale=(1.0, 1.0),
+    ).save(path)
+    options: dict[str, Any] = {"decoder": "schedule", "decoder_options": {"path": str(path)}}
+    options |= {"max_gen_length": 9, "temperature": 1.0, "logit_bias": {EXPAND: 9.0}}
+    rows = texts(grower)
+    for block_length in (None, 4):
+        whole = dlm.infill(grower, rows, block_length=block_length, **options)
+        assert max(map(len, whole.tokens)) > max(map(len, rows))
+        alone = [
+            dlm.infill(grower, row, block_length=block_length, row_keys=[key], **options).tokens[0]
+            for key, row in enumerate(rows)
+        ]
+        assert alone == whole.tokens

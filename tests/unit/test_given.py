@@ -1,6 +1,6 @@
 """Prompts in what people hold them in: tensors, arrays, tokenizers' outputs, iterators, parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def tiny() -> Model:
         {"input_ids": [[*ROW, 0]], "attention_mask": [[1, 1, 1, 0]]},
         {"input_ids": torch.tensor([[0, *ROW]]), "attention_mask": torch.tensor([[0, 1, 1, 1]])},
         {"input_ids": [0, *ROW], "attention_mask": [0, 1, 1, 1], "token_type_ids": [0, 0, 0, 0]},
+        {"input_ids": list(np.array(ROW)), "attention_mask": [1, 1, 1]},
+        [{"input_ids": torch.tensor([ROW]), "attention_mask": torch.ones(1, 3)}],
         iter([ROW]),
         (row for row in [ROW]),
     ],
@@ -47,6 +49,8 @@ def test_several_rows_are_several_prompts(tiny: Model) -> None:
     rows = [[70, 71], [72, 73]]
     for given in (torch.tensor(rows), np.array(rows), {"input_ids": rows}, iter(rows)):
         assert dlm.encode_prompts(tiny, given) == rows
+    each = [{"input_ids": row} for row in rows]
+    assert dlm.encode_prompts(tiny, each) == rows
     padded = {"input_ids": [[70, 71], [72, 0]], "attention_mask": torch.tensor([[1, 1], [1, 0]])}
     assert dlm.encode_prompts(tiny, padded) == [[70, 71], [72]]
 
@@ -78,6 +82,22 @@ def test_blanks_and_likelihoods_take_them_too(tiny: Model) -> None:
         dlm.log_likelihood(tiny, prompt, "1", samples=4) for prompt in (torch.tensor(ROW), ROW)
     )
     assert one == other
+    pairs: list[Any] = [[("ab", "1")], [["ab", "1"]], np.array([["ab", "1"]]), [iter(("ab", "1"))]]
+    told = [next(dlm.log_likelihoods(tiny, pair, samples=4)) for pair in pairs]
+    assert {each.log_likelihood for each in told} == {told[0].log_likelihood}
+    ids = tiny.tokenizer("1", add_special_tokens=False)["input_ids"]  # type: ignore[misc]
+    answer: Any = torch.tensor(ids)
+    alone = dlm.log_likelihood(tiny, "ab", answer, samples=4)
+    assert alone == pytest.approx(told[0].log_likelihood, abs=1e-4)
+
+
+class Table:
+    """As pandas' DataFrame: its columns' names are what it is iterated over."""
+
+    ndim = 2
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["prompt"])
 
 
 REFUSED: list[tuple[Callable[[Model], object], str]] = [
@@ -85,6 +105,8 @@ REFUSED: list[tuple[Callable[[Model], object], str]] = [
     (lambda m: dlm.generate(m, torch.tensor([1.5])), "token ids must be an int >= 0, got 1.5"),
     (lambda m: dlm.generate(m, torch.zeros(1, 1, 2, dtype=torch.int64)), r"int >= 0, got \[0, 0\]"),
     (lambda m: dlm.generate(m, np.array([])), "non-empty list of those"),
+    (lambda m: dlm.generate(m, Table()), "prompts must be a text, token ids"),
+    (lambda m: dlm.generate(m, torch.empty(3, device="meta")), "prompts must be a text"),
     (lambda m: dlm.generate(m, {TEXT}), "prompts must be a text"),  # in no order
     (lambda m: dlm.generate(m, {"text": TEXT}), "prompts must be a text"),
     (

@@ -298,6 +298,8 @@ def test_decoders_of_other_programs_are_told_what_to_be(ask: Ask) -> None:
         ("messages[1].role must be a text", "messages"),
         ("texts of stop must be at most 1024 characters, got 5000", "stop"),
         ("max_tokens must be an int >= 1, got 0", "max_tokens"),
+        ("n must be an int >= 1, got 0", "n"),  # which a decoder has, too
+        ("unknown option of stream_options 'x'. Known: include_usage", "stream_options"),
         ("the body must be a JSON object", None),
         ("prompt and generation must fit the model's 512 positions", "prompt"),
     ],
