@@ -228,7 +228,7 @@ def test_bad_options(golden: Model, options: dict[str, Any], message: str) -> No
     [
         ([], "non-empty list"),
         (None, "prompts must be a text"),
-        (torch.tensor([[1]]), "prompts must be a text"),
+        (torch.tensor(1), "prompts must be a text"),
         ([None], "must be a sequence of ints, got None"),
         (b"ab", "must be a sequence of ints"),
         ([[]], "at least one token"),
@@ -237,7 +237,7 @@ def test_bad_options(golden: Model, options: dict[str, Any], message: str) -> No
         ([1.0], "token ids must be an int >= 0, got 1.0"),
         ([1, "a"], "token ids must be an int >= 0, got 'a'"),
         ([[1], 2], "must be a sequence of ints, got 2"),
-        ([torch.tensor([1, 2])], r"must be a sequence of ints, got tensor\(\[1, 2\]\)"),
+        ([torch.tensor([1.0])], "token ids must be an int >= 0, got 1.0"),
         (list(torch.tensor([1, 2])), r"must be a sequence of ints, got tensor\(1\)"),
         ([{1, 2}], "must be a sequence of ints, got {1, 2}"),
         ([[1, 511]], "holds the mask id 511: use dlm.infill"),
