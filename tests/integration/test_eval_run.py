@@ -153,6 +153,7 @@ def command(*given: str, output: Path, launcher: tuple[str, ...] = ()) -> list[d
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_samples_of_one(tmp_path: Path) -> None:
     given = ("sudoku", "--limit", "4", "--batch-size", "2", "--decoder", "threshold")
     sampled = (*given, "--temperature", "1", "--samples", "2")

@@ -32,6 +32,7 @@ def tiny() -> Model:
     return dlm.load()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("code", fragments())
 def test_what_the_right_columns_say_can_be_given(tiny: Model, code: str) -> None:
     names: dict[str, Any] = {"dlm": dlm, "model": tiny, "prompt": PROMPT, "text": BLANKS}

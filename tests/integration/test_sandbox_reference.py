@@ -47,7 +47,8 @@ def failures(box: Sandbox, checks: list[Check]) -> list[tuple[int, str, str]]:
     return [(number, each.kind, each.detail) for number, each in ran if not each.passed]
 
 
-@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
 def test_every_reference_solution_of_human_eval_passes(
     box: Sandbox, human_eval: list[dict[str, str]], named: bool
 ) -> None:

@@ -170,6 +170,7 @@ def test_what_is_no_batch_size_is_refused_at_once(golden: Model) -> None:
         dlm.generate_each(golden, [[1]], gen_length=0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("block_length", [None, 4])
 def test_rows_of_lengths_of_their_own_are_what_they_are_alone(
     golden: Model, block_length: int | None

@@ -150,6 +150,7 @@ def trajectories(out: dlm.Generation) -> list[Any]:
     return list(out.trajectory)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("steps", "sizes"), [(None, (1, 1, 1)), (2, (2, 1)), (1, (3,))])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_first_hitting_follows_its_joint_law(
@@ -324,6 +325,7 @@ def test_huge_position_temperature_is_a_uniform_position(toy: Toy, name: str) ->
     assert len(first_of(model, name, own, 0.0)) == 1
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["low_confidence", "entropy", "margin", "threshold", "schedule"])
 def test_huge_position_temperature_is_a_uniform_order(tiny: Model, name: str) -> None:
     """9.20: all 6 orders of 3 alike, which is the law of first hitting."""

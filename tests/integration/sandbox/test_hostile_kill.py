@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from dlm.eval.sandbox import Sandbox
 from dlm.eval.task import Check
 
@@ -53,6 +55,7 @@ def test_processes_outside_cannot_be_killed(told: Tell) -> None:
             victim.kill()
 
 
+@pytest.mark.slow
 def test_a_bomb_in_one_sandbox_takes_nothing_from_another(box: Sandbox, marked: Tell) -> None:
     bomb = Check(marked(BOMB), "assert f(1) == 2")
     honest = Check("def f(x):\n    return x + 1\n", "assert f(1) == 2")
