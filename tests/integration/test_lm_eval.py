@@ -178,6 +178,7 @@ def plant(
     return adapter
 
 
+@pytest.mark.slow
 def test_gsm8k_on_the_built_in_model(tmp_path: Path) -> None:
     gsm8k(tmp_path)
     found = evaluate(

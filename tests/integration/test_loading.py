@@ -127,6 +127,7 @@ def test_auto_classes_run_no_remote_code(
 
 
 @pytest.mark.one_in(4)
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "order",
     [
@@ -151,6 +152,7 @@ def test_import_is_light() -> None:
     assert out.stdout.split("\n")[:2] == ["[]", "False"]
 
 
+@pytest.mark.slow
 def test_models_and_their_facts_are_named_by_their_package() -> None:
     code = (
         "import sys, dlm.models; print('torch' in sys.modules, dir(dlm.models));"

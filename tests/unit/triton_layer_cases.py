@@ -261,7 +261,7 @@ def states(model: Model, cache: str) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("cache", "model"),
-    some({"none": ("llada",), "dual": ("dream",), "dual, wide": (), "shadows": ()}),
+    some({"none": (), "dual": ("dream",), "dual, wide": (), "shadows": ()}),
     indirect=["model"],
 )
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
