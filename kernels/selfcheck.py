@@ -64,12 +64,13 @@ def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) ->
 def may_wait(device: torch.device) -> Iterator[None]:
     """The host may wait for a device, whatever `torch.cuda.set_sync_debug_mode` was told.
 
-    An error of that mode would be taken for one of the kernels, and for good.
+    An error of that mode would be taken for one of the kernels, and for good. Where it is off it
+    stays untouched: torch warns of whoever sets it first.
     """
-    if device.type != "cuda":
+    mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    if not mode:
         yield
         return
-    mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("default")
     try:
         yield

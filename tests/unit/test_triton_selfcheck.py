@@ -196,3 +196,11 @@ def test_a_wait_that_is_forbidden_is_no_failure_of_the_kernels(
         assert modes[-1] == "default"
         raise KeyError
     assert modes == [2, "default", 2]
+
+
+def test_the_mode_is_left_alone_where_waits_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch warns of whoever sets it first, which a user may have made an error."""
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: pytest.fail("set"))
+    with selfcheck.may_wait(GPU):
+        pass
