@@ -69,7 +69,8 @@ class Settings:
             integer("top_k", self.top_k, least=1)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
             raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
-        number("position_temperature", self.position_temperature, least=0.0)
+        most = LARGEST_SCALE
+        number("position_temperature", self.position_temperature, least=0.0, most=most)
         number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
         known("cache", self.cache, CACHES)
         if self.refresh_every is not None:
