@@ -136,7 +136,8 @@ class Engine:
             error = RuntimeError(f"the engine broke down: {broken!r}")
             raise
         finally:
-            self.end(error)
+            with torch.inference_mode():  # rows leave what they have to a prompt cache
+                self.end(error)
 
     def busy(self) -> bool:
         """Wait for something to do; whether to go on."""
@@ -218,16 +219,16 @@ class Engine:
         if group not in self.groups:
             return
         try:
-            moved = group.advance()
+            group.advance()
         except Exception as error:
             LOG.exception("a forward failed")
             # Nobody's fault who asked, whatever it is; and no frame that holds a cache is kept.
             told = RuntimeError(f"{type(error).__name__}: {error}")
-            self.fail(list(group.lines.values()), told)
+            self.fail([*group.lines.values(), *group.moved], told)
             group.lines.clear()
-            moved = []
+            group.moved.clear()
             check(self.model.device)
-        for line in moved:
+        for line in group.moved:
             self.go_on(Waiter(line))
         if not group.lines:
             self.remove(group)

@@ -10,7 +10,7 @@ from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
 from dlm.growth import Part, changed
-from dlm.job import lay_out, row_keys
+from dlm.job import lay_out
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
@@ -40,16 +40,21 @@ class Line:
         cls, model: Model, name: int, ticket: int, row: int, request: Request, tell: Tell
     ) -> "Line":
         """A row of a request before its first forward."""
-        part = None
-        if request.growth is not None:
-            keys = request.settings.row_keys
-            key = row if keys is None else keys[row]
-            part = Part(row, key, request.rows[row], model.spec, request.growth)
-        return cls(name, ticket, row, request, tell, part)
+        line = cls(name, ticket, row, request, tell)
+        if request.growth is None:
+            return line
+        part = Part(row, line.key, request.rows[row], model.spec, request.growth)
+        return replace(line, part=part)
 
     def is_of(self, ticket: int, row: int | None) -> bool:
         """Whether it is that row of that request, or any row where none is named."""
         return self.ticket == ticket and row in (None, self.row)
+
+    @property
+    def key(self) -> int:
+        """Of its noise."""
+        keys = self.request.settings.row_keys
+        return self.row if keys is None else keys[self.row]
 
     @property
     def tokens(self) -> list[int]:
@@ -88,20 +93,16 @@ class Laid:
             ValueError: it does not fit the model, or an option does not fit it.
         """
         settings = line.request.settings
-        given = settings.row_keys
-        if given is not None:
-            settings = replace(settings, row_keys=(given[line.row],))
         if line.request.log_probabilities:
             settings = measuring(settings)
         if line.request.alternatives:
             settings = replace(settings, return_top_tokens=MOST_ALTERNATIVES)
-        execution, row, grows = Execution.of(model), [line.tokens], False
-        keys = row_keys(row, settings)
+        execution, key, grows = Execution.of(model), line.key, False
         if line.part is not None:
-            keys, grows = [line.part.noise], line.part.grows
+            key, grows = line.part.noise, line.part.grows
         if grows:
             model = replace(model, spec=model.spec.growing)
-        canvas = lay_out(model, row, settings, execution, keys)
+        canvas = lay_out(model, [line.tokens], settings, execution, [key])
         decoder, span = settings.policy, canvas.span + line.room
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
@@ -109,7 +110,8 @@ class Laid:
         terms = Terms(model, settings, decoder, execution, block_length, width)
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
-            bound_to = canvas.blanks.shape[1], min(terms.block_length, span), line.room
+            grew = line.part is not None
+            bound_to = canvas.blanks.shape[1], min(terms.block_length, span), line.room, grew
         shapes = (block_length, width, grows, *bound_to)
         return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
 
@@ -168,9 +170,10 @@ class Group:
         """
         terms = first.terms
         self.agreement = first.agreement
-        decoder = bind(
-            terms.decoder, terms.model, first.canvas, terms.block_length, first.line.room
-        )
+        model, room = terms.model, first.line.room
+        if first.line.part is not None:  # as `Growing` does, also for a row that is full by now
+            model = replace(model, spec=model.spec.growing)
+        decoder = bind(terms.decoder, model, first.canvas, terms.block_length, room)
         terms.settings.check_ranking(Traits.of(decoder))
         self.terms = replace(terms, decoder=decoder)
         self.traits = Traits.of(decoder)
@@ -183,6 +186,7 @@ class Group:
         self.written = Written(terms.settings.return_top_tokens)
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
+        self.moved: list[Line] = []  # of the last forward: have changed their length
         self.steps: Generator[Step, None, None] | None = None
         self.add(first)
 
@@ -225,15 +229,16 @@ class Group:
         leaving, self.leaving = frozenset(self.leaving), set()
         return Change(leaving, self.arrivals())
 
-    def advance(self) -> list[Line]:
+    def advance(self) -> None:
         """Make a forward and tell of it.
 
-        Returns:
-            Lines that have changed their length, and wait for others to be decoded with.
+        `moved` are lines that have changed their length then, and wait for others to be decoded
+        with.
 
         Raises:
             Exception: whatever a forward raises; no line is decoded any further then.
         """
+        self.moved = []
         if self.steps is None:
             first = self.arrivals()
             assert first is not None
@@ -243,7 +248,7 @@ class Group:
             self.tell_reused(step)
         asked = {name for name, line in self.lines.items() if line.request.log_probabilities}
         self.written.add(step, asked)
-        moved = self.move(step)
+        self.move(step)
         self.follow(step)
         for name, end in ended(step):
             if line := self.lines.get(name):
@@ -251,31 +256,28 @@ class Group:
                 sure = self.told_of(line, line.span[0], tokens)
                 self.forget(name)
                 self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, *sure))
-        return moved
 
-    def move(self, step: Step) -> list[Line]:
+    def move(self, step: Step) -> None:
         """Let lines go that have changed their length, those that end with it told."""
         growing = {name: line.part for name, line in self.lines.items() if line.part}
         if not growing:
-            return []
+            return
         spec = next(iter(growing.values())).spec
         gone = changed(step, spec) & growing.keys()
-        moved = []
         for name, end in ended(step, gone):
             if name not in growing:
                 continue
             line, told = self.lines[name], self.told.get(name)
-            self.forget(name)
             part = growing[name].after(end)
+            self.forget(name)
             line = replace(line, part=part, told=told)
             if part.masks:
-                moved.append(line)
+                self.moved.append(line)
             else:
                 tokens, closed = part.tokens[slice(*line.span)], part.growth.most > 0
                 counts = part.decoded, part.forwards
                 self.say(line, Ended(line.row, tokens, *counts, closed=closed))
         self.leaving |= gone
-        return moved
 
     def tell_reused(self, step: Step) -> None:
         """Tell of lines at their first forward that took over what others had left."""

@@ -119,7 +119,7 @@ def read_request(
     check_length(model, longest, f"{what} and max_tokens")
     length, lists = settings.gen_length, logprobs is not None
     begun, growth = read_blanks(body, model.spec, length, fills=bool(after), lists=lists)
-    rows, spans = rows_of(model, encoded, begun, after, n)
+    rows, spans = rows_of(model, encoded, begun, length, after, n)
     if growth is not None:
         growth.check(model, rows, settings)
     follow = stream or bool(stop)
@@ -226,13 +226,14 @@ def read_settings(
     if "logit_bias" in given:
         given["logit_bias"] = fields.read_bias(given["logit_bias"])
     used = defaults.get("decoder", Settings().decoder)
+    kept_cache = defaults.get("cache", "none")
     refuse_names(given)
     refuse_files(given.get("decoder", used), given.get("decoder_options"))
     refuse_work(given, spec)
     gone = set()
     if given.get("decoder", used) != used:
         gone.add("decoder_options")
-    if "cache" in given:
+    if given.get("cache", kept_cache) != kept_cache:
         gone |= {"refresh_every", "refresh_around"}  # they speak of the other cache
     kept = {name: value for name, value in defaults.items() if name not in gone}
     if "seed" not in {*kept, *given}:
@@ -386,11 +387,14 @@ def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
 
 
 def rows_of(
-    model: Model, encoded: Sequence[list[int]], gen_length: int, after: Sequence[int], n: int
+    model: Model, encoded: Sequence[list[int]], begun: int, most: int, after: Sequence[int], n: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Rows of each prompt `n` times, with what is to be decoded behind, and where that lies."""
-    total = n * sum(len(prompt) + gen_length + len(after) for prompt in encoded)
+    """Rows of each prompt `n` times, with what is to be decoded behind, and where that lies.
+
+    They begin with `begun` blanks each, and grow to `most` of them.
+    """
+    total = n * sum(len(prompt) + most + len(after) for prompt in encoded)
     if total > MOST_TOKENS:
         raise ValueError(f"all choices must hold at most {MOST_TOKENS} tokens, got {total}")
     copies = [prompt for prompt in encoded for _ in range(n)]
-    return continued(model, copies, [gen_length] * len(copies), after)
+    return continued(model, copies, [begun] * len(copies), after)
