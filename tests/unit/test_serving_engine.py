@@ -217,6 +217,20 @@ def test_nothing_is_kept_of_rows_that_are_over(golden: Model, gated: Any, engine
     assert 2 <= max(seen) <= 4
 
 
+def test_rows_without_keys_are_told_apart(golden: Model, gated: Any, engine: Engine) -> None:
+    gated.gate.set()
+    client = Client(golden, [[3, 4]] * 3, row_keys=None, temperature=1.5).ask(engine)
+    client.check()
+    assert len({tuple(end.tokens) for end in client.ends.values()}) > 1
+
+
+def test_rows_of_a_request_make_no_decoder_each(golden: Model) -> None:
+    """One may hold a list as long as a vocabulary, that every row would be compared by."""
+    request = Client(golden, [[1], [2]], decoder="saber").request
+    laid = [Laid.of(golden, Line(n, 1, n, request, lambda event: None)) for n in range(2)]
+    assert laid[0].terms.decoder is laid[1].terms.decoder is request.settings.policy
+
+
 @pytest.mark.parametrize("option", ["batch_size", "queue_size"])
 def test_sizes_are_checked(golden: Model, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} must be an int >= 1, got 0"):

@@ -14,10 +14,12 @@ import dlm
 from dlm.execution import Execution
 from dlm.growth import Growth
 from dlm.models.model import Model
+from dlm.runtime import Step, bind
 from dlm.serving.engine import Engine
-from dlm.serving.group import Laid, Line
+from dlm.serving.group import Group, Laid, Line
 from dlm.serving.work import Ended, Event, Failed, Grown, Request
 from dlm.settings import Settings
+from dlm.tree import equal
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
 EXPAND, MOST = 50, 9
@@ -141,6 +143,41 @@ def test_lines_that_are_given_up_while_they_move_leave_nothing(
     wait_for(listener, 5)
     check(grower, listener, request, given)
     assert engine.running
+
+
+def test_a_forward_that_fails_fails_rows_that_have_just_moved(
+    grower: Model, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow(group: Group, step: Step) -> None:
+        if group.moved:
+            group.lines.clear()  # nothing but the rows that moved can tell of it
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Group, "follow", follow)
+    listener = Listener()
+    engine.submit(asked(grower)[0], listener)
+    while not listener.failed:
+        assert listener.over.wait(CASES.PATIENCE)
+        listener.over.clear()
+    assert engine.running
+
+
+def test_a_full_row_is_bound_as_infill_binds_it(grower: Model) -> None:
+    """To what a row draws that may grow: the background of `pc_sampler` tells the two apart."""
+    settings = Settings(decoder="pc_sampler", block_length=None)
+    rows = [[11, *[grower.spec.mask_id] * 3]]
+    request = Request(rows, [(1, 4)], settings, False, growth=Growth.of(3, None))
+    line = Line.of(grower, 0, 1, 0, request, lambda event: None)
+    laid = Laid.of(grower, line)
+    assert line.part is not None
+    assert not line.part.grows
+    growing, plain = (
+        bind(settings.policy, replace(grower, spec=spec), laid.canvas, None, line.room)
+        for spec in (grower.spec.growing, grower.spec)
+    )
+    assert not equal(growing, plain)
+    made = Group(laid, lambda line, event: None).terms.decoder
+    assert equal(made, growing)
 
 
 def test_a_line_that_cannot_be_laid_out_anew_fails_alone(

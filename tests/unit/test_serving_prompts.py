@@ -1,6 +1,7 @@
 """What requests leave to those that begin alike, and what their answers tell of it."""
 
 import runpy
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -70,6 +71,25 @@ def test_a_row_given_up_alone_leaves_what_it_has(model: Model) -> None:
         assert later.reused == {0: 96}
     finally:
         engine.close()
+
+
+def test_rows_leave_what_they_have_when_the_engine_ends(model: Model) -> None:
+    kept = dlm.PromptCache(model, gib=0.01)
+    engine = Engine(model, prompt_cache=kept)
+    first = Client(
+        model, [TALK[:40]], follow=True, **OPTIONS | {"gen_length": 100, "cache": "dual"}
+    )
+    closing = threading.Event()
+
+    def hear() -> None:
+        if len(first.grown[0]) > 60:
+            closing.set()
+
+    first.heard = hear
+    first.ask(engine)
+    assert closing.wait(60)
+    engine.close()
+    assert kept.tokens >= 96  # whole pages
 
 
 def test_a_prompt_cache_is_of_the_model_that_is_served(golden: Model, model: Model) -> None:
