@@ -13,6 +13,8 @@ from dlm.types import AnyDecoder
 
 LARGEST_SCALE = 1e6
 """Of guidance and biases: more than anyone uses, and less than float32 holds. float16 has less."""
+LARGEST_NOISE = 1e30
+"""Of what positions are ranked by: Gumbel noise of this size is finite in float32."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop", "logit_bias",
@@ -69,8 +71,8 @@ class Settings:
             integer("top_k", self.top_k, least=1)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
             raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
-        most = LARGEST_SCALE
-        number("position_temperature", self.position_temperature, least=0.0, most=most)
+        warmth = self.position_temperature
+        number("position_temperature", warmth, least=0.0, most=LARGEST_NOISE)
         number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
         known("cache", self.cache, CACHES)
         if self.refresh_every is not None:

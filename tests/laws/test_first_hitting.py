@@ -330,10 +330,12 @@ def test_huge_position_temperature_is_a_uniform_position(toy: Toy, name: str) ->
 def test_huge_position_temperature_is_a_uniform_order(tiny: Model, name: str) -> None:
     """9.20: all 6 orders of 3 alike, which is the law of first hitting."""
     own = {"threshold": 1.5} if name == "threshold" else {}
-    out = decode(tiny, name, own, position_temperature=1e9, seed=7, return_trajectory=True)
+    out = decode(tiny, name, own, position_temperature=1e30, seed=7, return_trajectory=True)
     seen = Counter(tuple(c.position for c in one.commits) for one in trajectories(out))
     assert chi_square(seen, dict.fromkeys(permutations(range(L)), 1 / 6)) > LEAST
     assert chi_square(ends(out), grouped_law(tiny, (1, 1, 1))) > LEAST
+    with pytest.raises(ValueError, match="position_temperature must be a finite number in"):
+        decode(tiny, name, own, position_temperature=1e31)
 
 
 @pytest.mark.parametrize("warmth", [0.05, 0.3])
