@@ -6,7 +6,6 @@ from typing import Any
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
-from dlm.decoders.base import Policy
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
 from dlm.growth import Part, changed
@@ -15,12 +14,10 @@ from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step, bind
-from dlm.serving.work import MOST_ALTERNATIVES, Ended, Event, Grown, Request, Reused, Tell
-from dlm.settings import Settings
+from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell, binds
 from dlm.traits import Traits
 from dlm.trajectory import Likeliest, Written
 from dlm.tree import equal
-from dlm.types import AnyDecoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,11 +89,7 @@ class Laid:
         Raises:
             ValueError: it does not fit the model, or an option does not fit it.
         """
-        settings = line.request.settings
-        if line.request.log_probabilities:
-            settings = measuring(settings)
-        if line.request.alternatives:
-            settings = replace(settings, return_top_tokens=MOST_ALTERNATIVES)
+        settings = line.request.measured
         execution, key, grows = Execution.of(model), line.key, False
         if line.part is not None:
             key, grows = line.part.noise, line.part.grows
@@ -114,21 +107,6 @@ class Laid:
             bound_to = canvas.blanks.shape[1], min(terms.block_length, span), line.room, grew
         shapes = (block_length, width, grows, *bound_to)
         return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
-
-
-def binds(decoder: AnyDecoder) -> bool:
-    """Whether binding it to a model makes another of it."""
-    return getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
-
-
-def measuring(settings: Settings) -> Settings:
-    """Settings by which the confidence of what is written is measured.
-
-    They are the same ones for a decoder that looks at it anyway, whose rows share forwards with
-    those of requests that do not ask for it.
-    """
-    looks = "confidence" in Traits.of(settings.policy).needs and not binds(settings.policy)
-    return settings if looks else replace(settings, return_trajectory=True)
 
 
 def one_block(span: int, spec: ModelSpec) -> int:

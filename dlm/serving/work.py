@@ -1,13 +1,16 @@
 """What is asked of an engine, and what it tells."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from dlm.decoders.base import Policy
 from dlm.growth import Growth
 from dlm.options import integer
 from dlm.settings import Settings
+from dlm.traits import Traits
 from dlm.trajectory import Likeliest
+from dlm.types import AnyDecoder
 
 MOST_ALTERNATIVES: Final = 20
 """That a request may ask for, and what is measured for any: so they share forwards."""
@@ -28,6 +31,9 @@ class Request:
     log_probabilities: bool = False  # whether those are told with them
     alternatives: int = 0  # likeliest tokens that are told with each
     growth: Growth | None = None  # how far blanks may grow; None where they keep their length
+    measured: Settings = field(init=False, repr=False, compare=False)
+    """`settings`, and what is told is measured. Made once, as it makes a decoder, which rows that
+    share forwards are compared by."""
 
     def __post_init__(self) -> None:
         integer("alternatives", self.alternatives, least=0, most=MOST_ALTERNATIVES)
@@ -35,6 +41,25 @@ class Request:
             raise ValueError(
                 f"alternatives go with log_probabilities, got {self.alternatives} without"
             )
+        made = measuring(self.settings) if self.log_probabilities else self.settings
+        if self.alternatives:
+            made = replace(made, return_top_tokens=MOST_ALTERNATIVES)
+        object.__setattr__(self, "measured", made)
+
+
+def binds(decoder: AnyDecoder) -> bool:
+    """Whether binding it to a model makes another of it."""
+    return getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
+
+
+def measuring(settings: Settings) -> Settings:
+    """Settings by which the confidence of what is written is measured.
+
+    They are the same ones for a decoder that looks at it anyway, whose rows share forwards with
+    those of requests that do not ask for it.
+    """
+    looks = "confidence" in Traits.of(settings.policy).needs and not binds(settings.policy)
+    return settings if looks else replace(settings, return_trajectory=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dlm.models.model import Model
 from dlm.runtime import Step
 from dlm.serving.engine import Engine
 from dlm.serving.group import Group, Laid, Line
-from dlm.serving.work import Busy
+from dlm.serving.work import Busy, Request
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
 Client, PATIENCE = CASES.Client, CASES.PATIENCE
@@ -224,11 +224,16 @@ def test_rows_without_keys_are_told_apart(golden: Model, gated: Any, engine: Eng
     assert len({tuple(end.tokens) for end in client.ends.values()}) > 1
 
 
-def test_rows_of_a_request_make_no_decoder_each(golden: Model) -> None:
+@pytest.mark.parametrize("more", [(False, False, 0), (True, True, 0), (True, True, 2)])
+@pytest.mark.parametrize("decoder", ["low_confidence", "left_to_right", "pc_sampler"])
+def test_rows_of_a_request_make_no_decoder_each(
+    golden: Model, decoder: str, more: tuple[bool, bool, int]
+) -> None:
     """One may hold a list as long as a vocabulary, that every row would be compared by."""
-    request = Client(golden, [[1], [2]], decoder="saber").request
+    asked = Client(golden, [[1], [2]], decoder=decoder).request
+    request = Request(asked.rows, asked.spans, asked.settings, *more)
     laid = [Laid.of(golden, Line(n, 1, n, request, lambda event: None)) for n in range(2)]
-    assert laid[0].terms.decoder is laid[1].terms.decoder is request.settings.policy
+    assert laid[0].terms.decoder is laid[1].terms.decoder
 
 
 @pytest.mark.parametrize("option", ["batch_size", "queue_size"])

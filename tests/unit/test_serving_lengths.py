@@ -217,6 +217,20 @@ def test_what_cannot_be_asked_of_blanks_that_grow(
         read(asks, prompt="2+", max_tokens=9, **body)
 
 
+def test_blanks_count_by_what_they_may_grow_to(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = replace(tiny, spec=replace(tiny.spec, expand_id=40))
+    body: dict[str, Any] = {"prompt": "2+", "suffix": "=4", "blanks": 1, "n": 2}
+    row = read(asks, max_tokens=9, **body).request.rows[0]
+    assert row.count(5) == 1
+    most = len(row) - 1 - len(tiny.spec.suffix) + 9
+    monkeypatch.setattr("dlm.serving.protocol.MOST_TOKENS", 2 * most)
+    assert read(asks, max_tokens=9, **body).request.rows == [row, row]
+    with pytest.raises(ValueError, match="all choices must hold at most"):
+        read(asks, max_tokens=10, **body)
+
+
 def test_blanks_of_a_model_that_asks_for_none_are_refused(tiny: Model) -> None:
     with pytest.raises(ValueError, match="blanks is for a suffix and a model that asks"):
         read(tiny, prompt="2+", suffix="=4", blanks=2)
