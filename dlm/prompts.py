@@ -237,26 +237,42 @@ def encode_blanks(model: Model, text: Prompt) -> list[int]:
 
 
 def encode_pieces(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
-    """Token ids of texts with so many blanks between one and the next."""
+    """Token ids of texts with so many blanks between one and the next.
+
+    Around them stands what the network was trained with (`ModelSpec.frame`), else what the
+    tokenizer puts around a text.
+    """
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
+    whole = spec.frame is None
     if tokenizer.mask_token_id == spec.mask_id:
-        return encode_marked(tokenizer, pieces, lengths)
-    ids = opened(tokenizer(pieces[0])["input_ids"], spec.suffix)
-    for length, piece in zip(lengths, pieces[1:], strict=True):
-        ids = ids + [spec.mask_id] * length
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-    return [*ids, *spec.suffix]
+        ids = encode_marked(tokenizer, pieces, lengths, whole=whole)
+    else:
+        ids = opened(tokenizer(pieces[0], add_special_tokens=whole)["input_ids"], spec.suffix)
+        for length, piece in zip(lengths, pieces[1:], strict=True):
+            ids = ids + [spec.mask_id] * length
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+        ids = [*ids, *spec.suffix]
+    return ids if spec.frame is None else framed(ids, *spec.frame)
 
 
-def encode_marked(tokenizer: Any, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
+def encode_marked(
+    tokenizer: Any, pieces: Sequence[str], lengths: Sequence[int], *, whole: bool
+) -> list[int]:
     """Token ids of texts with blanks between them that a tokenizer has a token for.
 
-    In one piece, as the token may swallow spaces around it, and what is put around the text goes
-    around all of it.
+    In one piece, as the token may swallow spaces around it, and what the tokenizer puts around a
+    `whole` text goes around all of it.
     """
     blanks = [tokenizer.mask_token * length for length in lengths]
     marked = pieces[0] + "".join(b + p for b, p in zip(blanks, pieces[1:], strict=True))
-    return list(tokenizer(marked)["input_ids"])
+    return list(tokenizer(marked, add_special_tokens=whole)["input_ids"])
+
+
+def framed(ids: list[int], front: tuple[int, ...], back: tuple[int, ...]) -> list[int]:
+    """Token ids with those that go around them, unless a text has them by itself."""
+    begun = tuple(ids[: len(front)]) == front
+    closed = tuple(ids[len(ids) - len(back) :]) == back
+    return [*(() if begun else front), *ids, *(() if closed else back)]
 
 
 def blank_lengths(text: str, most: int) -> list[int]:

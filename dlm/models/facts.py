@@ -137,6 +137,7 @@ def resolve(
         causal=family.causal,
         never=tuple(sorted(gaps - {mask})),
         expand_id=expand_of(tokenizer, family),
+        frame=frame_of(tokenizer, family),
         chat_options=family.chat_options,
     )
 
@@ -204,6 +205,17 @@ def expand_of(tokenizer: Any, family: Family) -> int | None:
     """The id of the token that asks for another blank, where the tokenizer has one."""
     named = () if family.expand_token is None else lookup(tokenizer, (family.expand_token,))
     return next(iter(named), None)
+
+
+def frame_of(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """What stands around a text with blanks where these may grow: begin and end of text.
+
+    As DreamOn's authors lay out a row (README and eval/generator.py of github.com/DreamLM/DreamOn),
+    with a tokenizer that puts nothing around a text.
+    """
+    if expand_of(tokenizer, family) is None:
+        return None
+    return tuple(ids(tokenizer.bos_token_id)), tuple(ids(tokenizer.eos_token_id))
 
 
 def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int]) -> list[int]:

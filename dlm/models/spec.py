@@ -21,6 +21,8 @@ class ModelSpec:
     never: tuple[int, ...] = ()  # further ids that are never sampled
     expand_id: int | None = None  # asks for another blank; sampled where blanks may grow alone
     suffix: tuple[int, ...] = ()  # ids that close every row
+    frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Ids in front of a text with blanks and behind it; None where the tokenizer says which."""
     caches: bool = True  # whether the network takes keys and values of earlier forwards
     chat_options: tuple[tuple[str, bool], ...] = ()  # variables of the chat template
 

@@ -133,7 +133,9 @@ def test_block_size_by_name_then_file_then_family(
 def tokenizer(mask: int | None = None, **vocabulary: int) -> Any:
     """A tokenizer that has token i for every id below 100, and what it is told."""
     words = {str(i): i for i in range(100)} | vocabulary
-    return SimpleNamespace(mask_token_id=mask, get_vocab=lambda: words)
+    return SimpleNamespace(
+        mask_token_id=mask, bos_token_id=1, eos_token_id=2, get_vocab=lambda: words
+    )
 
 
 def facts(family: str, given: Any = None, stops: tuple[int, ...] = (), **options: Any) -> Any:
@@ -254,6 +256,15 @@ def test_rows_that_no_token_owns_are_never_sampled() -> None:
     assert found.stop_ids == (3, 105)
     assert set(found.banned) == {*range(100, 105), *range(106, 120)}
     assert {*found.banned} - {*found.growing.banned} == {104}
+
+
+def test_texts_with_blanks_that_grow_stand_between_begin_and_end_of_text() -> None:
+    files = {"vocab_size": 120, "eos_token_id": 2}
+    given = tokenizer(**{"<|mask|>": 110, "<|expand|>": 104})
+    assert facts("dream", given, files=files).frame == ((1,), (2,))
+    given.bos_token_id = None
+    assert facts("dream", given, files=files).frame == ((), (2,))
+    assert facts("dream", tokenizer(**{"<|mask|>": 110}), files=files).frame is None
 
 
 def test_stop_ids_of_a_small_vocabulary_are_its_own() -> None:

@@ -12,7 +12,7 @@ from dlm.growth import Growth
 from dlm.models.model import Model
 from dlm.prompts import encode_prompts
 from dlm.reading import vocabulary_of
-from dlm.serving import fields, protocol
+from dlm.serving import encoding, fields
 from dlm.serving.protocol import Asked, read_request
 
 MESSAGES = [{"role": "user", "content": "Compute: 60/5"}]
@@ -149,7 +149,8 @@ def test_texts_that_no_tokens_fit_are_not_tokenized(
     for body in ({"prompt": fits}, {"prompt": [fits]}, {"prompt": [7], "suffix": fits}):
         with pytest.raises(ValueError, match=r"3 positions, got \d+ tokens"):
             read(model, **body)
-    monkeypatch.setattr(protocol, "encode_prompts", unlooked)
+    monkeypatch.setattr(encoding, "encode_prompts", unlooked)
+    monkeypatch.setattr(encoding, "encode_infill", unlooked)
     match = f"must fit the model's 3 positions, got {len(over)} characters"
     for body in ({"prompt": over}, {"prompt": ["a", over]}):
         with pytest.raises(ValueError, match=f"prompt {match}"):

@@ -9,7 +9,7 @@ import pytest
 
 import dlm
 from dlm.models.model import Model
-from dlm.serving import protocol
+from dlm.serving import encoding
 from dlm.serving.protocol import read_request
 
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -90,7 +90,7 @@ def test_texts_meet_no_template(tiny: Model, monkeypatch: pytest.MonkeyPatch) ->
     def broken(*args: Any) -> Any:
         raise LookupError("a bug")
 
-    monkeypatch.setattr(protocol, "encode_prompts", broken)
+    monkeypatch.setattr(encoding, "encode_prompts", broken)
     with pytest.raises(LookupError, match=r"^'?a bug"):
         read_request(b'{"prompt": "a"}', chat=False, model=tiny, name="m", defaults={})
 
