@@ -50,6 +50,10 @@ class Canvas:
         """
         return int((self.stop - self.origin).max())
 
+    def reach(self, most: int) -> int:
+        """`span` of rows whose blanks may come to `most` of them, at most. Waits for the device."""
+        return most + int((self.stop - self.origin - self.blank.sum(-1)).max())
+
     @classmethod
     def stack(cls, parts: Sequence["Canvas"], pad_id: int) -> "Canvas":
         """The rows of several, as wide and with as many blocks as the widest."""

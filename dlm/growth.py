@@ -190,9 +190,9 @@ class Growing:
             self.wait(Part(name, key, row, spec, growth))
         canvas = self.laid(list(self.parts)).canvas
         block_length = active_length(settings.block_length, spec)
-        self.decoder = bind(settings.policy, self.models[True], canvas, block_length, growth.most)
+        self.span = canvas.reach(growth.most)
+        self.decoder = bind(settings.policy, self.models[True], canvas, block_length, self.span)
         settings.check_ranking(Traits.of(self.decoder))
-        self.span = canvas.span + growth.most
         self.inside: dict[int, Part] = {}
         self.leaving: frozenset[int] = frozenset()
 

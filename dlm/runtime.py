@@ -63,7 +63,11 @@ class Step:
 
 
 def bind(
-    decoder: AnyDecoder, model: Model, canvas: Canvas, block_length: int | None, more: int = 0
+    decoder: AnyDecoder,
+    model: Model,
+    canvas: Canvas,
+    block_length: int | None,
+    reach: int | None = None,
 ) -> AnyDecoder:
     """The decoder made ready for one model and one canvas.
 
@@ -72,7 +76,8 @@ def bind(
         model: whose facts it is told.
         canvas: with the rows to be decoded.
         block_length: positions of a block, None for one block.
-        more: positions that rows may become longer by.
+        reach: positions from the first block to the last blank that rows may come to; None where
+            they keep their length.
 
     Raises:
         ValueError: it was made for another model.
@@ -80,10 +85,9 @@ def bind(
     ready = getattr(decoder, "bind", None)
     if ready is None:
         return decoder
-    span = canvas.span + more
-    length = min(block_length or span, span)
+    blocks, length = extent(canvas, block_length, reach)
     facts = Facts(
-        blocks=max(canvas.blanks.shape[1], -(-span // length)) if more else canvas.blanks.shape[1],
+        blocks=blocks,
         block_length=length,
         vocab_size=model.spec.vocab_size,
         mask_id=model.spec.mask_id,
@@ -92,6 +96,13 @@ def bind(
     )
     bound: AnyDecoder = ready(facts)
     return bound
+
+
+def extent(canvas: Canvas, block_length: int | None, reach: int | None) -> tuple[int, int]:
+    """Blocks of a row, and positions of a block, that a decoder is made ready for."""
+    span, blocks = canvas.span if reach is None else reach, canvas.blanks.shape[1]
+    length = min(block_length or span, span)
+    return blocks if reach is None else max(blocks, -(-reach // length)), length
 
 
 class Loop:

@@ -13,7 +13,7 @@ from dlm.job import lay_out
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
-from dlm.runtime import Step, bind
+from dlm.runtime import Step, bind, extent
 from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell, binds
 from dlm.traits import Traits
 from dlm.trajectory import Likeliest, Written
@@ -59,11 +59,6 @@ class Line:
         return self.request.rows[self.row] if self.part is None else self.part.tokens
 
     @property
-    def room(self) -> int:
-        """Positions that it may become longer by, at most."""
-        return 0 if self.part is None else self.part.growth.most
-
-    @property
     def span(self) -> tuple[int, int]:
         """What is handed back."""
         begin, end = self.request.spans[self.row]
@@ -76,6 +71,7 @@ class Laid:
 
     line: Line
     canvas: Canvas
+    reach: int | None  # positions that blocks of it may come to; None where it keeps its length
     terms: Terms  # with a decoder that is not bound yet
     agreement: tuple[Any, ...]  # what lines decoded together have in common
 
@@ -96,17 +92,17 @@ class Laid:
         if grows:
             model = replace(model, spec=model.spec.growing)
         canvas = lay_out(model, [line.tokens], settings, execution, [key])
-        decoder, span = settings.policy, canvas.span + line.room
+        reach = None if line.part is None else canvas.reach(line.part.growth.most)
+        decoder, span = settings.policy, canvas.span if reach is None else reach
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
         width = span if Traits.of(decoder).cross_block else block_length
         terms = Terms(model, settings, decoder, execution, block_length, width)
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
-            grew = line.part is not None
-            bound_to = canvas.blanks.shape[1], min(terms.block_length, span), line.room, grew
+            bound_to = *extent(canvas, block_length, reach), reach is not None
         shapes = (block_length, width, grows, *bound_to)
-        return cls(line, canvas, terms, (decoder, settings.of_steps, shapes))
+        return cls(line, canvas, reach, terms, (decoder, settings.of_steps, shapes))
 
 
 def one_block(span: int, spec: ModelSpec) -> int:
@@ -148,10 +144,10 @@ class Group:
         """
         terms = first.terms
         self.agreement = first.agreement
-        model, room = terms.model, first.line.room
+        model = terms.model
         if first.line.part is not None:  # as `Growing` does, also for a row that is full by now
             model = replace(model, spec=model.spec.growing)
-        decoder = bind(terms.decoder, model, first.canvas, terms.block_length, room)
+        decoder = bind(terms.decoder, model, first.canvas, terms.block_length, first.reach)
         terms.settings.check_ranking(Traits.of(decoder))
         self.terms = replace(terms, decoder=decoder)
         self.traits = Traits.of(decoder)

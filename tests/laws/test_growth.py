@@ -1,7 +1,7 @@
 """Blanks that become more and fewer, against the authors' rule for one row at a time."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 import dlm
+from dlm.batch import Rows
 from dlm.decoders import DECODERS
 from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
 from dlm.decoders.resample import fractions
 from dlm.endings import End
 from dlm.execution import Execution
-from dlm.growth import Growth, Part
+from dlm.growth import Growing, Growth, Part
 from dlm.models.model import Model
+from dlm.settings import Settings
 from dlm.traits import Traits
 
 Toy = Callable[..., Model]
@@ -303,21 +305,26 @@ def test_decisions_of_one_forward(
     assert (after.forwards, after.queries, after.times) == (2, 10, 1)
 
 
-def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_path: Path) -> None:
-    """Their tables are as long as a block of those, not of the rows as they are given."""
-    path = tmp_path / "schedule.safetensors"
+def schedule_of(model: Model, folder: Path, scope: str) -> dict[str, Any]:
+    """Options of a decoder that plays a schedule of two steps."""
+    path = folder / "schedule.safetensors"
     ScheduleArtefact(
         kind="lsd",
-        model=ModelFacts(vocab=grower.spec.vocab_size, mask_id=grower.spec.mask_id),
+        model=ModelFacts(vocab=model.spec.vocab_size, mask_id=model.spec.mask_id),
         gen_length=4,
         block_length=4,
         steps=2,
-        scope="block",
+        scope=scope,
         reveal=(2, 2),
         cum_fraction=fractions((2, 2)),
         logit_scale=(1.0, 1.0),
     ).save(path)
-    options: dict[str, Any] = {"decoder": "schedule", "decoder_options": {"path": str(path)}}
+    return {"decoder": "schedule", "decoder_options": {"path": str(path)}}
+
+
+def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_path: Path) -> None:
+    """Their tables are as long as a block of those, not of the rows as they are given."""
+    options = schedule_of(grower, tmp_path, "block")
     options |= {"max_gen_length": 9, "temperature": 1.0, "logit_bias": {EXPAND: 9.0}}
     rows = texts(grower)
     for block_length in (None, 4):
@@ -328,3 +335,32 @@ def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_pa
             for key, row in enumerate(rows)
         ]
         assert alone == whole.tokens
+
+
+def test_one_block_that_holds_all_that_may_come_is_one_block(grower: Model, tmp_path: Path) -> None:
+    """Blanks that a row begins with are some of those that it may come to."""
+    options = schedule_of(grower, tmp_path, "generation")
+    mask, end = grower.spec.mask_id, grower.spec.eos_id
+    row = [11, mask, mask, mask, 20, end]
+    for length in (None, 9):
+        assert dlm.infill(grower, row, block_length=length, max_gen_length=9, **options).tokens
+    with pytest.raises(ValueError, match=r"block_length must be None, or span .* got 2 blocks"):
+        dlm.infill(grower, row, block_length=8, max_gen_length=9, **options)
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+def test_windows_hold_what_rows_come_to_and_no_more(grower: Model, block_size: int | None) -> None:
+    model = replace(grower, spec=replace(grower.spec, block_size=block_size))
+    options: dict[str, Any] = {"block_length": None, "logit_bias": {EXPAND: 99.0}}
+    settings = Settings(decoder="left_to_right", stop_at_eos=False, **options)
+    growing = Growing(model, texts(model), settings, Growth.of(12, None))
+    spans, lay = [], growing.laid
+
+    def laid(parts: Sequence[Part]) -> Rows:
+        rows = lay(parts)
+        spans.append(rows.canvas.span)
+        return rows
+
+    growing.laid = laid  # type: ignore[method-assign]
+    assert {part.decoded for part in growing.run(3)} == {12}
+    assert max(spans) == growing.span

@@ -172,7 +172,7 @@ def test_a_full_row_is_bound_as_infill_binds_it(grower: Model) -> None:
     assert line.part is not None
     assert not line.part.grows
     growing, plain = (
-        bind(settings.policy, replace(grower, spec=spec), laid.canvas, None, line.room)
+        bind(settings.policy, replace(grower, spec=spec), laid.canvas, None, laid.reach)
         for spec in (grower.spec.growing, grower.spec)
     )
     assert not equal(growing, plain)
