@@ -9,6 +9,7 @@ Shapes: B rows, L tokens, W tokens of a block, V vocabulary.
 
 import json
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def loop(
 ) -> tuple[list[int], int]:
     """Tokens of one row, and forwards of blocks that decided something."""
     cache = DynamicCache()
-    network(torch.tensor([prompt]), past_key_values=cache, use_cache=True)  # causal by itself
+    named = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
+    kept_in: dict[str, Any] = {named: cache}  # past_key_values until transformers 5.24
+    network(torch.tensor([prompt]), **kept_in, use_cache=True)  # causal by itself
     made: list[int] = []
     forwards = 0
     while len(made) < gen_length:
@@ -74,7 +77,7 @@ def loop(
             logits = network(
                 block[None],
                 attention_mask=sees_all,
-                past_key_values=cache,
+                **kept_in,
                 position_ids=torch.arange(kept, kept + size)[None],
             ).logits[0]
             cache.crop(-size)
@@ -85,7 +88,7 @@ def loop(
             sure[confidence.argmax()] = True
             block = torch.where(sure, token, block)
             forwards += 1
-        network(block[None], past_key_values=cache, use_cache=True)
+        network(block[None], **kept_in, use_cache=True)
         made += block.tolist()
     return made, forwards
 
