@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import dlm
 from dlm.models.loading import silence
@@ -128,6 +129,7 @@ def test_an_encoder_with_an_adapter_in_its_layers_is_not_saved(
 def test_an_adapter_that_transformers_loaded_is_saved_alone(
     written: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)  # as transformers would refuse
     adapted(written("sdar")).save_pretrained(tmp_path / "adapter")
     network: Any = AutoModelForCausalLM.from_pretrained(written("sdar"))
     network.load_adapter(tmp_path / "adapter")
