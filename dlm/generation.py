@@ -17,7 +17,7 @@ from dlm.options import integers, names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
 from dlm.settings import INSTEAD, NAMES, Settings
-from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark
+from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark, standing
 from dlm.types import AnyDecoder
 
 
@@ -33,7 +33,8 @@ class Generation:
     trajectory: list[Trajectory] | None = None
     order: list[list[int]] | None = None
     """Forward that committed or edited each token of the span, from 0; -1 where none did: tokens
-    that were given, or filled in behind a stop token."""
+    that were given, or filled in behind a stop token or text, over others too. End of text that a
+    forward wrote there itself keeps its number."""
     path_log_probability: list[float | None] | None = None
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
@@ -288,7 +289,10 @@ def outcomes(
                 text, cut = stopping.read(row, tokens)
                 if cut is not None:
                     tokens, path = cut, None
-            tops = None
+            numbers = tops = None
+            if order is not None:
+                decoded = end.tokens[begin:stop]
+                numbers = [standing(order[row, begin:stop].tolist(), decoded, tokens)]
             if written is not None:
                 tops = [written.top_tokens(row, begin, tokens)]
                 written.forget(row)
@@ -301,7 +305,7 @@ def outcomes(
                     forwards=[end.forwards],
                     query_tokens=[end.queries],
                     trajectory=None if recorder is None else [recorder.trajectory(row)],
-                    order=None if order is None else [order[row, begin:stop].tolist()],
+                    order=numbers,
                     path_log_probability=None if step.tally.path is None else [path],
                     top_tokens=tops,
                 ),

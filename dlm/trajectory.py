@@ -106,15 +106,27 @@ class Recorder:
 
 
 def mark(order: Tensor, step: Step) -> None:
-    """Write which of a row's forwards committed or edited a token, int64 [B, L] of all rows."""
-    width = step.tokens.shape[1]
+    """Write which of a row's forwards committed or edited a token, int64 [B, L] of all rows.
+
+    -1 where the token that it wrote was taken back, or filled over behind a stop token.
+    """
+    tokens, width = step.tokens, step.tokens.shape[1]
     inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit
     taken = inside & (taken if edit is None else taken | edit).gather(1, column)
+    stands = taken & (step.view.sampled.gather(1, column) == tokens)
+    lost = taken | (tokens != step.before.tokens)  # unless it stands
     # Lines that are not live may be copies of others, and a row is written once.
     lines = send([line for line, live in enumerate(step.live) if live], order.device)
     row, number = step.before.row[lines], step.forwards[lines, None] - 1
-    order[row, :width] = torch.where(taken[lines], number, order[row, :width])
+    before = order[row, :width].masked_fill(lost[lines], -1)
+    order[row, :width] = torch.where(stands[lines], number, before)
+
+
+def standing(order: Sequence[int], tokens: Sequence[int], now: Sequence[int]) -> list[int]:
+    """The order of tokens once others may have taken their places: -1 there."""
+    places = zip(order, tokens, now, strict=True)
+    return [number if token == left else -1 for number, token, left in places]
 
 
 Likeliest = list[tuple[int, float]]

@@ -376,13 +376,17 @@ def tell(aside: Collection[str]) -> None:
 
 def output(sequences: Tensor, out: Generation) -> DiffusionGenerationOutput:
     """A finished batch with its counts, on the device of the sequences."""
-    device = sequences.device
+    device, order = sequences.device, None
+    if out.order is not None:
+        tokens = torch.tensor(out.tokens, device=device)
+        padded = sequences[:, -tokens.shape[1] :] != tokens  # in the place of end of text
+        order = torch.tensor(out.order, device=device).masked_fill(padded, -1)
     forwards = torch.tensor(out.forwards, device=device)
     return DiffusionGenerationOutput(
         sequences=sequences,
         forwards=forwards,
         tokens_per_forward=torch.tensor(out.decoded, device=device) / forwards,
-        order=None if out.order is None else torch.tensor(out.order, device=device),
+        order=order,
         trajectory=out.trajectory,
         top_tokens=out.top_tokens,
     )

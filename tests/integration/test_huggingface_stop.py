@@ -61,6 +61,19 @@ def test_a_row_ends_behind_a_text(network: Any, tiny: Model, tokenizer: Any) -> 
     assert (found.texts, found.forwards) == ([cut], out.forwards.tolist())
 
 
+def test_padding_has_no_order(network: Any, tiny: Model) -> None:
+    """Also in the place of end of text that a forward wrote."""
+    ids = torch.tensor(dlm.encode_prompts(tiny, CHAT))
+    options: dict[str, Any] = {"max_new_tokens": 42, "return_dict_in_generate": True}
+    options |= {"return_order": True, "decoder": "entropy", "block_length": None, "steps": 6}
+    plain, out = (network.generate(ids, **options, **pad) for pad in ({}, {"pad_token_id": 0}))
+    pads = out.sequences != plain.sequences
+    assert pads.any()
+    behind = pads[:, ids.shape[1] :]
+    assert (plain.order[behind] >= 0).any(), "a forward wrote none, or the test shows nothing"
+    assert torch.equal(out.order, plain.order.masked_fill(behind, -1))
+
+
 def test_pipelines(saved: Path) -> None:
     with silence():
         pipe: Any = pipeline("text-generation", model=str(saved))

@@ -89,6 +89,33 @@ def test_what_comes_in_front_stays(
         assert saved, "a row that is over goes on"
 
 
+@pytest.mark.parametrize("name", ["low_confidence", "threshold", "mutual_stability"])
+def test_what_is_cut_off_has_no_order(
+    writer: Model, name: str, decoding: Callable[[str], dict[str, Any]]
+) -> None:
+    """But for end of text that a forward wrote there."""
+    lost = 0
+    for seed in range(3):
+        options = {**OPTIONS, **decoding(name), "return_order": True, "seed": seed}
+        whole = dlm.generate(writer, ROWS, **options)
+        found = dlm.generate(writer, ROWS, stop=STOP, return_trajectory=True, **options)
+        assert found.order is not None
+        assert found.trajectory is not None
+        assert whole.order is not None
+        assert whole.texts is not None
+        for row, text in enumerate(whole.texts):
+            front = until(text, STOP)
+            stop = next((stop for stop in STOP if text.startswith(stop, len(front))), "")
+            kept = len(front) + len(stop)  # a letter is a token
+            assert found.order[row][:kept] == whole.order[row][:kept]
+            made = [*found.trajectory[row].commits, *found.trajectory[row].edits]
+            written = {change.position: change.token for change in sorted(made)}
+            for at, number in enumerate(found.order[row][kept:], kept):
+                assert (number >= 0) == (written.get(at) == found.tokens[row][at])
+                lost += bool(stop) and number < 0 and at in written
+    assert lost, "nothing was cut off, or the test shows nothing"
+
+
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_rows_that_wait_for_others_are_told_once(

@@ -8,9 +8,23 @@ import pytest
 import dlm
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
+from dlm.trajectory import Trajectory
 
 Toy = Callable[..., Model]
 PROMPTS = [[1, 2, 3, 4, 3, 2, 1], [2], [3, 1, 4]]
+
+
+def last_to_write(row: Trajectory, tokens: list[int]) -> list[int]:
+    """Of each token the last forward that wrote there, if it wrote that token; else -1."""
+    found = [-1] * len(tokens)
+    for change in sorted([*row.commits, *row.edits]):
+        wrote = change.token == tokens[change.position]
+        found[change.position] = change.step if wrote else -1
+    for change in row.remasks:
+        assert found[change.position] != change.step
+        if found[change.position] < change.step:
+            found[change.position] = -1
+    return found
 
 
 @pytest.mark.one_in(2)
@@ -25,12 +39,31 @@ def test_order_is_that_of_the_trajectory(toy: Toy, decoder: str, stop_at_eos: bo
     assert out.order is not None
     assert out.trajectory is not None
     for order, row, tokens in zip(out.order, out.trajectory, out.tokens, strict=True):
-        expected = [-1] * len(tokens)
-        for change in sorted([*row.commits, *row.edits]):
-            expected[change.position] = change.step
-        assert order == expected
+        assert order == last_to_write(row, tokens)
     quiet = dlm.generate(toy(5), PROMPTS, return_order=True, **options)
     assert (quiet.order, quiet.tokens) == (out.order, out.tokens)
+
+
+@pytest.mark.parametrize("decoder", ["low_confidence", "threshold", "klass", "wino"])
+def test_what_was_filled_over_a_token_has_none(toy: Toy, decoder: str) -> None:
+    """But for end of text that a forward wrote there itself."""
+    options: dict[str, Any] = {"gen_length": 11, "block_length": 6, "temperature": 1.0}
+    options |= {"decoder": decoder, "return_order": True, "return_trajectory": True}
+    options["logit_bias"] = {6: 1.0}  # of which some are end of text
+    filled = kept = 0
+    for seed in range(6):
+        out = dlm.generate(toy(5), PROMPTS, seed=seed, **options)
+        assert out.order is not None
+        assert out.trajectory is not None
+        for order, row, tokens in zip(out.order, out.trajectory, out.tokens, strict=True):
+            assert order == last_to_write(row, tokens)
+            end = next((n + 1 for n, token in enumerate(tokens) if token in (5, 6)), len(tokens))
+            assert min(order[:end]) >= 0
+            was = {change.position: change.token for change in row.commits}
+            filled += sum(was.get(at, 6) != 6 for at in range(end, len(tokens)))
+            kept += sum(at >= 0 for at in order[end:])
+    assert filled, "nothing was filled over, or the test shows nothing"
+    assert kept
 
 
 def test_order_of_an_infill_leaves_given_tokens_out(toy: Toy) -> None:
