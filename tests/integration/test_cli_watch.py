@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import dlm
 from dlm.cli import app
-from dlm.cli.watch import AGES, EDITED, REMASKED, Picture, Symbols, draw
+from dlm.cli.watch import AGES, EDITED, REMASKED, SPECIAL, Picture, Symbols, draw
 from dlm.generation import Snapshot
 from dlm.models.loading import BUILT_IN
 from dlm.models.model import Model
@@ -62,6 +62,13 @@ def test_picture_colours_by_age(picture: Picture, model: Model) -> None:
     assert [picture.style(n) for n in (0, 1)] == [EDITED, REMASKED]
     picture.update(snapshot([32, mask, mask, mask], forward=3 + len(AGES)))
     assert picture.style(0) == ""
+
+
+def test_picture_gives_what_is_filled_over_no_age(picture: Picture, model: Model) -> None:
+    mask, stop, fill = model.spec.mask_id, model.spec.stop_ids[-1], model.spec.eos_id
+    picture.update(snapshot([mask, mask, 31, fill], committed=[2, 3]))
+    picture.update(snapshot([30, stop, fill, fill], forward=2, committed=[0, 1]))
+    assert [picture.style(n) for n in range(4)] == [AGES[0], AGES[0], SPECIAL, AGES[1]]
 
 
 def test_picture_shows_the_token_that_was_taken_back(picture: Picture, model: Model) -> None:
