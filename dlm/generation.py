@@ -171,7 +171,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     options = {name: value for name, value in locals().items() if name in NAMES}
     options, lengths = lengths_apart(options)
     job = generation_job(model, prompts, Settings(**options), prompt_cache, batch_size, lengths)
-    return finish(model, job, decode_text)
+    return finish(job)
 
 
 def lengths_apart(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[int] | None]:
@@ -215,7 +215,7 @@ def generate_each(
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)
     job = generation_job(model, prompts, settings, prompt_cache, batch_size, lengths)
-    return outcomes(model, job, decode_text)
+    return outcomes(job)
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -244,12 +244,12 @@ def stream(
     job = generation_job(model, prompt, settings, prompt_cache)
     if len(job.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(job.rows)}")
-    return snapshots(model, job)
+    return snapshots(job)
 
 
-def finish(model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]) -> Generation:
-    """Run a job to its end; `text_of` tells how a row's tokens read."""
-    return together(outcomes(model, job, text_of))
+def finish(job: Job) -> Generation:
+    """Run a job to its end."""
+    return together(outcomes(job))
 
 
 def together(made: Iterable[tuple[int, Generation]]) -> Generation:
@@ -265,15 +265,19 @@ def together(made: Iterable[tuple[int, Generation]]) -> Generation:
 
 @torch.inference_mode()
 def outcomes(
-    model: Model, job: Job, text_of: Callable[[Model, Sequence[int]], str]
+    job: Job, text_of: Callable[[Model, Sequence[int]], str] = decode_text
 ) -> Iterator[tuple[int, Generation]]:
-    """Run a job, yielding the number of each row as it ends and its generation alone."""
+    """Run a job, yielding the number of each row as it ends and its generation alone.
+
+    `text_of` tells how a row's tokens read.
+    """
+    model = job.model
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
     top = job.settings.return_top_tokens
     written = Written(top) if top else None
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
-    stopping = job.stop_texts(model)
-    for step in job.steps(model, stopping.change):
+    stopping = job.stop_texts()
+    for step in job.steps(stopping.change):
         if order is not None:
             mark(order, step)
         if recorder is not None:
@@ -313,11 +317,11 @@ def outcomes(
 
 
 @torch.inference_mode()
-def snapshots(model: Model, job: Job) -> Iterator[Snapshot]:
+def snapshots(job: Job) -> Iterator[Snapshot]:
     """The forwards of a job of one row, as snapshots."""
-    (begin, end) = job.spans[0]
-    stopping = job.stop_texts(model)
-    for step in job.steps(model, stopping.change):
+    model, (begin, end) = job.model, job.spans[0]
+    stopping = job.stop_texts()
+    for step in job.steps(stopping.change):
         span = step.tokens[0, begin:end].tolist()
         done = step.done[0] or bool(stopping.look(step))
         final = span.index(model.spec.mask_id) if model.spec.mask_id in span else len(span)

@@ -116,7 +116,7 @@ def filled(
     if growth is None:
         spans = [(0, len(row)) for row in rows]
         job = make_job(model, rows, spans, settings, batch_size=batch_size)
-        return outcomes(model, job, whole_text)
+        return outcomes(job, whole_text)
     if batch_size is not None:
         integer("batch_size", batch_size, least=1)
     growing = Growing(model, rows, settings, growth)

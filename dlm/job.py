@@ -23,6 +23,7 @@ from dlm.waiting import Queue
 class Job:
     """Rows to decode, checked and laid out."""
 
+    model: Model
     rows: list[list[int]]
     spans: list[tuple[int, int]]  # of each row, what is handed back
     canvas: Canvas
@@ -32,9 +33,9 @@ class Job:
     prompt_cache: PromptCache | None  # what rows take from and leave to other jobs
     batch_size: int | None  # rows decoded at a time; None for all
 
-    def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
+    def steps(self, change: Callable[[], Change] = Change) -> Iterator[Step]:
         """Every forward of the job; `change` is asked for rows to give up after each."""
-        terms = Terms.of(model, self.settings, self.decoder, self.execution, self.canvas.span)
+        terms = Terms.of(self.model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
         if self.batch_size is None or self.batch_size >= len(lengths):
             rows = Rows(self.canvas, lengths, range(len(lengths)))
@@ -48,9 +49,9 @@ class Job:
                 queue.saw(step)
                 yield step
 
-    def stop_texts(self, model: Model) -> StopTexts:
+    def stop_texts(self) -> StopTexts:
         """What ends rows at the texts that the options name."""
-        return StopTexts(model, self.spans, Traits.of(self.decoder), self.settings.stops)
+        return StopTexts(self.model, self.spans, Traits.of(self.decoder), self.settings.stops)
 
 
 def check_length(model: Model, length: int, what: str = "prompt and generation") -> None:
@@ -144,7 +145,7 @@ def make_job(
     block_length = active_length(settings.block_length, model.spec)
     bound = bind(settings.policy, model, canvas, block_length)
     settings.check_ranking(Traits.of(bound))
-    return Job(rows, spans, canvas, settings, bound, execution, prompt_cache, batch_size)
+    return Job(model, rows, spans, canvas, settings, bound, execution, prompt_cache, batch_size)
 
 
 def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -> None:

@@ -20,7 +20,6 @@ from dlm.generation import finish
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import integer, number
-from dlm.prompts import decode_text
 from dlm.serving.engine import Engine
 from dlm.serving.work import Ended, Event, Request
 from dlm.settings import Settings
@@ -171,4 +170,4 @@ def answer(model: Model, requests: Sequence[Request]) -> None:
     rows = [row for request in requests for row in request.rows]
     spans = [span for request in requests for span in request.spans]
     settings = replace(requests[0].settings, row_keys=[0] * len(rows))
-    finish(model, make_job(model, rows, spans, settings), decode_text)
+    finish(make_job(model, rows, spans, settings))

@@ -74,7 +74,7 @@ class Conversation:
         self.turn += 1
         printer = Printer(self.model, show=show)
         began = time.perf_counter()
-        out = decode(self.model, job, printer)
+        out = decode(job, printer)
         text = decode_text(self.model, printer.final) if out is None else (out.texts or [""])[0]
         if out is not None or text:
             self.messages = [*asked, {"role": "assistant", "content": text}]
@@ -104,12 +104,12 @@ class Conversation:
             )
 
 
-def decode(model: Model, job: Job, printer: "Printer") -> Generation | None:
+def decode(job: Job, printer: "Printer") -> Generation | None:
     """Decode an answer and show it; None if Ctrl-C stopped it between two forwards."""
-    follow = Follower(printer, job, model.spec.mask_id, model.spec.stop_ids)
+    follow = Follower(printer, job, job.model.spec.stop_ids)
     try:
         with stop_after_step(None) as check:
-            return finish(model, followed(job, follow, check), decode_text)
+            return finish(followed(job, follow, check))
     except KeyboardInterrupt:
         return None
     finally:

@@ -52,7 +52,7 @@ def teach(layout: Layout, base: str, rows: Sequence[int]) -> list[Trajectory]:
     order = torch.zeros(len(rows), layout.gen_length, dtype=torch.int64)
     ranked: list[Ranked] = []
     tokens = layout.blank(len(rows))
-    for step in job.steps(layout.model):
+    for step in job.steps():
         view = step.view
         places = view.positions.cpu() - begins
         sequence = descending(scores(base, view), view.masked).cpu()

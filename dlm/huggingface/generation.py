@@ -35,7 +35,6 @@ from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, integers, names_checked
-from dlm.prompts import decode_text
 from dlm.runtime import Step
 from dlm.trajectory import Likeliest, Trajectory
 
@@ -61,9 +60,9 @@ class Followed(Job):
 
     tell: Callable[[Step], None]
 
-    def steps(self, model: Model, change: Callable[[], Change] = Change) -> Iterator[Step]:
+    def steps(self, change: Callable[[], Change] = Change) -> Iterator[Step]:
         """Every forward of the job."""
-        for step in Job.steps(self, model, change):
+        for step in Job.steps(self, change):
             self.tell(step)
             yield step
 
@@ -191,10 +190,10 @@ class DiffusionGenerationMixin:
         job = generation_job(model, [row for row in rows for _ in range(count)], chosen)
         stops = model.spec.stop_ids if chosen.stop_at_eos else ()
         if streamer is not None:
-            tell = streamers.Follower(streamer, job, model.spec.mask_id, stops)
+            tell = streamers.Follower(streamer, job, stops)
             job = Followed(**{f.name: getattr(job, f.name) for f in fields(job)}, tell=tell)
             streamer.put(input_ids.cpu())
-        out = finish(model, job, decode_text)
+        out = finish(job)
         if streamer is not None:
             streamer.end()
         fill = model.spec.eos_id if pad is None else pad

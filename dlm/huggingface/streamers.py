@@ -40,12 +40,12 @@ class Follower:
     Final is what no later forward can change, see `Traits.settled`.
     """
 
-    def __init__(self, streamer: Any, job: Job, mask_id: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, streamer: Any, job: Job, stop_ids: Collection[int]) -> None:
         """Take where to tell, what is decoded, and the tokens that end it."""
         self.streamer = streamer
         self.begin, self.end = job.spans[0]
         self.traits = Traits.of(job.decoder)
-        self.mask_id = mask_id
+        self.mask_id = job.model.spec.mask_id
         self.stop_ids = stop_ids
         self.told = self.begin  # everything in front of it was put
 

@@ -25,7 +25,7 @@ def launched() -> Launched:
     def count(model: Model, row: list[int], *, stop_at_eos: bool) -> Counter[str]:
         settings = Settings(gen_length=12, block_length=12, cache="dual", stop_at_eos=stop_at_eos)
         with torch.inference_mode():
-            steps = generation_job(model, [row], settings).steps(model)
+            steps = generation_job(model, [row], settings).steps()
             for _ in range(4):
                 next(steps)
             torch.cuda.synchronize()

@@ -223,7 +223,7 @@ def test_generations_that_take_turns_do_not_touch_each_other(model: Model) -> No
     jobs = [generation_job(model, [row] * 2, settings) for row in ROWS[:2]]
     expected = [dlm.generate(model, [row] * 2, **OPTIONS).tokens for row in ROWS[:2]]
     with torch.inference_mode():
-        steps = [job.steps(model) for job in jobs]
+        steps = [job.steps() for job in jobs]
         for together in zip(*steps, strict=True):
             last = [step.tokens.clone() for step in together]
     for row, tokens, right in zip(ROWS, last, expected, strict=False):
@@ -236,7 +236,7 @@ def test_the_host_does_not_wait_within_a_block(model: Model, cache: str, no_wait
     settings = Settings(gen_length=12, block_length=12, cache=cache, stop_at_eos=False)
     job = generation_job(model, ROWS, settings)
     with torch.inference_mode():
-        steps = job.steps(model)
+        steps = job.steps()
         for _ in range(4):
             next(steps)
         with no_waits():

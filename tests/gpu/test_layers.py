@@ -78,7 +78,7 @@ def test_recorded_steps_are_plain_ones(
 def test_the_host_does_not_wait_within_a_block(model: Model, cache: str, no_waits: Any) -> None:
     settings = Settings(gen_length=12, block_length=12, cache=cache, stop_at_eos=False)
     with torch.inference_mode():
-        steps = generation_job(model, ROWS, settings).steps(model)
+        steps = generation_job(model, ROWS, settings).steps()
         for _ in range(4):
             next(steps)
         with no_waits():

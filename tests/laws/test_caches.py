@@ -251,5 +251,5 @@ def test_the_cache_of_a_batch_goes_when_the_batch_shrinks(
     settings = Settings(cache="dual", block_length=3, stop_at_eos=False)
     job = make_job(golden, rows, [(0, len(row)) for row in rows], settings)
     with torch.inference_mode():
-        seen = [[cache.rows for cache in caches] for _ in job.steps(golden)]
+        seen = [[cache.rows for cache in caches] for _ in job.steps()]
     assert seen == [[2]] * 2 + [[1]] * 4

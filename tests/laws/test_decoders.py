@@ -94,7 +94,7 @@ def test_given_tokens_never_change(
     """I3: after every forward the prompts and the padding are what they were."""
     model = toy(seed)
     job = generation_job(model, rows, Settings(decoder=name, **options))
-    for step in job.steps(model):
+    for step in job.steps():
         kept = ~step.before.blank
         assert torch.equal(
             step.tokens[kept], job.canvas.tokens[step.before.row][:, : kept.shape[1]][kept]

@@ -306,7 +306,7 @@ def first_of(model: Model, decoder: str, own: Mapping[str, Any], warmth: float) 
         decoder=decoder, decoder_options=own, gen_length=4, block_length=None, stop_at_eos=False,
         position_temperature=warmth,
     )  # fmt: skip
-    step = next(generation_job(model, [[0]] * 4000, settings).steps(model))
+    step = next(generation_job(model, [[0]] * 4000, settings).steps())
     assert (step.decision.commit.sum(-1) == 1).all()
     return Counter((step.decision.commit.int().argmax(-1)).tolist())
 

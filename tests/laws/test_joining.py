@@ -120,7 +120,7 @@ def alone(model: Model, comers: Sequence[Comer], **options: Any) -> dict[int, En
     """Each in a batch of its own."""
     with torch.inference_mode():
         return {
-            number: dict(end for step in job.steps(model) for end in ended(step))[0]
+            number: dict(end for step in job.steps() for end in ended(step))[0]
             for number, job in enumerate(jobs_of(model, comers, **options))
         }
 

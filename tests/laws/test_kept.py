@@ -171,7 +171,7 @@ def test_generations_at_the_same_time_keep_no_more_together(golden: Model, trace
         patch.setattr(Execution, "of", lambda model: Execution(static=True, lanes=whole))
         options = [Settings(gen_length=10, block_length=n, cache="dual") for n in (5, 5, 4, 3)]
         jobs = [generation_job(golden, ROWS, each) for each in options]
-        steps: list[Any] = [job.steps(golden) for job in jobs]
+        steps: list[Any] = [job.steps() for job in jobs]
         first, *others = steps
         next(first)
         (lane,) = whole.budget.used

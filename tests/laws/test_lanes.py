@@ -355,7 +355,7 @@ def test_generations_by_turns_have_lanes_of_their_own(golden: Model, execution: 
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(Execution, "of", lambda model: execution)
         jobs = [generation_job(golden, rows, Settings(**options)) for rows in (ROWS, OTHERS)]
-        for one, other in zip(*(job.steps(golden) for job in jobs), strict=True):
+        for one, other in zip(*(job.steps() for job in jobs), strict=True):
             last = [step.tokens.clone() for step in (one, other)]
     for tokens, rows, right in zip(last, (ROWS, OTHERS), alone, strict=True):
         begun = [len(row) for row in rows]

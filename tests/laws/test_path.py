@@ -175,7 +175,7 @@ def test_positions_do_not_depend_on_the_sampled_tokens(toy: Toy, name: str) -> N
     options = {"gen_length": 9, "temperature": 1.0, "stop_at_eos": False} | BLIND[name]
     job = generation_job(toy(4), [[1], [2, 3]], Settings(**options))
     state = job.decoder.init_state(2, 9)
-    for step in job.steps(toy(4)):
+    for step in job.steps():
         if step.view.tokens.shape[0] < 2:
             break
         other = replace(

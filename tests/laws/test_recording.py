@@ -98,7 +98,7 @@ def test_generations_take_over_the_memory_of_recordings(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Execution, "of", lambda model: traced(RECORDER))
         jobs = [generation_job(model, ROWS, Settings(gen_length=6)) for _ in range(2)]
-    steps = [job.steps(model) for job in jobs]
+    steps = [job.steps() for job in jobs]
     for _ in range(3):
         for each in steps:
             next(each)
@@ -160,7 +160,7 @@ def test_what_failed_keeps_no_memory(
     held = []
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        for step in generation_job(golden, ROWS, settings).steps(golden):
+        for step in generation_job(golden, ROWS, settings).steps():
             if step.number == 10:
                 held.append(len(recording.POOLS))
                 cuda.refused, cuda.always = RuntimeError("no more"), True
@@ -178,7 +178,7 @@ def test_what_a_generation_asked_for_before_it_broke_is_waited_for(
 ) -> None:
     execution: Execution = traced(RECORDER)
     monkeypatch.setattr(Execution, "of", lambda model: execution)
-    steps: Any = generation_job(golden, ROWS, Settings(gen_length=11)).steps(golden)
+    steps: Any = generation_job(golden, ROWS, Settings(gen_length=11)).steps()
     with torch.inference_mode():
         for _ in range(4):
             next(steps)
@@ -296,7 +296,7 @@ def test_memory_that_is_short_is_taken_from_what_is_kept(
     monkeypatch.setattr(Loop, "step", scarce)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(Execution, "of", lambda model: execution)
-        steps = generation_job(golden, ROWS, Settings(**options)).steps(golden)
+        steps = generation_job(golden, ROWS, Settings(**options)).steps()
         next(steps)
         run(golden, execution)
         del steps
@@ -326,7 +326,7 @@ def test_a_recording_that_memory_is_short_for_is_made_once_there_is_more(
     monkeypatch.setattr(Execution, "of", lambda model: execution)
     settings = Settings(gen_length=11, block_length=4, cache="dual", temperature=0.8)
     with torch.inference_mode():
-        steps = generation_job(golden, ROWS, settings).steps(golden)
+        steps = generation_job(golden, ROWS, settings).steps()
         made = [len(cuda.pools) for _ in steps]
     assert made[made.index(2) + 1] > 2
     assert execution.lanes is not None

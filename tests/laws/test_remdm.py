@@ -187,7 +187,7 @@ def test_doubtful_tokens_are_remasked_more_often(toy: Toy) -> None:
     )  # fmt: skip
     kept = torch.zeros(ROWS, LENGTH)
     excess: list[Tensor] = []
-    for k, step in enumerate(generation_job(model, [[1]] * ROWS, settings).steps(model)):
+    for k, step in enumerate(generation_job(model, [[1]] * ROWS, settings).steps()):
         now, then = k / steps, (k + 1) / steps
         most = min(1.0, (1 - then) / now) if k else 1.0
         there = step.view.editable

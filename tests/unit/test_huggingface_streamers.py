@@ -18,7 +18,6 @@ from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, check
 from dlm.job import generation_job
 from dlm.models.model import Model
-from dlm.prompts import decode_text
 from dlm.runtime import Step
 from dlm.settings import Settings
 
@@ -59,7 +58,7 @@ def test_what_is_final_is_never_taken_back(
     )
     job = generation_job(model, [[1, 2, 3]], options)
     listener = Listener()
-    follow = Follower(listener, job, MASK, model.spec.stop_ids)
+    follow = Follower(listener, job, model.spec.stop_ids)
 
     def tell(step: Step) -> None:
         before = len(listener.final)
@@ -74,7 +73,7 @@ def test_what_is_final_is_never_taken_back(
             assert set(now[told + len(draft) :]) <= {MASK}
 
     job = Followed(**{f.name: getattr(job, f.name) for f in fields(job)}, tell=tell)
-    tokens = finish(model, job, decode_text).tokens[0]
+    tokens = finish(job).tokens[0]
     ends = [i + 1 for i, token in enumerate(tokens) if token in (EOS, EOT)]
     assert listener.final == tokens[: ends[0] if ends else LENGTH]
 
@@ -88,8 +87,8 @@ def test_tokens_come_as_they_become_final(toy: Callable[..., Model]) -> None:
             Settings(decoder=name, gen_length=LENGTH, block_length=7, stop_at_eos=False),
         )
         listener, seen = Listener(), [0]
-        follow = Follower(listener, job, MASK, ())
-        for step in job.steps(model):
+        follow = Follower(listener, job, ())
+        for step in job.steps():
             follow(step)
             seen.append(len(listener.final))
         grown = {b - a for a, b in pairwise(seen)}

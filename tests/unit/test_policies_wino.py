@@ -110,7 +110,7 @@ def steps(model: Model, rows: list[list[int]], **options: Any) -> Iterator[Step]
     settings = Settings(decoder=Wino(2.0, 0.0), stop_at_eos=False, **options)
     spans = [(0, len(row)) for row in rows]
     with torch.inference_mode():
-        yield from make_job(model, rows, spans, settings).steps(model)
+        yield from make_job(model, rows, spans, settings).steps()
 
 
 def one_layer(seed: int) -> Model:
@@ -288,7 +288,7 @@ def test_generations_end_within_the_bound(toy: Toy, scale: float) -> None:
         model, [[1], [2, 3]], Settings(decoder=Wino(0.0, 1.0), gen_length=20, block_length=8)
     )
     with torch.inference_mode():
-        numbers = [step.number for step in job.steps(model)]
+        numbers = [step.number for step in job.steps()]
     assert len(numbers) <= 40
 
 
