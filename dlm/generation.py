@@ -16,6 +16,7 @@ from dlm.models.model import Model
 from dlm.options import integers, names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
+from dlm.runtime import Step
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark, standing
 from dlm.types import AnyDecoder
@@ -247,9 +248,9 @@ def stream(
     return snapshots(job)
 
 
-def finish(job: Job) -> Generation:
-    """Run a job to its end."""
-    return together(outcomes(job))
+def finish(job: Job, tell: Callable[[Step], None] = lambda step: None) -> Generation:
+    """Run a job to its end; `tell` is told of each forward."""
+    return together(outcomes(job, tell=tell))
 
 
 def together(made: Iterable[tuple[int, Generation]]) -> Generation:
@@ -265,11 +266,16 @@ def together(made: Iterable[tuple[int, Generation]]) -> Generation:
 
 @torch.inference_mode()
 def outcomes(
-    job: Job, text_of: Callable[[Model, Sequence[int]], str] = decode_text
+    job: Job,
+    text_of: Callable[[Model, Sequence[int]], str] = decode_text,
+    tell: Callable[[Step], None] = lambda step: None,
 ) -> Iterator[tuple[int, Generation]]:
     """Run a job, yielding the number of each row as it ends and its generation alone.
 
-    `text_of` tells how a row's tokens read.
+    Args:
+        job: to run.
+        text_of: how a row's tokens read.
+        tell: is told of each forward, and ends the job by an exception.
     """
     model = job.model
     recorder = Recorder(job.spans) if job.settings.return_trajectory else None
@@ -278,6 +284,7 @@ def outcomes(
     order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
     stopping = job.stop_texts()
     for step in job.steps(stopping.change):
+        tell(step)
         if order is not None:
             mark(order, step)
         if recorder is not None:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from dlm.cli.inputs import Messages, with_system
 from dlm.cli.results import Result
 from dlm.cli.train import stop_after_step
 from dlm.generation import Generation, finish
-from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, TextDiffusionStreamer
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
@@ -109,22 +109,18 @@ def decode(job: Job, printer: "Printer") -> Generation | None:
     follow = Follower(printer, job, job.model.spec.stop_ids)
     try:
         with stop_after_step(None) as check:
-            return finish(followed(job, follow, check))
+            return finish(job, partial(tell, follow, check))
     except KeyboardInterrupt:
         return None
     finally:
         printer.end()
 
 
-def followed(job: Job, follow: Follower, check: Callable[[], None]) -> Followed:
-    """The job, with what each of its forwards is told to."""
-
-    def tell(step: Step) -> None:
-        follow(step)
-        if not step.done[0]:
-            check()
-
-    return Followed(**{each.name: getattr(job, each.name) for each in fields(job)}, tell=tell)
+def tell(follow: Follower, check: Callable[[], None], step: Step) -> None:
+    """Show what a forward made, and stop there if that was asked for before the last one."""
+    follow(step)
+    if not step.done[0]:
+        check()
 
 
 class Printer:

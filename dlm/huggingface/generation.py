@@ -4,8 +4,8 @@ Shapes: B rows, P columns of prompt, N new tokens, R rows of prompts.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,6 @@ from transformers.generation.configuration_utils import GenerationConfig
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from dlm.batch import Change
 from dlm.generation import Generation, finish
 from dlm.huggingface import batch, streamers
 from dlm.huggingface.checkpoint import Origin
@@ -29,13 +28,12 @@ from dlm.huggingface.options import (
     settings,
     stated,
 )
-from dlm.job import Job, generation_job
+from dlm.job import generation_job
 from dlm.models.facts import Overrides, ids, is_released, resolve
 from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, integers, names_checked
-from dlm.runtime import Step
 from dlm.trajectory import Likeliest, Trajectory
 
 UNREAD: Final = object()
@@ -52,19 +50,6 @@ class DiffusionGenerationOutput(ModelOutput):
     order: Tensor | None = None  # int64 [B, N], see `dlm.Generation`; with return_order
     trajectory: list[Trajectory] | None = None  # one per row; with return_trajectory
     top_tokens: list[list[Likeliest]] | None = None  # likewise; with return_top_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Followed(Job):
-    """A job whose forwards are told to someone."""
-
-    tell: Callable[[Step], None]
-
-    def steps(self, change: Callable[[], Change] = Change) -> Iterator[Step]:
-        """Every forward of the job."""
-        for step in Job.steps(self, change):
-            self.tell(step)
-            yield step
 
 
 class DiffusionGenerationMixin:
@@ -189,12 +174,11 @@ class DiffusionGenerationMixin:
             streamers.check(streamer, len(rows) * count, chosen.stops)
         job = generation_job(model, [row for row in rows for _ in range(count)], chosen)
         stops = model.spec.stop_ids if chosen.stop_at_eos else ()
-        if streamer is not None:
-            tell = streamers.Follower(streamer, job, stops)
-            job = Followed(**{f.name: getattr(job, f.name) for f in fields(job)}, tell=tell)
+        if streamer is None:
+            out = finish(job)
+        else:
             streamer.put(input_ids.cpu())
-        out = finish(job)
-        if streamer is not None:
+            out = finish(job, streamers.Follower(streamer, job, stops))
             streamer.end()
         fill = model.spec.eos_id if pad is None else pad
         repeated = input_ids.repeat_interleave(count, 0)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,6 @@ import dlm
 from dlm import TextDiffusionStreamer
 from dlm.decoders import DECODERS
 from dlm.generation import finish
-from dlm.huggingface.generation import Followed
 from dlm.huggingface.streamers import Follower, check
 from dlm.job import generation_job
 from dlm.models.model import Model
@@ -72,8 +70,7 @@ def test_what_is_final_is_never_taken_back(
             assert draft[-1] != MASK
             assert set(now[told + len(draft) :]) <= {MASK}
 
-    job = Followed(**{f.name: getattr(job, f.name) for f in fields(job)}, tell=tell)
-    tokens = finish(job).tokens[0]
+    tokens = finish(job, tell).tokens[0]
     ends = [i + 1 for i, token in enumerate(tokens) if token in (EOS, EOT)]
     assert listener.final == tokens[: ends[0] if ends else LENGTH]
 
