@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm.batch import Change, Rows, Terms, denoise
+from dlm.batch import Change
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.runtime import Step
@@ -46,9 +46,7 @@ def are_greedy(
     rows = [[*q.prompt, *m, *model.spec.suffix] for q, m in zip(questions, masks, strict=True)]
     job = make_job(model, rows, [(0, len(row)) for row in rows], settings)
     watch = Watch(questions, model.spec.mask_id)
-    terms = Terms.of(model, settings, job.decoder, job.execution, job.canvas.span)
-    batch = Rows(job.canvas, [len(row) for row in rows], range(len(rows)))
-    for step in denoise(terms, batch, lambda: Change(leave=watch.over)):
+    for step in job.steps(lambda: Change(leave=watch.over)):
         watch.see(step)
     return watch.found(questions)
 

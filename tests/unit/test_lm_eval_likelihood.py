@@ -116,7 +116,7 @@ def test_the_greedy_flag_can_be_left_out(
     ((value, flag),) = with_it._loglikelihood_tokens(request, disable_tqdm=True)
     assert flag is True
     without = DLM(samples=2, greedy=False)
-    monkeypatch.setattr("dlm.greedy.denoise", None)  # nothing is decoded
+    monkeypatch.setattr("dlm.job.denoise", None)  # nothing is decoded
     assert without._loglikelihood_tokens(request, disable_tqdm=True) == [(value, False)]
     assert without.get_model_info()["log_likelihood"]["greedy"] is False
     assert with_it.get_model_info()["log_likelihood"]["greedy"] is True

@@ -125,7 +125,7 @@ def test_answers_of_one_token_take_one_row_a_prompt(
     golden: Model, forwards: list[tuple[int, ...]], way: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("dlm.greedy.denoise", None)  # the flag is read from the same logits
+    monkeypatch.setattr("dlm.job.denoise", None)  # the flag is read from the same logits
     pairs = [([9, prompt], [token]) for prompt in range(20) for token in (5, 6, 7, 8)]
     values, flags = shared(golden, pairs, 16, greedy=True, **way)
     assert forwards == [(16, 3), (4, 3)]
@@ -183,8 +183,8 @@ def test_a_row_is_given_up_where_it_differs(golden: Model, monkeypatch: pytest.M
             steps.append(sum(step.live))
             yield step
 
-    monkeypatch.setattr("dlm.greedy.denoise", counted)
     right = tuple(greedy_tokens(golden, [9], 6, 0.0))
+    monkeypatch.setattr("dlm.job.denoise", counted)
     wrong = (*right[:5], (right[5] + 1) % 500)
     other = Question((8,), 6, {(5,) * 6: [], (6,) * 6: []})
     found = are_greedy(golden, [other, Question((9,), 6, {wrong: [], right: []})], 0.0)
