@@ -136,7 +136,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         cache: what the forwards of a block after its first one reuse (Wu et al. 2025, Fast-dLLM,
             arXiv:2505.22618): "none"; the keys and values in front of the block ("prefix"); or
             all but those of the block ("dual"). The first forward of a block computes the whole
-            row. Both are approximations for networks that look both ways.
+            row. Both are approximations for networks that look both ways. Where attention is in
+            blocks they are one and exact: what is in front of a block is final, and computed once.
         refresh_every: compute the whole row again after so many forwards of a block, 1 for every
             time, which equals no cache; None never.
         refresh_around: tokens on either side of a block that its forwards compute along with it,

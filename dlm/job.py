@@ -182,16 +182,16 @@ def generation_job(
 
 
 def continued(
-    model: Model, prompts: Sequence[list[int]], lengths: Sequence[int], after: Sequence[int] = ()
+    model: Model, prompts: Sequence[list[int]], lengths: Sequence[int]
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Rows with a number of masks behind each prompt, and where these stand.
 
-    Behind them comes `after`, and what closes every row of the family.
+    Behind them comes what closes every row of the family.
 
     Raises:
         ValueError: they are longer than the model can place.
     """
-    closing = [*after, *model.spec.suffix]
+    closing = model.spec.suffix
     pairs = list(zip(prompts, lengths, strict=True))
     spans = [(len(prompt), len(prompt) + length) for prompt, length in pairs]
     check_length(model, max(end for _, end in spans) + len(closing))
