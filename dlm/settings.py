@@ -56,7 +56,8 @@ class Settings:
     return_order: bool = False
     return_top_tokens: int = 0  # likeliest ones to list of each that is written
     policy: AnyDecoder = field(init=False, repr=False, compare=False)
-    """The decoder, made once: its options may name a large file."""
+    """The decoder, made with the settings and not at each use: its options may name a large file.
+    `dataclasses.replace` makes settings anew, and so their decoder, where its name was given."""
     biases: tuple[tuple[int, float], ...] = field(init=False, repr=False, compare=False)
     """Token ids with what is added to their logits, in order, without those of 0."""
 
