@@ -45,6 +45,9 @@ def integers(name: str, values: object, *, least: int, most: int = LARGEST) -> l
     """
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ValueError(f"{name} must be a sequence of ints, got {values!r}")
+    # Plain ints are looked at all together: there may be as many as a vocabulary has tokens.
+    if set(map(type, values)) == {int} and least <= min(values) and max(values) <= most:
+        return list(values)
     return [integer(name, value, least=least, most=most) for value in values]
 
 

@@ -205,7 +205,9 @@ class Settings:
             "logit_bias: each token id", [*map(int, self.logit_bias or ())], least=0, most=most
         )
         ends = spec.stop_ids if self.confidence_eos_eot_inf else ()
-        if len({*spec.banned, *never, *first, *ends}) >= spec.vocab_size:
+        away, count = (spec.banned, never, first, ends), spec.vocab_size
+        # An id may be there twice; which ones are matters only where there are enough of them.
+        if sum(map(len, away)) >= count and len(set[int]().union(*away)) >= count:
             beside = " beside the stop tokens of confidence_eos_eot_inf" if ends else ""
             raise ValueError(
                 "suppress_tokens and begin_suppress_tokens must leave a token to sample"

@@ -11,6 +11,7 @@ import dlm
 from dlm import decoders
 from dlm.cli.inputs import Row, parse_prompts
 from dlm.models.model import Model
+from dlm.options import integer, integers
 from dlm.settings import Settings
 
 SURROGATE = "a\ud800"
@@ -91,3 +92,27 @@ def test_a_jsonl_file_has_objects_only() -> None:
 def test_what_is_no_model_is_not_released() -> None:
     with pytest.raises(ValueError, match=r"model must be what dlm.load gave"):
         dlm.release(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, True, np.True_, 2.0, "3", None, 1 << 80])
+@pytest.mark.parametrize("behind", [(), (-5, 99)])  # of several the first is named
+def test_many_ints_are_refused_as_one_is(wrong: Any, behind: tuple[int, ...]) -> None:
+    values = [*range(10), wrong, *behind]
+    with pytest.raises(ValueError, match="ids must be an int") as one:
+        integer("ids", wrong, least=0, most=9)
+    with pytest.raises(ValueError, match="ids must be an int") as many:
+        integers("ids", values, least=0, most=9)
+    assert str(many.value) == str(one.value)
+
+
+@pytest.mark.parametrize("values", [[], (), range(10), [0, 9], [np.int8(3), 9], np.array([1]).data])
+def test_many_ints_are_taken_as_one_is(values: Any) -> None:
+    found = integers("ids", values, least=0, most=9)
+    assert found == [*values]
+    assert {type(value) for value in found} <= {int}
+
+
+def test_ids_that_are_suppressed_twice_count_once(golden: Model) -> None:
+    few = {"suppress_tokens": [*range(500)], "begin_suppress_tokens": [*range(500)]}
+    Settings(**few).check_model(golden.spec)  # type: ignore[arg-type]
+    assert golden.spec.vocab_size < 1000
