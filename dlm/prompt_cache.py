@@ -5,8 +5,9 @@ Shapes: B rows, L canvas, S slots, P tokens of a page, H heads, E head width.
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from threading import Lock
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import RLock
 from typing import Any, Final
 
 import torch
@@ -69,7 +70,8 @@ class PromptCache:
         self.ledger = Ledger(self.page, 0)
         self.layers: list[Layer] = []  # [S, P, H, E] each
         self.kind: tuple[Any, ...] = ()  # of numbers in them, and where they lie
-        self.lock = Lock()
+        self.lock = RLock()  # a stream may be collected, and leave its rows, while it is held
+        self.changing = False  # by the thread that holds the lock
 
     @staticmethod
     def suits(model: Model) -> bool:
@@ -110,8 +112,8 @@ class PromptCache:
         Returns:
             How many tokens of each that is.
         """
-        with self.lock:
-            if self.kind != self.kind_now():
+        with self.held() as whole:
+            if not whole or self.kind != self.kind_now():
                 return [0] * len(rows)
             found = [self.ledger.find(tokens) for tokens in rows]
             places = [
@@ -127,13 +129,15 @@ class PromptCache:
         return [len(slots) * self.page for slots in found]
 
     def keep(self, cache: Cache, rows: Mapping[int, Sequence[int]]) -> None:
-        """Take over what a cache holds of some of its rows.
+        """Take over what a cache holds of some of its rows, unless this thread is at it already.
 
         Args:
             cache: keys and values.
             rows: by number of the row, its tokens as far as they are final.
         """
-        with self.lock:
+        with self.held() as whole:
+            if not whole:
+                return
             if self.kind != self.kind_now():  # the first ones, or the network was moved
                 self.make_room(cache)
             try:
@@ -143,6 +147,21 @@ class PromptCache:
                 if not isinstance(error, torch.OutOfMemoryError):
                     raise
                 LOG.warning("no memory was left to keep prompts: what was kept is forgotten")
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keep other threads out.
+
+        Yields:
+            Whether slots hold what the ledger says. They may not where the garbage collector closes
+            a stream while this thread is between the two.
+        """
+        with self.lock:
+            whole, self.changing = not self.changing, True
+            try:
+                yield whole
+            finally:
+                self.changing = not whole
 
     def write(self, cache: Cache, rows: Mapping[int, Sequence[int]]) -> None:
         """Copy to slots what is not kept yet."""

@@ -1,6 +1,7 @@
 """Rows that take over keys and values of others decode what they would alone."""
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from dlm.execution import Execution
 from dlm.generation import Generation
 from dlm.job import make_job
 from dlm.models.model import Model
-from dlm.pages import FRONT
+from dlm.pages import FRONT, Ledger
 from dlm.settings import Settings
 from dlm.traits import Traits
 
@@ -123,11 +124,15 @@ def test_pages_hold_what_would_be_computed(
     check(model, kept)
 
 
+def three_pages(model: Model) -> dlm.PromptCache:
+    token = 4 * 2 * 64 * len(model.network.model.layers)  # bytes: keys and values of 64 floats
+    return dlm.PromptCache(model, gib=3.5 * 32 * token / (1 << 30))
+
+
 def test_little_room_is_as_good_for_what_it_holds(golden: Model) -> None:
     """Pages make room for others while rows of one batch are kept."""
     model = in_blocks(golden, block_size=32)
-    token = 4 * 2 * 64 * len(golden.network.model.layers)  # bytes: keys and values of 64 floats
-    kept = dlm.PromptCache(model, gib=3.5 * 32 * token / (1 << 30))
+    kept = three_pages(model)
     for start in (0, 3, 0, 40, 3):
         both(model, kept, [TALK[start:], TALK[start:], TALK[start + 1 :]])
         check(model, kept)
@@ -204,6 +209,42 @@ def test_rows_given_up_all_together_leave_what_they_have(golden: Model) -> None:
             next(snapshots)
         snapshots.close()  # type: ignore[attr-defined]
         assert kept.tokens == tokens
+    check(model, kept)
+
+
+@pytest.mark.parametrize("within", ["find", "add"])
+def test_a_stream_may_be_collected_while_its_cache_is_in_use(
+    golden: Model, monkeypatch: pytest.MonkeyPatch, within: str
+) -> None:
+    """As by the garbage collector: in the same thread, which must not wait for itself."""
+    model = in_blocks(golden, block_size=32)
+    kept, prompt = three_pages(model), TALK[:100]
+    left = [dlm.stream(model, TALK[7:], prompt_cache=kept, **USUAL)]
+    next(left[0])
+    both(model, kept, [prompt if within == "find" else TALK[20:]])  # all that there is room for
+    look, found = getattr(Ledger, within), []
+
+    def collecting(ledger: Ledger, tokens: list[int]) -> Any:
+        slots = look(ledger, tokens)
+        while left:
+            left.pop().close()  # type: ignore[attr-defined]
+        return slots
+
+    monkeypatch.setattr(Ledger, within, collecting)
+
+    def decode() -> None:
+        snapshots = dlm.stream(model, prompt, prompt_cache=kept, **USUAL)
+        next(snapshots)
+        check(model, kept)
+        *_, last = snapshots
+        found.append(last.tokens)
+
+    work = threading.Thread(target=decode, daemon=True)
+    work.start()
+    work.join(60)
+    assert not left
+    assert found, "it waits for itself, or it failed"
+    assert found == dlm.generate(model, [prompt], **USUAL).tokens
     check(model, kept)
 
 
