@@ -136,7 +136,7 @@ class PromptCache:
             rows: by number of the row, its tokens as far as they are final.
         """
         with self.held() as whole:
-            if not whole:
+            if not whole or self.network() is None:  # it may be collected along with its streams
                 return
             if self.kind != self.kind_now():  # the first ones, or the network was moved
                 self.make_room(cache)

@@ -1,6 +1,8 @@
 """Rows that take over keys and values of others decode what they would alone."""
 
+import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -246,6 +248,20 @@ def test_a_stream_may_be_collected_while_its_cache_is_in_use(
     assert found, "it waits for itself, or it failed"
     assert found == dlm.generate(model, [prompt], **USUAL).tokens
     check(model, kept)
+
+
+def test_a_stream_may_be_collected_with_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    model = in_blocks(dlm.load(None), block_size=8)
+    kept = dlm.PromptCache(model, gib=0.01)
+    snapshots: Any = dlm.stream(model, TALK[:40], prompt_cache=kept, **USUAL)
+    next(snapshots)
+    ring = [snapshots]
+    ring.append(ring)
+    del model, kept, snapshots, ring
+    gc.collect()
+    assert not failed
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
