@@ -106,7 +106,7 @@ def denoise(
             batch.drop(now.leave)
             while now.join is not None:
                 # A lane of their own: what is kept in the other one is in use.
-                with terms.execution.lane_beside(lane) as other:
+                with terms.execution.lane(network, beside=lane) as other:
                     more, now = Batch(terms, other, now.join, prompt_cache), NO_CHANGE
                     if terms.settings.cache != "none" or not batch.is_like(more):
                         try:

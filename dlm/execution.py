@@ -151,22 +151,18 @@ class Execution:
         torch.cuda.empty_cache()  # which nothing does while a step is recorded
 
     @contextmanager
-    def lane(self, network: Any) -> Iterator[Lane]:
-        """Where one generation finds and leaves what is kept of others."""
-        if self.lanes is None:
-            yield Lane(None, None, Budget(0))
-        else:
-            with self.lanes.taken(state_of(network)) as lane:
-                yield lane
+    def lane(self, network: Any, beside: Lane | None = None) -> Iterator[Lane]:
+        """Where one generation finds and leaves what is kept of others.
 
-    @contextmanager
-    def lane_beside(self, lane: Lane) -> Iterator[Lane]:
-        """Another one, of the same network in the same state."""
+        Args:
+            network: what it calls.
+            beside: one that it has already, whose state the network is still in.
+        """
         if self.lanes is None:
             yield Lane(None, None, Budget(0))
-        else:
-            with self.lanes.taken(lane.state) as other:
-                yield other
+            return
+        with self.lanes.taken(state_of(network) if beside is None else beside.state) as lane:
+            yield lane
 
 
 def power(count: int) -> int:
