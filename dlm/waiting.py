@@ -42,13 +42,13 @@ class Queue:
         self.execution = execution
         self.apart = apart
         self.waiting = list(range(len(lengths)))
-        self.inside = 0
+        self.inside: set[int] = set()  # names of rows that are being decoded
         self.lost = 0  # forwards of a row that empty places could have made
 
     def take(self, count: int) -> Rows:
         """The next ones to be decoded."""
         some, self.waiting = self.waiting[:count], self.waiting[count:]
-        self.inside += len(some)
+        self.inside.update(some)
         lengths = [self.lengths[row] for row in some]
         tokens = self.canvas.tokens
         columns = self.execution.columns(max(lengths), tokens.shape[1])
@@ -60,13 +60,13 @@ class Queue:
 
     def saw(self, step: Step) -> None:
         """Make room for others behind rows that are done."""
-        self.inside -= sum(step.done)
+        self.inside -= {name for name, done in zip(step.names, step.done, strict=True) if done}
 
     def fill(self, change: Callable[[], Change]) -> Change:
         """What happens between two forwards: what is asked for, and rows that join."""
         asked = change()
-        self.inside -= len(asked.leave)
-        room = self.batch_size - self.inside
+        self.inside -= asked.leave
+        room = self.batch_size - len(self.inside)
         self.lost += room
         waits = self.apart and self.inside and self.lost < self.batch_size
         if not (room and self.waiting) or waits:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import dlm
-from dlm.batch import Batch
+from dlm.batch import Batch, Change
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
+from dlm.job import generation_job
 from dlm.models.model import Model
+from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.trajectory import Recorder, Written
 
@@ -201,3 +203,17 @@ def test_rows_of_lengths_of_their_own_are_what_they_are_alone(
 def test_lengths_that_fit_no_rows_are_refused(golden: Model, lengths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dlm.generate(golden, ROWS, gen_length=lengths)
+
+
+@torch.inference_mode()
+def test_rows_given_up_again_and_again_leave_one_place_each(golden: Model) -> None:
+    """Whoever says so may name all rows that it ever gave up, those that are done among them."""
+    options = {name: value for name, value in USUAL.items() if not name.startswith("return")}
+    job = generation_job(golden, ROWS, Settings(**options), batch_size=2)
+    over: set[int] = set()
+    done: set[int] = set()
+    for step in job.steps(lambda: Change(leave=frozenset(over))):
+        assert sum(step.live) <= 2
+        done |= {name for name, ended in zip(step.names, step.done, strict=True) if ended}
+        over.update(done, {0})
+    assert done == {*range(1, len(ROWS))}
