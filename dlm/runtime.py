@@ -128,13 +128,13 @@ class Loop:
         self.spec = model.spec
         self.block_length = block_length
         self.width = width
-        self.stops = self.when(ids(model.spec.stop_ids, model.device))
+        self.stops = self.stops_of(ids(model.spec.stop_ids, model.device))
         # Where attention is in blocks a cache holds what is final, and no row is made again.
         self.exact = self.spec.block_size is not None and settings.cache != "none"
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
 
-    def when(self, stop_ids: Tensor) -> Stops:
+    def stops_of(self, stop_ids: Tensor) -> Stops:
         """When one of these tokens ends a row."""
         settled: Literal["token", "block", "row"] = "token"
         if self.traits.cross_block:
@@ -148,9 +148,8 @@ class Loop:
     ) -> tuple[Progress, Due]:
         """Before the first forward, of rows whose cache holds the first `kept` columns of each."""
         (batch, width), device = canvas.tokens.shape, canvas.tokens.device
-        blanks = canvas.blanks
-        if self.traits.max_forwards is not None:
-            blanks = self.traits.max_forwards(blanks, canvas.budget)
+        blanks, most = canvas.blanks, self.traits.max_forwards
+        bound = (blanks if most is None else most(blanks, canvas.budget)).sum(-1)
         with device:
             state = self.decoder.init_state(batch, self.width)
         check_state(state, batch, self.traits.name)
@@ -160,7 +159,7 @@ class Loop:
         path = none.double() if self.meter.keeps_path else None
         tally = Tally(none, none, path)
         kept = none if kept is None else kept
-        progress = Progress(state, window, never, never, none, none, kept, blanks.sum(-1), tally)
+        progress = Progress(state, window, never, never, none, none, kept, bound, tally)
         reach = int(self.meter.forward.reach(canvas, window.start, kept, never))
         packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
