@@ -17,7 +17,7 @@ from dlm.models.model import Model, untouched
 from dlm.options import names_checked
 from dlm.progress import Due, Progress
 from dlm.prompts import check_model
-from dlm.recording import Recorder, pools
+from dlm.recording import GraphRecorder, pools
 
 if TYPE_CHECKING:
     from dlm.runtime import Outcome
@@ -183,7 +183,7 @@ def lanes_of(model: Model) -> Lanes:
     """Those of a network on a GPU. They go with it, and others take their place on another GPU."""
     found, device = LANES.get(model.network), model.device
     if found is None or found.device != device:
-        found = Lanes(partial(Recorder, device), memory_of(device) // SHARE, device)
+        found = Lanes(partial(GraphRecorder, device), memory_of(device) // SHARE, device)
         LANES[model.network] = found
     return found
 

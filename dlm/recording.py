@@ -249,7 +249,7 @@ def take(device: torch.device) -> Pool:
     return pool
 
 
-class Recorder(Record):
+class GraphRecorder(Record):
     """Makes recordings in one pool, for one generation at a time.
 
     Two generations that go on by turns must not share one: each writes over what the other left.

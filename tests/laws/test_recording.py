@@ -15,7 +15,7 @@ from dlm import recording
 from dlm.execution import Execution
 from dlm.job import generation_job
 from dlm.models.model import Model
-from dlm.recording import Pool, Recorder, pools
+from dlm.recording import GraphRecorder, Pool, pools
 from dlm.runtime import Loop
 from dlm.settings import Settings
 from dlm.tree import kinds
@@ -24,7 +24,7 @@ Toy = Callable[..., Model]
 Traced = Callable[..., Execution]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
-RECORDER = partial(Recorder, torch.device("cpu"))
+RECORDER = partial(GraphRecorder, torch.device("cpu"))
 
 
 def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
