@@ -19,7 +19,7 @@ from dlm.estimators import Ask, Draws, Estimator, chain, together
 from dlm.greedy import Answer, Question, are_greedy
 from dlm.host import send
 from dlm.models.spec import ModelSpec
-from dlm.scoring import Reader, Rows, Scores
+from dlm.scoring import Reader, ScoredRows, Scores
 
 FORWARDS = 8
 """Of questions worked on together, about, so that few have rows to spare."""
@@ -280,7 +280,7 @@ class Questions:
         width = int(length.max())
         padded = int(length.min()) < width
         bring = partial(send, device=self.model.device)
-        rows = Rows(
+        rows = ScoredRows(
             tokens=bring(tokens[first:last, :width]),
             given=bring(given),
             start=bring(start),

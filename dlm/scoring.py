@@ -17,7 +17,7 @@ from dlm.settings import LARGEST_SCALE
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ScoredRows:
     """Prompts, answers and what closes a row, as the network sees them."""
 
     tokens: Tensor  # int64 [B, L], right-padded
@@ -49,7 +49,7 @@ class Reader:
         self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
         self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
 
-    def __call__(self, rows: Rows, line: Tensor, column: Tensor, token: Tensor) -> Scores:
+    def __call__(self, rows: ScoredRows, line: Tensor, column: Tensor, token: Tensor) -> Scores:
         """Score the tokens `token` at places of rows, int64 [K] all three."""
         columns = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)[None]
         valid = None if rows.length is None else columns < rows.length[:, None]
@@ -104,7 +104,7 @@ class Scorer:
         tokens = self.row.repeat(masked.shape[0], 1)
         tokens[:, self.span].masked_fill_(masked, self.mask_id)
         line, column = scored.nonzero(as_tuple=True)
-        rows = Rows(tokens, self.given, self.start, self.end)
+        rows = ScoredRows(tokens, self.given, self.start, self.end)
         token = self.row[self.span][column]
         found = self.reader(rows, line, column + self.start, token).log_probability
         out = torch.zeros(scored.shape, dtype=found.dtype, device=found.device)

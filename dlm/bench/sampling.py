@@ -33,7 +33,7 @@ Part = Callable[[Tensor], object]  # what is done with some of the rows
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SamplingOptions:
     """What to sample from.
 
     Raises:
@@ -63,7 +63,7 @@ class Rows:
         return max(*self.rows, self.positions)
 
 
-def measure(options: Rows) -> Iterator[Result]:
+def measure(options: SamplingOptions) -> Iterator[Result]:
     """One result for each dtype, temperature and number of rows."""
     device = check_device(options.device)
     gpu = gpu_of(device)
@@ -81,7 +81,7 @@ def measure(options: Rows) -> Iterator[Result]:
                 yield compare(logits, rows, temperature, options, most, gpu)
 
 
-def pooled(options: Rows, dtype: torch.dtype) -> int:
+def pooled(options: SamplingOptions, dtype: torch.dtype) -> int:
     """Rows of a pool that no cache holds."""
     return max(options.most, math.ceil(EVICTED / (options.vocabulary * dtype.itemsize)))
 
@@ -91,7 +91,7 @@ def compare(
     pool: Tensor,
     rows: int,
     temperature: float,
-    options: Rows,
+    options: SamplingOptions,
     most: Ceilings,
     gpu: Gpu | None,
 ) -> Result:

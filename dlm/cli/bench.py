@@ -191,7 +191,7 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
     json: Json = False,
 ) -> None:
     """Statistics and a sample of each row, against float64 copies of the vocabulary."""
-    from dlm.bench.sampling import Rows, measure
+    from dlm.bench.sampling import SamplingOptions, measure
 
     given: dict[str, Any] = {}
     if dtype:
@@ -199,7 +199,9 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
     if temperature:
         given["temperatures"] = tuple(temperature)
     counts = tuple(rows or row_counts(device))
-    options = Rows(counts, positions, vocabulary, device=device, repeats=repeats, **given)
+    options = SamplingOptions(
+        counts, positions, vocabulary, device=device, repeats=repeats, **given
+    )
     with threads_set(threads):
         Sink(json, out).write(measure(options), device)
 

@@ -17,7 +17,7 @@ from dlm.bench.machine import commit, processor
 from dlm.bench.profile import by_function
 from dlm.bench.replay import Recorder, replay
 from dlm.bench.result import Result, shown
-from dlm.bench.sampling import Rows
+from dlm.bench.sampling import SamplingOptions
 from dlm.bench.serve import requests_of
 from dlm.bench.shapes import SHAPES, Shape, build, shape_of
 from dlm.bench.step import count_flops, count_forwards
@@ -363,4 +363,4 @@ def test_bad_options_end_in_one_line(message: str, args: list[str]) -> None:
 
 def test_rows_refuse_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="temperature must be a finite number >= 0"):
-        Rows(temperatures=(-1.0,))
+        SamplingOptions(temperatures=(-1.0,))

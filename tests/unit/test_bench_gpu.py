@@ -17,7 +17,7 @@ from dlm.bench.ceilings import Ceilings, best
 from dlm.bench.events import GRAPH, PLAIN, Timed, UnrecordableError, gpu_of
 from dlm.bench.replay import Alone, Recorder, forwards, shapes
 from dlm.bench.result import Result
-from dlm.bench.sampling import Rows, clocked, copy_half, pooled, slices
+from dlm.bench.sampling import SamplingOptions, clocked, copy_half, pooled, slices
 from dlm.bench.shapes import SHAPES, build
 from dlm.bench.steps import KINDS, Span, told, watched
 from dlm.bench.timing import WALL
@@ -146,8 +146,8 @@ def test_no_row_is_read_twice_before_all_others() -> None:
     parts = slices(pool, 3)
     assert torch.equal(torch.cat(parts), pool[:9])
     assert {len(part) for part in parts} == {3}
-    assert pooled(Rows(), torch.bfloat16) * 126464 * 2 >= sampling.EVICTED
-    assert pooled(Rows((32, 4096)), torch.bfloat16) == 4096
+    assert pooled(SamplingOptions(), torch.bfloat16) * 126464 * 2 >= sampling.EVICTED
+    assert pooled(SamplingOptions((32, 4096)), torch.bfloat16) == 4096
 
 
 def test_a_copy_reads_and_writes_as_many_bytes_as_the_logits_have() -> None:
@@ -197,7 +197,7 @@ def test_a_result_of_sampling_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(events, "LASTING", 0.0)
     gpu = Toy(wall=True)
-    options = Rows((2, 6), positions=4, vocabulary=3000, repeats=2)
+    options = SamplingOptions((2, 6), positions=4, vocabulary=3000, repeats=2)
     pool = torch.randn(12, 3000)
     found = sampling.compare(pool, rows, 1.0, options, MOST, gpu)
     names = ["dlm", "float64", *wide, "maximum and log-sum-exp", "copy of as many bytes"]

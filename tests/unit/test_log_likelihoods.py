@@ -12,7 +12,7 @@ from dlm.batch import denoise
 from dlm.greedy import Question, are_greedy
 from dlm.models.model import Model
 from dlm.questions import FORWARDS
-from dlm.scoring import Reader, Rows, Scores
+from dlm.scoring import Reader, ScoredRows, Scores
 
 Toy = Callable[..., Model]
 Pair = tuple[list[int], list[int]]
@@ -61,7 +61,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     plain = Reader.__call__
 
-    def counted(self: Reader, rows: Rows, *places: Any) -> Scores:
+    def counted(self: Reader, rows: ScoredRows, *places: Any) -> Scores:
         seen.append(tuple(rows.tokens.shape))
         return plain(self, rows, *places)
 
@@ -203,7 +203,7 @@ def test_what_does_not_fit_memory_is_halved_and_stays_so(
     asked: list[int] = []
     plain, most = Reader.__call__, 3
 
-    def short(self: Reader, rows: Rows, *places: Any) -> Scores:
+    def short(self: Reader, rows: ScoredRows, *places: Any) -> Scores:
         asked.append(len(rows.tokens))
         if asked[-1] > most:
             raise torch.OutOfMemoryError("too much")
