@@ -167,42 +167,24 @@ def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
     return torch.where(upper, distance.log(), distance.neg().log1p_()).neg_()
 
 
-def uniform(key: NoiseKey, index: int = 0) -> Tensor:
-    """One U(0, 1) variate a row, for ranking positions; float32 [N], never 0 or 1.
-
-    Args:
-        key: The noise of the rows.
-        index: In [0, 2**32). Different ones give independent variates of the same key.
-
-    Raises:
-        ValueError: If the index is no integer in its range.
-    """
-    high, low = _position_word(key, index, 0)
+def uniform(key: NoiseKey) -> Tensor:
+    """One U(0, 1) variate a row, for ranking positions; float32 [N], never 0 or 1."""
+    high, low = _position_word(key, 0)
     distance, upper = _near_end(high, low)
     return torch.where(upper, (1.0 - distance).clamp_(max=_BELOW_ONE), distance)
 
 
-def gumbel(key: NoiseKey, index: int = 0) -> Tensor:
+def gumbel(key: NoiseKey) -> Tensor:
     """One standard Gumbel variate a row, for ranking positions; float32 [N], in [-3.81, 45.1].
 
     G = -ln E with the E of `exponential_from_bits`, whose tails are fine at both ends. It takes
-    the second word of the counter that gives `uniform` its first, so that all `uniform` and
-    `gumbel` of a key are independent, at equal indices too.
-
-    Args:
-        key: The noise of the rows.
-        index: In [0, 2**32). Different ones give independent variates of the same key.
-
-    Raises:
-        ValueError: If the index is no integer in its range.
+    the second word of the counter that gives `uniform` its first, so that `uniform` and
+    `gumbel` of a key are independent.
     """
-    return exponential_from_bits(*_position_word(key, index, 1)).log_().neg_()
+    return exponential_from_bits(*_position_word(key, 1)).log_().neg_()
 
 
-def _position_word(key: NoiseKey, index: int, item: int) -> tuple[Tensor, Tensor]:
-    """Word `item`, 0 or 1, of the counter (index, position, draw, POSITION_NOISE); int64 [N]."""
-    whole = isinstance(index, Integral) and not isinstance(index, bool)
-    if not whole or not 0 <= index <= _WORD:
-        raise ValueError(f"index must be an integer in [0, 2**32), got {index!r}")
-    high, low = key.stream().words(POSITION_NOISE, torch.full_like(key.row, index)[:, None])
+def _position_word(key: NoiseKey, item: int) -> tuple[Tensor, Tensor]:
+    """Word `item`, 0 or 1, of the counter (0, position, draw, POSITION_NOISE); int64 [N]."""
+    high, low = key.stream().words(POSITION_NOISE, torch.zeros_like(key.row)[:, None])
     return high[:, item], low[:, item]
