@@ -155,8 +155,8 @@ class Execution:
         """Where one generation finds and leaves what is kept of others.
 
         Args:
-            network: what it calls.
-            beside: one that it has already, whose state the network is still in.
+            network: what it calls; not looked at with `beside`.
+            beside: one that it has already, of the same network in the same state.
         """
         if self.lanes is None:
             yield Lane(None, None, Budget(0))

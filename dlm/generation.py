@@ -34,8 +34,8 @@ class Generation:
     trajectory: list[Trajectory] | None = None
     order: list[list[int]] | None = None
     """Forward that committed or edited each token of the span, from 0; -1 where none did: tokens
-    that were given, or filled in behind a stop token or text, over others too. End of text that a
-    forward wrote there itself keeps its number."""
+    that were given, or filled in behind a stop token or text, also where a forward had written
+    another one. End of text that a forward wrote there itself keeps its number."""
     path_log_probability: list[float | None] | None = None
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
@@ -73,6 +73,7 @@ class Snapshot:
     remasked: list[int]
     edited: list[int]
     done: bool
+    filled: list[int]  # of those committed and edited, where end of text was filled in over it
 
 
 @partial(names_checked, instead=INSTEAD)
@@ -159,7 +160,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
             name, as documented there, at every temperature).
         return_trajectory: keep what every forward saw and changed.
-        return_order: keep which forward committed each token, at next to no cost.
+        return_order: keep which forward wrote each token, at next to no cost: `Generation.order`.
         return_top_tokens: of each token keep so many of the likeliest, by the forward that wrote it
             last and the law that confidence is of. On a GPU statistics take torch's way then.
         prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
@@ -338,6 +339,13 @@ def snapshots(job: Job) -> Iterator[Snapshot]:
             text, cut = stopping.read(0, span)
             span = span if cut is None else cut
         masks = (step.decision.commit, step.decision.remask, step.decision.edit)
+        drawn = dict(
+            zip(
+                (step.view.positions[0] - begin).tolist(),
+                step.view.sampled[0].tolist(),
+                strict=True,
+            )
+        )
         committed, remasked, edited = (
             [] if mask is None else (step.view.positions[0][mask[0]] - begin).tolist()
             for mask in masks
@@ -350,4 +358,5 @@ def snapshots(job: Job) -> Iterator[Snapshot]:
             remasked=remasked,
             edited=edited,
             done=done,
+            filled=[place for place in (*committed, *edited) if span[place] != drawn[place]],
         )

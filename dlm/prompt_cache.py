@@ -71,7 +71,7 @@ class PromptCache:
         self.layers: list[Layer] = []  # [S, P, H, E] each
         self.kind: tuple[Any, ...] = ()  # of numbers in them, and where they lie
         self.lock = RLock()  # a stream may be collected, and leave its rows, while it is held
-        self.changing = False  # by the thread that holds the lock
+        self.changing = False  # whether slots may not hold yet what the ledger says
 
     @staticmethod
     def suits(model: Model) -> bool:
@@ -112,8 +112,8 @@ class PromptCache:
         Returns:
             How many tokens of each that is.
         """
-        with self.held() as whole:
-            if not whole or self.kind != self.kind_now():
+        with self.held():
+            if self.kind != self.kind_now():
                 return [0] * len(rows)
             found = [self.ledger.find(tokens) for tokens in rows]
             places = [
@@ -157,8 +157,9 @@ class PromptCache:
             a stream while this thread is between the two.
         """
         with self.lock:
-            whole, self.changing = not self.changing, True
+            whole = not self.changing
             try:
+                self.changing = True
                 yield whole
             finally:
                 self.changing = not whole

@@ -75,11 +75,12 @@ class Picture:
         self.decoded += len(snapshot.committed) - len(snapshot.remasked)
         self.remasked = {position: self.tokens[position] for position in snapshot.remasked}
         # What is filled in behind a stop token stands where another token may have been committed.
-        same = (n for n in self.born if self.tokens[n] == snapshot.tokens[n])
+        same = {n for n in self.born if self.tokens[n] == snapshot.tokens[n]}
         self.born = {n: self.born[n] for n in same}
         self.tokens = snapshot.tokens
         self.edited = snapshot.edited
-        self.born |= dict.fromkeys([*snapshot.committed, *snapshot.edited], snapshot.forward)
+        written = {*snapshot.committed, *snapshot.edited}.difference(snapshot.filled)
+        self.born |= dict.fromkeys(written, snapshot.forward)
 
     def piece(self, position: int) -> str:
         """What to draw for a position; a line break stays one, behind its symbol.

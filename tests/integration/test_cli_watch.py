@@ -41,7 +41,7 @@ def test_watch_without_a_terminal_prints_a_line_a_forward(folder: str, model: Mo
 
 
 def snapshot(tokens: list[int], forward: int = 1, **changes: Any) -> Snapshot:
-    lists_ = {"committed": [], "remasked": [], "edited": []} | changes
+    lists_ = {"committed": [], "remasked": [], "edited": [], "filled": []} | changes
     return Snapshot(forward=forward, tokens=tokens, text="end", done=False, **lists_)
 
 
@@ -69,6 +69,15 @@ def test_picture_gives_what_is_filled_over_no_age(picture: Picture, model: Model
     picture.update(snapshot([mask, mask, 31, fill], committed=[2, 3]))
     picture.update(snapshot([30, stop, fill, fill], forward=2, committed=[0, 1]))
     assert [picture.style(n) for n in range(4)] == [AGES[0], AGES[0], SPECIAL, AGES[1]]
+
+
+def test_picture_gives_what_one_forward_writes_and_fills_over_no_age(
+    picture: Picture, model: Model
+) -> None:
+    stop, fill = model.spec.stop_ids[-1], model.spec.eos_id
+    ends = snapshot([30, stop, fill, fill], committed=[0, 1, 2, 3], filled=[2])
+    picture.update(ends)
+    assert [picture.style(n) for n in range(4)] == [AGES[0], AGES[0], SPECIAL, AGES[0]]
 
 
 def test_picture_shows_the_token_that_was_taken_back(picture: Picture, model: Model) -> None:

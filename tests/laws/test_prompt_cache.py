@@ -221,8 +221,9 @@ def test_a_stream_may_be_collected_while_its_cache_is_in_use(
     """As by the garbage collector: in the same thread, which must not wait for itself."""
     model = in_blocks(golden, block_size=32)
     kept, prompt = three_pages(model), TALK[:100]
-    left = [dlm.stream(model, TALK[7:], prompt_cache=kept, **USUAL)]
-    next(left[0])
+    left = [dlm.stream(model, TALK[n:], prompt_cache=kept, **USUAL) for n in (7, 9)]
+    for each in left:  # the first to go must not let the other one in
+        next(each)
     both(model, kept, [prompt if within == "find" else TALK[20:]])  # all that there is room for
     look, found = getattr(Ledger, within), []
 

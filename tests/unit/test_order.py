@@ -66,6 +66,25 @@ def test_what_was_filled_over_a_token_has_none(toy: Toy, decoder: str) -> None:
     assert kept
 
 
+@pytest.mark.parametrize("decoder", ["low_confidence", "entropy", "wino"])
+def test_snapshots_tell_what_they_fill_over(toy: Toy, decoder: str) -> None:
+    """With it they tell the order, as a forward may write a token and fill over it."""
+    options: dict[str, Any] = {"gen_length": 12, "block_length": 6, "temperature": 1.0}
+    options |= {"decoder": decoder, "logit_bias": {6: 1.0}}
+    options |= {} if decoder == "wino" else {"steps": 4}
+    filled = 0
+    for seed in range(8):
+        born, seen = [-1] * 12, [7] * 12
+        for one in dlm.stream(toy(5), [1, 2], seed=seed, **options):
+            same = zip(born, seen, one.tokens, strict=True)
+            born = [number if was == now else -1 for number, was, now in same]
+            for place in {*one.committed, *one.edited}.difference(one.filled):
+                born[place] = one.forward - 1
+            filled, seen = filled + len(one.filled), one.tokens
+        assert [born] == dlm.generate(toy(5), [1, 2], seed=seed, return_order=True, **options).order
+    assert filled or decoder == "wino", "nothing was filled over, or the test shows nothing"
+
+
 def test_order_of_an_infill_leaves_given_tokens_out(toy: Toy) -> None:
     out = dlm.infill(toy(1), [[1, 7, 2, 7, 7], [7, 3]], decoder="left_to_right", return_order=True)
     assert out.order == [[-1, 0, -1, 1, 2], [0, -1]]
