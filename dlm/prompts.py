@@ -198,7 +198,9 @@ def encode_infill(model: Model, prefix: str, suffix: str, blanks: int) -> list[i
     """Token ids of a row with so many blanks between two texts, laid out as `infill` does.
 
     They are those of the text `f"{prefix}[MASK:{blanks}]{suffix}"`, but for a `[MASK]` within the
-    two texts, which is text here. Rows may be longer than the model can place.
+    two texts, which is text here. Around them stands what the network was trained with, as begin
+    and end of text of DreamOn, unless the texts have it; else what the tokenizer puts there. Rows
+    may be longer than the model can place.
 
     Raises:
         ValueError: no int from 1, what is no model or no text, a model without a tokenizer, or a
@@ -241,31 +243,54 @@ def encode_pieces(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -
 
     Around them stands what the network was trained with (`ModelSpec.frame`), else what the
     tokenizer puts around a text.
+
+    Raises:
+        ValueError: the tokenizer makes fewer tokens of the blanks.
     """
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
-    whole = spec.frame is None
-    if tokenizer.mask_token_id == spec.mask_id:
-        ids = encode_marked(tokenizer, pieces, lengths, whole=whole)
-    else:
-        ids = opened(tokenizer(pieces[0], add_special_tokens=whole)["input_ids"], spec.suffix)
-        for length, piece in zip(lengths, pieces[1:], strict=True):
-            ids = ids + [spec.mask_id] * length
-            ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-        ids = [*ids, *spec.suffix]
+    marks = tokenizer.mask_token_id == spec.mask_id
+    ids = (encode_marked if marks else encode_unmarked)(model, pieces, lengths)
+    if ids.count(spec.mask_id) < sum(lengths):
+        raise ValueError(
+            f"the tokenizer must make a token of each blank, got {ids.count(spec.mask_id)} "
+            f"of {sum(lengths)}"
+        )
     return ids if spec.frame is None else framed(ids, *spec.frame)
 
 
-def encode_marked(
-    tokenizer: Any, pieces: Sequence[str], lengths: Sequence[int], *, whole: bool
-) -> list[int]:
-    """Token ids of texts with blanks between them that a tokenizer has a token for.
+def encode_marked(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """Token ids of texts with blanks between them that the tokenizer has a token for.
 
     In one piece, as the token may swallow spaces around it, and what the tokenizer puts around a
-    `whole` text goes around all of it.
+    text goes around all of it.
     """
+    tokenizer = tokenizer_of(model, "a text")
     blanks = [tokenizer.mask_token * length for length in lengths]
     marked = pieces[0] + "".join(b + p for b, p in zip(blanks, pieces[1:], strict=True))
-    return list(tokenizer(marked, add_special_tokens=whole)["input_ids"])
+    return list(tokenizer(marked, add_special_tokens=model.spec.frame is None)["input_ids"])
+
+
+def encode_unmarked(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """Token ids of texts with blanks between them that the tokenizer knows nothing of."""
+    tokenizer, spec = tokenizer_of(model, "a text"), model.spec
+    front, back = ([], []) if spec.frame else added(tokenizer)
+    ids = front + bare(tokenizer, pieces[0])
+    for length, piece in zip(lengths, pieces[1:], strict=True):
+        ids += [spec.mask_id] * length + bare(tokenizer, piece)
+    return [*opened(ids + back, spec.suffix), *spec.suffix]
+
+
+def bare(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, with none around them."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def added(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that a tokenizer puts in front of a text, and behind it."""
+    text, whole = bare(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    places = range(len(whole) - len(text) + 1) if text else ()
+    begin = next((n for n in places if whole[n : n + len(text)] == text), len(whole))
+    return whole[:begin], whole[begin + len(text) :]
 
 
 def framed(ids: list[int], front: tuple[int, ...], back: tuple[int, ...]) -> list[int]:

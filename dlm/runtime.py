@@ -100,9 +100,9 @@ def bind(
 
 def extent(canvas: Canvas, block_length: int | None, reach: int | None) -> tuple[int, int]:
     """Blocks of a row, and positions of a block, that a decoder is made ready for."""
-    span, blocks = canvas.span if reach is None else reach, canvas.blanks.shape[1]
+    span = canvas.span if reach is None else reach
     length = min(block_length or span, span)
-    return blocks if reach is None else max(blocks, -(-reach // length)), length
+    return (canvas.blanks.shape[1] if reach is None else -(-reach // length)), length
 
 
 class Loop:

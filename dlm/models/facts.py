@@ -211,7 +211,8 @@ def frame_of(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int
     """What stands around a text with blanks where these may grow: begin and end of text.
 
     As DreamOn's authors lay out a row (README and eval/generator.py of github.com/DreamLM/DreamOn),
-    with a tokenizer that puts nothing around a text.
+    with a tokenizer that puts nothing around a text. They are the tokenizer's, whatever else a
+    text may end with (`stop_ids`).
     """
     if expand_of(tokenizer, family) is None:
         return None

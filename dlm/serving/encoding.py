@@ -159,7 +159,6 @@ def encode_suffix(model: Model, text: str) -> list[int]:
     Raises:
         ValueError: they hold the mask, or the model has no tokenizer.
     """
-    tokenizer_of(model, "suffix")
     refuse_long(model, "suffix", len(text))
     try:
         row = encode_infill(model, "", text, 1)

@@ -127,8 +127,12 @@ def fitted(
         room = max(1, model.spec.max_length - closed)
         if room < settings.gen_length:
             settings = replace(settings, gen_length=room)
-    given = [name for name in ("messages", "prompt", "suffix") if body.get(name)]
-    what = f"{', '.join(given)} and max_tokens"
+    parts = {
+        "messages" if "messages" in body else "prompt": max(len(each.before) for each in around),
+        "suffix": max(len(each.behind) for each in around),
+    }
+    given = sorted(filter(parts.__getitem__, parts), key=parts.__getitem__, reverse=True)
+    what = f"{', '.join(given)} and max_tokens"  # the longest first, which is to blame
     check_length(model, closed + settings.gen_length, what)
     return settings
 
@@ -232,21 +236,25 @@ def refuse_work(given: Mapping[str, Any], spec: ModelSpec) -> None:
     """
     if given.get("steps") is not None:
         integer("steps", given["steps"], least=1, most=MOST_STEPS)
-    of_decoder = given.get("decoder_options")
-    options = of_decoder if isinstance(of_decoder, Mapping) else {}
-    tokens = {name: given.get(name) for name in ("suppress_tokens", "begin_suppress_tokens")}
-    for name, value in {**tokens, **options}.items():
-        if isinstance(value, list) and len(value) > spec.vocab_size:
-            raise ValueError(
-                f"{name} must hold at most one entry for each of the {spec.vocab_size} ids of the "
-                f"vocabulary, got {len(value)}"
-            )
-    for name, value in options.items():
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        refuse_list(name, given.get(name), spec)
+    options = given.get("decoder_options")
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        refuse_list(f"{name} of decoder_options", value, spec)
         if isinstance(value, int) and value > MOST_OF_DECODER:
             raise ValueError(
                 f"{name} of decoder_options must be at most {MOST_OF_DECODER} in a request, "
                 f"got {value}"
             )
+
+
+def refuse_list(name: str, value: Any, spec: ModelSpec) -> None:
+    """Refuse lists that are longer than the vocabulary, before all of one is looked at."""
+    if isinstance(value, list) and len(value) > spec.vocab_size:
+        raise ValueError(
+            f"{name} must hold at most one entry for each of the {spec.vocab_size} ids of the "
+            f"vocabulary, got {len(value)}"
+        )
 
 
 def rows_of(

@@ -74,6 +74,8 @@ def field_of(message: str) -> str | None:
     subject = re.findall(r"\w+", message.partition(" must ")[0])[:SUBJECT]
     if subject[:2] == ["unknown", "field"]:  # which is none
         return None
+    if subject[1:3] == ["of", "decoder_options"]:
+        return "decoder_options"
     if subject[:2] == ["token", "ids"]:  # of the one field that holds any
         return "prompt"
     named = next((word for word in subject if word in FIELDS), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 import dlm
@@ -15,9 +16,18 @@ from dlm.models.loading import silence
 from dlm.models.model import Model
 from dlm.prompts import encode_texts
 from dlm.serving.protocol import Asked, read_request
+from dlm.serving.refusals import wrong_of
 
 FRONT, BACK = 1, 3  # ids of the built-in tokenizer
-KINDS = ("built in", "unmarked", "closing", "framed", "framed, unmarked", "bert")
+KINDS = (
+    "built in",
+    "unmarked",
+    "closing",
+    "closing, unmarked",
+    "framed",
+    "framed, unmarked",
+    "bert",
+)
 
 
 def changed(model: Model, mark: str | None, processor: Any = None) -> Model:
@@ -47,6 +57,7 @@ def models(written: Callable[[str], Path]) -> Mapping[str, Model]:
         "built in": built_in,
         "unmarked": changed(built_in, None),
         "closing": closing,
+        "closing, unmarked": changed(closing, None),
         "framed": framed,
         "framed, unmarked": changed(framed, None),
         "bert": bert,
@@ -61,6 +72,26 @@ def ids(model: Model, text: str) -> list[int]:
 def ask(model: Model, **body: Any) -> Asked:
     data = json.dumps({"max_tokens": 4, **body}).encode()
     return read_request(data, chat=False, model=model, name="m", defaults={})
+
+
+def test_what_a_tokenizer_puts_around_a_text_goes_around_all_of_it(
+    models: Mapping[str, Model],
+) -> None:
+    for kind in ("closing", "closing, unmarked"):
+        model = models[kind]
+        expected = [FRONT, *ids(model, "3"), model.spec.mask_id, *ids(model, "4"), BACK]
+        assert encode_texts(model, "3[MASK]4") == [expected]
+        assert encode_texts(model, "[MASK]") == [[FRONT, model.spec.mask_id, BACK]]
+
+
+def test_blanks_that_a_tokenizer_takes_together_are_refused(models: Mapping[str, Model]) -> None:
+    model = changed(models["built in"], "[MASK]")
+    tokenizer: Any = model.tokenizer
+    alone = AddedToken("[MASK]", single_word=True, special=True)
+    tokenizer.add_special_tokens({"mask_token": alone})
+    spec = replace(model.spec, mask_id=tokenizer.mask_token_id, vocab_size=len(tokenizer))
+    with pytest.raises(ValueError, match=r"a token of each blank, got \d of 4"):
+        encode_texts(replace(model, spec=spec), "3[MASK:4]4")
 
 
 @pytest.mark.parametrize("kind", ["framed", "framed, unmarked"])
@@ -126,6 +157,14 @@ def test_an_empty_prompt_is_no_row_that_begins_with_a_blank_where_none_may(
 def test_rows_too_long_name_what_they_are_of(models: Mapping[str, Model]) -> None:
     model = models["built in"]
     model = replace(model, spec=replace(model.spec, max_length=9))
-    for body, what in (({}, "prompt"), ({"suffix": "123456"}, "prompt, suffix")):
-        with pytest.raises(ValueError, match=f"^{what} and max_tokens must fit the model's 9 pos"):
-            ask(model, prompt="1234567", **body)
+    bodies: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "1234567"}, "prompt"),
+        ({"prompt": "1234567", "suffix": "123456"}, "prompt, suffix"),
+        ({"prompt": "1", "suffix": "1234567"}, "suffix, prompt"),
+        ({"prompt": [""], "suffix": "1234567"}, "suffix, prompt"),  # begin of text is in front
+    ]
+    for body, what in bodies:
+        match = f"^{what} and max_tokens must fit the model's 9 pos"
+        with pytest.raises(ValueError, match=match) as caught:
+            ask(model, **body)
+        assert wrong_of(caught.value).param == what.partition(",")[0]

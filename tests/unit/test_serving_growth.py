@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
+from dlm.decoders.resample import fractions
 from dlm.execution import Execution
 from dlm.growth import Growth
 from dlm.models.model import Model
@@ -160,6 +162,47 @@ def test_a_forward_that_fails_fails_rows_that_have_just_moved(
         assert listener.over.wait(CASES.PATIENCE)
         listener.over.clear()
     assert engine.running
+
+
+@pytest.mark.parametrize("scope", ["block", "generation"])
+@pytest.mark.parametrize("block_length", [None, MOST])
+def test_schedules_of_rows_that_grow_are_those_of_infill(
+    grower: Model, engine: Engine, tmp_path: Path, scope: str, block_length: int | None
+) -> None:
+    """They are laid out for the blocks that a row may come to."""
+    path = tmp_path / "schedule.safetensors"
+    ScheduleArtefact(
+        kind="lsd",
+        model=ModelFacts(vocab=grower.spec.vocab_size, mask_id=grower.spec.mask_id),
+        gen_length=4,
+        block_length=4,
+        steps=2,
+        scope=scope,
+        reveal=(2, 2),
+        cum_fraction=fractions((2, 2)),
+        logit_scale=(1.0, 1.0),
+    ).save(path)
+    options: dict[str, Any] = {"decoder": "schedule", "decoder_options": {"path": str(path)}}
+    request, given = asked(grower, block_length=block_length, **options)
+    listener = Listener()
+    engine.submit(request, listener)
+    wait_for(listener, 5)
+    check(grower, listener, request, given)
+
+
+def test_a_row_reaches_as_far_as_its_blanks_may_come(grower: Model) -> None:
+    mask = grower.spec.mask_id
+    for block_length, most, blocks in ((8, 8, (1, 8)), (4, 8, (2, 4)), (None, 8, (1, 8))):
+        settings = Settings(decoder="schedule", block_length=block_length)
+        row = [11, *[mask] * 5, 20]
+        request = Request([row], [(1, 6)], settings, False, growth=Growth.of(most, None))
+        laid = Laid.of(grower, Line.of(grower, 0, 1, 0, request, lambda event: None))
+        assert laid.reach == most
+        assert laid.agreement[-1][-3:] == (*blocks, True)
+        plain = replace(request, growth=None)
+        laid = Laid.of(grower, Line.of(grower, 0, 1, 0, plain, lambda event: None))
+        assert laid.reach is None
+        assert laid.agreement[-1][-1] is False
 
 
 def test_a_full_row_is_bound_as_infill_binds_it(grower: Model) -> None:

@@ -88,6 +88,12 @@ def test_a_chat_is_what_generate_makes_of_it(tiny: Model, ask: Ask) -> None:
     assert again.request.rows == asked.request.rows
 
 
+def test_a_chat_has_a_key_for_each_of_its_choices(ask: Ask) -> None:
+    asked = ask(messages=[*MESSAGES, *MESSAGES], n=2, max_tokens=4)
+    assert asked.request.settings.row_keys == [0, 1]
+    assert len(asked.request.rows) == 2
+
+
 def test_what_closes_every_row_is_put_behind(tiny: Model) -> None:
     model = replace(tiny, spec=replace(tiny.spec, suffix=(4,)))
     data = b'{"prompt": [7, 8, 4], "max_tokens": 2}'
@@ -166,7 +172,10 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
         ({"suppress_tokens": [768]}, "suppress_tokens must be an int <= 767"),
         ({"suppress_tokens": "5"}, "suppress_tokens must be a sequence"),
         ({"suppress_tokens": [9] * 769}, "at most one entry for each of the 768 ids of the voc"),
-        ({"decoder_options": {"frequencies": [1.0] * 769}}, "frequencies must hold at most one en"),
+        (
+            {"decoder_options": {"frequencies": [1.0] * 769}},
+            "frequencies of decoder_options must ho",
+        ),
         ({"begin_suppress_tokens": [9] * 769}, "at most one entry for each of the 768 ids"),
         ({"stop_at_eos": "no"}, "stop_at_eos must be True or False"),
         ({"stop": ""}, "stop must be a text or texts"),
