@@ -19,15 +19,8 @@ from dlm.serving.protocol import Asked, read_request
 from dlm.serving.refusals import wrong_of
 
 FRONT, BACK = 1, 3  # ids of the built-in tokenizer
-KINDS = (
-    "built in",
-    "unmarked",
-    "closing",
-    "closing, unmarked",
-    "framed",
-    "framed, unmarked",
-    "bert",
-)
+MARKED = ("built in", "closing", "framed", "bert")
+KINDS = (*MARKED, "unmarked", "closing, unmarked", "framed, unmarked")
 
 
 def changed(model: Model, mark: str | None, processor: Any = None) -> Model:
@@ -161,7 +154,7 @@ def test_rows_too_long_name_what_they_are_of(models: Mapping[str, Model]) -> Non
         ({"prompt": "1234567"}, "prompt"),
         ({"prompt": "1234567", "suffix": "123456"}, "prompt, suffix"),
         ({"prompt": "1", "suffix": "1234567"}, "suffix, prompt"),
-        ({"prompt": [""], "suffix": "1234567"}, "suffix, prompt"),  # begin of text is in front
+        ({"prompt": [""], "suffix": "1234567"}, "suffix"),
     ]
     for body, what in bodies:
         match = f"^{what} and max_tokens must fit the model's 9 pos"

@@ -103,6 +103,10 @@ def test_an_engine_that_ends_leaves_nobody_waiting(
             "POST", "/v1/completions", b'{"prompt": "a", "model": "b"}', 404, "model",
             "model_not_found",
         ),
+        (
+            "POST", "/v1/completions",
+            b'{"prompt": "a", "decoder_options": {"steps": 1000}}', 400, "decoder_options", None,
+        ),
         ("POST", "/v1/chat/completions", b'{"prompt": "a"}', 400, None, None),
         ("POST", "/v1/completions", b'{"prompt": [5]}', 400, "prompt", None),
         (
