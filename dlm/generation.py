@@ -1,7 +1,7 @@
 """Text in, text out: `generate` and `stream` over the one denoising loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral
 from operator import itemgetter
@@ -73,7 +73,8 @@ class Snapshot:
     remasked: list[int]
     edited: list[int]
     done: bool
-    filled: list[int]  # of those committed and edited, where end of text was filled in over it
+    filled: list[int] = field(default_factory=list)
+    """Of those committed and edited, where end of text was filled in over what was written."""
 
 
 @partial(names_checked, instead=INSTEAD)

@@ -29,6 +29,7 @@ MOST_TOKENS = 1 << 22  # of all rows of a request together
 MOST_STEPS = 1 << 14  # some decoders make all the forwards that they are given
 MOST_OF_DECODER = 256  # some decoders hold so much for each token, or add so many forwards
 
+# The decoder of a body that names none.
 USUAL = next(each.default for each in dataclasses.fields(Settings) if each.name == "decoder")
 
 DEFAULTS = ("gen_length", *fields.OPTIONS)
