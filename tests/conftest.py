@@ -18,6 +18,8 @@ from torch import Tensor
 
 import dlm
 from dlm.cache import View
+from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
+from dlm.decoders.resample import fractions
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 
@@ -124,6 +126,29 @@ def decoding() -> Callable[[str], dict[str, Any]]:
         return {"decoder": name, "decoder_options": options}
 
     return find
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Callable[[Model, str], dict[str, Any]]:
+    """Options of a decoder that plays a schedule of two steps, of a scope, made for a model."""
+
+    def made(model: Model, scope: str) -> dict[str, Any]:
+        path = tmp_path / "schedule.safetensors"
+        facts = ModelFacts(vocab=model.spec.vocab_size, mask_id=model.spec.mask_id)
+        ScheduleArtefact(
+            kind="lsd",
+            model=facts,
+            gen_length=4,
+            block_length=4,
+            steps=2,
+            scope=scope,
+            reveal=(2, 2),
+            cum_fraction=fractions((2, 2)),
+            logit_scale=(1.0, 1.0),
+        ).save(path)
+        return {"decoder": "schedule", "decoder_options": {"path": str(path)}}
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from torch import Tensor
 import dlm
 from dlm.batch import Rows
 from dlm.decoders import DECODERS
-from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
-from dlm.decoders.resample import fractions
 from dlm.endings import End
 from dlm.execution import Execution
 from dlm.growth import Growing, Growth, Part
@@ -24,6 +21,7 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 
 Toy = Callable[..., Model]
+Schedule = Callable[[Model, str], dict[str, Any]]
 
 EXPAND = 50
 LIKELY = {EXPAND: 2.6}  # so that a random network asks for blanks, and gives them up, now and then
@@ -305,26 +303,11 @@ def test_decisions_of_one_forward(
     assert (after.forwards, after.queries, after.times) == (2, 10, 1)
 
 
-def schedule_of(model: Model, folder: Path, scope: str) -> dict[str, Any]:
-    """Options of a decoder that plays a schedule of two steps."""
-    path = folder / "schedule.safetensors"
-    ScheduleArtefact(
-        kind="lsd",
-        model=ModelFacts(vocab=model.spec.vocab_size, mask_id=model.spec.mask_id),
-        gen_length=4,
-        block_length=4,
-        steps=2,
-        scope=scope,
-        reveal=(2, 2),
-        cum_fraction=fractions((2, 2)),
-        logit_scale=(1.0, 1.0),
-    ).save(path)
-    return {"decoder": "schedule", "decoder_options": {"path": str(path)}}
-
-
-def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_path: Path) -> None:
+def test_schedules_are_laid_out_for_the_rows_that_may_come(
+    grower: Model, schedule: Schedule
+) -> None:
     """Their tables are as long as a block of those, not of the rows as they are given."""
-    options = schedule_of(grower, tmp_path, "block")
+    options = schedule(grower, "block")
     options |= {"max_gen_length": 9, "temperature": 1.0, "logit_bias": {EXPAND: 9.0}}
     rows = texts(grower)
     for block_length in (None, 4):
@@ -337,9 +320,11 @@ def test_schedules_are_laid_out_for_the_rows_that_may_come(grower: Model, tmp_pa
         assert alone == whole.tokens
 
 
-def test_one_block_that_holds_all_that_may_come_is_one_block(grower: Model, tmp_path: Path) -> None:
+def test_one_block_that_holds_all_that_may_come_is_one_block(
+    grower: Model, schedule: Schedule
+) -> None:
     """Blanks that a row begins with are some of those that it may come to."""
-    options = schedule_of(grower, tmp_path, "generation")
+    options = schedule(grower, "generation")
     mask, end = grower.spec.mask_id, grower.spec.eos_id
     row = [11, mask, mask, mask, 20, end]
     for length in (None, 9):

@@ -2,7 +2,7 @@
 
 import runpy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 import dlm
-from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
-from dlm.decoders.resample import fractions
 from dlm.execution import Execution
 from dlm.growth import Growth
 from dlm.models.model import Model
@@ -24,6 +22,7 @@ from dlm.settings import Settings
 from dlm.tree import equal
 
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "engine_cases.py")))
+Schedule = Callable[[Model, str], dict[str, Any]]
 EXPAND, MOST = 50, 9
 USUAL: dict[str, Any] = {
     "decoder": "left_to_right",
@@ -167,23 +166,10 @@ def test_a_forward_that_fails_fails_rows_that_have_just_moved(
 @pytest.mark.parametrize("scope", ["block", "generation"])
 @pytest.mark.parametrize("block_length", [None, MOST])
 def test_schedules_of_rows_that_grow_are_those_of_infill(
-    grower: Model, engine: Engine, tmp_path: Path, scope: str, block_length: int | None
+    grower: Model, engine: Engine, schedule: Schedule, scope: str, block_length: int | None
 ) -> None:
     """They are laid out for the blocks that a row may come to."""
-    path = tmp_path / "schedule.safetensors"
-    ScheduleArtefact(
-        kind="lsd",
-        model=ModelFacts(vocab=grower.spec.vocab_size, mask_id=grower.spec.mask_id),
-        gen_length=4,
-        block_length=4,
-        steps=2,
-        scope=scope,
-        reveal=(2, 2),
-        cum_fraction=fractions((2, 2)),
-        logit_scale=(1.0, 1.0),
-    ).save(path)
-    options: dict[str, Any] = {"decoder": "schedule", "decoder_options": {"path": str(path)}}
-    request, given = asked(grower, block_length=block_length, **options)
+    request, given = asked(grower, block_length=block_length, **schedule(grower, scope))
     listener = Listener()
     engine.submit(request, listener)
     wait_for(listener, 5)
