@@ -18,6 +18,7 @@ from dlm.decoders.klass import Klass
 from dlm.decoders.local_leap import LocalLeap
 from dlm.decoders.low_confidence import LowConfidence
 from dlm.decoders.mean_field import MeanField
+from dlm.decoders.multi_block import MultiBlock
 from dlm.decoders.mutual_stability import MutualStability
 from dlm.decoders.orders import Entropy, LeftToRight, Margin, Random
 from dlm.decoders.pc_sampler import PCSampler
@@ -53,6 +54,7 @@ __all__ = [
     "LowConfidence",
     "Margin",
     "MeanField",
+    "MultiBlock",
     "MutualStability",
     "PCSampler",
     "Prophet",
@@ -84,6 +86,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "frechet": Frechet,
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
+    "multi_block": MultiBlock,
     "mean_field": MeanField,
     "local_leap": LocalLeap,
     "hierarchical": Hierarchical,

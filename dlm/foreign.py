@@ -2,9 +2,9 @@
 
 Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
 Dream, DreamOn, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS,
-PC-Sampler, d2Cache, Prophet, diffusers and transformers. A text goes on behind "unknown option
-'name': ". What it says in the form name=value can be given as it stands; docs/migrating.md says
-what differs in result.
+PC-Sampler, d2Cache, d3LLM, Prophet, diffusers and transformers. A text goes on behind "unknown
+option 'name': ". What it says in the form name=value can be given as it stands; docs/migrating.md
+says what differs in result.
 """
 
 from typing import Final
@@ -30,6 +30,10 @@ _KLASS = (
 _EB = "in dlm it is decoder='entropy_bound' with decoder_options={'gamma': 0.1}"
 _DREAM = "in dlm it is decoder='dream' with decoder_options={'alg': '%s'}"
 _REMDM = "in dlm it is decoder='remdm' with decoder_options={'variant': '%s'}"
+_MULTI = (
+    "in dlm it is decoder='multi_block' with decoder_options={'block_add_threshold': 0.1} and "
+    "block_length=None"
+)
 _PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
 _PROPHET = "in dlm it is decoder='prophet' with decoder_options={'early_threshold': 7.5}"
 _ANSWER = "in dlm it is decoder='prophet' with decoder_options={'answer_start': 3}, less the prompt"
@@ -78,6 +82,10 @@ OPTIONS: Final[dict[str, str]] = {
     # KLASS
     "conf_threshold": _KLASS,
     "kl_history_length": "in dlm it is decoder='klass' with decoder_options={'history': 2}",
+    # d3LLM
+    "block_add_threshold": _MULTI,
+    "decoded_token_threshold": f"it changes nothing up to 1: {_MULTI}",
+    "cache_delay_iter": "the nearest is cache='prefix', which keeps what is in front of a block",
     # d2Cache, Prophet
     "sigma": _PRIOR,
     "analyze_gap": "in dlm it is decoder='prophet'",
@@ -147,6 +155,7 @@ DECODERS: Final[dict[str, str]] = {
     ),
     "d_parallel": "in dlm it is decoder='entropy_threshold'",
     "dparallel": "in dlm it is decoder='entropy_threshold'",
+    **dict.fromkeys(("d3_llm", "d3llm", "full_attn_multi_block", "multiblock"), _MULTI),
     "lsd": "in dlm it is decoder='schedule' with its path, a file that dlm distill schedule writes",
     "uncode": "in dlm it is decoder='pc_sampler'",
     "linear_position": "in dlm it is decoder='pc_sampler' with "
@@ -174,6 +183,14 @@ DECODERS: Final[dict[str, str]] = {
 OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     "entropy_bound": {"threshold": "in dlm it is gamma=0.1, nats"},
     "entropy_threshold": {"entropy_threshold": "in dlm it is threshold=0.5, nats"},
+    "multi_block": {
+        **dict.fromkeys(
+            ("block_length", "block_size"),
+            "in dlm it is sub_block_length=32, in one block that holds several",
+        ),
+        "decoded_token_threshold": "it changes nothing up to 1 beside block_add_threshold=0.1",
+        "entropy_threshold": "in dlm it is threshold=0.5, nats",
+    },
     "klass": {
         "conf_threshold": "in dlm it is threshold=0.9",
         "kl_history_length": "in dlm it is history=2",

@@ -53,6 +53,9 @@ CHECKPOINTS = (
     Checkpoint("inclusionAI/LLaDA2.1-flash", "llada2", LLADA2_FLASH, CARD, LOGITS, EDITS),
     Checkpoint("Dream-org/Dream-v0-Base-7B", "dream", DREAM_7B, "Apache-2.0", LOGITS),
     Checkpoint("Dream-org/Dream-v0-Instruct-7B", "dream", DREAM_7B, "Apache-2.0", LOGITS),
+    Checkpoint("Zigeng/dParallel_Dream_7B_Instruct", "dream", DREAM_7B, CARD, LOGITS),
+    Checkpoint("d3LLM/d3LLM_Dream", "dream", DREAM_7B, CARD, LOGITS),
+    Checkpoint("d3LLM/d3LLM_Dream_Coder", "dream", DREAM_7B, CARD, LOGITS),
     Checkpoint("Dream-org/Dream-Coder-v0-Base-7B", "dream", DREAM_7B, CARD, LOGITS),
     Checkpoint("Dream-org/Dream-Coder-v0-Instruct-7B", "dream", DREAM_7B, CARD, LOGITS),
     Checkpoint(

@@ -7,6 +7,7 @@ from dlm.published.setting import INSTRUCT, Paper, Published, lengths
 MATH = "all of MATH"
 LEAP: Final = {"threshold": 0.9, "relaxed_threshold": 0.75, "radius": 4}
 ITERATIONS: Final = {"iterations": 2}
+BLOCKS: Final = {"threshold": 0.5, "block_add_threshold": 0.1, "sub_block_length": 32}
 SPREAD: Final = {"threshold": 0.9, "low_threshold": 0.4}
 RETEST = "arXiv:2602.06953"  # DAWN, whose authors ran other decoders as well
 
@@ -16,6 +17,7 @@ FACTOR = Paper("factor", "factor", f"arXiv:2505.22618 as run by arXiv:2606.02955
 FRECHET = Paper("frechet", "frechet", f"arXiv:2606.02955, {INSTRUCT}")
 BOUND = Paper(None, "entropy_bound", "code of PC-Sampler, arXiv:2508.13021")
 DPARALLEL = Paper("dparallel", "entropy_threshold", "arXiv:2509.26488, dParallel-LLaDA")
+D3LLM = Paper("d3llm", "multi_block", "arXiv:2601.07568, leaderboard of its code, d3LLM_LLaDA")
 MEAN_FIELD = Paper(None, "mean_field", f"arXiv:2606.15805, {INSTRUCT}, threshold not told")
 LOCAL_LEAP = Paper("local-leap", "local_leap", f"arXiv:2510.07081, {INSTRUCT}")
 DINFER = Paper(None, "hierarchical", "arXiv:2510.08666, LLaDA-1.5")
@@ -111,6 +113,15 @@ ADAPTIVE: tuple[Published, ...] = (
         10.7,
         note="3-shot",
     ),
+    D3LLM.on(
+        "gsm8k",
+        BLOCKS,
+        lengths(256),
+        f"73.09; {INSTRUCT}: 72.55 at 256 forwards",
+        9.11,
+        note="0-shot",
+    ),
+    D3LLM.on("humaneval", BLOCKS, lengths(256), f"39.63; {INSTRUCT}: 38.28 at 256 forwards", 5.95),
     MEAN_FIELD.on("gsm8k", ITERATIONS, {"gen_length": 256}, "76.34, 4.93 times as fast"),
     MEAN_FIELD.on("math500", ITERATIONS, {"gen_length": 256}, "31.10, 4.07 times", note=MATH),
     MEAN_FIELD.on("humaneval", ITERATIONS, {"gen_length": 256}, "40.70, 4.88 times as fast"),

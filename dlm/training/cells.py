@@ -90,6 +90,10 @@ SETTINGS: dict[str, list[Way]] = {
     "frechet": sweep("frechet", "delta", 0.1, 0.25, 0.5),
     "entropy_bound": sweep("entropy_bound", "gamma", 0.01, 0.1, 1.0),
     "entropy_threshold": sweep("entropy_threshold", "threshold", 0.1, 0.5, 1.0),
+    "multi_block": [
+        *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
+        *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
+    ],
     "local_leap": ways("local_leap", {}, {"relaxed_threshold": 0.5}),
     "hierarchical": ways("hierarchical", {}, {"remask": True}),
     "credit": ways("credit", {}, {"adaptive": True}),

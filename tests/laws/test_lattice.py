@@ -137,6 +137,8 @@ LATTICE = [
     ("block_refinement threshold=t", "threshold threshold=above"),
     ("entropy_bound gamma=0", "entropy"),
     ("entropy_threshold threshold=0", "entropy"),
+    ("multi_block threshold=0 sub_block_length=99", "entropy"),
+    ("multi_block threshold=t sub_block_length=99", "entropy_threshold threshold=t"),
     ("entropy_bound gamma=0 order=margin", "margin"),
     ("entropy_bound gamma=99", "threshold threshold=0"),
     ("dilated base=64", "threshold threshold=0"),

@@ -70,6 +70,11 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
     "frechet": {"delta": SHARE},
     "entropy_bound": {"gamma": CHANCE, "order": name("entropi")},
     "entropy_threshold": {"threshold": CHANCE},
+    "multi_block": {
+        "threshold": CHANCE,
+        "block_add_threshold": SHARE,
+        "sub_block_length": whole(1),
+    },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
     "local_leap": {"threshold": CHANCE, "relaxed_threshold": CHANCE, "radius": whole(0)},
     "hierarchical": {"threshold": CHANCE, "low_threshold": CHANCE, "remask": FLAG},

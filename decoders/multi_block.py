@@ -1,0 +1,75 @@
+"""Decode several sub-blocks at once, each begun before the one in front of it is done."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import NEVER, at_least, fresh
+from dlm.options import integer, number
+from dlm.types import Decision, StepView
+
+
+@dataclass(frozen=True, slots=True)
+class MultiBlock(Policy):
+    """Commit H <= `threshold` nats in sub-blocks that open while those in front are decoded.
+
+    A block is cut into sub-blocks. The first one is open; at each forward the one behind the last
+    open one opens if that is decoded to a share of `block_add_threshold`. Of the masks of open ones
+    {i: H_i <= threshold} are committed, the least uncertain one of all, and the least uncertain one
+    of the first sub-block with masks if it has no other. A `steps` budget reaches beyond the open
+    ones where they are too few. Multi-block decoding of d3LLM (Qian et al. 2026, arXiv:2601.07568).
+    The authors' `decoded_token_threshold` is left out: it says which sub-blocks must commit one,
+    of which their code takes the first with masks, whose share in front is 1 always.
+
+    Args:
+        threshold: of entropy, nats.
+        block_add_threshold: share of blanks decoded, from 0 to 1; 1 is one sub-block at a time.
+        sub_block_length: tokens. Give `block_length=None`, or one that holds several.
+    """
+
+    threshold: float = 0.5
+    block_add_threshold: float = 0.1
+    sub_block_length: int = 32
+    paper: ClassVar[str] = "arXiv:2601.07568"
+    needs: ClassVar[frozenset[str]] = frozenset({"entropy", "position_noise"})
+    blind: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, least=0.0)
+        number("block_add_threshold", self.block_add_threshold, least=0.0, most=1.0)
+        integer("sub_block_length", self.sub_block_length, least=1)
+
+    def init_state(self, batch: int, length: int) -> Tensor:
+        """Open sub-blocks, int64 [B]."""
+        return torch.ones(batch, dtype=torch.int64)
+
+    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+        """The certain ones of the open sub-blocks, one of the first at least."""
+        entropy = view.want("entropy")
+        place = (view.positions - view.block_start[:, None]) // self.sub_block_length
+        first = place.masked_fill(~view.masked, NEVER).amin(-1)
+        count = self.opened(fresh(view.step, state, 1), place, view)
+        # Between blanks that stand apart there are sub-blocks without any.
+        count = torch.where(first < NEVER, count.maximum(first + 1), count)
+        open_ = view.masked & (place < count[:, None])
+        scores = view.tempered(-entropy)
+        sure = at_least(open_ & (entropy <= self.threshold), scores, open_, view.quota)
+        foremost = view.masked & (place == first[:, None])
+        sure |= at_least(sure & foremost, scores, foremost, torch.ones_like(count))
+        return count, Decision(at_least(sure, scores, view.masked, view.quota))
+
+    def opened(self, count: Tensor, place: Tensor, view: StepView) -> Tensor:
+        """Sub-blocks open after one more may have been added, int64 [B].
+
+        Args:
+            count: of those open so far, int64 [B].
+            place: sub-block of each column, int64 [B, W].
+            view: of the step.
+        """
+        last = place == count[:, None] - 1
+        blanks = (last & (view.masked | view.editable)).sum(-1)
+        done = (last & view.editable).sum(-1)
+        return count + (done >= self.block_add_threshold * blanks.double())
