@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dlm.prompt_cache import PromptCache
     from dlm.prompts import encode_infill, encode_prompts
     from dlm.questions import Likelihood
+    from dlm.recommendation import recommended
     from dlm.trajectory import Trajectory
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_likelihoods",
+    "recommended",
     "release",
     "stream",
 ]
@@ -80,6 +82,7 @@ _HOMES = {
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",
     "log_likelihoods": "dlm.likelihood",
+    "recommended": "dlm.recommendation",
     "release": "dlm.execution",
     "stream": "dlm.generation",
 }

@@ -17,6 +17,7 @@ from dlm.cli.options import (
     JSON,
     WHOLE,
     Adapter,
+    AsAuthors,
     Attention,
     BeginSuppressTokens,
     BlockLength,
@@ -63,6 +64,7 @@ PUZZLE: Final = 'puzzles for the built-in model, /clear between them: "Sudoku: 3
 
 
 def chat(  # noqa: PLR0913 (the parameters are the command line)
+    context: typer.Context,
     system: System = None,
     model: ModelName = None,
     device: Device = None,
@@ -77,6 +79,7 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     adapter: Adapter = None,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
+    recommended: AsAuthors = False,
     gen_length: GenLength = None,
     block_length: BlockLength = 32,
     steps: Steps = None,
@@ -107,8 +110,7 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     """
     given, facts = decoding_options(locals()), model_options(locals())
     refuse_company("dlm chat")
-    if gen_length is None:
-        given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
+    given.setdefault("gen_length", BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH)
     if system is not None:
         writable(system, "--system")
     from dlm.settings import Settings

@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+import typer
+
 from dlm.cli.inputs import Row, read_rows, refuse_company
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
@@ -12,6 +14,7 @@ from dlm.cli.options import (
     JSON,
     WHOLE,
     Adapter,
+    AsAuthors,
     Attention,
     BeginSuppressTokens,
     BlockLength,
@@ -53,6 +56,7 @@ from dlm.cli.options import (
 
 
 def generate(  # noqa: PLR0913 (the parameters are the command line)
+    context: typer.Context,
     prompts: Prompts = None,
     file: PromptFile = None,
     chat: Chat = None,
@@ -97,6 +101,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     ] = 16,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
+    recommended: AsAuthors = False,
     gen_length: GenLength = None,
     block_length: BlockLength = 32,
     steps: Steps = None,
@@ -135,8 +140,10 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     refuse_company("dlm generate")
     rows = read_rows(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chatty=bool(chat) or system is not None)
-    if gen_length is None and not infill:
-        given["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
+    if infill and gen_length is None:
+        given.pop("gen_length", None)  # that the authors of the model recommend
+    elif not infill:
+        given.setdefault("gen_length", BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH)
     wrap = not infill and (model is None if chat is None else chat)
     growth = {"max_gen_length": max_gen_length, "expand_budget": expand_budget}
     growth["broadcast_deletion"] = broadcast_deletion or None

@@ -167,6 +167,9 @@ def models(
         return
     head = ["model", "family", "parameters", "predicts", "attention", "licence", "verified", "note"]
     print_table(head, [model_cells(row) for row in rows])
+    if text is not None:
+        for line in advice_lines(rows):
+            typer.echo(line)
     if not rows:
         typer.echo(f"No published checkpoint of this family is known: --family {text} takes one.")
     if text is None:
@@ -207,7 +210,34 @@ def describe_model(row: dict[str, Any]) -> dict[str, Any]:
         "block_size": family.named_block(row["name"]) or family.block_size,
         "causal": family.causal,
         "asks_for_family": family.opt_in,
+        "recommended": advice(row["name"]),
     }
+
+
+def advice(name: str) -> dict[str, Any] | None:
+    """How the authors of a checkpoint decode it, and who says so; None where it is not known."""
+    from dlm.recommendation import lookup, options_of
+
+    found = lookup(name)
+    if found is None:
+        return None
+    return {"options": options_of(found), "source": found.source, "note": found.note}
+
+
+def advice_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What `--recommended` does, a checkpoint after the other, those that agree together."""
+    width = console().width
+    together: dict[str, list[str]] = {}
+    for row in rows:
+        if (found := row["recommended"]) is not None:
+            own = found["options"].pop("decoder_options", {})
+            note = f"; {found['note']}" if found["note"] else ""
+            said = f"{pairs(found['options'])}{f' ({pairs(own)})' if own else ''}"
+            text = f"{said}. From {found['source']}{note}."
+            together.setdefault(text, []).append(row["name"])
+    for text, names in together.items():
+        yield f"\nrecommended for {', '.join(names)}:"
+        yield indented(text, 2, width)
 
 
 def model_cells(row: dict[str, Any]) -> list[str]:

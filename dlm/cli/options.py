@@ -205,6 +205,14 @@ GenLength = Annotated[
     ),
 ]
 Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]
+AsAuthors = Annotated[
+    bool,
+    decoding(
+        "--recommended",
+        help="In what is not said here decode as the authors of the checkpoint do: see dlm models "
+        "NAME.",
+    ),
+]
 
 DECODING: Final = (
     "decoder",
@@ -229,12 +237,44 @@ DECODING: Final = (
 
 
 def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `dlm.generate` among a command's arguments, without those that were not given."""
+    """Options of `dlm.generate` among a command's arguments, without those that were not given.
+
+    With `recommended` those of the model's authors, where the command line does not say others.
+
+    Raises:
+        ValueError: of the model none are known.
+    """
     options = {name: given[name] for name in DECODING if given.get(name) is not None}
     options["decoder_options"] = parse_options(given["option"])
     if given["logit_bias"]:
         options["logit_bias"] = parse_bias(given["logit_bias"])
-    return options | {"block_length": unless_none(given["block_length"])}
+    options |= {"block_length": unless_none(given["block_length"])}
+    return (
+        as_authors(options, given["model"], given["context"]) if given["recommended"] else options
+    )
+
+
+def as_authors(
+    options: Mapping[str, Any], model: str | None, context: typer.Context
+) -> dict[str, Any]:
+    """Those options that the command line says, over those that the model's authors recommend.
+
+    Options of a decoder are put over theirs; with another decoder they stand alone.
+    """
+    from dlm.recommendation import recommended
+
+    advice = recommended(BUILT_IN_NAME if model is None else model)
+    source = context.get_parameter_source
+    said = {name: value for name, value in options.items() if not is_default(source(name))}
+    theirs = advice.pop("decoder_options", {})
+    same = said.get("decoder", advice["decoder"]) == advice["decoder"]
+    own = (theirs if same else {}) | options["decoder_options"]
+    return {**options, **advice, **said, "decoder_options": own}
+
+
+def is_default(source: Any) -> bool:
+    """Whether an argument is there because none was given: by name, as typer brings its own."""
+    return source is None or source.name in ("DEFAULT", "DEFAULT_MAP")
 
 
 FACTS: Final = (

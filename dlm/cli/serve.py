@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import typer
+
 from dlm.cli.loading import load_model, model_name
 from dlm.cli.options import (
     BUILT_IN_GEN_LENGTH,
@@ -18,6 +20,7 @@ from dlm.cli.options import (
     JSON,
     WHOLE,
     Adapter,
+    AsAuthors,
     Attention,
     BeginSuppressTokens,
     BlockLength,
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
 
 
 def serve(  # noqa: PLR0913 (the parameters are the command line)
+    context: typer.Context,
     model: ModelName = None,
     device: Device = None,
     device_map: DeviceMap = None,
@@ -105,6 +109,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
+    recommended: AsAuthors = False,
     gen_length: GenLength = None,
     block_length: BlockLength = 32,
     steps: Steps = None,
@@ -135,8 +140,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     How to decode is said here for requests that do not say it themselves.
     """
     defaults, facts = decoding_options(locals()), model_options(locals())
-    if gen_length is None:
-        defaults["gen_length"] = BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH
+    defaults.setdefault("gen_length", BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH)
     check_extra()
     check_key(api_key)
     check_origins(cors_origin or [])
