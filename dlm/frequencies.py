@@ -17,6 +17,7 @@ from typing import Any
 
 from dlm.data.example import string_fields
 from dlm.decoders.frequencies import COUNTS, TOTAL, parse_counts, read_json
+from dlm.models.identity import rules
 from dlm.options import integer, number
 
 OURS = "dlm"  # the key beside the authors' two
@@ -167,14 +168,8 @@ def count_tokens(
 
 def identify(tokenizer: Any, name: str | None = None) -> dict[str, Any]:
     """What tells a tokenizer from another, wherever it was loaded from."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        rules = tokenizer.get_vocab()
-    else:  # padding and truncation are what the last caller set
-        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-    digest = sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
     named = tokenizer.name_or_path if name is None else name
-    return {"name": named, "vocab_size": len(tokenizer), "digest": digest}
+    return {"name": named, "vocab_size": len(tokenizer), "digest": rules(tokenizer)}
 
 
 def start(out: Path | None, tokenizer: dict[str, Any], corpus: list[dict[str, Any]]) -> TokenCounts:

@@ -278,6 +278,7 @@ def settings_of(
         "shots": digest({name: [asdict(x) for x in row] for name, row in plan.shots.items()}),
         "model": name,
         "weights": fingerprint(model),
+        "network": model.identity()["config"],
         "tokens": tokenization(model),
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
         "device": device_name(model),
@@ -329,9 +330,15 @@ def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fingerprint(model: dlm.Model) -> str:
-    """CRC-32 over a sample of every weight, so that another checkpoint of one name is noticed."""
+    """CRC-32 over a sample of every weight, so that another checkpoint of one name is noticed.
+
+    Raises:
+        ValueError: a weight is not in memory.
+    """
     crc = 0
     for name, weight in sorted(model.network.state_dict().items()):
+        if weight.is_meta:
+            raise ValueError(f"weights must be in memory for an evaluation, got {name} elsewhere")
         flat = weight.detach().flatten()
         some = flat[:: max(1, flat.numel() // PROBED)].float().cpu().contiguous()
         crc = zlib.crc32(name.encode() + some.numpy().tobytes(), crc)
@@ -340,13 +347,8 @@ def fingerprint(model: dlm.Model) -> str:
 
 def tokenization(model: dlm.Model) -> str:
     """A digest of what turns prompts into ids, and of the ids that mean something."""
-    tokenizer = model.tokenizer
-    texts = (
-        []
-        if tokenizer is None
-        else [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    )
-    return digest([*texts, asdict(model.spec)])
+    template = None if model.tokenizer is None else model.tokenizer.chat_template
+    return digest([model.identity()["tokenizer"], template, asdict(model.spec)])
 
 
 def device_name(model: dlm.Model) -> str:

@@ -1,10 +1,11 @@
-"""What tells one network from another: all its weights, and the facts that decoding uses."""
+"""What tells one network from another: weights, configuration, the facts that decoding uses."""
 
 import hashlib
 from typing import Any
 
 import torch
 
+from dlm.models.identity import configuration, digest
 from dlm.models.model import Model
 
 
@@ -36,6 +37,7 @@ def facts(model: Model) -> dict[str, Any]:
     spec = model.spec
     return {
         "weights": checksum(model),
+        "config": digest(configuration(model.network)),
         "dtype": str(model.network.dtype).removeprefix("torch."),
         "family": spec.family,
         "vocab_size": spec.vocab_size,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlm.cache import Reuse, View
+from dlm.models.identity import configuration, digest, rules
 from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ class Model:
         if device.type == "meta":  # accelerate brings the weights along for each call
             return torch.device(embedding._hf_hook.execution_device)
         return device
+
+    def identity(self) -> dict[str, str | None]:
+        """Digests of what answers depend on beside the weights, the same wherever it was loaded.
+
+        `config` is of the network's configuration, `tokenizer` of what turns a text into ids.
+        """
+        words = None if self.tokenizer is None else rules(self.tokenizer)
+        return {"config": digest(configuration(self.network)), "tokenizer": words}
 
     def hidden(
         self,

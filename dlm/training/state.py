@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dlm.frequencies import identify
+from dlm.models.identity import configuration, rules
 from dlm.training.batches import Batches
 
 KINDS = {"recipe": dict, "step": int, "network": dict, "optimizers": list}
@@ -17,9 +17,6 @@ KINDS = {"recipe": dict, "step": int, "network": dict, "optimizers": list}
 
 FACTS = {"config": dict, "given": dict}
 """What checkpoints hold of the network and the data, since they are compared."""
-
-VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
-"""Keys of a configuration that differ by how it was read or written, not by the network."""
 
 
 def facts(recipe: dict[str, Any], network: Any, batches: Batches) -> dict[str, dict[str, Any]]:
@@ -33,16 +30,9 @@ def facts(recipe: dict[str, Any], network: Any, batches: Batches) -> dict[str, d
     return {"recipe": recipe, "config": configuration(network), "given": given}
 
 
-def configuration(network: Any) -> dict[str, Any]:
-    """A network's configuration as JSON holds it."""
-    kept = {key: value for key, value in network.config.to_dict().items() if key not in VOLATILE}
-    found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return found
-
-
 def words(tokenizer: Any) -> list[Any]:
     """What decides the ids that a tokenizer gives a chat."""
-    return [identify(tokenizer)["digest"], tokenizer.chat_template, tokenizer.mask_token_id]
+    return [rules(tokenizer), tokenizer.chat_template, tokenizer.mask_token_id]
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 
 import dlm
 from dlm.decoders import PCSampler, Threshold
@@ -113,6 +114,21 @@ def test_the_model_is_a_setting(built_in: Model) -> None:
         weight = other.network.model.layers[-1].mlp.down_proj.weight
         weight.add_(1e-3)
     assert differing(of(built_in), of(other)) == {"weights"}
+
+
+def test_what_the_network_computes_beside_its_weights_is_a_setting(built_in: Model) -> None:
+    with silence():
+        other = dlm.load()
+    other.network.config.rope_theta = 50.0
+    assert differing(of(built_in), of(other)) == {"network"}
+
+
+def test_what_is_done_to_prompts_is_a_setting(built_in: Model) -> None:
+    with silence():
+        other = dlm.load()
+    assert other.tokenizer is not None
+    other.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert differing(of(built_in), of(other)) == {"tokens"}
 
 
 def test_what_makes_ids_of_prompts_is_a_setting(built_in: Model) -> None:
