@@ -147,7 +147,7 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     distiller = prepare(loaded, rows, recipe, out, name=name, chat=wrap)
     for each in wanted:
         distiller.forwards(each)
-    from dlm.distill.schedule_ledger import alone
+    from dlm.exclusive import alone
 
     with alone(distiller.folder):
         for each in wanted:

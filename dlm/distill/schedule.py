@@ -18,10 +18,11 @@ from dlm.decoders.artefact import ModelFacts, ScheduleArtefact, canonical
 from dlm.decoders.resample import fractions
 from dlm.distill import weights
 from dlm.distill.schedule_align import Aligner, Fit
-from dlm.distill.schedule_ledger import Ledger, Report, Shape, Trajectory, alone
+from dlm.distill.schedule_ledger import Ledger, Report, Shape, Trajectory
 from dlm.distill.schedule_program import ErrorTable
 from dlm.distill.schedule_rollout import Plan, Student, teach
 from dlm.distill.schedule_states import BASES, Layout
+from dlm.exclusive import alone
 from dlm.job import check_length
 from dlm.models.model import Model
 from dlm.options import boolean, integer, known, number

@@ -1,10 +1,8 @@
 """Trajectories on disk: written batch by batch, so that a run that was stopped goes on."""
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,25 +24,6 @@ class Trajectory:
     tokens: list[int]  # [G] the answer
     order: list[int]  # [G] tokens of the row committed before the forward that committed this one
     wrong: list[list[int]]  # [G] ranks, from 0, whose arg max is not the teacher's answer
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other runs off a folder. The lock goes with the process, however that ends.
-
-    Raises:
-        ValueError: another run has the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{str(folder)!r} must be of one run at a time, and another one is on: wait for "
-                "its end or give another folder"
-            ) from None
-        yield
 
 
 @dataclass(frozen=True, slots=True)

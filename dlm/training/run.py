@@ -1,5 +1,6 @@
 """One training run from nothing to a folder that `dlm.load` reads."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from dlm.data import Example
+from dlm.exclusive import alone
 from dlm.options import integer, number
 from dlm.training.batches import Batches
 from dlm.training.loop import STATE, Progress, Recipe, Trainer
@@ -79,14 +81,11 @@ def train(
 
     Raises:
         ValueError: `out` holds a run and `resume` is not set, or the other way round; the run in
-            it is another or damaged; a row outgrows the network's positions.
+            it is another or damaged, or still on; a row outgrows the network's positions; a
+            launcher has started several processes.
     """
-    if (out / STATE).exists() != resume:
-        state = (
-            "no run to resume" if resume else "a run already: resume it or choose another folder"
-        )
-        raise ValueError(f"out={str(out)!r} holds {state}")
-    network.requires_grad_(True)
+    check_processes()
+    check_folder(out, resume)
     batches = Batches(
         tokenizer,
         recipe.tasks,
@@ -97,15 +96,42 @@ def train(
         examples=examples,
         max_length=getattr(network.config, "max_position_embeddings", None),
     )
-    trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
-    if resume:
-        trainer.resume()
-    try:
-        trainer.run(report)
-    except KeyboardInterrupt:
+    network.requires_grad_(True)
+    with alone(out):
+        check_folder(out, resume)  # another run may just have begun or ended
+        trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
+        if resume:
+            trainer.resume()
+        try:
+            trainer.run(report)
+        except KeyboardInterrupt:
+            write(network, tokenizer, out)
+            raise
         write(network, tokenizer, out)
-        raise
-    write(network, tokenizer, out)
+
+
+def check_processes() -> None:
+    """Refuse to train the same network once in each process of a launcher.
+
+    Raises:
+        ValueError: torchrun, or another one, has started several.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ValueError(f"training must be of one process, got WORLD_SIZE={size}")
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder with a run that is not to be resumed, and one without a run that is.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    if (out / STATE).exists() != resume:
+        state = (
+            "no run to resume" if resume else "a run already: resume it or choose another folder"
+        )
+        raise ValueError(f"out={str(out)!r} holds {state}")
 
 
 def write(network: Any, tokenizer: Any, out: Path) -> None:

@@ -19,8 +19,9 @@ from dlm.cli.loading import load_model
 from dlm.data import generate_examples
 from dlm.decoders.artefact import ScheduleArtefact
 from dlm.distill import schedule_measure
-from dlm.distill.schedule_ledger import Ledger, alone
+from dlm.distill.schedule_ledger import Ledger
 from dlm.distill.weights import checksum
+from dlm.exclusive import alone
 
 PROMPTS = [example.prompt for example in generate_examples("sudoku", 3, count=6)]
 SMALL = ["--gen-length", "12", "--block-length", "none", "--batch-size", "3", "--refreshes", "1"]

@@ -14,7 +14,8 @@ import torch
 
 from dlm.distill import weights
 from dlm.distill.schedule import Distiller, Origin, Recipe
-from dlm.distill.schedule_ledger import Ledger, Shape, Trajectory, alone
+from dlm.distill.schedule_ledger import Ledger, Shape, Trajectory
+from dlm.exclusive import alone
 from dlm.models.model import Model
 
 Toy = Callable[..., Model]
@@ -122,7 +123,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from dlm.distill.schedule_ledger import alone\n"
+        "from dlm.exclusive import alone\n"
         "with alone(Path(sys.argv[1])):\n"
         "    print('locked', flush=True)\n"
         "    time.sleep(600)\n"

@@ -1,7 +1,8 @@
 """A run goes on with the recipe, network, data and words it began with, or says what differs."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 import dlm
 from dlm.data import Example
+from dlm.exclusive import alone
 from dlm.models.tokenizers import read_tokenizer
 from dlm.training.loop import STATE, Recipe
 from dlm.training.run import Shape, new_network, train
@@ -142,3 +144,32 @@ def test_a_checkpoint_of_something_else_is_damaged(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / STATE)
     with pytest.raises(ValueError, match="is damaged"):
         go(tmp_path, resume=True)
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ValueError, match="one run at a time"):
+        go(tmp_path)
+    assert not (tmp_path / STATE).exists()
+    go(tmp_path)
+
+
+def test_a_run_that_began_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        (folder / STATE).touch()  # of the run that had the folder until now
+        yield
+
+    monkeypatch.setattr("dlm.training.run.alone", late)
+    with pytest.raises(ValueError, match="holds a run already"):
+        go(tmp_path)
+
+
+def test_processes_of_a_launcher_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="training must be of one process, got WORLD_SIZE=2"):
+        go(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,25 @@
+"""Folders that one run at a time may write to."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs off a folder. The lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: another run has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{str(folder)!r} must be of one run at a time, and another one is on: wait for "
+                "its end or give another folder"
+            ) from None
+        yield
