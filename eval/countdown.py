@@ -11,8 +11,8 @@ Checked against the original:
 - `valid` is the score: it takes any equations that reach the target, where `exact`, the authors'
   comparison with the reference string, takes one way out of many;
 - differs: the prompts are ours, and so is how equations are found in a longer text: signs of
-  print count as those of a keyboard, Markdown's emphasis is no operator, and a result with a
-  decimal part that is not zero is no equation.
+  print and of LaTeX count as those of a keyboard, as does an x between numbers; Markdown's
+  emphasis is no operator; a result with a decimal part that is not zero is no equation.
 """
 
 import re
@@ -29,7 +29,10 @@ _EQUATION = re.compile(
     r"(?<![0-9.+*/-])(-?[0-9]{1,9})\s{0,2}([-+*/])\s{0,2}(-?[0-9]{1,9})"
     r"\s{0,2}=\s{0,2}(-?[0-9]{1,9})(?:\.0+)?(?!\.?[0-9])"
 )
-_SIGNS = str.maketrans("\u00d7\u00f7\u2212", "*/-")
+_SIGNS = str.maketrans("\u00d7\u22c5\u00b7\u2217\u00f7\u2212", "****/-")
+_WORDS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+_NAMED = re.compile(r"\\(?:times|cdot|div)(?![a-zA-Z])")
+_LETTER = re.compile(r"(?<=[0-9)])([^\S\n]{0,2})[xX]([^\S\n]{0,2})(?=[-(0-9])")
 _MARKS = re.compile(  # an operator, with blanks on both sides or on none, or Markdown
     r"([0-9)](?:[^\S\n]*\*[^\S\n]*|\*+|[^\S\n]+\*+[^\S\n]+)(?=[-(0-9]))|[*_`]+"
 )
@@ -54,10 +57,16 @@ def local() -> list[Problem]:
 
 
 def equations(problem: Problem, output: str) -> str | None:
-    """The last equations, as many as it takes: one fewer than there are numbers."""
+    """The last equations, as many as it takes: one fewer than there are numbers.
+
+    Where there are more, one that says the last again, as a check does, counts once.
+    """
     needed = len(problem.fields["numbers"].split(",")) - 1
-    text = _MARKS.sub(lambda found: found[1] or "", output.translate(_SIGNS))
+    text = _NAMED.sub(lambda found: _WORDS[found[0]], output.translate(_SIGNS))
+    text = _MARKS.sub(lambda found: found[1] or "", _LETTER.sub(r"\1*\2", text))
     found = [f"{a}{how}{b}={c}" for a, how, b, c in _EQUATION.findall(text)]
+    if len(found) > needed:
+        found = [one for one, before in zip(found, [None, *found], strict=False) if one != before]
     return ",".join(found[-needed:]) if found else None
 
 
@@ -79,7 +88,7 @@ Answer with the steps alone, as equations with a comma between them, like 3*4=12
 
 TASK = Task(
     name="countdown",
-    version=2,  # 1: emphasis and signs of print hid equations, 50.5 was 50
+    version=3,  # 1: emphasis and signs of print hid equations, 50.5 was 50; 2: so did \\times and x
     summary="Reach a number from three others.",
     paper="Gandhi et al. 2024, arXiv:2404.03683",
     licence="Apache-2.0 where generated, MIT where published",

@@ -264,7 +264,7 @@ class Folder:
         for name in (SETTINGS, SAMPLES):  # what a kill left in the middle of `replace_file`
             for draft in self.path.glob(f".{name}.*"):
                 draft.unlink()
-        self.merge(digest(settings), vote)
+        merge(self.path, digest(settings), vote)
         there = len(merged([self.path / SAMPLES], digest(settings)))
         if not launches or there < problems * len(settings["templates"]) * samples:
             launches = [*launches, dict(launch)]
@@ -279,18 +279,21 @@ class Folder:
         }
         replace_file(self.path / SETTINGS, json.dumps(record, indent=1) + "\n")
 
-    def merge(self, settings: str, vote: Callable[[str | None], str | None] | None = None) -> None:
-        """Bring the samples of all processes into one file, in the order of their problems."""
-        files = sample_files(self.path)
-        samples = merged(files, settings)
-        order = sorted(samples.values(), key=lambda each: each.key)
-        if vote is not None:
-            order = [replace(each, vote=vote(each.reading)) for each in order]
-        if samples:
-            replace_file(self.path / SAMPLES, "".join(each.line() for each in order))
-        for path in files[1:]:
-            with suppress(FileNotFoundError):
-                path.unlink()
+
+def merge(
+    folder: Path, settings: str, vote: Callable[[str | None], str | None] | None = None
+) -> None:
+    """Bring the samples of all processes into one file, in the order of their problems."""
+    files = sample_files(folder)
+    samples = merged(files, settings)
+    order = sorted(samples.values(), key=lambda each: each.key)
+    if vote is not None:
+        order = [replace(each, vote=vote(each.reading)) for each in order]
+    if samples:
+        replace_file(folder / SAMPLES, "".join(each.line() for each in order))
+    for path in files[1:]:
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
 class Unset:

@@ -70,7 +70,7 @@ class Job:
     device: str | None
     dtype: str
     adapter: str | None  # added to the weights
-    facts: dict[str, Any]  # of the model, that its files do not tell
+    facts: dict[str, Any]  # other options of `load_model`
     templates: list[str]
     preset: str | None
     options: dict[str, Any]
@@ -91,6 +91,7 @@ class Job:
         self.check(options)
         sandbox = self.sandbox()
         world = World.of()
+        world.check_map(self.facts.get("device_map"))
         loaded = load_model(
             self.model,
             world.device(self.device),

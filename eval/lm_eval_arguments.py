@@ -10,11 +10,16 @@ import torch
 
 import dlm
 from dlm.cli.inputs import parse_value
+from dlm.cli.loading import check_quantize, quantization
 from dlm.eval.plan import NOT_OPTIONS
 from dlm.options import boolean, integer, known, number
 
 OPTION = "option."
-LOAD = ("adapter", "attn_implementation", "block_size", "dtype", "family", "mask_id", "merge")
+LOAD = (
+    "adapter", "attn_implementation", "block_size", "device_map", "dtype", "family", "mask_id",
+    "merge",
+)  # fmt: skip
+QUANTIZE = "quantize"  # what commands call a `quantization_config`
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "num_beams", *LENGTHS)
@@ -54,10 +59,14 @@ class Arguments:
         generate = [n for n in inspect.signature(dlm.generate).parameters if n not in NOT_OPTIONS]
         for name in values:
             shown = ("pretrained", "batch_size", "device", "mc_num", f"{OPTION}<name>")
-            known("model argument", name, (*LOAD, *generate, *SCORE, *shown))
-        return cls(
-            *({k: values[k] for k in names if k in values} for names in (LOAD, generate, SCORE))
+            known("model argument", name, (*LOAD, QUANTIZE, *generate, *SCORE, *shown))
+        load, decode, score = (
+            {k: values[k] for k in names if k in values} for names in (LOAD, generate, SCORE)
         )
+        if (width := values.get(QUANTIZE)) is not None:
+            check_quantize(width)
+            load["quantization_config"] = quantization(width)
+        return cls(load, decode, score)
 
 
 def plain(value: Any) -> Any:

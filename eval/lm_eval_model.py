@@ -23,7 +23,13 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import dlm
 from dlm.eval.decode import decode_rows
-from dlm.eval.lm_eval_arguments import Arguments, cut, from_harness, read_gen_kwargs
+from dlm.eval.lm_eval_arguments import (
+    HARNESS_DEVICE,
+    Arguments,
+    cut,
+    from_harness,
+    read_gen_kwargs,
+)
 from dlm.eval.lm_eval_requests import Row, groups, keys, report_shortened
 from dlm.eval.runner import places
 from dlm.eval.world import World
@@ -55,8 +61,9 @@ class DLM(TemplateLM):  # type: ignore[misc]
             batch_size: prompts decoded at a time, and rows of a forward that scores answers where
                 `mc_batch_size` is less; changes no result.
             device: such as "cuda"; the CPU if absent.
-            **arguments: `adapter`, `attn_implementation`, `block_size`, `dtype`, `family`,
-                `mask_id` and `merge` of `dlm.load`; the options of `dlm.generate`, the decoder's as
+            **arguments: `adapter`, `attn_implementation`, `block_size`, `device_map`, `dtype`,
+                `family`, `mask_id` and `merge` of `dlm.load`, `quantize` ("8bit" or "4bit") in
+                place of its `quantization_config`; the options of `dlm.generate`, the decoder's as
                 `option.<name>` or together as `decoder_options`; `estimator`, `order` and `samples`
                 (or `mc_num`) of `dlm.log_likelihood`, its batch size as `mc_batch_size`, which is
                 part of the estimate, and `greedy`: False leaves out whether greedy decoding writes
@@ -80,6 +87,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
                 self.scoring[name] = self.fixed[name]
         self.world = World.of()
         self.name = None if pretrained in BUILT_IN else str(pretrained)
+        self.world.check_map(given.load.get("device_map"))
         self.model = dlm.load(self.name, device=self.world.device(device), **given.load)
         if self.model.tokenizer is None:
             raise ValueError(f"lm-eval needs a model with a tokenizer, and {self.name!r} has none")
@@ -104,7 +112,10 @@ class DLM(TemplateLM):  # type: ignore[misc]
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> Self:
         """Make one of model_args as a mapping; they win over lm-eval's own flags."""
-        return cls(**{**from_harness(additional_config), **arg_dict})
+        harness = from_harness(additional_config)
+        if arg_dict.get("device_map") and (additional_config or {}).get("device") == HARNESS_DEVICE:
+            del harness["device"]  # that nobody asked for
+        return cls(**{**harness, **arg_dict})
 
     @classmethod
     def create_from_arg_string(

@@ -9,7 +9,9 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,7 @@ import torch
 
 import dlm
 from dlm.eval.decode import Item, Output, decode, undecoded, warm_up
-from dlm.eval.folder import SAMPLES, Appender, Folder, Run, digest, merged, read_run
+from dlm.eval.folder import SAMPLES, Appender, Folder, Run, digest, merge, merged, read_run
 from dlm.eval.plan import Plan, settings_of
 from dlm.eval.sample import Key, Sample
 from dlm.eval.score import Verdict, nothing, score
@@ -86,24 +88,17 @@ def evaluate(
     world.agree(settings)
     run_all = sandbox.run_all if sandbox else refuse_code
     worker = Worker(model, plan, items, digest(settings), run_all, report)
-    if world.rank:
-        world.wait()
-        worker.work(output, world, batch_size)
-        world.wait()
-    else:
-        with Folder(output) as folder:
+    with ExitStack() as held:
+
+        def begin() -> None:
+            folder = held.enter_context(Folder(output))
             launch = launch_facts(plan, batch_size, world)
-            folder.open(
-                settings,
-                len(plan.problems),
-                launch,
-                samples=plan.samples,
-                vote=plan.task.metrics[0].vote,
-            )
-            world.wait()
-            worker.work(output, world, batch_size)
-            folder.merge(digest(settings))
-            world.wait()
+            sizes, vote = len(plan.problems), plan.task.metrics[0].vote
+            folder.open(settings, sizes, launch, samples=plan.samples, vote=vote)
+
+        world.first(begin)
+        worker.work(output, world, batch_size)
+        world.first(partial(merge, output, digest(settings)))
     return read_run(output)
 
 

@@ -1,7 +1,7 @@
 """The processes of one run: alone, or side by side under torchrun or `accelerate launch`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
@@ -74,6 +74,39 @@ class World:
                         f"processes must run with one {name}, got {value!r} in process 0 and "
                         f"{other.get(name)!r} in process {rank}"
                     )
+
+    def first(self, act: Callable[[], object]) -> None:
+        """Let process 0 do something, and the others wait for it.
+
+        Raises:
+            ValueError: it refused to, in every process.
+        """
+        told = None
+        if not self.rank:
+            try:
+                act()
+            except ValueError as error:
+                told = str(error)
+        if self.size > 1:
+            from torch import distributed
+
+            said = [told]
+            distributed.broadcast_object_list(said)
+            (told,) = said
+        if told is not None:
+            raise ValueError(told)
+
+    def check_map(self, device_map: object) -> None:
+        """Refuse to spread a model over devices in each of several processes.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if device_map is not None and self.size > 1:
+            raise ValueError(
+                f"device_map goes with one process, got {device_map!r} in {self.size}: each of "
+                "several has a device of its own"
+            )
 
     def device(self, name: str | None) -> str | None:
         """The device of this process: one of its own where it sees several."""

@@ -93,7 +93,11 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
         int, data(help="Prompts decoded at a time; changes no target.", **COUNT)
     ] = 16,
     only_right: Annotated[
-        bool, data("--only-right", help="Leave out targets that do not solve their task.")
+        bool,
+        data(
+            "--only-right",
+            help="Leave out targets that do not solve their task; those of --data cannot be told.",
+        ),
     ] = False,
     block_length: Annotated[
         int, data(help='Tokens of a block to be masked, or "none" for all.', **BLOCKS)
@@ -130,6 +134,8 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
 ) -> None:
     """Make a model certain early: train an adapter on its own outputs (dParallel)."""
     tasks = choose_tasks(parse_shares(task or []), data_file)
+    if only_right and not set(tasks) - {FILE}:
+        raise ValueError("--only-right is for tasks that tell what is right: give a --task, too")
     held = read_held_out(held_out or [])
     examples = choose_prompts(tasks, read_user_examples(data_file, held), held, prompts, seed)
 
@@ -257,7 +263,7 @@ class Work:
         Raises:
             ValueError: one is on, or has changed the folder since it was checked.
         """
-        from dlm.distill.schedule_ledger import alone
+        from dlm.exclusive import alone
 
         with alone(self.out):
             self.check_folder(resume)

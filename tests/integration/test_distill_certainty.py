@@ -20,8 +20,8 @@ from dlm.data import TASKS, Example
 from dlm.distill import certainty_targets
 from dlm.distill.certainty_run import STATE
 from dlm.distill.certainty_targets import FILE as TARGETS
-from dlm.distill.schedule_ledger import alone
 from dlm.distill.weights import facts
+from dlm.exclusive import alone
 from dlm.models.adapter import CONFIG, WEIGHTS
 from dlm.training.loop import Progress
 
@@ -198,7 +198,11 @@ def test_a_task_with_few_prompts_leaves_the_others_their_shares() -> None:
 def test_no_rule_of_a_built_in_task_is_for_own_prompts(folder: str, tmp_path: Path) -> None:
     data, out = tmp_path / "arithmetic.jsonl", tmp_path / "out"
     data.write_text('{"prompt": "Who are you?", "response": ""}\n')
-    args = [f"--model={folder}", f"--data={data}", f"--out={out}", *SMALL[1:], "--only-right"]
+    args = [f"--model={folder}", f"--data={data}", f"--out={out}", *SMALL[1:]]
+    refused = run(*args, "--only-right")
+    assert refused.exit_code == 2
+    assert "--only-right is for tasks that tell what is right" in refused.stderr
+    assert not out.exists()
     run_well(*args)
     (target,) = (out / TARGETS).read_text().splitlines()[1:]
     assert json.loads(target)["right"] is None

@@ -297,3 +297,23 @@ def test_runs_are_compared_and_reported(dlm_eval: Run, tmp_path: Path) -> None:
     table = dlm_eval("report", *folders, "--markdown").stdout
     assert "| threshold" in table
     assert "batch size 16" in table
+
+
+def test_a_model_may_be_spread_over_devices(dlm_eval: Run, tmp_path: Path) -> None:
+    given = ("arithmetic", "--limit", "2", "--decoder", "threshold", "--json")
+    plain = lines(dlm_eval(*given, "--output", str(tmp_path / "a")))
+    spread = lines(dlm_eval(*given, "--output", str(tmp_path / "b"), "--device-map", "cpu"))
+    assert [row["score"] for row in spread] == [row["score"] for row in plain]
+    both = ("--device", "cpu", "--device-map", "cpu")
+    assert "give device or device_map, not both" in dlm_eval(*given, *both).stderr
+    assert "unknown quantize '5bit'" in dlm_eval(*given, "--quantize", "5bit").stderr
+
+
+def test_processes_do_not_spread_a_model_each(
+    dlm_eval: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    told = dlm_eval("arithmetic", "--limit", "2", "--device-map", "auto")
+    assert told.exit_code == 2
+    assert "device_map goes with one process, got 'auto' in 2" in told.stderr

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 import dlm
 from dlm.cli.errors import Commands
 from dlm.eval.cli import attach
-from dlm.eval.folder import Folder, Run, digest, read_run
+from dlm.eval.folder import Folder, Run, digest, merge, read_run
 from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan, settings_of
 from dlm.eval.repeats import DEFINITIONS, HEAD
 from dlm.eval.runner import Progress, Worker, evaluate, launch_facts, refuse_code
@@ -150,7 +150,7 @@ def test_processes_share_the_samples_of_a_problem(
             if rank:
                 path = tmp_path / "samples.rank1.jsonl"
                 lines = path.read_text().splitlines()
-        folder.merge(digest(settings))
+        merge(tmp_path, digest(settings))
     assert {json.loads(line)["repeat"] for line in lines} == {0, 1, 2}
     assert facts(read_run(tmp_path)) == facts(whole)
 

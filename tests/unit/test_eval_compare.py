@@ -107,6 +107,17 @@ def test_prompts_that_differ_are_no_pair() -> None:
         compare([one, other])
 
 
+def test_blanks_of_another_number_are_one_prompt() -> None:
+    """How many there are is the tokenizer's to say, and the problem is the same."""
+    one, other = run("a", A), run("b", B)
+    for each, count in ((one, 3), (other, 12)):
+        each.samples[2] = replace(each.samples[2], prompt=f"def f():\n[MASK:{count}]\nreturn x")
+    assert only(compare([one, other])).pairs == len(A)
+    other.samples[2] = replace(other.samples[2], prompt="def f():\n[MASK:3]\nreturn y")
+    with pytest.raises(ValueError, match="one prompt for a problem"):
+        compare([one, other])
+
+
 def test_seconds_are_compared_on_one_machine_alone() -> None:
     start = {"batch_size": 4, "processes": 1, "threads": 1, "machine": "x"}
     one, same = (replace(run(name, A), launches=[start]) for name in "ab")

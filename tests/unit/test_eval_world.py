@@ -49,3 +49,25 @@ def test_processes_with_other_settings_are_refused(monkeypatch: pytest.MonkeyPat
     World(rank=1, size=2).agree({"device": "A", "seed": 0})
     with pytest.raises(ValueError, match="one device, got 'A' in process 0 and 'B' in process 1"):
         World(rank=1, size=2).agree({"device": "B", "seed": 0})
+
+
+def test_what_the_first_process_refuses_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def broadcast(values: list[Any]) -> None:
+        sent.append(list(values))
+        values[:] = ["no"]  # what the first one sent
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+
+    def refuse() -> None:
+        raise ValueError("no")
+
+    for rank in (0, 1):  # the second one need not come to do it
+        with pytest.raises(ValueError, match=r"^no$"):
+            World(rank=rank, size=2).first(refuse)
+    assert sent == [["no"], [None]]
+    with pytest.raises(ValueError, match=r"^no$"):
+        World().first(refuse)
+    World().first(lambda: None)
+    assert len(sent) == 2  # alone there is nobody to tell

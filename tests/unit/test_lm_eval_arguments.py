@@ -159,6 +159,40 @@ def test_device_and_loading_arguments_reach_load(
     assert seen[1:] == 3 * [((None,), {"device": None})]
 
 
+def test_a_device_map_takes_the_place_of_the_harness_s_default(
+    built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(dlm, "load", lambda *_, **options: seen.append(options) or built_in)  # type: ignore[func-returns-value]
+    harness = {"device": "cuda:0", "batch_size": 1}
+    DLM.create_from_arg_obj({"device_map": "auto"}, harness)
+    DLM.create_from_arg_obj({"device_map": "auto"}, {"device": "cuda:1"})  # which load refuses
+    assert seen == [
+        {"device": None, "device_map": "auto"}, {"device": "cuda:1", "device_map": "auto"},
+    ]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match="device_map goes with one process, got 'auto' in 2"):
+        DLM.create_from_arg_obj({"device_map": "auto"}, harness)
+
+
+def test_smaller_weights_are_asked_for_by_name(
+    built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(dlm, "load", lambda *_, **options: seen.append(options) or built_in)  # type: ignore[func-returns-value]
+    with pytest.raises(ValueError, match="unknown quantize '5bit'"):
+        DLM(quantize="5bit")
+    monkeypatch.setattr("dlm.cli.loading.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="quantize '4bit' needs bitsandbytes"):
+        DLM(quantize="4bit")
+    monkeypatch.setattr("dlm.cli.loading.find_spec", lambda name: object())
+    monkeypatch.setattr("dlm.eval.lm_eval_arguments.quantization", lambda width: f"{width} wide")
+    DLM(quantize="4bit")
+    assert seen == [{"device": None, "quantization_config": "4bit wide"}]
+
+
 def test_every_process_takes_its_own_device(
     built_in: dlm.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
