@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlm.models.conversions import renamed
 from dlm.models.files import absent, cached
+from dlm.models.weights import ADAPTED
 from dlm.options import integer
 
 CONFIG = "adapter_config.json"
@@ -71,12 +72,17 @@ def attach(network: Any, source: str, *, merge: bool) -> Any:
     config.target_modules = layers
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.inference_mode = True
+    if merge:
+        check_untied(source, layers, network)
     wrapped = wrap(network, config)
     expected = library.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     check_weights(source, weights, expected)
     library.set_peft_model_state_dict(wrapped, weights)
     if merge:
-        network = wrapped.merge_and_unload(safe_merge=True)
+        try:
+            network = wrapped.merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError) as error:  # what it adds has no place in the layer
+            raise ValueError(f"the adapter {source!r} cannot be merged: {error}") from error
     network.requires_grad_(False)
     return network.eval()
 
@@ -134,6 +140,11 @@ def read_config(library: Any, source: str, network: Any) -> Any:
         kind = stated.get("peft_type")
         if kind != "LORA":
             raise ValueError(f"peft_type must be 'LORA', got {kind!r}")
+        for option in ("target_parameters", "modules_to_save"):
+            if stated.get(option):
+                raise ValueError(f"{option} must be null, got {stated[option]!r}")
+        if stated.get("bias", "none") != "none":
+            raise ValueError(f"bias must be 'none', got {stated['bias']!r}")
         integer("r", stated.get("r"), least=1)
         start = stated.get("init_lora_weights", True)
         if start not in (True, False, "gaussian"):  # the others changed the base's weights too
@@ -161,6 +172,7 @@ def read_weights(source: str, network: Any) -> tuple[dict[str, Tensor], bool]:
         found = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"cannot read {WEIGHTS} of the adapter {source!r}: {error}") from error
+    found = {n: w for n, w in found.items() if not is_copy(n, w, network)}
     strange = [n for n in found if not n.startswith(PREFIX) or LOW_RANK not in n]
     if strange or not found:
         raise ValueError(
@@ -169,6 +181,30 @@ def read_weights(source: str, network: Any) -> tuple[dict[str, Tensor], bool]:
         )
     weights = {PREFIX + renamed(n.removeprefix(PREFIX), network): w for n, w in found.items()}
     return weights, weights.keys() != found.keys()
+
+
+def is_copy(name: str, weight: Tensor, network: Any) -> bool:
+    """Whether a tensor is one of the network's: peft writes embeddings whose layers it adapts."""
+    if not name.startswith(PREFIX) or ADAPTED not in name:
+        return False
+    own = renamed(name.removeprefix(PREFIX).replace(ADAPTED, "."), network)
+    known: Tensor | None = network.state_dict().get(own)
+    if known is None or known.shape != weight.shape:
+        return False
+    return torch.equal(known, weight.to(known.device, known.dtype))
+
+
+def check_untied(source: str, layers: set[str], network: Any) -> None:
+    """Refuse to merge into a weight that another layer has, too, which would change that one."""
+    named = dict(network.named_modules())
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    if ends[1] is not None and ends[0].weight is ends[1].weight:
+        tied = sorted(layer for layer in layers if named[layer] in ends)
+        if tied:
+            raise ValueError(
+                f"the adapter {source!r} cannot be merged: the weight of {listed(tied)} is that of "
+                "the other end of the network as well. Leave out merge"
+            )
 
 
 def check_layers(source: str, layers: set[str], network: Any) -> None:

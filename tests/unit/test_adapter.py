@@ -168,6 +168,9 @@ def test_numbers_that_are_none_are_refused(golden_folder: Path, adapter: Path) -
         ({"peft_type": "IA3"}, "peft_type must be 'LORA', got 'IA3'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must be .* got 'pissa'"),
         ({"r": "many"}, "r must be an int >= 1, got 'many'"),
+        ({"bias": "lora_only"}, "bias must be 'none', got 'lora_only'"),
+        ({"modules_to_save": ["norm"]}, r"modules_to_save must be null, got \['norm'\]"),
+        ({"target_parameters": ["w"]}, r"target_parameters must be null, got \['w'\]"),
     ],
 )
 def test_other_configurations_are_refused(
@@ -176,6 +179,60 @@ def test_other_configurations_are_refused(
     restate(adapter, **changes)
     with pytest.raises(ValueError, match=message):
         dlm.load(golden_folder, adapter=adapter)
+
+
+def of_peft(folder: Path, out: Path, **options: Any) -> Tensor:
+    """Let peft write an adapter that changes something; the logits it gives."""
+    import peft
+
+    model = dlm.load(folder, dtype="float32")
+    torch.manual_seed(2)
+    wrapped = peft.get_peft_model(model.network, peft.LoraConfig(r=2, **options))
+    with torch.no_grad():
+        for name, weight in model.network.named_parameters():
+            if "lora" in name:
+                weight.normal_(std=0.3)
+    wrapped.save_pretrained(str(out))
+    return model.raw_logits(IDS)
+
+
+ENDS = {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's, of embeddings that it saves
+def test_embeddings_that_peft_writes_beside_an_adapter_are_the_networks(tmp_path: Path) -> None:
+    folder = FAMILIES / "dream"
+    expected = of_peft(folder, tmp_path, **ENDS)
+    weights = load_file(tmp_path / WEIGHTS)
+    copy = next(name for name in weights if "embed_tokens.base_layer" in name)
+    for merge in (False, True):
+        found = dlm.load(folder, dtype="float32", adapter=tmp_path, merge=merge)
+        torch.testing.assert_close(found.raw_logits(IDS), expected, rtol=0, atol=1e-3)
+    weights[copy][3, 0] += 1
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"must hold tensors .* alone, got .*base_layer.weight"):
+        dlm.load(folder, dtype="float32", adapter=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_end_is_not_merged_into_what_both_ends_share(tmp_path: Path) -> None:
+    folder = tmp_path / "tied"
+    network = dlm.load(FAMILIES / "dream", dtype="float32").network
+    stated = network.config.to_dict() | {"tie_word_embeddings": True}
+    type(network)(type(network.config).from_dict(stated)).save_pretrained(folder)
+    expected = of_peft(folder, tmp_path / "adapter", target_modules=["embed_tokens"])
+    found = dlm.load(folder, dtype="float32", adapter=tmp_path / "adapter")
+    assert torch.equal(found.raw_logits(IDS), expected)
+    with pytest.raises(ValueError, match=r"the weight of model.embed_tokens is that of the other"):
+        dlm.load(folder, dtype="float32", adapter=tmp_path / "adapter", merge=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_has_no_place_in_a_layer_is_not_merged(tmp_path: Path) -> None:
+    folder = FAMILIES / "sdar"  # whose projections have no bias
+    of_peft(folder, tmp_path, target_modules=["q_proj"], lora_bias=True)
+    with pytest.raises(ValueError, match=r"cannot be merged: .*lora_bias"):
+        dlm.load(folder, dtype="float32", adapter=tmp_path, merge=True)
 
 
 def test_pickles_are_not_read(golden_folder: Path, adapter: Path) -> None:
