@@ -15,13 +15,15 @@ from dlm.cache import View
 
 
 def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
-    """What the attention backend takes for a mask of [B, L] or its own kind; None for none.
+    """What the attention backend takes for a mask [B, L], or its own kind of [B, L, K]; or None.
 
     Given none, early transformers 5 makes one of the queries alone while a CUDA graph is captured,
     which does not fit keys of earlier forwards.
     """
     if attention_mask is None:
         return None
+    if attention_mask.dim() == 3:
+        attention_mask = attention_mask[:, None]
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
 
 

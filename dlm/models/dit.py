@@ -30,6 +30,7 @@ from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
 from dlm.kernels.layers import turn
 from dlm.models.attention import attention, mask_of
+from dlm.models.buffers import WideBuffers
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
 from dlm.models.outputs import keeps_states, masked_loss, output
 
@@ -64,7 +65,7 @@ class ZeroLinear(nn.Linear):
     """A linear map that is 0 before training: branches it gates leave the residual stream alone."""
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(WideBuffers):
     """Angles of rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split."""
 
     def __init__(self, width: int) -> None:

@@ -13,6 +13,8 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.utils.generic import maybe_autocast
 
+from dlm.models.buffers import WideBuffers
+
 
 class SoftmaxRouter(nn.Module):
     """The K most probable experts of a token (Shazeer et al. 2017, arXiv:1701.06538).
@@ -36,7 +38,7 @@ class SoftmaxRouter(nn.Module):
         return experts, weights.to(x.dtype)
 
 
-class GroupedSigmoidRouter(nn.Module):
+class GroupedSigmoidRouter(WideBuffers):
     """Sigmoid scores, limited to the best groups (DeepSeek-V3 2024, arXiv:2412.19437).
 
     s = sigmoid(W x) and r = s + bias. The score of a group of experts is the sum of its two largest

@@ -63,7 +63,7 @@ def masked_loss(
     attention_mask: Tensor | None = None,
     count: Tensor | int | None = None,
 ) -> Tensor | None:
-    """Sum of -ln p(label) over the labels that are not -100, in nats, over their count.
+    """Sum of -ln p(label) over the labels that are not -100, in nats, over their count; 0 for none.
 
     Labels stand at the position of their token. Where the network's output at i predicts token
     i + 1, a row's first token has no output that predicts it, and none behind padding.
@@ -71,7 +71,7 @@ def masked_loss(
     Args:
         config: of the network.
         logits: [B, L, V], as the network puts them.
-        labels: int64 [B, L], -100 for no loss; None gives None.
+        labels: integer [B, L], -100 for no loss; None gives None.
         attention_mask: what the forward was given.
         count: labels of all batches that are one step of an optimiser; those of this one if absent.
 
@@ -88,14 +88,13 @@ def masked_loss(
             f"labels must be of shape {list(logits.shape[:-1])}, one a token, "
             f"got {list(labels.shape)}"
         )
-    labels = labels.to(logits.device)
+    labels = labels.to(logits.device, torch.int64)
     if family_of(config).shift:
         if attention_mask is not None and attention_mask.dim() == 2:
             before = F.pad(attention_mask[:, :-1].bool(), (1, 0)).to(labels.device)
             labels = labels.masked_fill(~before, -100)
         labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # logits would be copied
     wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    if count is None:
-        return F.cross_entropy(wide, labels.flatten())
     total = F.cross_entropy(wide, labels.flatten(), reduction="sum")
-    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+    counted = torch.as_tensor((labels != -100).sum() if count is None else count)
+    return total / counted.to(total.device).clamp(min=1)

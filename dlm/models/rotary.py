@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from dlm.models.buffers import WideBuffers
+
 
 class Angles(NamedTuple):
     """What becomes of queries and keys for the places they stand at."""
@@ -19,7 +21,7 @@ class Angles(NamedTuple):
     scale: Tensor | None  # [B or 1, 1, L, 1], factor on rotated queries; None is 1
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(WideBuffers):
     """Angles of rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split."""
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -174,9 +174,10 @@ class TransformerModel(Bidirectional):
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask of the
-                attention backend's own kind.
-            position_ids: int64 [B or 1, L]; the column index if absent.
+            attention_mask: [B, L], 0 at padding, which nothing attends to; or a mask of the
+                attention backend's own kind, [B, L, K] or [B, 1, L, K].
+            position_ids: int64 [B or 1, L]; if absent the column index or, where it matters beyond
+                the distance of two tokens, the number of tokens before that are no padding.
             inputs_embeds: [B, L, D] instead of `input_ids`.
             cache: where keys and values go, and what there is to attend to.
             output_hidden_states: whether to give those in front of and behind every layer, too; the
@@ -186,7 +187,7 @@ class TransformerModel(Bidirectional):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            position_ids = torch.arange(x.shape[1], device=x.device)[None]
+            position_ids = self.places(x, attention_mask)
         mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
         if not output_hidden_states and fused.covers(self, x, (Layer, Attention)):
@@ -202,6 +203,13 @@ class TransformerModel(Bidirectional):
             hidden_states=(*states, x) if output_hidden_states else None,
         )
 
+    def places(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Positions int64 [B or 1, L] of inputs [B, L, D] that came without."""
+        padded = attention_mask is not None and attention_mask.dim() == 2
+        if padded and self.config.query_scale is not None:
+            return (torch.as_tensor(attention_mask).long().cumsum(-1) - 1).clamp_(min=0)
+        return torch.arange(x.shape[1], device=x.device)[None]
+
 
 class TransformerForMaskedLM(Bidirectional):
     """The network with its vocabulary projection."""
@@ -215,8 +223,9 @@ class TransformerForMaskedLM(Bidirectional):
         super().__init__(config)
         self.model = TransformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
-        if family_of(config).shift:
-            self.loss_type = "ForCausalLM"  # Trainer counts labels behind the first of a row
+        # By it Trainer counts labels: all of them, or those behind the first of a row. transformers
+        # would go by the name of the class.
+        self.loss_type = "ForCausalLM" if family_of(config).shift else "ForMaskedLM"
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod

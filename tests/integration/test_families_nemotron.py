@@ -144,6 +144,16 @@ def test_what_is_before_a_block_is_an_autoregressive_network(model: Model, minis
     assert (found - whole).abs().max() > 0.1
 
 
+@torch.no_grad()
+def test_padding_in_front_is_no_place(model: Model) -> None:
+    """Queries are scaled by their position, so that columns of padding must not count."""
+    row = torch.randint(0, 80, (1, 40), generator=torch.Generator().manual_seed(0))
+    front = torch.zeros(1, 33, dtype=torch.int64)
+    mask = torch.cat((front, torch.ones_like(row)), 1)
+    found = model.network(torch.cat((front, row), 1), attention_mask=mask).logits[:, 33:]
+    torch.testing.assert_close(found, model.network(row).logits, atol=2e-4, rtol=0)
+
+
 def test_blocks_begin_where_a_prompt_ends(model: Model) -> None:
     """Of any length up to that of the network's."""
     for asked, length in [(None, 8), (32, 8), (8, 8), (5, 5), (3, 3)]:

@@ -57,8 +57,30 @@ def test_the_loss_of_labels(family: str, network: Any) -> None:
     out = network(IDS, labels=LABELS)
     assert torch.equal(out.logits, plain.logits)
     torch.testing.assert_close(out.loss.double(), by_hand(plain.logits, family in SHIFTED))
+    assert torch.equal(network(IDS, labels=LABELS.int()).loss, out.loss)
     out.loss.backward()
     assert all(p.grad is not None for p in layers_of(network)[0].parameters() if p.requires_grad)
+
+
+def test_no_label_is_no_loss(network: Any) -> None:
+    """A batch of which nothing was masked changes nothing, whatever the whole step counts."""
+    none = torch.full_like(LABELS, -100)
+    for count in (None, 0, torch.tensor(0), 7):
+        loss = network(IDS, labels=none, num_items_in_batch=count).loss
+        assert loss.item() == 0
+    loss.backward()
+    assert all(not p.grad.any() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dims", [3, 4])
+def test_a_mask_for_every_query(network: Any, dims: int) -> None:
+    """The second row sees its first three tokens alone."""
+    sees = torch.ones(2, 5, 5, dtype=torch.bool)
+    sees[1, :, 3:] = False
+    mask = sees if dims == 3 else sees[:, None]
+    found = network(IDS, attention_mask=mask).logits
+    torch.testing.assert_close(found[:1], network(IDS[:1]).logits)
+    torch.testing.assert_close(found[1:, :3], network(IDS[1:, :3]).logits)
 
 
 def test_hidden_states_of_every_layer(network: Any) -> None:

@@ -145,7 +145,9 @@ def test_a_run_goes_on(written: Callable[[str], Path], tmp_path: Path) -> None:
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "mdlm"])
+@pytest.mark.parametrize(
+    "family", ["llada", "dream", "mdlm", "sdar", "sdar-moe", "illada", "dream-reasoner"]
+)
 def test_accumulated_batches_are_one_batch(
     family: str, written: Callable[[str], Path], tmp_path: Path
 ) -> None:
