@@ -89,7 +89,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     device: Device = None,
     device_map: DeviceMap = None,
     dtype: Dtype = "auto",
-    attn_implementation: Attention = "sdpa",
+    attn_implementation: Attention = None,
     quantize: Quantize = None,
     family: FamilyName = None,
     block_size: BlockSize = None,

@@ -113,7 +113,12 @@ DeviceMap = Annotated[
     str | None, source(help="Spread over devices, such as auto; excludes --device.")
 ]
 Attention = Annotated[
-    str, source("--attn-implementation", help="sdpa, eager, flash_attention_2, flex_attention.")
+    str | None,
+    source(
+        "--attn-implementation",
+        help="sdpa, eager, flash_attention_2, flex_attention.",
+        show_default="sdpa where the network has it",
+    ),
 ]
 Quantize = Annotated[
     str | None, source(metavar="8bit|4bit", help="Smaller weights; needs bitsandbytes.")

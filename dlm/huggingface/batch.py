@@ -65,6 +65,8 @@ def prompts(
                 f"{pad_id}: ones where it is a token like any other"
             )
         return rows
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(f"attention_mask must be a tensor [B, P], got {attention_mask!r}")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "

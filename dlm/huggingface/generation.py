@@ -29,11 +29,11 @@ from dlm.huggingface.options import (
     stated,
 )
 from dlm.job import generation_job
-from dlm.models.facts import Overrides, ids, is_released, resolve
+from dlm.models.facts import Overrides, ids, is_released, resolve, with_stops
 from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
-from dlm.options import integer, integers, names_checked
+from dlm.options import integer, names_checked
 from dlm.trajectory import Likeliest, Trajectory
 
 UNREAD: Final = object()
@@ -59,9 +59,12 @@ class DiffusionGenerationMixin:
     generation_config: GenerationConfig
     config: Any
     device: Any
+    dtype: Any
+    set_experts_implementation: Any
     output_modalities = ("text",)
     _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
     _tokenizer: Any = UNREAD  # read from there once it is needed; None where there is none
+    _declared: list[int] | None = None  # stop ids read there, while `generation_config` may change
     _overrides: Overrides = Overrides()  # facts that hold instead of those read there
 
     @classmethod
@@ -194,14 +197,8 @@ class DiffusionGenerationMixin:
         own_mask = stated(self.generation_config).get("mask_token_id")
         mask_id = asked.get("mask_token_id")
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
-        stops = ids(asked.get("eos_token_id"))
-        spec = model.spec
-        declared = ids(self.generation_config.eos_token_id)
-        if stops and stops != declared and not set(spec.stop_ids).issuperset(stops):
-            integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
-            if spec.mask_id in stops:
-                raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
-            spec = replace(spec, stop_ids=tuple(stops), eos_id=stops[0])
+        written = ids(self.generation_config.eos_token_id)
+        spec = with_stops(model.spec, ids(asked.get("eos_token_id")), written)
         return Model(self, None, spec)  # without a tokenizer, as no text is asked for
 
     def checkpoint_tokenizer(self) -> Any:
@@ -231,6 +228,7 @@ class DiffusionGenerationMixin:
         if is_released(self.config, family_of(self.config)):
             spec, config = as_model(self).spec, self.generation_config
             vars(config).update(mask_token_id=spec.mask_id, eos_token_id=list(spec.stop_ids))
+            self._declared = list(spec.stop_ids)
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None = None, **options: Any
@@ -269,6 +267,7 @@ class DiffusionGenerationMixin:
         """Take over what lies beside the weights; transformers calls this once they are loaded.
 
         That is `generation_config.json`, and the block size that the checkpoint's name may tell.
+        Experts in float64 are set to the one implementation that has it.
 
         Raises:
             ValueError: the file is corrupt, or the block size is none.
@@ -284,6 +283,9 @@ class DiffusionGenerationMixin:
             options = self._origin.options(where.get("token"))
             if options is not None:
                 self.generation_config = DiffusionGenerationConfig.from_dict(options)
+        self._declared = ids(self.generation_config.eos_token_id)
+        if self.dtype == torch.float64 and getattr(self, "packs_experts", False):
+            self.set_experts_implementation("eager")  # torch's grouped products take no float64
 
 
 @names_checked
@@ -320,16 +322,18 @@ def as_model(
         # Loading has settled it, whatever the name of the checkpoint says.
         block_size = family_of(network.config).written_block(network.config)
     declared = stated(network.generation_config)
+    written = ids(declared.get("eos_token_id"))
+    told = written if network._declared is None else network._declared
     spec = resolve(
         network.config,
-        ids(declared.get("eos_token_id")),
+        told,
         tokenizer,
         network._overrides.mask_id if mask_id is None else mask_id,
         block_size=block_size,
         declared_mask=declared.get("mask_token_id"),
         stops=network._overrides.stop_ids,
     )
-    return Model(network, tokenizer, spec)
+    return Model(network, tokenizer, with_stops(spec, written, told))
 
 
 def refuse_learned_prompts(network: Any) -> None:

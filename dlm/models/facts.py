@@ -1,14 +1,14 @@
 """The facts of a checkpoint, out of its files and its family, cross-checked."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dlm.models.families import ENCODER, family_of, find
 from dlm.models.family import Family
 from dlm.models.files import absent, read_json
 from dlm.models.spec import ModelSpec
-from dlm.options import integer
+from dlm.options import integer, integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +229,20 @@ def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int
     if not found:
         raise ValueError("eos_token_id is in no file of the checkpoint: pass stop_ids")
     return list(dict.fromkeys(found))
+
+
+def with_stops(spec: ModelSpec, stops: Sequence[int], told: Sequence[int]) -> ModelSpec:
+    """The facts with other stop ids; the same if those are `told`, or all among them already.
+
+    Raises:
+        ValueError: an id outside the vocabulary, or the mask id.
+    """
+    if not stops or list(stops) == list(told) or set(spec.stop_ids).issuperset(stops):
+        return spec
+    integers("eos_token_id", stops, least=0, most=spec.vocab_size - 1)
+    if spec.mask_id in stops:
+        raise ValueError(f"eos_token_id must not be the mask id {spec.mask_id}")
+    return replace(spec, stop_ids=tuple(stops), eos_id=stops[0])
 
 
 def is_id(value: object, rows: int) -> bool:

@@ -33,7 +33,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     device_map: Any = None,
     quantization_config: Any = None,
     direct: bool = False,
@@ -54,7 +54,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         device: where to put it, such as "cuda"; the CPU if absent.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16", "float64", or one of
             torch.
-        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention".
+        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention"; "sdpa" if
+            absent, for networks of transformers' own what they have.
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
         direct: read the weights without transformers' loader, the same bits: for one device.
@@ -73,7 +74,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device or device_map, not both: {device!r} and {device_map!r}")
-    known("attn_implementation", attn_implementation, ATTENTION)
+    if attn_implementation is not None:
+        known("attn_implementation", attn_implementation, ATTENTION)
     target = check_device(device)
     wanted = check_dtype(dtype)
     check_placement(boolean("direct", direct), device_map, quantization_config)
@@ -94,14 +96,15 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             declared_mask=declared.mask_id,
             stops=stop_ids,
         )
-        check_attention(attn_implementation, spec)
+        backend = attn_implementation or (None if found is ENCODER else "sdpa")
+        check_attention(backend, spec)
         with contextlib.nullcontext() if sys.stderr.isatty() else silence():
             if direct:
                 if found is ENCODER:
                     raise ValueError(
                         f"direct must be False for a {config.model_type}, a network of transformers"
                     )
-                network = read_directly(source, config, found, target, wanted, attn_implementation)
+                network = read_directly(source, config, found, target, wanted, str(backend))
                 network.adjust_generation_fn(None, False, None, source)
             else:
                 network = read_network(
@@ -110,7 +113,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     found,
                     target,
                     dtype=wanted,
-                    attn_implementation=attn_implementation,
+                    attn_implementation=backend,
                     device_map=device_map,
                     quantization_config=quantization_config,
                 )
@@ -188,14 +191,14 @@ def check_device(device: str | torch.device | None) -> torch.device:
 def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """The dtype for transformers."""
     if isinstance(dtype, torch.dtype):
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating dtype, got {dtype}")
+        if dtype not in [getattr(torch, name) for name in DTYPES[1:]]:
+            raise ValueError(f"dtype must be torch's of {', '.join(DTYPES[1:])}, got {dtype}")
         return dtype
     known("dtype", dtype, DTYPES)
     return "auto" if dtype == "auto" else getattr(torch, dtype)
 
 
-def check_attention(attn_implementation: str, spec: ModelSpec) -> None:
+def check_attention(attn_implementation: str | None, spec: ModelSpec) -> None:
     """Refuse a backend without the masks that the family needs."""
     if spec.block_size is not None and attn_implementation not in MASKED:
         raise ValueError(

@@ -54,7 +54,7 @@ def read_network(
             output_loading_info=True,
             **options,
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ImportError) as error:
         raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
     if family is ENCODER:
         from dlm.models.encoder import OTHER_HEADS, Encoder
@@ -146,8 +146,6 @@ def finished(source: str, network: Any) -> Any:
     """The network, checked and set to work."""
     check_rotary(source, network)
     network.requires_grad_(False)
-    if network.dtype == torch.float64 and getattr(network, "packs_experts", False):
-        network.set_experts_implementation("eager")  # torch's grouped products take no float64
     return network.eval()
 
 

@@ -324,7 +324,7 @@ def saved(found: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert", "roberta"])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert", "mpnet", "roberta"])
 def test_load(made: Callable[[str], Model], model_type: str, tmp_path: Path) -> None:
     kept = made(model_type)
     model = dlm.load(saved(kept.network.network, tmp_path))

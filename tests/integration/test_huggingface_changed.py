@@ -45,6 +45,46 @@ def written_by(network: Any) -> Tensor:
     return torch.as_tensor(network.generate(input_ids=IDS, **OPTIONS))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llada", "llada2", "mdlm"])
+def test_a_cast_is_a_load_in_that_dtype(
+    family: str, dtype: torch.dtype, written: Callable[[str], Path]
+) -> None:
+    """Also there and back: neither angles nor the bias of a router are rounded on the way."""
+    folder = written(family)
+    kind: Any = AutoModelForMaskedLM
+    loaded = kind.from_pretrained(folder, dtype=dtype)
+    wide = kind.from_pretrained(folder, dtype=torch.float32)
+    buffers = dict(wide.named_buffers())
+    cast = kind.from_pretrained(folder, dtype=torch.float32).to(dtype)
+    assert torch.equal(cast(IDS).logits, loaded(IDS).logits)
+    for name, buffer in cast.float().named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    assert {buffer.dtype for buffer in cast.double().buffers()} == {torch.float64}
+    assert cast.to("meta").half().dtype == torch.float16
+
+
+def test_experts_in_float64(written: Callable[[str], Path]) -> None:
+    """Torch's grouped products have no such dtype."""
+    kind, folder = AutoModelForCausalLM, written("sdar-moe")
+    usual, wide = kind.from_pretrained(folder), kind.from_pretrained(folder, dtype="float64")
+    torch.testing.assert_close(wide(IDS).logits.float(), usual(IDS).logits)
+
+
+def test_stop_ids_that_are_written_down_count(written: Callable[[str], Path]) -> None:
+    """As the keyword does, for `dlm.generate` too; one of the checkpoint's own keeps the others."""
+    network: Any = AutoModelForCausalLM.from_pretrained(written("llada"))
+    own = dlm.as_model(network).spec.stop_ids
+    for ids, expected in ((own[0], own), ([70, 71], (70, 71)), (70, (70,)), (None, own)):
+        network.generation_config.eos_token_id = ids
+        assert dlm.as_model(network).spec.stop_ids == expected
+        assert network.model_for({"eos_token_id": ids}, None).spec.stop_ids == expected
+        assert network.model_for({"eos_token_id": 72}, None).spec.stop_ids == (72,)
+    network.generation_config.eos_token_id = 90_000
+    with pytest.raises(ValueError, match="eos_token_id must be an int <= "):
+        dlm.as_model(network)
+
+
 @pytest.mark.parametrize("task", ["CAUSAL_LM", "FEATURE_EXTRACTION", None])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_wraps_and_generates(

@@ -40,6 +40,12 @@ def test_bad_masks(mask: list[list[int]]) -> None:
         prompts(torch.tensor([[1, 2, 3, 4]]), torch.tensor(mask), None)
 
 
+def test_a_mask_is_a_tensor() -> None:
+    mask: Any = [[1, 1, 1, 1]]
+    with pytest.raises(ValueError, match=r"attention_mask must be a tensor \[B, P\], got \[\["):
+        prompts(torch.tensor([[1, 2, 3, 4]]), mask, None)
+
+
 @pytest.mark.parametrize(
     "ids",
     [torch.tensor([1, 2]), torch.tensor([[1.0]]), torch.empty(1, 0, dtype=torch.int64), [[1, 2]]],
