@@ -111,7 +111,7 @@ class Job:
             limit=self.limit,
             samples=self.samples or 1,
         )
-        name = model_name(self.model, self.adapter)
+        name = model_name(self.model, self.adapter, self.facts.get("revision"))
         folder = self.output or default_folder(plan, loaded, name, sandbox)
         if self.samples is None:
             plan = replace(plan, samples=samples_in(folder))

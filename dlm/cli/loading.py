@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 WIDTHS: Final = ("8bit", "4bit")  # of quantized weights
 
 
-def model_name(name: str | None, adapter: str | None) -> str:
+def model_name(name: str | None, adapter: str | None, revision: str | None = None) -> str:
     """What results call a model."""
     base = BUILT_IN_NAME if name is None else name
+    base = base if revision is None else f"{base}@{revision}"
     return base if adapter is None else f"{base} + {adapter}"
 
 
@@ -35,7 +36,7 @@ def load_model(
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
     An adapter is added to the weights, so that a forward costs what it does without one, unless
-    those are quantized, which would round it. `facts` are others of `dlm.load`: family,
+    those are quantized, which would round it. `facts` are others of `dlm.load`: revision, family,
     block_size, mask_id, stop_ids, device_map, attn_implementation.
     """
     if quantize is not None:

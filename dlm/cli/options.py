@@ -126,6 +126,9 @@ Quantize = Annotated[
 Dtype = Annotated[
     str, source(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
 ]
+Revision = Annotated[
+    str | None, source(metavar="REV", help="Branch, tag or commit of a Hugging Face id.")
+]
 FamilyName = Annotated[
     str | None,
     source(help="For files of another network: see dlm models.", show_default="as declared"),
@@ -286,6 +289,7 @@ FACTS: Final = (
     "device_map",
     "attn_implementation",
     "quantize",
+    "revision",
     "family",
     "block_size",
     "mask_id",

@@ -41,6 +41,7 @@ from dlm.cli.options import (
     Quantize,
     RefreshAround,
     RefreshEvery,
+    Revision,
     Steps,
     StopIds,
     StopsLast,
@@ -73,6 +74,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     dtype: Dtype = "auto",
     attn_implementation: Attention = None,
     quantize: Quantize = None,
+    revision: Revision = None,
     family: FamilyName = None,
     block_size: BlockSize = None,
     mask_id: MaskId = None,
@@ -150,7 +152,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     Settings.of(defaults)  # like the port, before a model is loaded
     if prompt_cache is not None:
         number("--prompt-cache", prompt_cache, least=0.0)
-    called = model_name(model, adapter) if name is None else name
+    called = model_name(model, adapter, revision) if name is None else name
     with listening(host, port) as listener:
         loaded = load_model(model, device, dtype, **facts)
         sizes = {"batch_size": batch_size, "queue_size": queue_size}

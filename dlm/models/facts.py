@@ -27,8 +27,13 @@ class Overrides:
     stop_ids: tuple[int, ...] | None = None
 
 
-def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
+def read_config(source: str, family: str | None = None, **where: Any) -> tuple[Any, Family]:
     """The configuration and its family; no code that it may point to is looked at.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        family: what the user names.
+        where: as `dlm.models.files.cached` takes it.
 
     Raises:
         ValueError: there is none, or it is of no family here.
@@ -36,7 +41,7 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
     from transformers import AutoConfig, PreTrainedConfig
 
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(source)
+        raw, _ = PreTrainedConfig.get_config_dict(source, **where)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot read the configuration of {source!r}{absent(source)}: {error}"
@@ -44,14 +49,16 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
     except TypeError:  # of a file that holds a number
         raw = None
     if not isinstance(raw, dict):
-        raw = read_json(source, "config.json")  # which refuses what holds no object
+        raw = read_json(source, "config.json", **where)  # which refuses what holds no object
     if raw is None or not raw.keys() - {"_commit_hash"}:  # which early transformers 5 adds
-        fault = "is missing" if read_json(source, "config.json") is None else "says nothing"
+        there = read_json(source, "config.json", **where) is not None
+        fault = "says nothing" if there else "is missing"
         raise ValueError(f"cannot read the configuration of {source!r}: config.json {fault}")
     try:
         found = find(raw, family)
         if found is ENCODER:
-            return AutoConfig.from_pretrained(source, trust_remote_code=False), found
+            told = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+            return told, found
         config = found.config_class().from_dict(raw)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the configuration of {source!r} does not fit: {error}") from error
@@ -59,13 +66,13 @@ def read_config(source: str, family: str | None = None) -> tuple[Any, Family]:
     return config, found
 
 
-def read_generation(source: str) -> Declared:
-    """Ids of `generation_config.json`, where there is one.
+def read_generation(source: str, **where: Any) -> Declared:
+    """Ids of `generation_config.json`, where there is one; arguments as `read_config`.
 
     Raises:
         ValueError: it is corrupt.
     """
-    stated = read_json(source, "generation_config.json") or {}
+    stated = read_json(source, "generation_config.json", **where) or {}
     return Declared(tuple(ids(stated.get("eos_token_id"))), stated.get("mask_token_id"))
 
 

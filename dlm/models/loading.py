@@ -37,6 +37,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     device_map: Any = None,
     quantization_config: Any = None,
     direct: bool = False,
+    revision: str | None = None,
     family: str | None = None,
     block_size: int | None = None,
     mask_id: int | None = None,
@@ -59,6 +60,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
         direct: read the weights without transformers' loader, the same bits: for one device.
+        revision: branch, tag or commit of a Hugging Face id; its main branch if absent.
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
         block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
         mask_id: overrides the checkpoint's mask id.
@@ -84,9 +86,10 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     addition = None if adapter is None else locate(adapter, "adapter")
 
     def read(source: str) -> Model:
-        config, found = read_config(source, family)
-        declared = read_generation(source)
-        tokenizer = read_tokenizer(source, found.tokenizer)
+        where = at(source, revision)
+        config, found = read_config(source, family, **where)
+        declared = read_generation(source, **where)
+        tokenizer = read_tokenizer(source, found.tokenizer, **where)
         spec = resolve(
             config,
             declared.stop_ids,
@@ -104,14 +107,15 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     raise ValueError(
                         f"direct must be False for a {config.model_type}, a network of transformers"
                     )
-                network = read_directly(source, config, found, target, wanted, str(backend))
-                network.adjust_generation_fn(None, False, None, source)
+                network = read_directly(source, config, found, target, wanted, str(backend), where)
+                network.adjust_generation_fn(None, False, None, source, **where)
             else:
                 network = read_network(
                     source,
                     config,
                     found,
                     target,
+                    where,
                     dtype=wanted,
                     attn_implementation=backend,
                     device_map=device_map,
@@ -143,6 +147,23 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
             f"no {'adapter' if option == 'adapter' else 'model'} folder at {source!r}"
         )
     return source
+
+
+def at(source: str, revision: str | None) -> dict[str, str]:
+    """Where on the Hub files are looked for, as transformers takes it.
+
+    Raises:
+        ValueError: no name of a revision, or a folder, which has none.
+    """
+    if revision is None:
+        return {}
+    if not isinstance(revision, str) or not revision:
+        raise ValueError(f"revision must name a branch, a tag or a commit, got {revision!r}")
+    if Path(source).is_dir():
+        raise ValueError(
+            f"revision goes with a Hugging Face id, and {source!r} is a folder, got {revision!r}"
+        )
+    return {"revision": revision}
 
 
 def is_id(name: str) -> bool:

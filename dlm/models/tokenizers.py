@@ -12,12 +12,15 @@ FILES = ("tokenizer.json", "tokenizer_config.json")
 QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
-def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokenizerBase | None":
+def read_tokenizer(
+    source: str, default: str | None = None, **where: Any
+) -> "PreTrainedTokenizerBase | None":
     """The tokenizer of a checkpoint, or None where there is none.
 
     Args:
         source: a folder or a Hugging Face id.
         default: a Hugging Face id for one that has no tokenizer of its own; a folder is read alone.
+        where: as `dlm.models.files.cached` takes it.
 
     Raises:
         ValueError: it is corrupt, or its ids are not those that its files declare.
@@ -25,16 +28,17 @@ def read_tokenizer(source: str, default: str | None = None) -> "PreTrainedTokeni
     from transformers import AutoTokenizer
 
     try:
-        if all(cached(source, name) is None for name in FILES):
+        if all(cached(source, name, **where) is None for name in FILES):
             if default is None or Path(source).is_dir():
                 return None
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(default)
             return tokenizer
-        declared = read_json(source, "tokenizer_config.json") or {}
+        declared = read_json(source, "tokenizer_config.json", **where) or {}
         kind: Any = AutoTokenizer
-        if declared.get("tokenizer_class") in QWEN2 and cached(source, "tokenizer.json") is None:
+        split = cached(source, "tokenizer.json", **where) is None
+        if split and declared.get("tokenizer_class") in QWEN2:
             from dlm.models.byte_level import Qwen2Tokenizer as kind
-        tokenizer = kind.from_pretrained(source, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(source, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the tokenizer of {source!r}: {error}") from error
     check_ids(source, tokenizer, declared)

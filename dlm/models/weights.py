@@ -1,7 +1,7 @@
 """Networks with their weights: through transformers, or from safetensors directly."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,12 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_network(
-    source: str, config: Any, family: Family, device: torch.device, **options: Any
+    source: str,
+    config: Any,
+    family: Family,
+    device: torch.device,
+    where: Mapping[str, Any],
+    **options: Any,
 ) -> Any:
     """The network with every weight in its place, read by transformers.
 
@@ -31,6 +36,7 @@ def read_network(
         config: of the network.
         family: of the network.
         device: where to put it; of no account with a `device_map`.
+        where: as `dlm.models.files.cached` takes it.
         options: `dtype`, `attn_implementation`, `device_map` and `quantization_config`, as
             `from_pretrained` takes them.
 
@@ -40,8 +46,8 @@ def read_network(
     from transformers import AutoModelForMaskedLM
 
     refuse_pickles(source)
-    refuse_adapter(source)
-    file_names(source)  # as transformers reports a broken index in words of its own
+    refuse_adapter(source, **where)
+    file_names(source, **where)  # as transformers reports a broken index in words of its own
     kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
     if options["device_map"] is None and device.type != "cpu":
         options["device_map"] = {"": device}  # straight there, never whole in host memory
@@ -52,6 +58,7 @@ def read_network(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **where,
             **options,
         )
     except (OSError, SafetensorError, RuntimeError, ImportError) as error:
@@ -75,6 +82,7 @@ def read_directly(
     device: torch.device,
     dtype: str | torch.dtype,
     attention: str,
+    where: Mapping[str, Any],
 ) -> Any:
     """The network with every weight in its place, read tensor by tensor into memory of its own.
 
@@ -84,8 +92,8 @@ def read_directly(
         ValueError: as `read_network`.
     """
     refuse_pickles(source)
-    refuse_adapter(source)
-    files = weight_files(source)
+    refuse_adapter(source, **where)
+    files = weight_files(source, **where)
     if not isinstance(dtype, torch.dtype):
         dtype = config.dtype or first_dtype(source, files)
     with torch.device("meta"):
@@ -116,9 +124,9 @@ def refuse_pickles(source: str) -> None:
         )
 
 
-def refuse_adapter(source: str) -> None:
+def refuse_adapter(source: str, **where: Any) -> None:
     """Refuse what transformers would add to the weights without a word."""
-    if cached(source, "adapter_config.json") is not None:
+    if cached(source, "adapter_config.json", **where) is not None:
         raise ValueError(
             f"{source!r} holds an adapter beside the weights: keep it in a folder of its own and "
             "pass adapter"
@@ -175,13 +183,14 @@ def check_rotary(source: str, network: nn.Module) -> None:
             )
 
 
-def file_names(source: str) -> list[str]:
+def file_names(source: str, **where: Any) -> list[str]:
     """Names of the files with the weights: the single one where it is, else those of the index.
 
     Raises:
         ValueError: the index is broken.
     """
-    index = None if cached(source, SINGLE) is not None else read_json(source, INDEX)
+    single = cached(source, SINGLE, **where) is not None
+    index = None if single else read_json(source, INDEX, **where)
     if index is None:
         return [SINGLE]
     places = index.get("weight_map")
@@ -194,13 +203,13 @@ def file_names(source: str) -> list[str]:
     return sorted(set(places.values()))
 
 
-def weight_files(source: str) -> list[Path]:
+def weight_files(source: str, **where: Any) -> list[Path]:
     """The safetensors files of a checkpoint.
 
     Raises:
         ValueError: there is none, the index is broken, or a file that it names is missing.
     """
-    paths = {name: cached(source, name) for name in file_names(source)}
+    paths = {name: cached(source, name, **where) for name in file_names(source, **where)}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise ValueError(f"cannot load the weights of {source!r}: no file {missing[0]}")
