@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlm.huggingface import (
         DiffusionGenerationConfig,
         DiffusionGenerationOutput,
+        MaskingCollator,
         TextDiffusionStreamer,
         as_model,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "DiffusionGenerationOutput",
     "Generation",
     "Likelihood",
+    "MaskingCollator",
     "Model",
     "PromptCache",
     "Snapshot",
@@ -67,6 +69,7 @@ _HOMES = {
     "DiffusionGenerationOutput": "dlm.huggingface.generation",
     "Generation": "dlm.generation",
     "Likelihood": "dlm.questions",
+    "MaskingCollator": "dlm.huggingface.masking",
     "Model": "dlm.models.model",
     "PromptCache": "dlm.prompt_cache",
     "Snapshot": "dlm.generation",

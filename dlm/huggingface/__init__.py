@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         DiffusionGenerationOutput,
         as_model,
     )
+    from dlm.huggingface.masking import MaskingCollator
     from dlm.huggingface.streamers import TextDiffusionStreamer
 
 __all__ = [
     "DiffusionGenerationConfig",
     "DiffusionGenerationMixin",
     "DiffusionGenerationOutput",
+    "MaskingCollator",
     "TextDiffusionStreamer",
     "as_model",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "DiffusionGenerationConfig": "config",
     "DiffusionGenerationMixin": "generation",
     "DiffusionGenerationOutput": "generation",
+    "MaskingCollator": "masking",
     "TextDiffusionStreamer": "streamers",
     "as_model": "generation",
 }

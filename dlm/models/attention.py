@@ -24,7 +24,26 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
         return None
     if attention_mask.dim() == 3:
         attention_mask = attention_mask[:, None]
+    if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+        return of_backend(config, x, attention_mask)
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
+
+
+def of_backend(config: Any, x: Tensor, sees: Tensor) -> Tensor:
+    """What the attention backend takes for a mask of every query, bool [B, 1, L, K].
+
+    Raises:
+        ValueError: it takes none.
+    """
+    backend = config._attn_implementation
+    if backend == "eager":
+        return torch.zeros_like(sees, dtype=x.dtype).masked_fill_(~sees, torch.finfo(x.dtype).min)
+    if backend != "sdpa":
+        raise ValueError(
+            "attention_mask must be [B, L] for the attention backend "
+            f"{backend!r}, got {list(sees.shape)}"
+        )
+    return sees
 
 
 def attention(

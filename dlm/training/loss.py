@@ -21,6 +21,23 @@ def mask_counts(lengths: Tensor, level: Tensor) -> Tensor:
     return torch.minimum((level * lengths).long() + 1, lengths)
 
 
+def harmonic_counts(lengths: Tensor, level: Tensor) -> Tensor:
+    """How many of `lengths` positions to mask: k with probability (1 / k) / H_n.
+
+    The k with H_(k - 1) <= level H_n < H_k, where H_k = 1 + 1/2 + ... + 1/k.
+
+    Args:
+        lengths: int64 [B], n, maskable positions of each row, at least 1.
+        level: float64 [B] in [0, 1), uniform.
+
+    Returns:
+        int64 [B] in [1, lengths].
+    """
+    harmonic = (1.0 / torch.arange(1, int(lengths.max()) + 1, dtype=torch.float64)).cumsum(0)
+    found = torch.searchsorted(harmonic, level * harmonic[lengths - 1], right=True) + 1
+    return torch.minimum(found, lengths)
+
+
 def mask_exactly(maskable: Tensor, count: Tensor, noise: Tensor) -> Tensor:
     """Mask `count` maskable positions of each row, uniformly chosen.
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import runpy
 from collections.abc import Callable
@@ -113,6 +114,17 @@ def test_llada2_blocks(run: Callable[..., str], options: list[str]) -> None:
     assert lines[2] == lines[4], "the cache is exact"
     work = [int(n) for n in re.findall(r"(\d+) tokens computed", printed)]
     assert work[1] < work[0]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # where there is no GPU
+def test_fine_tuning(run: Callable[..., str], tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "12+3=", "response": "75"}) + "\n")
+    data.write_text(data.read_text() * 164)
+    options = ("--steps", "30", "--data", str(data), "--output", str(tmp_path / "tuned"))
+    assert "12+3= 75\n" * 5 in run("fine_tuning", *options)
+    assert dlm.generate(dlm.load(), "12+3=", gen_length=16).texts != ["75"]
+    assert dlm.generate(dlm.load(tmp_path / "tuned"), "12+3=", gen_length=16).texts == ["75"]
 
 
 def test_documented_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -72,15 +72,20 @@ def test_no_label_is_no_loss(network: Any) -> None:
     assert all(not p.grad.any() for p in network.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dims", [3, 4])
-def test_a_mask_for_every_query(network: Any, dims: int) -> None:
+def test_a_mask_for_every_query(network: Any, dims: int, attention: str) -> None:
     """The second row sees its first three tokens alone."""
+    network.set_attn_implementation(attention)
     sees = torch.ones(2, 5, 5, dtype=torch.bool)
     sees[1, :, 3:] = False
     mask = sees if dims == 3 else sees[:, None]
     found = network(IDS, attention_mask=mask).logits
     torch.testing.assert_close(found[:1], network(IDS[:1]).logits)
     torch.testing.assert_close(found[1:, :3], network(IDS[1:, :3]).logits)
+    network.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match=r"attention_mask must be \[B, L\] for .*'flex_attention'"):
+        network(IDS, attention_mask=mask)
 
 
 def test_hidden_states_of_every_layer(network: Any) -> None:

@@ -1,0 +1,158 @@
+"""Masked batches for transformers' Trainer.
+
+Shapes: B rows, L tokens, N tokens of a block of attention.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from dlm.models.model import block_causal
+from dlm.models.spec import ModelSpec
+from dlm.options import boolean, integer
+from dlm.training.loss import harmonic_counts, mask_exactly, stratified_levels
+
+NO_LOSS: Final = -100  # the label of a token that is not to be predicted, as transformers has it
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingCollator:
+    """Batches of which some tokens are masked, whose mean loss is the masked-diffusion objective.
+
+    Of the n tokens of a row that may be masked k are, where p(k) = (1 / k) / (1 + 1/2 + ... + 1/n).
+    -ln p(row) is at most E[(n / k) sum_masked -ln p] for k uniform in 1 to n (Nie et al. 2025,
+    arXiv:2502.09992, eq. 6). Drawing k by 1 / k instead takes the weight out of the sum: what a
+    forward returns and Trainer accumulates, the sum over all masked tokens divided by their number,
+    estimates that bound in nats per token.
+
+    Where attention is in blocks, a row comes twice, masked and then clean: block b of the first
+    sees itself and the blocks before b of the second, as decoding sees them (Arriola et al. 2025,
+    arXiv:2503.09573).
+
+    Args:
+        spec: facts of the model, `dlm.as_model(network).spec`.
+        end_as_content: fill short rows with end of text that is masked and learned as their tokens
+            are (LLaDA's fine-tuning, Nie et al. 2025); False fills with what nothing attends to.
+        pad_to_multiple_of: lengths of batches, tokens.
+        generator: of the noise, on the CPU; torch's own if absent, which Trainer seeds.
+
+    Raises:
+        ValueError: another `spec`, a family that cannot be trained so, an option out of its rule.
+    """
+
+    spec: ModelSpec
+    end_as_content: bool = True
+    pad_to_multiple_of: int = 1
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, ModelSpec):
+            raise ValueError(
+                "spec must be the facts of a model, such as dlm.as_model(network).spec, "
+                f"got a {type(self.spec).__name__}"
+            )
+        if self.spec.causal:
+            raise ValueError(
+                f"{self.spec.family} cannot be trained so: where its blocks begin is not in the ids"
+            )
+        if boolean("end_as_content", self.end_as_content) and not self.spec.stop_ids:
+            raise ValueError(
+                f"end_as_content must be False for {self.spec.family}, which knows no end of text"
+            )
+        integer("pad_to_multiple_of", self.pad_to_multiple_of, least=1)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What a forward takes: int64 `input_ids` and `labels`, and what goes with them.
+
+        Args:
+            rows: `input_ids`, and `labels` where not every token may be masked: the same ids, and
+                -100 at those that are only seen, such as a prompt. Further columns are left aside.
+
+        Raises:
+            ValueError: a row too long, without a token to mask, or with labels that are not its
+                tokens.
+        """
+        pairs = [self.read(row, number) for number, row in enumerate(rows)]
+        clean = self.padded([ids for ids, _ in pairs], self.spec.eos_id)
+        maskable = self.padded([free for _, free in pairs], self.end_as_content)
+        level = stratified_levels(len(rows), torch.rand((), generator=self.generator).double())
+        count = harmonic_counts(maskable.sum(-1), level)
+        hidden = mask_exactly(maskable, count, torch.rand(clean.shape, generator=self.generator))
+        masked = clean.masked_fill(hidden, self.spec.mask_id)
+        labels = clean.masked_fill(~hidden, NO_LOSS)
+        ones = [torch.ones_like(ids) for ids, _ in pairs]
+        valid = self.padded(ones, int(self.end_as_content))
+        if self.spec.grid is None:
+            return {"input_ids": masked, "labels": labels, "attention_mask": valid}
+        return doubled(masked, clean, labels, valid.bool(), self.spec.grid, self.spec.shift)
+
+    def read(self, row: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor]:
+        """Ids of a row, int64 [L], and which of them may be masked, bool [L]."""
+        ids = torch.as_tensor(row["input_ids"])
+        labels = torch.as_tensor(row.get("labels", ids))
+        if ids.dim() != 1 or ids.is_floating_point() or labels.shape != ids.shape:
+            raise ValueError(
+                f"input_ids and labels must be ids, as many of both, got {list(ids.shape)} and "
+                f"{list(labels.shape)} in row {number}"
+            )
+        if len(ids) > self.spec.max_length:
+            raise ValueError(
+                f"input_ids must fit the model's {self.spec.max_length} positions, "
+                f"got {len(ids)} in row {number}"
+            )
+        free = labels != NO_LOSS
+        if not torch.equal(labels[free], ids[free]) or (ids[free] == self.spec.mask_id).any():
+            raise ValueError(
+                f"labels must be -100 or the id in input_ids, and not the mask's, in row {number}: "
+                "tokens are masked here"
+            )
+        if self.spec.shift:
+            free[:1] = False  # which no output predicts
+        if not free.any():
+            raise ValueError(f"labels must name a token to mask, got none in row {number}")
+        return ids.long(), free
+
+    def padded(self, rows: list[Tensor], value: int) -> Tensor:
+        """Rows of one length, filled on the right."""
+        found = pad_sequence(rows, batch_first=True, padding_value=value)
+        missing = -found.shape[1] % self.pad_to_multiple_of
+        return pad(found, (0, missing), value=value)
+
+
+def doubled(
+    masked: Tensor, clean: Tensor, labels: Tensor, valid: Tensor, block_size: int, shift: bool
+) -> dict[str, Tensor]:
+    """Masked rows with the clean ones behind them, all [B, L], for one forward of 2 L tokens.
+
+    A masked block sees itself and the clean blocks before it; a clean one itself and those before.
+    Where the output at i predicts token i + 1, the first token of a block is predicted by the clean
+    block before, as in decoding, so that its label stands among the clean tokens.
+
+    Args:
+        masked: int64, what is decoded.
+        clean: int64, what it comes from.
+        labels: int64, -100 for no loss.
+        valid: bool, False at padding.
+        block_size: tokens of a block.
+        shift: whether the output at i predicts token i + 1.
+    """
+    rows, length = masked.shape
+    column = torch.arange(length)
+    first = (column % block_size == 0) & torch.tensor(shift)
+    behind = labels.masked_fill(~first, NO_LOSS)
+    sees = block_causal(column[None], column[None], block_size)[0]  # query, key
+    same = sees & sees.T
+    upper = torch.cat((same, sees & ~same), 1)
+    lower = torch.cat((torch.zeros_like(sees), sees), 1)
+    seen = torch.cat((upper, lower)) & valid.repeat(1, 2)[:, None]
+    return {
+        "input_ids": torch.cat((masked, clean), 1),
+        "labels": torch.cat((labels.masked_fill(first, NO_LOSS), behind), 1),
+        "attention_mask": seen[:, None],
+        "position_ids": column.repeat(rows, 2),
+    }
