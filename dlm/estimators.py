@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlm.kernels import NoiseKey, uniform
-from dlm.options import integer, known
+from dlm.options import integer, known, plain
 
 ESTIMATORS = ("monte_carlo", "chain")
 ORDERS = ("random", "left_to_right", "confidence")
@@ -52,6 +52,7 @@ class Estimator:
         integer("samples", self.samples, least=1)
         integer("batch_size", self.batch_size, least=1)
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
+        plain(self)
 
     def rows(self, length: int) -> int:
         """Rows that an answer of `length` tokens takes at most, where equal ones count once."""

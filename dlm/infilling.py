@@ -10,7 +10,7 @@ from dlm.generation import Generation, outcomes, together
 from dlm.growth import Growing, Growth
 from dlm.job import make_job
 from dlm.models.model import Model
-from dlm.options import integer, names_checked
+from dlm.options import boolean, integer, names_checked
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
 from dlm.settings import INSTEAD, NAMES, Settings
 
@@ -135,7 +135,8 @@ def growth_of(
     """
     if max_gen_length is not None:
         return Growth.of(max_gen_length, expand_budget, broadcast_deletion)
-    others = {"expand_budget": expand_budget, "broadcast_deletion": broadcast_deletion or None}
+    deletes = boolean("broadcast_deletion", broadcast_deletion)
+    others = {"expand_budget": expand_budget, "broadcast_deletion": deletes or None}
     for name, value in others.items():
         if value is not None:
             raise ValueError(f"{name} goes with max_gen_length, got {value!r} without it")

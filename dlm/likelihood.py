@@ -1,7 +1,7 @@
 """Log-likelihood of an answer given a prompt."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -62,7 +62,7 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
     given, target = encode_pair(model, prompt, answer)
     score = 0.0
     for begin, end in blocks_of(model.spec, len(given), len(target)):
-        scorer = Scorer(reader, given, target[:end], begin, batch_size)
+        scorer = Scorer(reader, given, target[:end], begin, how.batch_size)
         score += run(how.estimate(begin, end - begin), scorer.scores)
     if math.isnan(score):
         raise ValueError("the network returned NaN or infinite logits")
@@ -118,7 +118,10 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
     integer("rows", rows, least=1)
     boolean("greedy", greedy)
     reader = Reader(model, cfg_scale)
-    encoded = [encode_pair(model, *checked_pair(pair)) for pair in pairs]
+    given = listed(pairs)
+    if isinstance(given, str | torch.Tensor) or not isinstance(given, Iterable):
+        raise ValueError(f"pairs must be a list of prompts and answers, got {pairs!r}")
+    encoded = [encode_pair(model, *checked_pair(pair)) for pair in given]
     return Questions(reader, how, rows, greedy=greedy).answer(encoded)
 
 

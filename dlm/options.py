@@ -127,9 +127,21 @@ def file(name: str, path: str | Path) -> str | Path:
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(path, str | Path) or not Path(path).expanduser().is_file():
+    try:
+        there = isinstance(path, str | Path) and Path(path).expanduser().is_file()
+    except OSError:  # a name longer than any
+        there = False
+    if not there:
         raise ValueError(f"{name} must be a file that exists, got {path!r}")
     return path
+
+
+def is_folder(place: str | Path) -> bool:
+    """Whether a folder is there; a name longer than any is none."""
+    try:
+        return Path(place).is_dir()
+    except OSError:
+        return False
 
 
 def known(

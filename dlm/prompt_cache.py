@@ -17,7 +17,7 @@ from dlm.cache import Cache
 from dlm.execution import SHARE, memory_of
 from dlm.host import send
 from dlm.models.model import Model
-from dlm.options import names_checked, number
+from dlm.options import LARGEST, names_checked, number
 from dlm.pages import Ledger
 from dlm.prompts import check_model
 from dlm.settings import Settings
@@ -60,11 +60,12 @@ class PromptCache:
                 f"prompt_cache must be None for {model.spec.family}: a prompt's keys and values "
                 "are its own only where attention is in blocks, as in LLaDA2 and SDAR"
             )
-        if gib is not None and number("gib", gib, least=0.0) == 0:
+        size = None if gib is None else number("gib", gib, least=0.0, most=LARGEST)
+        if size == 0:
             raise ValueError(f"gib must be above 0, got {gib!r}")
         self.network = weakref.ref(model.network)
         self.spec = model.spec
-        self.bytes = usual(model.device) if gib is None else int(gib * GIB)
+        self.bytes = usual(model.device) if size is None else int(size * GIB)
         block = model.spec.grid or 1
         self.page = block * -(-LEAST // block)
         self.ledger = Ledger(self.page, 0)

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dlm.options import integer
+from dlm.options import integer, is_folder
 
 HUB_CACHE = r"models--(?:[^/]+?--)?([^/]+)/snapshots/[0-9a-f]+/?$"
 """Where the Hub's cache keeps a checkpoint; its last part is no name."""
@@ -109,7 +109,7 @@ def last_parts(name: str) -> list[str]:
     "." and links are names too, which tell nothing of the checkpoint by themselves.
     """
     folder = Path(name)
-    places = [name, str(folder.resolve())] if name and folder.is_dir() else [name]
+    places = [name, str(folder.resolve())] if name and is_folder(folder) else [name]
     cached = [re.search(HUB_CACHE, place) for place in places]
     return [
         match[1] if match else place.rstrip("/").rpartition("/")[2]

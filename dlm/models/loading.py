@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,7 +20,7 @@ from dlm.models.model import MASKED, Model
 from dlm.models.spec import ModelSpec
 from dlm.models.tokenizers import read_tokenizer
 from dlm.models.weights import read_directly, read_network
-from dlm.options import boolean, known, names_checked
+from dlm.options import boolean, is_folder, known, names_checked
 
 BUILT_IN = "tiny"
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
@@ -140,9 +140,9 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
     if not source:
         raise ValueError(f"{option} must be a folder or a Hugging Face id, got {place!r}")
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         return str(folder)
-    if folder.exists() or not is_id(source):
+    if not is_id(source) or folder.exists():  # a file, whose name may be an id
         raise FileNotFoundError(
             f"no {'adapter' if option == 'adapter' else 'model'} folder at {source!r}"
         )
@@ -159,7 +159,7 @@ def at(source: str, revision: str | None) -> dict[str, str]:
         return {}
     if not isinstance(revision, str) or not revision:
         raise ValueError(f"revision must name a branch, a tag or a commit, got {revision!r}")
-    if Path(source).is_dir():
+    if is_folder(source):
         raise ValueError(
             f"revision goes with a Hugging Face id, and {source!r} is a folder, got {revision!r}"
         )
@@ -196,7 +196,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
     """The device, if this machine has it."""
     try:
         target = torch.device("cpu" if device is None else device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device, got {device!r}") from error
     if target.type == "meta":
         raise ValueError(f"device must be one that holds weights, got {device!r}")
@@ -229,11 +229,16 @@ def check_attention(attn_implementation: str | None, spec: ModelSpec) -> None:
 
 
 def check_placement(direct: bool, device_map: Any, quantization_config: Any) -> None:
-    """Refuse what cannot be read directly, and what is no quantization."""
+    """Refuse what cannot be read directly, what is no map, and what is no quantization."""
     if direct and (device_map is not None or quantization_config is not None):
         raise ValueError(
             "direct reads weights as they are onto one device: it excludes device_map and "
             f"quantization_config, got {device_map!r} and {quantization_config!r}"
+        )
+    if device_map is not None and not is_map(device_map):
+        raise ValueError(
+            'device_map must be a strategy such as "auto", a device, or a mapping of modules to '
+            f"devices, got {device_map!r}"
         )
     if quantization_config is not None:
         from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -243,3 +248,16 @@ def check_placement(direct: bool, device_map: Any, quantization_config: Any) -> 
                 "quantization_config must be one of transformers' configurations such as "
                 f"BitsAndBytesConfig, got {quantization_config!r}"
             )
+
+
+def is_map(device_map: Any) -> bool:
+    """Whether accelerate can read it: one place for all, or places of modules by their names."""
+
+    def place(value: Any) -> bool:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return number or (isinstance(value, str) and bool(value)) or isinstance(value, torch.device)
+
+    if not isinstance(device_map, Mapping):
+        return place(device_map)
+    named = all(isinstance(name, str) and place(value) for name, value in device_map.items())
+    return named and bool(device_map)

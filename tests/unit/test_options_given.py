@@ -1,6 +1,8 @@
 """What callers give is taken for what it is, whatever its type, or refused."""
 
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,3 +118,65 @@ def test_ids_that_are_suppressed_twice_count_once(golden: Model) -> None:
     few = {"suppress_tokens": [*range(500)], "begin_suppress_tokens": [*range(500)]}
     Settings(**few).check_model(golden.spec)  # type: ignore[arg-type]
     assert golden.spec.vocab_size < 1000
+
+
+@pytest.mark.parametrize("chain", [{}, {"estimator": "chain"}])
+@pytest.mark.parametrize("options", [{"samples": 40}, {"batch_size": 2, "samples": 6}])
+def test_numbers_of_a_likelihood(
+    golden: Model, options: dict[str, Any], chain: dict[str, Any]
+) -> None:
+    narrow: dict[str, Any] = {name: np.uint8(value) for name, value in options.items()}
+    usual = dlm.log_likelihood(golden, [5, 6], [7, 8, 9], **options, **chain)
+    assert dlm.log_likelihood(golden, [5, 6], [7, 8, 9], **narrow, **chain) == usual
+    assert next(dlm.log_likelihoods(golden, [([5, 6], [7, 8, 9])], **narrow, **chain))
+
+
+@pytest.mark.parametrize("pairs", [None, 3, "ab", torch.tensor(3)])
+def test_pairs_are_some(golden: Model, pairs: Any) -> None:
+    with pytest.raises(ValueError, match="pairs must be a list of prompts and answers, got"):
+        dlm.log_likelihoods(golden, pairs)
+
+
+@pytest.mark.parametrize("gib", [np.int32(2), np.uint8(2), np.float16(2), 2])
+def test_the_size_of_a_cache(written: Callable[[str], Path], gib: Any) -> None:
+    assert dlm.PromptCache(dlm.load(written("sdar")), gib=gib).bytes == 2 << 30
+
+
+API: Any = dlm
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda model: API.load(device=[]), r"device must be a torch device, got \[\]"),
+    (lambda model: API.load(device=True), "device must be a torch device, got True"),
+    (lambda model: API.load(device_map=["cpu"]), r"device_map must be .*, got \['cpu'\]"),
+    (lambda model: API.load(device_map={}), r"device_map must be .*, got \{\}"),
+    (lambda model: API.load(device_map=True), "device_map must be .*, got True"),
+    (lambda model: API.load(device_map={1: 2}), r"device_map must be .*, got \{1: 2\}"),
+    (lambda model: API.load(device_map={"a": 0.5}), r"device_map must be .*, got \{'a': 0.5\}"),
+    (lambda model: API.generate(model, [1], decoder="schedule", decoder_options={"path": LONG}),
+     "path must be a file that exists, got 'aaa"),
+    (lambda model: API.recommended(LONG), "unknown checkpoint with recommended settings 'aaa"),
+    (lambda model: API.infill(model, [[1]], broadcast_deletion=[]), "broadcast_deletion must be T"),
+    (lambda model: API.encode_prompts(model, [[1]], chat_options=[]),
+     r"chat_options must be a mapping, got \[\]"),
+])  # fmt: skip
+def test_what_nothing_can_be_made_of(golden: Model, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(golden)
+
+
+@pytest.mark.parametrize("options", [{"name_or_path": LONG}, {"adapter": LONG}])
+def test_no_name_is_too_long(options: dict[str, Any]) -> None:
+    with pytest.raises(FileNotFoundError, match="folder at 'aaa"):
+        dlm.load(**options)
+
+
+def test_a_size_beyond_any(written: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"gib must be a finite number in \[0, 2.1"):
+        dlm.PromptCache(dlm.load(written("sdar")), gib=1e300)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}, "auto"])
+def test_maps_that_are_some(device_map: Any) -> None:
+    assert dlm.load(device_map=device_map).device.type == "cpu"
