@@ -140,7 +140,15 @@ class Trainer:
         return Progress(self.step, batch.task, value, tokens.numel() / seconds, learning_rate)
 
     def save(self) -> None:
-        """Write the checkpoint in one atomic step."""
+        """Write the checkpoint in one atomic step.
+
+        Raises:
+            FloatingPointError: a weight is not finite, after an update whose loss was.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise FloatingPointError(
+                f"weights became NaN or infinite by step {self.step}: lower learning_rate"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         state = {
             **self.facts,

@@ -190,7 +190,27 @@ def test_an_error_leaves_the_last_checkpoint(tokenizer: Any, tmp_path: Path) -> 
     with pytest.raises(FloatingPointError):
         trainer.run(break_it, save_every=1)
     state = torch.load(tmp_path / STATE, weights_only=True)
-    assert state["step"] == 2
+    assert state["step"] == 1
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_weights_that_the_last_update_broke_are_not_written(
+    value: float, tokenizer: Any, tmp_path: Path
+) -> None:
+    """No loss follows that would tell."""
+    recipe = Recipe(tasks={"sudoku": 1.0}, steps=2, tokens_per_batch=400, warmup=0)
+    network = new_network(SHAPE, tokenizer, 0)
+    source = Batches(tokenizer, {"sudoku": 1.0}, tokens_per_batch=200, max_extra=0, seed=0)
+    trainer = Trainer(network, source, recipe, mask_id=tokenizer.mask_token_id, out=tmp_path)
+
+    def break_it(progress: Progress) -> None:
+        if progress.step == 2:
+            with torch.no_grad():
+                network.lm_head.weight[3, 0] = value
+
+    with pytest.raises(FloatingPointError, match="infinite by step 2: lower learning_rate"):
+        trainer.run(break_it)
+    assert not (tmp_path / STATE).exists()
 
 
 def test_training_goes_on_from_a_loaded_model(tokenizer: Any, tmp_path: Path) -> None:
