@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
@@ -194,6 +195,8 @@ def continued(
     closing = model.spec.suffix
     pairs = list(zip(prompts, lengths, strict=True))
     spans = [(len(prompt), len(prompt) + length) for prompt, length in pairs]
-    check_length(model, max(end for _, end in spans) + len(closing))
+    number, longest = max(enumerate(end for _, end in spans), key=itemgetter(1))
+    which = "prompt" if len(spans) == 1 else f"prompt {number}"
+    check_length(model, longest + len(closing), f"{which} and generation")
     mask_id = model.spec.mask_id
     return [[*prompt, *[mask_id] * length, *closing] for prompt, length in pairs], spans

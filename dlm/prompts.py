@@ -54,7 +54,15 @@ def encode_prompts(
             continued.
     """
     check_model(model)
-    rows = [encode_prompt(model, prompt, chat_options) for prompt in as_list(prompts)]
+    several = as_list(prompts)
+    rows = []
+    for number, prompt in enumerate(several):
+        try:
+            rows.append(encode_prompt(model, prompt, chat_options))
+        except ValueError as error:
+            if len(several) == 1:
+                raise
+            raise ValueError(f"prompt {number}: {error}") from error
     for number, row in enumerate(rows):
         if model.spec.mask_id in row:
             raise HoldsMask(

@@ -25,6 +25,7 @@ from dlm.serving.work import Ended, Event, Request
 from dlm.settings import Settings
 
 SHORTEST = 4  # parts of `gen_length`: what the shortest request decodes is one of them
+LEAST_LOAD: Final = 1e-6  # a request for every million that fit in one after another
 WARM: Final = 3  # rounds before those that are timed, on a GPU
 
 
@@ -41,8 +42,7 @@ class Traffic:
 
     def __post_init__(self) -> None:
         integer("requests", self.requests, least=1)
-        if number("load", self.load, least=0.0) == 0:
-            raise ValueError(f"load must be above 0, got {self.load!r}")
+        number("load", self.load, least=LEAST_LOAD)
 
 
 def measure(work: Work, traffic: Traffic) -> Iterator[Result]:

@@ -81,13 +81,18 @@ def is_object(line: str) -> bool:
         return False
 
 
+def no_number(text: str) -> float:
+    """Refuse NaN and the infinities, which JSON has not and an id would repeat."""
+    raise ValueError(f"numbers must be finite, got {text}")
+
+
 def parse_record(line: str, where: str) -> Row:
     """A JSONL line: a text under "prompt", or chat messages under "messages".
 
     Perhaps with an "id", and a "gen_length" of its own.
     """
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} must be a JSON object, as all lines or none: {error}") from error
     keys = sorted({"prompt", "messages"} & set(record)) if isinstance(record, dict) else []

@@ -51,6 +51,13 @@ def test_prompts_of_a_file(record: dict[str, Any], place: str, tmp_path: Path) -
     assert rf"prompts:2: {place} must be text that UTF-8 can hold, got '\ud800'" in told
 
 
+def test_an_id_that_json_has_not_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "id": NaN}\n')
+    told = refused("generate", "--file", str(file))
+    assert "prompts.jsonl:1 must be a JSON object, as all lines or none: numbers must be f" in told
+
+
 @pytest.mark.parametrize(("name", "first"), [("deep.jsonl", ""), ("deep", '{"prompt": "a"}\n')])
 def test_prompts_that_are_too_deep_are_refused(name: str, first: str, tmp_path: Path) -> None:
     file = tmp_path / name

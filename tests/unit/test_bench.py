@@ -348,7 +348,10 @@ def test_tables_for_people() -> None:
             "'--requests': must be an int >= 1, got '0'",
             ["serve", "--shape=tiny", *MINIMAL, "--requests=0"],
         ),
-        ("load must be above 0, got 0.0", ["serve", "--shape=tiny", *MINIMAL, "--load=0"]),
+        (
+            "load must be a finite number >= 1e-06, got 0.0",
+            ["serve", "--shape=tiny", *MINIMAL, "--load=0"],
+        ),
         ("must fit the model's 512 positions", ["batch", "--prompt-length=600", "--layers=1"]),
     ],
 )
