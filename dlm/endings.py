@@ -1,7 +1,6 @@
 """Rows after their last forward, and texts that end them before it."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ import torch
 from dlm.batch import Change
 from dlm.host import send
 from dlm.models.model import Model
-from dlm.prompts import decode_text
 from dlm.reading import Reader
 from dlm.runtime import Step
 from dlm.traits import Traits
@@ -110,9 +108,5 @@ class StopTexts:
         if not reader.stopped:
             return reader.given, None
 
-        def holds(count: int) -> bool:
-            text = decode_text(self.model, tokens[:count])
-            return any(text.startswith(stop, len(reader.given)) for stop in self.stop)
-
-        kept = bisect_left(range(len(tokens)), True, key=holds)
-        return reader.given, tokens[:kept] + [self.model.spec.eos_id] * (len(tokens) - kept)
+        rest = [self.model.spec.eos_id] * (len(tokens) - reader.count)
+        return reader.given, tokens[: reader.count] + rest

@@ -56,6 +56,12 @@ def unpadded(given: Mapping[str, Any]) -> Any:
     return rows if several else rows[0]
 
 
+def told_by(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a part of a message that say something of its text; `cache_control` does not."""
+    empty: tuple[Any, ...] = (None, False, [], {})
+    return {k: v for k, v in part.items() if k != "cache_control" and v not in empty}
+
+
 def message_text(content: Any, where: str) -> str:
     """The content of a chat message: a text, or parts that are texts, joined.
 
@@ -66,8 +72,9 @@ def message_text(content: Any, where: str) -> str:
     if not isinstance(parts, list | tuple) or not parts:
         raise ValueError(f"{where} must be a text or a list of parts, got {content!r}")
     for part in parts:
-        fits = isinstance(part, dict) and part.keys() == {"type", "text"}
-        if not fits or part["type"] != "text" or not isinstance(part["text"], str):
+        told = told_by(part) if isinstance(part, dict) else {}
+        fits = told.keys() == {"type", "text"} and told["type"] == "text"
+        if not fits or not isinstance(told["text"], str):
             raise ValueError(
                 f'parts of {where} must be {{"type": "text", "text": ...}}, got {part!r}'
             )

@@ -1,6 +1,7 @@
 """Text of tokens as they become final."""
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -79,7 +80,7 @@ class Reader:
         self.at_stop_token = at_stop_token
         self.stopped = False  # whether a stop text ended it
         self.silent = False  # whether a stop token ended its text
-        self.count = 0  # tokens, where one ends the choice up to the first stop token and with it
+        self.count = 0  # tokens, up to the stop token or the stop text that ends it, and with it
         self.given = ""
         self.tokens: list[int] = []
         self.readable = 0  # tokens in front of those whose text hangs on what follows
@@ -175,7 +176,18 @@ class Reader:
             self.stopped, end = True, found
         piece = text[begin:end]
         self.given += piece
+        if self.stopped:
+            self.count = self.reach()
         return piece
+
+    def reach(self) -> int:
+        """Fewest tokens whose text holds the stop text that ended it."""
+
+        def holds(count: int) -> bool:
+            text = whole_text(self.model, self.tokens[:count])
+            return any(text.startswith(stop, len(self.given)) for stop in self.stop)
+
+        return bisect_left(range(len(self.tokens)), True, key=holds)
 
 
 def is_byte(name: str) -> bool:

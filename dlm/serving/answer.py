@@ -79,7 +79,7 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices; of one that a stop token ends up to that and with it."""
+        """Tokens of all choices; of one that a stop token or text ends up to that and with it."""
         return sum(choice.reader.count for choice in self.choices)
 
     @property

@@ -121,7 +121,7 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """The one model there is."""
-        listed = [replies.model_object(self.service.name, self.created)]
+        listed = [self.told()]
         return reply({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
@@ -130,7 +130,12 @@ class Endpoints:
         if asked != name:
             message = f"model must be {name!r}, which is served here, got {asked!r}"
             return refusal(Wrong(404, message, param="model", code="model_not_found"))
-        return reply(replies.model_object(name, self.created))
+        return reply(self.told())
+
+    def told(self) -> dict[str, Any]:
+        """The model, as both tell of it."""
+        most = self.service.engine.model.spec.max_length
+        return replies.model_object(self.service.name, self.created, most)
 
     async def health(self, request: Request) -> Response:
         """Whether requests are answered, and how many rows there are."""

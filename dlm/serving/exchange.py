@@ -68,7 +68,7 @@ class Served:
     choices: int  # 0 where it was refused before that was known
     prompt_tokens: int
     cached_tokens: int  # of those, taken over from earlier rows
-    completion_tokens: int  # what was decoded of them, where it was cut short
+    completion_tokens: int  # of what the engine told; unstreamed and cut short, it tells of none
     forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
     error: str | None  # what went wrong
     request_id: str  # which the answer has as a header

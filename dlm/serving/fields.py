@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlm import foreign
 from dlm.given import message_text
 from dlm.options import NOTHING, boolean, integer, known, pairs, writable
 from dlm.prompts import CONTINUE
+from dlm.serving.names import FOREIGN, NOT_OF_CHATS, OFF, REASONS, TOLD_BY_NULL, UNSUPPORTED
 from dlm.serving.work import MOST_ALTERNATIVES
 
 Body = Mapping[str, Any]
@@ -18,113 +18,8 @@ LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
 MOST_LOGPROBS = 5
 MOST_BIASES = 300  # tokens: every position looks at each
 LARGEST_BIAS = 100.0
+OF_STREAMS = ("include_obfuscation", "continuous_usage_stats")  # that nothing here does
 LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
-
-OPTIONS = (
-    "decoder",
-    "decoder_options",
-    "block_length",
-    "steps",
-    "temperature",
-    "top_k",
-    "top_p",
-    "position_temperature",
-    "cfg_scale",
-    "cache",
-    "refresh_every",
-    "refresh_around",
-    "seed",
-    "stop_at_eos",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "logit_bias",
-    "confidence_eos_eot_inf",
-)
-"""Options of `dlm.generate` that are fields under their own names."""
-
-TOLD_BY_NULL = ("block_length", "steps")
-"""Those to which null is a value."""
-
-LABELS: Mapping[str, tuple[type, str]] = {
-    "user": (str, "a text"),
-    "metadata": (dict, "an object"),
-    "store": (bool, "True or False"),
-    "safety_identifier": (str, "a text"),
-    "prompt_cache_key": (str, "a text"),
-}
-"""Fields that change no text, and what they must be."""
-
-SHARED = (
-    *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
-    *("logprobs", "top_logprobs"),
-    *LABELS,
-    *OPTIONS,
-)
-COMPLETION = ("prompt", "suffix", "blanks", "echo", *SHARED)
-CHAT = (
-    *("messages", "max_completion_tokens", "chat_template_kwargs"),
-    *("add_generation_prompt", CONTINUE),
-    *SHARED,
-)
-
-UNSUPPORTED = (
-    "audio",
-    "best_of",
-    "frequency_penalty",
-    "function_call",
-    "functions",
-    "ignore_eos",
-    "min_p",
-    "min_tokens",
-    "modalities",
-    "parallel_tool_calls",
-    "prediction",
-    "presence_penalty",
-    "reasoning_effort",
-    "repetition_penalty",
-    "response_format",
-    "service_tier",
-    "tool_choice",
-    "tools",
-    "web_search_options",
-)
-"""Fields that other servers of these endpoints take, and that nothing here could honour."""
-
-NOT_OF_CHATS = ("echo",)
-"""Likewise, in a chat alone."""
-
-OFF: Mapping[str, Sequence[Any]] = {
-    "function_call": ["none"],
-    "modalities": [["text"]],
-    "parallel_tool_calls": [True],  # of tools, which are refused themselves
-    "reasoning_effort": ["none"],
-    "repetition_penalty": [1],
-    "response_format": [{"type": "text"}],
-    "service_tier": ["auto", "default"],
-    "tool_choice": ["none", "auto"],
-}
-"""Values by which some of them are switched off, beside being empty."""
-
-REASONS: Mapping[str, str] = {
-    "echo": "it is for completions",
-    "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
-    "name": "the chat template has no place for it",
-}
-"""Why some of them are not taken, or what takes their place."""
-
-GRAMMARS = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
-
-FOREIGN: Mapping[str, str] = {
-    **foreign.OPTIONS,
-    **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
-    **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
-    **dict.fromkeys(GRAMMARS, "nothing here holds an answer to a grammar"),
-    "include_stop_str_in_output": "what ends a choice is left out",
-    "num_return_sequences": "n is the number of choices",
-    "skip_special_tokens": "texts are without special tokens",
-    "stop_token_ids": "dlm serve has --stop-ids, for all requests",
-}
-"""What to say of fields that are none."""
 
 
 def read_json(data: bytes) -> dict[str, Any]:
@@ -167,10 +62,11 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: a field is unknown, with what to give instead or the close match.
     """
-    for name in body:
+    told = {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
+    for name in told:
         if name not in (*UNSUPPORTED, *NOT_OF_CHATS):
             known_name("field", name, names, FOREIGN)
-    return {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
+    return told
 
 
 def known_name(
@@ -200,11 +96,13 @@ def unsupported(name: str, value: Any, where: str) -> ValueError:
 
 def asks_nothing(name: str, value: Any, n: int) -> bool:
     """Whether an unsupported field says that it is off."""
-    if value is None or value is False:
+    if value is None or value in OFF.get(name, ()):
         return True
+    if name == "skip_special_tokens":  # False would have them in the text
+        return False
     if name == "best_of":  # every choice is handed back
         return bool(value == n)
-    return value in ("", 0, [], {}) or value in OFF.get(name, ())
+    return value in (False, "", 0, [], {})
 
 
 def read_prompts(value: Any) -> list[Any]:
@@ -317,8 +215,8 @@ def read_stream(body: Body) -> tuple[bool, bool]:
     if not isinstance(options, dict):
         raise ValueError(f"stream_options must be an object, got {options!r}")
     for name, value in options.items():
-        known_name("option of stream_options", name, ("include_usage", "include_obfuscation"))
-        if value is not None and boolean(name, value) and name == "include_obfuscation":
+        known_name("option of stream_options", name, ("include_usage", *OF_STREAMS))
+        if value is not None and boolean(name, value) and name in OF_STREAMS:
             raise unsupported(name, value, name)
     usage = bool(options.get("include_usage"))
     if usage and not stream:

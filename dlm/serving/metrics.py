@@ -73,7 +73,7 @@ class Metrics:
             ),
             counter("prompt_tokens_total", "Tokens of their prompts.", self.prompt_tokens),
             counter("cached_tokens_total", "Those of them taken from others.", self.cached_tokens),
-            counter("completion_tokens_total", "Tokens decoded.", self.completion_tokens),
+            counter("completion_tokens_total", "Tokens of answers.", self.completion_tokens),
             counter("forwards_total", "Forwards of rows decoded to their end.", self.forwards),
             metric(
                 "request_seconds",

@@ -17,7 +17,7 @@ from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import NOTHING, integer, known
 from dlm.prompts import tokenizer_of
-from dlm.serving import encoding, fields
+from dlm.serving import encoding, fields, names
 from dlm.serving.blanks import read_blanks
 from dlm.serving.encoding import Around
 from dlm.serving.work import Request
@@ -32,7 +32,7 @@ MOST_OF_DECODER = 256  # some decoders hold so much for each token, or add so ma
 # The decoder of a body that names none.
 USUAL = next(each.default for each in dataclasses.fields(Settings) if each.name == "decoder")
 
-DEFAULTS = ("gen_length", *fields.OPTIONS)
+DEFAULTS = ("gen_length", *names.OPTIONS)
 """Options that a server may be started with."""
 
 
@@ -71,11 +71,11 @@ def read_request(
     Raises:
         ValueError: a field breaks its rule, or cannot be honoured; `UnknownModel` for the name.
     """
-    names = fields.CHAT if chat else fields.COMPLETION
-    body = fields.stated(fields.read_json(data), names)
+    taken = names.CHAT if chat else names.COMPLETION
+    body = fields.stated(fields.read_json(data), taken)
     check_labels(body, name)
     n = integer("n", body.get("n", 1), least=1, most=fields.MOST_CHOICES)
-    fields.refuse_unsupported(body, names, n)
+    fields.refuse_unsupported(body, taken, n)
     stop = fields.read_stop(body.get("stop", []))
     if stop:
         tokenizer_of(model, "stop")
@@ -154,7 +154,7 @@ def check_labels(body: fields.Body, name: str) -> None:
     asked = body.get("model", name)
     if asked != name:
         raise UnknownModel(f"model must be {name!r}, which is served here, got {asked!r}")
-    for label, (kind, said) in fields.LABELS.items():
+    for label, (kind, said) in names.LABELS.items():
         if label in body and not isinstance(body[label], kind):
             raise ValueError(f"{label} must be {said}, got {body[label]!r}")
 
@@ -163,7 +163,7 @@ def read_settings(
     body: fields.Body, defaults: Mapping[str, Any], spec: ModelSpec, rows: int
 ) -> Settings:
     """The options of a body over those of the server."""
-    given = {name: body[name] for name in fields.OPTIONS if name in body}
+    given = {name: body[name] for name in names.OPTIONS if name in body}
     length = fields.read_length(body)
     if length is not None:
         given["gen_length"] = length
@@ -195,12 +195,12 @@ def refuse_names(given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is unknown, or the name of an option is long.
     """
-    for kind, names, instead in (
+    for kind, there, instead in (
         ("decoder", DECODERS, foreign.DECODERS),
         ("cache", CACHES, NOTHING),
     ):
         if isinstance(given.get(kind), str):
-            fields.known_name(kind, given[kind], names, instead)
+            fields.known_name(kind, given[kind], there, instead)
     options = given.get("decoder_options")
     longest = max(map(len, options), default=0) if isinstance(options, Mapping) else 0
     if longest > fields.LONGEST_NAME:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from dlm.decoders import DECODERS
 from dlm.prompts import TooLong
-from dlm.serving import fields, replies
+from dlm.serving import names, replies
 from dlm.serving.protocol import UnknownModel
 from dlm.serving.work import Busy
 
@@ -21,7 +21,7 @@ OPTIONS: Final = frozenset(
     for decoder in DECODERS.values()
     for option in fields_of(decoder)  # type: ignore[arg-type]
 )
-FIELDS = frozenset({*fields.COMPLETION, *fields.CHAT, *fields.UNSUPPORTED})
+FIELDS = frozenset({*names.COMPLETION, *names.CHAT, *names.UNSUPPORTED})
 
 
 class Wrong(Exception):

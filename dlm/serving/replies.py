@@ -30,9 +30,10 @@ def shortened(message: str) -> str:
     return f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
 
 
-def model_object(name: str, created: int) -> dict[str, Any]:
-    """The model that is served."""
-    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+def model_object(name: str, created: int, most: int) -> dict[str, Any]:
+    """The model that is served; `max_model_len`, as vLLM has it, is prompt and answer in tokens."""
+    told = {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+    return {**told, "max_model_len": most}
 
 
 class Writer:

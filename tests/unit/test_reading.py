@@ -116,6 +116,23 @@ def test_what_may_become_a_stop_text_is_withheld() -> None:
     assert (reader.push(tokens[-1:]), reader.end(tokens)) == ("", "")
 
 
+@given(cases())
+@settings(deadline=None, max_examples=150)
+def test_nothing_counts_behind_a_stop_text(
+    case: tuple[Model, list[int], list[int], list[str]],
+) -> None:
+    """However much of the row was decoded when it was seen."""
+    model, tokens, cuts, stop = case
+    reader, _ = read(model, tokens, cuts, stop)
+    if not reader.stopped:
+        return
+    found, short = (whole_text(model, tokens[:n]) for n in (reader.count, reader.count - 1))
+    assert any(found.startswith(each, len(reader.given)) for each in stop)
+    assert not any(short.startswith(each, len(reader.given)) for each in stop)
+    whole, _ = read(model, tokens, [], stop)
+    assert whole.count == reader.count
+
+
 def test_the_stop_text_that_begins_first_counts() -> None:
     model = MODELS["byte level"]
     for text, shown in [("xabc", "x"), ("xabd", "xa")]:

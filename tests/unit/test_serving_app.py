@@ -171,6 +171,7 @@ def test_the_one_model_is_listed(serve: Serve) -> None:
     assert listed["object"] == "list"
     (model,) = listed["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("org/tiny", "model", "dlm")
+    assert model["max_model_len"] == 512
     assert client.get("/v1/models/org/tiny").json() == model
     assert client.get("/v1/models/org%2Ftiny").json() == model
 

@@ -98,6 +98,10 @@ OFF = [
     ("service_tier", "default", "priority"),
     ("modalities", ["text"], ["text", "audio"]),
     ("reasoning_effort", "none", "high"),
+    ("verbosity", "medium", "low"),
+    ("length_penalty", 1.0, 0.8),
+    ("use_beam_search", False, True),
+    ("spaces_between_special_tokens", True, "yes"),
 ]
 
 
@@ -165,6 +169,35 @@ def test_echo_is_for_completions_without_log_probabilities(ask: Ask) -> None:
             ask(**body)
         assert field_of(str(refused.value)) == "echo"
     assert ask(echo=False, messages=MESSAGES) == ask(messages=MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("field", "off", "on", "reason"),
+    [
+        ("skip_special_tokens", True, False, "texts are without special tokens"),
+        ("skip_special_tokens", True, 0, "texts are without special tokens"),
+        ("include_stop_str_in_output", False, True, "what ends a choice is left out"),
+        ("stop_token_ids", [], [5], "dlm serve has --stop-ids, for all requests"),
+    ],
+)
+def test_what_happens_anyway_may_be_asked_for(
+    ask: Ask, field: str, off: Any, on: Any, reason: str
+) -> None:
+    assert ask(**{field: off}).request == ask().request
+    with pytest.raises(ValueError, match=f"{field} is not supported, got .*: {reason}"):
+        ask(**{field: on})
+
+
+def test_parts_of_a_message_may_say_more_that_is_nothing(ask: Ask) -> None:
+    part = {"type": "text", "text": MESSAGES[0]["content"]}
+    plain = ask(messages=[{"role": "user", "content": [part]}]).request
+    extras: list[dict[str, Any]] = [{"annotations": []}, {"x": None}, {"cache_control": {"a": 1}}]
+    for more in extras:
+        content = [{**part, **more}]
+        assert ask(messages=[{"role": "user", "content": content}]).request == plain
+    for wrong in ({"annotations": [1]}, {"text": None}, {"type": "image"}):
+        with pytest.raises(ValueError, match=r'must be \{"type": "text"'):
+            ask(messages=[{"role": "user", "content": [{**part, **wrong}]}])
 
 
 def test_ignore_eos_has_another_name(ask: Ask) -> None:

@@ -16,7 +16,7 @@ from dlm.generation import finish
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.prompts import encode_prompts
-from dlm.serving.fields import CHAT, COMPLETION, OPTIONS, UNSUPPORTED
+from dlm.serving.names import CHAT, COMPLETION, OPTIONS, UNSUPPORTED
 from dlm.serving.protocol import DEFAULTS, Asked, UnknownModel, check_defaults, read_request
 from dlm.settings import Settings
 
@@ -193,6 +193,10 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
         ),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage must be True"),
         (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "continuous_usage_stats is not supported, got True: leave it out",
+        ),
+        (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
             "include_obfuscation is not supported, got True: leave it out",
         ),
@@ -206,7 +210,8 @@ def test_what_a_completion_is_refused_for(ask: Ask, body: dict[str, Any], messag
 
 def test_null_says_nothing_but_of_blocks_and_steps(ask: Ask) -> None:
     defaults = {"gen_length": 16, "block_length": 8, "temperature": 0.5, "seed": 4, "steps": 3}
-    nulls = dict.fromkeys({*COMPLETION, *UNSUPPORTED} - {"prompt", "block_length", "steps"})
+    known = {*COMPLETION, *UNSUPPORTED} - {"prompt", "block_length", "steps"}
+    nulls = dict.fromkeys(known | {"guided_json", "truncate_prompt_tokens", "what"})
     assert ask(defaults, **nulls) == ask(defaults)
     for name in ("block_length", "steps"):
         null: dict[str, Any] = {name: None}

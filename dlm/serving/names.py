@@ -1,0 +1,124 @@
+"""Names of fields: those that are taken, and what to say of others."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlm import foreign
+from dlm.prompts import CONTINUE
+
+OPTIONS = (
+    "decoder",
+    "decoder_options",
+    "block_length",
+    "steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "position_temperature",
+    "cfg_scale",
+    "cache",
+    "refresh_every",
+    "refresh_around",
+    "seed",
+    "stop_at_eos",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "logit_bias",
+    "confidence_eos_eot_inf",
+)
+"""Options of `dlm.generate` that are fields under their own names."""
+
+TOLD_BY_NULL = ("block_length", "steps")
+"""Those to which null is a value."""
+
+LABELS: Mapping[str, tuple[type, str]] = {
+    "user": (str, "a text"),
+    "metadata": (dict, "an object"),
+    "store": (bool, "True or False"),
+    "safety_identifier": (str, "a text"),
+    "prompt_cache_key": (str, "a text"),
+}
+"""Fields that change no text, and what they must be."""
+
+SHARED = (
+    *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
+    *("logprobs", "top_logprobs"),
+    *LABELS,
+    *OPTIONS,
+)
+COMPLETION = ("prompt", "suffix", "blanks", "echo", *SHARED)
+CHAT = (
+    *("messages", "max_completion_tokens", "chat_template_kwargs"),
+    *("add_generation_prompt", CONTINUE),
+    *SHARED,
+)
+
+UNSUPPORTED = (
+    "audio",
+    "best_of",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "length_penalty",
+    "min_p",
+    "min_tokens",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "reasoning_effort",
+    "repetition_penalty",
+    "response_format",
+    "service_tier",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop_token_ids",
+    "tool_choice",
+    "tools",
+    "use_beam_search",
+    "verbosity",
+    "web_search_options",
+)
+"""Fields that other servers of these endpoints take, and that nothing here could honour."""
+
+NOT_OF_CHATS = ("echo",)
+"""Likewise, in a chat alone."""
+
+OFF: Mapping[str, Sequence[Any]] = {
+    "function_call": ["none"],
+    "length_penalty": [1],
+    "modalities": [["text"]],
+    "parallel_tool_calls": [True],  # of tools, which are refused themselves
+    "reasoning_effort": ["none"],
+    "repetition_penalty": [1],
+    "response_format": [{"type": "text"}],
+    "service_tier": ["auto", "default"],
+    "skip_special_tokens": [True],
+    "spaces_between_special_tokens": [True],
+    "tool_choice": ["none", "auto"],
+    "verbosity": ["medium"],
+}
+"""Values by which some of them are switched off, beside being empty."""
+
+REASONS: Mapping[str, str] = {
+    "echo": "it is for completions",
+    "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
+    "include_stop_str_in_output": "what ends a choice is left out",
+    "name": "the chat template has no place for it",
+    "skip_special_tokens": "texts are without special tokens",
+    "stop_token_ids": "dlm serve has --stop-ids, for all requests",
+}
+"""Why some of them are not taken, or what takes their place."""
+
+GRAMMARS = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
+
+FOREIGN: Mapping[str, str] = {
+    **foreign.OPTIONS,
+    **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
+    **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
+    **dict.fromkeys(GRAMMARS, "nothing here holds an answer to a grammar"),
+    "num_return_sequences": "n is the number of choices",
+}
+"""What to say of fields that are none."""
