@@ -32,7 +32,8 @@ class MaskingCollator:
 
     Where attention is in blocks, a row comes twice, masked and then clean: block b of the first
     sees itself and the blocks before b of the second, as decoding sees them (Arriola et al. 2025,
-    arXiv:2503.09573).
+    arXiv:2503.09573). The masks of one block, where there are any, have the law of k within it, so
+    that the mean is the bound block by block.
 
     Args:
         spec: facts of the model, `dlm.as_model(network).spec`.
@@ -93,6 +94,8 @@ class MaskingCollator:
 
     def read(self, row: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor]:
         """Ids of a row, int64 [L], and which of them may be masked, bool [L]."""
+        if "input_ids" not in row:
+            raise ValueError(f"input_ids must be in each row, got {sorted(row)} in row {number}")
         ids = torch.as_tensor(row["input_ids"])
         labels = torch.as_tensor(row.get("labels", ids))
         if ids.dim() != 1 or ids.is_floating_point() or labels.shape != ids.shape:

@@ -58,6 +58,15 @@ def test_every_mask_of_a_size_is_as_frequent() -> None:
         assert times / 8_000 == pytest.approx(1 / k / harmonic / math.comb(3, k), abs=0.015)
 
 
+def test_masks_of_a_block_have_the_law_of_a_row() -> None:
+    """The first three of eight tokens, where any of them is masked."""
+    collate, rows = seeded(SPEC, end_as_content=False), [{"input_ids": [*range(5, 13)]}] * 50
+    hidden = torch.cat([collate(rows)["input_ids"][:, :3] == 1 for _ in range(300)])
+    counts = hidden.sum(-1).bincount(minlength=4)[1:]
+    expected = 1 / torch.arange(1, 4)
+    torch.testing.assert_close(counts / counts.sum(), expected / expected.sum(), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("end_as_content", [True, False])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_what_may_be_masked(end_as_content: bool, multiple: int) -> None:
@@ -157,6 +166,7 @@ def test_trainer_learns(family: str, written: Callable[[str], Path], tmp_path: P
         ({"input_ids": [5, 6], "labels": [6]}, r"as many of both, got \[2\] and \[1\] in row 1"),
         ({"input_ids": [[5, 6]]}, r"got \[1, 2\] and \[1, 2\] in row 1"),
         ({"input_ids": [0.5]}, "must be ids"),
+        ({"text": "a"}, r"input_ids must be in each row, got \['text'\] in row 1"),
     ],
 )
 def test_rows_that_are_none(row: dict[str, Any], message: str) -> None:
