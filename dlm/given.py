@@ -58,8 +58,11 @@ def unpadded(given: Mapping[str, Any]) -> Any:
 
 def told_by(part: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a part of a message that say something of its text; `cache_control` does not."""
-    empty: tuple[Any, ...] = (None, False, [], {})
-    return {k: v for k, v in part.items() if k != "cache_control" and v not in empty}
+
+    def empty(value: Any) -> bool:  # a picture is compared with nothing
+        return value is None or value is False or (isinstance(value, list | dict) and not value)
+
+    return {k: v for k, v in part.items() if k != "cache_control" and not empty(v)}
 
 
 def message_text(content: Any, where: str) -> str:

@@ -33,7 +33,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train on all but the last hundred, and decode some of those."""
+    """Train on all but the last tenth, and decode some of that."""
     asked = arguments(given)
     model = dlm.load(asked.model)
     model.network.requires_grad_(True)  # what dlm.load reads is frozen
@@ -47,7 +47,7 @@ def main(given: Sequence[str] | None = None) -> None:
     how = {"per_device_train_batch_size": 64, "lr_scheduler_type": "cosine", "logging_steps": 50}
     how |= {"max_steps": asked.steps, "learning_rate": asked.lr, "report_to": "none"}
     run = TrainingArguments(asked.output, **how)
-    Trainer(model.network, run, dlm.MaskingCollator(model.spec), rows[:-100]).train()
+    Trainer(model.network, run, dlm.MaskingCollator(model.spec), rows[: -len(rows) // 10]).train()
     model.network.eval().save_pretrained(asked.output)
     model.tokenizer.save_pretrained(asked.output)
     asks = [pair["prompt"] for pair in pairs[-5:]]

@@ -81,9 +81,12 @@ def is_object(line: str) -> bool:
         return False
 
 
-def no_number(text: str) -> float:
-    """Refuse NaN and the infinities, which JSON has not and an id would repeat."""
-    raise ValueError(f"numbers must be finite, got {text}")
+def finite(text: str) -> float:
+    """A number, but for NaN and the infinities: JSON has none, and an id would repeat them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"numbers must be finite, got {text}")
+    return value
 
 
 def parse_record(line: str, where: str) -> Row:
@@ -92,7 +95,7 @@ def parse_record(line: str, where: str) -> Row:
     Perhaps with an "id", and a "gen_length" of its own.
     """
     try:
-        record = json.loads(line, parse_constant=no_number)
+        record = json.loads(line, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} must be a JSON object, as all lines or none: {error}") from error
     keys = sorted({"prompt", "messages"} & set(record)) if isinstance(record, dict) else []

@@ -229,6 +229,7 @@ class DiffusionGenerationMixin:
             spec, config = as_model(self).spec, self.generation_config
             vars(config).update(mask_token_id=spec.mask_id, eos_token_id=list(spec.stop_ids))
             self._declared = list(spec.stop_ids)
+            self._overrides = replace(self._overrides, stop_ids=spec.stop_ids)
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None = None, **options: Any

@@ -22,10 +22,9 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
     """
     if attention_mask is None:
         return None
-    if attention_mask.dim() == 3:
-        attention_mask = attention_mask[:, None]
-    if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
-        return of_backend(config, x, attention_mask)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() > 2:
+        mask = attention_mask[:, None] if attention_mask.dim() == 3 else attention_mask
+        return mask if mask.is_floating_point() else of_backend(config, x, mask.bool())
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
 
 

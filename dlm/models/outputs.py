@@ -90,7 +90,7 @@ def masked_loss(
         )
     labels = labels.to(logits.device, torch.int64)
     if family_of(config).shift:
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             before = F.pad(attention_mask[:, :-1].bool(), (1, 0)).to(labels.device)
             labels = labels.masked_fill(~before, -100)
         labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # logits would be copied

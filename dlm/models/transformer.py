@@ -205,7 +205,7 @@ class TransformerModel(Bidirectional):
 
     def places(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Positions int64 [B or 1, L] of inputs [B, L, D] that came without."""
-        padded = attention_mask is not None and attention_mask.dim() == 2
+        padded = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
         if padded and self.config.query_scale is not None:
             return (torch.as_tensor(attention_mask).long().cumsum(-1) - 1).clamp_(min=0)
         return torch.arange(x.shape[1], device=x.device)[None]

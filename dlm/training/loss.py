@@ -21,10 +21,15 @@ def mask_counts(lengths: Tensor, level: Tensor) -> Tensor:
     return torch.minimum((level * lengths).long() + 1, lengths)
 
 
+def harmonic_numbers(most: int) -> Tensor:
+    """H_k = 1 + 1/2 + ... + 1/k for k in 1 to `most`, float64."""
+    return (1.0 / torch.arange(1, most + 1, dtype=torch.float64)).cumsum(0)
+
+
 def harmonic_counts(lengths: Tensor, level: Tensor) -> Tensor:
     """How many of `lengths` positions to mask: k with probability (1 / k) / H_n.
 
-    The k with H_(k - 1) <= level H_n < H_k, where H_k = 1 + 1/2 + ... + 1/k.
+    The k with H_(k - 1) <= level H_n < H_k, see `harmonic_numbers`.
 
     Args:
         lengths: int64 [B], n, maskable positions of each row, at least 1.
@@ -33,7 +38,7 @@ def harmonic_counts(lengths: Tensor, level: Tensor) -> Tensor:
     Returns:
         int64 [B] in [1, lengths].
     """
-    harmonic = (1.0 / torch.arange(1, int(lengths.max()) + 1, dtype=torch.float64)).cumsum(0)
+    harmonic = harmonic_numbers(int(lengths.max()))
     found = torch.searchsorted(harmonic, level * harmonic[lengths - 1], right=True) + 1
     return torch.minimum(found, lengths)
 

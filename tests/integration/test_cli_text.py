@@ -51,9 +51,10 @@ def test_prompts_of_a_file(record: dict[str, Any], place: str, tmp_path: Path) -
     assert rf"prompts:2: {place} must be text that UTF-8 can hold, got '\ud800'" in told
 
 
-def test_an_id_that_json_has_not_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_an_id_that_json_has_not_is_refused(number: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a", "id": NaN}\n')
+    file.write_text(f'{{"prompt": "a", "id": {number}}}\n')
     told = refused("generate", "--file", str(file))
     assert "prompts.jsonl:1 must be a JSON object, as all lines or none: numbers must be f" in told
 

@@ -196,17 +196,31 @@ def test_another_number_of_tokens(
         assert torch.equal(written_by(model.network), expected)
 
 
+def released(folder: Path, **tokens: Any) -> Any:
+    """A small network with LLaDA's vocabulary, whose number of rows tells what no file does."""
+    kind = type(AutoModelForMaskedLM.from_pretrained(folder))
+    small = AutoConfig.from_pretrained(folder)
+    sizes = {"vocab_size": 126464, "embedding_size": 126464, "mask_token_id": None}
+    return kind(type(small).from_dict(small.to_dict() | sizes | tokens))
+
+
+def test_stop_ids_that_are_written_down_outlive_another_vocabulary(
+    written: Callable[[str], Path],
+) -> None:
+    network = released(written("llada"), eos_token_id=126081)
+    network.adjust_generation_fn(None, False, None, None)  # as loading ends
+    assert dlm.as_model(network).spec.stop_ids == (126081, 126348)
+    network.generation_config.eos_token_id = [70]
+    network.resize_token_embeddings(126472)
+    assert dlm.as_model(network).spec.stop_ids == (70,)
+    network.generation_config.eos_token_id = [71]
+    assert dlm.as_model(network).spec.stop_ids == (71,)
+
+
 def test_a_released_vocabulary_keeps_its_tokens_at_another_size(
     written: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Its number of rows tells them, as no file of LLaDA's does."""
-    kind = type(AutoModelForMaskedLM.from_pretrained(written("llada")))
-    small = AutoConfig.from_pretrained(written("llada"))
-    sizes = {"vocab_size": 126464, "embedding_size": 126464}
-    config = type(small).from_dict(
-        small.to_dict() | sizes | {"mask_token_id": None, "eos_token_id": None}
-    )
-    network = kind(config)
+    network = released(written("llada"), eos_token_id=None)
     before = dlm.as_model(network).spec
     assert (before.mask_id, before.stop_ids) == (126336, (126081, 126348))
     network.resize_token_embeddings(126472)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AutoModelForMaskedLM
 
 import dlm  # noqa: F401 (its networks are what the Auto class gives)
+from dlm.models.attention import mask_of
 from dlm.models.loading import silence
 from dlm.models.outputs import masked_loss
 
@@ -81,11 +83,19 @@ def test_a_mask_for_every_query(network: Any, dims: int, attention: str) -> None
     sees[1, :, 3:] = False
     mask = sees if dims == 3 else sees[:, None]
     found = network(IDS, attention_mask=mask).logits
+    assert torch.equal(network(IDS, attention_mask=mask.long()).logits, found)
     torch.testing.assert_close(found[:1], network(IDS[:1]).logits)
     torch.testing.assert_close(found[1:, :3], network(IDS[1:, :3]).logits)
     network.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, L\] for .*'flex_attention'"):
         network(IDS, attention_mask=mask)
+
+
+def test_a_mask_of_the_backends_own_kind_is_handed_on(network: Any) -> None:
+    network.set_attn_implementation("flex_attention")
+    mask: Any = create_block_mask(lambda b, h, q, k: q >= k, 1, None, 5, 5, device="cpu")
+    assert mask_of(network.config, torch.zeros(1, 5, 8), mask) is mask
+    assert masked_loss(network.config, torch.zeros(2, 5, 9), LABELS % 9, mask) is not None
 
 
 def test_hidden_states_of_every_layer(network: Any) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 import dlm
 from dlm.models.loading import silence
 from dlm.models.spec import ModelSpec
-from dlm.training.loss import harmonic_counts
+from dlm.training.loss import harmonic_counts, harmonic_numbers
 
 SPEC = ModelSpec("llada", 50, 1, 2, (2,), 20, (50, 50))
 ROWS: list[dict[str, Any]] = [
@@ -87,6 +89,63 @@ def test_what_may_be_masked(end_as_content: bool, multiple: int) -> None:
     for found, free, filled in zip(ever, own, behind, strict=True):
         ends = [place for place in filled if place < width] if end_as_content else []
         assert found.nonzero().flatten().tolist() == [*free, *ends]
+
+
+@pytest.mark.parametrize("lengths", [[16], [16, 16], [4, 40]])
+def test_the_mean_has_no_bias_where_the_rows_of_a_step_are_told(lengths: list[int]) -> None:
+    """Of tokens whose surprise grows with how many are masked; untold, it is far too low."""
+    rows = torch.tensor(lengths)
+
+    def mean(**options: Any) -> Tensor:
+        collate, noise = dlm.MaskingCollator(SPEC, **options), torch.Generator().manual_seed(0)
+        counts = torch.stack([collate.counts(rows, noise) for _ in range(6000)]).double()
+        return ((counts * (1 + 3 * counts / rows)).sum(-1) / counts.sum(-1)).mean()
+
+    harmonic = harmonic_numbers(40)[rows - 1]
+    bounds = torch.stack([(1 + 3 * torch.arange(1, n + 1) / n).mean() for n in lengths])
+    expected = (rows / harmonic * bounds).sum() / (rows / harmonic).sum()
+    torch.testing.assert_close(mean(rows_per_step=len(rows)), expected, atol=0.04, rtol=0)
+    assert mean() < expected - 0.2
+    assert mean() < mean(rows_per_step=2 * len(rows)) < expected - 0.1
+
+
+def test_told_rows_are_drawn_by_the_tokens_they_mask() -> None:
+    """Of one token and of three: p(k) (1 + k), as the first always masks its one."""
+    collate, noise = dlm.MaskingCollator(SPEC, rows_per_step=2), torch.Generator().manual_seed(0)
+    counts = torch.stack([collate.counts(torch.tensor([1, 3]), noise) for _ in range(6000)])
+    assert (counts[:, 0] == 1).all()
+    share = counts[:, 1].bincount(minlength=4)[1:] / 6000
+    k = torch.arange(1, 4)
+    expected = (1 + k) / k
+    torch.testing.assert_close(share, expected / expected.sum(), atol=0.02, rtol=0)
+
+
+def test_processes_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer seeds all alike."""
+    found = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        torch.manual_seed(5)
+        found.append(dlm.MaskingCollator(SPEC)([{"input_ids": [*range(5, 17)]}] * 8)["input_ids"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_workers_get_noise_of_their_own() -> None:
+    rows: Any = [{"input_ids": [*range(5, 17)]}] * 4
+    torch.manual_seed(5)
+    loader = DataLoader(rows, batch_size=2, collate_fn=dlm.MaskingCollator(SPEC), num_workers=2)
+    batches = [batch["input_ids"] for _ in range(2) for batch in loader]
+    assert len({tuple(batch.flatten().tolist()) for batch in batches}) == 4
+    given = DataLoader(rows, batch_size=2, collate_fn=seeded(SPEC), num_workers=1)
+    with pytest.raises(ValueError, match="generator must be None with workers of a DataLoader"):
+        next(iter(given))
+
+
+def test_padding_stays_within_the_model() -> None:
+    batch = seeded(SPEC, pad_to_multiple_of=16)([{"input_ids": [5] * 18}])
+    assert batch["input_ids"].shape == (1, 20)
 
 
 def test_noise_comes_from_a_seed() -> None:
@@ -179,6 +238,7 @@ def test_what_cannot_be_trained_so(written: Callable[[str], Path]) -> None:
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (model.network, {}, r"spec must be .*as_model\(network\)\.spec, got a LLaDAModelLM"),
         (SPEC, {"end_as_content": 1}, "end_as_content must be True or False, got 1"),
+        (SPEC, {"rows_per_step": 0}, "rows_per_step must be an int >= 1, got 0"),
         (SPEC, {"pad_to_multiple_of": 0}, "pad_to_multiple_of must be an int >= 1, got 0"),
         (dlm.load(written("encoder")).spec, {}, "end_as_content must be False for bert"),
         (dlm.load(written("nemotron-labs-diffusion")).spec, {}, "cannot be trained so"),

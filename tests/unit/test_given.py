@@ -74,6 +74,13 @@ def test_the_parts_of_a_message_are_its_text(tiny: Model) -> None:
     assert dlm.encode_prompts(tiny, parts) == dlm.encode_prompts(tiny, whole)
 
 
+@pytest.mark.parametrize("image", [torch.zeros(3, 4), np.zeros((3, 4)), b"png"])
+def test_a_part_that_is_no_text_is_refused(tiny: Model, image: Any) -> None:
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+    with pytest.raises(ValueError, match=r'parts of a .* must be {"type": "text"'):
+        dlm.encode_prompts(tiny, chat)
+
+
 def test_blanks_and_likelihoods_take_them_too(tiny: Model) -> None:
     mask = tiny.spec.mask_id
     row = [*ROW, mask, 74]
