@@ -54,6 +54,8 @@ def encode_prompts(
             continued.
     """
     check_model(model)
+    if chat_options is not None and not isinstance(chat_options, Mapping):
+        raise ValueError(f"chat_options must be a mapping, got {chat_options!r}")
     several = as_list(prompts)
     rows = []
     for number, prompt in enumerate(several):
@@ -112,8 +114,6 @@ def encode_prompt(
         given = given[0] if isinstance(given[0], list) else given  # [1, P] of a tokenizer
     several = isinstance(given, Sequence) and not isinstance(given, str)
     chat = several and bool(given) and isinstance(given[0], Mapping)
-    if chat_options is not None and not isinstance(chat_options, Mapping):
-        raise ValueError(f"chat_options must be a mapping, got {chat_options!r}")
     if chat_options and not chat:
         raise ValueError(f"chat_options are for chat messages, got the prompt {prompt!r}")
     if isinstance(given, str):

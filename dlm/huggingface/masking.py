@@ -36,11 +36,10 @@ class MaskingCollator:
     arXiv:2502.09992, eq. 6). Drawing k by 1 / k instead takes the weight out of the sum, so that
     E[sum over masked tokens] / E[their number] is that bound in nats per token, with rows of unlike
     length weighed by n / (1 + ... + 1/n). What a forward returns and Trainer accumulates is the
-    ratio itself, which is lower where it is of few rows: of 64 tokens each by 2 to 3% for a batch
-    of eight, by 10% for eight batches of one, and by half for one row. `rows_per_step` takes that
-    away: one row among so many, drawn by its weight, has k uniform (Lahiri 1951; Midzuno 1952), and
-    the ratio has no bias where a batch is a step; with several, some 5% are left of two rows, and
-    below 1% of eight.
+    ratio itself, which is lower the fewer rows it is of. `rows_per_step` takes that away: one row
+    among so many, drawn by its weight, has k uniform (Lahiri 1951; Midzuno 1952), and the ratio has
+    no bias where a batch is a step. Where several are, each has such a row by chance, and little of
+    the bias is left.
 
     Where attention is in blocks, a row comes twice, masked and then clean: block b of the first
     sees itself and the blocks before b of the second, as decoding sees them (Arriola et al. 2025,

@@ -60,7 +60,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
         direct: read the weights without transformers' loader, the same bits: for one device.
-        revision: branch, tag or commit of a Hugging Face id; its main branch if absent.
+        revision: branch, tag or commit of the model, a Hugging Face id; its main branch if absent.
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
         block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
         mask_id: overrides the checkpoint's mask id.

@@ -147,7 +147,8 @@ class Trainer:
         """
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise FloatingPointError(
-                f"weights became NaN or infinite by step {self.step}: lower learning_rate"
+                f"weights became NaN or infinite by step {self.step}: lower learning_rate, "
+                f"which was {self.recipe.rate(max(self.step - 1, 0)):g}"
             )
         self.out.mkdir(parents=True, exist_ok=True)
         state = {

@@ -109,6 +109,20 @@ def test_the_mean_has_no_bias_where_the_rows_of_a_step_are_told(lengths: list[in
     assert mean() < mean(rows_per_step=2 * len(rows)) < expected - 0.1
 
 
+@pytest.mark.parametrize("batches", [2, 8])
+def test_little_bias_is_left_where_batches_are_accumulated(batches: int) -> None:
+    rows = torch.tensor([16])
+
+    def mean(**options: Any) -> float:
+        collate, noise = dlm.MaskingCollator(SPEC, **options), torch.Generator().manual_seed(0)
+        drawn = torch.stack([collate.counts(rows, noise) for _ in range(3000 * batches)]).double()
+        counts = drawn.view(3000, batches)
+        return ((counts * (1 + 3 * counts / 16)).sum(-1) / counts.sum(-1)).mean().item()
+
+    expected = 1 + 3 * 17 / 32
+    assert abs(mean(rows_per_step=batches) - expected) < (expected - mean()) / 3
+
+
 def test_told_rows_are_drawn_by_the_tokens_they_mask() -> None:
     """Of one token and of three: p(k) (1 + k), as the first always masks its one."""
     collate, noise = dlm.MaskingCollator(SPEC, rows_per_step=2), torch.Generator().manual_seed(0)

@@ -158,8 +158,8 @@ LONG = "a" * 5000
      "path must be a file that exists, got 'aaa"),
     (lambda model: API.recommended(LONG), "unknown checkpoint with recommended settings 'aaa"),
     (lambda model: API.infill(model, [[1]], broadcast_deletion=[]), "broadcast_deletion must be T"),
-    (lambda model: API.encode_prompts(model, [[1]], chat_options=[]),
-     r"chat_options must be a mapping, got \[\]"),
+    (lambda model: API.encode_prompts(model, [[1], [2]], chat_options=[]),
+     r"^chat_options must be a mapping, got \[\]"),
 ])  # fmt: skip
 def test_what_nothing_can_be_made_of(golden: Model, call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
