@@ -103,6 +103,10 @@ class PromptCache:
         """How many are kept."""
         return len(self.ledger.slots) * self.page
 
+    def known(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that a row begins with are kept; a guess, as no lock is taken."""
+        return len(self.ledger.path(tokens)) * self.page
+
     def recall(self, rows: Sequence[Sequence[int]], room: Callable[[], Cache]) -> list[int]:
         """Copy what is kept of rows to their cache.
 

@@ -59,6 +59,36 @@ def load_model(
         return load(name, device=device, dtype=dtype, **facts)
 
 
+def devices_of(device: str | None, device_map: object, copies: int) -> list[str | None]:
+    """Where copies of a model go: to a GPU each, or all to the CPU.
+
+    Raises:
+        ValueError: one GPU is named for several copies, or there are fewer GPUs.
+    """
+    if copies == 1:
+        return [device]
+    if device_map is not None:
+        raise ValueError(
+            f"--device-map spreads one copy, and --data-parallel-size {copies} gives each of "
+            "several a GPU of its own: give one of the two"
+        )
+    if device is None or device == "cpu":
+        return [device] * copies
+    if device != "cuda":
+        raise ValueError(
+            f"--data-parallel-size {copies} takes GPUs 0 to {copies - 1}: give --device cuda, got "
+            f"{device!r}; CUDA_VISIBLE_DEVICES says which ones there are"
+        )
+    import torch
+
+    if torch.cuda.device_count() < copies:
+        raise ValueError(
+            f"--data-parallel-size must be at most the number of GPUs, got {copies} where there "
+            f"are {torch.cuda.device_count()}"
+        )
+    return [f"cuda:{number}" for number in range(copies)]
+
+
 def check_quantize(width: str) -> None:
     """Refuse weights that cannot be quantized, before anything is loaded.
 

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dlm.cli.loading import load_model, model_name
+from dlm.cli.loading import devices_of, load_model, model_name
 from dlm.cli.options import (
     BUILT_IN_GEN_LENGTH,
     COUNT,
@@ -98,13 +99,21 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
             show_default="none",
         ),
     ] = None,
-    batch_size: Annotated[int, server(help="Rows decoded at a time, at most.", **COUNT)] = 16,
-    queue_size: Annotated[int, server(help="Rows that wait, at most.", **COUNT)] = 256,
+    data_parallel_size: Annotated[
+        int,
+        server(help="Copies of the model, each on a GPU of its own, that share requests.", **COUNT),
+    ] = 1,
+    batch_size: Annotated[
+        int, server(help="Rows decoded at a time, at most, by each copy.", **COUNT)
+    ] = 16,
+    queue_size: Annotated[
+        int, server(help="Rows that wait, at most, for each copy.", **COUNT)
+    ] = 256,
     prompt_cache: Annotated[
         float | None,
         server(
-            help="GiB that keep keys and values of prompts and answers, for requests that begin "
-            "alike: for families with blocks of attention, with a --cache; 0 for none.",
+            help="GiB of each copy that keep keys and values of prompts and answers, for requests "
+            "that begin alike: for families with blocks of attention, with a --cache; 0 for none.",
             metavar="GIB",
             show_default="a sixteenth of a GPU's memory, or 1",
         ),
@@ -153,8 +162,9 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     if prompt_cache is not None:
         number("--prompt-cache", prompt_cache, least=0.0)
     called = model_name(model, adapter, revision) if name is None else name
+    places = devices_of(device, device_map, data_parallel_size)
     with listening(host, port) as listener:
-        loaded = load_model(model, device, dtype, **facts)
+        loaded = [load_model(model, place, dtype, **facts) for place in places]
         sizes = {"batch_size": batch_size, "queue_size": queue_size}
         run(loaded, listener, called, defaults, access, sizes, prompt_cache, json)
 
@@ -169,7 +179,7 @@ def make_prompt_cache(model: "Model", gib: float | None) -> "PromptCache | None"
 
 
 def run(
-    model: "Model",
+    models: Sequence["Model"],
     listener: socket.socket,
     name: str,
     defaults: dict[str, Any],
@@ -182,8 +192,13 @@ def run(
     from dlm.serving.app import create_app
     from dlm.serving.engine import Engine
     from dlm.serving.front import run_until_signal
+    from dlm.serving.replicas import Replicas
 
-    engine = Engine(model, **sizes, prompt_cache=make_prompt_cache(model, prompt_gib))
+    engines = [
+        Engine(model, **sizes, prompt_cache=make_prompt_cache(model, prompt_gib))
+        for model in models
+    ]
+    engine = Replicas(engines)
     try:
         served = partial(tell, machine=machine)
         app = create_app(engine, name=name, defaults=defaults, served=served, **access)

@@ -143,13 +143,14 @@ class Endpoints:
         if not engine.running:
             return reply({"status": "stopped"}, 503)
         decoding, waiting = engine.load()
-        return reply({"status": "ok", "decoding": decoding, "waiting": waiting})
+        found = {"engines": engine.alive, "decoding": decoding, "waiting": waiting}
+        return reply({"status": "ok", **found})
 
     async def measure(self, request: Request) -> Response:
         """What was asked so far, for Prometheus."""
         engine = self.service.engine
         decoding, waiting = engine.load()
-        text = self.metrics.text(running=engine.running, decoding=decoding, waiting=waiting)
+        text = self.metrics.text(alive=engine.alive, decoding=decoding, waiting=waiting)
         return Response(text, headers={"content-type": TYPE})
 
 

@@ -105,6 +105,15 @@ class Engine:
             self.given_up.append((ticket, row))
             self.news.notify()
 
+    @property
+    def alive(self) -> int:
+        """How many engines decode: this one, or none."""
+        return int(self.running)
+
+    def kept(self, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt that need not be computed, as of now."""
+        return 0 if self.prompt_cache is None else self.prompt_cache.known(prompt)
+
     def load(self) -> tuple[int, int]:
         """Rows being decoded, and rows that wait."""
         with self.news:
@@ -124,6 +133,8 @@ class Engine:
     def run(self) -> None:
         """Decode whatever comes."""
         error: Exception = RuntimeError("the engine is closed")
+        if self.model.device.type == "cuda":
+            torch.cuda.set_device(self.model.device)  # of this thread
         try:
             with torch.inference_mode():
                 while self.busy():

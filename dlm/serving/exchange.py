@@ -45,6 +45,11 @@ class Engine(Protocol):
         """Whether it decodes."""
         ...
 
+    @property
+    def alive(self) -> int:
+        """How many engines do."""
+        ...
+
     def submit(self, request: work.Request, tell: Tell) -> int:
         """A ticket for rows to decode."""
         ...

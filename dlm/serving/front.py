@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from dlm.serving.engine import Engine
 from dlm.serving.logs import told_usefully
+from dlm.serving.replicas import Replicas
 
 GRACE: Final = 30.0
 """Seconds that requests have to be answered in once it ends."""
@@ -30,7 +31,7 @@ often at a time."""
 class Server(uvicorn.Server):
     """One whose engine stops when answers take too long to end."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine | Replicas) -> None:
         super().__init__(config)
         self.engine = engine
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -70,7 +71,7 @@ class Server(uvicorn.Server):
         self.force_exit = True
 
 
-def run_until_signal(app: Starlette, engine: Engine, listener: socket.socket) -> None:
+def run_until_signal(app: Starlette, engine: Engine | Replicas, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM, and then for at most `GRACE` seconds.
 
     A second signal of either kind fails what is not answered then.

@@ -56,10 +56,10 @@ class Metrics:
         self.completion_tokens += served.completion_tokens
         self.forwards += served.forwards or 0
 
-    def text(self, *, running: bool, decoding: int, waiting: int) -> str:
+    def text(self, *, alive: int, decoding: int, waiting: int) -> str:
         """All of them, and how the engine is now."""
         parts = [
-            gauge("engine_running", "Whether requests are decoded.", running),
+            gauge("engine_running", "Engines that decode requests.", alive),
             gauge("rows_decoding", "Rows being decoded.", decoding),
             gauge("rows_waiting", "Rows that wait.", waiting),
             metric(

@@ -92,10 +92,11 @@ def chat(puzzle: str, **more: Any) -> dict[str, Any]:
 
 
 def test_many_ask_at_once_and_get_what_generate_gives() -> None:
-    """Answers, streams, completions and refusals; a line of JSON for each."""
+    """Answers, streams, completions and refusals of two copies; a line of JSON for each."""
     options: list[dict[str, Any]] = [{}, {"decoder": "threshold"}, {"temperature": 0.7, "seed": 4}]
     bodies = [chat(puzzle, n=2, **more) for puzzle in PUZZLES for more in options]
-    with serving("--json", "--batch-size=4", "--cache=dual", "--name=tiny") as server:
+    copies = ("--data-parallel-size=2", "--batch-size=2")
+    with serving("--json", *copies, "--cache=dual", "--name=tiny") as server:
         with ThreadPoolExecutor(len(bodies)) as pool:
             answers = list(pool.map(lambda body: server.ask("/chat/completions", body), bodies))
         pieces = server.pieces("/chat/completions", chat(PUZZLES[0], **options[2]))
@@ -137,6 +138,10 @@ def run(*args: str) -> Any:
     (["--api-key="], "--api-key must be printable ASCII, with no space around it"),
     (["--cors-origin=example.org"], "--cors-origin must be a scheme, a host and maybe a port"),
     (["--cors-origin=https://example.org/"], "got 'https://example.org/'"),
+    (["--data-parallel-size=0"], "must be an int >= 1, got '0'"),
+    (["--data-parallel-size=2", "--device=cuda:1"], "takes GPUs 0 to 1: give --device cuda"),
+    (["--data-parallel-size=2", "--device-map=auto"], "a GPU of its own: give one of the two"),
+    (["--data-parallel-size=99", "--device=cuda"], "got 99 where there are"),
     (["--api-key=key "], "--api-key must be printable ASCII, with no space around it"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(

@@ -32,6 +32,10 @@ class Engine:
     given_up: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
 
+    @property
+    def alive(self) -> int:
+        return int(self.running)
+
     def submit(self, request: Request, tell: Tell) -> int:
         if self.refusal is not None:
             raise self.refusal

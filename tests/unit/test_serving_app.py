@@ -180,7 +180,7 @@ def test_health_says_how_many_rows_there_are(serve: Serve) -> None:
     server = serve(CASES.nothing)
     answer = server.client.get("/health")
     assert (answer.status_code, answer.json()) == (
-        200, {"status": "ok", "decoding": 2, "waiting": 3},
+        200, {"status": "ok", "engines": 1, "decoding": 2, "waiting": 3},
     )  # fmt: skip
     server.engine.running = False
     answer = server.client.get("/health")
