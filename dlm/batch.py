@@ -70,10 +70,15 @@ class Change:
 NO_CHANGE = Change()
 
 
+def unchanged() -> Change:
+    """Nothing happens to the batch."""
+    return NO_CHANGE
+
+
 def denoise(
     terms: Terms,
     rows: Rows,
-    change: Callable[[], Change] = lambda: NO_CHANGE,
+    change: Callable[[], Change] = unchanged,
     prompt_cache: PromptCache | None = None,
 ) -> Generator[Step, None, None]:
     """Fill every blank, block by block, one yield a forward.
@@ -92,7 +97,16 @@ def denoise(
 
     Raises:
         ValueError: the decoder broke its contract, or the network returned NaN.
+        ChildProcessError: a process that has a part of the model has ended.
     """
+    leader = terms.model.leader
+    return (alone if leader is None else leader.denoise)(terms, rows, change, prompt_cache)
+
+
+def alone(
+    terms: Terms, rows: Rows, change: Callable[[], Change], prompt_cache: PromptCache | None
+) -> Generator[Step, None, None]:
+    """`denoise` in this process."""
     network = terms.model.network
     with terms.execution.lane(network) as lane:
         batch = Batch(terms, lane, rows, prompt_cache)

@@ -54,7 +54,8 @@ class Execution:
 
         A subclass of `Model` is not recorded: what it does at its calls would be done once. Nor
         are networks of transformers, attention that takes no masks and experts that are looped
-        over, which ask the device, and networks whose steps could not be recorded before.
+        over, which ask the device, networks that are cut, whose processes speak to each other, and
+        those whose steps could not be recorded before.
         """
         if model.device.type != "cuda":
             return cls()
@@ -62,6 +63,7 @@ class Execution:
             type(model) is Model
             and model.spec.caches
             and model.takes_masks
+            and (getattr(model.network, "tp_size", None) or 1) == 1
             and {weight.device for weight in model.network.parameters()} == {model.device}
             and not loops_over_experts(model.network)
         )

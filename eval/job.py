@@ -91,7 +91,7 @@ class Job:
         self.check(options)
         sandbox = self.sandbox()
         world = World.of()
-        world.check_map(self.facts.get("device_map"))
+        world.check_spread(self.facts)
         loaded = load_model(
             self.model,
             world.device(self.device),

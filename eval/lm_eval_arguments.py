@@ -17,7 +17,7 @@ from dlm.options import boolean, integer, known, number
 OPTION = "option."
 LOAD = (
     "adapter", "attn_implementation", "block_size", "device_map", "dtype", "family", "mask_id",
-    "merge", "revision",
+    "merge", "revision", "tensor_parallel_size",
 )  # fmt: skip
 QUANTIZE = "quantize"  # what commands call a `quantization_config`
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")

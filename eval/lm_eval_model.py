@@ -62,8 +62,8 @@ class DLM(TemplateLM):  # type: ignore[misc]
                 `mc_batch_size` is less; changes no result.
             device: such as "cuda"; the CPU if absent.
             **arguments: `adapter`, `attn_implementation`, `block_size`, `device_map`, `dtype`,
-                `family`, `mask_id`, `merge` and `revision` of `dlm.load`, `quantize`
-                ("8bit" or "4bit") in place of its `quantization_config`; the options of
+                `family`, `mask_id`, `merge`, `revision` and `tensor_parallel_size` of `dlm.load`,
+                `quantize` ("8bit" or "4bit") in place of its `quantization_config`; the options of
                 `dlm.generate`, the decoder's as `option.<name>` or together as `decoder_options`;
                 `estimator`, `order` and `samples` (or `mc_num`) of `dlm.log_likelihood`, its batch
                 size as `mc_batch_size`, which is part of the estimate, and `greedy`: False leaves
@@ -87,7 +87,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
                 self.scoring[name] = self.fixed[name]
         self.world = World.of()
         self.name = None if pretrained in BUILT_IN else str(pretrained)
-        self.world.check_map(given.load.get("device_map"))
+        self.world.check_spread(given.load)
         self.model = dlm.load(self.name, device=self.world.device(device), **given.load)
         if self.model.tokenizer is None:
             raise ValueError(f"lm-eval needs a model with a tokenizer, and {self.name!r} has none")

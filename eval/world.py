@@ -96,17 +96,22 @@ class World:
         if told is not None:
             raise ValueError(told)
 
-    def check_map(self, device_map: object) -> None:
+    def check_spread(self, facts: Mapping[str, Any]) -> None:
         """Refuse to spread a model over devices in each of several processes.
+
+        Args:
+            facts: options of `dlm.load`.
 
         Raises:
             ValueError: there are several.
         """
-        if device_map is not None and self.size > 1:
-            raise ValueError(
-                f"device_map goes with one process, got {device_map!r} in {self.size}: each of "
-                "several has a device of its own"
-            )
+        for name, one in (("device_map", None), ("tensor_parallel_size", 1)):
+            found = facts.get(name, one)
+            if found != one and self.size > 1:
+                raise ValueError(
+                    f"{name} goes with one process, got {found!r} in {self.size}: each of several "
+                    "has a device of its own"
+                )
 
     def device(self, name: str | None) -> str | None:
         """The device of this process: one of its own where it sees several."""

@@ -24,7 +24,8 @@ from dlm.bench.memory import method, peak_extra_bytes
 from dlm.bench.result import Result
 from dlm.bench.timing import WALL, Spread, Times, ratio, rounds, take_turns
 from dlm.kernels import NoiseKey, TokenStatistics, token_statistics
-from dlm.models.loading import check_device, check_dtype
+from dlm.models.loading import check_dtype
+from dlm.models.placement import check_device
 from dlm.options import integer, number
 
 EVICTED = 1 << 28  # bytes met between two reads of the same logits, so that no cache holds them

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dlm.models.loading import check_device, check_dtype
+from dlm.models.loading import check_dtype
 from dlm.models.model import Model
+from dlm.models.placement import check_device
 from dlm.models.spec import ModelSpec
 from dlm.options import integer, known
 

@@ -80,7 +80,7 @@ class Sink:
     def write(self, results: "Iterable[Result]", device: str | None) -> None:
         """Print each result as it comes."""
         from dlm.bench.machine import describe
-        from dlm.models.loading import check_device
+        from dlm.models.placement import check_device
 
         surroundings = describe(check_device(device))
         for result in results:

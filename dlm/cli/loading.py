@@ -1,5 +1,6 @@
 """Loading a model for a command, with no more noise than it is worth."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,7 @@ def load_model(
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
     An adapter is added to the weights, so that a forward costs what it does without one, unless
     those are quantized, which would round it. `facts` are others of `dlm.load`: revision, family,
-    block_size, mask_id, stop_ids, device_map, attn_implementation.
+    block_size, mask_id, stop_ids, device_map, tensor_parallel_size, attn_implementation.
     """
     if quantize is not None:
         check_quantize(quantize)
@@ -59,19 +60,25 @@ def load_model(
         return load(name, device=device, dtype=dtype, **facts)
 
 
-def devices_of(device: str | None, device_map: object, copies: int) -> list[str | None]:
+def devices_of(device: str | None, copies: int, facts: Mapping[str, Any]) -> list[str | None]:
     """Where copies of a model go: to a GPU each, or all to the CPU.
+
+    Args:
+        device: as it was named.
+        copies: how many.
+        facts: other options of `load_model`.
 
     Raises:
         ValueError: one GPU is named for several copies, or there are fewer GPUs.
     """
     if copies == 1:
         return [device]
-    if device_map is not None:
-        raise ValueError(
-            f"--device-map spreads one copy, and --data-parallel-size {copies} gives each of "
-            "several a GPU of its own: give one of the two"
-        )
+    for name, one in (("device_map", None), ("tensor_parallel_size", 1)):
+        if facts.get(name, one) != one:
+            raise ValueError(
+                f"--{name.replace('_', '-')} spreads one copy, and --data-parallel-size {copies} "
+                "gives each of several a GPU of its own: give one of the two"
+            )
     if device is None or device == "cpu":
         return [device] * copies
     if device != "cuda":

@@ -112,6 +112,14 @@ Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
 DeviceMap = Annotated[
     str | None, source(help="Spread over devices, such as auto; excludes --device.")
 ]
+TensorParallel = Annotated[
+    int,
+    source(
+        "--tensor-parallel-size",
+        help="Cut every layer over so many GPUs, 0 to N - 1.",
+        **COUNT,
+    ),
+]
 Attention = Annotated[
     str | None,
     source(
@@ -287,6 +295,7 @@ def is_default(source: Any) -> bool:
 
 FACTS: Final = (
     "device_map",
+    "tensor_parallel_size",
     "attn_implementation",
     "quantize",
     "revision",

@@ -48,6 +48,7 @@ from dlm.cli.options import (
     StopsLast,
     SuppressTokens,
     Temperature,
+    TensorParallel,
     TopK,
     TopP,
     decoding,
@@ -72,6 +73,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     model: ModelName = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    tensor_parallel_size: TensorParallel = 1,
     dtype: Dtype = "auto",
     attn_implementation: Attention = None,
     quantize: Quantize = None,
@@ -162,7 +164,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     if prompt_cache is not None:
         number("--prompt-cache", prompt_cache, least=0.0)
     called = model_name(model, adapter, revision) if name is None else name
-    places = devices_of(device, device_map, data_parallel_size)
+    places = devices_of(device, data_parallel_size, facts)
     with listening(host, port) as listener:
         loaded = [load_model(model, place, dtype, **facts) for place in places]
         sizes = {"batch_size": batch_size, "queue_size": queue_size}

@@ -89,7 +89,8 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
     held = read_held_out(held_out or [])
     examples = read_user_examples(data_file, held)
 
-    from dlm.models.loading import check_device, silence
+    from dlm.models.loading import silence
+    from dlm.models.placement import check_device
     from dlm.training.loop import Recipe
 
     shape = {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}

@@ -66,6 +66,7 @@ class DiffusionGenerationMixin:
     _tokenizer: Any = UNREAD  # read from there once it is needed; None where there is none
     _declared: list[int] | None = None  # stop ids read there, while `generation_config` may change
     _overrides: Overrides = Overrides()  # facts that hold instead of those read there
+    _leader: Any = None  # a `dlm.parallel.leader.Leader` of processes that have other parts
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -199,7 +200,8 @@ class DiffusionGenerationMixin:
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
         written = ids(self.generation_config.eos_token_id)
         spec = with_stops(model.spec, ids(asked.get("eos_token_id")), written)
-        return Model(self, None, spec)  # without a tokenizer, as no text is asked for
+        # Without a tokenizer, as no text is asked for.
+        return Model(self, None, spec, leader=self._leader)
 
     def checkpoint_tokenizer(self) -> Any:
         """The tokenizer that lies where the network was loaded from, read once; else None.
@@ -334,7 +336,8 @@ def as_model(
         declared_mask=declared.get("mask_token_id"),
         stops=network._overrides.stop_ids,
     )
-    return Model(network, tokenizer, with_stops(spec, written, told))
+    spec = with_stops(spec, written, told)
+    return Model(network, tokenizer, spec, leader=network._leader)
 
 
 def refuse_learned_prompts(network: Any) -> None:

@@ -17,13 +17,16 @@ from dlm.models.catalog import BUILT_IN_NAME
 from dlm.models.facts import Overrides, read_config, read_generation, resolve
 from dlm.models.families import ENCODER
 from dlm.models.model import MASKED, Model
+from dlm.models.placement import check_device, check_parts, check_placement
 from dlm.models.spec import ModelSpec
 from dlm.models.tokenizers import read_tokenizer
 from dlm.models.weights import read_directly, read_network
-from dlm.options import boolean, is_folder, known, names_checked
+from dlm.options import boolean, integer, is_folder, known, names_checked
 
 BUILT_IN = "tiny"
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+WHOLE = ("device_map", "quantization_config", "direct", "adapter", "distributed_config")
+"""Options that a model cut over processes does not go with."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -37,6 +40,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     device_map: Any = None,
     quantization_config: Any = None,
     direct: bool = False,
+    tensor_parallel_size: int = 1,
+    distributed_config: Any = None,
     revision: str | None = None,
     family: str | None = None,
     block_size: int | None = None,
@@ -60,6 +65,10 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
         direct: read the weights without transformers' loader, the same bits: for one device.
+        tensor_parallel_size: cut every layer over so many GPUs, "cuda" 0 to N - 1, or processes of
+            a CPU. This process starts the others; the same calls are made as with a whole model.
+        distributed_config: as in transformers, such as `DistributedConfig(tp_size=2)`: this
+            process's part, where all processes are started, and make every call, by torchrun.
         revision: branch, tag or commit of the model, a Hugging Face id; its main branch if absent.
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
         block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
@@ -73,14 +82,16 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         ValueError: unknown family, weights that do not fit, facts that contradict each other, an
             adapter of another model, an option out of its rule.
         FileNotFoundError: a path that is not there.
+        ChildProcessError: another process, of those that it is cut over, failed.
     """
-    if device is not None and device_map is not None:
-        raise ValueError(f"give device or device_map, not both: {device!r} and {device_map!r}")
+    if integer("tensor_parallel_size", tensor_parallel_size, least=1) > 1:
+        return load_parts(locals())
     if attn_implementation is not None:
         known("attn_implementation", attn_implementation, ATTENTION)
     target = check_device(device)
     wanted = check_dtype(dtype)
-    check_placement(boolean("direct", direct), device_map, quantization_config)
+    maps = {"device_map": device_map, "distributed_config": distributed_config}
+    check_placement(device, boolean("direct", direct), maps, quantization_config)
     if boolean("merge", merge) and adapter is None:
         raise ValueError("merge adds an adapter to the weights: give adapter as well")
     addition = None if adapter is None else locate(adapter, "adapter")
@@ -88,6 +99,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     def read(source: str) -> Model:
         where = at(source, revision)
         config, found = read_config(source, family, **where)
+        check_parts(config, 1 if distributed_config is None else distributed_config.tp_size)
         declared = read_generation(source, **where)
         tokenizer = read_tokenizer(source, found.tokenizer, **where)
         spec = resolve(
@@ -118,8 +130,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     where,
                     dtype=wanted,
                     attn_implementation=backend,
-                    device_map=device_map,
                     quantization_config=quantization_config,
+                    **maps,
                 )
         if found is not ENCODER:
             ends = None if stop_ids is None else tuple(stop_ids)
@@ -132,6 +144,29 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         with as_file(files("dlm") / "assets" / BUILT_IN) as folder:
             return read(str(folder))
     return read(locate(name_or_path))
+
+
+def load_parts(given: Mapping[str, Any]) -> Model:
+    """A model cut over processes, of which this is the first, by the options of `load`.
+
+    Raises:
+        ChildProcessError: another process failed.
+        ValueError: an option is out of its rule, or does not go with it.
+    """
+    from dlm.parallel.leader import lead
+
+    facts, size = dict(given), given["tensor_parallel_size"]
+    for name in WHOLE:
+        if facts.pop(name):
+            raise ValueError(
+                f"{name} does not go with tensor_parallel_size {size}, got {given[name]!r}"
+            )
+    name = facts["name_or_path"]
+    if name is not None and name != BUILT_IN_NAME:  # before processes are started
+        source = locate(name)
+        config, _ = read_config(source, facts["family"], **at(source, facts["revision"]))
+        check_parts(config, size)
+    return lead(size, facts)
 
 
 def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
@@ -192,23 +227,6 @@ def silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
-    """The device, if this machine has it."""
-    try:
-        target = torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device, got {device!r}") from error
-    if target.type == "meta":
-        raise ValueError(f"device must be one that holds weights, got {device!r}")
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here")
-    try:
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
-        raise ValueError(f"device must be one that this machine has, got {device!r}") from error
-    return target
-
-
 def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """The dtype for transformers."""
     if isinstance(dtype, torch.dtype):
@@ -226,38 +244,3 @@ def check_attention(attn_implementation: str | None, spec: ModelSpec) -> None:
             f"attn_implementation must be {' or '.join(map(repr, MASKED))} for {spec.family}, "
             f"whose queries have masks of their own, got {attn_implementation!r}"
         )
-
-
-def check_placement(direct: bool, device_map: Any, quantization_config: Any) -> None:
-    """Refuse what cannot be read directly, what is no map, and what is no quantization."""
-    if direct and (device_map is not None or quantization_config is not None):
-        raise ValueError(
-            "direct reads weights as they are onto one device: it excludes device_map and "
-            f"quantization_config, got {device_map!r} and {quantization_config!r}"
-        )
-    if device_map is not None and not is_map(device_map):
-        raise ValueError(
-            'device_map must be a strategy such as "auto", a device, or a mapping of modules to '
-            f"devices, got {device_map!r}"
-        )
-    if quantization_config is not None:
-        from transformers.utils.quantization_config import QuantizationConfigMixin
-
-        if not isinstance(quantization_config, QuantizationConfigMixin):
-            raise ValueError(
-                "quantization_config must be one of transformers' configurations such as "
-                f"BitsAndBytesConfig, got {quantization_config!r}"
-            )
-
-
-def is_map(device_map: Any) -> bool:
-    """Whether accelerate can read it: one place for all, or places of modules by their names."""
-
-    def place(value: Any) -> bool:
-        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return number or (isinstance(value, str) and bool(value)) or isinstance(value, torch.device)
-
-    if not isinstance(device_map, Mapping):
-        return place(device_map)
-    named = all(isinstance(name, str) and place(value) for name, value in device_map.items())
-    return named and bool(device_map)

@@ -3,7 +3,7 @@
 Shapes: B rows, L tokens, N positions, D model width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from dlm.parallel.leader import Leader
 
 
 MASKED = ("sdpa", "eager")
@@ -64,6 +66,8 @@ class Model:
     network: Any  # a `Network` and a `torch.nn.Module`
     tokenizer: "PreTrainedTokenizerBase | None"
     spec: ModelSpec
+    leader: "Leader | None" = field(default=None, kw_only=True)
+    """Of the processes that have the other parts of the network; None where it is whole."""
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +126,11 @@ class Model:
         attend: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D] where the network puts them; arguments as `hidden`."""
+        if self.leader is not None:
+            if cache is not None:
+                raise ValueError("cache must be None for a model that is cut over processes")
+            made = self.leader.call(self, "states", tokens, positions, valid, attend=attend)
+            return torch.as_tensor(made)
         if attend is None and self.spec.grid is not None and not isinstance(cache, Reuse):
             attend = block_causal(positions, positions, self.spec.grid)
             attend = attend if valid is None else attend & valid[:, None]
@@ -152,6 +161,8 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of hidden states [..., D], in the dtype of the network."""
+        if self.leader is not None:
+            return torch.as_tensor(self.leader.call(self, "logits", hidden))
         return torch.as_tensor(self.network.project(hidden))
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NOT_READ = re.compile(r"rotary_emb\.inv_freq$")  # of old checkpoints; the configuration tells it
 ADAPTED = ".base_layer."  # in the names of weights whose layers peft adapts
+ELSEWHERE = ("device_map", "distributed_config")  # options that say where weights go
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,10 +36,10 @@ def read_network(
         source: a folder or a Hugging Face id.
         config: of the network.
         family: of the network.
-        device: where to put it; of no account with a `device_map`.
+        device: where to put it; of no account with a `device_map` or a `distributed_config`.
         where: as `dlm.models.files.cached` takes it.
-        options: `dtype`, `attn_implementation`, `device_map` and `quantization_config`, as
-            `from_pretrained` takes them.
+        options: `dtype`, `attn_implementation`, `device_map`, `quantization_config` and
+            `distributed_config`, as `from_pretrained` takes them.
 
     Raises:
         ValueError: weights that are missing, too many, of another shape, or not safetensors.
@@ -49,7 +50,7 @@ def read_network(
     refuse_adapter(source, **where)
     file_names(source, **where)  # as transformers reports a broken index in words of its own
     kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
-    if options["device_map"] is None and device.type != "cpu":
+    if not any(options[name] for name in ELSEWHERE) and device.type != "cpu":
         options["device_map"] = {"": device}  # straight there, never whole in host memory
     try:
         network, report = kind.from_pretrained(

@@ -31,7 +31,8 @@ class Engine:
     agree on how to be decoded share their forwards, whenever they came; the forwards of others
     take turns. A row that would need one turn too many waits until there is one less, and lets some
     of those behind it go first that share the forwards of others. What a row yields is what
-    `dlm.generate` gives for it alone. A GPU that does no more after an error ends the engine.
+    `dlm.generate` gives for it alone. A GPU, or a process of a model that is cut, that does no more
+    after an error ends the engine.
 
     Args:
         model: what `dlm.load` gave.
@@ -187,7 +188,7 @@ class Engine:
             except Exception as error:
                 self.fail([waiter.line], error.with_traceback(None))
                 self.leave()
-                check(self.model.device)
+                self.check()
                 place = 0  # others may have left, and a group with them
                 continue
             if placed:
@@ -238,7 +239,7 @@ class Engine:
             self.fail([*group.lines.values(), *group.moved], told)
             group.lines.clear()
             group.moved.clear()
-            check(self.model.device)
+            self.check()
         for line in group.moved:
             self.go_on(Waiter(line))
         if not group.lines:
@@ -250,7 +251,7 @@ class Engine:
             placed = self.place(waiter)
         except Exception as error:
             self.fail([waiter.line], error.with_traceback(None))
-            check(self.model.device)
+            self.check()
             return
         if not placed:
             with self.news:
@@ -263,7 +264,18 @@ class Engine:
             group.close()
         except Exception:  # as it leaves what it has to others
             LOG.exception("a group was not ended well")
-            check(self.model.device)
+            self.check()
+
+    def check(self) -> None:
+        """Find out whether forwards can still be made, after one that failed.
+
+        Raises:
+            RuntimeError: the device does no more.
+            ChildProcessError: a process that has a part of the model does no more.
+        """
+        check(self.model.device)
+        if self.model.leader is not None:
+            self.model.leader.check()
 
     def say(self, line: Line, event: Event) -> None:
         """Tell of a line; where nobody listens its request is given up."""

@@ -43,6 +43,7 @@ def test_facts_reach_the_library(
     assert {name: value for name, value in loads[0].items() if value is not None} == {
         "dtype": "auto",
         "device_map": "auto",
+        "tensor_parallel_size": 1,
         "attn_implementation": "eager",
         "stop_ids": [3, 7],
         "mask_id": 9,

@@ -141,6 +141,7 @@ def run(*args: str) -> Any:
     (["--data-parallel-size=0"], "must be an int >= 1, got '0'"),
     (["--data-parallel-size=2", "--device=cuda:1"], "takes GPUs 0 to 1: give --device cuda"),
     (["--data-parallel-size=2", "--device-map=auto"], "a GPU of its own: give one of the two"),
+    (["--data-parallel-size=2", "--tensor-parallel-size=2"], "--tensor-parallel-size spreads one"),
     (["--data-parallel-size=99", "--device=cuda"], "got 99 where there are"),
     (["--api-key=key "], "--api-key must be printable ASCII, with no space around it"),
 ], ids=str)  # fmt: skip

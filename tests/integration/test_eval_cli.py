@@ -317,3 +317,5 @@ def test_processes_do_not_spread_a_model_each(
     told = dlm_eval("arithmetic", "--limit", "2", "--device-map", "auto")
     assert told.exit_code == 2
     assert "device_map goes with one process, got 'auto' in 2" in told.stderr
+    told = dlm_eval("arithmetic", "--limit", "2", "--tensor-parallel-size", "2")
+    assert "tensor_parallel_size goes with one process, got 2 in 2" in told.stderr

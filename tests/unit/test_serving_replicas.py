@@ -182,9 +182,9 @@ def test_engines_are_refused(golden: Model) -> None:
 
 def test_copies_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert devices_of("cuda", None, 3) == ["cuda:0", "cuda:1", "cuda:2"]
-    assert devices_of("cuda:3", "auto", 1) == ["cuda:3"]
-    assert devices_of(None, None, 2) == [None, None]
-    assert devices_of("cpu", None, 2) == ["cpu", "cpu"]
+    assert devices_of("cuda", 3, {}) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices_of("cuda:3", 1, {"device_map": "auto"}) == ["cuda:3"]
+    assert devices_of(None, 2, {"tensor_parallel_size": 1}) == [None, None]
+    assert devices_of("cpu", 2, {}) == ["cpu", "cpu"]
     with pytest.raises(ValueError, match="got 5 where there are 4"):
-        devices_of("cuda", None, 5)
+        devices_of("cuda", 5, {})

@@ -1,0 +1,1 @@
+"""One model cut over several processes: tensor parallelism behind the calls of one process."""

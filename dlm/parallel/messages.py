@@ -1,0 +1,91 @@
+"""What the first process of a cut model tells the others, which do the same as it does."""
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+
+from dlm.batch import Change, Rows, Terms
+from dlm.runtime import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Told first: who a process is, and what to load."""
+
+    rank: int
+    size: int  # processes
+    port: int  # of the first one, where they meet
+    device: str
+    facts: dict[str, Any]  # options of `dlm.load`
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A generation begins, with its first forward."""
+
+    number: int  # of the generation
+    packed: bytes  # the facts of its model, its terms without the model, and its rows
+    cache: int | None  # which prompt cache it has
+    caches: dict[int, float]  # all there are, by number, GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """A generation makes another forward."""
+
+    number: int
+    leave: frozenset[int]
+    join: bytes | None  # rows
+    seen: int  # what the last forward gave, in short
+
+    @classmethod
+    def on(cls, number: int, change: Change, step: Step) -> Self:
+        """After a step, and what happens to the batch then."""
+        join = None if change.join is None else pack(change.join)
+        return cls(number, change.leave, join, seen(step))
+
+    def change(self, device: torch.device) -> Change:
+        """What happens to the batch."""
+        return Change(self.leave, None if self.join is None else unpack(self.join, device))
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A generation makes no more forwards."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method of the model is called, whose result the first process alone looks at."""
+
+    method: str
+    packed: bytes  # its arguments
+
+
+Message = Begin | Go | End | Call
+
+
+def seen(step: Step) -> int:
+    """What all processes must have seen alike: which rows are done, and how far they are."""
+    return hash((tuple(step.done), tuple(step.made), tuple(step.reused)))
+
+
+def pack(value: Any) -> bytes:
+    """Any value, with its tensors."""
+    held = io.BytesIO()
+    torch.save(value, held)
+    return held.getvalue()
+
+
+def unpack(data: bytes, device: torch.device) -> Any:
+    """The value, with its tensors on a device. It came from the process that started this one."""
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=False)
+
+
+def pack_terms(terms: Terms, rows: Rows) -> bytes:
+    """What a generation begins with."""
+    return pack((terms.model.spec, replace(terms, model=None), rows))  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""A process that holds a part of a model, and does what the first one tells it."""
+
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import torch
+
+from dlm.batch import NO_CHANGE, Change, alone
+from dlm.models.model import Model
+from dlm.parallel.messages import Begin, Call, End, Go, Message, Place, seen, unpack
+from dlm.prompt_cache import PromptCache
+from dlm.runtime import Step
+
+PATIENCE: Final = timedelta(minutes=10)
+"""How long a process waits for the others in a forward."""
+
+
+def store_of(size: int, port: int = 0) -> Any:
+    """Where processes find each other: that of the first one, whose port is free, else at it."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    first = port == 0
+    where = ("127.0.0.1", port, size, first)
+    return TCPStore(*where, timeout=PATIENCE, wait_for_workers=False)
+
+
+def meet(place: Place, store: Any) -> None:
+    """Meet the other processes."""
+    from torch import distributed
+
+    cuda = place.device != "cpu"
+    device = torch.device(place.device) if cuda else None
+    if cuda:
+        torch.cuda.set_device(device)
+    distributed.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=PATIENCE,
+        device_id=device,
+    )
+
+
+def load_part(place: Place) -> Model:
+    """This process's part of the model.
+
+    Raises:
+        ValueError: as `dlm.load`.
+    """
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    from dlm.models.loading import load
+
+    return load(distributed_config=DistributedConfig(tp_size=place.size), **place.facts)
+
+
+def main(descriptor: int) -> None:
+    """Load a part and follow, until the first process closes the pipe or ends."""
+    from dlm.models.loading import silence
+
+    pipe = Connection(descriptor)
+    with suppress(EOFError, BrokenPipeError):
+        pipe.send(None)  # all is imported
+        place: Place = pipe.recv()
+        meet(place, store_of(place.size, place.port))
+        try:
+            with silence():
+                model = load_part(place)
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
+            return
+        pipe.send(None)
+        with torch.inference_mode():
+            follow(Worker(model), pipe)
+
+
+def follow(worker: "Worker", pipe: Connection) -> None:
+    """Do what is told.
+
+    Raises:
+        EOFError: the first process has closed the pipe.
+        RuntimeError: this process is not where the first one is.
+    """
+    while True:
+        worker.do(pipe.recv())
+
+
+@dataclass(slots=True)
+class Run:
+    """A generation that goes on."""
+
+    steps: Generator[Step, None, None]
+    now: list[Change]  # what happens before its next forward, if there is one
+    last: Step | None = None
+
+
+@dataclass(slots=True)
+class Worker:
+    """A part of a model, the generations that it takes part in, and its prompt caches."""
+
+    model: Model
+    runs: dict[int, Run] = field(default_factory=dict)
+    caches: dict[int, PromptCache] = field(default_factory=dict)
+
+    def do(self, message: Message) -> None:
+        """One thing of what the first process does.
+
+        What it would refuse there it refuses here, where nobody has to be told.
+        """
+        if isinstance(message, Begin):
+            with suppress(ValueError):
+                self.begin(message)
+        elif isinstance(message, Go):
+            self.go(message)
+        elif isinstance(message, End):
+            self.end(message.number)
+        else:
+            self.call(message)
+
+    def begin(self, message: Begin) -> None:
+        """Begin a generation."""
+        spec, terms, rows = unpack(message.packed, self.model.device)
+        self.keep(message.caches)
+        now: list[Change] = []
+        terms = replace(terms, model=replace(self.model, spec=spec))
+        cache = None if message.cache is None else self.caches[message.cache]
+        steps = alone(terms, rows, lambda: now.pop() if now else NO_CHANGE, cache)
+        self.runs[message.number] = Run(steps, now)
+        self.step(message.number)
+
+    def keep(self, caches: dict[int, float]) -> None:
+        """Have the prompt caches that the first process has."""
+        for number in self.caches.keys() - caches.keys():
+            del self.caches[number]
+        for number in caches.keys() - self.caches.keys():
+            self.caches[number] = PromptCache(self.model, gib=caches[number])
+
+    def go(self, message: Go) -> None:
+        """Make another forward of a generation.
+
+        Raises:
+            RuntimeError: the last one gave something else here than in the first process.
+        """
+        run = self.runs.get(message.number)
+        if run is None or run.last is None or seen(run.last) != message.seen:
+            raise RuntimeError("the processes of a model came to different results")
+        run.now.append(message.change(self.model.device))
+        with suppress(ValueError):
+            self.step(message.number)
+
+    def step(self, number: int) -> None:
+        """The next forward, if there is one."""
+        run = self.runs[number]
+        run.last = None
+        run.last = next(run.steps, None)
+
+    def end(self, number: int) -> None:
+        """End a generation, if it began."""
+        if number in self.runs:
+            self.runs.pop(number).steps.close()
+
+    def call(self, message: Call) -> None:
+        """Call the model."""
+        given, named = unpack(message.packed, self.model.device)
+        getattr(self.model, message.method)(*given, **named)
