@@ -191,7 +191,8 @@ class Leader:
             cache = None
             if prompt_cache is not None and prompt_cache.bytes:
                 cache = self.caches.setdefault(prompt_cache, next(self.numbers))
-            caches = {name: kept.bytes / GIB for kept, name in self.caches.items()}
+            every = self.caches.items()  # those for which there was no room hold nothing any more
+            caches = {name: kept.bytes / GIB for kept, name in every if kept.bytes}
         return Begin(number, pack_terms(terms, rows), cache, caches)
 
     def call(self, model: Model, method: str, *given: Any, **named: Any) -> Any:

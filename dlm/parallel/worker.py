@@ -112,15 +112,15 @@ class Worker:
 
         What it would refuse there it refuses here, where nobody has to be told.
         """
-        if isinstance(message, Begin):
-            with suppress(ValueError):
+        with suppress(ValueError):
+            if isinstance(message, Begin):
                 self.begin(message)
-        elif isinstance(message, Go):
-            self.go(message)
-        elif isinstance(message, End):
-            self.end(message.number)
-        else:
-            self.call(message)
+            elif isinstance(message, Go):
+                self.go(message)
+            elif isinstance(message, End):
+                self.end(message.number)
+            else:
+                self.call(message)
 
     def begin(self, message: Begin) -> None:
         """Begin a generation."""
@@ -150,8 +150,7 @@ class Worker:
         if run is None or run.last is None or seen(run.last) != message.seen:
             raise RuntimeError("the processes of a model came to different results")
         run.now.append(message.change(self.model.device))
-        with suppress(ValueError):
-            self.step(message.number)
+        self.step(message.number)
 
     def step(self, number: int) -> None:
         """The next forward, if there is one."""

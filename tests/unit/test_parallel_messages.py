@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import signal
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,9 +136,13 @@ def test_prompt_caches_go_with_those_of_the_first(golden: Model) -> None:
     assert len(caches) == 2
     assert {cache.tokens for cache in caches.values()} == {kept[0].tokens}
     assert [cache.bytes for cache in caches.values()] == [cache.bytes for cache in kept]
-    kept.pop()
+    kept[1].bytes = 0  # as where there was no room for it
     dlm.generate(pair.model, [5], **options)
     assert len(caches) == 1
+    kept.pop(0)
+    dlm.generate(pair.model, [5], prompt_cache=kept[0], **options)
+    assert not caches
+    pair.check()
 
 
 def test_processes_that_differ_end(pair: Pair) -> None:
@@ -175,6 +180,25 @@ def test_an_error_of_a_forward_ends_the_model(pair: Pair, monkeypatch: pytest.Mo
     with pytest.raises(MemoryError):
         dlm.generate(pair.model, [5], gen_length=4)
     assert leader.lost
+
+
+def test_ctrl_c_leaves_the_model_usable(
+    golden: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a forward of the first process, after that of the other one."""
+    states = pair.ours.states
+
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return states(*given)
+
+    monkeypatch.setattr(pair.ours, "states", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dlm.generate(pair.model, [5], gen_length=4)
+    monkeypatch.undo()
+    found = dlm.generate(pair.model, [5], gen_length=4)
+    assert found.tokens == dlm.generate(golden, [5], gen_length=4).tokens
+    pair.check()
 
 
 def test_a_change_is_told_as_it_is() -> None:
