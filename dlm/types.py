@@ -6,7 +6,7 @@ adjusted tokens of a position.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ STATISTICS = frozenset(
     }
 )
 """What `Decoder.needs` may name: the optional fields of `StepView`."""
+
+
+PLACES: Final = (
+    "tokens", "masked", "sampled", "positions", "block_start", "row_start", "row_stop", "step",
+    "limit", "quota", "editable",
+)  # fmt: skip
+"""Fields of a view that every one has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,14 @@ class StepView:
         if value is None:
             raise ValueError(f"{name!r} was not computed: name it in the decoder's `needs`")
         return value
+
+    def apart(self) -> "StepView":
+        """The same for a decoder that may write to it: what the runtime reads afterwards is copied.
+
+        That is all but what is measured of logits.
+        """
+        mine = {name: getattr(self, name).clone() for name in PLACES}
+        return replace(self, **mine)
 
     def listing(self, top: int) -> "StepView":
         """The same, with as many of the likeliest tokens, if it lists more; without, for 0."""

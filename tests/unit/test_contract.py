@@ -1,7 +1,7 @@
 """The contract between the loop and a decoder, seen from decoders that keep and break it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +12,7 @@ import dlm
 from dlm.decoders.base import Stateless
 from dlm.models.model import Model
 from dlm.traits import Traits
-from dlm.types import Decision, StepView
+from dlm.types import PLACES, Decision, StepView
 
 MASK, EOS, EOT = 7, 6, 5
 Toy = Callable[..., Model]
@@ -242,3 +242,35 @@ def test_logits_are_given_without_banned_tokens(toy: Toy) -> None:
         needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     dlm.generate(toy(), [[1]], decoder=Reader(decide), gen_length=3, suppress_tokens=[2])
+
+
+def test_what_a_decoder_writes_to_its_view_changes_nothing(toy: Toy) -> None:
+    """It is read-only, which no tensor can be: prompts and what is sampled stay as they are."""
+    given = [[3, MASK, 2, MASK]]
+    seen: list[StepView] = []
+
+    def scribble(view: StepView) -> Decision:
+        made = Decision(first(view))
+        for name in PLACES:
+            part = getattr(view, name)
+            part.fill_(True) if part.dtype == torch.bool else part.fill_(999)
+        seen.append(view)
+        return made
+
+    class Ordering(Rule):
+        needs: ClassVar[frozenset[str]] = frozenset()
+        blind: ClassVar[bool] = True
+
+    for kind in (Rule, Ordering, Changing):
+        found = dlm.infill(toy(), given, decoder=kind(scribble))
+        assert found.tokens == dlm.infill(toy(), given, decoder=kind(plain)).tokens
+    assert len(seen) == 6
+
+
+def plain(view: StepView) -> Decision:
+    return Decision(first(view))
+
+
+def test_every_place_is_kept_apart() -> None:
+    tensors = {field.name for field in fields(StepView) if field.default is MISSING}
+    assert tensors == set(PLACES)
