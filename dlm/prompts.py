@@ -178,10 +178,13 @@ def checked_message(message: Any) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
-    if message.get("content") is None:
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    if content is None:
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
     writable(message["role"], "a chat message")
-    return {**message, "content": message_text(message["content"], "a chat message")}
+    return {**message, "content": message_text(content, "a chat message")}
 
 
 def encode_texts(model: Model, texts: Prompts) -> list[list[int]]:

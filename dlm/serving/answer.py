@@ -6,6 +6,7 @@ from dlm.models.model import Model
 from dlm.reading import AtStopToken, Reader
 from dlm.serving.logprobs import Listed, Listing
 from dlm.serving.protocol import Asked
+from dlm.serving.tools import Called, CallReader
 from dlm.serving.work import Ended, Grown, News, Reused
 
 
@@ -15,15 +16,28 @@ class Choice:
 
     reader: Reader
     listing: Listing | None  # None where no log-probabilities are asked for
+    caller: CallReader | None  # None where nothing may be called
     tokens: list[Listed] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
-    finish_reason: str | None = None  # "stop" or "length", once nothing follows
+    calls: list[Called] = field(default_factory=list)
+    finish_reason: str | None = None  # "stop", "tool_calls" or "length", once nothing follows
     reused: int = 0  # tokens of its prompt that another row had left
     forwards: int | None = None  # None where a stop text ended it, and its row was given up
 
+    def take(self, text: str) -> tuple[str, list[Called]]:
+        """Add text, the last where it is over; what of it is text, and calls in it."""
+        calls: list[Called] = []
+        if self.caller is not None:
+            text, calls = self.caller.push(text, over=self.finish_reason is not None)
+        self.pieces.append(text)
+        self.calls += calls
+        if self.calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return text, calls
+
     @property
     def text(self) -> str:
-        """All of its text."""
+        """All of its text, but for calls."""
         return "".join(self.pieces)
 
 
@@ -34,6 +48,7 @@ class Piece:
     index: int  # of the choice
     text: str
     tokens: list[Listed]  # that begin in the text so far, and in no piece before
+    calls: list[Called]  # that ended
     choice: Choice
 
 
@@ -43,9 +58,13 @@ class Answer:
     def __init__(self, model: Model, asked: Asked) -> None:
         self.asked = asked
         does = at_stop_token(asked)
-        lists = asked.request.log_probabilities
+        lists, tools = asked.request.log_probabilities, asked.tools
         self.choices = [
-            Choice(Reader(model, asked.stop, at_stop_token=does), Listing(model) if lists else None)
+            Choice(
+                Reader(model, asked.stop, at_stop_token=does),
+                Listing(model) if lists else None,
+                None if tools is None else CallReader(several=tools.several),
+            )
             for _ in asked.request.rows
         ]
 
@@ -67,10 +86,10 @@ class Answer:
             choice.finish_reason = "stop"
         elif isinstance(event, Ended):
             choice.finish_reason = "stop" if reader.ended or event.closed else "length"
-        choice.pieces.append(text)
+        text, calls = choice.take(text)
         tokens = [] if choice.listing is None else choice.listing.take(event, reader)
         choice.tokens += tokens
-        return Piece(event.row, text, tokens, choice)
+        return Piece(event.row, text, tokens, calls, choice)
 
     @property
     def complete(self) -> bool:

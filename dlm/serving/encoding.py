@@ -1,6 +1,7 @@
 """What stands around the blanks of a request, as token ids: prompts, chats and suffixes."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from dlm.prompts import (
     whole_text,
 )
 from dlm.reading import vocabulary_of
-from dlm.serving import fields
+from dlm.serving import fields, messages
+from dlm.serving.tools import Tools, check_template
 
 MOST_ROWS = 1024  # of a request
 
@@ -64,7 +66,7 @@ def read_prompts(body: fields.Body, model: Model, n: int) -> list[Any]:
     return fields.read_prompts(value)
 
 
-def read_messages(body: fields.Body, model: Model) -> list[dict[str, str]]:
+def read_messages(body: fields.Body, model: Model) -> list[dict[str, Any]]:
     """The messages of a chat.
 
     Raises:
@@ -72,10 +74,11 @@ def read_messages(body: fields.Body, model: Model) -> list[dict[str, str]]:
     """
     if "messages" not in body:
         raise ValueError("messages must be there")
-    messages = fields.read_messages(body["messages"])
-    texts = (text for message in messages for text in message.values())
+    read = messages.read_messages(body["messages"])
+    parts = (part for message in read for part in message.values())
+    texts = (part if isinstance(part, str) else json.dumps(part) for part in parts)
     refuse_long(model, "messages", sum(map(len, texts)))
-    return messages
+    return read
 
 
 def refuse_long(model: Model, name: str, length: int) -> None:
@@ -89,19 +92,28 @@ def refuse_long(model: Model, name: str, length: int) -> None:
         raise TooLong(f"{name} must fit the model's {most} positions, got {length} characters")
 
 
-def encode_chat(body: fields.Body, model: Model, messages: Sequence[Mapping[str, str]]) -> Around:
+def encode_chat(
+    body: fields.Body, model: Model, given: Sequence[Mapping[str, Any]], tools: Tools | None
+) -> Around:
     """Token ids of messages; what comes next goes on with the last one, or answers it.
 
     Raises:
-        ValueError: the template has no variable of such a name, or does not take the messages.
+        ValueError: the template has no variable of such a name, does not take the messages, or has
+            no calls.
     """
     chat_options = body.get("chat_template_kwargs", {})
-    continues = fields.read_continues(body, messages)
+    continues = messages.read_continues(body, given)
     if not isinstance(chat_options, Mapping):
         raise ValueError(f"chat_template_kwargs must be an object, got {chat_options!r}")
     refuse_arguments(model, chat_options)
+    if tools is not None or any("tool_calls" in message for message in given):
+        check_template(model)
+    if tools is not None:
+        if "tools" in chat_options:
+            raise ValueError("tools must not be in chat_template_kwargs as well")
+        chat_options = {**chat_options, "tools": tools.listed}
     try:
-        (ids,) = encode_prompts(model, messages, {**chat_options, CONTINUE: continues})
+        (ids,) = encode_prompts(model, given, {**chat_options, CONTINUE: continues})
     except HoldsMask as error:
         raise ValueError(masked(model, "messages")) from error
     except FROM_TEMPLATES as error:

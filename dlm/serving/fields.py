@@ -4,10 +4,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlm.given import message_text
 from dlm.options import NOTHING, boolean, integer, known, pairs, writable
-from dlm.prompts import CONTINUE
-from dlm.serving.names import FOREIGN, NOT_OF_CHATS, OFF, REASONS, TOLD_BY_NULL, UNSUPPORTED
+from dlm.serving.names import (
+    FOREIGN,
+    NOT_OF_CHATS,
+    NOT_OF_COMPLETIONS,
+    OFF,
+    REASONS,
+    TOLD_BY_NULL,
+    UNSUPPORTED,
+)
 from dlm.serving.work import MOST_ALTERNATIVES
 
 Body = Mapping[str, Any]
@@ -19,6 +25,8 @@ MOST_LOGPROBS = 5
 MOST_BIASES = 300  # tokens: every position looks at each
 LARGEST_BIAS = 100.0
 OF_STREAMS = ("include_obfuscation", "continuous_usage_stats")  # that nothing here does
+MAYBE_OFF = (*UNSUPPORTED, *NOT_OF_CHATS, *NOT_OF_COMPLETIONS)
+"""Fields that an endpoint without them takes where they ask for nothing."""
 LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
 
 
@@ -64,7 +72,7 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
     """
     told = {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
     for name in told:
-        if name not in (*UNSUPPORTED, *NOT_OF_CHATS):
+        if name not in MAYBE_OFF:
             known_name("field", name, names, FOREIGN)
     return told
 
@@ -83,7 +91,7 @@ def refuse_unsupported(body: Body, names: Sequence[str], n: int) -> None:
     Raises:
         ValueError: one does.
     """
-    for name in (*UNSUPPORTED, *NOT_OF_CHATS):
+    for name in MAYBE_OFF:
         if name in body and name not in names and not asks_nothing(name, body[name], n):
             raise unsupported(name, body[name], name)
 
@@ -126,54 +134,6 @@ def read_prompts(value: Any) -> list[Any]:
         "prompt must be a text, token ids, or a list of texts or of lists of token ids, "
         f"got {value!r}"
     )
-
-
-def read_messages(value: Any) -> list[dict[str, str]]:
-    """The messages of a chat, each with its content as one text.
-
-    Raises:
-        ValueError: they are something else.
-    """
-    if not isinstance(value, list) or not value:
-        raise ValueError(
-            f'messages must be a list of {{"role": ..., "content": ...}}, got {value!r}'
-        )
-    return [read_message(message, f"messages[{number}]") for number, message in enumerate(value)]
-
-
-def read_continues(body: Body, messages: Sequence[Mapping[str, str]]) -> bool:
-    """Whether the last message of a chat is gone on with, instead of answered.
-
-    Raises:
-        ValueError: that is not said of the assistant's, or two fields contradict each other.
-    """
-    continues = boolean(CONTINUE, body.get(CONTINUE, False))
-    begins = boolean("add_generation_prompt", body.get("add_generation_prompt", not continues))
-    if begins == continues:
-        raise ValueError(
-            f"add_generation_prompt must be {not continues} with {CONTINUE} {continues}, "
-            f"got {begins}"
-        )
-    if messages[-1]["role"] == "assistant" and not continues:
-        raise ValueError(
-            "messages must end with one to the assistant, got one of the assistant: "
-            f"{CONTINUE} true continues it"
-        )
-    return continues
-
-
-def read_message(message: Any, where: str) -> dict[str, str]:
-    """A message without the fields that say nothing."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(f"{where} must be an object with texts role and content, got {message!r}")
-    for name, value in message.items():
-        told = name in ("role", "content") or (name == "type" and value in ("text", "message"))
-        if not told and value not in (None, False, "", [], {}):
-            raise unsupported(name, value, f"{where}.{name}")
-    role, content = writable(message["role"], f"{where}.role"), message.get("content")
-    if content is None and role == "assistant":  # it may have said nothing
-        content = ""
-    return {"role": role, "content": message_text(content, f"{where}.content")}
 
 
 def read_suffix(value: Any) -> str:

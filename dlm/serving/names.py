@@ -40,6 +40,10 @@ LABELS: Mapping[str, tuple[type, str]] = {
 }
 """Fields that change no text, and what they must be."""
 
+NOT_OF_CHATS = ("echo",)
+NOT_OF_COMPLETIONS = ("tools", "tool_choice", "parallel_tool_calls")
+"""Fields of one endpoint alone, which the other takes where they are off."""
+
 SHARED = (
     *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
     *("logprobs", "top_logprobs"),
@@ -50,6 +54,7 @@ COMPLETION = ("prompt", "suffix", "blanks", "echo", *SHARED)
 CHAT = (
     *("messages", "max_completion_tokens", "chat_template_kwargs"),
     *("add_generation_prompt", CONTINUE),
+    *NOT_OF_COMPLETIONS,
     *SHARED,
 )
 
@@ -65,7 +70,6 @@ UNSUPPORTED = (
     "min_p",
     "min_tokens",
     "modalities",
-    "parallel_tool_calls",
     "prediction",
     "presence_penalty",
     "reasoning_effort",
@@ -75,22 +79,17 @@ UNSUPPORTED = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "stop_token_ids",
-    "tool_choice",
-    "tools",
     "use_beam_search",
     "verbosity",
     "web_search_options",
 )
 """Fields that other servers of these endpoints take, and that nothing here could honour."""
 
-NOT_OF_CHATS = ("echo",)
-"""Likewise, in a chat alone."""
-
 OFF: Mapping[str, Sequence[Any]] = {
     "function_call": ["none"],
     "length_penalty": [1],
     "modalities": [["text"]],
-    "parallel_tool_calls": [True],  # of tools, which are refused themselves
+    "parallel_tool_calls": [True],
     "reasoning_effort": ["none"],
     "repetition_penalty": [1],
     "response_format": [{"type": "text"}],
@@ -108,6 +107,8 @@ REASONS: Mapping[str, str] = {
     "include_stop_str_in_output": "what ends a choice is left out",
     "name": "the chat template has no place for it",
     "skip_special_tokens": "texts are without special tokens",
+    "strict": "nothing here holds an answer to a grammar",
+    **dict.fromkeys(NOT_OF_COMPLETIONS, "it is for chats"),
     "stop_token_ids": "dlm serve has --stop-ids, for all requests",
 }
 """Why some of them are not taken, or what takes their place."""

@@ -20,6 +20,7 @@ from dlm.prompts import tokenizer_of
 from dlm.serving import encoding, fields, names
 from dlm.serving.blanks import read_blanks
 from dlm.serving.encoding import Around
+from dlm.serving.tools import Tools, read_tools
 from dlm.serving.work import Request
 from dlm.settings import Settings
 from dlm.traits import CACHES
@@ -54,6 +55,7 @@ class Asked:
     include_usage: bool  # at the end of a stream
     logprobs: int | None = None  # likeliest tokens to list beside those of the text; None for none
     echoes: tuple[str, ...] = ()  # texts of the prompts in front of the choices, if they are to be
+    tools: Tools | None = None  # what the choices may call
 
 
 def read_request(
@@ -82,13 +84,14 @@ def read_request(
     stream, include_usage = fields.read_stream(body)
     logprobs = fields.read_logprobs(body, chat=chat)
     echo = not chat and fields.read_echo(body, logprobs)
+    tools = read_tools(body) if chat else None
     prompts = encoding.read_messages(body, model) if chat else encoding.read_prompts(body, model, n)
     suffix = fields.read_suffix(body.get("suffix", ""))
     if suffix:  # as in `dlm.infill`: what follows is given
         body.setdefault("stop_at_eos", False)
     settings = read_settings(body, defaults, model.spec, (1 if chat else len(prompts)) * n)
     if chat:
-        around = [encoding.encode_chat(body, model, prompts)]
+        around = [encoding.encode_chat(body, model, prompts, tools)]
     else:
         around = encoding.encode_completions(model, prompts, suffix)
     settings = fitted(body, model, settings, around)
@@ -112,6 +115,7 @@ def read_request(
         include_usage=include_usage,
         logprobs=logprobs,
         echoes=tuple(text for text in given for _ in range(n)),
+        tools=tools,
     )
 
 

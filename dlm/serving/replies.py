@@ -8,6 +8,7 @@ from typing import Any
 
 from dlm.serving.answer import Answer, Choice, Piece
 from dlm.serving.logprobs import Listed, chat_logprobs, completion_logprobs
+from dlm.serving.tools import Called
 
 OWNER = "dlm"
 LONGEST = 600  # characters of a message: it may quote what a body held
@@ -65,7 +66,7 @@ class Writer:
         """A choice of an answer as a whole."""
         said: dict[str, Any] = {"text": self.echo(index) + choice.text}
         if self.chat:
-            said = {"message": {"role": "assistant", "content": choice.text}}
+            said = {"message": {"role": "assistant", **content(choice.text, choice.calls)}}
         return {"index": index, **said, **self.logprobs(choice.tokens), **ending(choice)}
 
     def echo(self, index: int) -> str:
@@ -98,11 +99,11 @@ class Writer:
         first = self.chat and begins
         over = piece.choice.finish_reason is not None
         text = (self.echo(piece.index) if begins else "") + piece.text
-        if text or piece.tokens or (first and over):
+        if text or piece.tokens or piece.calls or (first and over):
             said: dict[str, Any] = {"text": text}
             if self.chat:
                 role = {"role": "assistant"} if first else {}
-                said = {"delta": {**role, "content": text}}
+                said = {"delta": {**role, **content(text, piece.calls, streams=True)}}
             self.begun.add(piece.index)
             found = self.logprobs(piece.tokens)
             yield self.chunk([{"index": piece.index, **said, **found, "finish_reason": None}])
@@ -121,6 +122,22 @@ class Writer:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         usage = {"usage": None} if self.answer.asked.include_usage else {}
         return {**self.head, "object": kind, "choices": choices, **usage}
+
+
+def content(text: str, calls: Sequence[Called], *, streams: bool = False) -> dict[str, Any]:
+    """Text and calls of a message, or of a part of one; no text beside calls is null."""
+    if not calls:
+        return {"content": text}
+    told = [
+        {
+            **({"index": call.number} if streams else {}),
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+    return {"content": text or None, "tool_calls": told}
 
 
 def ending(choice: Choice) -> dict[str, Any]:

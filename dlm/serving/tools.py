@@ -1,0 +1,200 @@
+"""Functions that the answer to a chat may call.
+
+They go to the chat template, which tells the model how a call is written. Read is the form of
+Qwen's templates, named after Hermes: a JSON object with a name and arguments between `<tool_call>`
+and `</tool_call>`, or the next `<tool_call>` where the former was forgotten.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dlm.models.model import Model
+from dlm.options import boolean, writable
+from dlm.prompts import tokenizer_of
+from dlm.serving import fields
+
+BEGIN: Final = "<tool_call>"
+END: Final = "</tool_call>"
+OTHER: Final = "<function="
+"""In templates whose calls stand between the same two, and are no JSON."""
+MOST: Final = 128  # functions of a request
+LAST: Final = re.compile(rf"{END}|(?={BEGIN})")
+NAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a chat says of functions."""
+
+    listed: list[Any]  # as the template takes them
+    several: bool  # whether an answer may hold more than one call
+
+
+def read_tools(body: fields.Body) -> Tools | None:
+    """The functions that an answer may call; None for none.
+
+    Raises:
+        ValueError: one is none, or calls are asked for that nothing here could enforce.
+    """
+    listed, choice = body.get("tools", []), body.get("tool_choice", "auto")
+    several = boolean("parallel_tool_calls", body.get("parallel_tool_calls", True))
+    if not isinstance(listed, list) or len(listed) > MOST:
+        raise ValueError(f"tools must be a list of at most {MOST} functions, got {listed!r}")
+    for number, tool in enumerate(listed):
+        check_tool(tool, f"tools[{number}]")
+    if choice not in ("auto", "none"):
+        raise ValueError(
+            "tool_choice must be 'auto', which leaves the model the choice, or 'none', "
+            f"got {choice!r}"
+        )
+    return Tools(listed, several) if listed and choice == "auto" else None
+
+
+def check_tool(tool: Any, where: str) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        raise ValueError(f'{where} must be {{"type": "function", "function": ...}}, got {tool!r}')
+    told = tool.get("function")
+    if not isinstance(told, dict) or not isinstance(told.get("name"), str):
+        raise ValueError(f"{where}.function must be an object with a name, got {told!r}")
+    if not NAME.fullmatch(told["name"]):
+        raise ValueError(
+            f"{where}.function.name must be 1 to 64 letters, digits and _.-, got {told['name']!r}"
+        )
+    for name, kind, said in (("description", str, "a text"), ("parameters", dict, "an object")):
+        if told.get(name) is not None and not isinstance(told[name], kind):
+            raise ValueError(f"{where}.function.{name} must be {said}, got {told[name]!r}")
+    if told.get("strict"):
+        raise fields.unsupported("strict", told["strict"], f"{where}.function.strict")
+    writable(json.dumps(tool, ensure_ascii=False), where)
+
+
+def check_template(model: Model) -> None:
+    """Refuse functions where the chat template has no such calls.
+
+    Raises:
+        ValueError: it has none.
+    """
+    template = tokenizer_of(model, "a chat prompt").chat_template
+    if not isinstance(template, str) or BEGIN not in template or OTHER in template:
+        raise ValueError(
+            f"tools must go with a chat template that has calls as JSON between {BEGIN} and {END}, "
+            "and this model's has not"
+        )
+
+
+def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Calls of an earlier message, their arguments as templates take them.
+
+    Raises:
+        ValueError: they are no calls.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{where} must be a list of calls, got {value!r}")
+    return [read_call(call, f"{where}[{number}]") for number, call in enumerate(value)]
+
+
+def read_call(call: Any, where: str) -> dict[str, Any]:
+    """One call, which has its arguments as a text of JSON."""
+    told = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(told, dict) or not isinstance(told.get("name"), str):
+        raise ValueError(f"{where} must have a function with a name and arguments, got {call!r}")
+    arguments = told.get("arguments") or "{}"
+    try:
+        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{where}.function.arguments must be the text of a JSON object, got {arguments!r}"
+        )
+    made = {"type": "function", "function": {"name": told["name"], "arguments": found}}
+    writable(json.dumps(made, ensure_ascii=False), where)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call in an answer."""
+
+    number: int  # of the choice
+    name: str
+    arguments: str  # JSON
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+
+
+class CallReader:
+    """Takes calls out of the text of a choice, which comes in pieces.
+
+    What is no call is text, the marks of one included. Space around calls is left out, and so is
+    all behind the first where one is enough.
+    """
+
+    def __init__(self, *, several: bool) -> None:
+        self.several = several
+        self.calls: list[Called] = []
+        self.held = ""  # what may be part of a call
+
+    def push(self, text: str, *, over: bool) -> tuple[str, list[Called]]:
+        """Text that is no part of a call, and calls that have ended; all, where it is over."""
+        self.held += text
+        said, made = [], len(self.calls)
+        while not self.full:
+            front, begin, behind = self.held.partition(BEGIN)
+            end = LAST.search(behind)
+            if not begin or not (end or over):
+                break
+            inside, rest = (behind[: end.start()], behind[end.end() :]) if end else (behind, "")
+            call = self.read(inside)
+            said.append(front.rstrip() if call else self.held[: len(self.held) - len(rest)])
+            self.held = rest
+        said.append(self.last(over=over))
+        return "".join(said), self.calls[made:]
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing behind what was read counts."""
+        return bool(self.calls) and not self.several
+
+    def last(self, *, over: bool) -> str:
+        """Of what holds no whole call, the text that surely is none."""
+        held, begin = self.held, self.held.find(BEGIN)
+        if self.full:
+            sure, self.held = "", ""
+        elif over:
+            sure, self.held = held.rstrip() if self.calls else held, ""
+        else:
+            end = surely(held) if begin < 0 else len(held[:begin].rstrip())
+            sure, self.held = held[:end], held[end:]
+        return sure
+
+    def read(self, inside: str) -> bool:
+        """Note a call, if it is one."""
+        try:
+            told = json.loads(inside)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
+            return False
+        arguments = told.get("arguments", {})
+        if not isinstance(arguments, Mapping):
+            return False
+        written = json.dumps(arguments, ensure_ascii=False)
+        self.calls.append(Called(len(self.calls), told["name"], written))
+        return True
+
+
+def surely(text: str) -> int:
+    """Characters in front of what may be space, and then the beginning of a call."""
+    for length in range(min(len(text), len(BEGIN) - 1), 0, -1):
+        if BEGIN.startswith(text[-length:]):
+            return len(text[:-length].rstrip())
+    return len(text.rstrip())
