@@ -6,7 +6,11 @@ from dlm.types import Facts
 
 
 class Policy:
-    """The usual declarations: block-wise, committing only, choosing by what the tokens are."""
+    """The usual declarations: one block at a time, only commits, and may look at what was sampled.
+
+    Others have defaults without a base: `reads_committed`, `scores`, `top`, `caches`,
+    `max_forwards` (`dlm.traits.Traits`).
+    """
 
     __slots__ = ()
 

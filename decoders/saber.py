@@ -65,7 +65,7 @@ class Saber(Policy):
         {"confidence", "token_probability", "position_noise"}
     )
     mutates_committed: ClassVar[bool] = True
-    takes_caches_with: ClassVar[str] = "preset='safe'"
+    takes_caches_with: ClassVar[str] = "{'preset': 'safe'}"
 
     def __post_init__(self) -> None:
         integer("n", self.n, least=1)

@@ -28,7 +28,7 @@ class Threshold(Stateless):
         number("threshold", self.threshold, least=0.0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All above the threshold, the best ones at least."""
+        """All at or above the threshold, and no fewer of the best than the quota."""
         confidence = view.want("confidence")
         sure = view.masked & (confidence >= self.threshold)
         return None, Decision(at_least(sure, view.tempered(confidence), view.masked, view.quota))

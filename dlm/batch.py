@@ -1,6 +1,6 @@
 """Rows that are decoded together: they leave when they are done, and others may join them.
 
-Shapes: B rows, L canvas, N blocks of a row.
+Shapes: B rows.
 """
 
 from collections.abc import Callable, Generator, Sequence

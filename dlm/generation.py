@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import chain
 from numbers import Integral
 from operator import itemgetter
 from typing import Any
@@ -122,8 +123,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         decoder_options: hyperparameters for a name.
         gen_length: tokens to decode, at least 1; or a number for each prompt.
         block_length: tokens that may be committed at a time, left to right; None for all. Where
-            attention is in blocks it is lowered to the largest divisor of one of the network's, or
-            where those may begin anywhere, to one of them.
+            attention is in blocks it is lowered to a divisor of `model.spec.block_size`, the
+            largest that is no longer; where those may begin anywhere, to `block_size`.
         steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
             each at least); None lets the decoder use as many as it needs. Decoders keep to it by
             `view.quota`: one of your own that does not read that takes what it takes.
@@ -236,7 +237,8 @@ def stream(
         model: what `dlm.load` gave.
         prompt: one prompt, as in `generate`.
         prompt_cache: as in `generate`.
-        **options: as in `generate`.
+        **options: as in `generate`, without `batch_size` and what is returned (`return_order`,
+            ...); `gen_length` is one int.
 
     Raises:
         ValueError: as in `generate`, when called; and more than one prompt.
@@ -340,17 +342,13 @@ def snapshots(job: Job) -> Iterator[Snapshot]:
             text, cut = stopping.read(0, span)
             span = span if cut is None else cut
         masks = (step.decision.commit, step.decision.remask, step.decision.edit)
-        drawn = dict(
-            zip(
-                (step.view.positions[0] - begin).tolist(),
-                step.view.sampled[0].tolist(),
-                strict=True,
-            )
-        )
+        places, sampled = step.view.positions[0] - begin, step.view.sampled[0]
         committed, remasked, edited = (
-            [] if mask is None else (step.view.positions[0][mask[0]] - begin).tolist()
-            for mask in masks
+            [] if mask is None else places[mask[0]].tolist() for mask in masks
         )
+        # Columns behind the end of a row stand at its last position.
+        taken = [sampled[mask[0]].tolist() for mask in masks[::2] if mask is not None]
+        drawn = zip([*committed, *edited], chain(*taken), strict=True)
         yield Snapshot(
             forward=step.number + 1,
             tokens=span,
@@ -359,5 +357,5 @@ def snapshots(job: Job) -> Iterator[Snapshot]:
             remasked=remasked,
             edited=edited,
             done=done,
-            filled=[place for place in (*committed, *edited) if span[place] != drawn[place]],
+            filled=[place for place, token in drawn if span[place] != token],
         )

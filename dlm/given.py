@@ -35,6 +35,12 @@ def listed(given: Any) -> Any:
     return list(given) if ordered and flat else given
 
 
+def unpack(options: object, names: Iterable[str]) -> None:
+    """Make lists of the arrays in fields of a frozen dataclass, in place."""
+    for name in names:
+        object.__setattr__(options, name, listed(getattr(options, name)))
+
+
 def unpadded(given: Mapping[str, Any]) -> Any:
     """Token ids of a tokenizer's output, of one text or of several.
 

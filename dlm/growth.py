@@ -24,6 +24,7 @@ from dlm.options import LARGEST, boolean, integer
 from dlm.runtime import Step, bind
 from dlm.settings import Settings
 from dlm.traits import Traits
+from dlm.waiting import Places
 
 WEYL: Final = 0x9E3779B97F4A7C15
 """Between the noise keys of a row before and after a change of its length: odd, so that they do not
@@ -220,13 +221,14 @@ class Growing:
 
     def run(self, batch_size: int) -> Iterator[Part]:
         """Decode the rows, yielding each as it is done."""
+        places = Places(batch_size, apart=self.settings.cache != "none")
         while any(self.waiting.values()):
             grows = bool(self.waiting[True])
             options = (self.models[grows], self.settings, self.decoder, self.execution, self.span)
 
             def change(grows: bool = grows) -> Change:
-                room = batch_size - len(self.inside)
-                join = self.take(room, grows=grows) if room and self.waiting[grows] else None
+                room = places.room(len(self.inside), len(self.waiting[grows]))
+                join = self.take(room, grows=grows) if room else None
                 leaving, self.leaving = self.leaving, frozenset()
                 return Change(leaving, join)
 

@@ -48,7 +48,8 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
         answer: text or token ids that follow it.
         estimator: "monte_carlo" or "chain".
         samples: draws or, for random chains, orders, of every block. Other chains need one.
-        batch_size: rows of one forward.
+        batch_size: draws that are stratified together, which is part of the estimate, and rows of
+            one forward.
         order: of a chain: "random", "left_to_right" or "confidence".
         cfg_scale: classifier-free guidance, as in `generate`.
         seed: of the masks and orders.

@@ -25,9 +25,8 @@ class Due:
     reach: int  # most positions of a row to compute where not all are
     packing: Packing | None  # of all rows computed as a whole; None where padding is computed, too
     room: int = 0
-    """Rows to compute as a whole where only some are, whose number is rounded up to this for the
-    same to be asked of the device again: which ones they are it finds out. 0: just those, as the
-    host knows them."""
+    """Rows to compute as a whole where some are, rounded up to a power of two so that one recording
+    fits them: the device finds out which those are. 0: those that `refresh` names."""
 
     @property
     def whole(self) -> bool:

@@ -94,6 +94,8 @@ def as_list(prompts: Prompts) -> Sequence[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     given = listed(prompts)
+    if isinstance(given, Mapping) and "role" in given:
+        raise ValueError(f"prompts must be lists of chat messages, got one message: {given!r}")
     if not isinstance(given, Sequence) or not given:
         raise ValueError(
             "prompts must be a text, token ids, chat messages or a non-empty list of those, "

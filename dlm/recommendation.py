@@ -2,8 +2,10 @@
 
 import copy
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlm.models.catalog import BUILT_IN_NAME
 from dlm.models.family import last_parts
 from dlm.options import known
 from dlm.published.recommended import RECOMMENDED, Recommended
@@ -42,6 +44,8 @@ def recommendation(model: "str | os.PathLike[str] | Model") -> Recommended:
     """
     name = name_of(model)
     found = lookup(name)
+    if found is None and is_built_in(name):
+        raise ValueError("no settings are published for the built-in model: use the defaults")
     if found is None:
         names = [each for one in RECOMMENDED for each in one.checkpoints]
         known("checkpoint with recommended settings", name, names)
@@ -64,6 +68,11 @@ def name_of(model: "str | os.PathLike[str] | Model") -> str:
             f"model must be a Hugging Face id, a folder or what dlm.load makes, got {model!r}"
         )
     return str(model.network.config.name_or_path)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether it stands for the built-in model, or is where that was loaded from."""
+    return name == BUILT_IN_NAME or Path(name).parts[-3:] == ("dlm", "assets", "tiny")
 
 
 def lookup(name: str) -> Recommended | None:

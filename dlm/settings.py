@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm import foreign
 from dlm.decoders import DECODERS, make
+from dlm.given import unpack
 from dlm.models.spec import ModelSpec
 from dlm.options import boolean, integer, integers, known, number, pairs, plain, writable
 from dlm.traits import CACHES, Traits
@@ -62,6 +63,7 @@ class Settings:
     """Token ids with what is added to their logits, in order, without those of 0."""
 
     def __post_init__(self) -> None:
+        unpack(self, ("row_keys", "suppress_tokens", "begin_suppress_tokens"))
         integer("gen_length", self.gen_length, least=1)
         if self.block_length is not None:
             integer("block_length", self.block_length, least=1)
@@ -141,18 +143,18 @@ class Settings:
                 else "it declares that it needs more of the network afresh"
             )
             way = getattr(self.policy, "takes_caches_with", None)
-            hint = f": decoder option {way} takes one" if way else ""
+            hint = f"; with decoder_options={way} it takes one" if way else ""
+            allowed = " or ".join(map(repr, traits.caches))
             raise ValueError(
-                f"cache must be one of {', '.join(traits.caches)} for {traits.name}, as {reason}, "
-                f"got {self.cache!r}{hint}"
+                f"cache must be {allowed} for {traits.name}, as {reason}, got {self.cache!r}{hint}"
             )
 
     def check_ranking(self, traits: Traits) -> None:
         """Refuse options that change rankings for a decoder that does not rank by those."""
         if self.position_temperature and "position_noise" not in traits.needs:
             raise ValueError(
-                f"position_temperature must be 0 for {self.decoder!r}, which does not rank "
-                f"positions by a score, got {self.position_temperature}"
+                f"position_temperature must be 0 for {self.decoder!r}, which does not say that it "
+                f"ranks positions by a score with 'position_noise', got {self.position_temperature}"
             )
         if not self.confidence_eos_eot_inf:
             return

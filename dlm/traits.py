@@ -13,7 +13,7 @@ from dlm.options import boolean, integer, known
 from dlm.types import STATISTICS, AnyDecoder
 
 CACHES = ("none", "prefix", "dual")
-UNDECLARED = STATISTICS - {"logits", "leave_one_out", "top_tokens"}
+UNDECLARED = STATISTICS - {"logits", "leave_one_out", "top_tokens", "position_noise"}
 """What a decoder gets that declares no `needs`."""
 
 

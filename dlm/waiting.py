@@ -1,7 +1,7 @@
 """Rows that wait until others end, and take their places."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dlm.batch import Change, Rows
 from dlm.canvas import Canvas
@@ -10,13 +10,32 @@ from dlm.host import send
 from dlm.runtime import Step
 
 
-class Queue:
-    """Rows of one canvas, of which some are decoded at a time, in their order.
+@dataclass(slots=True)
+class Places:
+    """Those of a batch, and when rows take the empty ones.
 
     Where a cache is kept the first forward of rows that join is theirs alone, and the others wait
     for it. So rows join once the places that were empty at the forwards since others did add up to
     a whole batch: not to join would cost a forward, too.
     """
+
+    count: int
+    apart: bool  # whether rows that join have a forward of their own first
+    lost: int = 0  # forwards of a row that empty places could have made
+
+    def room(self, inside: int, waiting: int) -> int:
+        """Rows that join now, given how many are decoded and how many wait; once a forward."""
+        room = self.count - inside
+        self.lost += room
+        waits = self.apart and inside and self.lost < self.count
+        if not (room and waiting) or waits:
+            return 0
+        self.lost = 0
+        return room
+
+
+class Queue:
+    """Rows of one canvas, of which some are decoded at a time, in their order."""
 
     def __init__(
         self,
@@ -38,12 +57,10 @@ class Queue:
         """
         self.canvas = canvas
         self.lengths = lengths
-        self.batch_size = batch_size
         self.execution = execution
-        self.apart = apart
+        self.places = Places(batch_size, apart)
         self.waiting = list(range(len(lengths)))
         self.inside: set[int] = set()  # names of rows that are being decoded
-        self.lost = 0  # forwards of a row that empty places could have made
 
     def take(self, count: int) -> Rows:
         """The next ones to be decoded."""
@@ -56,7 +73,7 @@ class Queue:
 
     def batch(self) -> Rows:
         """Rows to begin with."""
-        return self.take(self.batch_size)
+        return self.take(self.places.count)
 
     def saw(self, step: Step) -> None:
         """Make room for others behind rows that are done."""
@@ -66,10 +83,5 @@ class Queue:
         """What happens between two forwards: what is asked for, and rows that join."""
         asked = change()
         self.inside -= asked.leave
-        room = self.batch_size - len(self.inside)
-        self.lost += room
-        waits = self.apart and self.inside and self.lost < self.batch_size
-        if not (room and self.waiting) or waits:
-            return asked
-        self.lost = 0
-        return replace(asked, join=self.take(room))
+        room = self.places.room(len(self.inside), len(self.waiting))
+        return replace(asked, join=self.take(room)) if room else asked

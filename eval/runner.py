@@ -1,8 +1,8 @@
 """Running a task: decode, score, write down, and go on where a killed run stopped.
 
-What is done is on disk as soon as it is as much as a batch: others have joined by then. A row
-depends on its prompt, its key and the options alone, so neither the batch size, nor the number of
-processes, nor a kill in between changes a sample.
+Finished samples are written a batch at a time, while others are decoded. A row depends on its
+prompt, its key and the options alone, so neither the batch size, nor the number of processes, nor a
+kill in between changes a sample.
 """
 
 import platform

@@ -1,6 +1,6 @@
 """`model.generate` as users of transformers know it, over `dlm.generate`.
 
-Shapes: B rows, P columns of prompt, N new tokens, R rows of prompts.
+Shapes: B rows, P columns of prompt, N new tokens.
 """
 
 import os
@@ -46,7 +46,7 @@ class DiffusionGenerationOutput(ModelOutput):
 
     sequences: Tensor | None = None  # int64 [B, P + N], prompts in front as they came
     forwards: Tensor | None = None  # int64 [B], NFE of each row
-    tokens_per_forward: Tensor | None = None  # float32 [B], positions that forwards committed
+    tokens_per_forward: Tensor | None = None  # float32 [B], positions committed / forwards
     order: Tensor | None = None  # int64 [B, N], see `dlm.Generation`; with return_order
     trajectory: list[Trajectory] | None = None  # one per row; with return_trajectory
     top_tokens: list[list[Likeliest]] | None = None  # likewise; with return_top_tokens

@@ -35,11 +35,10 @@ class MaskingCollator:
     -ln p(row) is at most E[(n / k) sum_masked -ln p] for k uniform in 1 to n (Nie et al. 2025,
     arXiv:2502.09992, eq. 6). Drawing k by 1 / k instead takes the weight out of the sum, so that
     E[sum over masked tokens] / E[their number] is that bound in nats per token, with rows of unlike
-    length weighed by n / (1 + ... + 1/n). What a forward returns and Trainer accumulates is the
-    ratio itself, which is lower the fewer rows it is of. `rows_per_step` takes that away: one row
-    among so many, drawn by its weight, has k uniform (Lahiri 1951; Midzuno 1952), and the ratio has
-    no bias where a batch is a step. Where several are, each has such a row by chance, and little of
-    the bias is left.
+    length weighed by n / (1 + ... + 1/n). What a forward returns, and Trainer accumulates, is a
+    ratio of two random sums, too low on average where it is of few rows. With `rows_per_step` one
+    row of a step, drawn by its weight, has k uniform, which removes the bias where a batch is a
+    step (Lahiri 1951; Midzuno 1952), and most of it where a step is several.
 
     Where attention is in blocks, a row comes twice, masked and then clean: block b of the first
     sees itself and the blocks before b of the second, as decoding sees them (Arriola et al. 2025,

@@ -190,13 +190,15 @@ class Trainer:
         strikes inside a step, or an error, leaves the last checkpoint as it was.
         """
         self.network.train()
-        while self.step < self.recipe.steps:
-            progress = self.update()
-            try:
-                report(progress)
-            except KeyboardInterrupt:
-                self.save()
-                raise
-            if self.step % save_every == 0 or self.step == self.recipe.steps:
-                self.save()
-        self.network.eval()
+        try:
+            while self.step < self.recipe.steps:
+                progress = self.update()
+                try:
+                    report(progress)
+                except KeyboardInterrupt:
+                    self.save()
+                    raise
+                if self.step % save_every == 0 or self.step == self.recipe.steps:
+                    self.save()
+        finally:
+            self.network.eval()

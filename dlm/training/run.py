@@ -105,7 +105,9 @@ def train(
         try:
             trainer.run(report)
         except KeyboardInterrupt:
-            write(network, tokenizer, out)
+            if (out / STATE).exists():  # weights may be those of half a step
+                trainer.resume()
+                write(network, tokenizer, out)
             raise
         write(network, tokenizer, out)
 

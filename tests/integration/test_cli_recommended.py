@@ -101,11 +101,16 @@ def test_without_it_nothing_changes(asked: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("model", [(), ("--model", "GSAI-ML/LLaDA-8B")])
-def test_a_model_of_which_nothing_is_known_is_refused(asked: dict[str, Any], model: Any) -> None:
+@pytest.mark.parametrize(("model", "message"), [
+    ((), "no settings are published for the built-in model: use the defaults"),
+    (("--model", "GSAI-ML/LLaDA-8B"), "unknown checkpoint with recommended settings"),
+])  # fmt: skip
+def test_a_model_of_which_nothing_is_known_is_refused(
+    asked: dict[str, Any], model: tuple[str, ...], message: str
+) -> None:
     result = run("generate", "a", *model, "--recommended")
     assert result.exit_code == 2
-    assert "unknown checkpoint with recommended settings" in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not asked
 

@@ -19,6 +19,7 @@ from dlm.growth import Growing, Growth, Part
 from dlm.models.model import Model
 from dlm.settings import Settings
 from dlm.traits import Traits
+from dlm.waiting import Places
 
 Toy = Callable[..., Model]
 Schedule = Callable[[Model, str], dict[str, Any]]
@@ -349,3 +350,21 @@ def test_windows_hold_what_rows_come_to_and_no_more(grower: Model, block_size: i
     growing.laid = laid  # type: ignore[method-assign]
     assert {part.decoded for part in growing.run(3)} == {12}
     assert max(spans) == growing.span
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_rows_wait_for_company_where_a_cache_is_kept(
+    grower: Model, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    """Their first forward is theirs alone then, as of `batch_size` everywhere."""
+    apart: list[bool] = []
+
+    def places(count: int, **how: bool) -> Places:
+        apart.append(how["apart"])
+        return Places(count, **how)
+
+    monkeypatch.setattr("dlm.growth.Places", places)
+    options: dict[str, Any] = {**USUAL, "cache": cache, "logit_bias": bias(grower)}
+    found = dlm.infill(grower, texts(grower), batch_size=3, **options)
+    assert apart == [cache != "none"]
+    assert found.tokens == dlm.infill(grower, texts(grower), **options).tokens

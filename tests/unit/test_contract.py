@@ -274,3 +274,18 @@ def plain(view: StepView) -> Decision:
 def test_every_place_is_kept_apart() -> None:
     tensors = {field.name for field in fields(StepView) if field.default is MISSING}
     assert tensors == set(PLACES)
+
+
+def test_a_temperature_of_positions_is_for_those_who_say_that_they_take_it(toy: Toy) -> None:
+    @dataclass(frozen=True)
+    class Undeclared:
+        def init_state(self, batch: int, length: int) -> None:
+            return None
+
+        def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+            return None, Decision(first(view))
+
+    options: dict[str, Any] = {"decoder": Undeclared(), "gen_length": 3}
+    assert dlm.generate(toy(), [[1]], **options).tokens
+    with pytest.raises(ValueError, match="does not say that it ranks positions"):
+        dlm.generate(toy(), [[1]], position_temperature=1.0, **options)

@@ -68,6 +68,17 @@ def test_seed_and_row_key_decide_the_noise(golden: Model) -> None:
     assert pair[0] == one() != pair[1] == one(row_keys=[1])
 
 
+@pytest.mark.parametrize("block_length", [3, 16, None])
+def test_nothing_is_filled_where_nothing_ends(golden: Model, block_length: int | None) -> None:
+    """Also in a last block that is shorter than the others."""
+    for length in (4, 17, 20):
+        options: dict[str, Any] = {"gen_length": length, "block_length": block_length}
+        for snapshot in dlm.stream(
+            golden, [5, 6], stop_at_eos=False, decoder="threshold", **options
+        ):
+            assert snapshot.filled == []
+
+
 def test_stream_is_generate_step_by_step(golden: Model) -> None:
     options: dict[str, Any] = {"gen_length": 12, "block_length": 5, "decoder": "threshold",
                                "decoder_options": {"threshold": 0.2}}  # fmt: skip

@@ -180,3 +180,22 @@ def test_a_size_beyond_any(written: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}, "auto"])
 def test_maps_that_are_some(device_map: Any) -> None:
     assert dlm.load(device_map=device_map).device.type == "cpu"
+
+
+def test_token_ids_may_be_in_arrays(golden: Model) -> None:
+    """As prompts may."""
+    given: dict[str, Any] = {
+        "suppress_tokens": [3, 4],
+        "begin_suppress_tokens": [7],
+        "row_keys": [9],
+    }
+    options: dict[str, Any] = {"gen_length": 8, "temperature": 1.0, "stop_at_eos": False}
+    expected = dlm.generate(golden, [5], **options, **given)
+    for array in (np.array, torch.tensor):
+        arrays: dict[str, Any] = {name: array(ids) for name, ids in given.items()}
+        assert dlm.generate(golden, [5], **options, **arrays).tokens == expected.tokens
+
+
+def test_one_message_is_no_chat(golden: Model) -> None:
+    with pytest.raises(ValueError, match="prompts must be lists of chat messages, got one message"):
+        dlm.generate(golden, {"role": "user", "content": "x"})

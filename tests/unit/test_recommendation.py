@@ -83,8 +83,9 @@ def test_what_is_not_known_is_refused(tiny: Model) -> None:
     )
     with pytest.raises(ValueError, match=told):
         dlm.recommended("GSAI-ML/LLaDA-8B")
-    with pytest.raises(ValueError, match="unknown checkpoint with recommended settings"):
-        dlm.recommended(tiny)
+    for built_in in (tiny, "built-in"):
+        with pytest.raises(ValueError, match="no settings are published for the built-in model"):
+            dlm.recommended(built_in)
     with pytest.raises(ValueError, match="model must be a Hugging Face id, a folder or"):
         dlm.recommended(tiny.network)
 

@@ -168,7 +168,7 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
         ({"decoder_options": [1]}, "decoder_options must map"),
         ({"decoder_options": {"a": 1}}, "unknown option of low_confidence 'a'"),
         ({"decoder": "credit", "decoder_options": {"slots": 1 << 30}}, "slots of decoder_options"),
-        ({"decoder": "wino", "cache": "dual"}, "cache must be one of"),
+        ({"decoder": "wino", "cache": "dual"}, "cache must be 'none' or"),
         ({"suppress_tokens": [768]}, "suppress_tokens must be an int <= 767"),
         ({"suppress_tokens": "5"}, "suppress_tokens must be a sequence"),
         ({"suppress_tokens": [9] * 769}, "at most one entry for each of the 768 ids of the voc"),

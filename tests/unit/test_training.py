@@ -143,6 +143,29 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert dlm.generate(model, "Sudoku: 12", gen_length=4).texts is not None
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_weights_of_half_a_step_are_not_written(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    """A second Ctrl-C does not wait for the end of a step: the last checkpoint stays, if any."""
+    recipe, out = replace(RECIPE, optimizer="muon"), tmp_path / "run"
+    if saved:
+        with pytest.raises(KeyboardInterrupt):
+            run(tokenizer, out, stop_after=2, recipe=recipe)
+    before = (out / "model.safetensors").read_bytes() if saved else None
+
+    def interrupted(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)  # Muon has stepped by then
+    network = new_network(SHAPE, tokenizer, 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, network, tokenizer, out, resume=saved)
+    assert not network.training
+    assert (out / "model.safetensors").exists() == saved
+    assert before is None or (out / "model.safetensors").read_bytes() == before
+
+
 def test_a_run_is_not_overwritten_nor_mixed_up(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run to resume"):
         run(tokenizer, tmp_path, resume=True)
