@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,19 +16,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dlm._version import __version__
+from dlm.models.model import Model
 from dlm.reading import vocabulary_of
 from dlm.serving import replies
-from dlm.serving.exchange import Engine, Exchange, Served, Service, refusal, reply
+from dlm.serving.exchange import Engine, Exchange, Served, Service, read_body, refusal, reply
 from dlm.serving.metrics import TYPE, Metrics
 from dlm.serving.named import HEADER, Named
 from dlm.serving.protocol import check_defaults
-from dlm.serving.refusals import Wrong
+from dlm.serving.refusals import Wrong, wrong_of
+from dlm.serving.tokens import detokenize, tokenize
 
 __all__ = ["Served", "create_app"]
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HEALTH = "/health"
+PING = "/ping"  # by which SageMaker asks
 METRICS = "/metrics"
 CORS: Mapping[str, Any] = {
     "allow_methods": ["GET", "POST"],
@@ -57,7 +62,8 @@ def create_app(
         name: of the model, as requests give it.
         defaults: options of `dlm.generate`, without those that speak of rows or of what is
             returned; a request's override them.
-        api_key: what requests have to bring, all but those for `/health`; None for nothing.
+        api_key: what requests have to bring, all but those for `/health` and `/ping`; None for
+            nothing.
         cors_origins: of web pages that may ask and read answers, "*" for all.
         served: told once of each request for a completion, when it is over.
 
@@ -93,7 +99,11 @@ def create_app(
             Route(CHAT, endpoints.chat, methods=["POST"]),
             Route("/v1/models", endpoints.models, methods=["GET"]),
             Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
+            Route("/tokenize", endpoints.tokenize, methods=["POST"]),
+            Route("/detokenize", endpoints.detokenize, methods=["POST"]),
+            Route("/version", endpoints.version, methods=["GET"]),
             Route(HEALTH, endpoints.health, methods=["GET"]),
+            Route(PING, endpoints.ping, methods=["GET", "POST"]),
             Route(METRICS, endpoints.measure, methods=["GET"]),
         ],
         middleware=between,
@@ -137,6 +147,34 @@ class Endpoints:
         most = self.service.engine.model.spec.max_length
         return replies.model_object(self.service.name, self.created, most)
 
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a text or a chat."""
+        return await self.told_of(request, tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        return await self.told_of(request, detokenize)
+
+    async def told_of(
+        self, request: Request, tell: Callable[[bytes, Model, str], dict[str, Any]]
+    ) -> Response:
+        """What the tokenizer says of a body."""
+        service = self.service
+        try:
+            data = await read_body(request)
+            found = await run_in_threadpool(tell, data, service.engine.model, service.name)
+        except Exception as error:
+            return refusal(wrong_of(error))
+        return reply(found)
+
+    async def version(self, request: Request) -> Response:
+        """That of this package."""
+        return reply({"version": __version__})
+
+    async def ping(self, request: Request) -> Response:
+        """Whether requests are answered, without a word."""
+        return Response(status_code=200 if self.service.engine.running else 503)
+
     async def health(self, request: Request) -> Response:
         """Whether requests are answered, and how many rows there are."""
         engine = self.service.engine
@@ -163,7 +201,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        guarded = scope["type"] == "http" and scope["path"] != HEALTH
+        guarded = scope["type"] == "http" and scope["path"] not in (HEALTH, PING)
         if not guarded or self.fits(Headers(scope=scope).get("authorization", "")):
             await self.app(scope, receive, send)
             return

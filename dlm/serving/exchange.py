@@ -77,6 +77,7 @@ class Served:
     forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
     error: str | None  # what went wrong
     request_id: str  # which the answer has as a header
+    first_seconds: float | None = None  # to the first text of a stream; None where there was none
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Exchange:
         self.endpoint = endpoint
         self.chat = chat
         self.start = self.looked = time.monotonic()
+        self.first: float | None = None  # when a stream had text
         self.asked: Asked | None = None
         self.answer: Answer | None = None
         self.ticket: int | None = None
@@ -233,6 +235,7 @@ class Exchange:
                 if event is None:
                     yield WAITING
                 for chunk in () if piece is None else writer.chunks(piece):
+                    self.first = self.first or time.monotonic()
                     yield replies.event(chunk)
                 if self.answer.complete:
                     break
@@ -267,6 +270,7 @@ class Exchange:
             endpoint=self.endpoint,
             status=self.status,
             seconds=time.monotonic() - self.start,
+            first_seconds=None if self.first is None else self.first - self.start,
             choices=0 if asked is None else len(asked.request.rows),
             prompt_tokens=0 if asked is None else asked.prompt_tokens,
             cached_tokens=0 if answer is None else answer.cached_tokens,

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -42,6 +42,9 @@ class Metrics:
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by endpoint and status
     times: dict[str, Times] = field(default_factory=dict)  # by endpoint
+    firsts: dict[str, Times] = field(
+        default_factory=dict
+    )  # likewise, to the first text of a stream
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -51,6 +54,8 @@ class Metrics:
         """Count a request."""
         self.requests[served.endpoint, served.status] += 1
         self.times.setdefault(served.endpoint, Times()).add(served.seconds)
+        if served.first_seconds is not None:
+            self.firsts.setdefault(served.endpoint, Times()).add(served.first_seconds)
         self.prompt_tokens += served.prompt_tokens
         self.cached_tokens += served.cached_tokens
         self.completion_tokens += served.completion_tokens
@@ -75,15 +80,15 @@ class Metrics:
             counter("cached_tokens_total", "Those of them taken from others.", self.cached_tokens),
             counter("completion_tokens_total", "Tokens of answers.", self.completion_tokens),
             counter("forwards_total", "Forwards of rows decoded to their end.", self.forwards),
-            metric(
+            histogram(
                 "request_seconds",
-                "histogram",
                 "From the head of a request to the end of its answer.",
-                (
-                    sample
-                    for endpoint, times in sorted(self.times.items())
-                    for sample in times.samples(f'endpoint="{endpoint}"')
-                ),
+                self.times,
+            ),
+            histogram(
+                "first_text_seconds",
+                "From the head of a request to the first text of a stream.",
+                self.firsts,
             ),
         ]
         return "".join(parts)
@@ -94,6 +99,16 @@ def metric(name: str, kind: str, about: str, samples: Iterable[Sample]) -> str:
     lines = [f"# HELP dlm_{name} {about}", f"# TYPE dlm_{name} {kind}"]
     lines += [f"dlm_{name}{label} {value}" for label, value in samples]
     return "\n".join(lines) + "\n"
+
+
+def histogram(name: str, about: str, each: Mapping[str, Times]) -> str:
+    """Lines of times by endpoint."""
+    samples = (
+        sample
+        for endpoint, times in sorted(each.items())
+        for sample in times.samples(f'endpoint="{endpoint}"')
+    )
+    return metric(name, "histogram", about, samples)
 
 
 def gauge(name: str, about: str, value: int) -> str:

@@ -21,7 +21,8 @@ OPTIONS: Final = frozenset(
     for decoder in DECODERS.values()
     for option in fields_of(decoder)  # type: ignore[arg-type]
 )
-FIELDS = frozenset({*names.COMPLETION, *names.CHAT, *names.UNSUPPORTED})
+OF_TOKENS = ("tokens", "return_token_strs", "add_special_tokens")
+FIELDS = frozenset({*names.COMPLETION, *names.CHAT, *names.UNSUPPORTED, *OF_TOKENS})
 
 
 class Wrong(Exception):

@@ -49,6 +49,10 @@ def test_what_was_asked_is_counted(serve: Serve) -> None:
     assert server.client.get("/v1/models").status_code == 200
     server.engine.running = False
     after, told = metrics(server), server.served
+    firsts = [one.first_seconds for one in told]
+    assert firsts[:2] == [None, None]  # of no streams
+    assert firsts[3] is None  # of a refusal
+    assert 0 < firsts[2] < told[2].seconds
     assert after["dlm_engine_running"] == 0
     asked = {name: value for name, value in after.items() if "requests_total" in name}
     assert asked == {
@@ -56,6 +60,8 @@ def test_what_was_asked_is_counted(serve: Serve) -> None:
         'dlm_requests_total{endpoint="/v1/completions",status="200"}': 2,
         'dlm_requests_total{endpoint="/v1/completions",status="400"}': 1,
     }
+    first = 'dlm_first_text_seconds_sum{endpoint="/v1/chat/completions"}'
+    assert after[first] == pytest.approx(firsts[2])
     assert after["dlm_prompt_tokens_total"] == sum(one.prompt_tokens for one in told)
     assert after["dlm_completion_tokens_total"] == 9
     assert after["dlm_forwards_total"] == 30
