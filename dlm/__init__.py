@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dlm.likelihood import log_likelihood, log_likelihoods
     from dlm.models.loading import load
     from dlm.models.model import Model
+    from dlm.player import playback
     from dlm.prompt_cache import PromptCache
     from dlm.prompts import encode_infill, encode_prompts
     from dlm.questions import Likelihood
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_likelihoods",
+    "playback",
     "recommended",
     "release",
     "stream",
@@ -85,6 +87,7 @@ _HOMES = {
     "load": "dlm.models.loading",
     "log_likelihood": "dlm.likelihood",
     "log_likelihoods": "dlm.likelihood",
+    "playback": "dlm.player",
     "recommended": "dlm.recommendation",
     "release": "dlm.execution",
     "stream": "dlm.generation",

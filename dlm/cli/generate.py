@@ -1,6 +1,7 @@
 """`dlm generate`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,6 +56,11 @@ from dlm.cli.options import (
     output,
     source,
 )
+from dlm.cli.results import note
+
+if TYPE_CHECKING:
+    from dlm.generation import Generation
+    from dlm.models.model import Model
 
 
 def generate(  # noqa: PLR0913 (the parameters are the command line)
@@ -137,6 +143,10 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     watch: Annotated[
         bool, output("--watch", help="Draw the canvas of one prompt, forward by forward.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        output(metavar="FILE", help="Write a page that plays all canvases, forward by forward."),
+    ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue prompts, or fill the blanks of texts."""
@@ -144,6 +154,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     refuse_company("dlm generate")
     rows = read_rows(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chatty=bool(chat) or system is not None)
+    if html is not None:
+        refuse_page(html, watch=watch)
+        given["return_trajectory"] = True
     if infill and gen_length is None:
         given.pop("gen_length", None)  # that the authors of the model recommend
     elif not infill:
@@ -157,8 +170,34 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     loaded = load_model(model, device, dtype, **facts)
     if watch:
         job.watch(loaded)
-    else:
-        job.run(loaded, batch_size, machine=json)
+        return
+    made: dict[int, Generation] = {}
+    job.run(loaded, batch_size, machine=json, keep=None if html is None else made.__setitem__)
+    if html is not None:
+        write_playback(loaded, made, [row.prompt for row in rows], html)
+
+
+def write_playback(
+    model: "Model", made: "dict[int, Generation]", prompts: list[Any], path: Path
+) -> None:
+    """A page of what came of each prompt."""
+    from dlm.generation import together
+    from dlm.player import playback
+
+    path.write_text(playback(model, together(made.items()), prompts), encoding="utf-8")
+    note(f"{path}: open it in a browser")
+
+
+def refuse_page(path: Path, *, watch: bool) -> None:
+    """Refuse a page that cannot be written, before anything is decoded for it.
+
+    Raises:
+        ValueError: its place is a folder, or in one that is not there, or --watch draws already.
+    """
+    if watch:
+        raise ValueError("--watch and --html both show the canvas: give one of them")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--html must name a file in a folder that is there, got {str(path)!r}")
 
 
 def refuse(rows: list[Row], *, watch: bool, json: bool, infill: bool, chatty: bool) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from dlm.cli.results import Result, print_result
 if TYPE_CHECKING:
     from dlm.generation import Generation
     from dlm.models.model import Model
+
+    Keep = Callable[[int, Generation], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,17 @@ class Job:
         own = {} if row.gen_length is None else {"gen_length": row.gen_length}
         watch(model, self.prompts(self.rows)[0], {**self.options, **own})
 
-    def run(self, model: "Model", batch_size: int, *, machine: bool) -> None:
-        """Print the result of every prompt, in their order, as soon as it is known."""
+    def run(
+        self, model: "Model", batch_size: int, *, machine: bool, keep: "Keep | None" = None
+    ) -> None:
+        """Print the result of every prompt, in their order, as soon as it is known.
+
+        Args:
+            model: what decodes.
+            batch_size: prompts decoded at a time.
+            machine: JSON instead of texts.
+            keep: told of what came of each prompt, by its number.
+        """
         console = Console(stderr=True)
         # A bar would get between texts that appear on the same terminal.
         shown = len(self.rows) > batch_size and console.is_terminal and not sys.stdout.isatty()
@@ -68,16 +79,20 @@ class Job:
             console=console, transient=True, redirect_stdout=False, disable=not shown
         ) as bar:
             done = bar.track(
-                self.results(model, batch_size), len(self.rows), description="decoding"
+                self.results(model, batch_size, keep), len(self.rows), description="decoding"
             )
             for result in in_order(done):
                 print_result(result, machine=machine)
 
-    def results(self, model: "Model", batch_size: int) -> Iterator[tuple[int, Result]]:
+    def results(
+        self, model: "Model", batch_size: int, keep: "Keep | None" = None
+    ) -> Iterator[tuple[int, Result]]:
         """What came of each prompt, as it is done; its number keys its noise."""
         began = time.perf_counter()
         for number, out in self.generations(model, batch_size):
             assert out.texts is not None
+            if keep is not None:
+                keep(number, out)
             yield (
                 number,
                 Result(
