@@ -3,6 +3,7 @@
 import copy
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 import dlm
 from dlm.cli import app
 from dlm.models.model import Model
+from dlm.player import frames
+from dlm.trajectory import Change, Trajectory
 
 PROMPTS = [[{"role": "user", "content": f"Sudoku: {p}"}] for p in ("3102200002100320", "04133142")]
 BROWSER = next(
@@ -64,6 +67,14 @@ def test_frames_are_what_forwards_changed(tiny: Model, out: dlm.Generation) -> N
                 assert (p is None) == (written is None)
                 assert p is None or p == pytest.approx(written, abs=1e-4)
                 assert p is None or token != data["mask"]
+
+
+def test_what_was_not_measured_is_null() -> None:
+    """JSON has no NaN."""
+    canvases = torch.tensor([[5, 5]])
+    commits = [Change(0, 0, 7, math.nan), Change(0, 1, 8, 0.25)]
+    found = frames(Trajectory(canvases, commits, [], []), [7, 8])
+    assert found == {"start": [5, 5], "frames": [[[0, 7, None], [1, 8, 0.25]]]}
 
 
 def test_tokens_have_texts_and_names(tiny: Model, out: dlm.Generation) -> None:
