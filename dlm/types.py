@@ -5,8 +5,8 @@ adjusted tokens of a position.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,13 +27,6 @@ STATISTICS = frozenset(
     }
 )
 """What `Decoder.needs` may name: the optional fields of `StepView`."""
-
-
-PLACES: Final = (
-    "tokens", "masked", "sampled", "positions", "block_start", "row_start", "row_stop", "step",
-    "limit", "quota", "editable",
-)  # fmt: skip
-"""Fields of a view that every one has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +70,12 @@ class StepView:
         return value
 
     def apart(self) -> "StepView":
-        """The same for a decoder that may write to it: what the runtime reads afterwards is copied.
-
-        That is all but what is measured of logits.
-        """
-        mine = {name: getattr(self, name).clone() for name in PLACES}
-        return replace(self, **mine)
+        """A copy of all but the logits, for a decoder that may write to it."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        shared = ("logits",)  # large, and read by nobody else
+        return StepView(
+            **{k: v if v is None or k in shared else v.clone() for k, v in given.items()}
+        )
 
     def listing(self, top: int) -> "StepView":
         """The same, with as many of the likeliest tokens, if it lists more; without, for 0."""

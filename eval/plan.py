@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -29,7 +28,6 @@ GROWTH = {"max_gen_length": None, "expand_budget": None, "broadcast_deletion": F
 
 ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
-PROBED = 256  # values of each weight that the fingerprint of a model reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +275,7 @@ def settings_of(
         "template_texts": digest([asdict(each) for each in plan.templates]),
         "shots": digest({name: [asdict(x) for x in row] for name, row in plan.shots.items()}),
         "model": name,
-        "weights": fingerprint(model),
+        "weights": model.fingerprint(),
         "network": model.identity()["config"],
         "tokens": tokenization(model),
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
@@ -327,22 +325,6 @@ def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
             if path.is_file():
                 found[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return found
-
-
-def fingerprint(model: dlm.Model) -> str:
-    """CRC-32 over a sample of every weight, so that another checkpoint of one name is noticed.
-
-    Raises:
-        ValueError: a weight is not in memory.
-    """
-    crc = 0
-    for name, weight in sorted(model.network.state_dict().items()):
-        if weight.is_meta:
-            raise ValueError(f"weights must be in memory for an evaluation, got {name} elsewhere")
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // PROBED)].float().cpu().contiguous()
-        crc = zlib.crc32(name.encode() + some.numpy().tobytes(), crc)
-    return f"{crc:08x}"
 
 
 def tokenization(model: dlm.Model) -> str:

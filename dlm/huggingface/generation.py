@@ -109,8 +109,13 @@ class DiffusionGenerationMixin:
 
         Raises:
             ValueError: peft put an adapter into the layers, whose weights would bear names that
-                loading does not know.
+                loading does not know; or other processes have parts of the network.
         """
+        if self._leader is not None:
+            raise ValueError(
+                "save_pretrained must get a whole network, and this one is cut over processes: "
+                "load it without tensor_parallel_size"
+            )
         if not getattr(self, "_hf_peft_config_loaded", False):
             refuse_adapted(self)
         super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]

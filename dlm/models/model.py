@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlm.cache import Reuse, View
-from dlm.models.identity import configuration, digest, rules
+from dlm.models.identity import configuration, digest, fingerprint, rules
 from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -85,6 +85,16 @@ class Model:
         """
         words = None if self.tokenizer is None else rules(self.tokenizer)
         return {"config": digest(configuration(self.network)), "tokenizer": words}
+
+    def fingerprint(self) -> str:
+        """A digest of a sample of every weight.
+
+        Raises:
+            ValueError: a weight is not in memory.
+        """
+        if self.leader is not None:
+            return str(self.leader.call(self, "fingerprint"))
+        return fingerprint(self.network)
 
     def hidden(
         self,

@@ -7,13 +7,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from types import FrameType
 from typing import Any, Final
+
+import torch
 
 from dlm.batch import NO_CHANGE, Change, Rows, Terms, alone
 from dlm.models.model import Model
@@ -23,6 +24,7 @@ from dlm.prompt_cache import GIB, PromptCache
 from dlm.recording import uncollected
 from dlm.runtime import Step
 
+GONE: Final = "a process of the model has ended: load it again"
 GRACE: Final = 10.0
 """Seconds that the other processes have to end by themselves."""
 START: Final = "import sys; sys.path[:] = {}; from dlm.parallel.worker import main; main({})"
@@ -33,8 +35,8 @@ class Leader:
 
     One thing at a time is done, in the order in which it was told, and the others are told before
     this process begins: it never waits for them but in the network itself. What a forward refuses
-    with a ValueError it refuses everywhere. After any other error nobody knows where the processes
-    are: they are ended, and the model does no more.
+    with a ValueError it refuses everywhere, as decoders decide by their views alone. After any
+    other error nobody knows where the processes are: they are ended, and the model does no more.
     """
 
     def __init__(self, size: int) -> None:
@@ -47,6 +49,7 @@ class Leader:
         self.numbers = count()
         self.caches: weakref.WeakKeyDictionary[PromptCache, int] = weakref.WeakKeyDictionary()
         self.lost = False
+        self.kind = ""  # of the network, once it is loaded
         self.pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -61,7 +64,7 @@ class Leader:
         """Start one of them: apart from the terminal, whose Ctrl-C is for this process."""
         ours, theirs = Pipe()
         with theirs:
-            code = START.format(sys.path, theirs.fileno())
+            code = START.format([os.fspath(place) for place in sys.path], theirs.fileno())
             self.pipes.append(ours)
             self.processes.append(
                 subprocess.Popen(
@@ -103,8 +106,10 @@ class Leader:
         meet(places[0], store)
         model = load_part(places[0])
         self.gather()
+        self.kind = kind_of(model)
         weakref.finalize(model.network, self.close)
         model.network._leader = self
+        model.network.register_forward_pre_hook(refuse_call)
         return replace(model, leader=self)
 
     def check(self) -> None:
@@ -115,7 +120,7 @@ class Leader:
         """
         if self.lost or any(process.poll() is not None for process in self.processes):
             self.close()
-            raise ChildProcessError("a process of the model has ended: load it again")
+            raise ChildProcessError(GONE)
 
     def close(self) -> None:
         """End the others. The model does no more then."""
@@ -126,6 +131,8 @@ class Leader:
                 return
             self.lost = True
             for pipe in self.pipes:
+                with suppress(OSError):  # it has gone
+                    pipe.send(None)
                 pipe.close()
             for process in self.processes:
                 try:
@@ -145,14 +152,19 @@ class Leader:
         """
         with self.lock, uncollected(), uninterrupted():
             self.check()
+            if isinstance(message, Begin):  # in the order in which they are told
+                message = replace(message, caches=self.kept())
             try:
                 for pipe in self.pipes:
                     pipe.send(message)
                 yield
-            except (ValueError, StopIteration):
+            except ValueError:
                 raise
-            except BaseException:
+            except BaseException as error:
+                gone = any(process.poll() is not None for process in self.processes)
                 self.close()
+                if gone:
+                    raise ChildProcessError(GONE) from error
                 raise
 
     def denoise(
@@ -163,10 +175,13 @@ class Leader:
         prompt_cache: PromptCache | None,
     ) -> Generator[Step, None, None]:
         """`dlm.batch.denoise` in all processes."""
+        self.admit(terms.model)
         number, now = next(self.numbers), NO_CHANGE
         terms = replace(terms, model=replace(terms.model, leader=None))
         steps = alone(terms, rows, lambda: now, prompt_cache)
-        message: Message = self.beginning(number, terms, rows, prompt_cache)
+        usable = prompt_cache is not None and prompt_cache.bytes
+        cache = self.number_of(prompt_cache) if prompt_cache is not None and usable else None
+        message: Message = Begin(number, pack_terms(terms, rows), cache)
         try:
             while True:
                 with self.turn(message):
@@ -183,38 +198,73 @@ class Leader:
                 with self.turn(End(number)):
                     steps.close()
 
-    def beginning(
-        self, number: int, terms: Terms, rows: Rows, prompt_cache: PromptCache | None
-    ) -> Begin:
-        """What a generation begins with, and the prompt caches that there are by now."""
+    def number_of(self, prompt_cache: PromptCache) -> int:
+        """What the others know a prompt cache by."""
         with self.lock:
-            cache = None
-            if prompt_cache is not None and prompt_cache.bytes:
-                cache = self.caches.setdefault(prompt_cache, next(self.numbers))
-            every = self.caches.items()  # those for which there was no room hold nothing any more
-            caches = {name: kept.bytes / GIB for kept, name in every if kept.bytes}
-        return Begin(number, pack_terms(terms, rows), cache, caches)
+            return self.caches.setdefault(prompt_cache, next(self.numbers))
+
+    def kept(self) -> dict[int, float]:
+        """The prompt caches that there are by now, but for those there was no room for, GiB."""
+        return {name: cache.bytes / GIB for cache, name in self.caches.items() if cache.bytes}
+
+    def admit(self, model: Model) -> None:
+        """Refuse what the other processes would not do alike.
+
+        Raises:
+            ValueError: a subclass of `Model`, a network that was moved or cast, or autocast.
+        """
+        if type(model) is not Model:
+            raise ValueError(
+                f"a model that is cut over processes must be a plain Model, got a "
+                f"{type(model).__name__}"
+            )
+        if kind_of(model) != self.kind:
+            raise ValueError(
+                "a network that is cut over processes must stay as it was loaded, "
+                f"{self.kind}, got {kind_of(model)}"
+            )
+        if torch.is_autocast_enabled(model.device.type):
+            raise ValueError("autocast must be off for a model that is cut over processes")
 
     def call(self, model: Model, method: str, *given: Any, **named: Any) -> Any:
         """Call a method of the model in all processes; what it gives here."""
-        with self.turn(Call(method, pack((given, named)))):
+        self.admit(model)
+        with self.turn(Call(method, pack((model.spec, given, named)))):
             return getattr(replace(model, leader=None), method)(*given, **named)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end, where it comes to this thread."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let Ctrl-C wait for the end, where it comes to this thread and Python learns of it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
-    caught: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda *given: caught.append(given))
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if caught and callable(before):
-            before(*caught[0])
+        if caught:
+            signal.raise_signal(signal.SIGINT)
+
+
+def refuse_call(network: Any, given: Any) -> None:
+    """Refuse a direct call of a part of a network, in which it would wait for the others.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "a network that is cut over processes must be called through its model: dlm.generate, "
+        "model.raw_logits, network.generate ..."
+    )
+
+
+def kind_of(model: Model) -> str:
+    """In what numbers a network computes, and where."""
+    return f"{model.network.dtype} on {model.device}"
 
 
 def devices(device: Any, size: int) -> list[str]:
@@ -223,8 +273,6 @@ def devices(device: Any, size: int) -> list[str]:
     Raises:
         ValueError: one GPU is named, or there are fewer than parts, or one that is not to be used.
     """
-    import torch
-
     device = "cpu" if device is None else str(device)
     if device not in ("cpu", "cuda"):
         raise ValueError(

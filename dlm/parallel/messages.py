@@ -1,7 +1,8 @@
 """What the first process of a cut model tells the others, which do the same as it does."""
 
 import io
-from dataclasses import dataclass, replace
+import pickle
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -28,7 +29,7 @@ class Begin:
     number: int  # of the generation
     packed: bytes  # the facts of its model, its terms without the model, and its rows
     cache: int | None  # which prompt cache it has
-    caches: dict[int, float]  # all there are, by number, GiB
+    caches: dict[int, float] = field(default_factory=dict)  # all there are, by number, GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,33 @@ class Call:
     """A method of the model is called, whose result the first process alone looks at."""
 
     method: str
-    packed: bytes  # its arguments
+    packed: bytes  # the facts of the model, and the arguments
 
 
 Message = Begin | Go | End | Call
 
 
 def seen(step: Step) -> int:
-    """What all processes must have seen alike: which rows are done, and how far they are."""
-    return hash((tuple(step.done), tuple(step.made), tuple(step.reused)))
+    """What all processes must have come to alike: tokens, and which rows are done."""
+    tokens = step.tokens.flatten()
+    places = torch.arange(1, len(tokens) + 1, device=tokens.device)
+    told = int((tokens * places).sum())  # waits for the device once more
+    return hash((told, tuple(step.done), tuple(step.made), tuple(step.reused)))
 
 
 def pack(value: Any) -> bytes:
-    """Any value, with its tensors."""
+    """Any value, with its tensors.
+
+    Raises:
+        ValueError: pickle does not take it.
+    """
     held = io.BytesIO()
-    torch.save(value, held)
+    try:
+        torch.save(value, held)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"decoder must be such that it can be pickled for a model that is cut: {error}"
+        ) from error
     return held.getvalue()
 
 
@@ -87,5 +100,14 @@ def unpack(data: bytes, device: torch.device) -> Any:
 
 
 def pack_terms(terms: Terms, rows: Rows) -> bytes:
-    """What a generation begins with."""
+    """What a generation begins with.
+
+    Raises:
+        ValueError: other processes cannot import its decoder.
+    """
+    if type(terms.decoder).__module__ == "__main__":
+        raise ValueError(
+            "decoder must be of a module that other processes can import for a model that is cut, "
+            f"got {type(terms.decoder).__name__} of the script itself"
+        )
     return pack((terms.model.spec, replace(terms, model=None), rows))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """A process that holds a part of a model, and does what the first one tells it."""
 
+import socket
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,17 +16,21 @@ from dlm.parallel.messages import Begin, Call, End, Go, Message, Place, seen, un
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step
 
+HERE: Final = "127.0.0.1"
 PATIENCE: Final = timedelta(minutes=10)
 """How long a process waits for the others in a forward."""
 
 
 def store_of(size: int, port: int = 0) -> Any:
-    """Where processes find each other: that of the first one, whose port is free, else at it."""
+    """Where processes find each other: that of the first one, at a port that is free, or at one."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    first = port == 0
-    where = ("127.0.0.1", port, size, first)
-    return TCPStore(*where, timeout=PATIENCE, wait_for_workers=False)
+    how: dict[str, Any] = {"timeout": PATIENCE, "wait_for_workers": False}
+    if port:
+        return TCPStore(HERE, port, size, False, **how)
+    listener = socket.create_server((HERE, 0))  # by itself it would listen at every address
+    port = listener.getsockname()[1]
+    return TCPStore(HERE, port, size, True, master_listen_fd=listener.detach(), **how)
 
 
 def meet(place: Place, store: Any) -> None:
@@ -75,19 +80,19 @@ def main(descriptor: int) -> None:
             pipe.send(f"{type(error).__name__}: {error}")
             return
         pipe.send(None)
-        with torch.inference_mode():
+        with torch.no_grad():
             follow(Worker(model), pipe)
 
 
 def follow(worker: "Worker", pipe: Connection) -> None:
-    """Do what is told.
+    """Do what is told, until that is nothing any more.
 
     Raises:
-        EOFError: the first process has closed the pipe.
+        EOFError: the first process has gone without a word.
         RuntimeError: this process is not where the first one is.
     """
-    while True:
-        worker.do(pipe.recv())
+    while (message := pipe.recv()) is not None:
+        worker.do(message)
 
 
 @dataclass(slots=True)
@@ -165,5 +170,5 @@ class Worker:
 
     def call(self, message: Call) -> None:
         """Call the model."""
-        given, named = unpack(message.packed, self.model.device)
-        getattr(self.model, message.method)(*given, **named)
+        spec, given, named = unpack(message.packed, self.model.device)
+        getattr(replace(self.model, spec=spec), message.method)(*given, **named)

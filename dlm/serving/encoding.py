@@ -27,7 +27,10 @@ from dlm.serving.tools import Tools, check_template
 
 MOST_ROWS = 1024  # of a request
 
-FROM_TEMPLATES = (TemplateError, TypeError, ArithmeticError, LookupError, ValueError)
+FROM_TEMPLATES = (
+    *(TemplateError, TypeError, ArithmeticError, LookupError, ValueError),
+    RecursionError,  # of what is nested deep
+)
 """What rendering raises: templates refuse roles, and compute with what they are given."""
 
 

@@ -41,8 +41,10 @@ LABELS: Mapping[str, tuple[type, str]] = {
 """Fields that change no text, and what they must be."""
 
 NOT_OF_CHATS = ("echo",)
+"""Fields of completions alone, which chats take where they are off."""
+
 NOT_OF_COMPLETIONS = ("tools", "tool_choice", "parallel_tool_calls")
-"""Fields of one endpoint alone, which the other takes where they are off."""
+"""Likewise, the other way round."""
 
 SHARED = (
     *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
@@ -89,7 +91,7 @@ OFF: Mapping[str, Sequence[Any]] = {
     "function_call": ["none"],
     "length_penalty": [1],
     "modalities": [["text"]],
-    "parallel_tool_calls": [True],
+    "parallel_tool_calls": [True],  # of completions, which have no tools
     "reasoning_effort": ["none"],
     "repetition_penalty": [1],
     "response_format": [{"type": "text"}],

@@ -8,7 +8,6 @@ and `</tool_call>`, or the next `<tool_call>` where the former was forgotten.
 import json
 import re
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -110,6 +109,7 @@ def read_call(call: Any, where: str) -> dict[str, Any]:
     arguments = told.get("arguments") or "{}"
     try:
         found = json.loads(arguments) if isinstance(arguments, str) else arguments
+        json.dumps(found, allow_nan=False)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -134,28 +134,30 @@ class Called:
 class CallReader:
     """Takes calls out of the text of a choice, which comes in pieces.
 
-    What is no call is text, the marks of one included. Space around calls is left out, and so is
-    all behind the first where one is enough.
+    What is no call is text, the marks of one included. Space in front of calls and behind the last
+    one is left out, and so is all behind the first where one is enough.
     """
 
     def __init__(self, *, several: bool) -> None:
         self.several = several
         self.calls: list[Called] = []
         self.held = ""  # what may be part of a call
+        self.searched = 0  # characters of it in which no end of a call begins
 
     def push(self, text: str, *, over: bool) -> tuple[str, list[Called]]:
         """Text that is no part of a call, and calls that have ended; all, where it is over."""
         self.held += text
         said, made = [], len(self.calls)
-        while not self.full:
-            front, begin, behind = self.held.partition(BEGIN)
-            end = LAST.search(behind)
-            if not begin or not (end or over):
+        while not self.full and (begin := self.held.find(BEGIN)) >= 0:
+            first = begin + len(BEGIN)
+            end = LAST.search(self.held, max(first, self.searched))
+            self.searched = max(0, len(self.held) - len(END))
+            if not (end or over):
                 break
-            inside, rest = (behind[: end.start()], behind[end.end() :]) if end else (behind, "")
-            call = self.read(inside)
-            said.append(front.rstrip() if call else self.held[: len(self.held) - len(rest)])
-            self.held = rest
+            last, rest = (end.start(), end.end()) if end else (len(self.held),) * 2
+            call = self.read(self.held[first:last])
+            said.append(self.held[:begin].rstrip() if call else self.held[:rest])
+            self.held, self.searched = self.held[rest:], 0
         said.append(self.last(over=over))
         return "".join(said), self.calls[made:]
 
@@ -174,21 +176,20 @@ class CallReader:
         else:
             end = surely(held) if begin < 0 else len(held[:begin].rstrip())
             sure, self.held = held[:end], held[end:]
+            self.searched = max(0, self.searched - end)
         return sure
 
     def read(self, inside: str) -> bool:
         """Note a call, if it is one."""
         try:
             told = json.loads(inside)
-        except (ValueError, RecursionError):
+            name, arguments = told["name"], told.get("arguments", {})
+            written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return False
-        if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return False
-        arguments = told.get("arguments", {})
-        if not isinstance(arguments, Mapping):
-            return False
-        written = json.dumps(arguments, ensure_ascii=False)
-        self.calls.append(Called(len(self.calls), told["name"], written))
+        self.calls.append(Called(len(self.calls), name, written))
         return True
 
 

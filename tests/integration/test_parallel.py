@@ -16,6 +16,7 @@ import dlm
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
 from dlm.parallel.leader import devices, uninterrupted
+from dlm.parallel.worker import store_of
 from dlm.serving.engine import Engine
 
 TESTS = Path(__file__).parent.parent
@@ -152,6 +153,26 @@ def test_all_else_that_forwards_are_made_for(whole: Model, cut: Model) -> None:
     assert found.tolist() == expected.tolist()
     scores = [dlm.log_likelihood(model, [5, 6, 7], [8, 9], samples=4) for model in (cut, whole)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_its_network_alone_is_refused(cut: Model, tmp_path: Path) -> None:
+    """It would wait for the others."""
+    with pytest.raises(ValueError, match="must be called through its model"):
+        cut.network(torch.tensor([[5, 6]]))
+    with pytest.raises(ValueError, match="save_pretrained must get a whole network"):
+        cut.network.save_pretrained(tmp_path)
+
+
+def test_nobody_else_reaches_where_the_processes_meet() -> None:
+    """A server's address is one thing; this has no key at all."""
+    store = store_of(2)
+    listening = [
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if line.split()[1].endswith(f":{store.port:04X}") and line.split()[3] == "0A"
+    ]
+    assert listening == [f"0100007F:{store.port:04X}"]
 
 
 def test_what_is_refused_leaves_it_usable(whole: Model, cut: Model, broken: Any) -> None:

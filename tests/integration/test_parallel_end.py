@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import dlm
-from dlm.cli import app
+from dlm.cli.errors import Commands
+from dlm.eval.cli import attach
 from dlm.serving.engine import Engine
 
 CASES = SimpleNamespace(
@@ -33,12 +35,15 @@ def test_a_process_that_ends_ends_the_model() -> None:
         dlm.generate(model, [[7]], gen_length=4)
 
 
-def test_the_command_takes_it(capfd: pytest.CaptureFixture[str]) -> None:
-    """And its processes end with it."""
-    args = ["generate", "1+1=", "--gen-length=4", "--json"]
-    plain, found = (
-        CliRunner().invoke(app, [*args, f"--tensor-parallel-size={size}"], prog_name="dlm")
-        for size in (1, 2)
-    )
-    assert (found.exit_code, plain.exit_code) == (0, 0)
-    assert json.loads(found.stdout)["text"] == json.loads(plain.stdout)["text"]
+def test_an_evaluation_takes_it(tmp_path: Path) -> None:
+    """Its processes end with it, and a run of one process may go on with two."""
+    command = typer.Typer(cls=Commands)
+    attach(command)
+    args = ["eval", "arithmetic", "--limit=2", "--decoder=threshold", "--json"]
+    rows = []
+    for size, folder in ((1, "a"), (2, "b"), (1, "b")):
+        more = [f"--tensor-parallel-size={size}", f"--output={tmp_path / folder}"]
+        found = CliRunner().invoke(command, [*args, *more], prog_name="dlm")
+        assert found.exit_code == 0, found.output
+        rows.append([json.loads(line)["score"] for line in found.stdout.splitlines()])
+    assert rows[0] == rows[1] == rows[2]

@@ -3,6 +3,10 @@
 import gc
 import pickle
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +16,10 @@ import torch
 import dlm
 from dlm.batch import Change
 from dlm.decoders import DECODERS
+from dlm.decoders.orders import Random
 from dlm.models.model import Model
-from dlm.parallel.leader import Leader
-from dlm.parallel.messages import Begin, Call, End, Go, Message
+from dlm.parallel.leader import Leader, kind_of, uninterrupted
+from dlm.parallel.messages import Begin, Call, End, Go, Message, pack_terms
 from dlm.parallel.worker import Worker
 
 
@@ -40,7 +45,9 @@ class Pipe:
     worker: Worker
     told: list[Message] = field(default_factory=list)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | None) -> None:
+        if message is None:
+            return
         self.told.append(pickle.loads(pickle.dumps(message)))
         self.worker.do(self.told[-1])
 
@@ -73,7 +80,7 @@ def pair(golden: Model) -> Pair:
 def paired(golden: Model) -> Pair:
     ours, theirs = Counted(golden.network), Counted(golden.network)
     leader, pipe = Leader(1), Pipe(Worker(replace(golden, network=theirs)))
-    leader.pipes = [pipe]  # type: ignore[list-item]
+    leader.pipes, leader.kind = [pipe], kind_of(golden)  # type: ignore[list-item]
     return Pair(replace(golden, network=ours, leader=leader), pipe, ours, theirs)
 
 
@@ -125,6 +132,126 @@ def test_calls_are_made_by_all(golden: Model, pair: Pair) -> None:
         pair.model.states(ids, ids, None, cached)
 
 
+def test_the_facts_of_the_model_go_along(
+    golden: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of attention are among them, which decide what a token sees."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    spec = replace(golden.spec, block_size=1)
+    masks: list[Any] = []
+    states = golden.network.states
+
+    def watched(tokens: torch.Tensor, mask: Any, *rest: Any) -> Any:
+        masks.append(mask)
+        return states(tokens, mask, *rest)
+
+    monkeypatch.setattr(golden.network, "states", watched)
+    found = replace(pair.model, spec=spec).raw_logits(ids)
+    ours, theirs = masks
+    assert torch.equal(ours, theirs)
+    assert not ours.all()
+    assert torch.equal(found, replace(golden, spec=spec).raw_logits(ids))
+
+
+def test_a_digest_of_the_weights_is_made_by_all(golden: Model, pair: Pair) -> None:
+    assert pair.model.fingerprint() == golden.fingerprint()
+    assert [type(told) for told in pair.pipe.told] == [Call]
+
+
+def test_caches_are_listed_in_the_order_in_which_generations_are_told(
+    golden: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is begun late must not have the others drop what was made meanwhile."""
+    pair = paired(replace(golden, spec=replace(golden.spec, block_size=8)))
+    options: dict[str, Any] = {"gen_length": 8, "block_length": 8, "cache": "prefix"}
+    pack, slow, go = pack_terms, threading.Event(), threading.Event()
+
+    def late(*given: Any) -> bytes:
+        packed = pack(*given)
+        if threading.current_thread().name == "late":
+            slow.set()
+            assert go.wait(60)
+        return packed
+
+    monkeypatch.setattr("dlm.parallel.leader.pack_terms", late)
+    one, two = (dlm.PromptCache(pair.model, gib=0.01) for _ in range(2))
+
+    def generate(cache: dlm.PromptCache) -> None:
+        dlm.generate(pair.model, [7] * 80, prompt_cache=cache, **options)
+
+    thread = threading.Thread(target=generate, args=(one,), name="late")
+    thread.start()
+    assert slow.wait(60)
+    generate(two)
+    go.set()
+    thread.join()
+    generate(two)
+    pair.check()
+
+
+class Louder(Model):
+    """One whose logits are other ones."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda model: Louder(model.network, None, model.spec, leader=model.leader), "got a Louder"),
+    (lambda model: setattr(model.leader, "kind", "torch.float16 on cpu"), "stay as it was loaded"),
+], ids=["subclass", "moved"])  # fmt: skip
+def test_what_others_would_not_do_alike_is_refused(
+    pair: Pair, change: Callable[[Model], Model | None], message: str
+) -> None:
+    model = change(pair.model) or pair.model
+    with pytest.raises(ValueError, match=message):
+        dlm.generate(model, [5], gen_length=4)
+    with pytest.raises(ValueError, match=message):
+        model.raw_logits(torch.tensor([[5]]))
+    assert not pair.pipe.told
+
+
+def test_autocast_is_refused(pair: Pair) -> None:
+    refused = pytest.raises(ValueError, match="autocast must be off for a model that is cut")
+    with torch.autocast("cpu", dtype=torch.bfloat16), refused:
+        dlm.generate(pair.model, [5], gen_length=4)
+    dlm.generate(pair.model, [5], gen_length=4)
+
+
+def test_decoders_must_be_known_elsewhere(pair: Pair) -> None:
+    """What cannot be told is refused before anything is."""
+
+    @dataclass(frozen=True)
+    class Local(Random):
+        pass
+
+    for decoder, message in (
+        (Local(), "decoder must be such that it can be pickled"),
+        (type("Mine", (Random,), {"__module__": "__main__"})(), "got Mine of the script itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dlm.generate(pair.model, [5], gen_length=4, decoder=decoder)
+    assert not [told for told in pair.pipe.told if isinstance(told, Begin)]
+    dlm.generate(pair.model, [5], gen_length=4)
+
+
+def test_a_signal_goes_where_it_went_before() -> None:
+    code = (
+        "import signal\nfrom dlm.parallel.leader import uninterrupted\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "with uninterrupted():\n    signal.raise_signal(signal.SIGINT)\n    print('on')\n"
+        "print('not here')"
+    )
+    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "on\n")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_prompt_caches_go_with_those_of_the_first(golden: Model) -> None:
     pair = paired(replace(golden, spec=replace(golden.spec, block_size=8)))
     caches = pair.pipe.worker.caches
@@ -152,7 +279,9 @@ def test_processes_that_differ_end(pair: Pair) -> None:
     next(stream)
     (run,) = pair.pipe.worker.runs.values()
     assert run.last is not None
-    run.last = replace(run.last, made=[7])
+    tokens = run.last.tokens.clone()
+    tokens[0, 4:6] = tokens[0, 4:6].flip(0) + torch.tensor([1, -1])
+    run.last = replace(run.last, tokens=tokens)
     with pytest.raises(RuntimeError, match="came to different results"):
         next(stream)
     with pytest.raises(ChildProcessError, match="load it again"):

@@ -114,11 +114,21 @@ def test_what_they_must_be(model: Model, body: dict[str, Any], message: str) -> 
     ([{"function": {}}], "must have a function with a name"),
     ([{"function": {"name": "f", "arguments": "city"}}], "the text of a JSON object, got 'city'"),
     ([{"function": {"name": "f", "arguments": "[1]"}}], "the text of a JSON object"),
+    ([{"function": {"name": "f", "arguments": '{"x": NaN}'}}], "the text of a JSON object"),
 ], ids=str)  # fmt: skip
 def test_what_earlier_calls_must_be(model: Model, call: Any, message: str) -> None:
     said = {"role": "assistant", "content": "", "tool_calls": call}
     with pytest.raises(ValueError, match=message):
         asked(model, messages=[said, {"role": "user", "content": "a"}])
+
+
+def test_what_is_nested_deep_is_the_request_s(model: Model) -> None:
+    deep: Any = {}
+    for _ in range(700):
+        deep = {"a": deep}
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+    with pytest.raises(ValueError, match="messages must fit the model's chat template"):
+        asked(model, tools=[tool])
 
 
 def test_completions_have_none(model: Model) -> None:
@@ -164,6 +174,10 @@ def read(text: str, pieces: int = 1, several: bool = True) -> tuple[str, list[Ca
     (f"{CALL[:-12]}", "", ["get_weather"]),  # as where a stop token comes early
     (f"{CALL[:-12]}{OTHER}", "", ["get_weather", "get_time"]),  # the end was forgotten
     (f"<tool_call>\n{OTHER}", "<tool_call>\n", ["get_time"]),
+    ('<tool_call>{"name": "f", "arguments": {"x": NaN}}', "same", []),  # which JSON has not
+    ('<tool_call>{"name": "f", "arguments": {"x": 1e999}}', "same", []),
+    ('<tool_call>{"name": ""}</tool_call>', "same", []),
+    ("<tool_call>" + "[" * 9999, "same", []),
     ("<tool_call>{1}</tool_call> x", "<tool_call>{1}</tool_call> x", []),
     ('<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": 3}</tool_call>', []),
     ('<tool_call>{"name": "f", "arguments": 3}', '<tool_call>{"name": "f", "arguments": 3}', []),
@@ -173,7 +187,8 @@ def test_calls_are_taken_out(text: str, said: str, names: list[str]) -> None:
     """However the text comes."""
     for pieces in (1, 2, 3, 7, 40, 200):
         found, calls = read(text, pieces)
-        assert (found, [call.name for call in calls]) == (said, names), pieces
+        expected = text if said == "same" else said
+        assert (found, [call.name for call in calls]) == (expected, names), pieces
         assert [call.number for call in calls] == list(range(len(names)))
     assert len({call.id for call in calls}) == len(calls)
 
