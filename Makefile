@@ -31,7 +31,7 @@ test-oldest: .venv/dev
 	  tests/golden tests/integration/families tests/integration/test_families_* \
 	  tests/integration/test_loading* tests/integration/test_huggingface* tests/unit/test_families* \
 	  tests/unit/test_huggingface* tests/unit/test_configs.py tests/unit/test_experts.py tests/laws/test_every_family.py \
-	  tests/laws/test_execution.py
+	  tests/laws/test_execution.py tests/integration/test_parallel*
 bench: .venv/dev
 	$(BIN)/dlm bench sampling
 # All that the targets of docs/benchmarks ask of a GPU, some ten minutes on an H200. Where pip has no
