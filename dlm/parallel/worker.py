@@ -133,7 +133,8 @@ class Worker:
         self.keep(message.caches)
         now: list[Change] = []
         terms = replace(terms, model=replace(self.model, spec=spec))
-        cache = None if message.cache is None else self.caches[message.cache]
+        # None too where there was no room for it, as in the first process.
+        cache = None if message.cache is None else self.caches.get(message.cache)
         steps = alone(terms, rows, lambda: now.pop() if now else NO_CHANGE, cache)
         self.runs[message.number] = Run(steps, now)
         self.step(message.number)
