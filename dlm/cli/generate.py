@@ -155,7 +155,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     rows = read_rows(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chatty=bool(chat) or system is not None)
     if html is not None:
-        refuse_page(html, watch=watch)
+        refuse_page(html, watch=watch, grows=max_gen_length is not None)
         given["return_trajectory"] = True
     if infill and gen_length is None:
         given.pop("gen_length", None)  # that the authors of the model recommend
@@ -188,12 +188,15 @@ def write_playback(
     note(f"{path}: open it in a browser")
 
 
-def refuse_page(path: Path, *, watch: bool) -> None:
+def refuse_page(path: Path, *, watch: bool, grows: bool) -> None:
     """Refuse a page that cannot be written, before anything is decoded for it.
 
     Raises:
-        ValueError: its place is a folder, or in one that is not there, or --watch draws already.
+        ValueError: its place is a folder, or in one that is not there, --watch draws already, or
+            blanks may grow.
     """
+    if grows:
+        raise ValueError("--html plays canvases that keep their length: leave --max-gen-length out")
     if watch:
         raise ValueError("--watch and --html both show the canvas: give one of them")
     if path.is_dir() or not path.parent.is_dir():

@@ -155,6 +155,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     (["--html=no/such/page.html"], "--html must name a file in a folder that is there"),
     (["--html=."], "--html must name a file in a folder that is there, got '.'"),
     (["--html=page.html", "--watch"], "--watch and --html both show the canvas"),
+    (["--html=page.html", "--infill", "--max-gen-length=4"], "leave --max-gen-length out"),
 ], ids=str)  # fmt: skip
 def test_a_page_that_cannot_be_written_is_said_first(given: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["generate", "a", "--model=none/such", *given])
