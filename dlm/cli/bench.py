@@ -12,7 +12,7 @@ import typer
 from dlm.cli.errors import Commands
 from dlm.cli.lists import print_table
 from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, network, output, run
-from dlm.cli.results import print_json
+from dlm.cli.results import print_json, try_file
 
 if TYPE_CHECKING:
     from dlm.bench.result import Result
@@ -65,17 +65,8 @@ class Sink:
         Raises:
             ValueError: it cannot be written.
         """
-        if self.out is None:
-            return
-        is_new = not self.out.exists()
-        try:
-            self.out.open("a").close()
-        except OSError as error:
-            raise ValueError(
-                f"--out must be a file that can be written, got {str(self.out)!r}: {error.strerror}"
-            ) from None
-        if is_new:
-            self.out.unlink()  # nothing is left where nothing is measured
+        if self.out is not None:
+            try_file("--out", self.out)
 
     def write(self, results: "Iterable[Result]", device: str | None) -> None:
         """Print each result as it comes."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from dlm.cli.bars import bar
 from dlm.cli.errors import INTERRUPTED
 from dlm.cli.options import COUNT, JSON, data, output
-from dlm.cli.results import note, print_json
+from dlm.cli.results import note, print_json, try_file
 from dlm.cli.train import load_tokenizer, stop_after_step
 from dlm.models.catalog import BUILT_IN_NAME
 
@@ -49,6 +49,7 @@ def frequencies(
     """Count the tokens of a corpus, for the decoder pc_sampler."""
     from dlm.frequencies import Corpus
 
+    try_file("--out", out)
     documents = Corpus(corpus, field)
     facts = documents.identify()
     tokenizer = read_tokenizer(model)

@@ -56,7 +56,7 @@ from dlm.cli.options import (
     output,
     source,
 )
-from dlm.cli.results import note
+from dlm.cli.results import note, try_file
 
 if TYPE_CHECKING:
     from dlm.generation import Generation
@@ -192,15 +192,13 @@ def refuse_page(path: Path, *, watch: bool, grows: bool) -> None:
     """Refuse a page that cannot be written, before anything is decoded for it.
 
     Raises:
-        ValueError: its place is a folder, or in one that is not there, --watch draws already, or
-            blanks may grow.
+        ValueError: it cannot, --watch draws already, or blanks may grow.
     """
     if grows:
         raise ValueError("--html plays canvases that keep their length: leave --max-gen-length out")
     if watch:
         raise ValueError("--watch and --html both show the canvas: give one of them")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--html must name a file in a folder that is there, got {str(path)!r}")
+    try_file("--html", path)
 
 
 def refuse(rows: list[Row], *, watch: bool, json: bool, infill: bool, chatty: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,6 +29,23 @@ class Result:
         """The object of `--json`."""
         told = asdict(self)
         return {**told.pop("labels"), **told}
+
+
+def try_file(option: str, path: Path) -> None:
+    """Find out whether a file can be written, before there is anything to lose.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    is_new = not path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(
+            f"{option} must be a file that can be written, got {str(path)!r}: {error.strerror}"
+        ) from None
+    if is_new:
+        path.unlink()  # nothing is left where nothing comes of it
 
 
 def print_json(record: Any) -> None:

@@ -185,3 +185,15 @@ def test_bad_input_is_one_line(corpus: list[str], tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
         assert message in result.stderr
     assert not (tmp_path / "g.json").exists()
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_counted(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlm.frequencies.count_tokens", None)
+    for out in (tmp_path / "none" / "out.json", tmp_path):
+        result = run(*corpus, "--out", str(out))
+        assert result.exit_code == 2
+        assert f"--out must be a file that can be written, got {str(out)!r}" in result.output
+    assert run("no/such/corpus.txt", "--out", str(tmp_path / "out.json")).exit_code == 2
+    assert not (tmp_path / "out.json").exists()

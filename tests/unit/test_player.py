@@ -152,8 +152,8 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    (["--html=no/such/page.html"], "--html must name a file in a folder that is there"),
-    (["--html=."], "--html must name a file in a folder that is there, got '.'"),
+    (["--html=no/such/page.html"], "--html must be a file that can be written, got 'no/such/p"),
+    (["--html=."], "--html must be a file that can be written, got '.': Is a dir"),
     (["--html=page.html", "--watch"], "--watch and --html both show the canvas"),
     (["--html=page.html", "--infill", "--max-gen-length=4"], "leave --max-gen-length out"),
 ], ids=str)  # fmt: skip
