@@ -17,8 +17,8 @@ from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step
 
 HERE: Final = "127.0.0.1"
-PATIENCE: Final = timedelta(minutes=10)
-"""How long a process waits for the others in a forward."""
+PATIENCE: Final = timedelta(minutes=30)
+"""How long a process waits for the others: in a forward, and while they load their parts."""
 
 
 def store_of(size: int, port: int = 0) -> Any:
