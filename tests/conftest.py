@@ -4,8 +4,9 @@ Shapes: B rows, L canvas, C contexts, V vocabulary.
 """
 
 import runpy
+import signal
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +150,14 @@ def schedule(tmp_path: Path) -> Callable[[Model, str], dict[str, Any]]:
         return {"decoder": "schedule", "decoder_options": {"path": str(path)}}
 
     return made
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background, whose shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def test_every_decoder_does(whole: Model, cut: Model, decoder: str, decoding: An
     same(whole, cut, PROMPTS, gen_length=12, temperature=0.7, **decoding(decoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gib", [1e-2, 1e-4])
 def test_what_is_kept_of_prompts_is_kept_in_all(whole: Model, cut: Model, gib: float) -> None:
     """Also where pages make room for others, of which half as many have room in one process."""
@@ -114,6 +115,7 @@ def test_what_is_kept_of_prompts_is_kept_in_all(whole: Model, cut: Model, gib: f
     assert caches[1].tokens >= caches[0].tokens > 0
 
 
+@pytest.mark.slow
 def test_streams_take_turns_and_may_be_left(whole: Model, cut: Model) -> None:
     streams = [
         [dlm.stream(model, PROMPTS[n], gen_length=12, seed=n, temperature=0.8) for n in range(3)]
@@ -126,6 +128,7 @@ def test_streams_take_turns_and_may_be_left(whole: Model, cut: Model) -> None:
         assert list(found) == list(expected)
 
 
+@pytest.mark.slow
 def test_rows_that_join_and_are_given_up(whole: Model, cut: Model) -> None:
     engine = Engine(cut, batch_size=3, prompt_cache=dlm.PromptCache(cut, gib=0.01))
     options: list[dict[str, Any]] = [{}, {"cache": "dual"}, {"cache": "dual", "gen_length": 5}]
@@ -144,6 +147,7 @@ def test_rows_that_join_and_are_given_up(whole: Model, cut: Model) -> None:
         engine.close()
 
 
+@pytest.mark.slow
 def test_all_else_that_forwards_are_made_for(whole: Model, cut: Model) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(cut.raw_logits(ids), whole.raw_logits(ids), atol=2e-5, rtol=0)
@@ -214,7 +218,7 @@ def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         devices(None, 2)
 
 
-def test_ctrl_c_waits_for_the_end_of_a_forward() -> None:
+def test_ctrl_c_waits_for_the_end_of_a_forward(interruptible: None) -> None:
     seen: list[int] = []
 
     def forward() -> None:

@@ -35,6 +35,7 @@ def test_a_process_that_ends_ends_the_model() -> None:
         dlm.generate(model, [[7]], gen_length=4)
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_it(tmp_path: Path) -> None:
     """Its processes end with it, and a run of one process may go on with two."""
     command = typer.Typer(cls=Commands)

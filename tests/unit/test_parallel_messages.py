@@ -312,7 +312,7 @@ def test_an_error_of_a_forward_ends_the_model(pair: Pair, monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_leaves_the_model_usable(
-    golden: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    golden: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
     """In the middle of a forward of the first process, after that of the other one."""
     states = pair.ours.states
