@@ -169,11 +169,14 @@ def test_its_network_alone_is_refused(cut: Model, tmp_path: Path) -> None:
 
 def test_nobody_else_reaches_where_the_processes_meet() -> None:
     """A server's address is one thing; this has no key at all."""
+    tables = [path for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()]
+    if not tables:
+        pytest.skip("needs Linux")
     store = store_of(2)
     listening = [
         line.split()[1]
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        for table in tables
+        for line in table.read_text().splitlines()[1:]
         if line.split()[1].endswith(f":{store.port:04X}") and line.split()[3] == "0A"
     ]
     assert listening == [f"0100007F:{store.port:04X}"]
