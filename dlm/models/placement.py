@@ -53,10 +53,10 @@ def check_placement(
         )
     if parts is not None:
         check_distribution(parts)
-        if direct or device_map is not None:
+        if device is not None or direct or device_map is not None:
             raise ValueError(
-                "distributed_config cuts the network over processes: it excludes direct and "
-                f"device_map, got {direct!r} and {device_map!r}"
+                "distributed_config cuts the network over processes, to a device each: it excludes "
+                f"device, direct and device_map, got {device!r}, {direct!r} and {device_map!r}"
             )
     if device_map is not None and not is_map(device_map):
         raise ValueError(

@@ -96,11 +96,8 @@ class Leader:
         size = len(where)
         store = store_of(size)
         given = dict(facts)
-        del given["tensor_parallel_size"]
-        places = [
-            Place(rank, size, store.port, device, {**given, "device": device})
-            for rank, device in enumerate(where)
-        ]
+        del given["tensor_parallel_size"], given["device"]  # that is the process's
+        places = [Place(rank, size, store.port, device, given) for rank, device in enumerate(where)]
         for pipe, place in zip(self.pipes, places[1:], strict=True):
             pipe.send(place)
         meet(places[0], store)

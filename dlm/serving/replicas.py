@@ -69,7 +69,7 @@ class Replicas:
         raise refusal
 
     def ranked(self, request: Request) -> list[int]:
-        """Engines that decode, those first that a request had better go to."""
+        """All engines, those first that a request had better go to."""
         begin, _ = request.spans[0]
         prompt = request.rows[0][:begin]
 
@@ -77,7 +77,7 @@ class Replicas:
             engine = self.engines[number]
             return sum(engine.load()), -engine.kept(prompt)
 
-        return sorted((n for n, each in enumerate(self.engines) if each.running), key=cost)
+        return sorted(range(len(self.engines)), key=cost)
 
     def cancel(self, ticket: int, row: int | None = None) -> None:
         """As of an engine: of the one that gave the ticket."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.distributed.configuration_utils import DistributedConfig
 
 import dlm
 from dlm.decoders import DECODERS
@@ -22,6 +23,7 @@ from dlm.serving.engine import Engine
 TESTS = Path(__file__).parent.parent
 CASES = SimpleNamespace(**runpy.run_path(str(TESTS / "unit" / "engine_cases.py")))
 SDAR = TESTS / "golden" / "families" / "sdar"
+TWO = DistributedConfig(tp_size=2)
 PROMPTS = [[5, 6], [17, 3, 300, 44, 9], [8], [2, 2, 2]]
 BROKEN = """
 from dataclasses import dataclass
@@ -201,6 +203,8 @@ def test_what_is_refused_leaves_it_usable(whole: Model, cut: Model, broken: Any)
     ({"tensor_parallel_siez": 3}, "Did you mean 'tensor_parallel_size'"),
     ({"name_or_path": SDAR.parent / "mdlm"}, "which nobody knows how to cut, got 2"),
     ({"tensor_parallel_size": 1, "distributed_config": 2}, "DistributedConfig with a tp_size"),
+    ({"tensor_parallel_size": 1, "device": "cpu", "distributed_config": TWO},
+     "it excludes device, direct and device_map, got 'cpu', False and None"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_cut_is_said_before_processes_start(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str

@@ -4,7 +4,7 @@ Shapes: B rows, W window.
 """
 
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,3 +160,11 @@ def gated(golden: Model) -> Any:
 def gated_model(golden: Model, gated: Any) -> Model:
     """The golden model with that network."""
     return replace(golden, network=gated)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Starts a server with a script, for tests of what is served."""
+    cases = runpy.run_path(str(Path(__file__).parent / "serving_cases.py"))
+    with cases["servers"]() as start:
+        yield start

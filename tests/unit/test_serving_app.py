@@ -23,13 +23,6 @@ CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_ca
 Serve = Callable[..., Any]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
-
-
 def test_a_completion(serve: Serve) -> None:
     server = serve(CASES.letters(["12"]))
     answer = server.ask(model="org/tiny", seed=5)

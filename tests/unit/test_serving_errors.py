@@ -19,13 +19,6 @@ Serve = Callable[..., Any]
 KEY = "a secret"
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("error", "status", "kind", "shown"),

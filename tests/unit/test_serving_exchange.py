@@ -23,13 +23,6 @@ CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_ca
 Serve = Callable[..., Any]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_nobody_hears_of_is_an_answer(
     serve: Serve, caplog: pytest.LogCaptureFixture, stream: bool

@@ -244,13 +244,6 @@ def test_what_is_filled_in_between_has_them_too(
     assert "".join(name for name in names if name not in tokenizer.get_added_vocab()) == text
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
-
-
 def script(text: str, *more: int) -> Callable[[Request], Iterator[Event]]:
     """Tells the tokens of a text one by one, the n-th with -n."""
 

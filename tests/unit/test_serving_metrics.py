@@ -1,7 +1,7 @@
 """What a server tells Prometheus, how requests are told apart, and which pages may ask."""
 
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +13,6 @@ from dlm.serving.metrics import BOUNDS, Times
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
 
 Serve = Callable[..., Any]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
 
 
 def metrics(server: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What the server tells of tokens, of itself, and whether it is there."""
 
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +13,6 @@ import dlm
 CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
 
 Serve = Callable[..., Any]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server with a script."""
-    with CASES.servers() as start:
-        yield start
 
 
 @pytest.fixture
