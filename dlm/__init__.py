@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dlm import decoders, kernels
     from dlm import eval as eval
     from dlm import types as types
+    from dlm.constraints.constraint import Constraint
     from dlm.execution import release
     from dlm.generation import Generation, Snapshot, generate, generate_each, stream
     from dlm.huggingface import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dlm.trajectory import Trajectory
 
 __all__ = [
+    "Constraint",
     "DiffusionGenerationConfig",
     "DiffusionGenerationOutput",
     "Generation",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Constraint": "dlm.constraints.constraint",
     "DiffusionGenerationConfig": "dlm.huggingface.config",
     "DiffusionGenerationOutput": "dlm.huggingface.generation",
     "Generation": "dlm.generation",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dlm.constraints.constraint import Constraint
 from dlm.endings import ended
 from dlm.given import Array, listed
 from dlm.job import Job, generation_job
@@ -41,9 +42,10 @@ class Generation:
     """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
     and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
     exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the law of the order cancels. None at
-    temperature 0, where blanks may grow, and for decoders whose choice of positions looks at the
-    sampled tokens or is taken back; None for a row that a stop token cut short or whose end it
-    filled. Those rows are not missing at random: turn `stop_at_eos` off to weigh samples."""
+    temperature 0, under a constraint, where blanks may grow, and for decoders whose choice of
+    positions looks at the sampled tokens or is taken back; None for a row that a stop token cut
+    short or whose end it filled. Those rows are not missing at random: turn `stop_at_eos` off to
+    weigh samples."""
     top_tokens: list[list[Likeliest]] | None = None
     """Of each token of the span, the likeliest ones in the forward that wrote it last, with ln of
     their probabilities, nats: by the law of its own in `log_probabilities`, and none of probability
@@ -104,6 +106,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     begin_suppress_tokens: Sequence[int] = (),
     logit_bias: Mapping[int, float] | None = None,
     confidence_eos_eot_inf: bool = False,
+    constraint: Constraint | None = None,
     return_trajectory: bool = False,
     return_order: bool = False,
     return_top_tokens: int = 0,
@@ -161,6 +164,13 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
             did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
             name, as documented there, at every temperature).
+        constraint: the language that the text of each row is of (`dlm.Constraint`), up to its stop
+            token or the end of the row, so that a text is whole whatever `gen_length` is. Open
+            positions of the window are drawn together from the product of their distributions,
+            restricted to texts of the language; at temperature 0 the likeliest of those is taken
+            (Suresh et al. 2025, DINGO, arXiv:2505.23061). Confidence and the other statistics are
+            of each position over all such texts. What stands is taken back by decoders that do
+            so, but not edited.
         return_trajectory: keep what every forward saw and changed.
         return_order: keep which forward wrote each token, at next to no cost: `Generation.order`.
         return_top_tokens: of each token keep so many of the likeliest, by the forward that wrote it

@@ -49,8 +49,8 @@ def infill(
         expand_budget: times that a blank of a text may become two, 2 `max_gen_length` by default.
         broadcast_deletion: whether the masks right behind a blank that goes do so, too, which takes
             fewer forwards.
-        **options: as in `generate`, without `gen_length` and `stop`; `stop_at_eos` is off by
-            default, as what follows a blank is given.
+        **options: as in `generate`, without `gen_length`, `stop` and `constraint`; `stop_at_eos` is
+            off by default, as what follows a blank is given.
 
     Returns:
         The whole rows, blanks filled; texts without special tokens. Where blanks may grow,
@@ -179,5 +179,10 @@ def infill_settings(options: Mapping[str, Any]) -> Settings:
     if settings.stops:
         raise ValueError(
             f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
+        )
+    if settings.constraint is not None:
+        raise ValueError(
+            "constraint is for generate: what stands around a blank is no part of its text, "
+            f"got {settings.constraint!r}"
         )
     return settings

@@ -178,6 +178,10 @@ def generation_job(
             f"got {len(lengths)}"
         )
     each = [settings.gen_length] * len(encoded) if lengths is None else lengths
+    if settings.constraint is not None:
+        never, first = settings.suppress_tokens, settings.begin_suppress_tokens
+        settings.check_tokens(model.spec)
+        settings.constraint.check(model, min(each), never, first)
     rows, spans = continued(model, encoded, each)
     return make_job(model, rows, spans, settings, prompt_cache, batch_size)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlm.bias import Bias
 from dlm.canvas import Canvas
+from dlm.constraints.drawing import Asked, Joint
 from dlm.forward import Forward
 from dlm.guidance import guided
 from dlm.kernels import (
@@ -27,6 +28,7 @@ from dlm.kernels import (
 )
 from dlm.kernels import canvas as plain
 from dlm.models.model import Model
+from dlm.places import Places
 from dlm.progress import Due, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -50,58 +52,6 @@ ADJUSTMENTS = ("scale", "scale_statistics", "bonus", "top")
 BACKGROUND_LENGTH = 128  # masks
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Columns of the window: a list of them, or all."""
-
-    listed: tuple[Tensor, Tensor] | None  # row and column, int64 [N]; None of all
-    position: Tensor  # int64 [N], on the canvas
-    ignored: Tensor | None  # bool [B, W], which of all do not count; None of a list
-
-    @classmethod
-    def where(cls, wanted: Tensor, positions: Tensor) -> "Places":
-        """Those marked in bool [B, W]. On a GPU the host waits to learn how many there are."""
-        row, column = wanted.nonzero(as_tuple=True)
-        return cls((row, column), positions[row, column], None)
-
-    @classmethod
-    def all(cls, wanted: Tensor, positions: Tensor) -> "Places":
-        """Every column, of which those marked in bool [B, W] count."""
-        return cls(None, positions.flatten(), ~wanted)
-
-    @property
-    def row(self) -> Tensor:
-        """The row of each, int64 [N]."""
-        if self.listed is not None:
-            return self.listed[0]
-        assert self.ignored is not None
-        batch, window = self.ignored.shape
-        return torch.arange(batch, device=self.position.device).repeat_interleave(window)
-
-    def take(self, values: Tensor) -> Tensor:
-        """Values [B, W, ...] at these places, [N, ...]."""
-        return values.flatten(0, 1) if self.listed is None else values[self.listed]
-
-    def of(self, values: Tensor, by_column: bool) -> Tensor:
-        """Values [B, W or L, ...] by column of the window or by position, [N, ...]."""
-        return self.take(values) if by_column else values[self.row, self.position]
-
-    def spread(self, values: Tensor | None, like: Tensor) -> Tensor | None:
-        """Values [N, ...] on a window of zeros shaped `like` [B, W]."""
-        if values is None:
-            return None
-        if self.listed is not None:
-            blank = values.new_zeros((*like.shape, *values.shape[1:]))
-            return blank.index_put_(self.listed, values)
-        assert self.ignored is not None
-        over = values.view(*like.shape, *values.shape[1:])
-        return over.masked_fill(self.ignored.view(*like.shape, *[1] * (values.dim() - 1)), 0)
-
-    def every(self, flags: Tensor) -> Tensor:
-        """Whether all that counts is flagged, of bool [N]."""
-        return (flags if self.ignored is None else flags | self.ignored.flatten()).all()
-
-
 class Meter:
     """What is asked of every forward with the same options."""
 
@@ -122,12 +72,17 @@ class Meter:
         self.top = max(self.own_top, settings.return_top_tokens)
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
-        self.keeps_path = traits.has_path and settings.draws and not looks
+        free = settings.constraint is None
+        self.keeps_path = traits.has_path and settings.draws and free and not looks
         self.bias = Bias.of(settings.biases, device)
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
         self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
+        self.joint = None
+        if settings.constraint is not None:
+            language = settings.constraint.automaton
+            self.joint = Joint(language, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:
         """The view before the network has spoken: canvas, budget and noise."""
@@ -209,8 +164,12 @@ class Meter:
         hidden = self.forward(canvas, view, progress, due)
         logits = self.logits(hidden.states, canvas, places, hidden.by_column)
         state, adjustment = self.adjusted(progress.state, view, places, logits)
-        drawing = self.drawing(canvas, places, progress.made)
-        drawn = self.draw(logits, adjustment, view, places, drawing)
+        if self.joint is not None and len(logits):
+            asked = self.asked(adjustment, places, len(logits))
+            drawn = self.joint.statistics(logits, canvas, progress, places, asked)
+        else:
+            drawing = self.drawing(canvas, places, progress.made)
+            drawn = self.draw(logits, adjustment, view, places, drawing)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
             banned = self.bias.added(logits).masked_fill(self.suppressed, -torch.inf)
@@ -266,6 +225,28 @@ class Meter:
         adjusted: tuple[Any, Adjustment] = self.traits.adjust(state, view)
         return adjusted
 
+    def bonus(self, adjustment: Adjustment, places: Places, count: int) -> Bonus | None:
+        """What the decoder and the user add to the logits of some tokens at `count` places."""
+        bonus = None
+        if adjustment.tokens is not None and adjustment.bonus is not None:
+            bonus = Bonus(places.take(adjustment.tokens), places.take(adjustment.bonus))
+        return self.bias.beside(bonus, count)
+
+    def asked(self, adjustment: Adjustment, places: Places, count: int) -> Asked:
+        """What is drawn and measured at `count` places under a constraint."""
+        settings = self.settings
+        return Asked(
+            wanted=self.statistics,
+            law=self.traits.scores,
+            draws=settings.draws,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            top=self.top,
+            scale=adjustment.scale,
+            scale_statistics=adjustment.scale_statistics,
+            bonus=self.bonus(adjustment, places, count),
+        )
+
     def draw(
         self,
         logits: Tensor,
@@ -276,16 +257,13 @@ class Meter:
     ) -> TokenStatistics:
         """Sample, and measure what the decoder reads."""
         scale = None if adjustment.scale is None else adjustment.scale[places.row]
-        bonus = None
-        if adjustment.tokens is not None and adjustment.bonus is not None:
-            bonus = Bonus(places.take(adjustment.tokens), places.take(adjustment.bonus))
         options: dict[str, Any] = {
             **drawing,
             "top_k": self.settings.top_k,
             "top_p": self.settings.top_p,
             "scale": scale,
             "scale_statistics": adjustment.scale_statistics,
-            "bonus": self.bias.beside(bonus, len(logits)),
+            "bonus": self.bonus(adjustment, places, len(logits)),
             "law": self.traits.scores,
             "top": self.top,
         }

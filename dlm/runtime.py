@@ -289,6 +289,8 @@ class Loop:
             state, decision = answer(made, view, self.traits)
             broken = violations(decision, view, self.traits)
             taken = decision.commit if decision.edit is None else decision.commit | decision.edit
+            if self.meter.joint is not None:  # what else is open decides what may be taken
+                taken = taken | view.masked
             seen = self.meter.measure(canvas, progress, due, view, taken)
         else:
             wanted = self.meter.wanted(view)

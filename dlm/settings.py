@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dlm import foreign
+from dlm.constraints.constraint import Constraint
 from dlm.decoders import DECODERS, make
 from dlm.given import unpack
 from dlm.models.spec import ModelSpec
@@ -53,6 +54,7 @@ class Settings:
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
     logit_bias: Mapping[int, float] | None = None  # token id to what is added to its logit
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
+    constraint: Constraint | None = None  # the language that texts are of
     return_trajectory: bool = False
     return_order: bool = False
     return_top_tokens: int = 0  # likeliest ones to list of each that is written
@@ -104,6 +106,7 @@ class Settings:
         traits = Traits.of(self.policy)
         self.check_ranking(traits)
         self.check_cache(traits)
+        self.check_constraint()
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -168,6 +171,19 @@ class Settings:
             raise ValueError(
                 f"confidence_eos_eot_inf changes confidence, margin and entropy, and "
                 f"{self.decoder!r} reads none of them: use suppress_tokens"
+            )
+
+    def check_constraint(self) -> None:
+        """Refuse what is none, and what says otherwise than it how texts end."""
+        if not isinstance(self.constraint, Constraint | None):
+            raise ValueError(
+                "constraint must be made by dlm.Constraint.regex, .choice or .json_schema, "
+                f"got {self.constraint!r}"
+            )
+        if self.constraint is not None and self.confidence_eos_eot_inf:
+            raise ValueError(
+                "confidence_eos_eot_inf must be off where a constraint says how texts end, "
+                f"got {self.confidence_eos_eot_inf!r}"
             )
 
     @classmethod

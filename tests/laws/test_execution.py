@@ -21,7 +21,7 @@ from dlm.execution import Execution, lanes_of
 from dlm.host import Mailbox, send
 from dlm.kernels import checks
 from dlm.kernels.tiles import TiledLogits
-from dlm.measure import Places
+from dlm.places import Places
 from dlm.models.model import Model
 from dlm.packing import Packing
 from dlm.runtime import Loop, Outcome

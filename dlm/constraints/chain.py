@@ -1,0 +1,128 @@
+"""Sums over all texts of a language that what stands on the canvas may become.
+
+A row is a chain: a token of class c leads from state q to d(q, c). With m_i(c) what the tokens of
+class c weigh at position i, of texts that the language takes, weighed by the product over
+positions,
+
+    b_i(q) = sum_c m_i(c) b_{i+1}(d(q, c))        what may follow from q in front of position i
+    a_{i+1}(r) = sum_{d(q, c) = r} a_i(q) m_i(c)  what may have led to r behind it
+    w_i(c) = sum_q a_i(q) b_{i+1}(d(q, c))        what all other positions say of c at i
+
+(Rabiner 1989, the forward and backward pass), all in logarithms: a text that the model thinks
+impossible is still weighed against others, where nothing else is allowed. With the largest in
+place of the sum b_i is that of the likeliest text (Viterbi 1967; Suresh et al. 2025, DINGO,
+arXiv:2505.23061).
+
+Shapes: B rows, W window, S states, C classes, E edges, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.constraints.automaton import Automaton
+from dlm.constraints.segments import Reduce
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands in a window."""
+
+    inside: Tensor  # bool [B, W], columns of what is generated
+    open: Tensor  # bool [B, W], those without a token
+    label: Tensor  # int64 [B, W], class of the token of others
+    first: Tensor  # int64 [B], state in front of the window
+    left: Tensor  # int64 [B], positions behind the window, all open
+
+
+def weighed(masses: Tensor, standing: Standing) -> Tensor:
+    """What each class weighs at each column, float64 [B, W, C]: only its own where a token stands.
+
+    Args:
+        masses: [B, W, C], of open columns.
+        standing: in the window.
+    """
+    labels = torch.arange(masses.shape[-1], device=masses.device)
+    own = torch.where(labels == standing.label[..., None], 0.0, -torch.inf)
+    return torch.where(standing.open[..., None], masses.double(), own.double())
+
+
+def backward(
+    automaton: Automaton, weights: Tensor, standing: Standing, how: Reduce
+) -> list[Tensor]:
+    """b_0 .. b_W, float64 [B, S] each.
+
+    Behind the window it counts that a text can be ended in what is left of the row.
+
+    Args:
+        automaton: the language.
+        weights: `weighed`.
+        standing: in the window.
+        how: `torch.logsumexp` or `torch.amax`.
+    """
+    edges = automaton.edges
+    reached = automaton.left <= standing.left[:, None]
+    after = torch.where(reached, 0.0, -torch.inf).double()
+    found = [after]
+    for column in range(weights.shape[1] - 1, -1, -1):
+        taken = weights[:, column, edges.label] + after[:, edges.target]
+        before = automaton.by_source.reduce(taken, how)
+        after = torch.where(standing.inside[:, column, None], before, after)
+        found.append(after)
+    return found[::-1]
+
+
+def others(
+    automaton: Automaton, weights: Tensor, standing: Standing, after: list[Tensor]
+) -> Tensor:
+    """w_0 .. w_{W-1}, float64 [B, W, C].
+
+    Args:
+        automaton: the language.
+        weights: `weighed`.
+        standing: in the window.
+        after: `backward`, of sums.
+    """
+    edges = automaton.edges
+    states = torch.arange(automaton.following.shape[0], device=weights.device)
+    before = torch.where(states == standing.first[:, None], 0.0, -torch.inf).double()
+    found = []
+    for column in range(weights.shape[1]):
+        led = before[:, edges.source]
+        around = led + after[column + 1][:, edges.target]
+        found.append(automaton.by_label.reduce(around, torch.logsumexp))
+        taken = led + weights[:, column, edges.label]
+        behind = automaton.by_target.reduce(taken, torch.logsumexp)
+        before = torch.where(standing.inside[:, column, None], behind, before)
+    return torch.stack(found, 1)
+
+
+def relative(weights: Tensor) -> Tensor:
+    """Logarithms of weights [..., C] against the largest, so that what changes nothing is 0."""
+    most = weights.amax(-1, keepdim=True)
+    return weights - most.masked_fill(most == -torch.inf, 0.0)
+
+
+def walked(automaton: Automaton, tokens: Tensor, count: Tensor) -> Tensor:
+    """The state behind the first `count` of some tokens, int64 [B].
+
+    A token is a function of states; neighbours are put together, in as many rounds as there are
+    doublings.
+
+    Args:
+        automaton: the language.
+        tokens: int64 [B, n].
+        count: int64 [B].
+    """
+    states = automaton.following.shape[0]
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    same = torch.arange(states, device=tokens.device)
+    led = automaton.following.T[automaton.class_of[tokens]]
+    maps = torch.where((place < count[:, None])[..., None], led, same)
+    while maps.shape[1] > 1:
+        if maps.shape[1] % 2:
+            maps = torch.cat((maps, same.expand(len(maps), 1, -1)), 1)
+        maps = maps[:, 1::2].gather(-1, maps[:, ::2])
+    start = torch.full_like(count, automaton.start)
+    return start if not maps.shape[1] else maps[:, 0, automaton.start]

@@ -1,0 +1,126 @@
+"""What a user holds texts to."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlm.constraints.automaton import NEVER, Automaton
+from dlm.constraints.compiling import compiled
+from dlm.constraints.language import automaton_of, pattern_of_choice, pattern_of_schema
+from dlm.constraints.vocabulary import tree_of
+from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
+from dlm.options import writable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constraint:
+    """A regular language that the generated text of every row is one of, for one vocabulary.
+
+    Made once, in a second or so, and used for any number of generations. The text is whole: it
+    ends within `gen_length` tokens, by a stop token or with the row. Two are equal if they hold
+    the same vocabulary to the same pattern.
+    """
+
+    pattern: str  # a regular expression
+    vocabulary: str  # digest of the tokens and how the model uses them
+    automaton: Automaton
+
+    @classmethod
+    def regex(cls, model: Model, pattern: str) -> "Constraint":
+        r"""Texts that a regular expression takes from their first character to their last.
+
+        Args:
+            model: whose tokens texts are made of.
+            pattern: in the syntax of Rust's `regex`, without anchors and without looking around or
+                back. `.` is anything but a newline, `\d` a digit of any script.
+
+        Raises:
+            ValueError: it is none, no text of the model's tokens is in it, it takes too many
+                states, the model has no byte-level tokenizer, or outlines-core is missing.
+        """
+        if not isinstance(pattern, str):
+            raise ValueError(f"regex must be a text, got {pattern!r}")
+        language, tree, spec = automaton_of(writable(pattern, "regex")), tree_of(model), model.spec
+        automaton = compiled(language, tree, spec)
+        if automaton.left[automaton.start] >= NEVER:
+            raise ValueError(f"a constraint must allow a text, got {pattern!r}")
+        return cls(pattern, vocabulary_of(tree.digest, spec), automaton)
+
+    @classmethod
+    def choice(cls, model: Model, texts: Sequence[str]) -> "Constraint":
+        """One of some texts.
+
+        Raises:
+            ValueError: there is none, or as `regex`.
+        """
+        return cls.regex(model, pattern_of_choice(texts))
+
+    @classmethod
+    def json_schema(cls, model: Model, schema: Mapping[str, Any] | str) -> "Constraint":
+        """JSON of a schema.
+
+        Members come in the order of the schema, with at most one space between signs. What a
+        regular expression cannot say is refused, or nested three times at most.
+
+        Args:
+            model: whose tokens texts are made of.
+            schema: as a mapping, or as JSON.
+
+        Raises:
+            ValueError: it is none, or as `regex`.
+        """
+        return cls.regex(model, pattern_of_schema(schema))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same vocabulary to the same pattern."""
+        if not isinstance(other, Constraint):
+            return NotImplemented
+        return (self.pattern, self.vocabulary) == (other.pattern, other.vocabulary)
+
+    def __hash__(self) -> int:
+        """Likewise."""
+        return hash((self.pattern, self.vocabulary))
+
+    def __repr__(self) -> str:
+        """Without the automaton."""
+        return f"Constraint({self.pattern!r})"
+
+    def check(
+        self, model: Model, length: int, never: Collection[int], first: Collection[int]
+    ) -> None:
+        """Refuse rows that no text of the language fits.
+
+        Args:
+            model: what decodes them.
+            length: tokens of the shortest row.
+            never: tokens that are not sampled.
+            first: tokens that are not sampled at the first position.
+
+        Raises:
+            ValueError: it was made for another vocabulary, no stop token is left, or the shortest
+                text takes more tokens.
+        """
+        spec = model.spec
+        if vocabulary_of(tree_of(model).digest, spec) != self.vocabulary:
+            raise ValueError(
+                f"constraint must be made for the model it is used with, got {self!r} of another"
+            )
+        banned = {*spec.banned, *never}
+        if not set(spec.stop_ids) - banned:
+            raise ValueError(
+                "suppress_tokens must leave a stop token to end the text of a constraint with, "
+                f"got {sorted(never)}"
+            )
+        least = self.automaton.without(banned).least({*banned, *first} if first else ())
+        if least > length:
+            shortest = "which no text has" if least >= NEVER else f"and its shortest text {least}"
+            raise ValueError(
+                f"gen_length must hold a text of the constraint, got {length} tokens for {self!r}, "
+                f"{shortest}"
+            )
+
+
+def vocabulary_of(digest: str, spec: ModelSpec) -> str:
+    """What an automaton over tokens rests on."""
+    return f"{digest} {spec.vocab_size} {spec.stop_ids} {spec.banned}"

@@ -1,0 +1,115 @@
+"""Tokens as the bytes they add to a text, and the tree of those bytes.
+
+Shapes: M nodes of the tree, K tokens that are bytes.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dlm.models.model import Model
+from dlm.prompts import tokenizer_of
+from dlm.reading import vocabulary_of
+from dlm.spelling import as_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """Lists of numbers, end to end."""
+
+    numbers: Tensor  # int64 [sum of counts]
+    begin: Tensor  # int64 [n], where each list begins
+    count: Tensor  # int64 [n]
+
+    @classmethod
+    def grouped(cls, groups: Tensor, count: int) -> "Lists":
+        """For each of `count` groups the indices whose group it is, in order."""
+        sizes = groups.bincount(minlength=count)
+        return cls(groups.argsort(stable=True), sizes.cumsum(0) - sizes, sizes)
+
+    def of(self, lists: Tensor) -> tuple[Tensor, Tensor]:
+        """All numbers of some lists, and which of these each is of."""
+        count = self.count[lists]
+        whose = torch.arange(len(lists)).repeat_interleave(count)
+        place = torch.arange(len(whose)) - (count.cumsum(0) - count)[whose]
+        return self.numbers[self.begin[lists][whose] + place], whose
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """All that the tokens of a vocabulary begin with, node 0 for nothing."""
+
+    byte: Tensor  # int64 [M], the last one of each
+    children: Lists  # of each node
+    ends: Lists  # of each node, places in `tokens`
+    tokens: Tensor  # int64 [K]
+    digest: str  # of all tokens and their bytes
+
+
+TREES: Final[weakref.WeakKeyDictionary[Any, Tree]] = weakref.WeakKeyDictionary()
+"""Of each tokenizer that was read."""
+
+
+def tree_of(model: Model) -> Tree:
+    """The tree of a model's vocabulary, made once for a tokenizer.
+
+    Raises:
+        ValueError: it has no tokenizer, or one whose tokens are not the bytes of their text.
+    """
+    tokenizer = tokenizer_of(model, "a constraint")
+    found = TREES.get(tokenizer)
+    if found is None:
+        if not vocabulary_of(tokenizer).local:
+            raise ValueError(
+                "a constraint needs a byte-level tokenizer, whose tokens read alike wherever they "
+                f"stand, got {type(tokenizer).__name__} of {model.spec.family}"
+            )
+        found = TREES.setdefault(tokenizer, read_tree(tokenizer))
+    return found
+
+
+def read_tree(tokenizer: Any) -> Tree:
+    """The tree of a byte-level vocabulary."""
+    parent, byte = [0], [0]
+    known: dict[int, int] = {}
+    tokens, ends = [], []
+    digest = sha256()
+    for token, spelled in spelled_tokens(tokenizer):
+        digest.update(b"%d %d %b" % (token, len(spelled), spelled))
+        node = 0
+        for value in spelled:
+            edge = node << 8 | value
+            if edge not in known:
+                known[edge] = len(parent)
+                parent.append(node)
+                byte.append(value)
+            node = known[edge]
+        tokens.append(token)
+        ends.append(node)
+    count = len(parent)
+    above = torch.tensor(parent[1:], dtype=torch.int64)
+    children = Lists.grouped(above, count)
+    return Tree(
+        torch.tensor(byte),
+        Lists(children.numbers + 1, children.begin, children.count),
+        Lists.grouped(torch.tensor(ends, dtype=torch.int64), count),
+        torch.tensor(tokens, dtype=torch.int64),
+        digest.hexdigest(),
+    )
+
+
+def spelled_tokens(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
+    """Tokens that are part of a text with their bytes, by id. Special ones are not."""
+    silent, added = vocabulary_of(tokenizer).silent, tokenizer.added_tokens_decoder
+    for name, token in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
+        if token in silent:
+            continue
+        # Added ones stand for their text as it is.
+        spelled = name.encode() if token in added else as_bytes(name)
+        if spelled:
+            yield token, spelled
