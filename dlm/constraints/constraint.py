@@ -6,11 +6,16 @@ from typing import Any
 
 from dlm.constraints.automaton import NEVER, Automaton
 from dlm.constraints.compiling import compiled
-from dlm.constraints.language import automaton_of, pattern_of_choice, pattern_of_schema
+from dlm.constraints.language import (
+    ByteAutomaton,
+    of_choice,
+    of_pattern,
+    of_schema,
+    shown,
+)
 from dlm.constraints.vocabulary import tree_of
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
-from dlm.options import writable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,15 +42,10 @@ class Constraint:
 
         Raises:
             ValueError: it is none, no text of the model's tokens is in it, it takes too many
-                states, the model has no byte-level tokenizer, or outlines-core is missing.
+                states, too much memory or more than 30 seconds, the model has no byte-level
+                tokenizer, or outlines-core is missing.
         """
-        if not isinstance(pattern, str):
-            raise ValueError(f"regex must be a text, got {pattern!r}")
-        language, tree, spec = automaton_of(writable(pattern, "regex")), tree_of(model), model.spec
-        automaton = compiled(language, tree, spec)
-        if automaton.left[automaton.start] >= NEVER:
-            raise ValueError(f"a constraint must allow a text, got {pattern!r}")
-        return cls(pattern, vocabulary_of(tree.digest, spec), automaton)
+        return cls.of(model, of_pattern(pattern))
 
     @classmethod
     def choice(cls, model: Model, texts: Sequence[str]) -> "Constraint":
@@ -54,7 +54,7 @@ class Constraint:
         Raises:
             ValueError: there is none, or as `regex`.
         """
-        return cls.regex(model, pattern_of_choice(texts))
+        return cls.of(model, of_choice(texts))
 
     @classmethod
     def json_schema(cls, model: Model, schema: Mapping[str, Any] | str) -> "Constraint":
@@ -70,7 +70,22 @@ class Constraint:
         Raises:
             ValueError: it is none, or as `regex`.
         """
-        return cls.regex(model, pattern_of_schema(schema))
+        return cls.of(model, of_schema(schema))
+
+    @classmethod
+    def of(cls, model: Model, language: tuple[str, ByteAutomaton]) -> "Constraint":
+        """That of a pattern and its automaton over bytes.
+
+        Raises:
+            ValueError: as `regex`.
+        """
+        (pattern, by_bytes), tree, spec = language, tree_of(model), model.spec
+        automaton = compiled(by_bytes, tree, spec)
+        if automaton.left[automaton.start] >= NEVER:
+            raise ValueError(
+                f"a constraint must allow a text of the model's tokens, got {shown(pattern)}"
+            )
+        return cls(pattern, vocabulary_of(tree.digest, spec), automaton)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same vocabulary to the same pattern."""
@@ -84,7 +99,7 @@ class Constraint:
 
     def __repr__(self) -> str:
         """Without the automaton."""
-        return f"Constraint({self.pattern!r})"
+        return f"Constraint({shown(self.pattern)})"
 
     def check(
         self, model: Model, length: int, never: Collection[int], first: Collection[int]

@@ -4,8 +4,12 @@ Shapes: S states and a last one that nothing leads out of, 256 bytes.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +19,10 @@ from dlm.options import writable
 
 META = frozenset(r"\.+*?()|[]{}^$#&-~")
 """What has to be escaped where a text stands for itself."""
-ENDS = 256  # stands for the end of a text beside the bytes
+MEMORY = 2 << 30  # bytes, of what reads a pattern
+SECONDS = 30  # likewise
+STATES = 8192  # of an automaton over bytes: each position of a text looks at all of them
+SHOWN = 200  # characters of a pattern in messages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,10 +40,13 @@ class ByteAutomaton:
         this one does.
         """
         kind, count = self.accepting.long(), 0
+        # Bytes that lead alike from everywhere count once.
+        letters = self.following.unique(dim=1)
         generator = torch.Generator().manual_seed(0)
         while True:
-            words = torch.randint(-(1 << 62), 1 << 62, (len(kind), 257), generator=generator)
-            mark = words[kind, 256] + words[kind[self.following], torch.arange(256)].sum(1)
+            size = len(letters), letters.shape[1] + 1
+            words = torch.randint(-(1 << 62), 1 << 62, size, generator=generator)
+            mark = words[kind, -1] + words[kind[letters], torch.arange(size[1] - 1)].sum(1)
             names, kind = mark.unique(return_inverse=True)
             if len(names) == count:
                 break
@@ -61,41 +71,45 @@ class ByteAutomaton:
             live = more
 
 
-def automaton_of(pattern: str) -> ByteAutomaton:
-    """The automaton of a regular expression, which takes whole texts.
+def of_pattern(pattern: str) -> tuple[str, ByteAutomaton]:
+    """A regular expression and its automaton, which takes whole texts.
 
     Raises:
-        ValueError: it is none, or it has what no automaton can follow.
+        ValueError: it is none, it has what no automaton can follow, or its states take too much
+            memory or time.
     """
-    core = outlines_core()
-    letters = core.Vocabulary(ENDS, {bytes([byte]): [byte] for byte in range(256)})
-    try:
-        index = core.Index(pattern, letters)
-    except ValueError as error:
+    if not isinstance(pattern, str):
+        raise ValueError(f"regex must be a text, got {pattern!r}")
+    told = read({"pattern": writable(pattern, "regex")}, "regex", pattern)
+    if "error" in told:
         raise ValueError(
             "regex must be a regular expression of Rust's syntax, without anchors and without "
-            f"looking around or back, got {pattern!r} ({error})"
-        ) from None
-    steps, final = index.get_transitions(), index.get_final_states()
-    places: dict[int, int] = {}
-    for state in (
-        index.get_initial_state(),
-        *steps,
-        *(x for d in steps.values() for x in d.values()),
-    ):
-        places.setdefault(state, len(places))
-    count = len(places)
-    following = torch.full((count + 1, 256), count)
-    for state, targets in steps.items():
-        taken = {byte: places[target] for byte, target in targets.items() if byte != ENDS}
-        following[places[state], list(taken)] = torch.tensor([*taken.values()], dtype=torch.int64)
-    accepting = torch.zeros(count + 1, dtype=torch.bool)
-    accepting[[places[state] for state in final]] = True
-    return ByteAutomaton(following, accepting, 0).smallest()
+            f"looking around or back, got {shown(pattern)} ({told['error']})"
+        )
+    return automaton_of(told)
 
 
-def pattern_of_choice(texts: Sequence[str]) -> str:
-    """A regular expression for one of some texts.
+def of_schema(schema: Mapping[str, Any] | str) -> tuple[str, ByteAutomaton]:
+    """A regular expression for the JSON that a schema allows, and its automaton.
+
+    Raises:
+        ValueError: it is none, it has what no regular expression can say, or as `of_pattern`.
+    """
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"json_schema must be a JSON schema, got {schema!r} ({error})") from None
+    told = read({"schema": writable(text, "json_schema")}, "json_schema", text)
+    if "error" in told:
+        raise ValueError(
+            "json_schema must be a JSON schema that a regular expression can follow, "
+            f"got {shown(text)} ({told['error']})"
+        )
+    return automaton_of(told)
+
+
+def of_choice(texts: Sequence[str]) -> tuple[str, ByteAutomaton]:
+    """A regular expression for one of some texts, and its automaton.
 
     Raises:
         ValueError: there is none, or one is no text.
@@ -103,40 +117,50 @@ def pattern_of_choice(texts: Sequence[str]) -> str:
     listed = not isinstance(texts, str) and isinstance(texts, Sequence)
     if not listed or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"choice must be a list of texts, at least one, got {texts!r}")
-    escaped = (
-        "".join(f"\\{letter}" if letter in META else letter for letter in writable(text, "choice"))
-        for text in texts
+    return of_pattern("|".join(f"({escaped(writable(text, 'choice'))})" for text in texts))
+
+
+def escaped(text: str) -> str:
+    """A regular expression for a text as it stands."""
+    return "".join(f"\\{letter}" if letter in META else letter for letter in text)
+
+
+def shown(text: str) -> str:
+    """The begin of what was given, for messages."""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+
+
+def read(asked: Mapping[str, str], name: str, given: str) -> dict[str, Any]:
+    """What the worker says of a pattern or a schema.
+
+    Raises:
+        ValueError: outlines-core is not installed, or it took too much memory or time.
+    """
+    if find_spec("outlines_core") is None:
+        raise ValueError('constraints need outlines-core: pip install -e ".[constraints]"')
+    command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
+    limits = [str(MEMORY), str(SECONDS), str(STATES)]
+    done = subprocess.run(
+        [*command, *limits], input=json.dumps(asked), capture_output=True, text=True, check=False
     )
-    return "|".join(f"({text})" for text in escaped)
-
-
-def pattern_of_schema(schema: Mapping[str, Any] | str) -> str:
-    """A regular expression for the JSON that a schema allows.
-
-    Members come in the order of the schema, with at most one space between signs.
-
-    Raises:
-        ValueError: it is no schema, or it has what no regular expression can say.
-    """
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    try:
-        pattern: str = outlines_core().json_schema.build_regex_from_schema(text)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"json_schema must be a JSON schema, got {text[:200]} ({error})") from None
-    return pattern
-
-
-def outlines_core() -> Any:
-    """The package that reads regular expressions and schemas.
-
-    Raises:
-        ValueError: it is not installed; says how.
-    """
-    try:
-        import outlines_core
-        import outlines_core.json_schema
-    except ImportError:
+    if done.returncode:
         raise ValueError(
-            'constraints need outlines-core: pip install -e ".[constraints]"'
-        ) from None
-    return outlines_core
+            f"{name} must be read in {SECONDS} seconds and {MEMORY >> 30} GiB of memory, "
+            f"got {shown(given)}"
+        )
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def automaton_of(told: Mapping[str, Any]) -> tuple[str, ByteAutomaton]:
+    """The pattern and the automaton that the worker tells of."""
+    edges = torch.tensor(told["edges"], dtype=torch.int64).view(-1, 3)
+    final = torch.tensor(told["final"], dtype=torch.int64)
+    every = torch.cat((torch.tensor([told["start"]]), edges[:, 0], edges[:, 2], final))
+    names, places = every.unique(return_inverse=True)
+    start, source, target, ends = places.split((1, len(edges), len(edges), len(final)))
+    following = torch.full((len(names) + 1, 256), len(names))
+    following[source, edges[:, 1]] = target
+    accepting = torch.zeros(len(names) + 1, dtype=torch.bool)
+    accepting[ends] = True
+    return told["pattern"], ByteAutomaton(following, accepting, int(start)).smallest()
