@@ -21,9 +21,9 @@ from dlm.execution import Execution, lanes_of
 from dlm.host import Mailbox, send
 from dlm.kernels import checks
 from dlm.kernels.tiles import TiledLogits
-from dlm.places import Places
 from dlm.models.model import Model
 from dlm.packing import Packing
+from dlm.places import Places
 from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 

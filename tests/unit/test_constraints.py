@@ -1,0 +1,281 @@
+"""Constraints: which texts they allow, what they refuse, and what of a vocabulary they rest on."""
+
+import json
+import pickle
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+import dlm
+from dlm.constraints import language as languages
+from dlm.constraints.language import of_choice, of_pattern
+from dlm.models.model import Model
+from dlm.prompts import tokenizer_of
+
+PATTERNS = (
+    "(yes|no)",
+    "[0-9]{1,5}",
+    "a*",
+    r"-?(0|[1-9][0-9]*)(\.[0-9]+)?",
+    "(the |The )?answer (is|=) [0-9]+",
+    "[^a-y]+",
+    "é|ü{2}|日本",
+    "a(12|0-)?|a12-|no|no?0",
+    "(?i:THE )*(.|[^)(])",
+    r"[]\]a)(]*0?",
+)
+PIECES = (*"a0-.éüz\n()]\\", "yes", "no", "12", "the ", "The ", "answer ", "is", "= ", "日本")
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+
+
+@cache
+def built_in() -> Model:
+    return dlm.load()
+
+
+@cache
+def held(pattern: str) -> dlm.Constraint:
+    return dlm.Constraint.regex(built_in(), pattern)
+
+
+def takes(constraint: dlm.Constraint, tokens: list[int]) -> bool:
+    """Whether a row of these tokens is a text."""
+    automaton = constraint.automaton
+    state = automaton.start
+    for token in tokens:
+        state = int(automaton.following[state, automaton.class_of[token]])
+    return int(automaton.left[state]) == 0
+
+
+@hypothesis(max_examples=150, deadline=None)
+@given(pattern=st.sampled_from(PATTERNS), pieces=st.lists(st.sampled_from(PIECES), max_size=6))
+def test_texts_are_those_of_the_expression(pattern: str, pieces: list[str]) -> None:
+    """However they are cut into tokens: by the tokenizer, or at every piece."""
+    text, tokenizer = "".join(pieces), tokenizer_of(built_in(), "a test")
+    expected = re.fullmatch(pattern, text) is not None
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    parts = [t for piece in pieces for t in tokenizer.encode(piece, add_special_tokens=False)]
+    for tokens in (whole, parts):
+        assert takes(held(pattern), tokens) == expected
+        assert takes(held(pattern), [*tokens, built_in().spec.eos_id]) == expected
+        behind = [*tokens, built_in().spec.stop_ids[-1], *whole]
+        assert takes(held(pattern), behind) == expected
+
+
+def test_special_tokens_are_no_part_of_a_text() -> None:
+    everything = held("(?s).*")
+    tokenizer = tokenizer_of(built_in(), "a test")
+    assert takes(everything, tokenizer.encode("a\n", add_special_tokens=False))
+    assert not takes(everything, [2])  # <|start_header_id|>
+    assert not takes(everything, [built_in().spec.mask_id])
+
+
+def test_added_tokens_stand_for_their_text() -> None:
+    """Such as <tool_call> of Qwen's tokenizers, which are not special."""
+    model = built_in()
+    tokenizer: Any = pickle.loads(pickle.dumps(model.tokenizer))
+    tokenizer.add_tokens(["<call>é"])
+    (call,) = tokenizer.encode("<call>é", add_special_tokens=False)
+    spec = replace(model.spec, vocab_size=model.spec.vocab_size + 1)
+    more = replace(model, tokenizer=tokenizer, spec=spec)
+    made = dlm.Constraint.regex(more, "<call>é[0-9]")
+    digit = tokenizer.encode("7", add_special_tokens=False)
+    assert takes(made, [call, *digit])
+    assert not takes(made, [call])
+
+
+def test_distances_count_tokens() -> None:
+    """And grow where tokens are never sampled."""
+    model = built_in()
+    tokenizer = tokenizer_of(model, "a test")
+    made = dlm.Constraint.choice(model, ["eats", "friend"])
+    automaton = made.automaton
+    (word,) = tokenizer.encode(" eats", add_special_tokens=False)
+    words = (tokenizer.encode(x, add_special_tokens=False) for x in ("eats", "friend"))
+    assert int(automaton.left[automaton.start]) == min(map(len, words))
+    spaced = dlm.Constraint.choice(model, [" eats"]).automaton
+    assert int(spaced.left[spaced.start]) == 1
+    assert int(spaced.without([word]).left[spaced.start]) == 2
+    assert spaced.least([word]) == 2
+    assert spaced.least([]) == 1
+
+
+@pytest.mark.parametrize("pattern", ["[a-z]{40}", "(a|b)*a(a|b){6}", "(ab|ab|abc?)x"])
+def test_automata_are_the_smallest(pattern: str) -> None:
+    """Against pairs of states told apart one after the other."""
+    _, automaton = of_pattern(pattern)
+    following, accepting = automaton.following, automaton.accepting
+    apart = accepting[:, None] != accepting
+    while True:
+        more = apart.clone()
+        for byte in range(256):
+            behind = following[:, byte]
+            more |= apart[behind][:, behind]
+        if torch.equal(more, apart):
+            break
+        apart = more
+    assert int((~apart).sum()) == len(apart)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        ("regex", "(", "regex must be a regular expression"),
+        ("regex", "a(?=b)", "without looking around"),
+        ("regex", "a)|(b", "its group at character 2 ends before it begins"),
+        ("regex", r"[)\]]\)[^])](a))", "its group at character 16 ends before it begins"),
+        ("regex", 3, "regex must be a text, got 3"),
+        ("regex", "\ud800", "regex must be text that UTF-8 can hold"),
+        ("regex", "(a|b)*a(a|b){13}", "at most 8192 are followed"),
+        ("choice", [], "choice must be a list of texts, at least one, got []"),
+        ("choice", "ab", "choice must be a list of texts"),
+        ("json_schema", "{", "json_schema must be a JSON schema"),
+        ("json_schema", {"type": "nope"}, "Unsupported type: nope"),
+        ("json_schema", {"type": object}, "json_schema must be a JSON schema"),
+    ],
+)
+def test_what_is_no_rule_is_refused(make: str, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(dlm.Constraint, make)(built_in(), given)
+
+
+def test_what_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And too much memory: in a process of its own."""
+    monkeypatch.setattr(languages, "SECONDS", 1)
+    with pytest.raises(ValueError, match="read in 1 seconds and 2 GiB of memory, got"):
+        of_pattern("((a{100}){100}){100}")
+
+
+def test_the_package_that_reads_expressions_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(languages, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"outlines-core: pip install -e \"\.\[constraints\]\""):
+        of_pattern("a")
+
+
+def test_choices_stand_for_themselves() -> None:
+    signs = [r"a.b*(c)|[d]{2}^$\-&~#", " ", "\n\t"]
+    _, automaton = of_choice(signs)
+    for text in (*signs, "axb", ""):
+        state = automaton.start
+        for byte in text.encode():
+            state = int(automaton.following[state, byte])
+        assert bool(automaton.accepting[state]) == (text in signs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gen_length": 2}, "gen_length must hold a text of the constraint, got 2 tokens for"),
+        ({"suppress_tokens": [1, 4]}, "suppress_tokens must leave a stop token"),
+        ({"constraint": "[0-9]+"}, "constraint must be made by dlm.Constraint.regex"),
+        ({"confidence_eos_eot_inf": True}, "confidence_eos_eot_inf must be off"),
+        ({"suppress_tokens": range(6, 768)}, "which no text has"),
+        ({"begin_suppress_tokens": range(6, 768)}, "which no text has"),
+    ],
+)
+def test_options_that_leave_no_text_are_refused(options: dict[str, Any], message: str) -> None:
+    usual = {"gen_length": 24, "constraint": held("[0-9]{4}-[0-9]{2}")}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dlm.generate(built_in(), "When?", **{**usual, **options})
+
+
+def test_a_constraint_is_for_one_vocabulary(golden: Model) -> None:
+    made = held("a*")
+    spec = built_in().spec
+    others = [replace(spec, stop_ids=(1,)), replace(spec, never=(9,))]
+    for other in others:
+        with pytest.raises(ValueError, match="must be made for the model it is used with"):
+            dlm.generate(replace(built_in(), spec=other), "a", gen_length=4, constraint=made)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        dlm.Constraint.regex(golden, "a*")
+    with pytest.raises(ValueError, match="constraint is for generate"):
+        dlm.infill(built_in(), "a [MASK]", constraint=made)
+    tokenizer: Any = pickle.loads(pickle.dumps(built_in().tokenizer))
+    tokenizer.backend_tokenizer.decoder = None
+    spaces = replace(built_in(), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="needs a byte-level tokenizer"):
+        dlm.Constraint.regex(spaces, "a*")
+
+
+def test_equal_constraints_share_forwards() -> None:
+    """By what they say, not by which object says it; also one that came from another process."""
+    one, two = dlm.Constraint.regex(built_in(), "a*"), dlm.Constraint.regex(built_in(), "a*")
+    sent = pickle.loads(pickle.dumps(one))
+    assert one == two == sent
+    assert len({one, two, sent}) == 1
+    assert one != held("[0-9]{1,5}")
+    assert one != "a*"
+    assert repr(one) == "Constraint('a*')"
+    out = [
+        dlm.generate(built_in(), "a", gen_length=6, temperature=1.0, constraint=each).tokens
+        for each in (one, sent)
+    ]
+    assert out[0] == out[1]
+
+
+@pytest.mark.parametrize("length", [16, 40])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_json_is_whole_whatever_the_length(length: int, temperature: float) -> None:
+    made = person()
+    out = dlm.generate(
+        built_in(),
+        ["Who?", "Who was it that came in by the door yesterday?"],
+        constraint=made,
+        gen_length=length,
+        block_length=8,
+        temperature=temperature,
+    )
+    assert out.texts is not None
+    for text in out.texts:
+        told = json.loads(text)
+        assert isinstance(told["name"], str)
+        assert isinstance(told["age"], int)
+        assert list(told) == ["name", "age"]
+
+
+@cache
+def person() -> dlm.Constraint:
+    return dlm.Constraint.json_schema(built_in(), json.dumps(PERSON))
+
+
+def test_texts_come_as_they_are_decoded() -> None:
+    shots = list(dlm.stream(built_in(), "Who?", constraint=person(), gen_length=24, block_length=8))
+    assert json.loads(shots[-1].text or "")["age"] >= 0
+    whole = dlm.generate(built_in(), "Who?", constraint=person(), gen_length=24, block_length=8)
+    assert shots[-1].tokens == whole.tokens[0]
+
+
+def test_sure_tokens_take_few_forwards() -> None:
+    """Where nothing else may stand a token is certain, and decoders that go by that write it."""
+    options: dict[str, Any] = {"gen_length": 20, "block_length": None, "decoder": "threshold"}
+    made = dlm.Constraint.choice(built_in(), ['{"kind": "measurement"}'])
+    out = dlm.generate(built_in(), "Which?", constraint=made, **options)
+    assert out.texts == ['{"kind": "measurement"}']
+    # One text, but several ways to cut it into tokens.
+    assert out.forwards[0] < len(out.tokens[0]) // 2
+
+
+def test_top_p_cuts_what_may_follow() -> None:
+    """Never all of it."""
+    out = dlm.generate(
+        built_in(),
+        ["When?"] * 4,
+        constraint=held("[0-9]{4}-[0-9]{2}"),
+        gen_length=12,
+        temperature=2.0,
+        top_p=1e-6,
+        decoder="dream",
+    )
+    assert out.texts is not None
+    assert all(re.fullmatch("[0-9]{4}-[0-9]{2}", text) for text in out.texts)

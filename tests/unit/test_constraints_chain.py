@@ -1,0 +1,294 @@
+"""Draws and statistics under a constraint, against all texts one by one.
+
+Shapes: B rows, W window, S states, C classes, V vocabulary.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
+
+from dlm.canvas import build
+from dlm.constraints.automaton import NEVER, Arrows, Automaton
+from dlm.constraints.chain import walked
+from dlm.constraints.drawing import Asked, Joint
+from dlm.constraints.segments import Segments
+from dlm.kernels import NoiseKey, token_statistics
+from dlm.models.model import Model
+from dlm.models.spec import ModelSpec
+from dlm.places import Places
+from dlm.window import locate
+
+Toy = Callable[..., Model]
+
+WORDS, MASK, EOS = range(5), 7, 6  # 5 is another stop token
+ASKED = Asked(
+    wanted={"confidence", "entropy", "margin", "token_probability"},
+    law="model",
+    draws=False,
+    top_k=None,
+    top_p=None,
+    top=0,
+    scale=None,
+    scale_statistics=True,
+    bonus=None,
+)
+
+
+def language(seed: int, spec: ModelSpec, states: int = 3) -> Automaton:
+    """A random automaton over the words of the toy vocabulary that has a text."""
+    for again in itertools.count():
+        draw = torch.Generator().manual_seed(1000 * seed + again)
+        table = torch.randint(0, states + 1, (states, len(WORDS)), generator=draw)
+        source, label = (table < states).nonzero(as_tuple=True)
+        accepting = torch.rand(states, generator=draw) < 0.5
+        arrows = Arrows(source, label, table[source, label])
+        made = Automaton.of(arrows, accepting, 0, spec)
+        if made.left[0] < NEVER:
+            return made
+    raise AssertionError
+
+
+def taken(automaton: Automaton, tokens: tuple[int, ...], behind: int) -> bool:
+    """Whether a row that begins with these tokens may become a text."""
+    state = automaton.start
+    for token in tokens:
+        state = int(automaton.following[state, automaton.class_of[token]])
+    return int(automaton.left[state]) <= behind
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A row in the midst of its decoding, and every text that it may become."""
+
+    automaton: Automaton
+    tokens: list[int]  # the row
+    first: int  # where the window begins
+    width: int
+    logits: Tensor  # [W, V]
+    behind: int  # positions behind the window
+
+    def weights(self, temperature: float) -> Iterator[tuple[tuple[int, ...], float]]:
+        """ln of the weight of each text: of its tokens where the window is open."""
+        window = self.tokens[self.first : self.first + self.width]
+        some = [[*WORDS, 5, EOS] if token == MASK else [token] for token in window]
+        before = tuple(self.tokens[: self.first])
+        for text in itertools.product(*some):
+            if taken(self.automaton, before + text, self.behind):
+                places = [i for i, token in enumerate(window) if token == MASK]
+                total = sum(float(self.logits[i, text[i]]) for i in places)
+                yield text, total / temperature
+
+    def law(self, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
+        """The probability of each text."""
+        found = dict(self.weights(temperature))
+        most = max(found.values())
+        raised = {text: math.exp(value - most) for text, value in found.items()}
+        return {text: value / sum(raised.values()) for text, value in raised.items()}
+
+    def ask(self, asked: Asked, model: Model, rows: int = 1, temperature: float = 0.0) -> Any:
+        """What `Joint` says of so many copies of the row."""
+        spec = model.spec
+        blank = [MASK] * len(self.tokens)
+        made = build(
+            [blank] * rows,
+            mask_id=MASK,
+            pad_id=EOS,
+            block_length=self.width,
+            steps=None,
+            row_keys=range(rows),
+            seed=5,
+            temperature=temperature,
+            device=torch.device("cpu"),
+        )
+        canvas = replace(made, tokens=torch.tensor([self.tokens] * rows))
+        window = locate(
+            canvas,
+            MASK,
+            block=torch.full((rows,), self.first // self.width),
+            hold=torch.ones(rows, dtype=torch.bool),
+            block_length=self.width,
+            width=self.width,
+            cross_block=False,
+        )
+        progress: Any = SimpleNamespace(window=window, made=torch.zeros(rows, dtype=torch.int64))
+        suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
+        suppressed[MASK] = True
+        joint = Joint(self.automaton, suppressed, cross_block=False)
+        places = Places.all(torch.ones_like(window.masked), window.positions)
+        logits = self.logits.repeat(rows, 1)
+        return joint.statistics(logits, canvas, progress, places, asked)
+
+
+def scene(seed: int, model: Model, width: int = 4, blocks: int = 2) -> Scene:
+    """A random one of a random language: a text of which most is masked again."""
+    automaton = language(seed, model.spec)
+    draw = torch.Generator().manual_seed(seed)
+    length = max(width * blocks, -(-int(automaton.left[0]) // width) * width)
+    # Any text of the language, by a walk that can always end.
+    state, tokens = automaton.start, []
+    for place in range(length):
+        behind = automaton.following[state, automaton.class_of]
+        some = (automaton.left[behind] <= length - place - 1).nonzero()[:, 0]
+        some = some[some != MASK]
+        token = int(some[torch.randint(len(some), (1,), generator=draw)])
+        tokens.append(token)
+        state = int(behind[token])
+    first = width * int(torch.randint(length // width, (1,), generator=draw))
+    for place in range(first, length):
+        if place >= first + width or torch.rand(1, generator=draw) < 0.7:
+            tokens[place] = MASK
+    logits = 2 * torch.randn(width, model.spec.vocab_size, generator=draw)
+    return Scene(automaton, tokens, first, width, logits, length - first - width)
+
+
+@hypothesis(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_likeliest_text_is_taken(toy: Toy, seed: int) -> None:
+    case = scene(seed, toy())
+    found = tuple(case.ask(ASKED, toy()).sampled.tolist())
+    weights = dict(case.weights(1.0))
+    assert weights[found] == pytest.approx(max(weights.values()), abs=1e-5)
+
+
+@hypothesis(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_statistics_are_of_all_texts(toy: Toy, seed: int) -> None:
+    """p(token), and of the whole distribution of a position its entropy and its margin."""
+    case = scene(seed, toy())
+    told, law = case.ask(ASKED, toy()), case.law()
+    window = case.tokens[case.first : case.first + case.width]
+    for place, token in enumerate(window):
+        if token != MASK:
+            free = case.logits[place].clone()
+            free[MASK] = -torch.inf
+            assert told.sampled[place] == token
+            assert told.token_probability[place] == pytest.approx(
+                float(free.softmax(-1)[token]), abs=1e-5
+            )
+            continue
+        each: Counter[int] = Counter()
+        for text, probability in law.items():
+            each[text[place]] += probability  # type: ignore[assignment]
+        values = sorted(each.values(), reverse=True)
+        sampled = int(told.sampled[place])
+        assert told.confidence[place] == pytest.approx(each[sampled], abs=1e-5)
+        assert told.token_probability[place] == 0
+        entropy = -sum(p * math.log(p) for p in values if p)
+        assert told.entropy[place] == pytest.approx(entropy, abs=1e-4)
+        second = values[1] if len(values) > 1 else 0.0
+        assert told.margin[place] == pytest.approx(values[0] - second, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 8])
+def test_draws_follow_the_law_of_all_texts(toy: Toy, seed: int) -> None:
+    """At a temperature, jointly: not position by position."""
+    case, count, temperature = scene(seed, toy(), width=3, blocks=2), 6000, 0.7
+    case = replace(
+        case, tokens=[*case.tokens[: case.first], *[MASK] * (len(case.tokens) - case.first)]
+    )
+    told = case.ask(replace(ASKED, draws=True), toy(), count, temperature)
+    found = Counter(map(tuple, told.sampled.view(count, 3).tolist()))
+    law = case.law(temperature)
+    assert set(found) <= set(law)
+    common = [text for text, p in law.items() if p * count >= 5]
+    assert len(common) > 1
+    seen = [found[text] for text in common]
+    expected = [law[text] * count for text in common]
+    rest = [count - sum(seen)], [count - sum(expected)]
+    if rest[1][0] >= 5:
+        seen, expected = seen + rest[0], expected + rest[1]
+    expected = [value * sum(seen) / sum(expected) for value in expected]
+    assert stats.chisquare(seen, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None:
+    """To the bit, top-k and top-p included."""
+    model = toy()
+    words = torch.arange(len(WORDS))
+    every = Automaton.of(
+        Arrows(torch.zeros_like(words), words, torch.zeros_like(words)),
+        torch.tensor([True]),
+        0,
+        model.spec,
+    )
+    logits = 2 * torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
+    case = Scene(every, [MASK] * 4, 0, 4, logits, 0)
+    asked = replace(ASKED, draws=draws, top_k=3 if draws else None, top_p=0.8 if draws else None)
+    told = case.ask(asked, model, 50, 0.9 if draws else 0.0)
+    position = torch.arange(4).repeat(50)
+    key = NoiseKey(
+        torch.full((200,), 5), torch.arange(50).repeat_interleave(4), position, position * 0
+    )
+    options: dict[str, Any] = {"temperature": torch.full((200,), 0.9), "key": key}
+    plain = token_statistics(
+        logits.repeat(50, 1),
+        ("confidence", "entropy", "margin"),
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        suppressed=torch.arange(8) == MASK,
+        **options if draws else {},
+    )
+    for name in ("sampled", "confidence", "entropy", "margin"):
+        assert torch.equal(getattr(told, name), getattr(plain, name)), name
+
+
+def test_a_text_that_the_model_thinks_impossible_is_weighed_all_the_same(toy: Toy) -> None:
+    """Logarithms: of two ways whose products are far below the smallest number the better one."""
+    model = toy()
+    source = torch.tensor([0, 1, 2, 0, 3, 4])
+    label = torch.tensor([0, 0, 0, 1, 1, 1])
+    target = torch.tensor([1, 2, 5, 3, 4, 5])
+    accepting = torch.tensor([False] * 5 + [True])
+    two = Automaton.of(Arrows(source, label, target), accepting, 0, model.spec)
+    logits = torch.zeros(3, 8)
+    logits[:, 0], logits[:, 1] = -1e4, -1.1e4
+    told = Scene(two, [MASK] * 3, 0, 3, logits, 0).ask(ASKED, model)
+    assert told.sampled.tolist() == [0, 0, 0]
+    assert told.confidence.tolist() == [1, 1, 1]
+    drawn = Scene(two, [MASK] * 3, 0, 3, logits, 0).ask(replace(ASKED, draws=True), model, 5, 1.0)
+    assert drawn.sampled.tolist() == [0] * 15
+
+
+@hypothesis(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_segments_reduce_groups(data: st.DataObject) -> None:
+    """Of any sizes, empty ones and large ones included."""
+    sizes = data.draw(
+        st.lists(st.sampled_from([0, 1, 2, 31, 32, 33, 1100]), min_size=1, max_size=6)
+    )
+    groups = torch.cat([torch.full((size,), name) for name, size in enumerate(sizes)])
+    draw = torch.Generator().manual_seed(0)
+    groups = groups[torch.randperm(len(groups), generator=draw)]
+    values = torch.randn(2, len(groups), generator=draw).double()
+    segments = Segments.of(groups, len(sizes))
+    for how in (torch.logsumexp, torch.amax):
+        found = segments.reduce(values, how)
+        for name, size in enumerate(sizes):
+            some = values[:, groups == name]
+            expected = how(some, -1) if size else torch.full((2,), -torch.inf).double()
+            assert torch.allclose(found[:, name], expected, rtol=1e-12)
+
+
+@hypothesis(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), tokens=st.lists(st.integers(0, 6), max_size=9))
+def test_walks_put_neighbours_together(toy: Toy, seed: int, tokens: list[int]) -> None:
+    automaton = language(seed, toy().spec)
+    for count in range(len(tokens) + 1):
+        state = automaton.start
+        for token in tokens[:count]:
+            state = int(automaton.following[state, automaton.class_of[token]])
+        found = walked(automaton, torch.tensor([tokens], dtype=torch.int64), torch.tensor([count]))
+        assert found.tolist() == [state]
