@@ -2,21 +2,26 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 import dlm
 from dlm.cache import Cache
 from dlm.execution import Execution
+from dlm.host import send
+from dlm.kernels import checks
+from dlm.kernels.tiles import TiledLogits
 from dlm.lanes import Lanes
 from dlm.models.model import Model
+from dlm.packing import Packing
 from dlm.recording import Record, Recording, pools
 from dlm.runtime import Outcome
 
@@ -236,3 +241,80 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Cache]":
 def model(golden_folder: Path) -> Model:
     """The golden one, for a test to change."""
     return dlm.load(golden_folder, dtype="float32")
+
+
+WAITS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
+"""What makes the host wait for a GPU, beside lists of what a mask marks."""
+
+
+@contextmanager
+def unwaiting() -> Iterator[None]:
+    """Fail on anything that would make the host wait."""
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def wait(*_: Any, **__: Any) -> Any:
+            raise AssertionError(f"the host waits for the device: Tensor.{name}")
+
+        return wait
+
+    waits = {name: getattr(Tensor, name) for name in WAITS}
+
+    def on_a_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
+        """What the kernels ask of a CPU and never of a GPU."""
+
+        def asked(*given: Any) -> Any:
+            with pytest.MonkeyPatch.context() as allowed, _disable_current_modes():
+                for name, wait in waits.items():
+                    allowed.setattr(Tensor, name, wait)
+                return call(*given)
+
+        return asked
+
+    with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
+        patch.setattr(TiledLogits, "of", on_a_cpu(TiledLogits.of))
+        for check in ("check_left", "check_positive"):
+            patch.setattr(checks, check, on_a_cpu(getattr(checks, check)))
+        for name in WAITS:
+            patch.setattr(Tensor, name, refuse(name))
+        yield
+
+
+SIZES = (  # of results, which the device alone knows
+    "masked_select", "nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive",
+    "unique_dim_consecutive", "bincount",
+)  # fmt: skip
+ANSWERS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose")
+
+
+def on_the_host() -> bool:
+    """Whether this is work of the host, whose results go to the device through pinned memory."""
+    mine = (send.__code__, Packing.of.__func__.__code__)  # type: ignore[attr-defined]
+    return any(frame.f_code in mine for frame, _ in walk_stack(None))
+
+
+class Refuse(TorchDispatchMode):
+    """Fails on operations that read what the device has, or wait for a copy to it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        lists = name in ("index", "index_put", "index_put_", "_unsafe_index") and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        repeats = name == "repeat_interleave" and func._overloadname == "Tensor"
+        copies = name == "lift_fresh" and args[0].dim()  # memory that is not pinned
+        waits = lists or repeats or copies or name in (*SIZES, *ANSWERS)
+        if waits and not on_the_host():
+            raise AssertionError(f"the host waits for the device: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="session")
+def waits() -> tuple[str, ...]:
+    """Methods of a tensor that make the host wait for a GPU."""
+    return WAITS
+
+
+@pytest.fixture(scope="session")
+def forbidden() -> Callable[[], AbstractContextManager[None]]:
+    """Makes what fails on anything that would make the host wait."""
+    return unwaiting

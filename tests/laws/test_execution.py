@@ -3,26 +3,21 @@
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from traceback import walk_stack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution, lanes_of
-from dlm.host import Mailbox, send
-from dlm.kernels import checks
-from dlm.kernels.tiles import TiledLogits
+from dlm.host import Mailbox
 from dlm.models.model import Model
-from dlm.packing import Packing
 from dlm.places import Places
 from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
@@ -30,11 +25,10 @@ from dlm.traits import Traits
 Toy = Callable[..., Model]
 Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
+Forbidden = Callable[[], AbstractContextManager[None]]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
-WAITS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
-"""What makes the host wait for a GPU, beside lists of what a mask marks."""
 
 
 def run(model: Model, execution: Execution, **options: Any) -> dlm.Generation:
@@ -165,6 +159,7 @@ def test_the_host_waits_for_one_report_a_step(
     decoding: Decoding,
     decoder: str,
     cache: str,
+    forbidden: Forbidden,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Within a step nothing is read: no item, no tolist, no truth of a tensor."""
@@ -190,71 +185,10 @@ def test_the_host_waits_for_one_report_a_step(
     assert steps == reads == max(out.forwards)
 
 
-@contextmanager
-def forbidden() -> Iterator[None]:
-    """Fail on anything that would make the host wait."""
-
-    def refuse(name: str) -> Callable[..., Any]:
-        def wait(*_: Any, **__: Any) -> Any:
-            raise AssertionError(f"the host waits for the device: Tensor.{name}")
-
-        return wait
-
-    waits = {name: getattr(Tensor, name) for name in WAITS}
-
-    def on_a_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
-        """What the kernels ask of a CPU and never of a GPU."""
-
-        def asked(*given: Any) -> Any:
-            with pytest.MonkeyPatch.context() as allowed, _disable_current_modes():
-                for name, wait in waits.items():
-                    allowed.setattr(Tensor, name, wait)
-                return call(*given)
-
-        return asked
-
-    with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
-        patch.setattr(TiledLogits, "of", on_a_cpu(TiledLogits.of))
-        for check in ("check_left", "check_positive"):
-            patch.setattr(checks, check, on_a_cpu(getattr(checks, check)))
-        for name in WAITS:
-            patch.setattr(Tensor, name, refuse(name))
-        yield
-
-
-SIZES = (  # of results, which the device alone knows
-    "masked_select", "nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive",
-    "unique_dim_consecutive", "bincount",
-)  # fmt: skip
-ANSWERS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose")
-
-
-def on_the_host() -> bool:
-    """Whether this is work of the host, whose results go to the device through pinned memory."""
-    mine = (send.__code__, Packing.of.__func__.__code__)  # type: ignore[attr-defined]
-    return any(frame.f_code in mine for frame, _ in walk_stack(None))
-
-
-class Refuse(TorchDispatchMode):
-    """Fails on operations that read what the device has, or wait for a copy to it."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        lists = name in ("index", "index_put", "index_put_", "_unsafe_index") and any(
-            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
-        )
-        repeats = name == "repeat_interleave" and func._overloadname == "Tensor"
-        copies = name == "lift_fresh" and args[0].dim()  # memory that is not pinned
-        waits = lists or repeats or copies or name in (*SIZES, *ANSWERS)
-        if waits and not on_the_host():
-            raise AssertionError(f"the host waits for the device: {func}")
-        return func(*args, **(kwargs or {}))
-
-
-def test_what_is_forbidden_is_noticed() -> None:
+def test_what_is_forbidden_is_noticed(forbidden: Forbidden, waits: tuple[str, ...]) -> None:
     one = torch.ones(1)
     some, whole = one > 0, one.long()
-    for name in WAITS:
+    for name in waits:
         with forbidden(), pytest.raises(AssertionError, match=name):
             getattr(one, name)()
     with forbidden(), pytest.raises(AssertionError, match="__bool__"):

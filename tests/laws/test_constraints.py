@@ -1,0 +1,175 @@
+"""Under a constraint every decoder ends with a text of the language, alone and in any batch."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import dlm
+from dlm.decoders import DECODERS
+from dlm.execution import Execution
+from dlm.host import Mailbox
+from dlm.job import generation_job
+from dlm.models.model import Model
+from dlm.runtime import Loop, Outcome
+from dlm.settings import Settings
+from dlm.traits import Traits
+
+Decoding = Callable[[str], dict[str, Any]]
+Traced = Callable[..., Execution]
+
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+PATTERN = r"(on|off)( [0-9]{1,4}(,[0-9]{1,4})*)?|never"
+
+
+@pytest.fixture(scope="session")
+def speaking(golden: Model) -> Model:
+    """The small LLaDA with a tokenizer of bytes and pairs of digits."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{a}{b}" for a in range(10) for b in range(10))]
+    numbers = {word: place for place, word in enumerate(words)}
+    merges = [(str(a), str(b)) for a in range(10) for b in range(10)]
+    backend = Tokenizer(models.BPE(numbers, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return replace(golden, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.fixture(scope="session")
+def constraint(speaking: Model) -> dlm.Constraint:
+    return dlm.Constraint.regex(speaking, PATTERN)
+
+
+def decoded(
+    model: Model, constraint: dlm.Constraint, rows: list[list[int]] = ROWS, **options: Any
+) -> dlm.Generation:
+    usual: dict[str, Any] = {"gen_length": 11, "block_length": 4, "seed": 3, "temperature": 0.8}
+    usual |= {"row_keys": [40, 41, 42][: len(rows)], "constraint": constraint}
+    return dlm.generate(model, rows, **{**usual, **options})
+
+
+def check(out: dlm.Generation) -> None:
+    assert out.texts is not None
+    for text in out.texts:
+        assert re.fullmatch(PATTERN, text), text
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_every_decoder_ends_with_a_text(
+    speaking: Model, constraint: dlm.Constraint, decoding: Decoding, decoder: str, cache: str
+) -> None:
+    """Drawn and greedy; each row as it would be alone."""
+    options = {**decoding(decoder), "cache": cache}
+    together = decoded(speaking, constraint, **options)
+    check(together)
+    for row, prompt in enumerate(ROWS):
+        alone = decoded(speaking, constraint, [prompt], **options, row_keys=[40 + row])
+        assert alone.tokens[0] == together.tokens[row]
+    check(decoded(speaking, constraint, **options, temperature=0.0, stop_at_eos=False))
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("block_length", [3, None])
+def test_shapes_that_stay_and_recorded_steps_change_nothing(
+    speaking: Model,
+    constraint: dlm.Constraint,
+    decoding: Decoding,
+    traced: Traced,
+    decoder: str,
+    block_length: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for execution in (Execution(), Execution(static=True), traced()):
+        monkeypatch.setattr(Execution, "of", lambda model, execution=execution: execution)
+        out = decoded(speaking, constraint, **decoding(decoder), block_length=block_length)
+        found.append((out.tokens, out.forwards))
+    check(out)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("decoder", ["low_confidence", "threshold", "random", "saber", "dream"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_host_waits_for_one_report_a_step(
+    speaking: Model,
+    constraint: dlm.Constraint,
+    decoder: str,
+    temperature: float,
+    forbidden: Callable[[], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, reads = 0, 0
+    step, read = Loop.step, Mailbox.read
+
+    def watched(self: Loop, *given: Any) -> Outcome:
+        nonlocal steps
+        steps += 1
+        with forbidden():
+            return step(self, *given)
+
+    def counted(self: Mailbox, report: torch.Tensor) -> list[int]:
+        nonlocal reads
+        reads += 1
+        return read(self, report)
+
+    monkeypatch.setattr(Loop, "step", watched)
+    monkeypatch.setattr(Mailbox, "read", counted)
+    monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
+    out = decoded(speaking, constraint, decoder=decoder, temperature=temperature)
+    assert steps == reads == max(out.forwards)
+
+
+def test_rows_that_join_are_held_to_it(speaking: Model, constraint: dlm.Constraint) -> None:
+    rows = [[row, 5] for row in range(7)]
+    options: dict[str, Any] = {"gen_length": 11, "block_length": 4, "temperature": 1.0}
+    options |= {"constraint": constraint, "decoder": "threshold"}
+    few = dlm.generate(speaking, rows, batch_size=2, **options)
+    check(few)
+    assert few.tokens == dlm.generate(speaking, rows, **options).tokens
+
+
+@pytest.mark.parametrize("facts", [{"block_size": 4}, {"shift": True}, {"causal": True}], ids=str)
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_other_attention(
+    speaking: Model, constraint: dlm.Constraint, facts: dict[str, Any], cache: str
+) -> None:
+    """Blocks on a grid begin in front of what is generated."""
+    if "causal" in facts:
+        facts = {"block_size": 4, **facts}
+    model = Model(speaking.network, speaking.tokenizer, replace(speaking.spec, **facts))
+    check(decoded(model, constraint, cache=cache))
+
+
+def test_what_is_written_leaves_a_text_at_every_forward(
+    speaking: Model, constraint: dlm.Constraint, decoding: Decoding
+) -> None:
+    """Whichever of the drawn tokens the decoder takes, and takes back."""
+    automaton = constraint.automaton
+    mask = speaking.spec.mask_id
+    for decoder in ("random", "remdm", "saber", "wino"):
+        options = {**decoding(decoder), "gen_length": 9, "block_length": 3, "temperature": 1.0}
+        settings = Settings(**options, constraint=constraint)
+        for step in generation_job(speaking, [ROWS[0]], settings).steps():
+            states = {automaton.start}
+            for token in step.tokens[0, 7:].tolist():
+                classes = (
+                    range(automaton.following.shape[1])
+                    if token == mask
+                    else [int(automaton.class_of[token])]
+                )
+                states = {int(automaton.following[q, c]) for q in states for c in classes}
+            assert any(int(automaton.left[state]) == 0 for state in states)
+
+
+def test_a_path_has_no_probability_of_its_own(speaking: Model, constraint: dlm.Constraint) -> None:
+    out = decoded(speaking, constraint, decoder="random", stop_at_eos=False)
+    assert out.path_log_probability is None
