@@ -111,6 +111,20 @@ OPTIONS: Final[dict[str, str]] = {
     "attention_mask": _IDS,
     "tokenizer": "it is the model's own: model.tokenizer",
     "block_size": "in dlm it is block_length; block_size of dlm.load is that of the attention",
+    **dict.fromkeys(
+        ("guided_json", "json_schema", "response_format", "structured_outputs"),
+        "in dlm it is constraint=dlm.Constraint.json_schema(model, schema)",
+    ),
+    **dict.fromkeys(
+        ("guided_regex", "regex"), "in dlm it is constraint=dlm.Constraint.regex(model, pattern)"
+    ),
+    **dict.fromkeys(
+        ("choice", "choices", "guided_choice"),
+        "in dlm it is constraint=dlm.Constraint.choice(model, texts)",
+    ),
+    **dict.fromkeys(
+        ("grammar", "guided_grammar"), "constraint takes regular expressions and JSON schemas"
+    ),
     "device": "it is where dlm.load put the model: dlm.load has device",
     "dtype": "it is as dlm.load made the model: dlm.load has dtype",
 }

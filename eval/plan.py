@@ -19,7 +19,7 @@ from dlm.options import integer, known
 
 NOT_OPTIONS = (
     "model", "prompts", "row_keys", "stop", "return_trajectory", "return_order",
-    "return_top_tokens", "prompt_cache", "batch_size",
+    "return_top_tokens", "prompt_cache", "batch_size", "constraint",
 )  # fmt: skip
 """Parameters of `dlm.generate` that a run sets itself."""
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dlm.cli.constraints import Choice, JsonSchema, Language, Regex
 from dlm.cli.inputs import Row, read_rows, refuse_company
 from dlm.cli.job import Job
 from dlm.cli.loading import load_model
@@ -129,6 +130,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         decoding(metavar="TEXT", help="Text that ends an answer, itself left out; repeatable."),
     ] = None,
     confidence_eos_eot_inf: StopsLast = False,
+    regex: Regex = None,
+    choice: Choice = None,
+    json_schema: JsonSchema = None,
     cache: CacheName = "none",
     refresh_every: RefreshEvery = None,
     refresh_around: RefreshAround = 0,
@@ -152,6 +156,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     """Continue prompts, or fill the blanks of texts."""
     given, facts = decoding_options(locals()), model_options(locals())
     refuse_company("dlm generate")
+    language = Language(regex, choice, json_schema)
     rows = read_rows(prompts or [], file)
     refuse(rows, watch=watch, json=json, infill=infill, chatty=bool(chat) or system is not None)
     if html is not None:
@@ -168,6 +173,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     job = Job(rows, given, chat=wrap, infill=infill, system=system, growth=grows)
     job.check()
     loaded = load_model(model, device, dtype, **facts)
+    given["constraint"] = language.constraint(loaded)
     if watch:
         job.watch(loaded)
         return

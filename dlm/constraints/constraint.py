@@ -28,7 +28,8 @@ class Constraint:
     """
 
     pattern: str  # a regular expression
-    vocabulary: str  # digest of the tokens and how the model uses them
+    vocabulary: str  # digest of the tokens
+    usage: str  # how the model uses them
     automaton: Automaton
 
     @classmethod
@@ -85,17 +86,22 @@ class Constraint:
             raise ValueError(
                 f"a constraint must allow a text of the model's tokens, got {shown(pattern)}"
             )
-        return cls(pattern, vocabulary_of(tree.digest, spec), automaton)
+        return cls(pattern, tree.digest, usage_of(spec), automaton)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same vocabulary to the same pattern."""
         if not isinstance(other, Constraint):
             return NotImplemented
-        return (self.pattern, self.vocabulary) == (other.pattern, other.vocabulary)
+        return self.name == other.name
 
     def __hash__(self) -> int:
         """Likewise."""
-        return hash((self.pattern, self.vocabulary))
+        return hash(self.name)
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """What tells it from others."""
+        return self.pattern, self.vocabulary, self.usage
 
     def __repr__(self) -> str:
         """Without the automaton."""
@@ -117,7 +123,9 @@ class Constraint:
                 text takes more tokens.
         """
         spec = model.spec
-        if vocabulary_of(tree_of(model).digest, spec) != self.vocabulary:
+        # A network by itself is believed to have the tokenizer that the constraint was made with.
+        digest = self.vocabulary if model.tokenizer is None else tree_of(model).digest
+        if (digest, usage_of(spec)) != (self.vocabulary, self.usage):
             raise ValueError(
                 f"constraint must be made for the model it is used with, got {self!r} of another"
             )
@@ -136,6 +144,8 @@ class Constraint:
             )
 
 
-def vocabulary_of(digest: str, spec: ModelSpec) -> str:
-    """What an automaton over tokens rests on."""
-    return f"{digest} {spec.vocab_size} {spec.stop_ids} {spec.banned}"
+def usage_of(spec: ModelSpec) -> str:
+    """What an automaton rests on beside the tokens."""
+    return (
+        f"{spec.vocab_size} tokens, {spec.stop_ids} end a text, {(*spec.banned,)} are not sampled"
+    )

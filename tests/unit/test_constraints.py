@@ -199,6 +199,8 @@ def test_a_constraint_is_for_one_vocabulary(golden: Model) -> None:
             dlm.generate(replace(built_in(), spec=other), "a", gen_length=4, constraint=made)
     with pytest.raises(ValueError, match="needs a tokenizer"):
         dlm.Constraint.regex(golden, "a*")
+    with pytest.raises(ValueError, match="must be made for the model it is used with"):
+        dlm.generate(golden, [1], gen_length=4, constraint=made)
     with pytest.raises(ValueError, match="constraint is for generate"):
         dlm.infill(built_in(), "a [MASK]", constraint=made)
     tokenizer: Any = pickle.loads(pickle.dumps(built_in().tokenizer))
@@ -279,3 +281,14 @@ def test_top_p_cuts_what_may_follow() -> None:
     )
     assert out.texts is not None
     assert all(re.fullmatch("[0-9]{4}-[0-9]{2}", text) for text in out.texts)
+
+
+def test_networks_are_held_to_it_through_transformers() -> None:
+    """Which have no tokenizer of their own: it is the one that the constraint was made with."""
+    network, tokenizer = built_in().network, tokenizer_of(built_in(), "a test")
+    given = tokenizer("When?", return_tensors="pt").input_ids
+    out = network.generate(given, constraint=held("[0-9]{4}-[0-9]{2}"), max_new_tokens=12)
+    text = tokenizer.decode(out[0, given.shape[1] :], skip_special_tokens=True)
+    assert re.fullmatch("[0-9]{4}-[0-9]{2}", text)
+    with pytest.raises(ValueError, match="a configuration must hold what JSON can hold"):
+        dlm.DiffusionGenerationConfig(constraint=held("a*"))
