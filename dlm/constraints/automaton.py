@@ -1,6 +1,6 @@
 """A regular language as an automaton over the tokens of a vocabulary.
 
-Shapes: S states, C classes of tokens, E edges, V vocabulary.
+Shapes: S states, C classes of tokens, E edges, P pairs of states, V vocabulary.
 """
 
 from collections.abc import Collection
@@ -43,10 +43,14 @@ class Automaton:
     following: Tensor  # int64 [S, C], the state behind a token of each class
     left: Tensor  # int64 [S], fewest tokens to a whole text, the stop token not counted
     start: int
-    edges: Arrows  # between states from which a text can be ended, int64 [E] each
-    by_source: Segments  # edges, by the state they leave
+    edges: Arrows  # by classes, between states from which a text can be ended, int64 [E] each
+    pair: Tensor  # int64 [E], which of all pairs of states each of them joins
+    source: Tensor  # int64 [P], of each pair
+    target: Tensor  # int64 [P]
+    by_pair: Segments  # edges, by the pair of states they join
+    by_label: Segments  # edges, by their class
+    by_source: Segments  # pairs, by the state they leave
     by_target: Segments
-    by_label: Segments
     by_class: Segments  # tokens, by their class
 
     @classmethod
@@ -84,15 +88,22 @@ class Automaton:
         edges = Arrows(begin, label, following[begin, label])
         left = distances(edges, torch.cat((accepting, torch.tensor([True, False]))))
         edges = edges.chosen((left[edges.source] < NEVER) & (left[edges.target] < NEVER))
+        states = dead + 1
+        names, pair = torch.unique(edges.source * states + edges.target, return_inverse=True)
+        source, target = names // states, names % states
         return cls(
             class_of=class_of,
             following=following,
             left=left,
             start=start,
             edges=edges,
-            by_source=Segments.of(edges.source, dead + 1),
-            by_target=Segments.of(edges.target, dead + 1),
+            pair=pair,
+            source=source,
+            target=target,
+            by_pair=Segments.of(pair, len(names)),
             by_label=Segments.of(edges.label, count),
+            by_source=Segments.of(source, states),
+            by_target=Segments.of(target, states),
             by_class=Segments.of(class_of, count),
         )
 

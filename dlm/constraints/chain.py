@@ -13,7 +13,7 @@ impossible is still weighed against others, where nothing else is allowed. With 
 place of the sum b_i is that of the likeliest text (Viterbi 1967; Suresh et al. 2025, DINGO,
 arXiv:2505.23061).
 
-Shapes: B rows, W window, S states, C classes, E edges, V vocabulary.
+Shapes: B rows, W window, S states, C classes, P pairs of states, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Standing:
 
 
 def weighed(masses: Tensor, standing: Standing) -> Tensor:
-    """What each class weighs at each column, float64 [B, W, C]: only its own where a token stands.
+    """M of each class at each column, float64 [B, W, C]: where a token stands of its own alone.
 
     Args:
         masses: [B, W, C], of open columns.
@@ -48,54 +48,64 @@ def weighed(masses: Tensor, standing: Standing) -> Tensor:
     return torch.where(standing.open[..., None], masses.double(), own.double())
 
 
-def backward(
-    automaton: Automaton, weights: Tensor, standing: Standing, how: Reduce
-) -> list[Tensor]:
-    """b_0 .. b_W, float64 [B, S] each.
+def between(automaton: Automaton, weights: Tensor, how: Reduce) -> Tensor:
+    """What leads from one state to another at each column, float64 [B, W, P].
+
+    Args:
+        automaton: the language.
+        weights: `weighed`.
+        how: `torch.logsumexp` or `torch.amax`.
+    """
+    each = weights.flatten(0, 1).index_select(1, automaton.edges.label)
+    reduced = automaton.by_pair.reduce(each, how)
+    return reduced.view(*weights.shape[:2], -1)
+
+
+def backward(automaton: Automaton, pairs: Tensor, standing: Standing, how: Reduce) -> Tensor:
+    """b_0 .. b_W, float64 [B, W + 1, S].
 
     Behind the window it counts that a text can be ended in what is left of the row.
 
     Args:
         automaton: the language.
-        weights: `weighed`.
+        pairs: `between`.
         standing: in the window.
-        how: `torch.logsumexp` or `torch.amax`.
+        how: as of `between`.
     """
-    edges = automaton.edges
     reached = automaton.left <= standing.left[:, None]
     after = torch.where(reached, 0.0, -torch.inf).double()
     found = [after]
-    for column in range(weights.shape[1] - 1, -1, -1):
-        taken = weights[:, column, edges.label] + after[:, edges.target]
+    for column in range(pairs.shape[1] - 1, -1, -1):
+        taken = pairs[:, column] + after.index_select(1, automaton.target)
         before = automaton.by_source.reduce(taken, how)
         after = torch.where(standing.inside[:, column, None], before, after)
         found.append(after)
-    return found[::-1]
+    return torch.stack(found[::-1], 1)
 
 
-def others(
-    automaton: Automaton, weights: Tensor, standing: Standing, after: list[Tensor]
-) -> Tensor:
-    """w_0 .. w_{W-1}, float64 [B, W, C].
-
-    Args:
-        automaton: the language.
-        weights: `weighed`.
-        standing: in the window.
-        after: `backward`, of sums.
-    """
-    edges = automaton.edges
-    states = torch.arange(automaton.following.shape[0], device=weights.device)
+def forward(automaton: Automaton, pairs: Tensor, standing: Standing) -> Tensor:
+    """a_0 .. a_{W-1}, float64 [B, W, S]; the arguments are those of `backward`."""
+    states = torch.arange(automaton.following.shape[0], device=pairs.device)
     before = torch.where(states == standing.first[:, None], 0.0, -torch.inf).double()
     found = []
-    for column in range(weights.shape[1]):
-        led = before[:, edges.source]
-        around = led + after[column + 1][:, edges.target]
-        found.append(automaton.by_label.reduce(around, torch.logsumexp))
-        taken = led + weights[:, column, edges.label]
+    for column in range(pairs.shape[1]):
+        found.append(before)
+        taken = before.index_select(1, automaton.source) + pairs[:, column]
         behind = automaton.by_target.reduce(taken, torch.logsumexp)
         before = torch.where(standing.inside[:, column, None], behind, before)
     return torch.stack(found, 1)
+
+
+def others(automaton: Automaton, weights: Tensor, standing: Standing) -> Tensor:
+    """w_0 .. w_{W-1}, float64 [B, W, C], of `weighed` ones."""
+    pairs = between(automaton, weights, torch.logsumexp)
+    before = forward(automaton, pairs, standing)
+    after = backward(automaton, pairs, standing, torch.logsumexp)[:, 1:]
+    before, after = before.flatten(0, 1), after.flatten(0, 1)
+    around = before.index_select(1, automaton.source) + after.index_select(1, automaton.target)
+    each = around.index_select(1, automaton.pair)
+    reduced = automaton.by_label.reduce(each, torch.logsumexp)
+    return reduced.view(*weights.shape[:2], -1)
 
 
 def relative(weights: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, W window, N columns measured, S states, C classes, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,23 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.constraints.automaton import Automaton
-from dlm.constraints.chain import Standing, backward, others, relative, walked, weighed
+from dlm.constraints.chain import (
+    Standing,
+    backward,
+    between,
+    others,
+    relative,
+    walked,
+    weighed,
+)
 from dlm.kernels import Bonus, NoiseKey, TokenStatistics, token_statistics
 from dlm.places import Places
 from dlm.progress import Progress
 from dlm.tree import mapped
 
-ROWS = 32  # of logits that are brought together at a time, each a copy in float32
+ROWS = 32  # of logits that are laid out anew at a time
+APART = 1 << 31
+"""Between the numbers of forwards that draw tokens and classes: more than any row takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,10 @@ class Joint:
     """Draws all open positions of a window together, and measures each under the constraint.
 
     Texts are drawn from prod_i p_i(x_i), restricted to those that the language takes as a whole:
-    from left to right from p_i(v) b_{i+1}(d(q_i, v)), cut by top-k and top-p, by the race and the
-    noise of a step without constraint. T = 0 takes the likeliest of them. Any of the tokens may be
-    written without the others, as the others make a text of the language with it.
+    from left to right from p_i(v) b_{i+1}(d(q_i, v)), first a class of tokens and then one of it,
+    each by the exact race of `token_statistics`. Where top-k and top-p cut that distribution tokens
+    are drawn one by one. T = 0 takes the likeliest text. Any of its tokens may be written without
+    the others, as those make a text of the language with it.
 
     Statistics are of the distribution of a position over all such texts, p_i(v) w_i(v) / Z: where
     nothing else may stand a token is certain, and what another position rules out is impossible.
@@ -72,11 +83,11 @@ class Joint:
         wide = logits.float().masked_fill(self.suppressed, -torch.inf)
         if asked.bonus is not None:
             wide.scatter_add_(1, asked.bonus.tokens, asked.bonus.values)
-        standing = self.standing(canvas, progress)
-        sampled = self.drawn(wide, canvas, progress, places, asked, standing)
+        scene = Scene(canvas, progress, places, asked, self.standing(canvas, progress))
+        tokens = self.drawn(wide, scene)
         if asked.wanted or asked.top:
-            self.restrict(wide, canvas, places, asked, standing)
-        return self.measured(wide, canvas, progress, places, asked, sampled)
+            self.restrict(wide, scene)
+        return self.measured(wide, scene, tokens)
 
     def standing(self, canvas: Canvas, progress: Progress) -> Standing:
         """What stands in the window and in front of it."""
@@ -95,126 +106,169 @@ class Joint:
             left=canvas.stop - end,
         )
 
-    def drawn(
-        self,
-        wide: Tensor,
-        canvas: Canvas,
-        progress: Progress,
-        places: Places,
-        asked: Asked,
-        standing: Standing,
-    ) -> Tensor:
-        """A text of the language that has what stands, and its tokens elsewhere; int64 [B, W]."""
-        automaton, window = self.automaton, progress.window
-        options: dict[str, Any] = {"top_k": asked.top_k, "top_p": asked.top_p}
-        temperature = None
-        if asked.draws:
-            options |= {"temperature": canvas.temperature, "scale": asked.scale}
-            temperature = over(canvas.temperature, asked.scale)
-        weights = self.weights(wide, places, temperature, standing)
-        after = backward(
-            automaton, weights, standing, torch.logsumexp if asked.draws else torch.amax
-        )
-        slot = places.spread(torch.arange(len(wide), device=wide.device), window.masked)
-        assert slot is not None
-        state, found = standing.first, []
-        for column in range(window.masked.shape[1]):
-            follows = after[column + 1].gather(1, automaton.following[state])
-            bias = relative(follows) if temperature is None else relative(follows) * temperature
-            law = wide[slot[:, column]] + bias.float()[:, automaton.class_of]
-            if asked.draws:
-                options["key"] = NoiseKey(
-                    canvas.seed, canvas.row_key, window.positions[:, column], progress.made
-                )
-            token = token_statistics(law, (), suppressed=self.suppressed, **options).sampled
-            token = torch.where(standing.open[:, column], token, window.tokens[:, column])
-            behind = automaton.following[state, automaton.class_of[token]]
-            state = torch.where(standing.inside[:, column], behind, state)
-            found.append(token)
-        return torch.stack(found, 1)
+    def drawn(self, wide: Tensor, scene: "Scene") -> Tensor:
+        """What is sampled at each place, int64 [N]: of a text of the language with what stands."""
+        asked, how = scene.asked, torch.logsumexp if scene.asked.draws else torch.amax
+        temperature = scene.temperature if asked.draws else None
+        weights = self.weights(wide, scene, temperature)
+        pairs = between(self.automaton, weights, how)
+        after = backward(self.automaton, pairs, scene.standing, how)[:, 1:]
+        if asked.draws and (asked.top_k is not None or asked.top_p is not None):
+            return self.by_tokens(wide, scene, after)
+        tokens = self.within(wide, scene, self.by_classes(weights, scene, after))
+        return scene.given(tokens)
 
-    def weights(
-        self, wide: Tensor, places: Places, temperature: Tensor | None, standing: Standing
-    ) -> Tensor:
+    def weights(self, wide: Tensor, scene: "Scene", temperature: Tensor | None) -> Tensor:
         """What each class weighs at each column, float64 [B, W, C]; its likeliest token for None.
 
         Args:
             wide: [N, V], logits.
-            places: their columns.
-            temperature: float64 [B, 1].
-            standing: what stands in the window.
+            scene: the window.
+            temperature: float32 [B].
         """
-        by_class, found = self.automaton.by_class, []
-        each = None if temperature is None else temperature.float()[places.row]
-        for begin in range(0, len(wide), ROWS):
-            part = wide[begin : begin + ROWS]
-            if each is None:
-                found.append(by_class.reduce(part, torch.amax))
-            else:
-                part = part / each[begin : begin + ROWS]
-                found.append(by_class.reduce(part, torch.logsumexp))
-        masses = places.spread(torch.cat(found), standing.open)
+        found = []
+        for rows in scene.parts(len(wide)):
+            part = wide[rows]
+            if temperature is not None:
+                part = part / temperature[scene.places.row[rows]][:, None]
+            how = torch.amax if temperature is None else torch.logsumexp
+            found.append(self.automaton.by_class.reduce(part, how))
+        masses = scene.places.spread(torch.cat(found), scene.standing.open)
         assert masses is not None
-        return weighed(masses, standing)
+        return weighed(masses, scene.standing)
 
-    def restrict(
-        self, wide: Tensor, canvas: Canvas, places: Places, asked: Asked, standing: Standing
-    ) -> None:
+    def by_classes(self, weights: Tensor, scene: "Scene", after: Tensor) -> Tensor:
+        """The class of a token at each column, int64 [B, W]."""
+        automaton, standing = self.automaton, scene.standing
+        options: dict[str, Any] = {"temperature": 1.0} if scene.asked.draws else {}
+        state, found = standing.first, []
+        for column in range(weights.shape[1]):
+            behind = automaton.following[state]
+            law = relative(weights[:, column] + after[:, column].gather(1, behind))
+            if scene.asked.draws:
+                options["key"] = scene.key(column, apart=True)
+            label = token_statistics(law.float(), (), **options).sampled
+            found.append(label)
+            reached = behind.gather(1, label[:, None])[:, 0]
+            state = torch.where(standing.inside[:, column], reached, state)
+        return torch.stack(found, 1)
+
+    def within(self, wide: Tensor, scene: "Scene", labels: Tensor) -> Tensor:
+        """A token of the class at each place, int64 [N]."""
+        chosen, found = scene.places.take(labels), []
+        for rows in scene.parts(len(wide)):
+            law = wide[rows].masked_fill(self.automaton.class_of != chosen[rows, None], -torch.inf)
+            options = scene.drawing(rows) if scene.asked.draws else {}
+            drawn = token_statistics(law, (), suppressed=self.suppressed, **options)
+            found.append(drawn.sampled)
+        return torch.cat(found)
+
+    def by_tokens(self, wide: Tensor, scene: "Scene", after: Tensor) -> Tensor:
+        """As `drawn`, each token from what top-k and top-p leave of what may follow."""
+        automaton, standing, asked = self.automaton, scene.standing, scene.asked
+        tokens = scene.progress.window.tokens
+        slot = scene.places.spread(torch.arange(len(wide), device=wide.device), tokens)
+        assert slot is not None
+        state, found = standing.first, []
+        for column in range(tokens.shape[1]):
+            follows = relative(after[:, column].gather(1, automaton.following[state]))
+            bias = (follows * scene.temperature[:, None]).float()
+            token = token_statistics(
+                wide[slot[:, column]] + bias.index_select(1, automaton.class_of),
+                (),
+                suppressed=self.suppressed,
+                temperature=scene.canvas.temperature,
+                scale=asked.scale,
+                top_k=asked.top_k,
+                top_p=asked.top_p,
+                key=scene.key(column),
+            ).sampled
+            token = torch.where(standing.open[:, column], token, tokens[:, column])
+            reached = automaton.following[state, automaton.class_of[token]]
+            state = torch.where(standing.inside[:, column], reached, state)
+            found.append(token)
+        return scene.places.take(torch.stack(found, 1))
+
+    def restrict(self, wide: Tensor, scene: "Scene") -> None:
         """Turn the logits of open columns into those of their distribution over all texts."""
-        plain = torch.ones_like(canvas.temperature)
-        temperature = canvas.temperature if asked.draws and asked.law == "sampling" else plain
-        temperature = over(temperature, asked.scale if asked.scale_statistics else None)
-        weights = self.weights(wide, places, temperature, standing)
-        after = backward(self.automaton, weights, standing, torch.logsumexp)
-        around = relative(others(self.automaton, weights, standing, after))
-        bias = (around * temperature[:, None]).masked_fill(~standing.open[..., None], 0.0)
-        each = places.take(bias.float())
-        for begin in range(0, len(wide), ROWS):
-            some = slice(begin, begin + ROWS)
-            wide[some] += each[some][:, self.automaton.class_of]
+        temperature, standing = scene.scored, scene.standing
+        weights = self.weights(wide, scene, temperature)
+        around = relative(others(self.automaton, weights, standing))
+        bias = (around * temperature[:, None, None]).masked_fill(~standing.open[..., None], 0.0)
+        each = scene.places.take(bias.float())
+        for rows in scene.parts(len(wide)):
+            wide[rows] += each[rows].index_select(1, self.automaton.class_of)
 
-    def measured(
-        self,
-        wide: Tensor,
-        canvas: Canvas,
-        progress: Progress,
-        places: Places,
-        asked: Asked,
-        sampled: Tensor,
-    ) -> TokenStatistics:
-        """Statistics of the logits as they are now, with what was sampled, int64 [B, W]."""
-        tokens = places.take(sampled)
+    def measured(self, wide: Tensor, scene: "Scene", tokens: Tensor) -> TokenStatistics:
+        """Statistics of the logits as they are now, with what was sampled, int64 [N]."""
+        asked = scene.asked
         options: dict[str, Any] = {"law": asked.law, "top": asked.top}
-        if asked.scale is not None:
-            options["scale"] = asked.scale[places.row]
         if asked.draws and asked.law == "sampling":
-            row = places.row
-            options |= {"temperature": canvas.temperature[row], "top_k": asked.top_k}
-            options["top_p"] = asked.top_p
-            options["key"] = NoiseKey(
-                canvas.seed[row], canvas.row_key[row], places.position, progress.made[row]
-            )
+            options |= scene.drawing(slice(None)) | {"top_k": asked.top_k, "top_p": asked.top_p}
+        elif asked.scale is not None:
+            options["scale"] = asked.scale[scene.places.row]
         own = {"confidence", "token_probability"}
-        wanted = (set(asked.wanted) - own) | ({"token_probability"} if asked.wanted else set())
+        wanted = set(asked.wanted)
         told = token_statistics(
             wide,
-            wanted,
+            (wanted - own) | ({"token_probability"} if wanted & own else set()),
             suppressed=self.suppressed,
             tokens=tokens,
             scale_statistics=asked.scale_statistics,
             **options,
         )
         found = told.token_probability
-        if "token_probability" in asked.wanted:
-            assert found is not None
-            of_tokens = found.masked_fill(places.take(progress.window.masked), 0.0)
-        else:
-            of_tokens = None
-        confidence = found if "confidence" in asked.wanted else None
+        confidence = found if "confidence" in wanted else None
+        if found is not None:  # no mask is ever sampled
+            found = found.masked_fill(scene.places.take(scene.standing.open), 0.0)
+        of_tokens = found if "token_probability" in wanted else None
         return replace(told, sampled=tokens, confidence=confidence, token_probability=of_tokens)
 
 
-def over(temperature: Tensor, scale: Tensor | None) -> Tensor:
-    """T / s of each row, float64 [B, 1]."""
-    divided = temperature if scale is None else temperature / scale
-    return divided.double()[:, None]
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One forward: what was asked where, and what stands there."""
+
+    canvas: Canvas
+    progress: Progress
+    places: Places
+    asked: Asked
+    standing: Standing
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """Some of `count` rows of logits after the other."""
+        return (slice(begin, begin + ROWS) for begin in range(0, count, ROWS))
+
+    @property
+    def temperature(self) -> Tensor:
+        """That tokens are drawn at, float32 [B]."""
+        scale, own = self.asked.scale, self.canvas.temperature
+        return own if scale is None else own / scale
+
+    @property
+    def scored(self) -> Tensor:
+        """That of the law which statistics describe, float32 [B]."""
+        asked, own = self.asked, self.canvas.temperature
+        if not (asked.draws and asked.law == "sampling"):
+            own = torch.ones_like(own)
+        return own if asked.scale is None or not asked.scale_statistics else own / asked.scale
+
+    def key(self, column: int, *, apart: bool = False) -> NoiseKey:
+        """The noise of a column of all rows; `apart` from that which tokens are drawn with."""
+        canvas, made = self.canvas, self.progress.made
+        position = self.progress.window.positions[:, column]
+        return NoiseKey(canvas.seed, canvas.row_key, position, made + APART if apart else made)
+
+    def drawing(self, rows: slice) -> dict[str, Any]:
+        """Temperature, scale and noise of some places, as `token_statistics` takes them."""
+        canvas, row, scale = self.canvas, self.places.row[rows], self.asked.scale
+        position = self.places.position[rows]
+        key = NoiseKey(canvas.seed[row], canvas.row_key[row], position, self.progress.made[row])
+        options: dict[str, Any] = {"temperature": canvas.temperature[row], "key": key}
+        return options if scale is None else options | {"scale": scale[row]}
+
+    def given(self, tokens: Tensor) -> Tensor:
+        """Tokens sampled at the places, int64 [N], and those that stand where one does."""
+        window = self.progress.window
+        open_, there = self.places.take(window.masked), self.places.take(window.tokens)
+        return torch.where(open_, tokens, there)

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-WIDE = 32  # numbers brought together at a time
+WIDTHS = (2, 4, 8, 16, 32)  # numbers that may be brought together at a time
+ROOM = 1 << 22  # numbers that are laid out anew at a time
 Reduce = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Groups of the numbers 0 .. n - 1, as tables of at most 32 columns, one for each level.
+    """Groups of the numbers 0 .. n - 1, as tables, one for each level.
 
     Scattering would add in whatever order a GPU's threads come.
     """
 
-    tables: tuple[Tensor, ...]  # int64 [m, at most 32], into the level before; its size is a pad
+    tables: tuple[Tensor, ...]  # int64 [lines, width], into the level before; its size is a pad
 
     @classmethod
     def of(cls, groups: Tensor, count: int) -> "Segments":
@@ -30,12 +31,12 @@ class Segments:
         size, tables = len(numbers), []
         while True:
             counts = groups.bincount(minlength=count)
+            width = min(WIDTHS, key=lambda width: (width + 1) * int(lines_of(counts, width).sum()))
+            lines = lines_of(counts, width)
             place = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
-            # Each group at least one line, also where it is empty.
-            lines = counts.sub(1).div(WIDE, rounding_mode="floor").add(1).clamp(min=1)
             first = lines.cumsum(0) - lines
-            table = torch.full((int(lines.sum()), int(counts.clamp(1, WIDE).max())), size)
-            table[first[groups] + place // WIDE, place % WIDE] = numbers
+            table = torch.full((int(lines.sum()), width), size)
+            table[first[groups] + place // width, place % width] = numbers
             tables.append(table)
             if len(table) == count:
                 return cls(tuple(tables))
@@ -47,7 +48,18 @@ class Segments:
 
         -inf where a group is empty.
         """
+        rows = max(1, ROOM // max(1, values.shape[1]))
+        return torch.cat([self._reduce(some, how) for some in values.split(rows)])
+
+    def _reduce(self, values: Tensor, how: Reduce) -> Tensor:
+        """Of all rows at once."""
         for table in self.tables:
             padded = pad(values, (0, 1), value=-torch.inf)
-            values = how(padded[:, table], -1)
+            laid = padded.index_select(1, table.flatten()).unflatten(1, table.shape)
+            values = how(laid, -1)
         return values
+
+
+def lines_of(counts: Tensor, width: int) -> Tensor:
+    """Lines of a table that groups of these sizes fill, at least one each."""
+    return counts.add(width - 1).div(width, rounding_mode="floor").clamp(min=1)

@@ -215,7 +215,7 @@ def test_draws_follow_the_law_of_all_texts(toy: Toy, seed: int) -> None:
 
 @pytest.mark.parametrize("draws", [False, True])
 def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None:
-    """To the bit, top-k and top-p included."""
+    """To the bit, where tokens are taken, or drawn one by one from what top-k and top-p leave."""
     model = toy()
     words = torch.arange(len(WORDS))
     every = Automaton.of(
