@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from dlm.models.model import Model
 from dlm.serving import replies, work
 from dlm.serving.answer import Answer, Piece
+from dlm.serving.constraints import Constraints
 from dlm.serving.named import name_of
 from dlm.serving.protocol import Asked, read_request
 from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
@@ -88,6 +89,7 @@ class Service:
     name: str  # of the model
     defaults: Mapping[str, Any]
     served: Callable[[Served], None]
+    constraints: Constraints = field(default_factory=Constraints)  # of the engine's model
 
 
 def reply(value: Any, status: int = 200) -> Response:
@@ -167,7 +169,12 @@ class Exchange:
         """What a body asks for, and the answer without a word yet."""
         service, model = self.service, self.engine.model
         asked = read_request(
-            data, chat=self.chat, model=model, name=service.name, defaults=service.defaults
+            data,
+            chat=self.chat,
+            model=model,
+            name=service.name,
+            defaults=service.defaults,
+            constraints=service.constraints,
         )
         return asked, Answer(model, asked)
 

@@ -1,6 +1,7 @@
 """Fields of a body, read and checked one by one."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ LARGEST_BIAS = 100.0
 OF_STREAMS = ("include_obfuscation", "continuous_usage_stats")  # that nothing here does
 MAYBE_OFF = (*UNSUPPORTED, *NOT_OF_CHATS, *NOT_OF_COMPLETIONS)
 """Fields that an endpoint without them takes where they ask for nothing."""
+OF_CONSTRAINTS = re.compile(r"(?:regex|json_schema|choice|a constraint|constraints) (must|need)s? ")
+"""How messages of `dlm.Constraint` begin."""
 LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
 
 
@@ -100,6 +103,16 @@ def unsupported(name: str, value: Any, where: str) -> ValueError:
     """The error of a field that asks for what there is not."""
     reason = REASONS.get(name, "leave it out")
     return ValueError(f"{where} is not supported, got {value!r}: {reason}")
+
+
+def under(field: str, error: ValueError) -> ValueError:
+    """The error of a constraint under the name of the field that asks for it."""
+    message = str(error)
+    own = OF_CONSTRAINTS.match(message)
+    if own is None:
+        return ValueError(message)
+    verb = "needs" if own[1] == "need" else "must"
+    return ValueError(f"{field} {verb} {message[own.end() :]}")
 
 
 def asks_nothing(name: str, value: Any, n: int) -> bool:

@@ -49,6 +49,7 @@ NOT_OF_COMPLETIONS = ("tools", "tool_choice", "parallel_tool_calls")
 SHARED = (
     *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
     *("logprobs", "top_logprobs"),
+    *("response_format", "structured_outputs", "guided_choice", "guided_json", "guided_regex"),
     *LABELS,
     *OPTIONS,
 )
@@ -66,6 +67,7 @@ UNSUPPORTED = (
     "frequency_penalty",
     "function_call",
     "functions",
+    "guided_grammar",
     "ignore_eos",
     "include_stop_str_in_output",
     "length_penalty",
@@ -76,11 +78,11 @@ UNSUPPORTED = (
     "presence_penalty",
     "reasoning_effort",
     "repetition_penalty",
-    "response_format",
     "service_tier",
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "stop_token_ids",
+    "structural_tag",
     "use_beam_search",
     "verbosity",
     "web_search_options",
@@ -94,7 +96,6 @@ OFF: Mapping[str, Sequence[Any]] = {
     "parallel_tool_calls": [True],  # of completions, which have no tools
     "reasoning_effort": ["none"],
     "repetition_penalty": [1],
-    "response_format": [{"type": "text"}],
     "service_tier": ["auto", "default"],
     "skip_special_tokens": [True],
     "spaces_between_special_tokens": [True],
@@ -103,25 +104,26 @@ OFF: Mapping[str, Sequence[Any]] = {
 }
 """Values by which some of them are switched off, beside being empty."""
 
+GRAMMARS = ("grammar", "guided_grammar", "structural_tag")
+"""What says how texts are made in ways that no automaton follows."""
+
 REASONS: Mapping[str, str] = {
     "echo": "it is for completions",
     "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
     "include_stop_str_in_output": "what ends a choice is left out",
     "name": "the chat template has no place for it",
     "skip_special_tokens": "texts are without special tokens",
-    "strict": "nothing here holds an answer to a grammar",
+    "strict": "with tool_choice 'auto' nothing holds an answer to it, as 'required' or a name does",
     **dict.fromkeys(NOT_OF_COMPLETIONS, "it is for chats"),
+    **dict.fromkeys(GRAMMARS, "regular expressions and JSON schemas are what there is"),
     "stop_token_ids": "dlm serve has --stop-ids, for all requests",
 }
 """Why some of them are not taken, or what takes their place."""
-
-GRAMMARS = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
 
 FOREIGN: Mapping[str, str] = {
     **foreign.OPTIONS,
     **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
     **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
-    **dict.fromkeys(GRAMMARS, "nothing here holds an answer to a grammar"),
     "num_return_sequences": "n is the number of choices",
 }
 """What to say of fields that are none."""

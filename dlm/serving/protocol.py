@@ -4,6 +4,7 @@ All that can be refused without the network is refused here.
 """
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from dlm.options import NOTHING, integer, known
 from dlm.prompts import tokenizer_of
 from dlm.serving import encoding, fields, names
 from dlm.serving.blanks import read_blanks
+from dlm.serving.constraints import Constraints
 from dlm.serving.encoding import Around
+from dlm.serving.rules import Rule, read_rule
 from dlm.serving.tools import Tools, read_tools
 from dlm.serving.work import Request
 from dlm.settings import Settings
@@ -59,7 +62,13 @@ class Asked:
 
 
 def read_request(
-    data: bytes, *, chat: bool, model: Model, name: str, defaults: Mapping[str, Any]
+    data: bytes,
+    *,
+    chat: bool,
+    model: Model,
+    name: str,
+    defaults: Mapping[str, Any],
+    constraints: Constraints | None = None,
 ) -> Asked:
     """What a body asks for.
 
@@ -69,9 +78,11 @@ def read_request(
         model: who answers.
         name: of the model, as it is served.
         defaults: options of `dlm.generate` that fields of the body override.
+        constraints: those of the model that are kept; None to make what is asked for.
 
     Raises:
         ValueError: a field breaks its rule, or cannot be honoured; `UnknownModel` for the name.
+        Busy: too many requests wait for their constraints.
     """
     taken = names.CHAT if chat else names.COMPLETION
     body = fields.stated(fields.read_json(data), taken)
@@ -87,6 +98,11 @@ def read_request(
     tools = read_tools(body) if chat else None
     prompts = encoding.read_messages(body, model) if chat else encoding.read_prompts(body, model, n)
     suffix = fields.read_suffix(body.get("suffix", ""))
+    rule = read_rule(body, tools)
+    if rule is not None and suffix:
+        raise ValueError(
+            f"{rule.field} must stand without suffix: what is in front of one is no text by itself"
+        )
     if suffix:  # as in `dlm.infill`: what follows is given
         body.setdefault("stop_at_eos", False)
     settings = read_settings(body, defaults, model.spec, (1 if chat else len(prompts)) * n)
@@ -95,6 +111,8 @@ def read_request(
     else:
         around = encoding.encode_completions(model, prompts, suffix)
     settings = fitted(body, model, settings, around)
+    if rule is not None:
+        settings = held(body, model, settings, rule, constraints or Constraints())
     lists = logprobs is not None
     begun, growth = read_blanks(
         body, model.spec, settings.gen_length, fills=bool(suffix), lists=lists
@@ -140,6 +158,26 @@ def fitted(
     what = f"{', '.join(given)} and max_tokens"  # the longest first, which is to blame
     check_length(model, closed + settings.gen_length, what)
     return settings
+
+
+def held(
+    body: fields.Body, model: Model, settings: Settings, rule: Rule, constraints: Constraints
+) -> Settings:
+    """The settings, by which texts are held to a rule.
+
+    Raises:
+        ValueError: the rule allows none that fits.
+        Busy: too many requests wait for their constraints.
+    """
+    made = constraints.of(model, rule)
+    never, first = settings.suppress_tokens, settings.begin_suppress_tokens
+    try:
+        made.check(model, settings.gen_length, never, first)
+    except ValueError as error:
+        length = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
+        named = length if length in body else "max_tokens"
+        raise ValueError(re.sub("^gen_length ", f"{named} ", str(error))) from error
+    return replace(settings, constraint=made)
 
 
 def check_defaults(defaults: Mapping[str, Any], model: Model) -> None:

@@ -2,15 +2,18 @@
 
 They go to the chat template, which tells the model how a call is written. Read is the form of
 Qwen's templates, named after Hermes: a JSON object with a name and arguments between `<tool_call>`
-and `</tool_call>`, or the next `<tool_call>` where the former was forgotten.
+and `</tool_call>`, or the next `<tool_call>` where the former was forgotten. Where a call is asked
+for, the answer is held to that form.
 """
 
 import json
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from dlm.constraints.language import SECONDS, escaped, of_schema
 from dlm.models.model import Model
 from dlm.options import boolean, writable
 from dlm.prompts import tokenizer_of
@@ -23,6 +26,22 @@ OTHER: Final = "<function="
 MOST: Final = 128  # functions of a request
 LAST: Final = re.compile(rf"{END}|(?={BEGIN})")
 NAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
+PLAIN: Final = {"type": ["string", "number", "boolean", "null"]}
+ANY: Final = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [
+            PLAIN,
+            {"type": "array", "items": PLAIN},
+            {"type": "object", "additionalProperties": PLAIN},
+        ]
+    },
+}
+"""Arguments of functions that do not say what theirs are; any deeper take long to compile."""
+SAYING: Final = frozenset(
+    {"properties", "additionalProperties", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"}
+)
+"""Keys by which a schema of an object says what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +50,7 @@ class Tools:
 
     listed: list[Any]  # as the template takes them
     several: bool  # whether an answer may hold more than one call
+    held: tuple[int, ...] = ()  # places of those of which it must be calls; none where it is free
 
 
 def read_tools(body: fields.Body) -> Tools | None:
@@ -45,12 +65,59 @@ def read_tools(body: fields.Body) -> Tools | None:
         raise ValueError(f"tools must be a list of at most {MOST} functions, got {listed!r}")
     for number, tool in enumerate(listed):
         check_tool(tool, f"tools[{number}]")
-    if choice not in ("auto", "none"):
+    held = read_choice(choice, listed)
+    if not listed or choice == "none":
+        return None
+    if choice == "auto":
+        refuse_strict(listed)
+    return Tools(listed, several and choice in ("auto", "required"), held)
+
+
+def read_choice(choice: Any, listed: list[Any]) -> tuple[int, ...]:
+    """Places of the functions of which an answer must be calls; none where it may be anything.
+
+    Raises:
+        ValueError: it is no choice, or none of these functions.
+    """
+    if choice in ("auto", "none"):
+        return ()
+    names = [tool["function"]["name"] for tool in listed]
+    told = choice.get("function") if isinstance(choice, dict) else None
+    name = told.get("name") if isinstance(told, dict) else None
+    named = isinstance(name, str) and choice.get("type") == "function"
+    if choice != "required" and not named:
         raise ValueError(
-            "tool_choice must be 'auto', which leaves the model the choice, or 'none', "
-            f"got {choice!r}"
+            "tool_choice must be 'auto', 'none', 'required' or "
+            f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}'
         )
-    return Tools(listed, several) if listed and choice == "auto" else None
+    held = [place for place, each in enumerate(names) if not named or each == name]
+    for place in held:
+        check_parameters(listed[place]["function"], f"tools[{place}]")
+    if not held:
+        raise ValueError(f"tool_choice must be of a function in tools, got {choice!r}")
+    return tuple(held)
+
+
+def check_parameters(told: dict[str, Any], where: str) -> None:
+    """Refuse arguments that are no object, which no call has.
+
+    Raises:
+        ValueError: they are none.
+    """
+    kind = (told.get("parameters") or {}).get("type", "object")
+    if kind != "object":
+        raise ValueError(f"{where}.function.parameters must be of type 'object', got {kind!r}")
+
+
+def refuse_strict(listed: list[Any]) -> None:
+    """Refuse functions whose arguments would have to be of their schema in a free answer.
+
+    Raises:
+        ValueError: one is strict.
+    """
+    for number, tool in enumerate(listed):
+        if tool["function"].get("strict"):
+            raise fields.unsupported("strict", True, f"tools[{number}].function.strict")
 
 
 def check_tool(tool: Any, where: str) -> None:
@@ -71,9 +138,44 @@ def check_tool(tool: Any, where: str) -> None:
     for name, kind, said in (("description", str, "a text"), ("parameters", dict, "an object")):
         if told.get(name) is not None and not isinstance(told[name], kind):
             raise ValueError(f"{where}.function.{name} must be {said}, got {told[name]!r}")
-    if told.get("strict"):
-        raise fields.unsupported("strict", told["strict"], f"{where}.function.strict")
+    if told.get("strict") is not None:
+        boolean(f"{where}.function.strict", told["strict"])
     writable(json.dumps(tool, ensure_ascii=False), where)
+
+
+def told_of_calls(tools: Tools) -> str:
+    """The calls that an answer is held to, as `pattern_of_calls` reads them.
+
+    Raises:
+        ValueError: parameters are nested too deep.
+    """
+    held = [(place, tools.listed[place]["function"]) for place in tools.held]
+    told = [(place, each["name"], each.get("parameters") or {}) for place, each in held]
+    try:
+        return json.dumps([tools.several, told])
+    except RecursionError:
+        raise ValueError("tools must be functions, got parameters nested too deep") from None
+
+
+def pattern_of_calls(text: str) -> str:
+    """A regular expression for calls as templates have them, each with arguments of its schema.
+
+    Raises:
+        ValueError: a schema is none that a regular expression can follow, or all of them take
+            too long to read.
+    """
+    several, told = json.loads(text)
+    late, ways = time.monotonic() + SECONDS, []
+    for place, name, parameters in told:
+        if time.monotonic() > late:
+            raise ValueError(f"tools must be read in {SECONDS} seconds, got {len(told)} functions")
+        try:
+            pattern, _ = of_schema(parameters if SAYING & parameters.keys() else ANY)
+        except ValueError as error:
+            raise fields.under(f"tools[{place}].function.parameters", error) from error
+        ways.append(escaped(f'"{name}", "arguments": ') + f"(?:{pattern})")
+    call = escaped(f'{BEGIN}\n{{"name": ') + f"(?:{'|'.join(ways)})" + escaped(f"}}\n{END}")
+    return f"{call}(?:\n{call})*" if several else call
 
 
 def check_template(model: Model) -> None:

@@ -58,7 +58,7 @@ def body_refused(model: Model, data: bytes, match: str) -> None:
 def test_every_option_of_a_generation_has_its_field_or_its_reason() -> None:
     settings = {field.name for field in fields(Settings) if field.init}
     returned = {"return_trajectory", "return_order", "return_top_tokens"}
-    elsewhere = {"gen_length", "row_keys", "stop", *returned}
+    elsewhere = {"gen_length", "row_keys", "constraint", "stop", *returned}
     assert settings == {*OPTIONS, *elsewhere}
     assert set(DEFAULTS) == settings - {"row_keys", "stop", *returned}
     assert not set(UNSUPPORTED) & {*CHAT, *COMPLETION}

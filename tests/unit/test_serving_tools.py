@@ -99,9 +99,10 @@ def test_calls_and_their_results_are_messages(model: Model) -> None:
     ({"tools": [{"type": "function"}]}, r"tools\[0\].function must be an object with a name"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "must be 1 to 64 letters"),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]}, "an object"),
-    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "a grammar"),
-    ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice must be 'auto'"),
-    ({"tools": [WEATHER], "tool_choice": WEATHER}, "which leaves the model the choice"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]}, "True or False"),
+    ({"tools": [WEATHER], "tool_choice": "any"}, "must be 'auto', 'none', 'required' or"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "or {.type.: .function."),
     ({"parallel_tool_calls": 3}, "parallel_tool_calls must be True or False"),
 ], ids=str)  # fmt: skip
 def test_what_they_must_be(model: Model, body: dict[str, Any], message: str) -> None:
