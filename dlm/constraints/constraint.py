@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm.constraints.automaton import NEVER, Automaton
 from dlm.constraints.compiling import compiled
+from dlm.constraints.json_objects import NAME, json_objects
 from dlm.constraints.language import (
     ByteAutomaton,
     of_choice,
@@ -27,7 +28,7 @@ class Constraint:
     the same vocabulary to the same pattern.
     """
 
-    pattern: str  # a regular expression
+    pattern: str  # a regular expression, or the name of a language without one
     vocabulary: str  # digest of the tokens
     usage: str  # how the model uses them
     automaton: Automaton
@@ -72,6 +73,17 @@ class Constraint:
             ValueError: it is none, or as `regex`.
         """
         return cls.of(model, of_schema(schema))
+
+    @classmethod
+    def json_object(cls, model: Model) -> "Constraint":
+        """Any JSON object.
+
+        Objects and arrays are nested three deep at most, with at most one space between signs.
+
+        Raises:
+            ValueError: the model has no byte-level tokenizer.
+        """
+        return cls.of(model, (NAME, json_objects()))
 
     @classmethod
     def of(cls, model: Model, language: tuple[str, ByteAutomaton]) -> "Constraint":

@@ -85,7 +85,9 @@ class Answer:
         if reader.stopped:
             choice.finish_reason = "stop"
         elif isinstance(event, Ended):
-            choice.finish_reason = "stop" if reader.ended or event.closed else "length"
+            # Under a constraint a text is whole, also one that fills its row.
+            whole = reader.ended or event.closed or self.asked.request.settings.constraint
+            choice.finish_reason = "stop" if whole else "length"
         text, calls = choice.take(text)
         tokens = [] if choice.listing is None else choice.listing.take(event, reader)
         choice.tokens += tokens

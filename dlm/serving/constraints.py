@@ -22,6 +22,7 @@ MADE: Final[Mapping[str, Callable[[Model, str], Constraint]]] = {
     "regex": Constraint.regex,
     "choice": lambda model, text: Constraint.choice(model, json.loads(text)),
     "json_schema": Constraint.json_schema,
+    "json_object": lambda model, _: Constraint.json_object(model),
     "calls": lambda model, text: Constraint.regex(model, pattern_of_calls(text)),
 }
 

@@ -19,7 +19,7 @@ OF_SCHEMAS: Final = ("name", "description", "schema", "strict")
 class Rule:
     """What an answer is held to."""
 
-    kind: str  # "regex", "choice", "json_schema" or "calls"
+    kind: str  # "regex", "choice", "json_schema", "json_object" or "calls"
     text: str  # the expression; JSON for others
     field: str  # that says so
 
@@ -55,7 +55,7 @@ def read_format(value: Any, name: str) -> Rule | None:
         return read_named(told.get("json_schema"), f"{name}.json_schema")
     if "json_schema" in told:
         raise ValueError(f"{name}.json_schema must go with type 'json_schema', got {kind!r}")
-    return read_schema({"type": "object"}, name) if kind == "json_object" else None
+    return Rule("json_object", "", name) if kind == "json_object" else None
 
 
 def read_named(value: Any, name: str) -> Rule:

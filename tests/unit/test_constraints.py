@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import dlm
 from dlm.constraints import language as languages
-from dlm.constraints.language import of_choice, of_pattern
+from dlm.constraints.json_objects import json_objects
+from dlm.constraints.language import ByteAutomaton, of_choice, of_pattern
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
 
@@ -224,6 +225,64 @@ def test_equal_constraints_share_forwards() -> None:
         for each in (one, sent)
     ]
     assert out[0] == out[1]
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+KEYS = st.text('aé"\\😀')
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def nested(value: Any) -> int:
+    """How deep objects and arrays are in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, dict | list) + max(map(nested, inner), default=0)
+
+
+@cache
+def objects() -> ByteAutomaton:
+    return json_objects()
+
+
+def is_object(text: str) -> bool:
+    state = objects().start
+    for byte in text.encode():
+        state = int(objects().following[state, byte])
+    return bool(objects().accepting[state])
+
+
+@hypothesis(max_examples=150, deadline=None)
+@given(value=VALUES, spaced=st.booleans(), data=st.data())
+def test_any_json_object_is_one(value: Any, spaced: bool, data: st.DataObject) -> None:
+    """And what json.loads takes of what is one but for a sign."""
+    separators = (", ", ": ") if spaced else (",", ":")
+    text = json.dumps(value, ensure_ascii=False, separators=separators)
+    escapes = re.search(r"\\u", text) is not None
+    fits = isinstance(value, dict) and nested(value) <= 3 and not escapes
+    assert is_object(text) == fits
+    place = data.draw(st.integers(0, len(text) - 1))
+    sign = data.draw(st.sampled_from('"{}[],:\\0-.e+ta1 '))
+    other = text[:place] + sign + text[place + 1 :]
+    if is_object(other):
+        assert isinstance(json.loads(other), dict)
+
+
+def test_json_objects_are_generated() -> None:
+    made = dlm.Constraint.json_object(built_in())
+    signs = tokenizer_of(built_in(), "a test").encode('":', add_special_tokens=False)
+    options: dict[str, Any] = {"gen_length": 24, "block_length": 8, "decoder": "random"}
+    options["logit_bias"] = dict.fromkeys(signs, 20.0)  # or most of them are empty
+    prompts = [f"Who is {name}?" for name in "abcd"]
+    out = dlm.generate(built_in(), prompts, constraint=made, temperature=3.0, **options)
+    assert out.texts is not None
+    assert all(isinstance(json.loads(text), dict) for text in out.texts)
+    assert len(set(out.texts)) > 1
+    with pytest.raises(ValueError, match="regex must be a regular expression"):
+        dlm.Constraint.regex(built_in(), made.pattern)  # which no constraint of another kind has
 
 
 @pytest.mark.parametrize("length", [16, 40])
