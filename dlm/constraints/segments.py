@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-WIDTHS = (2, 4, 8, 16, 32)  # numbers that may be brought together at a time
+WIDTHS = (2, 4, 8, 16, 32, 64, 128)  # numbers that may be brought together at a time
+LEVEL = 2000  # numbers that take as long to bring together as it takes to begin another level
 ROOM = 1 << 22  # numbers that are laid out anew at a time
 Reduce = Callable[[Tensor, int], Tensor]
 
@@ -28,10 +29,10 @@ class Segments:
     def of(cls, groups: Tensor, count: int) -> "Segments":
         """Given the group of each number, int64 [n], and how many groups there are."""
         numbers, groups = groups.argsort(stable=True), groups.sort(stable=True).values
+        counts = groups.bincount(minlength=count)
+        width = min(WIDTHS, key=lambda width: cost(counts, width))
         size, tables = len(numbers), []
         while True:
-            counts = groups.bincount(minlength=count)
-            width = min(WIDTHS, key=lambda width: (width + 1) * int(lines_of(counts, width).sum()))
             lines = lines_of(counts, width)
             place = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
             first = lines.cumsum(0) - lines
@@ -40,7 +41,7 @@ class Segments:
             tables.append(table)
             if len(table) == count:
                 return cls(tuple(tables))
-            groups = torch.arange(count).repeat_interleave(lines)
+            groups, counts = torch.arange(count).repeat_interleave(lines), lines
             numbers, size = torch.arange(len(table)), len(table)
 
     def reduce(self, values: Tensor, how: Reduce) -> Tensor:
@@ -63,3 +64,13 @@ class Segments:
 def lines_of(counts: Tensor, width: int) -> Tensor:
     """Lines of a table that groups of these sizes fill, at least one each."""
     return counts.add(width - 1).div(width, rounding_mode="floor").clamp(min=1)
+
+
+def cost(counts: Tensor, width: int) -> int:
+    """Numbers laid out for groups of these sizes, what the levels themselves take included."""
+    total = 0
+    while True:
+        counts = lines_of(counts, width)
+        total += int(counts.sum()) * width + LEVEL
+        if int(counts.max()) == 1:
+            return total
