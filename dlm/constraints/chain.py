@@ -24,6 +24,8 @@ from torch import Tensor
 from dlm.constraints.automaton import Automaton
 from dlm.constraints.segments import Reduce
 
+TOGETHER = 64  # tokens, each a number for every state
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -56,8 +58,7 @@ def between(automaton: Automaton, weights: Tensor, how: Reduce) -> Tensor:
         weights: `weighed`.
         how: `torch.logsumexp` or `torch.amax`.
     """
-    each = weights.flatten(0, 1).index_select(1, automaton.edges.label)
-    reduced = automaton.by_pair.reduce(each, how)
+    reduced = automaton.by_pair.reduce(weights.flatten(0, 1), how, automaton.edges.label)
     return reduced.view(*weights.shape[:2], -1)
 
 
@@ -103,8 +104,7 @@ def others(automaton: Automaton, weights: Tensor, standing: Standing) -> Tensor:
     after = backward(automaton, pairs, standing, torch.logsumexp)[:, 1:]
     before, after = before.flatten(0, 1), after.flatten(0, 1)
     around = before.index_select(1, automaton.source) + after.index_select(1, automaton.target)
-    each = around.index_select(1, automaton.pair)
-    reduced = automaton.by_label.reduce(each, torch.logsumexp)
+    reduced = automaton.by_label.reduce(around, torch.logsumexp, automaton.pair)
     return reduced.view(*weights.shape[:2], -1)
 
 
@@ -118,21 +118,23 @@ def walked(automaton: Automaton, tokens: Tensor, count: Tensor) -> Tensor:
     """The state behind the first `count` of some tokens, int64 [B].
 
     A token is a function of states; neighbours are put together, in as many rounds as there are
-    doublings.
+    doublings, some at a time.
 
     Args:
         automaton: the language.
         tokens: int64 [B, n].
         count: int64 [B].
     """
-    states = automaton.following.shape[0]
+    same = torch.arange(automaton.following.shape[0], device=tokens.device)
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    same = torch.arange(states, device=tokens.device)
-    led = automaton.following.T[automaton.class_of[tokens]]
-    maps = torch.where((place < count[:, None])[..., None], led, same)
-    while maps.shape[1] > 1:
-        if maps.shape[1] % 2:
-            maps = torch.cat((maps, same.expand(len(maps), 1, -1)), 1)
-        maps = maps[:, 1::2].gather(-1, maps[:, ::2])
-    start = torch.full_like(count, automaton.start)
-    return start if not maps.shape[1] else maps[:, 0, automaton.start]
+    state = torch.full_like(count, automaton.start)
+    for some, at in zip(tokens.split(TOGETHER, 1), place.split(TOGETHER), strict=True):
+        led = automaton.following.T[automaton.class_of[some]]
+        maps = torch.where((at < count[:, None])[..., None], led, same)
+        while maps.shape[1] > 1:
+            if maps.shape[1] % 2:
+                maps = torch.cat((maps, same.expand(len(maps), 1, -1)), 1)
+            maps = maps[:, 1::2].gather(-1, maps[:, ::2])
+        if maps.shape[1]:
+            state = maps[:, 0].gather(1, state[:, None])[:, 0]
+    return state

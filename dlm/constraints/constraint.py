@@ -1,22 +1,19 @@
 """What a user holds texts to."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dlm.constraints.automaton import NEVER, Automaton
 from dlm.constraints.compiling import compiled
-from dlm.constraints.json_objects import NAME, json_objects
-from dlm.constraints.language import (
-    ByteAutomaton,
-    of_choice,
-    of_pattern,
-    of_schema,
-    shown,
-)
+from dlm.constraints.expressions import Either, Expression, automaton_of, text
+from dlm.constraints.language import ByteAutomaton, of_pattern, shown
+from dlm.constraints.schemas import any_object, expression_of
 from dlm.constraints.vocabulary import tree_of
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
+from dlm.options import writable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +25,7 @@ class Constraint:
     the same vocabulary to the same pattern.
     """
 
-    pattern: str  # a regular expression, or the name of a language without one
+    name: str  # a regular expression, or what tells another language from all others
     vocabulary: str  # digest of the tokens
     usage: str  # how the model uses them
     automaton: Automaton
@@ -43,36 +40,49 @@ class Constraint:
                 back. `.` is anything but a newline, `\d` a digit of any script.
 
         Raises:
-            ValueError: it is none, no text of the model's tokens is in it, it takes too many
-                states, too much memory or more than 30 seconds, the model has no byte-level
-                tokenizer, or outlines-core is missing.
+            ValueError: it is none, it takes too much memory or more than 30 seconds, outlines-core
+                is missing, or as `of`.
         """
-        return cls.of(model, of_pattern(pattern))
+        return cls.of(model, pattern, of_pattern(pattern))
 
     @classmethod
     def choice(cls, model: Model, texts: Sequence[str]) -> "Constraint":
         """One of some texts.
 
         Raises:
-            ValueError: there is none, or as `regex`.
+            ValueError: there is none, or as `of`.
         """
-        return cls.of(model, of_choice(texts))
+        listed = not isinstance(texts, str) and isinstance(texts, Sequence)
+        if not listed or not texts or not all(isinstance(each, str) for each in texts):
+            raise ValueError(f"choice must be a list of texts, at least one, got {texts!r}")
+        for each in texts:
+            writable(each, "choice")
+        ways = Either(tuple(map(text, texts)))
+        return cls.of(model, f"*one of {json.dumps(list(texts))}", automaton("choice", ways))
 
     @classmethod
     def json_schema(cls, model: Model, schema: Mapping[str, Any] | str) -> "Constraint":
-        """JSON of a schema.
+        """JSON that a schema allows.
 
-        Members come in the order of the schema, with at most one space between signs. What a
-        regular expression cannot say is refused, or nested three times at most.
+        Members come in the order of the schema, with at most one space between signs; members that
+        it does not name are not made up. Keywords that are not followed are refused
+        (`dlm.constraints.schemas`), and what names itself is nested three times at most.
 
         Args:
             model: whose tokens texts are made of.
             schema: as a mapping, or as JSON.
 
         Raises:
-            ValueError: it is none, or as `regex`.
+            ValueError: it is none, or as `of`.
         """
-        return cls.of(model, of_schema(schema))
+        try:
+            given = json.loads(schema) if isinstance(schema, str) else schema
+            name, ways = f"*JSON of {json.dumps(given)}", expression_of(given)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"json_schema must be one that can be followed, got {shown(str(schema))} ({error})"
+            ) from None
+        return cls.of(model, name, automaton("json_schema", ways))
 
     @classmethod
     def json_object(cls, model: Model) -> "Constraint":
@@ -81,43 +91,50 @@ class Constraint:
         Objects and arrays are nested three deep at most, with at most one space between signs.
 
         Raises:
-            ValueError: the model has no byte-level tokenizer.
+            ValueError: as `of`.
         """
-        return cls.of(model, (NAME, json_objects()))
+        return cls.of(model, "*any JSON object", automaton("json_object", any_object()))
 
     @classmethod
-    def of(cls, model: Model, language: tuple[str, ByteAutomaton]) -> "Constraint":
-        """That of a pattern and its automaton over bytes.
+    def of(cls, model: Model, name: str, language: ByteAutomaton) -> "Constraint":
+        """That of any automaton over bytes.
+
+        Args:
+            model: whose tokens texts are made of.
+            name: of the language: constraints of the same name are taken for the same. That of an
+                expression is the expression; others begin with "*", as none does.
+            language: the automaton.
 
         Raises:
-            ValueError: as `regex`.
+            ValueError: no text of the model's tokens is in it, it takes too many states, or the
+                model has no byte-level tokenizer.
         """
-        (pattern, by_bytes), tree, spec = language, tree_of(model), model.spec
-        automaton = compiled(by_bytes, tree, spec)
-        if automaton.left[automaton.start] >= NEVER:
+        tree, spec = tree_of(model), model.spec
+        made = compiled(language, tree, spec)
+        if made.left[made.start] >= NEVER:
             raise ValueError(
-                f"a constraint must allow a text of the model's tokens, got {shown(pattern)}"
+                f"a constraint must allow a text of the model's tokens, got {shown(name)}"
             )
-        return cls(pattern, tree.digest, usage_of(spec), automaton)
+        return cls(name, tree.digest, usage_of(spec), made)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same vocabulary to the same pattern."""
         if not isinstance(other, Constraint):
             return NotImplemented
-        return self.name == other.name
+        return self.key == other.key
 
     def __hash__(self) -> int:
         """Likewise."""
-        return hash(self.name)
+        return hash(self.key)
 
     @property
-    def name(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str]:
         """What tells it from others."""
-        return self.pattern, self.vocabulary, self.usage
+        return self.name, self.vocabulary, self.usage
 
     def __repr__(self) -> str:
         """Without the automaton."""
-        return f"Constraint({shown(self.pattern)})"
+        return f"Constraint({shown(self.name)})"
 
     def check(
         self, model: Model, length: int, never: Collection[int], first: Collection[int]
@@ -161,3 +178,15 @@ def usage_of(spec: ModelSpec) -> str:
     return (
         f"{spec.vocab_size} tokens, {spec.stop_ids} end a text, {(*spec.banned,)} are not sampled"
     )
+
+
+def automaton(name: str, expression: Expression) -> ByteAutomaton:
+    """That of an expression.
+
+    Raises:
+        ValueError: it is too large; names the option.
+    """
+    try:
+        return automaton_of(expression)
+    except ValueError as error:
+        raise ValueError(f"{name} must be of fewer parts: {error}") from None

@@ -6,7 +6,7 @@ Shapes: S states and a last one that nothing leads out of, 256 bytes.
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from dlm.options import writable
 
-META = frozenset(r"\.+*?()|[]{}^$#&-~")
-"""What has to be escaped where a text stands for itself."""
 MEMORY = 2 << 30  # bytes, of what reads a pattern
 SECONDS = 30  # likewise
 STATES = 8192  # of an automaton over bytes: each position of a text looks at all of them
@@ -71,8 +69,8 @@ class ByteAutomaton:
             live = more
 
 
-def of_pattern(pattern: str) -> tuple[str, ByteAutomaton]:
-    """A regular expression and its automaton, which takes whole texts.
+def of_pattern(pattern: str) -> ByteAutomaton:
+    """The automaton of a regular expression, which takes whole texts.
 
     Raises:
         ValueError: it is none, it has what no automaton can follow, or its states take too much
@@ -80,80 +78,12 @@ def of_pattern(pattern: str) -> tuple[str, ByteAutomaton]:
     """
     if not isinstance(pattern, str):
         raise ValueError(f"regex must be a text, got {pattern!r}")
-    told = read({"pattern": writable(pattern, "regex")}, "regex", pattern)
+    told = read(writable(pattern, "regex"))
     if "error" in told:
         raise ValueError(
             "regex must be a regular expression of Rust's syntax, without anchors and without "
             f"looking around or back, got {shown(pattern)} ({told['error']})"
         )
-    return automaton_of(told)
-
-
-def of_schema(schema: Mapping[str, Any] | str) -> tuple[str, ByteAutomaton]:
-    """A regular expression for the JSON that a schema allows, and its automaton.
-
-    Raises:
-        ValueError: it is none, it has what no regular expression can say, or as `of_pattern`.
-    """
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"json_schema must be a JSON schema, got {schema!r} ({error})") from None
-    told = read({"schema": writable(text, "json_schema")}, "json_schema", text)
-    if "error" in told:
-        raise ValueError(
-            "json_schema must be a JSON schema that a regular expression can follow, "
-            f"got {shown(text)} ({told['error']})"
-        )
-    return automaton_of(told)
-
-
-def of_choice(texts: Sequence[str]) -> tuple[str, ByteAutomaton]:
-    """A regular expression for one of some texts, and its automaton.
-
-    Raises:
-        ValueError: there is none, or one is no text.
-    """
-    listed = not isinstance(texts, str) and isinstance(texts, Sequence)
-    if not listed or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"choice must be a list of texts, at least one, got {texts!r}")
-    return of_pattern("|".join(f"({escaped(writable(text, 'choice'))})" for text in texts))
-
-
-def escaped(text: str) -> str:
-    """A regular expression for a text as it stands."""
-    return "".join(f"\\{letter}" if letter in META else letter for letter in text)
-
-
-def shown(text: str) -> str:
-    """The begin of what was given, for messages."""
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
-
-
-def read(asked: Mapping[str, str], name: str, given: str) -> dict[str, Any]:
-    """What the worker says of a pattern or a schema.
-
-    Raises:
-        ValueError: outlines-core is not installed, or it took too much memory or time.
-    """
-    if find_spec("outlines_core") is None:
-        raise ValueError('constraints need outlines-core: pip install -e ".[constraints]"')
-    command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
-    limits = [str(MEMORY), str(SECONDS), str(STATES)]
-    done = subprocess.run(
-        [*command, *limits], input=json.dumps(asked), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(
-            f"{name} must be read in {SECONDS} seconds and {MEMORY >> 30} GiB of memory, "
-            f"got {shown(given)}"
-        )
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
-def automaton_of(told: Mapping[str, Any]) -> tuple[str, ByteAutomaton]:
-    """The pattern and the automaton that the worker tells of."""
     edges = torch.tensor(told["edges"], dtype=torch.int64).view(-1, 3)
     final = torch.tensor(told["final"], dtype=torch.int64)
     every = torch.cat((torch.tensor([told["start"]]), edges[:, 0], edges[:, 2], final))
@@ -163,4 +93,37 @@ def automaton_of(told: Mapping[str, Any]) -> tuple[str, ByteAutomaton]:
     following[source, edges[:, 1]] = target
     accepting = torch.zeros(len(names) + 1, dtype=torch.bool)
     accepting[ends] = True
-    return told["pattern"], ByteAutomaton(following, accepting, int(start)).smallest()
+    return ByteAutomaton(following, accepting, int(start)).smallest()
+
+
+def shown(text: str) -> str:
+    """The begin of what was given, for messages."""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+
+
+def read(pattern: str) -> dict[str, Any]:
+    """What the worker says of a pattern.
+
+    Raises:
+        ValueError: outlines-core is not installed, or it took too much memory or time.
+    """
+    if find_spec("outlines_core") is None:
+        raise ValueError('constraints need outlines-core: pip install -e ".[constraints]"')
+    command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
+    limits = [str(MEMORY), str(SECONDS), str(STATES)]
+    found = None
+    with suppress(subprocess.TimeoutExpired):
+        found = subprocess.run(
+            [*command, *limits],
+            input=pattern.encode(),
+            capture_output=True,
+            check=False,
+            timeout=2 * SECONDS,  # on a busy machine; of its own it may use half of that
+        )
+    if found is None or found.returncode:
+        raise ValueError(
+            f"regex must be read in {SECONDS} seconds and {MEMORY >> 30} GiB of memory, "
+            f"got {shown(pattern)}"
+        )
+    told: dict[str, Any] = json.loads(found.stdout)
+    return told

@@ -44,13 +44,21 @@ class Segments:
             groups, counts = torch.arange(count).repeat_interleave(lines), lines
             numbers, size = torch.arange(len(table)), len(table)
 
-    def reduce(self, values: Tensor, how: Reduce) -> Tensor:
-        """Of each group, [R, G], of values [R, n]: `torch.logsumexp` or `torch.amax`.
+    def reduce(self, values: Tensor, how: Reduce, of: Tensor | None = None) -> Tensor:
+        """Reduce each group; -inf where one is empty.
 
-        -inf where a group is empty.
+        Args:
+            values: float [R, n], or [R, k].
+            how: `torch.logsumexp` or `torch.amax`.
+            of: int64 [n], which of k values each number is; None for as many.
+
+        Returns:
+            [R, G].
         """
-        rows = max(1, ROOM // max(1, values.shape[1]))
-        return torch.cat([self._reduce(some, how) for some in values.split(rows)])
+        rows = max(1, ROOM // max(1, values.shape[1] if of is None else len(of)))
+        parts = values.split(rows)
+        laid = parts if of is None else (part.index_select(1, of) for part in parts)
+        return torch.cat([self._reduce(part, how) for part in laid])
 
     def _reduce(self, values: Tensor, how: Reduce) -> Tensor:
         """Of all rows at once."""

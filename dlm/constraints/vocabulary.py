@@ -105,11 +105,8 @@ def read_tree(tokenizer: Any) -> Tree:
 
 def spelled_tokens(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
     """Tokens that are part of a text with their bytes, by id. Special ones are not."""
-    silent, added = vocabulary_of(tokenizer).silent, tokenizer.added_tokens_decoder
+    silent = vocabulary_of(tokenizer).silent
     for name, token in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
-        if token in silent:
-            continue
-        # Added ones stand for their text as it is.
-        spelled = name.encode() if token in added else as_bytes(name)
+        spelled = b"" if token in silent else as_bytes(name)
         if spelled:
             yield token, spelled

@@ -1,10 +1,11 @@
-"""Read a regular expression or a JSON schema in a process that may run out of memory or time.
+"""Read a regular expression in a process that may run out of memory or time.
 
-Run as a program by `dlm.constraints.language`, with JSON on both sides: some expressions of a few
+Run as a program by `dlm.constraints.language`, which reads JSON from it: some expressions of a few
 letters have more states than memory holds, and what builds them ends its process then.
 """
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -16,20 +17,22 @@ nothing is whole before its end."""
 
 
 def main(memory: int, seconds: int, most: int) -> None:
-    """Answer one request of standard input: a pattern, or a schema and then its pattern."""
+    """Answer for the pattern that is standard input."""
     limit(memory, seconds)
     import outlines_core
-    from outlines_core import json_schema
 
-    asked = json.loads(sys.stdin.read())
     try:
-        pattern = asked.get("pattern")
-        if pattern is None:
-            pattern = json_schema.build_regex_from_schema(asked["schema"])
-        answer = {"pattern": pattern, **states(outlines_core, pattern, most)}
+        answer = states(outlines_core, sys.stdin.buffer.read().decode(), most)
     except (TypeError, ValueError, OverflowError) as error:
-        answer = {"error": str(error).partition("\n")[0].strip()}
+        answer = {"error": reason(str(error))}
     sys.stdout.write(json.dumps(answer))
+
+
+def reason(message: str) -> str:
+    """Why a pattern is not followed, without the mark that its author does not know of."""
+    if "incompatible with the regex" in message:
+        return "no text of it can be ended"
+    return message.partition("\n")[0].strip()
 
 
 def limit(memory: int, seconds: int) -> None:
@@ -50,7 +53,9 @@ def states(core: Any, pattern: str, most: int) -> dict[str, Any]:
     """
     check_groups(pattern)
     letters = core.Vocabulary(ENDS, {bytes([byte]): [byte] for byte in range(ENDS)})
-    index = core.Index(f"(?:{pattern}){MARK}", letters)
+    # Where spaces mean nothing a comment goes on to the end of its line.
+    end = "\n" if re.search(r"\(\?[a-zA-Z]*x", pattern) else ""
+    index = core.Index(f"(?:{pattern}{end}){MARK}", letters)
     transitions, final = index.get_transitions(), index.get_final_states()
     if len(transitions) > most:
         raise ValueError(f"it has {len(transitions)} states, and at most {most} are followed")
@@ -89,6 +94,8 @@ def check_groups(pattern: str) -> None:
             depth -= 1
         elif sign in "()" and not depth:
             open_ += 1 if sign == "(" else -1
+            if sign == "(" and pattern.startswith(("?<", "?P<"), place + 1):  # a name
+                place = max(place, pattern.find(">", place))
         if open_ < 0:
             raise ValueError(f"its group at character {place + 1} ends before it begins")
         place += 1

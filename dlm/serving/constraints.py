@@ -10,7 +10,7 @@ from dlm.constraints.constraint import Constraint
 from dlm.models.model import Model
 from dlm.serving.fields import under
 from dlm.serving.rules import Rule
-from dlm.serving.tools import pattern_of_calls
+from dlm.serving.tools import calls_of
 from dlm.serving.work import Busy
 
 MOST: Final = 32  # that are kept
@@ -23,7 +23,7 @@ MADE: Final[Mapping[str, Callable[[Model, str], Constraint]]] = {
     "choice": lambda model, text: Constraint.choice(model, json.loads(text)),
     "json_schema": Constraint.json_schema,
     "json_object": lambda model, _: Constraint.json_object(model),
-    "calls": lambda model, text: Constraint.regex(model, pattern_of_calls(text)),
+    "calls": lambda model, text: Constraint.of(model, f"*calls of {text}", calls_of(text)),
 }
 
 
@@ -32,7 +32,7 @@ class Constraints:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.kept: OrderedDict[tuple[str, str], Constraint] = OrderedDict()
+        self.kept: OrderedDict[tuple[str, str], Constraint | ValueError] = OrderedDict()
         self.making = Semaphore(AT_ONCE)
         self.waiting = Semaphore(WAITING)
 
@@ -44,22 +44,24 @@ class Constraints:
             Busy: too many wait for theirs.
         """
         found = self.find(rule)
-        if found is not None:
-            return found
+        if found is None:
+            found = self.make(rule, model)
+        if isinstance(found, ValueError):
+            raise under(rule.field, found) from found
+        return found
+
+    def make(self, rule: Rule, model: Model) -> Constraint | ValueError:
+        """That of a rule, or why there is none, which may have taken as long to learn."""
         if not self.waiting.acquire(blocking=False):
             raise Busy("too many requests wait for what they hold answers to: ask again later")
         try:
             with self.making:
                 found = self.find(rule)  # another may have made it meanwhile
-                return (
-                    self.keep(rule, MADE[rule.kind](model, rule.text)) if found is None else found
-                )
-        except ValueError as error:
-            raise under(rule.field, error) from error
+                return found or self.keep(rule, made(model, rule))
         finally:
             self.waiting.release()
 
-    def find(self, rule: Rule) -> Constraint | None:
+    def find(self, rule: Rule) -> Constraint | ValueError | None:
         """That of a rule, if it is kept."""
         key = rule.kind, rule.text
         with self.lock:
@@ -67,7 +69,7 @@ class Constraints:
                 self.kept.move_to_end(key)
             return self.kept.get(key)
 
-    def keep(self, rule: Rule, made: Constraint) -> Constraint:
+    def keep(self, rule: Rule, made: Constraint | ValueError) -> Constraint | ValueError:
         """Keep one, and give up those used longest ago that there is no room for."""
         with self.lock:
             self.kept[rule.kind, rule.text] = made
@@ -78,7 +80,16 @@ class Constraints:
         return made
 
 
-def entries(constraint: Constraint) -> int:
-    """Numbers that one holds, nearly: a table, and edges three ways by four numbers."""
-    automaton = constraint.automaton
-    return automaton.following.numel() + 6 * len(automaton.edges.label)
+def made(model: Model, rule: Rule) -> Constraint | ValueError:
+    """That of a rule, or why there is none."""
+    try:
+        return MADE[rule.kind](model, rule.text)
+    except ValueError as error:
+        return error
+
+
+def entries(kept: Constraint | ValueError) -> int:
+    """Numbers that one holds, nearly: a table, and edges in four ways, padded."""
+    if isinstance(kept, ValueError):
+        return 0
+    return kept.automaton.following.numel() + 8 * len(kept.automaton.pair)

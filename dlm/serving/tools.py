@@ -8,12 +8,13 @@ for, the answer is held to that form.
 
 import json
 import re
-import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dlm.constraints.language import SECONDS, escaped, of_schema
+from dlm.constraints.expressions import Either, Repeated, automaton_of, series, text
+from dlm.constraints.language import ByteAutomaton
+from dlm.constraints.schemas import expression_of
 from dlm.models.model import Model
 from dlm.options import boolean, writable
 from dlm.prompts import tokenizer_of
@@ -26,22 +27,6 @@ OTHER: Final = "<function="
 MOST: Final = 128  # functions of a request
 LAST: Final = re.compile(rf"{END}|(?={BEGIN})")
 NAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
-PLAIN: Final = {"type": ["string", "number", "boolean", "null"]}
-ANY: Final = {
-    "type": "object",
-    "additionalProperties": {
-        "anyOf": [
-            PLAIN,
-            {"type": "array", "items": PLAIN},
-            {"type": "object", "additionalProperties": PLAIN},
-        ]
-    },
-}
-"""Arguments of functions that do not say what theirs are; any deeper take long to compile."""
-SAYING: Final = frozenset(
-    {"properties", "additionalProperties", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"}
-)
-"""Keys by which a schema of an object says what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +76,9 @@ def read_choice(choice: Any, listed: list[Any]) -> tuple[int, ...]:
             f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}'
         )
     held = [place for place, each in enumerate(names) if not named or each == name]
-    for place in held:
-        check_parameters(listed[place]["function"], f"tools[{place}]")
     if not held:
         raise ValueError(f"tool_choice must be of a function in tools, got {choice!r}")
     return tuple(held)
-
-
-def check_parameters(told: dict[str, Any], where: str) -> None:
-    """Refuse arguments that are no object, which no call has.
-
-    Raises:
-        ValueError: they are none.
-    """
-    kind = (told.get("parameters") or {}).get("type", "object")
-    if kind != "object":
-        raise ValueError(f"{where}.function.parameters must be of type 'object', got {kind!r}")
 
 
 def refuse_strict(listed: list[Any]) -> None:
@@ -144,7 +116,7 @@ def check_tool(tool: Any, where: str) -> None:
 
 
 def told_of_calls(tools: Tools) -> str:
-    """The calls that an answer is held to, as `pattern_of_calls` reads them.
+    """The calls that an answer is held to, as `calls_of` reads them.
 
     Raises:
         ValueError: parameters are nested too deep.
@@ -157,25 +129,29 @@ def told_of_calls(tools: Tools) -> str:
         raise ValueError("tools must be functions, got parameters nested too deep") from None
 
 
-def pattern_of_calls(text: str) -> str:
-    """A regular expression for calls as templates have them, each with arguments of its schema.
+def calls_of(told: str) -> ByteAutomaton:
+    """Calls as templates have them, each with arguments of its schema.
 
     Raises:
-        ValueError: a schema is none that a regular expression can follow, or all of them take
-            too long to read.
+        ValueError: a schema cannot be followed, or all of them have too many parts.
     """
-    several, told = json.loads(text)
-    late, ways = time.monotonic() + SECONDS, []
-    for place, name, parameters in told:
-        if time.monotonic() > late:
-            raise ValueError(f"tools must be read in {SECONDS} seconds, got {len(told)} functions")
+    several, functions = json.loads(told)
+    ways = []
+    for place, name, parameters in functions:
+        where = f"tools[{place}].function.parameters"
+        if parameters.get("type", "object") != "object":
+            raise ValueError(f"{where} must be of type 'object', got {parameters['type']!r}")
         try:
-            pattern, _ = of_schema(parameters if SAYING & parameters.keys() else ANY)
-        except ValueError as error:
-            raise fields.under(f"tools[{place}].function.parameters", error) from error
-        ways.append(escaped(f'"{name}", "arguments": ') + f"(?:{pattern})")
-    call = escaped(f'{BEGIN}\n{{"name": ') + f"(?:{'|'.join(ways)})" + escaped(f"}}\n{END}")
-    return f"{call}(?:\n{call})*" if several else call
+            arguments = expression_of({"type": "object", **parameters})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{where} must be one that can be followed ({error})") from None
+        ways.append(series(text(f'"{name}", "arguments": '), arguments))
+    call = series(text(f'{BEGIN}\n{{"name": '), Either(tuple(ways)), text(f"}}\n{END}"))
+    more = Repeated(series(text("\n"), call), 0, None if several else 0)
+    try:
+        return automaton_of(series(call, more))
+    except ValueError as error:
+        raise ValueError(f"tools must be of fewer parts: {error}") from None
 
 
 def check_template(model: Model) -> None:

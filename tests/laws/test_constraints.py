@@ -149,6 +149,24 @@ def test_other_attention(
     check(decoded(model, constraint, cache=cache))
 
 
+def test_later_blocks_are_counted_in(speaking: Model, decoding: Decoding) -> None:
+    """Also by decoders whose window reaches back: a text may take all of them."""
+    made = dlm.Constraint.regex(speaking, "(1a|2b|3c){4}")
+    for decoder in ("saber", "wino", "left_to_right", "multi_block"):
+        options = {**decoding(decoder), "gen_length": 8, "block_length": 3, "temperature": 1.0}
+        (text,) = dlm.generate(speaking, [ROWS[0]], constraint=made, **options).texts or [""]
+        assert re.fullmatch("(1a|2b|3c){4}", text), decoder
+
+
+def test_decisions_that_read_no_logits_are_held(
+    speaking: Model, constraint: dlm.Constraint
+) -> None:
+    """Which take few of what is open: the rest is looked at all the same."""
+    for seed in range(8):
+        options: dict[str, Any] = {"decoder": "random", "block_length": None, "seed": seed}
+        check(decoded(speaking, constraint, **options, temperature=2.0))
+
+
 def test_what_is_written_leaves_a_text_at_every_forward(
     speaking: Model, constraint: dlm.Constraint, decoding: Decoding
 ) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import dlm
 from dlm.constraints import language as languages
-from dlm.constraints.json_objects import json_objects
-from dlm.constraints.language import ByteAutomaton, of_choice, of_pattern
+from dlm.constraints.expressions import automaton_of
+from dlm.constraints.language import ByteAutomaton, of_pattern
+from dlm.constraints.schemas import any_object
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
 
@@ -82,17 +83,20 @@ def test_special_tokens_are_no_part_of_a_text() -> None:
     assert not takes(everything, [built_in().spec.mask_id])
 
 
-def test_added_tokens_stand_for_their_text() -> None:
-    """Such as <tool_call> of Qwen's tokenizers, which are not special."""
+@pytest.mark.parametrize("name", ["<call>", "na\u00efve", "a\u0120b", "<\u65e5>"])
+def test_added_tokens_stand_for_their_text(name: str) -> None:
+    """As they are decoded: such as <tool_call> of Qwen's tokenizers, which are not special."""
     model = built_in()
     tokenizer: Any = pickle.loads(pickle.dumps(model.tokenizer))
-    tokenizer.add_tokens(["<call>é"])
-    (call,) = tokenizer.encode("<call>é", add_special_tokens=False)
+    tokenizer.add_tokens([name])
+    call = tokenizer.convert_tokens_to_ids(name)
     spec = replace(model.spec, vocab_size=model.spec.vocab_size + 1)
     more = replace(model, tokenizer=tokenizer, spec=spec)
-    made = dlm.Constraint.regex(more, "<call>é[0-9]")
     digit = tokenizer.encode("7", add_special_tokens=False)
-    assert takes(made, [call, *digit])
+    text = tokenizer.decode([call, *digit])
+    made = dlm.Constraint.choice(more, [text, "another"])
+    # One that is no text by itself is never taken.
+    assert takes(made, [call, *digit]) == ("\ufffd" not in text)
     assert not takes(made, [call])
 
 
@@ -115,7 +119,7 @@ def test_distances_count_tokens() -> None:
 @pytest.mark.parametrize("pattern", ["[a-z]{40}", "(a|b)*a(a|b){6}", "(ab|ab|abc?)x"])
 def test_automata_are_the_smallest(pattern: str) -> None:
     """Against pairs of states told apart one after the other."""
-    _, automaton = of_pattern(pattern)
+    automaton = of_pattern(pattern)
     following, accepting = automaton.following, automaton.accepting
     apart = accepting[:, None] != accepting
     while True:
@@ -134,6 +138,8 @@ def test_automata_are_the_smallest(pattern: str) -> None:
     [
         ("regex", "(", "regex must be a regular expression"),
         ("regex", "a(?=b)", "without looking around"),
+        ("regex", "a$", "no text of it can be ended"),
+        ("regex", "(?P<a[>x))|(?:b", "its group at character 10 ends before it begins"),
         ("regex", "a)|(b", "its group at character 2 ends before it begins"),
         ("regex", r"[)\]]\)[^])](a))", "its group at character 16 ends before it begins"),
         ("regex", 3, "regex must be a text, got 3"),
@@ -141,9 +147,6 @@ def test_automata_are_the_smallest(pattern: str) -> None:
         ("regex", "(a|b)*a(a|b){13}", "at most 8192 are followed"),
         ("choice", [], "choice must be a list of texts, at least one, got []"),
         ("choice", "ab", "choice must be a list of texts"),
-        ("json_schema", "{", "json_schema must be a JSON schema"),
-        ("json_schema", {"type": "nope"}, "Unsupported type: nope"),
-        ("json_schema", {"type": object}, "json_schema must be a JSON schema"),
     ],
 )
 def test_what_is_no_rule_is_refused(make: str, given: Any, message: str) -> None:
@@ -165,13 +168,10 @@ def test_the_package_that_reads_expressions_is_asked_for(monkeypatch: pytest.Mon
 
 
 def test_choices_stand_for_themselves() -> None:
-    signs = [r"a.b*(c)|[d]{2}^$\-&~#", " ", "\n\t"]
-    _, automaton = of_choice(signs)
-    for text in (*signs, "axb", ""):
-        state = automaton.start
-        for byte in text.encode():
-            state = int(automaton.following[state, byte])
-        assert bool(automaton.accepting[state]) == (text in signs)
+    signs = [r"a.b*(c)|[d]{2}^$-&~#", " ", "\n\t"]
+    made, tokenizer = dlm.Constraint.choice(built_in(), signs), tokenizer_of(built_in(), "a test")
+    for each in (*signs, "axb", ""):
+        assert takes(made, tokenizer.encode(each, add_special_tokens=False)) == (each in signs)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def nested(value: Any) -> int:
 
 @cache
 def objects() -> ByteAutomaton:
-    return json_objects()
+    return automaton_of(any_object())
 
 
 def is_object(text: str) -> bool:
@@ -282,7 +282,7 @@ def test_json_objects_are_generated() -> None:
     assert all(isinstance(json.loads(text), dict) for text in out.texts)
     assert len(set(out.texts)) > 1
     with pytest.raises(ValueError, match="regex must be a regular expression"):
-        dlm.Constraint.regex(built_in(), made.pattern)  # which no constraint of another kind has
+        dlm.Constraint.regex(built_in(), made.name)  # which no constraint of another kind has
 
 
 @pytest.mark.parametrize("length", [16, 40])

@@ -24,7 +24,7 @@ from dlm.constraints.automaton import NEVER, Arrows, Automaton
 from dlm.constraints.chain import walked
 from dlm.constraints.drawing import Asked, Joint
 from dlm.constraints.segments import Segments
-from dlm.kernels import NoiseKey, token_statistics
+from dlm.kernels import Bonus, NoiseKey, token_statistics
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.places import Places
@@ -78,16 +78,21 @@ class Scene:
     width: int
     logits: Tensor  # [W, V]
     behind: int  # positions behind the window
+    prompt: int = 0  # tokens that stand in the window in front of the row
+    beyond: int = 0  # columns of the window behind the row
+    never: tuple[int, ...] = ()  # tokens that are not sampled
 
     def weights(self, temperature: float) -> Iterator[tuple[tuple[int, ...], float]]:
         """ln of the weight of each text: of its tokens where the window is open."""
-        window = self.tokens[self.first : self.first + self.width]
-        some = [[*WORDS, 5, EOS] if token == MASK else [token] for token in window]
+        width = self.width - self.prompt - self.beyond
+        window = self.tokens[self.first : self.first + width]
+        words = [word for word in (*WORDS, 5, EOS) if word not in self.never]
+        some = [words if token == MASK else [token] for token in window]
         before = tuple(self.tokens[: self.first])
         for text in itertools.product(*some):
-            if taken(self.automaton, before + text, self.behind):
+            if taken(self.automaton.without(self.never), before + text, self.behind):
                 places = [i for i, token in enumerate(window) if token == MASK]
-                total = sum(float(self.logits[i, text[i]]) for i in places)
+                total = sum(float(self.logits[self.prompt + i, text[i]]) for i in places)
                 yield text, total / temperature
 
     def law(self, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
@@ -99,20 +104,23 @@ class Scene:
 
     def ask(self, asked: Asked, model: Model, rows: int = 1, temperature: float = 0.0) -> Any:
         """What `Joint` says of so many copies of the row."""
-        spec = model.spec
-        blank = [MASK] * len(self.tokens)
+        spec, front = model.spec, [WORDS[1]] * self.prompt
+        blank = [*front, *[MASK] * len(self.tokens)]
         made = build(
             [blank] * rows,
             mask_id=MASK,
-            pad_id=EOS,
+            pad_id=WORDS[2],
             block_length=self.width,
             steps=None,
             row_keys=range(rows),
             seed=5,
             temperature=temperature,
             device=torch.device("cpu"),
+            grid=self.width if self.prompt else None,
+            columns=len(blank) + self.beyond,
         )
-        canvas = replace(made, tokens=torch.tensor([self.tokens] * rows))
+        row = [*front, *self.tokens, *[WORDS[2]] * self.beyond]
+        canvas = replace(made, tokens=torch.tensor([row] * rows))
         window = locate(
             canvas,
             MASK,
@@ -124,7 +132,7 @@ class Scene:
         )
         progress: Any = SimpleNamespace(window=window, made=torch.zeros(rows, dtype=torch.int64))
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
-        suppressed[MASK] = True
+        suppressed[[MASK, *self.never]] = True
         joint = Joint(self.automaton, suppressed, cross_block=False)
         places = Places.all(torch.ones_like(window.masked), window.positions)
         logits = self.logits.repeat(rows, 1)
@@ -243,6 +251,102 @@ def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None
     )
     for name in ("sampled", "confidence", "entropy", "margin"):
         assert torch.equal(getattr(told, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("prompt", "beyond"), [(2, 0), (0, 2), (1, 1)])
+def test_columns_outside_of_the_row_say_nothing(
+    toy: Toy, seed: int, prompt: int, beyond: int
+) -> None:
+    """The prompt in front of it, where blocks lie on a grid, and what is behind its end."""
+    model = toy()
+    automaton = next(
+        x for x in (language(seed + k, model.spec) for k in range(99)) if x.left[0] < 3
+    )
+    logits = 2 * torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+    length = 5 - prompt - beyond
+    case = Scene(automaton, [MASK] * length, 0, 5, logits, 0, prompt, beyond)
+    told, law = case.ask(ASKED, model), case.law()
+    found = tuple(told.sampled[prompt : prompt + length].tolist())
+    assert law[found] == pytest.approx(max(law.values()), abs=1e-6)
+    for place, token in enumerate(found):
+        each = sum(p for text, p in law.items() if text[place] == token)
+        assert told.confidence[prompt + place] == pytest.approx(each, abs=1e-5)
+    drawn = case.ask(replace(ASKED, draws=True), model, 200, 1.0).sampled.view(200, 5)
+    assert {tuple(row) for row in drawn[:, prompt : prompt + length].tolist()} <= set(law)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tokens_that_are_never_sampled_make_ends_farther(toy: Toy, seed: int) -> None:
+    """What the window leaves must still be possible without them."""
+    case = replace(scene(seed, toy(), width=3, blocks=3), never=(0, 1))
+    case = replace(case, tokens=[MASK] * 9, first=0, behind=1)
+    case = replace(case, tokens=case.tokens[:4])
+    automaton = case.automaton.without(case.never)
+    if automaton.left[automaton.start] > 4:
+        return
+    found = tuple(case.ask(ASKED, toy()).sampled.tolist())
+    assert case.law()[found] == pytest.approx(max(case.law().values()), abs=1e-6)
+
+
+def test_classes_and_tokens_are_drawn_apart(toy: Toy) -> None:
+    """With the same noise a class would say which of its tokens is drawn."""
+    model, count = toy(), 20_000
+    words = torch.arange(5)
+    target = torch.tensor([1, 1, 1, 2, 2])
+    two = Automaton.of(
+        Arrows(words * 0, words, target), torch.tensor([False, True, True]), 0, model.spec
+    )
+    logits = torch.tensor([[0.0, 0.5, 1.0, 0.2, 0.8, 0.0, 0.0, 0.0]])
+    told = Scene(two, [MASK], 0, 1, logits, 0).ask(replace(ASKED, draws=True), model, count, 1.0)
+    expected = logits[0, :5].softmax(-1) * count
+    seen = told.sampled.bincount(minlength=5)
+    assert stats.chisquare(seen.tolist(), expected.tolist(), sum_check=False).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("law", ["model", "sampling"])
+@pytest.mark.parametrize("scale_statistics", [True, False])
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_what_decoders_add_counts(
+    toy: Toy, law: str, scale_statistics: bool, top_k: int | None
+) -> None:
+    """Scale and bonus, by the law that scores are of; also where tokens are drawn one by one."""
+    model, count, temperature, scale = toy(), 3000, 0.7, 1.7
+    case = scene(5, model, width=3)
+    blanks = [MASK] * (len(case.tokens) - case.first)
+    case = replace(case, tokens=[*case.tokens[: case.first], *blanks])
+    bonus = Bonus(torch.tensor([[0, 6]] * 3 * count), torch.tensor([[1.5, -0.5]] * 3 * count))
+    raised = case.logits.clone()
+    raised[:, 0] += 1.5
+    raised[:, 6] -= 0.5
+    asked = replace(
+        ASKED,
+        draws=True,
+        law=law,
+        scale=torch.full((count,), scale),
+        scale_statistics=scale_statistics,
+        bonus=bonus,
+        top_k=top_k,
+    )
+    told = case.ask(asked, model, count, temperature)
+    truth = replace(case, logits=raised)
+    drawn = truth.law(temperature / scale)
+    found = Counter(map(tuple, told.sampled.view(count, 3).tolist()))
+    assert set(found) <= set(drawn)
+    apart = sum(abs(found[text] / count - p) for text, p in drawn.items()) / 2
+    usual = sum(math.sqrt(2 * p * (1 - p) / count / math.pi) for p in drawn.values()) / 2
+    assert apart < 2.5 * usual
+    scored = (temperature if law == "sampling" else 1.0) / (scale if scale_statistics else 1.0)
+    told_by = truth.law(scored)
+    for place in range(3):
+        each: Counter[int] = Counter()
+        for text, p in told_by.items():
+            each[text[place]] += p  # type: ignore[assignment]
+        for row in range(5):
+            sampled = int(told.sampled.view(count, 3)[row, place])
+            assert told.confidence.view(count, 3)[row, place] == pytest.approx(
+                each[sampled], abs=1e-4
+            )
 
 
 def test_a_text_that_the_model_thinks_impossible_is_weighed_all_the_same(toy: Toy) -> None:

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 import dlm
 from dlm.constraints.constraint import Constraint
 from dlm.models.model import Model
+from dlm.prompts import tokenizer_of
 from dlm.serving import constraints
 from dlm.serving.app import create_app
 from dlm.serving.constraints import Constraints, entries
@@ -201,6 +202,15 @@ def read(model: Model, **body: Any) -> Any:
     return asked.request.settings
 
 
+def takes(model: Model, made: Constraint, text: str) -> bool:
+    """Whether a text is of the form."""
+    automaton, tokenizer = made.automaton, tokenizer_of(model, "a test")
+    state = automaton.start
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        state = int(automaton.following[state, automaton.class_of[token]])
+    return int(automaton.left[state]) == 0
+
+
 CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 
 
@@ -209,15 +219,14 @@ CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 ], ids=str)  # fmt: skip
 def test_the_form_of_calls(model: Model, several: bool, count: int, taken: bool) -> None:
     told = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
-    pattern = read(model, parallel_tool_calls=several, **told).constraint.pattern
+    made = read(model, parallel_tool_calls=several, **told).constraint
     calls = [
         CALL % ("now", '{"a": {"b": 1}, "c": [2, "d"]}'),
         CALL % ("get_weather", '{"city": "x", "hot":true}'),
     ]
-    # Python's syntax is the same but for the names of what is outside of ASCII.
-    assert bool(re.fullmatch(pattern, "\n".join(calls[:count]))) == taken
-    assert not re.fullmatch(pattern, calls[0].replace("now", "how"))
-    assert not re.fullmatch(pattern, calls[1].replace("city", "town"))
+    assert takes(model, made, "\n".join(calls[:count])) == taken
+    assert not takes(model, made, calls[0].replace("now", "how"))
+    assert not takes(model, made, calls[1].replace("city", "town"))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +238,8 @@ def test_functions_that_say_nothing_of_their_arguments_take_any(
     tools = [function("f", parameters=parameters)]
     made = read(model, messages=MESSAGES, tools=tools, tool_choice="required").constraint
     for arguments in ("{}", '{"a": {"b": "c"}, "d": [1.5, null]}'):
-        assert re.fullmatch(made.pattern, CALL % ("f", arguments))
+        assert takes(model, made, CALL % ("f", arguments))
+    assert not takes(model, made, CALL % ("f", "5"))
 
 
 def test_functions_may_be_called_freely_and_strict_ones_not_at_all(model: Model) -> None:
@@ -262,7 +272,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {**FORMAT, "json_schema": {**NAMED, "shema": 3}}}, "response_format",
      "Did you mean 'schema'"),
     ({"response_format": {**FORMAT, "json_schema": {"schema": {"type": "x"}}}}, "response_format",
-     "response_format.json_schema.schema must be a JSON schema that a regular expression can"),
+     "response_format.json_schema.schema must be one that can be followed"),
     ({"structured_outputs": {}}, "structured_outputs", "exactly one of json, regex, choice"),
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "got json, regex"),
     ({"structured_outputs": {"grammar": "a"}}, "structured_outputs", "regular expressions"),
@@ -276,9 +286,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"guided_regex": LONG}, "guided_regex", f"at most {LONGEST} characters, got {LONGEST + 1}"),
     ({"guided_regex": r"[a&&b]"}, "guided_regex", "guided_regex must"),
     ({"guided_json": 3}, "guided_json", "guided_json must be a JSON schema or the text of one"),
-    ({"guided_json": "{"}, "guided_json", "guided_json must be a JSON schema that a regular"),
+    ({"guided_json": "{"}, "guided_json", "guided_json must be one that can be followed"),
     ({"guided_json": {"a": LONG}}, "guided_json", f"guided_json must be at most {LONGEST} chara"),
-    ({"guided_json": DEEP}, "guided_json", "guided_json must be a JSON schema"),
+    ({"guided_json": DEEP}, "guided_json", "guided_json must be"),
     ({"guided_choice": "a"}, "guided_choice", "must be a list of 1 to 1000 texts, got 'a'"),
     ({"guided_choice": []}, "guided_choice", "must be a list of 1 to 1000 texts, got"),
     ({"guided_choice": ["a", 3]}, "guided_choice", "must be a list of 1 to 1000 texts, got"),
@@ -361,12 +371,13 @@ def test_those_used_longest_ago_are_given_up(
     assert [text for _, text in kept.kept] == ["d"]
 
 
-def test_what_fails_is_tried_again_and_leaves_room(model: Model, compiled: list[str]) -> None:
+def test_what_fails_is_kept_too(model: Model, compiled: list[str]) -> None:
+    """It may take as long; each request hears of its own field, and nobody waits for it."""
     kept = Constraints()
     for field in ("guided_regex", "structured_outputs.regex") * 9:
         with pytest.raises(ValueError, match=f"^{field} must be a regular expression"):
             kept.of(model, Rule("regex", "(", field))
-    assert len(compiled) == 18
+    assert compiled == ["("]
 
 
 def test_no_more_wait_than_leave_room_for_others(

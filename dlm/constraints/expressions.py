@@ -1,0 +1,204 @@
+"""Regular languages of bytes put together from parts, as automata.
+
+Shapes: S states.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dlm.constraints.language import STATES, ByteAutomaton
+
+RAW = 2 * STATES
+"""Most states before those that no text tells apart are one."""
+NODES = 1 << 18
+"""Most nodes of what is put together: each copy of a part that repeats has its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A byte out of some."""
+
+    bytes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Parts one behind the other; the empty text for none."""
+
+    parts: tuple["Expression", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """One of some parts; nothing at all for none."""
+
+    parts: tuple["Expression", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A part, as often as there may be copies of it."""
+
+    part: "Expression"
+    least: int = 0
+    most: int | None = None  # None for any number
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A part once or more often, something between each two."""
+
+    part: "Expression"
+    between: "Expression"
+
+
+Expression = OneOf | Series | Either | Repeated | Joined
+
+
+def series(*parts: Expression) -> Expression:
+    """Parts one behind the other."""
+    return Series(parts)
+
+
+def either(*parts: Expression) -> Expression:
+    """One of some parts."""
+    return Either(parts)
+
+
+def maybe(part: Expression) -> Expression:
+    """A part or nothing."""
+    return Repeated(part, 0, 1)
+
+
+def span(first: int, last: int) -> Expression:
+    """A byte between two."""
+    return OneOf(frozenset(range(first, last + 1)))
+
+
+def signs(letters: str) -> Expression:
+    """One of some ASCII letters."""
+    return OneOf(frozenset(letters.encode("ascii")))
+
+
+def text(letters: str) -> Expression:
+    """A text as it stands."""
+    return Series(tuple(OneOf(frozenset({byte})) for byte in letters.encode()))
+
+
+@dataclass(slots=True)
+class Net:
+    """A nondeterministic automaton (Thompson 1968), as it is put together."""
+
+    free: list[list[int]] = field(default_factory=list)  # where a node leads without a byte
+    taken: list[tuple[frozenset[int], int] | None] = field(default_factory=list)
+
+    def node(self) -> int:
+        """Another node.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        if len(self.free) >= NODES:
+            raise ValueError(f"it has more than {NODES} parts")
+        self.free.append([])
+        self.taken.append(None)
+        return len(self.free) - 1
+
+    def add(self, expression: Expression, begin: int) -> int:
+        """What an expression leads to from a node."""
+        if isinstance(expression, OneOf):
+            end = self.node()
+            step = self.node()
+            self.free[begin].append(step)
+            self.taken[step] = expression.bytes, end
+            return end
+        if isinstance(expression, Series):
+            for part in expression.parts:
+                begin = self.add(part, begin)
+            return begin
+        if isinstance(expression, Either):
+            end = self.node()
+            for part in expression.parts:
+                self.free[self.add(part, begin)].append(end)
+            return end
+        if isinstance(expression, Joined):
+            again = self.node()
+            self.free[begin].append(again)
+            end = self.add(expression.part, again)
+            self.free[self.add(expression.between, end)].append(again)
+            return end
+        return self.repeat(expression, begin)
+
+    def repeat(self, expression: Repeated, begin: int) -> int:
+        """What copies of a part lead to."""
+        for _ in range(expression.least):
+            begin = self.add(expression.part, begin)
+        if expression.most is None:
+            again = self.node()
+            self.free[begin].append(again)
+            self.free[self.add(expression.part, again)].append(again)
+            return again
+        end = self.node()
+        self.free[begin].append(end)
+        for _ in range(expression.most - expression.least):
+            begin = self.add(expression.part, begin)
+            self.free[begin].append(end)
+        return end
+
+    def closed(self, nodes: Iterable[int]) -> frozenset[int]:
+        """All that is reached from some nodes without a byte, and matters: steps and ends."""
+        found, todo = set(nodes), list(nodes)
+        while todo:
+            more = [node for node in self.free[todo.pop()] if node not in found]
+            found.update(more)
+            todo += more
+        return frozenset(node for node in found if self.taken[node] or not self.free[node])
+
+
+def automaton_of(expression: Expression) -> ByteAutomaton:
+    """The smallest automaton of an expression, by sets of nodes.
+
+    Raises:
+        ValueError: it takes too many nodes or states.
+    """
+    net = Net()
+    start = net.node()
+    end = net.add(expression, start)
+    last = net.node()
+    net.free[end].append(last)
+    groups = alike([step[0] for step in net.taken if step])
+    found = {net.closed([start]): 0}
+    todo, rows = list(found), []
+    for nodes in todo:  # which grows
+        row = []
+        for group in groups:
+            steps = (net.taken[node] for node in nodes)
+            targets = {step[1] for step in steps if step and group[0] in step[0]}
+            reached = net.closed(targets) if targets else None
+            if reached is not None and reached not in found:
+                if len(found) == RAW:
+                    raise ValueError(f"it has more than {STATES} states")
+                found[reached] = len(found)
+                todo.append(reached)
+            row.append(-1 if reached is None else found[reached])
+        rows.append(row)
+    following = torch.full((len(rows) + 1, 256), len(rows))
+    for group, column in zip(groups, zip(*rows, strict=True), strict=True):
+        into = torch.tensor(column)
+        following[:-1, group] = torch.where(into < 0, len(rows), into)[:, None]
+    accepting = torch.tensor([last in nodes for nodes in todo] + [False])
+    made = ByteAutomaton(following, accepting, 0).smallest()
+    if len(made.accepting) > STATES:
+        raise ValueError(f"it has {len(made.accepting)} states, and at most {STATES} are followed")
+    return made
+
+
+def alike(sets: Sequence[frozenset[int]]) -> list[list[int]]:
+    """All bytes, those together that every set has or every set lacks."""
+    several = [*dict.fromkeys(sets)]
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for byte in range(256):
+        groups.setdefault(tuple(byte in each for each in several), []).append(byte)
+    return [*groups.values()]

@@ -1,0 +1,380 @@
+"""JSON texts (RFC 8259) and those that a JSON schema allows, as expressions.
+
+Everything that comes of a schema is valid by it; keywords that no automaton here follows are
+refused. The members of an object come in the order of `properties`, others are not made up, and
+one space at most stands between signs.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dlm.constraints.expressions import (
+    Either,
+    Expression,
+    Joined,
+    Repeated,
+    either,
+    maybe,
+    series,
+    signs,
+    span,
+    text,
+)
+from dlm.options import known
+
+DEEP: Final = 3
+"""Objects and arrays in each other, of what no schema describes, and a reference in itself."""
+LISTED: Final = 1000  # whole numbers between two bounds
+NOTHING: Final = Either(())
+
+DIGIT: Final = signs("0123456789")
+WHOLE: Final = either(text("0"), series(signs("123456789"), Repeated(DIGIT)))
+BEHIND_POINT: Final = maybe(series(text("."), Repeated(DIGIT, 1)))
+POWER: Final = maybe(series(signs("eE"), maybe(signs("+-")), Repeated(DIGIT, 1)))
+SPACE: Final = maybe(text(" "))
+MORE: Final = span(0x80, 0xBF)
+CHARACTER: Final = either(
+    span(0x20, 0x21),
+    span(0x23, 0x5B),
+    span(0x5D, 0x7F),
+    series(span(0xC2, 0xDF), MORE),
+    series(span(0xE0, 0xE0), span(0xA0, 0xBF), MORE),
+    series(span(0xE1, 0xEC), MORE, MORE),
+    series(span(0xED, 0xED), span(0x80, 0x9F), MORE),
+    series(span(0xEE, 0xEF), MORE, MORE),
+    series(span(0xF0, 0xF0), span(0x90, 0xBF), MORE, MORE),
+    series(span(0xF1, 0xF3), MORE, MORE, MORE),
+    series(span(0xF4, 0xF4), span(0x80, 0x8F), MORE, MORE),
+    series(text("\\"), signs('"\\/bfnrt')),
+)
+"""A character of a string, by itself or escaped (RFC 3629): escapes by number add none."""
+TYPES: Final[dict[str, Callable[[Any], bool]]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+"""Types by name, and which values are of them."""
+OF_TYPES: Final[dict[str, tuple[str, ...]]] = {
+    "string": ("minLength", "maxLength", "format"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "number": ("minimum", "exclusiveMinimum"),
+    "array": ("items", "minItems", "maxItems"),
+    "object": ("properties", "required", "additionalProperties"),
+}
+SAYING: Final = ("type", "enum", "const", "anyOf", "allOf", "$ref")
+SILENT: Final = (
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
+    "$schema", "$id", "$comment", "$defs", "definitions",
+)  # fmt: skip
+"""Keywords that allow and forbid nothing."""
+KEYWORDS: Final = frozenset((*SAYING, *SILENT, *(x for each in OF_TYPES.values() for x in each)))
+
+
+def digits(count: int) -> Expression:
+    """So many of them."""
+    return Repeated(DIGIT, count, count)
+
+
+def hexes(count: int) -> Expression:
+    """So many hexadecimal digits."""
+    return Repeated(signs("0123456789abcdef"), count, count)
+
+
+MONTH: Final = either(series(text("0"), signs("123456789")), series(text("1"), signs("012")))
+DAY: Final = either(
+    series(text("0"), signs("123456789")),
+    series(signs("12"), DIGIT),
+    series(text("3"), signs("01")),
+)
+HOUR: Final = either(series(signs("01"), DIGIT), series(text("2"), signs("0123")))
+SIXTY: Final = series(signs("012345"), DIGIT)
+DATE: Final = series(digits(4), text("-"), MONTH, text("-"), DAY)
+ZONE: Final = either(text("Z"), series(signs("+-"), HOUR, text(":"), SIXTY))
+TIME: Final = series(HOUR, text(":"), SIXTY, text(":"), SIXTY, BEHIND_POINT, ZONE)
+FORMATS: Final[dict[str, Expression]] = {
+    "date": DATE,
+    "time": TIME,
+    "date-time": series(DATE, text("T"), TIME),
+    "uuid": series(
+        hexes(8), *(series(text("-"), hexes(4)) for _ in range(3)), text("-"), hexes(12)
+    ),
+}
+"""Of strings (RFC 3339, RFC 9562)."""
+
+
+def quoted(inner: Expression) -> Expression:
+    """A string."""
+    return series(text('"'), inner, text('"'))
+
+
+STRING: Final = quoted(Repeated(CHARACTER))
+
+
+def listed(begin: str, part: Expression, least: int, most: int | None, end: str) -> Expression:
+    """Parts between brackets, with commas."""
+    if most is not None and most < max(1, least):
+        return series(text(begin), SPACE, text(end)) if not least else NOTHING
+    comma = series(SPACE, text(","), SPACE)
+    if least < 2 and most is None:
+        some = series(SPACE, Joined(part, comma))
+    else:
+        rest = Repeated(series(comma, part), max(0, least - 1), most and most - 1)
+        some = series(SPACE, part, rest)
+    return series(text(begin), some if least else maybe(some), SPACE, text(end))
+
+
+def member(name: Expression, value: Expression) -> Expression:
+    """A member of an object."""
+    return series(name, SPACE, text(":"), SPACE, value)
+
+
+def any_object(deep: int = DEEP) -> Expression:
+    """Any object, nested so deep."""
+    return listed("{", member(STRING, any_value(deep - 1)), 0, None, "}") if deep else NOTHING
+
+
+def any_value(deep: int = DEEP) -> Expression:
+    """Any value, with objects and arrays nested so deep."""
+    number = series(maybe(text("-")), WHOLE, BEHIND_POINT, POWER)
+    plain = either(STRING, number, text("true"), text("false"), text("null"))
+    if not deep:
+        return plain
+    return either(plain, listed("[", any_value(deep - 1), 0, None, "]"), any_object(deep))
+
+
+def expression_of(schema: Any) -> Expression:
+    """What a schema allows, or part of it.
+
+    Raises:
+        ValueError: it is none, or a keyword is not followed; says which and where.
+    """
+    return Schemas(schema).read(schema, "the schema", {})
+
+
+@dataclass(frozen=True, slots=True)
+class Schemas:
+    """The parts of a schema, which may name each other."""
+
+    root: Any
+
+    def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
+        """What a part allows.
+
+        Args:
+            schema: the part.
+            where: it stands, for messages.
+            inside: references that it is in, and how often.
+        """
+        if schema is True:
+            return any_value()
+        if schema is False:
+            return NOTHING
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"{where} must be an object, got {schema!r}")
+        for name in schema:
+            known(f"keyword of {where}", name, KEYWORDS)
+        ways = [name for name in SAYING[1:] if name in schema]
+        if not ways:
+            return self.typed(schema, where, inside)
+        beside = [name for name in schema if name not in (ways[0], *SILENT)]
+        if ways[0] in ("enum", "const"):
+            beside = [name for name in beside if name != "type"]
+        if beside:
+            raise ValueError(f"{where} must have {ways[0]!r} alone, got {beside[0]!r} beside it")
+        made: dict[str, Callable[..., Expression]] = {
+            "enum": self.by_enum,
+            "const": self.by_const,
+            "anyOf": self.by_any,
+            "allOf": self.by_all,
+            "$ref": self.by_reference,
+        }
+        return made[ways[0]](schema, where, inside)
+
+    def by_const(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """One value."""
+        return self.by_enum({**schema, "enum": [schema["const"]]}, where, inside)
+
+    def by_enum(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """One of some values, as `json.dumps` writes them."""
+        values = schema["enum"]
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise ValueError(f"enum of {where} must be a list, got {values!r}")
+        fits = [TYPES[name] for name in types_of(schema, where)] if "type" in schema else [any_type]
+        kept = [value for value in values if any(fit(value) for fit in fits)]
+        return Either(tuple(text(json.dumps(value, ensure_ascii=False)) for value in kept))
+
+    def by_any(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """One of some schemas."""
+        parts = schema["anyOf"]
+        if not isinstance(parts, list):
+            raise ValueError(f"anyOf of {where} must be a list, got {parts!r}")
+        each = (self.read(x, f"anyOf[{n}] of {where}", inside) for n, x in enumerate(parts))
+        return Either(tuple(each))
+
+    def by_all(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """A single schema."""
+        parts = schema["allOf"]
+        if not isinstance(parts, list) or len(parts) != 1:
+            raise ValueError(f"allOf of {where} must hold a single schema, got {parts!r}")
+        return self.read(parts[0], f"allOf[0] of {where}", inside)
+
+    def by_reference(
+        self, schema: Mapping[str, Any], where: str, inside: Mapping[str, int]
+    ) -> Expression:
+        """What is named; in itself so often, and then nothing."""
+        name, found = schema["$ref"], self.root
+        if not isinstance(name, str) or name[:1] != "#":
+            raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
+        for step in name[1:].split("/")[1:]:
+            step = step.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, Mapping) or step not in found:
+                raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
+            found = found[step]
+        times = inside.get(name, 0)
+        if times == DEEP:
+            return NOTHING
+        return self.read(found, name, {**inside, name: times + 1})
+
+    def typed(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """Values of a type, or of several; of any where none is named."""
+        names = types_of(schema, where)
+        for name in schema:
+            owners = [kind for kind in OF_TYPES if name in OF_TYPES[kind]]
+            if owners and not set(owners) & set(names):
+                raise ValueError(f"{name} of {where} must go with type {owners[0]!r}, got {names}")
+        if not set(schema) - set(SILENT):
+            return any_value()
+        makers = {"string": string, "integer": integer, "number": number}
+        inner = {"array": self.array, "object": self.object}
+        found: list[Expression] = []
+        for name in names:
+            if name in inner:
+                found.append(inner[name](schema, where, inside))
+            elif name in makers:
+                found.append(makers[name](schema, where))
+            else:
+                found += {"boolean": [text("true"), text("false")], "null": [text("null")]}[name]
+        return Either(tuple(found))
+
+    def array(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """Lists."""
+        items = schema.get("items", True)
+        inner = any_value(DEEP - 1) if items is True else None
+        part = inner or self.read(items, f"items of {where}", inside)
+        return listed("[", part, *bounds(schema, "minItems", "maxItems", where), "]")
+
+    def object(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """Objects: members that are named, in order; where none is, any of what others must be."""
+        named, needed = schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(named, Mapping):
+            raise ValueError(f"properties of {where} must be an object, got {named!r}")
+        if not isinstance(needed, list) or not set(needed) <= set(named):
+            raise ValueError(f"required of {where} must name properties, got {needed!r}")
+        if not named and "properties" not in schema:
+            rest = schema.get("additionalProperties", True)
+            if rest is True:
+                return any_object()
+            value = self.read(rest, f"additionalProperties of {where}", inside)
+            return listed("{", member(STRING, value), 0, None, "}")
+        members = [
+            (
+                member(
+                    text(json.dumps(name, ensure_ascii=False)),
+                    self.read(value, f"{name} of {where}", inside),
+                ),
+                name in needed,
+            )
+            for name, value in named.items()
+        ]
+        return series(text("{"), in_order(members), SPACE, text("}"))
+
+
+def in_order(members: Sequence[tuple[Expression, bool]]) -> Expression:
+    """Members one behind the other, those that are not needed (False) or not; commas between."""
+    rest: Expression = series()  # behind one that is there
+    none: Expression = series()  # where none is yet
+    for part, needed in reversed(members):
+        here = series(SPACE, part, rest)
+        none = here if needed else either(here, none)
+        more = series(SPACE, text(","), SPACE, part)
+        rest = series(more if needed else maybe(more), rest)
+    return none
+
+
+def types_of(schema: Mapping[str, Any], where: str) -> list[str]:
+    """Types that values may have: those that are named, or all that have one of the keywords."""
+    given = schema.get("type", [*TYPES])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list):
+        raise ValueError(f"type of {where} must be a name or a list of names, got {names!r}")
+    return [known(f"type of {where}", name, TYPES) for name in names]
+
+
+def any_type(value: Any) -> bool:
+    """Whether JSON has such a value."""
+    return True
+
+
+def bounds(schema: Mapping[str, Any], low: str, high: str, where: str) -> tuple[int, int | None]:
+    """Least and most, None for any number."""
+    for name in (low, high):
+        value = schema.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{name} of {where} must be an int >= 0, got {value!r}")
+    return schema.get(low, 0), schema.get(high)
+
+
+def string(schema: Mapping[str, Any], where: str) -> Expression:
+    """Strings."""
+    least, most = bounds(schema, "minLength", "maxLength", where)
+    if "format" not in schema:
+        if most is not None and most < least:
+            return NOTHING
+        return quoted(Repeated(CHARACTER, least, most))
+    if least or most is not None:
+        raise ValueError(f"format of {where} must stand without minLength and maxLength")
+    return quoted(FORMATS[known(f"format of {where}", schema["format"], FORMATS)])
+
+
+def integer(schema: Mapping[str, Any], where: str) -> Expression:
+    """Whole numbers: all, those from 0 or 1 on, or all between two bounds."""
+    low, high = limits(schema, where)
+    if high is None and low in (None, 0, 1):
+        positive = series(signs("123456789"), Repeated(DIGIT))
+        return positive if low == 1 else WHOLE if low == 0 else series(maybe(text("-")), WHOLE)
+    if low is None or high is None or high - low >= LISTED:
+        raise ValueError(
+            f"minimum of {where} must be 0 or 1, or at most {LISTED} below a maximum, "
+            f"got {low} and {high}"
+        )
+    return Either(tuple(text(str(value)) for value in range(low, high + 1)))
+
+
+def number(schema: Mapping[str, Any], where: str) -> Expression:
+    """Numbers: all, or those from 0 on."""
+    whole = series(WHOLE, BEHIND_POINT, POWER)
+    if "exclusiveMinimum" in schema or schema.get("minimum", 0) != 0:
+        raise ValueError(f"minimum of {where} must be 0 for numbers that need not be whole")
+    return whole if "minimum" in schema else series(maybe(text("-")), whole)
+
+
+def limits(schema: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
+    """Least and largest of whole numbers, None for none."""
+    found: list[int | None] = []
+    for name, other, step in (
+        ("minimum", "exclusiveMinimum", 1),
+        ("maximum", "exclusiveMaximum", -1),
+    ):
+        given = [(schema[key], add) for key, add in ((name, 0), (other, step)) if key in schema]
+        for value, _ in given:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} of {where} must be an int, got {value!r}")
+        both = [value + add for value, add in given]
+        found.append((max(both) if step > 0 else min(both)) if both else None)
+    return found[0], found[1]
