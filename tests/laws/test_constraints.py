@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import dlm
+from dlm.constraints.drawing import Joint
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.host import Mailbox
@@ -158,13 +159,21 @@ def test_later_blocks_are_counted_in(speaking: Model, decoding: Decoding) -> Non
         assert re.fullmatch("(1a|2b|3c){4}", text), decoder
 
 
-def test_decisions_that_read_no_logits_are_held(
-    speaking: Model, constraint: dlm.Constraint
+def test_all_that_is_open_is_looked_at(
+    speaking: Model, constraint: dlm.Constraint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which take few of what is open: the rest is looked at all the same."""
-    for seed in range(8):
-        options: dict[str, Any] = {"decoder": "random", "block_length": None, "seed": seed}
-        check(decoded(speaking, constraint, **options, temperature=2.0))
+    """Also for decisions that read no logits: what else is open weighs what they take."""
+    seen: list[tuple[int, int]] = []
+    statistics = Joint.statistics
+
+    def watched(self: Joint, *given: Any) -> Any:
+        seen.append((len(given[0]), int(given[2].window.masked.sum())))
+        return statistics(self, *given)
+
+    monkeypatch.setattr(Joint, "statistics", watched)
+    check(decoded(speaking, constraint, decoder="random", temperature=2.0))
+    assert seen
+    assert all(looked == open_ for looked, open_ in seen)
 
 
 def test_what_is_written_leaves_a_text_at_every_forward(

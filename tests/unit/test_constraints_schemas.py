@@ -154,6 +154,13 @@ def test_what_comes_of_a_schema_is_valid_by_it(schema: Any) -> None:
             assert takes(automaton, other), other
 
 
+def test_what_names_itself_is_nested_three_times() -> None:
+    automaton, written = compiled({"$ref": "#/$defs/n", "$defs": {"n": NODE}}), "null"
+    for depth in range(1, 5):
+        written = f'{{"v":1,"next":{written}}}'
+        assert takes(automaton, written) == (depth <= 3)
+
+
 def test_members_come_in_order_and_some_may_be_missing() -> None:
     names = {name: {"type": "null"} for name in "abcd"}
     automaton = compiled({"type": "object", "properties": names, "required": ["b", "d"]})
