@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 from dlm.constraints.automaton import NEVER, Automaton
@@ -79,8 +80,9 @@ class Constraint:
             given = json.loads(schema) if isinstance(schema, str) else schema
             name, ways = f"*JSON of {json.dumps(given)}", expression_of(given)
         except (TypeError, ValueError, RecursionError) as error:
+            told = shown(schema) if isinstance(schema, str) else short(schema)
             raise ValueError(
-                f"json_schema must be one that can be followed, got {shown(str(schema))} ({error})"
+                f"json_schema must be one that can be followed, got {told} ({error})"
             ) from None
         return cls.of(model, name, automaton("json_schema", ways))
 

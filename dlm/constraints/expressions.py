@@ -161,11 +161,14 @@ def automaton_of(expression: Expression) -> ByteAutomaton:
     """The smallest automaton of an expression, by sets of nodes.
 
     Raises:
-        ValueError: it takes too many nodes or states.
+        ValueError: it takes too many nodes or states, or it is nested too deep.
     """
     net = Net()
     start = net.node()
-    end = net.add(expression, start)
+    try:
+        end = net.add(expression, start)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     last = net.node()
     net.free[end].append(last)
     groups = alike([step[0] for step in net.taken if step])

@@ -27,6 +27,7 @@ from dlm.options import known
 DEEP: Final = 3
 """Objects and arrays in each other, of what no schema describes, and a reference in itself."""
 LISTED: Final = 1000  # whole numbers between two bounds
+PARTS: Final = 10_000  # of a schema
 NOTHING: Final = Either(())
 
 DIGIT: Final = signs("0123456789")
@@ -63,7 +64,7 @@ TYPES: Final[dict[str, Callable[[Any], bool]]] = {
 OF_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "string": ("minLength", "maxLength", "format"),
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "number": ("minimum", "exclusiveMinimum"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     "array": ("items", "minItems", "maxItems"),
     "object": ("properties", "required", "additionalProperties"),
 }
@@ -157,11 +158,12 @@ def expression_of(schema: Any) -> Expression:
     return Schemas(schema).read(schema, "the schema", {})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Schemas:
     """The parts of a schema, which may name each other."""
 
     root: Any
+    parts: int = 0  # read so far
 
     def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
         """What a part allows.
@@ -171,6 +173,9 @@ class Schemas:
             where: it stands, for messages.
             inside: references that it is in, and how often.
         """
+        self.parts += 1
+        if self.parts > PARTS:  # of parts that name each other there is no end
+            raise ValueError(f"the schema must have at most {PARTS} parts, those named again, too")
         if schema is True:
             return any_value()
         if schema is False:
@@ -207,7 +212,7 @@ class Schemas:
             raise ValueError(f"enum of {where} must be a list, got {values!r}")
         fits = [TYPES[name] for name in types_of(schema, where)] if "type" in schema else [any_type]
         kept = [value for value in values if any(fit(value) for fit in fits)]
-        return Either(tuple(text(json.dumps(value, ensure_ascii=False)) for value in kept))
+        return Either(tuple(map(written, kept)))
 
     def by_any(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """One of some schemas."""
@@ -285,7 +290,7 @@ class Schemas:
         members = [
             (
                 member(
-                    text(json.dumps(name, ensure_ascii=False)),
+                    written(name),
                     self.read(value, f"{name} of {where}", inside),
                 ),
                 name in needed,
@@ -293,6 +298,11 @@ class Schemas:
             for name, value in named.items()
         ]
         return series(text("{"), in_order(members), SPACE, text("}"))
+
+
+def written(value: Any) -> Expression:
+    """A value, in one way."""
+    return text(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def in_order(members: Sequence[tuple[Expression, bool]]) -> Expression:
@@ -359,8 +369,12 @@ def integer(schema: Mapping[str, Any], where: str) -> Expression:
 def number(schema: Mapping[str, Any], where: str) -> Expression:
     """Numbers: all, or those from 0 on."""
     whole = series(WHOLE, BEHIND_POINT, POWER)
-    if "exclusiveMinimum" in schema or schema.get("minimum", 0) != 0:
-        raise ValueError(f"minimum of {where} must be 0 for numbers that need not be whole")
+    beyond = {"exclusiveMinimum", "maximum", "exclusiveMaximum"} & set(schema)
+    if beyond or schema.get("minimum", 0) != 0:
+        raise ValueError(
+            f"bounds of {where} must be a minimum of 0 for numbers that need not be whole, "
+            f"got {', '.join(sorted(beyond)) or schema['minimum']}"
+        )
     return whole if "minimum" in schema else series(maybe(text("-")), whole)
 
 

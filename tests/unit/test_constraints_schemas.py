@@ -208,7 +208,21 @@ def test_strings_of_a_format(format_: str, read: Any, some: list[str]) -> None:
         ({"type": "integer", "minimum": 5}, "minimum of the schema must be 0 or 1, or at most"),
         ({"type": "integer", "minimum": 0, "maximum": 5000}, "at most 1000 below a maximum"),
         ({"type": "integer", "minimum": 0.5}, "minimum of the schema must be an int, got 0.5"),
-        ({"type": "number", "minimum": 1}, "minimum of the schema must be 0 for numbers"),
+        ({"type": "number", "minimum": 1}, "must be a minimum of 0 for numbers that need not"),
+        ({"type": ["integer", "number"], "minimum": 0, "maximum": 5}, "not be whole, got maximum"),
+        ({"exclusiveMaximum": 5, "minimum": 0}, "not be whole, got exclusiveMaximum"),
+        ({"enum": [float("nan")]}, "Out of range float values are not JSON compliant"),
+        ({"const": "\ud800"}, "surrogates not allowed"),
+        (
+            {
+                "$ref": "#/$defs/0",
+                "$defs": {
+                    str(n): {"anyOf": [{"$ref": f"#/$defs/{m}"} for m in range(9)]}
+                    for n in range(9)
+                },
+            },
+            "the schema must have at most 10000 parts",
+        ),
         ({"anyOf": [{"type": "null"}], "type": "null"}, "must have 'anyOf' alone, got 'type'"),
         ({"oneOf": [{"type": "null"}]}, "unknown keyword of the schema 'oneOf'. Did you mean"),
         ({"allOf": [{}, {}]}, "allOf of the schema must hold a single schema"),
@@ -246,6 +260,19 @@ def test_large_schemas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(f"dlm.constraints.expressions.{name}", most)
             with pytest.raises(ValueError, match="json_schema must be of fewer parts: it has"):
                 dlm.Constraint.json_schema(dlm.load(), schema)
+
+
+def test_what_is_nested_too_deep_is_refused() -> None:
+    deep = text("a")
+    for _ in range(2000):
+        deep = maybe(deep)
+    with pytest.raises(ValueError, match="it is nested too deep"):
+        automaton_of(deep)
+    schema: Any = {"type": "null"}
+    for _ in range(2000):
+        schema = {"anyOf": [schema]}
+    with pytest.raises(ValueError, match="json_schema must be one that can be followed"):
+        dlm.Constraint.json_schema(dlm.load(), schema)
 
 
 @pytest.mark.parametrize("given", ["{", {"enum": [object]}, '{"a": NaN'])
