@@ -113,14 +113,15 @@ OPTIONS: Final[dict[str, str]] = {
     "block_size": "in dlm it is block_length; block_size of dlm.load is that of the attention",
     **dict.fromkeys(
         ("guided_json", "json_schema", "response_format", "structured_outputs"),
-        "in dlm it is constraint=dlm.Constraint.json_schema(model, schema)",
+        "in dlm it is constraint, made by dlm.Constraint.json_schema(model, schema)",
     ),
     **dict.fromkeys(
-        ("guided_regex", "regex"), "in dlm it is constraint=dlm.Constraint.regex(model, pattern)"
+        ("guided_regex", "regex"),
+        "in dlm it is constraint, made by dlm.Constraint.regex(model, pattern)",
     ),
     **dict.fromkeys(
         ("choice", "choices", "guided_choice"),
-        "in dlm it is constraint=dlm.Constraint.choice(model, texts)",
+        "in dlm it is constraint, made by dlm.Constraint.choice(model, texts)",
     ),
     **dict.fromkeys(
         ("grammar", "guided_grammar"), "constraint takes regular expressions and JSON schemas"

@@ -173,7 +173,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     job = Job(rows, given, chat=wrap, infill=infill, system=system, growth=grows)
     job.check()
     loaded = load_model(model, device, dtype, **facts)
-    given["constraint"] = language.constraint(loaded)
+    constraint = language.constraint(loaded)
+    if constraint is not None:
+        given["constraint"] = constraint
     if watch:
         job.watch(loaded)
         return

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from dlm.canvas import build
 from dlm.constraints.automaton import NEVER, Arrows, Automaton
-from dlm.constraints.chain import walked
 from dlm.constraints.drawing import Asked, Joint
-from dlm.constraints.segments import Segments
 from dlm.kernels import Bonus, NoiseKey, token_statistics
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
@@ -386,35 +384,3 @@ def test_a_text_that_the_model_thinks_impossible_is_weighed_all_the_same(toy: To
     assert told.confidence.tolist() == [1, 1, 1]
     drawn = Scene(two, [MASK] * 3, 0, 3, logits, 0).ask(replace(ASKED, draws=True), model, 5, 1.0)
     assert drawn.sampled.tolist() == [0] * 15
-
-
-@hypothesis(max_examples=50, deadline=None)
-@given(data=st.data())
-def test_segments_reduce_groups(data: st.DataObject) -> None:
-    """Of any sizes, empty ones and large ones included."""
-    sizes = data.draw(
-        st.lists(st.sampled_from([0, 1, 2, 31, 32, 33, 1100]), min_size=1, max_size=6)
-    )
-    groups = torch.cat([torch.full((size,), name) for name, size in enumerate(sizes)])
-    draw = torch.Generator().manual_seed(0)
-    groups = groups[torch.randperm(len(groups), generator=draw)]
-    values = torch.randn(2, len(groups), generator=draw).double()
-    segments = Segments.of(groups, len(sizes))
-    for how in (torch.logsumexp, torch.amax):
-        found = segments.reduce(values, how)
-        for name, size in enumerate(sizes):
-            some = values[:, groups == name]
-            expected = how(some, -1) if size else torch.full((2,), -torch.inf).double()
-            assert torch.allclose(found[:, name], expected, rtol=1e-12)
-
-
-@hypothesis(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), tokens=st.lists(st.integers(0, 6), max_size=9))
-def test_walks_put_neighbours_together(toy: Toy, seed: int, tokens: list[int]) -> None:
-    automaton = language(seed, toy().spec)
-    for count in range(len(tokens) + 1):
-        state = automaton.start
-        for token in tokens[:count]:
-            state = int(automaton.following[state, automaton.class_of[token]])
-        found = walked(automaton, torch.tensor([tokens], dtype=torch.int64), torch.tensor([count]))
-        assert found.tolist() == [state]
