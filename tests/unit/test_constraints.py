@@ -60,7 +60,7 @@ def takes(constraint: dlm.Constraint, tokens: list[int]) -> bool:
     return int(automaton.left[state]) == 0
 
 
-@hypothesis(max_examples=150, deadline=None)
+@hypothesis(max_examples=80, deadline=None)
 @given(pattern=st.sampled_from(PATTERNS), pieces=st.lists(st.sampled_from(PIECES), max_size=6))
 def test_texts_are_those_of_the_expression(pattern: str, pieces: list[str]) -> None:
     """However they are cut into tokens: by the tokenizer, or at every piece."""
@@ -255,7 +255,7 @@ def is_object(text: str) -> bool:
     return bool(objects().accepting[state])
 
 
-@hypothesis(max_examples=150, deadline=None)
+@hypothesis(max_examples=80, deadline=None)
 @given(value=VALUES, spaced=st.booleans(), data=st.data())
 def test_any_json_object_is_one(value: Any, spaced: bool, data: st.DataObject) -> None:
     """And what json.loads takes of what is one but for a sign."""
