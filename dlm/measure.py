@@ -81,7 +81,8 @@ class Meter:
         self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
         self.joint = None
         if settings.constraint is not None:
-            language = settings.constraint.automaton
+            never = (*model.spec.banned, *settings.suppress_tokens)
+            language = settings.constraint.automaton.without(never)
             self.joint = Joint(language, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from dlm.cli.inputs import decode
 from dlm.cli.options import decoding
 from dlm.options import file
 
@@ -62,5 +63,6 @@ class Language:
         if self.choice:
             return Constraint.choice(model, self.choice)
         if self.json_schema is not None:
-            return Constraint.json_schema(model, self.json_schema.read_text(encoding="utf-8"))
+            written = decode(self.json_schema.read_bytes(), "--json-schema")
+            return Constraint.json_schema(model, written)
         return None

@@ -1,5 +1,1 @@
 """Texts held to a regular language: rules, their automata, and exact draws under them."""
-
-from dlm.constraints.constraint import Constraint
-
-__all__ = ["Constraint"]

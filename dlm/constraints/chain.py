@@ -39,10 +39,10 @@ class Standing:
 
 
 def weighed(masses: Tensor, standing: Standing) -> Tensor:
-    """M of each class at each column, float64 [B, W, C]: where a token stands of its own alone.
+    """What each class weighs at each column, [B, W, C]; where a token stands, its own alone.
 
     Args:
-        masses: [B, W, C], of open columns.
+        masses: [B, W, C], of open columns. What comes of them is float64.
         standing: in the window.
     """
     labels = torch.arange(masses.shape[-1], device=masses.device)

@@ -61,10 +61,14 @@ class Joint:
     """
 
     def __init__(self, automaton: Automaton, suppressed: Tensor, *, cross_block: bool) -> None:
-        """Take the language, bool [V] of tokens never sampled, and whether windows reach back."""
-        never = suppressed.nonzero()[:, 0].tolist()
-        here = automaton.without(never)
-        self.automaton = mapped(lambda part: part.to(suppressed.device), here)
+        """Take the language `without` tokens never sampled, these, and whether windows reach back.
+
+        Args:
+            automaton: the language.
+            suppressed: bool [V], on the device.
+            cross_block: whether windows begin where the row does.
+        """
+        self.automaton = mapped(lambda part: part.to(suppressed.device), automaton)
         self.suppressed = suppressed
         self.cross_block = cross_block
 
@@ -80,7 +84,7 @@ class Joint:
             places: the columns that were measured; all that are open are.
             asked: what to draw and measure.
         """
-        wide = logits.float().masked_fill(self.suppressed, -torch.inf)
+        wide = logits.to(torch.float32, copy=True).masked_fill_(self.suppressed, -torch.inf)
         if asked.bonus is not None:
             wide.scatter_add_(1, asked.bonus.tokens, asked.bonus.values)
         scene = Scene(canvas, progress, places, asked, self.standing(canvas, progress))

@@ -289,10 +289,7 @@ class Schemas:
             return listed("{", member(STRING, value), 0, None, "}")
         members = [
             (
-                member(
-                    written(name),
-                    self.read(value, f"{name} of {where}", inside),
-                ),
+                member(written(name), self.read(value, f"{name} of {where}", inside)),
                 name in needed,
             )
             for name, value in named.items()
@@ -318,7 +315,7 @@ def in_order(members: Sequence[tuple[Expression, bool]]) -> Expression:
 
 
 def types_of(schema: Mapping[str, Any], where: str) -> list[str]:
-    """Types that values may have: those that are named, or all that have one of the keywords."""
+    """Types that values may have: those that are named, or all."""
     given = schema.get("type", [*TYPES])
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list):

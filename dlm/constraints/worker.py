@@ -7,6 +7,7 @@ letters have more states than memory holds, and what builds them ends its proces
 import json
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 ENDS = 256  # stands for the end of a text beside the bytes
@@ -42,7 +43,8 @@ def limit(memory: int, seconds: int) -> None:
     except ImportError:
         return
     for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
-        resource.setrlimit(kind, (most, most))
+        with suppress(OSError, ValueError):  # not every system bounds memory
+            resource.setrlimit(kind, (most, most))
 
 
 def states(core: Any, pattern: str, most: int) -> dict[str, Any]:

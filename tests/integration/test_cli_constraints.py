@@ -43,7 +43,6 @@ def test_answers_are_of_the_language(schema: str) -> None:
     ("args", "message"),
     [
         (("--regex=a", "--choice=a"), "give one of --regex and --choice"),
-        (("--regex=",), "gen_length must"),
         (("--regex=a(",), "regex must be a regular expression"),
         (("--regex=a{30}",), "its shortest text 30"),
         (("--json-schema=nowhere.json",), "--json-schema must be a file"),
@@ -52,12 +51,22 @@ def test_answers_are_of_the_language(schema: str) -> None:
 )
 def test_what_cannot_be_is_refused(args: tuple[str, ...], message: str) -> None:
     result = run("When?", *SHORT, *args)
-    if args == ("--regex=",):  # the empty text is one
-        assert result.exit_code == 0
-        assert result.stdout == "\n"
-        return
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_the_empty_text_is_one() -> None:
+    result = run("When?", *SHORT, "--regex=")
+    assert result.exit_code == 0
+    assert result.stdout == "\n"
+
+
+def test_a_schema_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(b"\xff")
+    result = run("When?", *SHORT, f"--json-schema={path}")
+    assert result.exit_code == 2
+    assert "--json-schema must be UTF-8" in result.stderr
 
 
 def test_blanks_are_held_to_none() -> None:

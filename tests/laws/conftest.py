@@ -1,6 +1,7 @@
 """Steps recorded and played again on a CPU, where no CUDA graph is."""
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,14 +17,15 @@ from torch.utils._pytree import tree_leaves
 import dlm
 from dlm.cache import Cache
 from dlm.execution import Execution
-from dlm.host import send
+from dlm.host import Mailbox, send
 from dlm.kernels import checks
 from dlm.kernels.tiles import TiledLogits
 from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.packing import Packing
+from dlm.places import Places
 from dlm.recording import Record, Recording, pools
-from dlm.runtime import Outcome
+from dlm.runtime import Loop, Outcome
 
 
 class Memory:
@@ -318,3 +320,26 @@ def waits() -> tuple[str, ...]:
 def forbidden() -> Callable[[], AbstractContextManager[None]]:
     """Makes what fails on anything that would make the host wait."""
     return unwaiting
+
+
+@pytest.fixture
+def waiting(
+    forbidden: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> Counter[str]:
+    """Counts steps, in which the host may wait for nothing, and reads of a report."""
+    counts: Counter[str] = Counter()
+    step, read = Loop.step, Mailbox.read
+
+    def watched(self: Loop, *given: Any) -> Outcome:
+        counts["steps"] += 1
+        with forbidden():
+            return step(self, *given)
+
+    def counted(self: Mailbox, report: Tensor) -> list[int]:
+        counts["reads"] += 1
+        return read(self, report)
+
+    monkeypatch.delattr(Places, "where")
+    monkeypatch.setattr(Loop, "step", watched)
+    monkeypatch.setattr(Mailbox, "read", counted)
+    return counts

@@ -1,13 +1,12 @@
 """Under a constraint every decoder ends with a text of the language, alone and in any batch."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,10 +14,9 @@ import dlm
 from dlm.constraints.drawing import Joint
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
-from dlm.host import Mailbox
 from dlm.job import generation_job
 from dlm.models.model import Model
-from dlm.runtime import Loop, Outcome
+from dlm.prompts import tokenizer_of
 from dlm.settings import Settings
 from dlm.traits import Traits
 
@@ -105,28 +103,12 @@ def test_the_host_waits_for_one_report_a_step(
     constraint: dlm.Constraint,
     decoder: str,
     temperature: float,
-    forbidden: Callable[[], AbstractContextManager[None]],
+    waiting: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps, reads = 0, 0
-    step, read = Loop.step, Mailbox.read
-
-    def watched(self: Loop, *given: Any) -> Outcome:
-        nonlocal steps
-        steps += 1
-        with forbidden():
-            return step(self, *given)
-
-    def counted(self: Mailbox, report: torch.Tensor) -> list[int]:
-        nonlocal reads
-        reads += 1
-        return read(self, report)
-
-    monkeypatch.setattr(Loop, "step", watched)
-    monkeypatch.setattr(Mailbox, "read", counted)
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
     out = decoded(speaking, constraint, decoder=decoder, temperature=temperature)
-    assert steps == reads == max(out.forwards)
+    assert waiting["steps"] == waiting["reads"] == max(out.forwards)
 
 
 def test_rows_that_join_are_held_to_it(speaking: Model, constraint: dlm.Constraint) -> None:
@@ -157,6 +139,16 @@ def test_later_blocks_are_counted_in(speaking: Model, decoding: Decoding) -> Non
         options = {**decoding(decoder), "gen_length": 8, "block_length": 3, "temperature": 1.0}
         (text,) = dlm.generate(speaking, [ROWS[0]], constraint=made, **options).texts or [""]
         assert re.fullmatch("(1a|2b|3c){4}", text), decoder
+
+
+def test_tokens_that_are_never_sampled_close_ways(speaking: Model) -> None:
+    """Before a block is left from which nothing else would lead to an end."""
+    made = dlm.Constraint.regex(speaking, "(1a|2b){2}")
+    never = tokenizer_of(speaking, "a test").encode("a", add_special_tokens=False)
+    options: dict[str, Any] = {"gen_length": 4, "block_length": 1, "temperature": 2.0}
+    for seed in range(4):
+        options |= {"seed": seed, "suppress_tokens": never, "constraint": made}
+        assert dlm.generate(speaking, [ROWS[0]], **options).texts == ["2b2b"]
 
 
 def test_all_that_is_open_is_looked_at(

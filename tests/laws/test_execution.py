@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,14 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution, lanes_of
-from dlm.host import Mailbox
 from dlm.models.model import Model
-from dlm.places import Places
 from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 
@@ -159,30 +157,12 @@ def test_the_host_waits_for_one_report_a_step(
     decoding: Decoding,
     decoder: str,
     cache: str,
-    forbidden: Forbidden,
-    monkeypatch: pytest.MonkeyPatch,
+    waiting: Counter[str],
 ) -> None:
     """Within a step nothing is read: no item, no tolist, no truth of a tensor."""
-    steps, reads = 0, 0
-    step, read = Loop.step, Mailbox.read
-
-    def watched(self: Loop, *given: Any) -> Outcome:
-        nonlocal steps
-        steps += 1
-        with forbidden():
-            return step(self, *given)
-
-    def counted(self: Mailbox, report: Tensor) -> list[int]:
-        nonlocal reads
-        reads += 1
-        return read(self, report)
-
-    monkeypatch.delattr(Places, "where")
-    monkeypatch.setattr(Loop, "step", watched)
-    monkeypatch.setattr(Mailbox, "read", counted)
     options = {**decoding(decoder), "cache": cache, "stop_at_eos": True}
     out = run(golden, Execution(static=True), return_trajectory=False, **options)
-    assert steps == reads == max(out.forwards)
+    assert waiting["steps"] == waiting["reads"] == max(out.forwards)
 
 
 def test_what_is_forbidden_is_noticed(forbidden: Forbidden, waits: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from dlm.constraints.language import ByteAutomaton, of_pattern
 from dlm.constraints.schemas import any_object
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
+from dlm.settings import Settings
 
 PATTERNS = (
     "(yes|no)",
@@ -155,7 +156,6 @@ def test_what_is_no_rule_is_refused(make: str, given: Any, message: str) -> None
 
 
 def test_what_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And too much memory: in a process of its own."""
     monkeypatch.setattr(languages, "SECONDS", 1)
     with pytest.raises(ValueError, match="read in 1 seconds and 2 GiB of memory, got"):
         of_pattern("((a{100}){100}){100}")
@@ -220,6 +220,9 @@ def test_equal_constraints_share_forwards() -> None:
     assert one != held("[0-9]{1,5}")
     assert one != "a*"
     assert repr(one) == "Constraint('a*')"
+    shared = Settings(constraint=one).of_steps
+    assert shared == Settings(constraint=sent).of_steps
+    assert shared != Settings(constraint=held("[0-9]{1,5}")).of_steps
     out = [
         dlm.generate(built_in(), "a", gen_length=6, temperature=1.0, constraint=each).tokens
         for each in (one, sent)
@@ -328,18 +331,15 @@ def test_sure_tokens_take_few_forwards() -> None:
 
 
 def test_top_p_cuts_what_may_follow() -> None:
-    """Never all of it."""
-    out = dlm.generate(
-        built_in(),
-        ["When?"] * 4,
-        constraint=held("[0-9]{4}-[0-9]{2}"),
-        gen_length=12,
-        temperature=2.0,
-        top_p=1e-6,
-        decoder="dream",
-    )
-    assert out.texts is not None
-    assert all(re.fullmatch("[0-9]{4}-[0-9]{2}", text) for text in out.texts)
+    """To one token here, but never to none."""
+    options: dict[str, Any] = {"gen_length": 12, "temperature": 2.0, "decoder": "left_to_right"}
+    found = {}
+    for top_p in (1e-6, None):
+        made = held("[0-9]{4}-[0-9]{2}")
+        out = dlm.generate(built_in(), ["When?"] * 4, constraint=made, top_p=top_p, **options)
+        found[top_p] = set(out.texts or [])
+        assert all(re.fullmatch(made.name, text) for text in found[top_p])
+    assert len(found[1e-6]) == 1 < len(found[None])
 
 
 def test_networks_are_held_to_it_through_transformers() -> None:

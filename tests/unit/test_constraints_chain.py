@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -131,7 +131,8 @@ class Scene:
         progress: Any = SimpleNamespace(window=window, made=torch.zeros(rows, dtype=torch.int64))
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
         suppressed[[MASK, *self.never]] = True
-        joint = Joint(self.automaton, suppressed, cross_block=False)
+        here = self.automaton.without((*spec.banned, *self.never))
+        joint = Joint(here, suppressed, cross_block=False)
         places = Places.all(torch.ones_like(window.masked), window.positions)
         logits = self.logits.repeat(rows, 1)
         return joint.statistics(logits, canvas, progress, places, asked)
@@ -219,8 +220,10 @@ def test_draws_follow_the_law_of_all_texts(toy: Toy, seed: int) -> None:
     assert stats.chisquare(seen, expected).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("draws", [False, True])
-def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None:
+@pytest.mark.parametrize(("draws", "law"), [(False, "model"), (True, "model"), (True, "sampling")])
+def test_a_language_of_everything_changes_nothing(
+    toy: Toy, draws: bool, law: Literal["model", "sampling"]
+) -> None:
     """To the bit, where tokens are taken, or drawn one by one from what top-k and top-p leave."""
     model = toy()
     words = torch.arange(len(WORDS))
@@ -232,7 +235,9 @@ def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None
     )
     logits = 2 * torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
     case = Scene(every, [MASK] * 4, 0, 4, logits, 0)
-    asked = replace(ASKED, draws=draws, top_k=3 if draws else None, top_p=0.8 if draws else None)
+    asked = replace(ASKED, law=law)
+    if draws:
+        asked = replace(asked, draws=True, top_k=3, top_p=0.8)
     told = case.ask(asked, model, 50, 0.9 if draws else 0.0)
     position = torch.arange(4).repeat(50)
     key = NoiseKey(
@@ -242,6 +247,7 @@ def test_a_language_of_everything_changes_nothing(toy: Toy, draws: bool) -> None
     plain = token_statistics(
         logits.repeat(50, 1),
         ("confidence", "entropy", "margin"),
+        law=law,
         top_k=asked.top_k,
         top_p=asked.top_p,
         suppressed=torch.arange(8) == MASK,

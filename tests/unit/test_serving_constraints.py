@@ -18,7 +18,6 @@ import dlm
 from dlm.constraints.constraint import Constraint
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
-from dlm.serving import constraints
 from dlm.serving.app import create_app
 from dlm.serving.constraints import Constraints
 from dlm.serving.engine import Engine
@@ -322,23 +321,3 @@ def test_what_is_refused(server: Any, body: dict[str, Any], param: str, message:
     error = answer.json()["error"]
     assert message in error["message"]
     assert error["param"] == param
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Expressions that were compiled since."""
-    made: list[str] = []
-
-    def regex(model: Model, pattern: str) -> Constraint:
-        made.append(pattern)
-        return Constraint.regex(model, pattern)
-
-    monkeypatch.setattr(constraints, "MADE", {**constraints.MADE, "regex": regex})
-    return made
-
-
-def test_a_server_compiles_once(server: Any, compiled: list[str]) -> None:
-    for _ in range(3):
-        assert text_of(server, guided_regex="[xy]{2}") in ("xx", "xy", "yx", "yy")
-        text_of(server, "chat/completions", structured_outputs={"regex": "[xy]{2}"})
-    assert compiled == ["[xy]{2}"]

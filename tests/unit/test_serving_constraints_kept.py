@@ -1,7 +1,12 @@
 """Constraints of requests: compiled once, kept, given up, and waited for by few."""
 
+import runpy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier, Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +17,8 @@ from dlm.serving import constraints
 from dlm.serving.constraints import Constraints, entries
 from dlm.serving.rules import Rule
 from dlm.serving.work import Busy
+
+CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "serving_cases.py")))
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +37,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(constraints, "MADE", {**constraints.MADE, "regex": regex})
     return made
+
+
+def test_a_server_compiles_once(serve: Callable[..., Any], compiled: list[str]) -> None:
+    server = serve(CASES.letters(["12"]))
+    for field in ({"guided_regex": "[xy]{2}"}, {"structured_outputs": {"regex": "[xy]{2}"}}) * 2:
+        answer = server.ask(**field)
+        assert answer.status_code == 200, answer.text
+    assert compiled == ["[xy]{2}"]
 
 
 def test_requests_at_a_time_compile_twice_at_most(model: Model, compiled: list[str]) -> None:
