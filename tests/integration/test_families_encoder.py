@@ -118,13 +118,13 @@ def test_logits_are_the_networks_own(made: Callable[[str], Model], model_type: s
     model = made(model_type)
     tokens = rows(model)
     own = model.network.network(tokens).logits
-    torch.testing.assert_close(model.raw_logits(tokens), own, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.raw_logits(tokens), own, atol=1e-4, rtol=0)
     assert own.std() > 0.05, "the comparison must be about something"
     positions = torch.arange(tokens.shape[1])[None]
     states = model.hidden(tokens, positions, None)
     line, column = torch.tensor([0, 0, 1]), torch.tensor([3, 19, 7])
     some = model.logits(states[line, column])
-    torch.testing.assert_close(some, own[line, column], atol=1e-5, rtol=0)
+    torch.testing.assert_close(some, own[line, column], atol=1e-4, rtol=0)
     assert (states.shape[-1] == own.shape[-1]) == (model_type not in PROJECTIONS)
 
 
@@ -140,7 +140,7 @@ def test_padding_changes_nothing(model_type: str, attention: str) -> None:
     alone = model.logits(model.hidden(short, columns[:, :9], None))
     among = model.logits(model.hidden(padded, columns, valid))[:, :9]
     open_ = model.logits(model.hidden(padded, columns, None))[:, :9]
-    torch.testing.assert_close(among, alone, atol=2e-5, rtol=0)
+    torch.testing.assert_close(among, alone, atol=1e-4, rtol=0)
     assert (open_ - alone).abs().max() > 1e-3, "the mask must have made the difference"
 
 
@@ -151,7 +151,7 @@ def test_padding_changes_nothing_without_a_projection(made: Callable[[str], Mode
     padded = torch.cat((short, torch.full((1, width - 9), 0)), 1)
     columns = torch.arange(width)[None]
     among = model.hidden(padded, columns, columns < 9)[:, :9]
-    torch.testing.assert_close(among, model.raw_logits(short), atol=2e-5, rtol=0)
+    torch.testing.assert_close(among, model.raw_logits(short), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -169,9 +169,9 @@ def test_positions_and_not_columns_place_tokens(model_type: str, attention: str)
     columns = torch.arange(20)[None]
     straight = model.hidden(tokens, columns, None, attend=seen[None])
     moved = model.hidden(tokens[:, order], order[None], None, attend=seen[order][:, order][None])
-    torch.testing.assert_close(moved, straight[:, order], atol=2e-5, rtol=0)
+    torch.testing.assert_close(moved, straight[:, order], atol=1e-4, rtol=0)
     everything = model.hidden(tokens, columns, None, attend=torch.ones(1, 20, 20, dtype=torch.bool))
-    torch.testing.assert_close(everything, model.hidden(tokens, columns, None), atol=2e-5, rtol=0)
+    torch.testing.assert_close(everything, model.hidden(tokens, columns, None), atol=1e-4, rtol=0)
     assert (everything - straight).abs().max() > 1e-3
 
 
@@ -330,7 +330,7 @@ def test_load(made: Callable[[str], Model], model_type: str, tmp_path: Path) -> 
     model = dlm.load(saved(kept.network.network, tmp_path))
     assert model.spec == kept.spec
     tokens = rows(model)
-    torch.testing.assert_close(model.raw_logits(tokens), kept.raw_logits(tokens), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.raw_logits(tokens), kept.raw_logits(tokens), atol=1e-4, rtol=0)
     options: dict[str, Any] = {"gen_length": 8, "temperature": 1.0}
     found, expected = (dlm.generate(one, TEXTS, **options) for one in (model, kept))
     assert found.tokens == expected.tokens

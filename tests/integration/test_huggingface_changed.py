@@ -68,7 +68,7 @@ def test_experts_in_float64(written: Callable[[str], Path]) -> None:
     """Torch's grouped products have no such dtype."""
     kind, folder = AutoModelForCausalLM, written("sdar-moe")
     usual, wide = kind.from_pretrained(folder), kind.from_pretrained(folder, dtype="float64")
-    torch.testing.assert_close(wide(IDS).logits.float(), usual(IDS).logits)
+    torch.testing.assert_close(wide(IDS).logits.float(), usual(IDS).logits, atol=1e-4, rtol=0)
 
 
 def test_stop_ids_that_are_written_down_count(written: Callable[[str], Path]) -> None:

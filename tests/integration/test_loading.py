@@ -37,7 +37,7 @@ def test_official_logits(golden_folder: Path, attention: str) -> None:
         ids = torch.tensor(case["input_ids"])
         found = model.raw_logits(ids if ids.ndim == 2 else ids[None])
         expected = torch.tensor(case["logits"]).reshape(found.shape)
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_official_logits_flex_attention(golden_folder: Path) -> None:
     ids = torch.tensor(case["input_ids"])
     found = model.raw_logits(ids if ids.ndim == 2 else ids[None])
     expected = torch.tensor(case["logits"]).reshape(found.shape)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_padding_does_not_change_a_row(golden: Model) -> None:
@@ -60,7 +60,7 @@ def test_padding_does_not_change_a_row(golden: Model) -> None:
         alone = golden.logits(golden.hidden(short, columns[:, :4], None))
         among = golden.logits(golden.hidden(padded, columns, valid))[:, :4]
         open_ = golden.logits(golden.hidden(padded, columns, None))[:, :4]
-    torch.testing.assert_close(among, alone, atol=2e-5, rtol=0)
+    torch.testing.assert_close(among, alone, atol=1e-4, rtol=0)
     assert (open_ - alone).abs().max() > 1e-3, "the mask must have made the difference"
 
 

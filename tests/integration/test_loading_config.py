@@ -76,4 +76,4 @@ def test_a_width_that_follows_from_a_ratio(
     (tmp_path / "config.json").write_text(json.dumps(stated))
     model = dlm.load(tmp_path, direct=direct, dtype="float32")
     ids = torch.tensor([[1, 2, 3]])
-    torch.testing.assert_close(model.raw_logits(ids), golden.raw_logits(ids), atol=2e-5, rtol=0)
+    torch.testing.assert_close(model.raw_logits(ids), golden.raw_logits(ids), atol=1e-4, rtol=0)

@@ -152,7 +152,7 @@ def test_rows_that_join_and_are_given_up(whole: Model, cut: Model) -> None:
 @pytest.mark.slow
 def test_all_else_that_forwards_are_made_for(whole: Model, cut: Model) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
-    torch.testing.assert_close(cut.raw_logits(ids), whole.raw_logits(ids), atol=2e-5, rtol=0)
+    torch.testing.assert_close(cut.raw_logits(ids), whole.raw_logits(ids), atol=1e-4, rtol=0)
     found, expected = (
         model.network.generate(ids, max_new_tokens=8, do_sample=False) for model in (cut, whole)
     )

@@ -107,7 +107,7 @@ def test_tensor_parallel_equals_one_process(
     for found in launch("tensor", golden_folder, tmp_path):
         assert found["shards"] == {"q_proj": [32, 64], "o_proj": [64, 32]}
         expected = golden.raw_logits(torch.tensor(IDS))
-        torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=0)
         assert found["tokens"] == decode(golden, PROMPTS, list(range(4)))
         assert found["generate"] == found["tokens"][0][1]
 
@@ -120,7 +120,7 @@ def test_every_plan_equals_one_process(tmp_path: Path) -> None:
             assert part["sharded"] > 4, name
             expected = dlm.load(FAMILIES / name, dtype="float32").raw_logits(torch.tensor(FEW))
             torch.testing.assert_close(
-                torch.tensor(part["logits"]), expected, atol=2e-5, rtol=0, msg=name
+                torch.tensor(part["logits"]), expected, atol=1e-4, rtol=0, msg=name
             )
 
 

@@ -20,7 +20,7 @@ import dlm, torch
 ids = torch.tensor([[5, 6, 7, 8, 9]])
 found = [dlm.load("someone/SDAR-tiny-b2", direct=direct) for direct in (False, True)]
 print([model.spec.block_size for model in found], found[0].tokenizer)
-print(torch.allclose(found[0].raw_logits(ids), found[1].raw_logits(ids), atol=1e-5))
+print(torch.allclose(found[0].raw_logits(ids), found[1].raw_logits(ids), atol=1e-4))
 """
 
 

@@ -59,7 +59,7 @@ def test_logits_written_a_second_time(
     found = model.raw_logits(ids)
     assert found.dtype == torch.float64
     assert expected.std() > 0.5
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm", "eager"])

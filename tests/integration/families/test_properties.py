@@ -71,9 +71,9 @@ def test_blocks_do_not_see_later_ones(
         changed[0, place] += 1
         before, after = model.raw_logits(ids)[0], model.raw_logits(changed)[0]
         first = place // size * size
-        tolerance = 1e-5 if name in ("llada2", "sdar-moe") else 0
+        tolerance = 1e-4 if name in ("llada2", "sdar-moe") else 0
         torch.testing.assert_close(before[:first], after[:first], atol=tolerance, rtol=0)
-        assert ((before - after)[first : first + size].abs().amax(-1) > 1e-4).all()
+        assert ((before - after)[first : first + size].abs().amax(-1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -92,7 +92,7 @@ def test_padding_does_not_change_a_row(name: str, model: Model, side: str) -> No
     columns = torch.arange(whole.shape[1])[None]
     alone = model.logits(model.states(ids, columns[:, :16], None))
     among = model.logits(model.states(whole, columns, valid))[:, kept]
-    torch.testing.assert_close(among, alone, atol=5e-5, rtol=0)
+    torch.testing.assert_close(among, alone, atol=1e-4, rtol=0)
     seen = model.logits(both_ways(model).states(whole, columns, None))[:, kept]
     assert (seen - alone).abs().max() > 1e-3
 
