@@ -93,6 +93,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     position_temperature: float = 0.0,
     cfg_scale: float = 0.0,
     cache: str = "none",
@@ -134,6 +135,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
         top_k: samples among the k most likely tokens.
         top_p: samples among the most likely tokens that hold this much probability.
+        min_p: samples among tokens of at least this times the probability of the likeliest.
         position_temperature: adds Gumbel noise of this size to the scores that positions are ranked
             by, so that they are drawn from softmax(score / position_temperature); 0 takes the best.
             Thresholds see scores without noise.

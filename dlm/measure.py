@@ -240,8 +240,7 @@ class Meter:
             wanted=self.statistics,
             law=self.traits.scores,
             draws=settings.draws,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
+            filters=settings.filters,
             top=self.top,
             scale=adjustment.scale,
             scale_statistics=adjustment.scale_statistics,
@@ -260,8 +259,7 @@ class Meter:
         scale = None if adjustment.scale is None else adjustment.scale[places.row]
         options: dict[str, Any] = {
             **drawing,
-            "top_k": self.settings.top_k,
-            "top_p": self.settings.top_p,
+            **self.settings.filters,
             "scale": scale,
             "scale_statistics": adjustment.scale_statistics,
             "bonus": self.bonus(adjustment, places, len(logits)),

@@ -15,6 +15,8 @@ from dlm.types import AnyDecoder
 
 LARGEST_SCALE = 1e6
 """Of guidance and biases: more than anyone uses, and less than float32 holds. float16 has less."""
+FILTERS = {"top_k": None, "top_p": 1, "min_p": 0}
+"""Options that cut the law of sampling, with the value by which nothing is cut, beside None."""
 LARGEST_NOISE = 1e30
 """Of what positions are ranked by: Gumbel noise of this size is finite in float32."""
 ELSEWHERE = (
@@ -41,6 +43,7 @@ class Settings:
     temperature: float = 0.0  # 0 takes the arg max
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     cfg_scale: float = 0.0  # classifier-free guidance
     cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
     refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
@@ -72,10 +75,7 @@ class Settings:
         if self.steps is not None:
             integer("steps", self.steps, least=1)
         number("temperature", self.temperature, least=0.0)
-        if self.top_k is not None:
-            integer("top_k", self.top_k, least=1)
-        if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
-            raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
+        self.check_filters()
         warmth = self.position_temperature
         number("position_temperature", warmth, least=0.0, most=LARGEST_NOISE)
         number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
@@ -132,10 +132,17 @@ class Settings:
 
         Of the temperature they read whether tokens are drawn: each row has its own.
         """
-        names = [f.name for f in fields(self) if f.name not in ELSEWHERE]
+        names = [f.name for f in fields(self) if f.name not in (*ELSEWHERE, *FILTERS)]
         kept = [getattr(self, "draws" if name == "temperature" else name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
-        return tuple(tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
+        each = (tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
+        return (*each, *self.filters.items())
+
+    @property
+    def filters(self) -> dict[str, float]:
+        """Those that may cut anything, by their names."""
+        given = {name: getattr(self, name) for name in FILTERS}
+        return {name: x for name, x in given.items() if x not in (None, FILTERS[name])}
 
     def check_cache(self, traits: Traits) -> None:
         """Refuse a cache that the decoder is not right with."""
@@ -151,6 +158,15 @@ class Settings:
             raise ValueError(
                 f"cache must be {allowed} for {traits.name}, as {reason}, got {self.cache!r}{hint}"
             )
+
+    def check_filters(self) -> None:
+        """Refuse filters that are none."""
+        if self.top_k is not None:
+            integer("top_k", self.top_k, least=1)
+        if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
+            raise ValueError(f"top_p must be above 0, got {self.top_p!r}")
+        if self.min_p is not None:
+            number("min_p", self.min_p, least=0.0, most=1.0)
 
     def check_ranking(self, traits: Traits) -> None:
         """Refuse options that change rankings for a decoder that does not rank by those."""

@@ -183,6 +183,12 @@ def task_command(name: str) -> Callable[..., None]:
             float | None,
             sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
         ] = None,
+        min_p: Annotated[
+            float | None,
+            sampling(
+                help="Sample among tokens of this times the likeliest one's probability.", **REAL
+            ),
+        ] = None,
         cfg_scale: Annotated[
             float | None, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
         ] = None,
@@ -230,6 +236,7 @@ def task_command(name: str) -> Callable[..., None]:
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
+            "min_p": min_p,
             "cfg_scale": cfg_scale,
             "seed": seed,
         }

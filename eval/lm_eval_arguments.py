@@ -22,7 +22,7 @@ LOAD = (
 QUANTIZE = "quantize"  # what commands call a `quantization_config`
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "num_beams", *LENGTHS)
+GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams", *LENGTHS)
 HARNESS_DEVICE = "cuda:0"  # what lm-eval passes when nobody named a device
 
 log = logging.getLogger(__name__)
@@ -124,8 +124,9 @@ def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
         asked["temperature"] = asked.get("temperature", 1.0) if sampled else 0.0
     if "top_k" in values:
         asked["top_k"] = integer("top_k", values["top_k"], least=0) or None  # 0 is off
-    if "top_p" in values:
-        asked["top_p"] = number("top_p", values["top_p"], least=0.0, most=1.0)
+    for name in ("top_p", "min_p"):
+        if name in values:
+            asked[name] = number(name, values[name], least=0.0, most=1.0)
     return read_until(values.get("until", ())), asked
 
 

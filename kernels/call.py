@@ -58,9 +58,10 @@ class Call:
     scale_statistics: bool = True
     bonus: Bonus | None = None
     top: int = 0
+    min_p: float | None = None
 
     def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.top_k, self.top_p)
+        check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
         check_report(self.law, self.scale_statistics, self.top)
         check_wanted(self.wanted)
         check_tensors(
@@ -81,7 +82,12 @@ class Call:
 
     @property
     def cuts(self) -> bool:
-        """Whether top-k or top-p may drop a token."""
+        """Whether top-k, top-p or min-p may drop a token."""
+        return self.searches or bool(self.min_p)
+
+    @property
+    def searches(self) -> bool:
+        """Whether top-k or top-p may, whose last token has to be looked for."""
         drops = self.top_k is not None and self.top_k < self.logits.shape[1]
         return drops or (self.top_p is not None and self.top_p < 1)
 

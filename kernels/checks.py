@@ -29,7 +29,9 @@ LAWS = ("model", "sampling")
 """What `law` may name."""
 
 
-def check_sampling(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
+def check_sampling(
+    temperature: float | Tensor, top_k: int | None, top_p: float | None, min_p: float | None
+) -> None:
     """Refuse options that describe no distribution; `check_tensors` looks at a tensor.
 
     Raises:
@@ -43,6 +45,8 @@ def check_sampling(temperature: float | Tensor, top_k: int | None, top_p: float 
         raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
     if top_p is not None and not (_is_real(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+    if min_p is not None and not (_is_real(min_p) and 0 <= min_p <= 1):
+        raise ValueError(f"min_p must be in [0, 1], got {min_p!r}")
 
 
 def check_report(law: str, scale_statistics: bool, top: int) -> None:

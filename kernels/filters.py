@@ -1,8 +1,9 @@
-"""Top-k and top-p as one bound a row, so that a streamed pass can apply them, and top lists.
+"""Top-k, top-p and min-p as one bound a row, so that a streamed pass can apply them, and top lists.
 
 Shapes: N rows, V vocabulary, S ranked tokens, K tiles.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +15,15 @@ from dlm.kernels.tiles import TILE, Temperature
 
 SHORTLISTS: Final = (TILE // 8, 8 * TILE)
 """Tokens among which a nucleus is looked for first: a full sort costs 40 and 5 times as much."""
+LAST: Final = 2**31 - 1
+"""A token behind all others."""
 CELL: Final = 64
 """Tokens of which one maximum says whether any is among the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The last token that survives a filter, in the order (logit descending, id ascending)."""
+    """Where the order (logit descending, id ascending) ends: the last token kept, or behind it."""
 
     value: Tensor  # float32 [N, 1]
     token: Tensor  # int32 [N, 1]
@@ -32,25 +35,46 @@ class Cut:
         """Whether tokens `ids` with logits `values` come after the cut; bool of that shape."""
         return (values < self.value) | ((values == self.value) & (ids > self.token))
 
+    @classmethod
+    def at(cls, floor: Tensor) -> "Cut":
+        """What keeps logits that are not below a floor, float32 [N, 1]."""
+        return cls(floor, torch.full_like(floor, LAST, dtype=torch.int32))
+
+    def above(self, floor: Tensor) -> "Cut":
+        """Without logits below a floor, float32 [N, 1]."""
+        higher = floor > self.value
+        return Cut(floor.where(higher, self.value), self.token.masked_fill(higher, LAST))
+
 
 def filter_cut(
-    values: Tensor, temperature: Temperature, top_k: int | None, top_p: float | None
+    values: Tensor,
+    temperature: Temperature,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None = None,
 ) -> Cut:
-    """Where top-k, and then top-p among its survivors, cut the tempered distribution.
+    """Where top-k, then top-p among its survivors, and min-p cut the tempered distribution.
 
     Top-k keeps the k likeliest tokens; top-p keeps the shortest prefix of those whose share of
     their mass is at least p (Holtzman et al. 2020, arXiv:1904.09751). Among equal logits the lower
-    id is kept, so exactly the counted number survives.
+    id is kept, so exactly the counted number survives. Min-p keeps tokens of at least p times the
+    probability of the likeliest one (Nguyen et al. 2024, arXiv:2407.01082).
 
     Args:
         values: float32 [N, V], finite logits.
         temperature: Above 0; a number or float32 [N, 1].
         top_k: At least 1, or None.
         top_p: In (0, 1], or None.
+        min_p: In (0, 1], or None.
 
     Returns:
         The cut of each row.
     """
+    if min_p is not None:
+        floor = least_logit(values.amax(1, keepdim=True), temperature, min_p)
+        if top_k is None and top_p is None:
+            return Cut.at(floor)
+        return filter_cut(values, temperature, top_k, top_p).above(floor)
     size = values.shape[1] if top_k is None else min(top_k, values.shape[1])
     if top_p is None:
         ranked, ids = leaders(values, size)
@@ -64,6 +88,12 @@ def filter_cut(
     del ranked  # before the running count needs as much memory
     seen = (values == last).cumsum(1, dtype=torch.int32)
     return Cut(last, torch.searchsorted(seen, ties_kept.int(), out_int32=True))
+
+
+def least_logit(maximum: Tensor, temperature: Temperature, min_p: float) -> Tensor:
+    """M + T ln p: what l is at least where exp(l / T) >= p exp(m / T); float32, of m's shape."""
+    each = torch.as_tensor(temperature, dtype=torch.float32, device=maximum.device)
+    return maximum + each * math.log(min_p)  # in float32, whatever told the temperature
 
 
 def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,14 @@ the torch path of `statistics.py`, whose answers are the same:
 - a device other than CUDA, an NVIDIA GPU below compute capability 8.0, an AMD GPU, or no triton;
 - float64 logits, or no rows;
 - lists of likeliest tokens, `top` above 0;
-- `top_k` or `top_p` that may drop one of more than 2**22 tokens, whose masses could overflow.
+- `top_k`, `top_p` or `min_p` that may drop one of more than 2**22 tokens, whose masses could
+  overflow.
 
 Samples come from the same random words. Sums of exponentials are added in another order, with
 the exponential of the hardware, so masses differ in their last bits from those of torch, and two
 clocks of a race that agree to about 1e-6 could change places. So could a top-p cut move where a
 prefix holds the share that is asked for to about 1e-6: it keeps a few tokens more or less then,
-which hold no more than that. A top-k cut is exact.
+which hold no more than that. Cuts of top-k and min-p are exact.
 
 Shapes: N rows, V vocabulary, K tiles, J bonuses, G programs of a row.
 """
@@ -26,8 +27,9 @@ from torch import Tensor
 
 from dlm.kernels.call import Call
 from dlm.kernels.capability import capability
+from dlm.kernels.filters import Cut, least_logit
 from dlm.kernels.noise import NoiseKey
-from dlm.kernels.tiles import TILE, Bonus, tile_count
+from dlm.kernels.tiles import TILE, Bonus, over, tile_count
 
 ON_CPU = False
 """Whether CPU tensors take the kernels too. For tests under Triton's interpreter."""
@@ -147,17 +149,34 @@ def _scan(
 
 
 def find_cut(call: Call, law: FusedLaw) -> Tensor:
-    """`filter_cut` in 5 to 18 launches: a scan for the maxima, the passes, and the last token.
-
-    Top-k takes 4 passes where 16 bits hold every logit, and 8 elsewhere. So does top-p, which
-    needs the maxima too.
+    """`filter_cut`: of the maxima that a scan finds and the last token that a search does.
 
     Args:
         call: One that `covers` admits and that `cuts`.
         law: T / s of the rows.
 
     Returns:
-        int32 [N, 2]: the last token kept, as the bits of its float32 logit and its id.
+        int32 [N, 2]: the cut, as the bits of its float32 logit and its token.
+    """
+    weighed = call.top_p is not None and call.top_p < 1
+    maxima = _scan(call, [], {}, entropy=False)[-1] if weighed or call.min_p else None
+    if not call.min_p:
+        return _search(call, law, maxima)
+    assert maxima is not None
+    temperature = over(1.0 if law.temperature is None else law.temperature, law.scale)
+    floor = least_logit(maxima[:, :, 0].amax(1, keepdim=True), temperature, call.min_p)
+    last = Cut.at(floor)
+    if call.searches:
+        found = _search(call, law, maxima)
+        last = Cut(found[:, :1].view(torch.float32), found[:, 1:]).above(floor)
+    return torch.cat((last.value.view(torch.int32), last.token), 1)
+
+
+def _search(call: Call, law: FusedLaw, maxima: Tensor | None) -> Tensor:
+    """Where top-k and top-p cut, int32 [N, 2], in 5 to 17 launches: passes, and the last token.
+
+    Top-k takes 4 passes where 16 bits hold every logit, and 8 elsewhere. So does top-p, which
+    needs the maxima too.
     """
     from dlm.kernels import triton_cut as kernel
 
@@ -168,7 +187,6 @@ def find_cut(call: Call, law: FusedLaw) -> Tensor:
     chunks = -(-vocabulary // kernel.CHUNK)
     counting = 0 if counted is None else passes
     steps = counting + (0 if weighed is None else passes)
-    maxima = None if weighed is None else _scan(call, [], {}, entropy=False)[-1]
     bits = int.from_bytes(struct.pack("<d", weighed or 1.0), "little")
     common = (*_logits(call), *_tempering(law), maxima)
     asked = (chunks, counting, counted or 0, _signed(bits), _signed(bits >> 32))

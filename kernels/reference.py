@@ -30,6 +30,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     scale_statistics: bool = True,
     bonus: Bonus | None = None,
     top: int = 0,
+    min_p: float | None = None,
 ) -> TokenStatistics:
     """`token_statistics` in float64, with statistics returned in float64.
 
@@ -50,6 +51,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         scale_statistics: Likewise.
         bonus: Likewise.
         top: Likewise.
+        min_p: Likewise.
 
     Returns:
         The sample, the wanted statistics and the lists; probabilities and statistics are float64.
@@ -71,6 +73,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         scale_statistics,
         bonus,
         top,
+        min_p,
     )  # refuses what cannot be answered
     raised = logits.double()
     if bonus is not None:
@@ -83,9 +86,9 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         sampled = raw.argmax(1)
         log_q = torch.zeros_like(raw)
     else:
-        log_q = _filtered(scaled / used, top_k, top_p).log_softmax(1)
+        log_q = _filtered(scaled / used, call).log_softmax(1)
         sampled = _race(log_q, key.stream())
-    scores = seen if law == "model" else _filtered(seen / used, top_k, top_p)
+    scores = seen if law == "model" else _filtered(seen / used, call)
     log_p = scores.log_softmax(1)
     p = log_p.exp()
     ranked = pad(p, (0, 1)).sort(dim=1, descending=True).values
@@ -124,22 +127,24 @@ def _order(values: Tensor, suppressed: Tensor | None) -> Tensor:
     return finite.sort(dim=1, descending=True, stable=True).indices
 
 
-def _filtered(values: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits [N, V] with those that fail top-k and then top-p at -inf."""
-    return values.masked_fill(~_survivors(values, top_k, top_p), -torch.inf)
+def _filtered(values: Tensor, call: Call) -> Tensor:
+    """Logits [N, V] with those that fail top-k, top-p and then min-p at -inf."""
+    return values.masked_fill(~_survivors(values, call), -torch.inf)
 
 
-def _survivors(values: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Whether each token passes top-k and then top-p; bool [N, V]."""
+def _survivors(values: Tensor, call: Call) -> Tensor:
+    """Whether each token passes top-k, top-p and then min-p; bool [N, V]."""
     order = values.sort(dim=1, descending=True, stable=True).indices
     p = values.gather(1, order).softmax(1)
     kept = torch.ones_like(p, dtype=torch.bool)
-    if top_k is not None:
-        kept[:, top_k:] = False
-    if top_p is not None:
+    if call.top_k is not None:
+        kept[:, call.top_k :] = False
+    if call.top_p is not None:
         p = p.where(kept, 0.0)
         before = p.cumsum(1) - p
-        kept &= before < top_p * p.sum(1, keepdim=True)
+        kept &= before < call.top_p * p.sum(1, keepdim=True)
+    if call.min_p:
+        kept &= p >= call.min_p * p[:, :1]
     return torch.zeros_like(kept).scatter(1, order, kept)
 
 

@@ -49,10 +49,14 @@ def some(each: Tensor, rows: slice, part: slice) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which tokens a law keeps: the top k, then the top p of those. None keeps all."""
+    """Which tokens a law keeps: the top k, the top p of those, and what min p leaves of them.
+
+    None keeps all.
+    """
 
     top_k: int | None
     top_p: float | None
+    min_p: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +68,7 @@ class Law:
     filters: Filters | None
     mass: Tensor  # float32 [N, K], exp((l - m) / T) of the kept over each tile, once scanned
     partition: Tensor  # float32 [N, 1], Z, the sum of those, once scanned
-    cut: Cut | None  # last token kept, once scanned; None keeps every token
+    cut: Cut | None  # what is kept, once scanned; None keeps every token
 
     @classmethod
     def of(cls, logits: Tensor, temperature: Temperature, filters: Filters | None) -> "Law":
@@ -82,8 +86,9 @@ class Law:
         """Where the filters cut some whole rows, float32 [R, K, W]; None without filters."""
         if self.cut is None or self.filters is None:
             return None
+        by = self.filters
         temperature = rows_of(self.temperature, rows)
-        cut = filter_cut(values.flatten(1), temperature, self.filters.top_k, self.filters.top_p)
+        cut = filter_cut(values.flatten(1), temperature, by.top_k, by.top_p, by.min_p)
         self.cut.value[rows], self.cut.token[rows] = cut.value, cut.token
         return cut
 
@@ -288,6 +293,7 @@ class Scan:
             # The kept are a prefix of (logit, id): all but one are dropped if it ends at the top.
             alone = law.cut.value == maximum[:, None]
             alone &= law.cut.token == self.arg_max()[:, None]
+            alone |= second[:, None] < law.cut.value
             gaps.masked_fill_(alone, -torch.inf)
         return -torch.expm1(gaps).div_(law.partition)[:, 0]
 

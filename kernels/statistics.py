@@ -16,7 +16,7 @@ from dlm.kernels.fused import FusedLaw, fused_statistics
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
 from dlm.kernels.scan import Filters, Law, Plan, Scan
-from dlm.kernels.tiles import TEMPERATURES, Bonus, Temperature, TiledLogits, bounded
+from dlm.kernels.tiles import Bonus, Temperature, TiledLogits, bounded, over
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
@@ -36,6 +36,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     scale_statistics: bool = True,
     bonus: Bonus | None = None,
     top: int = 0,
+    min_p: float | None = None,
 ) -> TokenStatistics:
     """Sample a token of each row and measure the row's distribution.
 
@@ -45,7 +46,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     sampling law l - m is divided by T first, by 1 if T = 0, and the sums run over the tokens that
     the filters keep: that is what Dream (Ye et al. 2025, arXiv:2508.15487) scores positions by.
 
-    The sample follows softmax(l / T), restricted by top-k and then top-p. It is drawn by the
+    The sample follows softmax(l / T), restricted by top-k, top-p and min-p. It is drawn by the
     exponential race of Gumbel-max in two heats, tiles and then tokens of the winning tile, with 64
     random bits a contestant and the fine end of the uniform where the race is won: float32 noise
     of 24 bits would drop tokens below e**-16.6 of the top (Zheng et al. 2024, arXiv:2409.02908).
@@ -83,6 +84,8 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
             else, so that it counts in full whatever the dtype of the logits.
         top: How many of the likeliest tokens to list, at most V; the lower id first among equals,
             suppressed tokens last. 0 lists none.
+        min_p: Keep the tokens of what the other filters leave that have at least this times the
+            probability of the likeliest. None and 0 keep all.
 
     Returns:
         The sample, the wanted statistics and with `top` the lists of S = min(top, V); the others
@@ -105,6 +108,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
         scale_statistics,
         bonus,
         top,
+        min_p,
     )
     fast = fused.covers(call) and selfcheck.passes(call.device, call.dtype, by_kernels, by_torch)
     return by_kernels(call) if fast else by_torch(call)
@@ -135,7 +139,7 @@ def _each(call: Call) -> Tensor | None:
 def by_torch(call: Call) -> TokenStatistics:
     """Any call, by operations of torch."""
     tiled = TiledLogits.of(call.logits, call.suppressed, call.bonus)
-    filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p)
+    filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p, call.min_p or None)
     laws = _Laws(call.logits, call.temperature, filters, call.scale)
     scored = laws.get(sampling=call.law == "sampling", scaled=call.scale_statistics)
     measured = call.top > 0 or set(call.wanted) - {"sampled_log_probability"}
@@ -162,6 +166,7 @@ def categorical(
     temperature: float | Tensor,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     suppressed: Tensor | None = None,
     key: NoiseKey | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -176,6 +181,7 @@ def categorical(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         suppressed=suppressed,
         key=key,
     )
@@ -193,7 +199,7 @@ class _Laws:
         if not isinstance(temperature, Tensor):
             temperature = temperature or 1.0  # what stands for 0 in the statistics
         self.temperature = temperature  # a number or float32 [N]
-        self.filters = None if filters == Filters(None, None) else filters
+        self.filters = None if filters == Filters(None, None, None) else filters
         self.scale = scale  # float32 [N]
         self.made: dict[tuple[bool, bool, bool], Law] = {}
 
@@ -205,20 +211,8 @@ class _Laws:
         scale = self.scale if scaled else None
         name = (tempered, filters is not None, scale is not None)
         if name not in self.made:
-            self.made[name] = Law.of(self.logits, _over(temperature, scale), filters)
+            self.made[name] = Law.of(self.logits, over(temperature, scale), filters)
         return self.made[name]
-
-
-def _over(temperature: Temperature, scale: Tensor | None) -> Temperature:
-    """T / s of each row, given a number or float32 [N]."""
-    if isinstance(temperature, Tensor):
-        temperature = temperature.detach().clamp(*TEMPERATURES)
-    else:
-        temperature = bounded(temperature)
-    if scale is not None:
-        temperature = torch.as_tensor(temperature, dtype=torch.float32) / scale.detach()
-        temperature.clamp_(*TEMPERATURES)
-    return temperature[:, None] if isinstance(temperature, Tensor) else temperature
 
 
 def _draw(scan: Scan, key: NoiseKey | None) -> Tensor:

@@ -43,6 +43,18 @@ def bounded(temperature: float) -> float:
     return rounded
 
 
+def over(temperature: Temperature, scale: Tensor | None) -> Temperature:
+    """T / s of each row, given a number or float32 [N]."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach().clamp(*TEMPERATURES)
+    else:
+        temperature = bounded(temperature)
+    if scale is not None:
+        temperature = torch.as_tensor(temperature, dtype=torch.float32) / scale.detach()
+        temperature.clamp_(*TEMPERATURES)
+    return temperature[:, None] if isinstance(temperature, Tensor) else temperature
+
+
 def rows_of(temperature: Temperature, rows: slice) -> Temperature:
     """T of some rows."""
     return temperature[rows] if isinstance(temperature, Tensor) else temperature

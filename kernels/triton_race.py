@@ -185,6 +185,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
                 # The kept are a prefix of (logit, id): all but one are dropped if it ends here.
                 last_value, last_token = last_of(cut, row, live)
                 alone = (last_value == maximum) & (last_token == best_tile * WIDTH + best_lane)
+                alone |= tl.maximum(others, inside) < last_value
                 gap = tl.where(alone, float("-inf"), gap)
             tl.store(out + 2 * num_rows, -expm1(tl.math.div_rn(gap, scored)) / partition)
         if ENTROPY:

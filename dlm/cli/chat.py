@@ -33,6 +33,7 @@ from dlm.cli.options import (
     GenLength,
     LogitBias,
     MaskId,
+    MinP,
     ModelName,
     PositionTemperature,
     Quantize,
@@ -102,6 +103,7 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    min_p: MinP = None,
     cfg_scale: CfgScale = 0.0,
     seed: Annotated[
         int, sampling(help="Of the first answer; each next one takes one more.", **WHOLE)

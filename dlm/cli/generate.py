@@ -33,6 +33,7 @@ from dlm.cli.options import (
     GenLength,
     LogitBias,
     MaskId,
+    MinP,
     ModelName,
     PositionTemperature,
     PromptFile,
@@ -142,6 +143,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    min_p: MinP = None,
     cfg_scale: CfgScale = 0.0,
     seed: Seed = 0,
     watch: Annotated[

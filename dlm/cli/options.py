@@ -209,6 +209,10 @@ TopP = Annotated[
     float | None,
     sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
 ]
+MinP = Annotated[
+    float | None,
+    sampling(help="Sample among tokens of this times the likeliest one's probability.", **REAL),
+]
 CfgScale = Annotated[float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)]
 GEN_LENGTH = 256
 BUILT_IN_GEN_LENGTH = 64
@@ -246,6 +250,7 @@ DECODING: Final = (
     "temperature",
     "top_k",
     "top_p",
+    "min_p",
     "cfg_scale",
     "seed",
 )

@@ -37,6 +37,7 @@ from dlm.cli.options import (
     GenLength,
     LogitBias,
     MaskId,
+    MinP,
     ModelName,
     PositionTemperature,
     Quantize,
@@ -141,6 +142,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    min_p: MinP = None,
     cfg_scale: CfgScale = 0.0,
     seed: Annotated[
         int | None,

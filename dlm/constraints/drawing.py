@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, W window, N columns measured, S states, C classes, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +38,7 @@ class Asked:
     wanted: Collection[str]
     law: str  # "model" or "sampling"
     draws: bool  # whether tokens are drawn, rather than those of the likeliest text taken
-    top_k: int | None
-    top_p: float | None
+    filters: Mapping[str, Any]  # what cuts the law that tokens are drawn from, by its name
     top: int
     scale: Tensor | None  # float32 [B]
     scale_statistics: bool
@@ -51,9 +50,9 @@ class Joint:
 
     Texts are drawn from prod_i p_i(x_i), restricted to those that the language takes as a whole:
     from left to right from p_i(v) b_{i+1}(d(q_i, v)), first a class of tokens and then one of it,
-    each by the exact race of `token_statistics`. Where top-k and top-p cut that distribution tokens
-    are drawn one by one. T = 0 takes the likeliest text. Any of its tokens may be written without
-    the others, as those make a text of the language with it.
+    each by the exact race of `token_statistics`. Where top-k, top-p or min-p cut that distribution
+    tokens are drawn one by one. T = 0 takes the likeliest text. Any of its tokens may be written
+    without the others, as those make a text of the language with it.
 
     Statistics are of the distribution of a position over all such texts, p_i(v) w_i(v) / Z: where
     nothing else may stand a token is certain, and what another position rules out is impossible.
@@ -117,7 +116,7 @@ class Joint:
         weights = self.weights(wide, scene, temperature)
         pairs = between(self.automaton, weights, how)
         after = backward(self.automaton, pairs, scene.standing, how)[:, 1:]
-        if asked.draws and (asked.top_k is not None or asked.top_p is not None):
+        if asked.draws and asked.filters:
             return self.by_tokens(wide, scene, after)
         tokens = self.within(wide, scene, self.by_classes(weights, scene, after))
         return scene.given(tokens)
@@ -183,8 +182,7 @@ class Joint:
                 suppressed=self.suppressed,
                 temperature=scene.canvas.temperature,
                 scale=asked.scale,
-                top_k=asked.top_k,
-                top_p=asked.top_p,
+                **asked.filters,
                 key=scene.key(column),
             ).sampled
             token = torch.where(standing.open[:, column], token, tokens[:, column])
@@ -208,7 +206,7 @@ class Joint:
         asked = scene.asked
         options: dict[str, Any] = {"law": asked.law, "top": asked.top}
         if asked.draws and asked.law == "sampling":
-            options |= scene.drawing(slice(None)) | {"top_k": asked.top_k, "top_p": asked.top_p}
+            options |= {**scene.drawing(slice(None)), **asked.filters}
         elif asked.scale is not None:
             options["scale"] = asked.scale[scene.places.row]
         own = {"confidence", "token_probability"}

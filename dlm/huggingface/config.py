@@ -7,6 +7,7 @@ from typing import Any, Self
 from transformers.generation.configuration_utils import GenerationConfig
 
 from dlm.huggingface.options import (
+    FILTERS,
     merge,
     of_file,
     own,
@@ -70,7 +71,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         if defaults_only:
             skip = {"do_sample"}
             if not samples(stated(self)):
-                skip |= {"temperature", "top_k", "top_p"}
+                skip |= {"temperature", *FILTERS}
             kept = {k: v for k, v in options.items() if k not in skip}
         rest: dict[str, Any] = super().update(  # type: ignore[no-untyped-call]
             defaults_only=defaults_only, allow_custom_entries=allow_custom_entries, **kept

@@ -17,13 +17,14 @@ from dlm.settings import Settings
 
 Layer = Mapping[str, Any]
 
+FILTERS = ("top_k", "top_p", "min_p")
+"""Those that cut the law that tokens are drawn from."""
 MEANT = (
     "max_new_tokens",
     "max_length",
     "do_sample",
     "temperature",
-    "top_k",
-    "top_p",
+    *FILTERS,
     "suppress_tokens",
     "begin_suppress_tokens",
     "num_return_sequences",
@@ -51,7 +52,7 @@ INSTEAD = {
     "encoder_repetition_penalty": "probabilities are the model's own",
     "guidance_scale": "cfg_scale = guidance_scale - 1 guides against a masked prompt",
     "inputs_embeds": "a canvas is made of token ids",
-    "logits_processor": "logit_bias, suppress_tokens, temperature, top_k and top_p change logits",
+    "logits_processor": "logit_bias, suppress_tokens, temperature and filters change logits",
     "max_cache_len": "cache='prefix' or 'dual' is what there is",
     "max_time": "steps bounds the forwards of a row",
     "min_length": "stop_at_eos=False or confidence_eos_eot_inf=True delays the end",
@@ -209,7 +210,7 @@ def displaced(layer: Layer, before: Layer) -> set[str]:
     """
     gone: set[str] = set()
     if layer.get("do_sample") is False:
-        gone |= {"temperature", "top_k", "top_p"}
+        gone |= {"temperature", *FILTERS}
     elif layer.get("do_sample") is True and not before.get("temperature"):
         gone |= {"temperature"}
     elif layer.get("temperature") is not None:
@@ -307,7 +308,7 @@ def settings(options: Layer, columns: int = 0) -> Settings:
     check_cache(options)
     copies(options)
     given = {name: options[name] for name in own() if name in options and name != MASK}
-    for name in ("top_k", "top_p", "suppress_tokens", "begin_suppress_tokens"):
+    for name in (*FILTERS, "suppress_tokens", "begin_suppress_tokens"):
         if options.get(name) is not None:
             given[name] = options[name]
     if options.get("stop_strings") is not None:

@@ -134,6 +134,17 @@ def test_full_size_is_what_torch_says(
 
 
 @pytest.mark.parametrize("dtype", DTYPES[::2])
+@pytest.mark.parametrize("top_k", [None, 50])
+def test_full_size_min_p_is_exact(dtype: torch.dtype, top_k: int | None) -> None:
+    logits = call_of(32, 126_464, dtype)["logits"]
+    each = torch.full((32,), 0.7, device=logits.device)
+    found = find_cut(Call(logits, (), top_k=top_k, min_p=0.01), FusedLaw(each, None))
+    expected = filter_cut(logits.float(), 0.7, top_k, None, 0.01)
+    assert torch.equal(found[:, :1].contiguous().view(torch.float32), expected.value)
+    assert torch.equal(found[:, 1:], expected.token)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[::2])
 @pytest.mark.parametrize("top_k", [None, 1, 50, 5000, 126_000])
 def test_full_size_top_k_is_exact(top_k: int | None, dtype: torch.dtype) -> None:
     """And top-p where all sums are: a row of equals."""

@@ -35,8 +35,7 @@ ASKED = Asked(
     wanted={"confidence", "entropy", "margin", "token_probability"},
     law="model",
     draws=False,
-    top_k=None,
-    top_p=None,
+    filters={},
     top=0,
     scale=None,
     scale_statistics=True,
@@ -237,7 +236,8 @@ def test_a_language_of_everything_changes_nothing(
     case = Scene(every, [MASK] * 4, 0, 4, logits, 0)
     asked = replace(ASKED, law=law)
     if draws:
-        asked = replace(asked, draws=True, top_k=3, top_p=0.8)
+        cuts = {"top_k": 3, "top_p": 0.8, "min_p": 0.2}
+        asked = replace(asked, draws=True, filters=cuts)
     told = case.ask(asked, model, 50, 0.9 if draws else 0.0)
     position = torch.arange(4).repeat(50)
     key = NoiseKey(
@@ -248,8 +248,7 @@ def test_a_language_of_everything_changes_nothing(
         logits.repeat(50, 1),
         ("confidence", "entropy", "margin"),
         law=law,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
+        **asked.filters,
         suppressed=torch.arange(8) == MASK,
         **options if draws else {},
     )
@@ -293,8 +292,8 @@ def test_tokens_that_are_never_sampled_make_ends_farther(toy: Toy) -> None:
     assert replace(case, never=(0,)).ask(ASKED, model).sampled.tolist() == [3]
 
 
-@pytest.mark.parametrize("top_k", [None, 8])
-def test_ways_on_count_at_every_temperature(toy: Toy, top_k: int | None) -> None:
+@pytest.mark.parametrize("filters", [{}, {"top_k": 8}], ids=str)
+def test_ways_on_count_at_every_temperature(toy: Toy, filters: dict[str, int]) -> None:
     """Of two words in front of one way on, and of five; also where tokens are drawn one by one."""
     model, count = toy(), 8000
     source, label = torch.tensor([0, 0, 1, *[2] * 5]), torch.tensor([0, 1, 0, *WORDS])
@@ -306,7 +305,7 @@ def test_ways_on_count_at_every_temperature(toy: Toy, top_k: int | None) -> None
     )
     logits = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
     case = Scene(fork, [MASK] * 2, 0, 2, logits, 0)
-    told = case.ask(replace(ASKED, draws=True, top_k=top_k), model, count, 4.0)
+    told = case.ask(replace(ASKED, draws=True, filters=filters), model, count, 4.0)
     law = case.law(4.0)
     found = Counter(map(tuple, told.sampled.view(count, 2).tolist()))
     assert set(found) == set(law)
@@ -332,10 +331,10 @@ def test_classes_and_tokens_are_drawn_apart(toy: Toy) -> None:
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("law", ["model", "sampling"])
 @pytest.mark.parametrize("scale_statistics", [True, False])
-@pytest.mark.parametrize("top_k", [None, 7])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 7}], ids=str)
 @pytest.mark.parametrize("seed", [1, 5, 8])
 def test_what_decoders_add_counts(
-    toy: Toy, law: str, scale_statistics: bool, top_k: int | None, seed: int
+    toy: Toy, law: str, scale_statistics: bool, filters: dict[str, int], seed: int
 ) -> None:
     """Scale and bonus, by the law that scores are of; also where tokens are drawn one by one."""
     model, count, temperature, scale = toy(), 3000, 1.9, 0.7
@@ -353,7 +352,7 @@ def test_what_decoders_add_counts(
         scale=torch.full((count,), scale),
         scale_statistics=scale_statistics,
         bonus=bonus,
-        top_k=top_k,
+        filters=filters,
     )
     told = case.ask(asked, model, count, temperature)
     truth = replace(case, logits=raised)

@@ -196,6 +196,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_k": 2.0}, "top_k must be an int >= 1, got 2.0"),
     ({"top_p": 0.0}, "top_p must be above 0, got 0.0"),
     ({"top_p": 1.1}, "top_p must be a finite number"),
+    ({"min_p": 1.1}, "min_p must be a finite number"),
     ({"cfg_scale": math.inf}, "cfg_scale must be a finite number"),
     ({"cfg_scale": 1e38}, "cfg_scale must be a finite number"),
     ({"gen_length": 10**30}, "gen_length must be an int <= 2147483647"),
@@ -321,13 +322,15 @@ def test_empty_text_is_refused(talker: Model) -> None:
         dlm.generate(talker, "", gen_length=2)
 
 
-def test_top_k_and_top_p_reach_the_sampler(golden: Model) -> None:
+def test_filters_reach_the_sampler(golden: Model) -> None:
     options: dict[str, Any] = {"gen_length": 12, "stop_at_eos": False}
     greedy = dlm.generate(golden, [[5, 6]], decoder="left_to_right", **options).tokens
     options |= {"decoder": "left_to_right", "temperature": 5.0}
     assert dlm.generate(golden, [[5, 6]], top_k=1, **options).tokens == greedy
     assert dlm.generate(golden, [[5, 6]], top_p=1e-6, **options).tokens == greedy
-    assert dlm.generate(golden, [[5, 6]], **options).tokens != greedy
+    assert dlm.generate(golden, [[5, 6]], min_p=1, **options).tokens == greedy
+    free = dlm.generate(golden, [[5, 6]], min_p=0, **options).tokens
+    assert free == dlm.generate(golden, [[5, 6]], **options).tokens != greedy
 
 
 def test_infill_texts_are_whole(talker: Model) -> None:

@@ -23,6 +23,7 @@ STATED: dict[str, Any] = {
     "max_new_tokens": 40,
     "temperature": 0.7,
     "top_p": 0.9,
+    "min_p": 0.05,
     "row_keys": [3, 4],
     "suppress_tokens": [5],
     "eos_token_id": [1, 4],

@@ -21,7 +21,7 @@ from dlm.settings import Settings
 
 
 def test_every_option_of_generate_is_known_by_its_name_and_default() -> None:
-    shared = {"gen_length", "temperature", "top_k", "top_p"}
+    shared = {"gen_length", "temperature", "top_k", "top_p", "min_p"}
     shared |= {"suppress_tokens", "begin_suppress_tokens", "stop"}
     expected = {f.name: f.default for f in fields(Settings) if f.init and f.name not in shared}
     assert {k: v for k, v in own().items() if k != "mask_token_id"} == expected
@@ -103,7 +103,6 @@ def test_the_last_word_on_caches_counts(
     [
         {"num_beams": 4},
         {"repetition_penalty": 1.1},
-        {"min_p": 0.1},
         {"typical_p": 0.9},
         {"no_repeat_ngram_size": 3},
         {"guidance_scale": 1.5},

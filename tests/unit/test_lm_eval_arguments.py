@@ -221,6 +221,7 @@ def test_every_process_takes_its_own_device(
         ({"temperature": 0.8}, (), {"temperature": 0.8}),
         ({"top_p": 0.9, "top_k": 5, "num_beams": 1}, (), {"top_p": 0.9, "top_k": 5}),
         ({"top_k": 0}, (), {"top_k": None}),
+        ({"min_p": 0.1}, (), {"min_p": 0.1}),
         ({"max_gen_toks": 7}, (), {"gen_length": 7}),
         ({"max_new_tokens": 7}, (), {"gen_length": 7}),
         ({"max_gen_toks": 7, "max_tokens": 7}, (), {"gen_length": 7}),

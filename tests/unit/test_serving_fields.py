@@ -94,7 +94,6 @@ OFF = [
     ("parallel_tool_calls", True, "yes"),
     ("repetition_penalty", 1.0, 1.1),
     ("min_tokens", 0, 4),
-    ("min_p", 0, 0.1),
     ("service_tier", "auto", "flex"),
     ("service_tier", "default", "priority"),
     ("modalities", ["text"], ["text", "audio"]),

@@ -62,8 +62,15 @@ def test_rows_share_forwards_at_any_temperature(golden: Model, more: dict[str, A
     for temperature in (0.0, -0.0, 0):
         assert cold.accepts(laid(golden, temperature=temperature, **more))
         assert not warm.accepts(laid(golden, temperature=temperature, **more))
-    for other in ({"top_k": 8}, {"top_p": 0.8}):
+    for other in ({"top_k": 8}, {"top_p": 0.8}, {"min_p": 0.2}):
         assert not warm.accepts(laid(golden, temperature=0.8, **{**more, **other}))
+
+
+def test_filters_that_cut_nothing_are_none(golden: Model) -> None:
+    """Clients write them down: they keep nobody from sharing forwards."""
+    plain = Group(laid(golden, temperature=1.0), lambda line, event: None)
+    assert plain.accepts(laid(golden, temperature=1.0, top_p=1.0, min_p=0.0))
+    assert not plain.accepts(laid(golden, temperature=1.0, top_p=0.99))
 
 
 def test_rows_of_one_bias_share_forwards(golden: Model) -> None:

@@ -65,7 +65,7 @@ def test_every_option_of_a_generation_has_its_field_or_its_reason() -> None:
 
 
 def test_what_is_served_is_what_generate_gives(tiny: Model, ask: Ask) -> None:
-    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "block_length": 8, "top_p": 0.9}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "block_length": 8, "min_p": 0.1}
     asked = ask(prompt=["2+2=", "60/5="], n=2, max_tokens=8, **options)
     request = asked.request
     job = make_job(tiny, request.rows, request.spans, request.settings)
@@ -153,6 +153,7 @@ def test_prompts_that_are_none(ask: Ask, prompt: Any) -> None:
         ({"temperature": -1}, "temperature must be a finite number >= 0, got -1"),
         ({"temperature": "hot"}, "temperature must be a finite number >= 0, got 'hot'"),
         ({"top_p": 2}, "top_p must be"),
+        ({"min_p": 2}, "min_p must be"),
         ({"top_k": -2}, "top_k must be an int >= 1"),
         ({"top_k": False}, "top_k must be an int >= 1"),
         ({"top_k": 0.0}, "top_k must be an int >= 1"),

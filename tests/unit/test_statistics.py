@@ -34,6 +34,8 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_p": 1.0},
     {"top_p": 1 - 1e-12},
     {"top_k": 20, "top_p": 0.8},
+    {"min_p": 0.0513},
+    {"top_k": 20, "top_p": 0.8, "min_p": 0.3017},
 )
 
 
@@ -190,6 +192,17 @@ def test_top_p_works_on_the_survivors_of_top_k() -> None:
     assert distinct(narrow) == list(range(1))
 
 
+def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
+    """At T = 1/2 shares are squared: 1, 1/4, 1/16 of the largest."""
+    logits = torch.tensor([[0.25, 0.5, 0.125, 0.125]]).log().expand(2000, -1)
+    options: dict[str, Any] = {"temperature": 0.5, "key": make_key(2000)}
+    cases = ((0, [0, 1, 2, 3]), (0.06, [0, 1, 2, 3]), (0.07, [0, 1]), (0.26, [1]), (1, [1]))
+    for min_p, kept in cases:
+        assert distinct(categorical(logits, min_p=min_p, **options)[0]) == kept
+    assert distinct(categorical(logits, min_p=0.07, top_k=1, **options)[0]) == [1]
+    assert distinct(categorical(logits, min_p=0.06, top_p=0.95, **options)[0]) == [0, 1, 2]
+
+
 def test_a_nucleus_beyond_the_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
     """The full ranking and the shortlist cut alike, so a row ignores which its block took."""
     logits = torch.cat((random_logits(8, 9000, scale=3.0), random_logits(8, 9000, scale=0.01)))
@@ -305,6 +318,10 @@ BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
     ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
     ({"top_p": float("nan")}, r"top_p must be in \(0, 1\], got nan"),
+    ({"min_p": -0.1}, r"min_p must be in \[0, 1\], got -0.1"),
+    ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
+    ({"min_p": float("nan")}, r"min_p must be in \[0, 1\], got nan"),
+    ({"min_p": True}, r"min_p must be in \[0, 1\], got True"),
     ({"temperature": 1.0}, "key must be given for temperature 1.0, got None"),
     ({"temperature": 1.0, "key": make_key(3)}, "key must have one entry a row, 4, got 3"),
     (

@@ -21,6 +21,7 @@ from dlm.kernels import (
     token_statistics,
     token_statistics_reference,
 )
+from dlm.kernels.call import Call
 from dlm.kernels.reference import _survivors
 from dlm.kernels.tiles import TiledLogits
 
@@ -37,6 +38,8 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_p": 1e-9},
     {"top_p": 0.8123},
     {"top_k": 20, "top_p": 0.8123},
+    {"min_p": 0.0513},
+    {"top_k": 20, "top_p": 0.8123, "min_p": 0.3017},
 )
 
 
@@ -93,9 +96,8 @@ def test_errors_of_the_sampling_law_are_those_of_float32(
     exact = token_statistics_reference(logits, STATISTICS, **arguments)
     assert torch.equal(ours.sampled, exact.sampled)
     used = temperature or 1.0
-    kept = _survivors(
-        logits.double() * scale.double()[:, None] / used, options.get("top_k"), options.get("top_p")
-    )
+    scores = logits.double() * scale.double()[:, None] / used
+    kept = _survivors(scores, Call(scores, (), **options))
     float32 = plain(
         (logits.float() * scale[:, None] / used).masked_fill(~kept, -torch.inf),
         ours.sampled,
@@ -206,7 +208,11 @@ def test_the_sampling_law_by_hand(temperature: float) -> None:
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
     power = 1 / (temperature or 1.0)
     arguments: dict[str, Any] = {"temperature": temperature, "key": make_key(1), "law": "sampling"}
-    for options, kept in (({}, 4), ({"top_k": 2}, 2), ({"top_p": 0.95}, 4 - (power == 2))):
+    cases: tuple[tuple[dict[str, Any], int], ...] = (
+        ({}, 4), ({"top_k": 2}, 2), ({"top_p": 0.95}, 4 - (power == 2)), ({"min_p": 0.8}, 1),
+        ({"min_p": 0.3}, 3 - (power == 2)),
+    )  # fmt: skip
+    for options, kept in cases:
         p = torch.tensor([0.4, 0.3, 0.2, 0.1][:kept]).double() ** power
         p /= p.sum()
         for token, rank in ((1, 0), (3, 1), (2, 2), (0, 3)):
@@ -217,7 +223,8 @@ def test_the_sampling_law_by_hand(temperature: float) -> None:
             log_share = float(p[rank].log()) if rank < kept else -torch.inf
             assert float(field(got, "token_probability")) == pytest.approx(share, abs=1e-6)
             assert float(field(got, "token_log_probability")) == pytest.approx(log_share, abs=1e-6)
-            assert float(field(got, "margin")) == pytest.approx(float(p[0] - p[1]), abs=1e-6)
+            margin = float(p[0] - (p[1] if kept > 1 else 0))
+            assert float(field(got, "margin")) == pytest.approx(margin, abs=1e-6)
             entropy = float(-(p * p.log()).sum())
             assert float(field(got, "entropy")) == pytest.approx(entropy, abs=1e-6)
 

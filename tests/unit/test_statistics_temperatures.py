@@ -26,6 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = sorted(STATISTICS)
 FILTERS: tuple[dict[str, Any], ...] = (
     {}, {"top_k": 1}, {"top_k": 5}, {"top_p": 0.8123}, {"top_p": 1.0}, {"top_k": 20, "top_p": 0.9},
+    {"min_p": 0.0513}, {"top_k": 20, "min_p": 0.3017},
 )  # fmt: skip
 # Of 0.55, 0.85 and 1.7 the inverse is not that of the float32 next to them.
 TEMPERATURES = (1e-35, 1e-30, 0.1, 0.55, 0.85, 1.0, 1.7, 5.0, 1e30, 1e35)

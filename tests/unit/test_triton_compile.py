@@ -29,7 +29,7 @@ LAUNCHES: tuple[dict[str, Any], ...] = (
     {"dtype": torch.bfloat16, "temperature": 1.0, "wanted": STATISTICS, "top_k": 50, "top_p": 0.9},
     {
         "dtype": torch.float16, "temperature": 0.5, "wanted": STATISTICS, "law": "sampling",
-        "scale": True, "suppressed": True, "top_p": 0.9,
+        "scale": True, "suppressed": True, "top_p": 0.9, "min_p": 0.1,
     },
     {
         "dtype": torch.float32, "wanted": {"margin", "token_probability"}, "law": "sampling",
@@ -64,6 +64,7 @@ def launch(options: dict[str, Any]) -> None:
             temperature=options.get("temperature", 0.0),
             top_k=options.get("top_k"),
             top_p=options.get("top_p"),
+            min_p=options.get("min_p"),
             law=options.get("law", "model"),
             suppressed=some if "suppressed" in options else None,
             tokens=index,

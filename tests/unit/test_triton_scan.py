@@ -52,6 +52,7 @@ def test_the_cases_pass_under_the_interpreter(parts: tuple[str, ...], which: str
         ({}, True),
         ({"top_k": 7}, True),
         ({"top_p": 0.9}, True),
+        ({"min_p": 0.1}, True),
         ({"top": 1}, False),
         ({"dtype": torch.bfloat16}, True),
         ({"dtype": torch.float16}, True),
@@ -59,6 +60,7 @@ def test_the_cases_pass_under_the_interpreter(parts: tuple[str, ...], which: str
         ({"rows": 0}, False),
         ({"vocabulary": 2**22, "top_k": 7}, True),
         ({"vocabulary": 2**22 + 1, "top_k": 7}, False),
+        ({"vocabulary": 2**22 + 1, "min_p": 0}, True),
         ({"vocabulary": 2**22 + 1}, True),
     ],
 )

@@ -42,7 +42,8 @@ NAMES = sorted(STATISTICS)
 FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 5},
     {"top_p": 0.7701},
-    {"top_k": 20, "top_p": 0.7701},
+    {"top_k": 20, "top_p": 0.7701, "min_p": 0.0517},
+    {"min_p": 0.0513},
 )
 UNFILTERED_OR_BOTH: tuple[dict[str, Any], ...] = ({}, FILTERS[2])
 Ways = tuple[tuple[float, dict[str, Any]], ...]  # temperatures and filters
@@ -183,7 +184,7 @@ def test_few_are_kept(filters: dict[str, Any]) -> None:
     """Draws of one row come from the tokens that float64 keeps."""
     row = random_logits(1, 1100, seed=8).bfloat16()
     drawn = made(on(row.expand(12, -1)), (), temperature=1.0, key=on(make_key(12)), **filters)
-    kept = _survivors(row.double(), filters.get("top_k"), filters.get("top_p"))[0].nonzero()[:, 0]
+    kept = _survivors(row.double(), Call(row, (), **filters))[0].nonzero()[:, 0]
     assert torch.isin(drawn.sampled.cpu(), kept).all()
     assert len(drawn.sampled.unique()) > 2
 
@@ -377,6 +378,19 @@ def test_only_the_wanted_is_returned() -> None:
             assert torch.equal(found.sampled, plain.sampled)
             for name in wanted:
                 torch.testing.assert_close(field(found, name), field(plain, name))
+
+
+@pytest.mark.parametrize("filters", [{"min_p": 0.999}, {"top_k": 1}], ids=str)
+def test_what_alone_is_kept_is_certain(filters: dict[str, Any]) -> None:
+    found = agree(
+        random_logits(3, 1100, seed=5),
+        temperature=0.7,
+        tokens=torch.arange(3),
+        key=make_key(3),
+        law="sampling",
+        **filters,
+    )
+    assert field(found, "margin").tolist() == [1.0, 1.0, 1.0]
 
 
 def test_small_margins_keep_their_digits() -> None:

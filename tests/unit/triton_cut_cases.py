@@ -54,7 +54,8 @@ def cuts(logits: Tensor, temperature: float = 1.0, **options: Any) -> tuple[Cut,
     tempering = temperature if call.scale is None else temperature / call.scale[:, None]
     top_p = None if call.top_p == 1 else call.top_p
     found = Cut(bits[:, :1].contiguous().view(torch.float32), bits[:, 1:])
-    return found, filter_cut(values, tempering, call.top_k, top_p), values[:, : logits.shape[1]]
+    expected = filter_cut(values, tempering, call.top_k, top_p, call.min_p)
+    return found, expected, values[:, : logits.shape[1]]
 
 
 def equal(found: Cut, expected: Cut) -> bool:
@@ -91,6 +92,7 @@ def check(logits: Tensor, temperature: float = 1.0, **options: Any) -> None:
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
     top_k=st.none() | st.integers(1, 8),
     top_p=st.none() | st.floats(0.01, 0.99),
+    min_p=st.none() | st.floats(1e-9, 1.0),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_small_rows_with_many_ties(
@@ -99,12 +101,26 @@ def test_small_rows_with_many_ties(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None,
 ) -> None:
-    if top_k is None and top_p is None:
+    if top_k is None and top_p is None and min_p is None:
         top_k = 1
     width = min(map(len, rows))
     logits = torch.tensor([row[:width] for row in rows], dtype=dtype, device=DEVICE)
-    check(logits, temperature, top_k=top_k, top_p=top_p)
+    check(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_min_p_is_exact(dtype: torch.dtype) -> None:
+    """To the bit, with scales and beside what top-k keeps; of a broken row nothing is kept."""
+    logits = random_logits(6, 3000, seed=4).to(dtype)
+    logits[4] = -torch.inf
+    scale = torch.linspace(0.3, 2, 6, device=DEVICE)
+    suppressed = torch.arange(3000, device=DEVICE) % 3 == 0
+    for options in ({"min_p": 0.02}, {"min_p": 0.02, "top_k": 3}, {"min_p": 0.9, "top_k": 300}):
+        found, expected, values = cuts(logits, 0.7, scale=scale, suppressed=suppressed, **options)
+        assert equal(found, expected), options
+        assert (values >= found.value)[torch.arange(6) != 4].any(1).all()
 
 
 @pytest.mark.one_in(4)
