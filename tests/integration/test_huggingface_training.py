@@ -145,6 +145,7 @@ def test_a_run_goes_on(written: Callable[[str], Path], tmp_path: Path) -> None:
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "family", ["llada", "dream", "mdlm", "sdar", "sdar-moe", "illada", "dream-reasoner"]
 )

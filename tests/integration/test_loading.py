@@ -127,7 +127,6 @@ def test_auto_classes_run_no_remote_code(
 
 
 @pytest.mark.one_in(4)
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "order",
     [

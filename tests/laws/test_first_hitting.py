@@ -150,7 +150,7 @@ def trajectories(out: dlm.Generation) -> list[Any]:
     return list(out.trajectory)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("steps", "sizes"), [(None, (1, 1, 1)), (2, (2, 1)), (1, (3,))])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_first_hitting_follows_its_joint_law(
@@ -162,6 +162,7 @@ def test_first_hitting_follows_its_joint_law(
     assert chi_square(ends(out), grouped_law(tiny, sizes, temperature)) > LEAST
 
 
+@pytest.mark.slow
 def test_the_chi_square_tells_the_laws_apart(tiny: Model) -> None:
     """Negative control: groups of 2 and 1, low confidence and T = 0.9 are not first hitting."""
     law = grouped_law(tiny, (1, 1, 1))
@@ -197,7 +198,7 @@ def hitting_times(tiny: Model, decoder: str, own: Mapping[str, Any], steps: int 
     return torch.tensor([one.times for one in trajectories(decode(tiny, decoder, own, **options))])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(
     ("decoder", "steps", "counts"),
@@ -248,7 +249,7 @@ def test_tokens_do_not_depend_on_the_schedule_of_times(tiny: Model) -> None:
     ]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_ancestral_follows_its_joint_law(
     assert max(out.forwards) <= (min(steps, L) if cached else steps)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("steps", [1, 2, 5, 16, 64])
 def test_cached_ancestral_skips_empty_times(tiny: Model, alpha: str, steps: int) -> None:
@@ -315,7 +316,7 @@ RANKING = [name for name in DECODERS if "position_noise" in Traits.of(make(name)
 OWN: dict[str, dict[str, Any]] = {"saber": {"n": 1}, "hierarchical": {"low_threshold": 0.9}}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", RANKING)
 def test_huge_position_temperature_is_a_uniform_position(toy: Toy, name: str) -> None:
     """9.20: whatever the scores; and without noise one position is best in every row."""
@@ -325,7 +326,7 @@ def test_huge_position_temperature_is_a_uniform_position(toy: Toy, name: str) ->
     assert len(first_of(model, name, own, 0.0)) == 1
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["low_confidence", "entropy", "margin", "threshold", "schedule"])
 def test_huge_position_temperature_is_a_uniform_order(tiny: Model, name: str) -> None:
     """9.20: all 6 orders of 3 alike, which is the law of first hitting."""

@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import UserList
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,15 @@ def test_generations_at_the_same_time_keep_no_more_together(golden: Model, trace
     assert sorted(lane.size for lane in whole.unused) == [0, 0, size, size]
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What was there before the test is not looked at by collections, which would take seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen")
 def test_a_stream_may_be_collected_at_any_time(
     golden: Model, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ print(torch.allclose(found[0].raw_logits(ids), found[1].raw_logits(ids), atol=1e
 """
 
 
+@pytest.mark.slow
 def test_an_id_is_read_from_the_cache(written: Callable[[str], Path], tmp_path: Path) -> None:
     """And its name tells the block size."""
     home = tmp_path / "hub" / "models--someone--SDAR-tiny-b2"
