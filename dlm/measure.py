@@ -82,8 +82,8 @@ class Meter:
         self.joint = None
         if settings.constraint is not None:
             never = (*model.spec.banned, *settings.suppress_tokens)
-            language = settings.constraint.automaton.without(never)
-            self.joint = Joint(language, self.suppressed, cross_block=traits.cross_block)
+            automata = [settings.constraint.automaton.without(never)]
+            self.joint = Joint(automata, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:
         """The view before the network has spoken: canvas, budget and noise."""

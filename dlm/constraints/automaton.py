@@ -14,6 +14,8 @@ from dlm.models.spec import ModelSpec
 
 NEVER = 1 << 40
 """Tokens to the end of a text from where none leads there."""
+FEW, SOME, MANY = 4, 8, 16
+"""Numbers that are brought together at a time, by how many there usually are."""
 ENTRIES = 1 << 26
 """Most entries of `Automaton.following`: half a gigabyte."""
 
@@ -100,11 +102,11 @@ class Automaton:
             pair=pair,
             source=source,
             target=target,
-            by_pair=Segments.of(pair, len(names)),
-            by_label=Segments.of(edges.label, count),
-            by_source=Segments.of(source, states),
-            by_target=Segments.of(target, states),
-            by_class=Segments.of(class_of, count),
+            by_pair=Segments.of(pair, len(names), FEW),
+            by_label=Segments.of(edges.label, count, MANY),
+            by_source=Segments.of(source, states, SOME),
+            by_target=Segments.of(target, states, SOME),
+            by_class=Segments.of(class_of, count, MANY),
         )
 
     def without(self, tokens: Collection[int]) -> "Automaton":

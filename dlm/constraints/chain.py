@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.constraints.automaton import Automaton
-from dlm.constraints.segments import Reduce
+from dlm.constraints.segments import Reduce, laid_out
+from dlm.constraints.stack import Stack
 
 TOGETHER = 64  # tokens, each a number for every state
 
@@ -50,62 +50,59 @@ def weighed(masses: Tensor, standing: Standing) -> Tensor:
     return torch.where(standing.open[..., None], masses.double(), own.double())
 
 
-def between(automaton: Automaton, weights: Tensor, how: Reduce) -> Tensor:
+def between(automata: Stack, weights: Tensor, how: Reduce) -> Tensor:
     """What leads from one state to another at each column, float64 [B, W, P].
 
     Args:
-        automaton: the language.
+        automata: of the rows.
         weights: `weighed`.
         how: `torch.logsumexp` or `torch.amax`.
     """
-    reduced = automaton.by_pair.reduce(weights.flatten(0, 1), how, automaton.edges.label)
-    return reduced.view(*weights.shape[:2], -1)
+    return automata.by_pair.reduce(weights, how, automata.label)
 
 
-def backward(automaton: Automaton, pairs: Tensor, standing: Standing, how: Reduce) -> Tensor:
+def backward(automata: Stack, pairs: Tensor, standing: Standing, how: Reduce) -> Tensor:
     """b_0 .. b_W, float64 [B, W + 1, S].
 
     Behind the window it counts that a text can be ended in what is left of the row.
 
     Args:
-        automaton: the language.
+        automata: of the rows.
         pairs: `between`.
         standing: in the window.
         how: as of `between`.
     """
-    reached = automaton.left <= standing.left[:, None]
+    reached = automata.left <= standing.left[:, None]
     after = torch.where(reached, 0.0, -torch.inf).double()
     found = [after]
     for column in range(pairs.shape[1] - 1, -1, -1):
-        taken = pairs[:, column] + after.index_select(1, automaton.target)
-        before = automaton.by_source.reduce(taken, how)
+        taken = pairs[:, column] + after.gather(1, automata.target)
+        before = automata.by_source.reduce(taken[:, None], how)[:, 0]
         after = torch.where(standing.inside[:, column, None], before, after)
         found.append(after)
     return torch.stack(found[::-1], 1)
 
 
-def forward(automaton: Automaton, pairs: Tensor, standing: Standing) -> Tensor:
+def forward(automata: Stack, pairs: Tensor, standing: Standing) -> Tensor:
     """a_0 .. a_{W-1}, float64 [B, W, S]; the arguments are those of `backward`."""
-    states = torch.arange(automaton.following.shape[0], device=pairs.device)
+    states = torch.arange(automata.left.shape[1], device=pairs.device)
     before = torch.where(states == standing.first[:, None], 0.0, -torch.inf).double()
     found = []
     for column in range(pairs.shape[1]):
         found.append(before)
-        taken = before.index_select(1, automaton.source) + pairs[:, column]
-        behind = automaton.by_target.reduce(taken, torch.logsumexp)
+        taken = before.gather(1, automata.source) + pairs[:, column]
+        behind = automata.by_target.reduce(taken[:, None], torch.logsumexp)[:, 0]
         before = torch.where(standing.inside[:, column, None], behind, before)
     return torch.stack(found, 1)
 
 
-def others(automaton: Automaton, weights: Tensor, standing: Standing) -> Tensor:
+def others(automata: Stack, weights: Tensor, standing: Standing) -> Tensor:
     """w_0 .. w_{W-1}, float64 [B, W, C], of `weighed` ones."""
-    pairs = between(automaton, weights, torch.logsumexp)
-    before = forward(automaton, pairs, standing)
-    after = backward(automaton, pairs, standing, torch.logsumexp)[:, 1:]
-    before, after = before.flatten(0, 1), after.flatten(0, 1)
-    around = before.index_select(1, automaton.source) + after.index_select(1, automaton.target)
-    reduced = automaton.by_label.reduce(around, torch.logsumexp, automaton.pair)
-    return reduced.view(*weights.shape[:2], -1)
+    pairs = between(automata, weights, torch.logsumexp)
+    before = forward(automata, pairs, standing)
+    after = backward(automata, pairs, standing, torch.logsumexp)[:, 1:]
+    around = laid_out(before, automata.source) + laid_out(after, automata.target)
+    return automata.by_label.reduce(around, torch.logsumexp, automata.pair)
 
 
 def relative(weights: Tensor) -> Tensor:
@@ -114,22 +111,23 @@ def relative(weights: Tensor) -> Tensor:
     return weights - most.masked_fill(most == -torch.inf, 0.0)
 
 
-def walked(automaton: Automaton, tokens: Tensor, count: Tensor) -> Tensor:
+def walked(automata: Stack, tokens: Tensor, count: Tensor) -> Tensor:
     """The state behind the first `count` of some tokens, int64 [B].
 
     A token is a function of states; neighbours are put together, in as many rounds as there are
     doublings, some at a time.
 
     Args:
-        automaton: the language.
+        automata: of the rows.
         tokens: int64 [B, n].
         count: int64 [B].
     """
-    same = torch.arange(automaton.following.shape[0], device=tokens.device)
+    same = torch.arange(automata.left.shape[1], device=tokens.device)
+    row = torch.arange(len(count), device=tokens.device)[:, None]
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    state = torch.full_like(count, automaton.start)
+    state = automata.start
     for some, at in zip(tokens.split(TOGETHER, 1), place.split(TOGETHER), strict=True):
-        led = automaton.following.T[automaton.class_of[some]]
+        led = automata.following.mT[row, automata.class_of.gather(1, some)]
         maps = torch.where((at < count[:, None])[..., None], led, same)
         while maps.shape[1] > 1:
             if maps.shape[1] % 2:

@@ -3,7 +3,7 @@
 Shapes: B rows, L canvas, W window, N columns measured, S states, C classes, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +21,14 @@ from dlm.constraints.chain import (
     walked,
     weighed,
 )
+from dlm.constraints.segments import Segments, chosen
+from dlm.constraints.stack import Stack
 from dlm.kernels import Bonus, NoiseKey, TokenStatistics, token_statistics
 from dlm.places import Places
 from dlm.progress import Progress
 from dlm.tree import mapped
 
 ROWS = 32  # of logits that are laid out anew at a time
-APART = 1 << 31
-"""Between the numbers of forwards that draw tokens and classes: more than any row takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +49,29 @@ class Joint:
     """Draws all open positions of a window together, and measures each under the constraint.
 
     Texts are drawn from prod_i p_i(x_i), restricted to those that the language takes as a whole:
-    from left to right from p_i(v) b_{i+1}(d(q_i, v)), first a class of tokens and then one of it,
-    each by the exact race of `token_statistics`. Where top-k, top-p or min-p cut that distribution
-    tokens are drawn one by one. T = 0 takes the likeliest text. Any of its tokens may be written
-    without the others, as those make a text of the language with it.
+    from left to right from p_i(v) b_{i+1}(d(q_i, v)), which top-k, top-p and min-p cut, by the
+    exact race of `token_statistics`. T = 0 takes the likeliest text. Any of its tokens may be
+    written without the others, as those make a text of the language with it.
 
     Statistics are of the distribution of a position over all such texts, p_i(v) w_i(v) / Z: where
     nothing else may stand a token is certain, and what another position rules out is impossible.
     Where a token stands it is given: it is what is sampled there, and measured by the model's law.
     """
 
-    def __init__(self, automaton: Automaton, suppressed: Tensor, *, cross_block: bool) -> None:
-        """Take the language `without` tokens never sampled, these, and whether windows reach back.
+    def __init__(
+        self, automata: Sequence[Automaton], suppressed: Tensor, *, cross_block: bool
+    ) -> None:
+        """Take the languages `without` tokens never sampled, these, and whether windows reach back.
 
         Args:
-            automaton: the language.
+            automata: the languages, of which a canvas says which one is that of each row.
             suppressed: bool [V], on the device.
             cross_block: whether windows begin where the row does.
         """
-        self.automaton = mapped(lambda part: part.to(suppressed.device), automaton)
+        members = Segments.stacked([one.by_class for one in automata])
+        there = suppressed.device
+        self.automata = mapped(lambda part: part.to(there), Stack.of(automata))
+        self.members = mapped(lambda part: part.to(there), members)
         self.suppressed = suppressed
         self.cross_block = cross_block
 
@@ -86,13 +90,15 @@ class Joint:
         wide = logits.to(torch.float32, copy=True).masked_fill_(self.suppressed, -torch.inf)
         if asked.bonus is not None:
             wide.scatter_add_(1, asked.bonus.tokens, asked.bonus.values)
-        scene = Scene(canvas, progress, places, asked, self.standing(canvas, progress))
+        automata = self.automata.of_rows(canvas.language)
+        standing = self.standing(automata, canvas, progress)
+        scene = Scene(canvas, progress, places, asked, automata, standing)
         tokens = self.drawn(wide, scene)
         if asked.wanted or asked.top:
             self.restrict(wide, scene)
         return self.measured(wide, scene, tokens)
 
-    def standing(self, canvas: Canvas, progress: Progress) -> Standing:
+    def standing(self, automata: Stack, canvas: Canvas, progress: Progress) -> Standing:
         """What stands in the window and in front of it."""
         window, width = progress.window, progress.window.tokens.shape[1]
         first, device = window.positions[:, 0], canvas.tokens.device
@@ -104,22 +110,34 @@ class Joint:
         return Standing(
             inside=window.blank,
             open=window.masked,
-            label=self.automaton.class_of[window.tokens],
-            first=walked(self.automaton, tokens, first - canvas.start),
+            label=automata.class_of.gather(1, window.tokens),
+            first=walked(automata, tokens, first - canvas.start),
             left=canvas.stop - end,
         )
 
     def drawn(self, wide: Tensor, scene: "Scene") -> Tensor:
         """What is sampled at each place, int64 [N]: of a text of the language with what stands."""
-        asked, how = scene.asked, torch.logsumexp if scene.asked.draws else torch.amax
-        temperature = scene.temperature if asked.draws else None
-        weights = self.weights(wide, scene, temperature)
-        pairs = between(self.automaton, weights, how)
-        after = backward(self.automaton, pairs, scene.standing, how)[:, 1:]
-        if asked.draws and asked.filters:
-            return self.by_tokens(wide, scene, after)
-        tokens = self.within(wide, scene, self.by_classes(weights, scene, after))
-        return scene.given(tokens)
+        asked, automata, standing = scene.asked, scene.automata, scene.standing
+        how = torch.logsumexp if asked.draws else torch.amax
+        weights = self.weights(wide, scene, scene.temperature if asked.draws else None)
+        after = backward(automata, between(automata, weights, how), standing, how)[:, 1:]
+        there = scene.progress.window.tokens
+        slot = scene.places.spread(torch.arange(len(wide), device=wide.device), there)
+        assert slot is not None
+        warmth = scene.temperature[:, None] if asked.draws else 1.0
+        rows = torch.arange(len(there), device=there.device)
+        state, found = standing.first, []
+        for column in range(there.shape[1]):
+            behind = automata.following[rows, state]
+            follows = relative(after[:, column].gather(1, behind)) * warmth
+            law = wide[slot[:, column]] + follows.float().gather(1, automata.class_of)
+            options = scene.drawing(column) if asked.draws else {}
+            token = token_statistics(law, (), suppressed=self.suppressed, **options).sampled
+            token = torch.where(standing.open[:, column], token, there[:, column])
+            reached = behind.gather(1, automata.class_of.gather(1, token[:, None]))[:, 0]
+            state = torch.where(standing.inside[:, column], reached, state)
+            found.append(token)
+        return scene.places.take(torch.stack(found, 1))
 
     def weights(self, wide: Tensor, scene: "Scene", temperature: Tensor | None) -> Tensor:
         """What each class weighs at each column, float64 [B, W, C]; its likeliest token for None.
@@ -129,84 +147,35 @@ class Joint:
             scene: the window.
             temperature: float32 [B].
         """
+        how = torch.amax if temperature is None else torch.logsumexp
         found = []
         for rows in scene.parts(len(wide)):
-            part = wide[rows]
+            part, row = wide[rows], scene.places.row[rows]
             if temperature is not None:
-                part = part / temperature[scene.places.row[rows]][:, None]
-            how = torch.amax if temperature is None else torch.logsumexp
-            found.append(self.automaton.by_class.reduce(part, how))
+                part = part / temperature[row][:, None]
+            members = self.members.of_rows(scene.canvas.language[row])
+            found.append(members.reduce(part[:, None], how)[:, 0])
         masses = scene.places.spread(torch.cat(found), scene.standing.open)
         assert masses is not None
         return weighed(masses, scene.standing)
-
-    def by_classes(self, weights: Tensor, scene: "Scene", after: Tensor) -> Tensor:
-        """The class of a token at each column, int64 [B, W]."""
-        automaton, standing = self.automaton, scene.standing
-        options: dict[str, Any] = {"temperature": 1.0} if scene.asked.draws else {}
-        state, found = standing.first, []
-        for column in range(weights.shape[1]):
-            behind = automaton.following[state]
-            law = relative(weights[:, column] + after[:, column].gather(1, behind))
-            if scene.asked.draws:
-                options["key"] = scene.key(column, apart=True)
-            label = token_statistics(law.float(), (), **options).sampled
-            found.append(label)
-            reached = behind.gather(1, label[:, None])[:, 0]
-            state = torch.where(standing.inside[:, column], reached, state)
-        return torch.stack(found, 1)
-
-    def within(self, wide: Tensor, scene: "Scene", labels: Tensor) -> Tensor:
-        """A token of the class at each place, int64 [N]."""
-        chosen, found = scene.places.take(labels), []
-        for rows in scene.parts(len(wide)):
-            law = wide[rows].masked_fill(self.automaton.class_of != chosen[rows, None], -torch.inf)
-            options = scene.drawing(rows) if scene.asked.draws else {}
-            drawn = token_statistics(law, (), suppressed=self.suppressed, **options)
-            found.append(drawn.sampled)
-        return torch.cat(found)
-
-    def by_tokens(self, wide: Tensor, scene: "Scene", after: Tensor) -> Tensor:
-        """As `drawn`, each token from what top-k and top-p leave of what may follow."""
-        automaton, standing, asked = self.automaton, scene.standing, scene.asked
-        tokens = scene.progress.window.tokens
-        slot = scene.places.spread(torch.arange(len(wide), device=wide.device), tokens)
-        assert slot is not None
-        state, found = standing.first, []
-        for column in range(tokens.shape[1]):
-            follows = relative(after[:, column].gather(1, automaton.following[state]))
-            bias = (follows * scene.temperature[:, None]).float()
-            token = token_statistics(
-                wide[slot[:, column]] + bias.index_select(1, automaton.class_of),
-                (),
-                suppressed=self.suppressed,
-                temperature=scene.canvas.temperature,
-                scale=asked.scale,
-                **asked.filters,
-                key=scene.key(column),
-            ).sampled
-            token = torch.where(standing.open[:, column], token, tokens[:, column])
-            reached = automaton.following[state, automaton.class_of[token]]
-            state = torch.where(standing.inside[:, column], reached, state)
-            found.append(token)
-        return scene.places.take(torch.stack(found, 1))
 
     def restrict(self, wide: Tensor, scene: "Scene") -> None:
         """Turn the logits of open columns into those of their distribution over all texts."""
         temperature, standing = scene.scored, scene.standing
         weights = self.weights(wide, scene, temperature)
-        around = relative(others(self.automaton, weights, standing))
+        around = relative(others(scene.automata, weights, standing))
         bias = (around * temperature[:, None, None]).masked_fill(~standing.open[..., None], 0.0)
         each = scene.places.take(bias.float())
         for rows in scene.parts(len(wide)):
-            wide[rows] += each[rows].index_select(1, self.automaton.class_of)
+            language = scene.canvas.language[scene.places.row[rows]]
+            wide[rows] += each[rows].gather(1, chosen(self.automata.class_of, language))
 
     def measured(self, wide: Tensor, scene: "Scene", tokens: Tensor) -> TokenStatistics:
         """Statistics of the logits as they are now, with what was sampled, int64 [N]."""
         asked = scene.asked
         options: dict[str, Any] = {"law": asked.law, "top": asked.top}
         if asked.draws and asked.law == "sampling":
-            options |= {**scene.drawing(slice(None)), **asked.filters}
+            options |= scene.drawing()
         elif asked.scale is not None:
             options["scale"] = asked.scale[scene.places.row]
         own = {"confidence", "token_probability"}
@@ -235,6 +204,7 @@ class Scene:
     progress: Progress
     places: Places
     asked: Asked
+    automata: Stack  # of the rows
     standing: Standing
 
     def parts(self, count: int) -> Iterator[slice]:
@@ -255,22 +225,15 @@ class Scene:
             own = torch.ones_like(own)
         return own if asked.scale is None or not asked.scale_statistics else own / asked.scale
 
-    def key(self, column: int, *, apart: bool = False) -> NoiseKey:
-        """The noise of a column of all rows; `apart` from that which tokens are drawn with."""
-        canvas, made = self.canvas, self.progress.made
-        position = self.progress.window.positions[:, column]
-        return NoiseKey(canvas.seed, canvas.row_key, position, made + APART if apart else made)
-
-    def drawing(self, rows: slice) -> dict[str, Any]:
-        """Temperature, scale and noise of some places, as `token_statistics` takes them."""
-        canvas, row, scale = self.canvas, self.places.row[rows], self.asked.scale
-        position = self.places.position[rows]
-        key = NoiseKey(canvas.seed[row], canvas.row_key[row], position, self.progress.made[row])
-        options: dict[str, Any] = {"temperature": canvas.temperature[row], "key": key}
-        return options if scale is None else options | {"scale": scale[row]}
-
-    def given(self, tokens: Tensor) -> Tensor:
-        """Tokens sampled at the places, int64 [N], and those that stand where one does."""
-        window = self.progress.window
-        open_, there = self.places.take(window.masked), self.places.take(window.tokens)
-        return torch.where(open_, tokens, there)
+    def drawing(self, column: int | None = None) -> dict[str, Any]:
+        """How `token_statistics` draws tokens of a column of all rows, or of all places."""
+        canvas, made, scale = self.canvas, self.progress.made, self.asked.scale
+        seeds, keys, warmth = canvas.seed, canvas.row_key, canvas.temperature
+        if column is None:
+            row, position = self.places.row, self.places.position
+            seeds, keys, made, warmth = (part[row] for part in (seeds, keys, made, warmth))
+            scale = None if scale is None else scale[row]
+        else:
+            position = self.progress.window.positions[:, column]
+        key = NoiseKey(seeds, keys, position, made)
+        return {"temperature": warmth, "key": key, "scale": scale, **self.asked.filters}

@@ -1,17 +1,15 @@
 """Sums and maxima over groups of numbers, in an order of their own: the same bits everywhere.
 
-Shapes: n numbers, G groups, R rows.
+Shapes: K sets of groups, R rows, W columns, n numbers, G groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-WIDTHS = (2, 4, 8, 16, 32, 64, 128)  # numbers that may be brought together at a time
-LEVEL = 2000  # numbers that take as long to bring together as it takes to begin another level
 ROOM = 1 << 22  # numbers that are laid out anew at a time
 Reduce = Callable[[Tensor, int], Tensor]
 
@@ -20,65 +18,94 @@ Reduce = Callable[[Tensor, int], Tensor]
 class Segments:
     """Groups of the numbers 0 .. n - 1, as tables, one for each level.
 
-    Scattering would add in whatever order a GPU's threads come.
+    Scattering would add in whatever order a GPU's threads come. How wide tables are is told by
+    whoever makes them, not by the numbers: sets are stacked, and have the bits that each has alone.
     """
 
-    tables: tuple[Tensor, ...]  # int64 [lines, width], into the level before; its size is a pad
+    size: int  # n
+    tables: tuple[Tensor, ...]  # int64 [K, lines, width], into the level before; its size is a pad
 
     @classmethod
-    def of(cls, groups: Tensor, count: int) -> "Segments":
-        """Given the group of each number, int64 [n], and how many groups there are."""
-        numbers, groups = groups.argsort(stable=True), groups.sort(stable=True).values
-        counts = groups.bincount(minlength=count)
-        width = min(WIDTHS, key=lambda width: cost(counts, width))
-        size, tables = len(numbers), []
-        while True:
-            lines = lines_of(counts, width)
-            place = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
-            first = lines.cumsum(0) - lines
-            table = torch.full((int(lines.sum()), width), size)
-            table[first[groups] + place // width, place % width] = numbers
-            tables.append(table)
-            if len(table) == count:
-                return cls(tuple(tables))
-            groups, counts = torch.arange(count).repeat_interleave(lines), lines
-            numbers, size = torch.arange(len(table)), len(table)
-
-    def reduce(self, values: Tensor, how: Reduce, of: Tensor | None = None) -> Tensor:
-        """Reduce each group; -inf where one is empty.
+    def of(cls, groups: Tensor, count: int, width: int) -> "Segments":
+        """One set.
 
         Args:
-            values: float [R, n], or [R, k].
+            groups: int64 [n], the group of each number.
+            count: G.
+            width: numbers that are brought together at a time.
+        """
+        size = pads = len(groups)
+        groups, numbers = groups.sort(stable=True)
+        counts, tables = groups.bincount(minlength=count), []
+        while True:
+            lines = counts.add(width - 1).div(width, rounding_mode="floor").clamp(min=1)
+            place = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
+            first = lines.cumsum(0) - lines
+            table = torch.full((int(lines.sum()), width), pads)
+            table[first[groups] + place // width, place % width] = numbers
+            tables.append(table[None])
+            if len(table) == count:
+                return cls(size, tuple(tables))
+            groups, counts = torch.arange(count).repeat_interleave(lines), lines
+            numbers, pads = torch.arange(len(table)), len(table)
+
+    @classmethod
+    def stacked(cls, sets: Sequence["Segments"]) -> "Segments":
+        """Several sets of one width, filled up to the largest."""
+        if len(sets) == 1:
+            return sets[0]
+        size = pads = max(one.size for one in sets)
+        own, tables = [one.size for one in sets], []
+        for level in range(max(len(one.tables) for one in sets)):
+            each = [one.level(level) for one in sets]
+            lines = max(map(len, each))
+            table = torch.full((len(sets), lines, each[0].shape[1]), pads)
+            for place, (lone, end) in enumerate(zip(each, own, strict=True)):
+                table[place, : len(lone)] = lone.masked_fill(lone == end, pads)
+            tables.append(table)
+            own, pads = [len(lone) for lone in each], lines
+        return cls(size, tuple(tables))
+
+    def level(self, number: int) -> Tensor:
+        """A table of a lone set; behind the last one those that leave all as it is."""
+        if number < len(self.tables):
+            return self.tables[number][0]
+        _, count, width = self.tables[-1].shape
+        return pad(torch.arange(count)[:, None], (0, width - 1), value=count)
+
+    def of_rows(self, index: Tensor) -> "Segments":
+        """The set of each row, given which, int64 [R]."""
+        return Segments(self.size, tuple(chosen(table, index) for table in self.tables))
+
+    def reduce(self, values: Tensor, how: Reduce, of: Tensor | None = None) -> Tensor:
+        """Reduce each group of every row, of as many sets; -inf where one is empty.
+
+        Args:
+            values: float [R, W, n], or [R, W, k].
             how: `torch.logsumexp` or `torch.amax`.
-            of: int64 [n], which of k values each number is; None for as many.
+            of: int64 [R, n], which of k values each number is; None for as many.
 
         Returns:
-            [R, G].
+            [R, W, G].
         """
-        rows = max(1, ROOM // max(1, values.shape[1] if of is None else len(of)))
-        parts = values.split(rows)
-        laid = parts if of is None else (part.index_select(1, of) for part in parts)
-        return torch.cat([self._reduce(part, how) for part in laid])
+        columns = max(1, ROOM // max(1, len(values) * self.size))
+        return torch.cat([self._reduce(some, how, of) for some in values.split(columns, 1)], 1)
 
-    def _reduce(self, values: Tensor, how: Reduce) -> Tensor:
-        """Of all rows at once."""
+    def _reduce(self, values: Tensor, how: Reduce, of: Tensor | None) -> Tensor:
+        """Of all columns at once."""
+        if of is not None:
+            values = laid_out(values, of)
         for table in self.tables:
             padded = pad(values, (0, 1), value=-torch.inf)
-            laid = padded.index_select(1, table.flatten()).unflatten(1, table.shape)
-            values = how(laid, -1)
+            values = how(laid_out(padded, table.flatten(1)).unflatten(-1, table.shape[1:]), -1)
         return values
 
 
-def lines_of(counts: Tensor, width: int) -> Tensor:
-    """Lines of a table that groups of these sizes fill, at least one each."""
-    return counts.add(width - 1).div(width, rounding_mode="floor").clamp(min=1)
+def chosen(parts: Tensor, index: Tensor) -> Tensor:
+    """Parts [K, ...] of rows, given which, int64 [R]: [R, ...], of a lone one without a copy."""
+    return parts.expand(len(index), *parts.shape[1:]) if len(parts) == 1 else parts[index]
 
 
-def cost(counts: Tensor, width: int) -> int:
-    """Numbers laid out for groups of these sizes, what the levels themselves take included."""
-    total = 0
-    while True:
-        counts = lines_of(counts, width)
-        total += int(counts.sum()) * width + LEVEL
-        if int(counts.max()) == 1:
-            return total
+def laid_out(values: Tensor, places: Tensor) -> Tensor:
+    """Values [R, W, n] at int64 [R, m], the same ones in every column: [R, W, m]."""
+    return values.gather(-1, places[:, None].expand(-1, values.shape[1], -1))

@@ -131,7 +131,7 @@ class Scene:
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
         suppressed[[MASK, *self.never]] = True
         here = self.automaton.without((*spec.banned, *self.never))
-        joint = Joint(here, suppressed, cross_block=False)
+        joint = Joint([here], suppressed, cross_block=False)
         places = Places.all(torch.ones_like(window.masked), window.positions)
         logits = self.logits.repeat(rows, 1)
         return joint.statistics(logits, canvas, progress, places, asked)
@@ -219,11 +219,14 @@ def test_draws_follow_the_law_of_all_texts(toy: Toy, seed: int) -> None:
     assert stats.chisquare(seen, expected).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("draws", "law"), [(False, "model"), (True, "model"), (True, "sampling")])
+@pytest.mark.parametrize("law", ["model", "sampling"])
+@pytest.mark.parametrize(
+    "filters", [None, {}, {"top_k": 3, "top_p": 0.8, "min_p": 0.2}], ids=["greedy", "all", "some"]
+)
 def test_a_language_of_everything_changes_nothing(
-    toy: Toy, draws: bool, law: Literal["model", "sampling"]
+    toy: Toy, law: Literal["model", "sampling"], filters: dict[str, Any] | None
 ) -> None:
-    """To the bit, where tokens are taken, or drawn one by one from what top-k and top-p leave."""
+    """To the bit, where tokens are taken, or drawn from all or from what filters leave."""
     model = toy()
     words = torch.arange(len(WORDS))
     every = Automaton.of(
@@ -234,10 +237,8 @@ def test_a_language_of_everything_changes_nothing(
     )
     logits = 2 * torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
     case = Scene(every, [MASK] * 4, 0, 4, logits, 0)
-    asked = replace(ASKED, law=law)
-    if draws:
-        cuts = {"top_k": 3, "top_p": 0.8, "min_p": 0.2}
-        asked = replace(asked, draws=True, filters=cuts)
+    draws = filters is not None
+    asked = replace(ASKED, law=law, draws=draws, filters=filters or {})
     told = case.ask(asked, model, 50, 0.9 if draws else 0.0)
     position = torch.arange(4).repeat(50)
     key = NoiseKey(
@@ -313,21 +314,6 @@ def test_ways_on_count_at_every_temperature(toy: Toy, filters: dict[str, int]) -
     assert stats.chisquare([*found.values()], expected).pvalue > 1e-3
 
 
-def test_classes_and_tokens_are_drawn_apart(toy: Toy) -> None:
-    """With the same noise a class would say which of its tokens is drawn."""
-    model, count = toy(), 20_000
-    words = torch.arange(5)
-    target = torch.tensor([1, 1, 1, 2, 2])
-    two = Automaton.of(
-        Arrows(words * 0, words, target), torch.tensor([False, True, True]), 0, model.spec
-    )
-    logits = torch.tensor([[0.0, 0.5, 1.0, 0.2, 0.8, 0.0, 0.0, 0.0]])
-    told = Scene(two, [MASK], 0, 1, logits, 0).ask(replace(ASKED, draws=True), model, count, 1.0)
-    expected = logits[0, :5].double().softmax(-1) * count
-    seen = told.sampled.bincount(minlength=5)
-    assert stats.chisquare(seen.tolist(), expected.tolist()).pvalue > 1e-3
-
-
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("law", ["model", "sampling"])
 @pytest.mark.parametrize("scale_statistics", [True, False])
@@ -336,7 +322,7 @@ def test_classes_and_tokens_are_drawn_apart(toy: Toy) -> None:
 def test_what_decoders_add_counts(
     toy: Toy, law: str, scale_statistics: bool, filters: dict[str, int], seed: int
 ) -> None:
-    """Scale and bonus, by the law that scores are of; also where tokens are drawn one by one."""
+    """Scale and bonus, by the law that scores are of; also where filters cut."""
     model, count, temperature, scale = toy(), 3000, 1.9, 0.7
     case = scene(seed, model, width=3)
     blanks = [MASK] * (len(case.tokens) - case.first)

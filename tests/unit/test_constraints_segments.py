@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from dlm.constraints.automaton import Arrows, Automaton
 from dlm.constraints.chain import TOGETHER, walked
 from dlm.constraints.segments import Segments
+from dlm.constraints.stack import Stack
 from dlm.models.spec import ModelSpec
 
 SPEC = ModelSpec("table", 8, 7, 6, (6, 5), 512, (8, 8))
 
 
 @hypothesis(max_examples=50, deadline=None)
-@given(data=st.data())
-def test_segments_reduce_groups(data: st.DataObject) -> None:
+@given(data=st.data(), width=st.sampled_from([2, 4, 16]))
+def test_segments_reduce_groups(data: st.DataObject, width: int) -> None:
     """Of any sizes, empty ones and large ones included."""
     sizes = data.draw(
         st.lists(st.sampled_from([0, 1, 2, 31, 32, 33, 1100]), min_size=1, max_size=6)
@@ -23,14 +24,38 @@ def test_segments_reduce_groups(data: st.DataObject) -> None:
     groups = torch.cat([torch.full((size,), name) for name, size in enumerate(sizes)])
     draw = torch.Generator().manual_seed(0)
     groups = groups[torch.randperm(len(groups), generator=draw)]
-    values = torch.randn(2, len(groups), generator=draw).double()
-    segments = Segments.of(groups, len(sizes))
+    values = torch.randn(2, 3, len(groups), generator=draw).double()
+    segments = Segments.of(groups, len(sizes), width)
     for how in (torch.logsumexp, torch.amax):
-        found = segments.reduce(values, how)
+        found = segments.of_rows(torch.tensor([0, 0])).reduce(values, how)
         for name, size in enumerate(sizes):
-            some = values[:, groups == name]
-            expected = how(some, -1) if size else torch.full((2,), -torch.inf).double()
-            assert torch.allclose(found[:, name], expected, rtol=1e-12)
+            some = values[..., groups == name]
+            expected = how(some, -1) if size else torch.full((2, 3), -torch.inf).double()
+            assert torch.allclose(found[..., name], expected, rtol=1e-12)
+
+
+@hypothesis(max_examples=50, deadline=None)
+@given(
+    sets=st.lists(
+        st.lists(st.sampled_from([0, 1, 2, 5, 40, 300]), min_size=1, max_size=5),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_stacked_sets_have_the_bits_of_each(sets: list[list[int]]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    each = [torch.cat([torch.full((n,), name) for name, n in enumerate(sizes)]) for sizes in sets]
+    lone = [Segments.of(groups, len(sizes), 4) for groups, sizes in zip(each, sets, strict=True)]
+    order = torch.randint(len(sets), (6,), generator=draw)
+    stack = Segments.stacked(lone).of_rows(order)
+    values = torch.randn(6, 2, max(map(len, each)), generator=draw).double()
+    for how in (torch.logsumexp, torch.amax):
+        together = stack.reduce(values, how)
+        for row, place in enumerate(order.tolist()):
+            own = values[row : row + 1, :, : len(each[place])]
+            alone = lone[place].reduce(own, how)[0]
+            assert torch.equal(together[row, :, : len(sets[place])], alone)
+            assert together[row, :, len(sets[place]) :].isneginf().all()
 
 
 @hypothesis(max_examples=40, deadline=None)
@@ -51,6 +76,6 @@ def test_walks_put_neighbours_together(seed: int, tokens: list[int], before: int
     for count in range(len(tokens) + 1):
         if count >= before:
             given_ = torch.tensor([tokens], dtype=torch.int64)
-            assert walked(automaton, given_, torch.tensor([count])).tolist() == [state]
+            assert walked(Stack.of([automaton]), given_, torch.tensor([count])).tolist() == [state]
         if count < len(tokens):
             state = int(automaton.following[state, automaton.class_of[tokens[count]]])
