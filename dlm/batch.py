@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
+from dlm.constraints.constraint import Constraint
 from dlm.execution import Execution
 from dlm.host import send
 from dlm.lanes import Lane, Workspace
@@ -57,6 +58,7 @@ class Rows:
     canvas: Canvas  # with at least one blank in each
     lengths: Sequence[int]  # tokens of each
     names: Sequence[int]  # what a step calls them
+    languages: Sequence[Constraint] = ()  # what the text of each is of; empty where they are free
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,9 @@ class Batch:
         self.live = [True] * len(self.names)
         self.made = [0] * len(self.names)  # forwards of each row
         self.number = 0  # forwards of the batch
+        self.languages = list(rows.languages)
         canvas = rows.canvas.with_blocks(terms.execution.blocks(rows.canvas.shape[-1]))
+        canvas = self.numbered(canvas)
         self.work = self.workspace(canvas)
         self.canvas = self.work.lay(canvas)
         self.reused = [0] * len(self.names)  # tokens of each row that others computed
@@ -165,10 +169,23 @@ class Batch:
     def workspace(self, canvas: Canvas) -> Workspace:
         """What makes forwards of a canvas of this shape."""
         terms = self.terms
-        options = (terms.execution, terms.block_length, terms.width)
+        options = (terms.execution, terms.block_length, terms.width, tuple(self.distinct))
         make = partial(Loop, terms.model, terms.decoder, terms.settings, *options)
         layout = (canvas.shape, terms.model.spec, *options[1:], terms.settings.of_steps)
         return self.lane.workspace(layout, terms.decoder, make)
+
+    @property
+    def distinct(self) -> list[Constraint]:
+        """Languages of the rows, each once: in one order, so that it is the same for the same."""
+        return sorted(set(self.languages), key=lambda one: one.key)
+
+    def numbered(self, canvas: Canvas) -> Canvas:
+        """The same rows, which name their languages by their numbers."""
+        if not self.languages:
+            return canvas
+        number = {one: place for place, one in enumerate(self.distinct)}
+        each = [number[one] for one in self.languages]
+        return replace(canvas, language=send(each, canvas.tokens.device))
 
     def expect(self, due: Due) -> None:
         """Note what the next forward computes, and in which of few shapes it is asked for."""
@@ -291,6 +308,10 @@ class Batch:
         columns = terms.execution.columns(max(due.lengths), canvas.tokens.shape[1])
         canvas = canvas.select(index, columns)
         progress = stacked([batch.progress for batch in batches]).select(index, columns)
+        self.languages = [
+            batch.languages[line] for batch, some in parts if batch.languages for line in some
+        ]
+        canvas = self.numbered(canvas)
         work = self.workspace(canvas)
         canvas, loop, first = work.lay(canvas), work.loop, 0
         used = [(self.lane, work), *((batch.lane, batch.work) for batch in batches)]

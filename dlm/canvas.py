@@ -36,7 +36,7 @@ class Canvas:
     row_key: Tensor  # int64 [B], keys the noise of the row
     seed: Tensor  # int64 [B], likewise
     temperature: Tensor  # float32 [B], that tokens of the row are drawn at; 0 takes the arg max
-    language: Tensor  # int64 [B], which of the languages of all rows its text is of
+    language: Tensor  # int64 [B], which of the languages of its batch the text is of; 0 of none
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,7 +101,6 @@ def build(  # noqa: PLR0913 (what a row is made of)
     surplus: bool = False,
     grid: int | None = None,
     columns: int | None = None,
-    languages: Sequence[int] | None = None,
 ) -> Canvas:
     """Lay out rows of ids, each with at least one mask.
 
@@ -119,7 +118,6 @@ def build(  # noqa: PLR0913 (what a row is made of)
         surplus: whether a block may take more forwards than it has blanks.
         grid: what blocks of attention begin at multiples of; a multiple of `block_length`.
         columns: L, at least the tokens of the longest row; None for just those.
-        languages: which one the text of each row is of; None where there is one at most.
     """
     width = max(map(len, rows)) if columns is None else columns
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
@@ -137,9 +135,11 @@ def build(  # noqa: PLR0913 (what a row is made of)
     seeds = torch.full_like(keys, signed(seed))
     each = bounded(temperature) if temperature else 0.0
     warmth = torch.full(keys.shape, each, dtype=torch.float32)
-    language = torch.tensor([0] * len(rows) if languages is None else list(languages))
-    parts = (tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds, warmth)
-    return Canvas(*(part.to(device) for part in (*parts, language)))
+    parts = (
+        tokens, blank, start, origin, stop, blanks, budget, length, index, keys, seeds, warmth,
+        torch.zeros_like(index),
+    )  # fmt: skip
+    return Canvas(*(part.to(device) for part in parts))
 
 
 def active_length(block_length: int | None, spec: ModelSpec) -> int | None:

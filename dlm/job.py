@@ -7,6 +7,7 @@ from operator import itemgetter
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length, build
+from dlm.constraints.constraint import Constraint
 from dlm.endings import StopTexts
 from dlm.execution import Execution
 from dlm.models.model import Model
@@ -38,12 +39,13 @@ class Job:
         """Every forward of the job; `change` is asked for rows to give up after each."""
         terms = Terms.of(self.model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
+        languages = self.settings.languages_of(len(lengths))
+        rows = Rows(self.canvas, lengths, range(len(lengths)), languages)
         if self.batch_size is None or self.batch_size >= len(lengths):
-            rows = Rows(self.canvas, lengths, range(len(lengths)))
             yield from denoise(terms, rows, change, self.prompt_cache)
             return
         apart = self.settings.cache != "none"
-        queue = Queue(self.canvas, lengths, self.batch_size, self.execution, apart=apart)
+        queue = Queue(rows, self.batch_size, self.execution, apart=apart)
         while queue.waiting:  # also where all that were inside ended at once
             fill = partial(queue.fill, change)
             for step in denoise(terms, queue.batch(), fill, self.prompt_cache):
@@ -179,11 +181,20 @@ def generation_job(
         )
     each = [settings.gen_length] * len(encoded) if lengths is None else lengths
     if settings.constraint is not None:
-        never, first = settings.suppress_tokens, settings.begin_suppress_tokens
-        settings.check_tokens(model.spec)
-        settings.constraint.check(model, min(each), never, first)
+        check_languages(model, settings, each)
     rows, spans = continued(model, encoded, each)
     return make_job(model, rows, spans, settings, prompt_cache, batch_size)
+
+
+def check_languages(model: Model, settings: Settings, lengths: Sequence[int]) -> None:
+    """Refuse rows of these lengths that no text of their language fits."""
+    settings.check_tokens(model.spec)
+    shortest: dict[Constraint, int] = {}
+    for language, length in zip(settings.languages_of(len(lengths)), lengths, strict=True):
+        shortest[language] = min(length, shortest.get(language, length))
+    never, first = settings.suppress_tokens, settings.begin_suppress_tokens
+    for language, length in shortest.items():
+        language.check(model, length, never, first)
 
 
 def continued(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlm.bias import Bias
 from dlm.canvas import Canvas
+from dlm.constraints.constraint import Constraint
 from dlm.constraints.drawing import Asked, Joint
 from dlm.forward import Forward
 from dlm.guidance import guided
@@ -56,9 +57,18 @@ class Meter:
     """What is asked of every forward with the same options."""
 
     def __init__(
-        self, model: Model, traits: Traits, settings: Settings, *, dense: bool = False
+        self,
+        model: Model,
+        traits: Traits,
+        settings: Settings,
+        languages: Sequence[Constraint] = (),
+        *,
+        dense: bool = False,
     ) -> None:
-        """Take whether every column is measured, rather than a list of those that are wanted."""
+        """Take the languages of the rows, as the canvas numbers them; none where texts are free.
+
+        With `dense` every column is measured, rather than a list of those that are wanted.
+        """
         device = model.device
         self.places = Places.all if dense else Places.where
         self.model = model
@@ -72,17 +82,16 @@ class Meter:
         self.top = max(self.own_top, settings.return_top_tokens)
         # Ranking stop tokens last looks at the sampled tokens.
         looks = settings.confidence_eos_eot_inf
-        free = settings.constraint is None
-        self.keeps_path = traits.has_path and settings.draws and free and not looks
+        self.keeps_path = traits.has_path and settings.draws and not (languages or looks)
         self.bias = Bias.of(settings.biases, device)
         self.begin = ids(settings.begin_suppress_tokens, device)
         self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
         self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
         self.joint = None
-        if settings.constraint is not None:
+        if languages:
             never = (*model.spec.banned, *settings.suppress_tokens)
-            automata = [settings.constraint.automaton.without(never)]
+            automata = [one.automaton.without(never) for one in languages]
             self.joint = Joint(automata, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:

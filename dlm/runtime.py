@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlm.cache import Cache
 from dlm.canvas import Canvas
+from dlm.constraints.constraint import Constraint
 from dlm.contract import Violation, answer, check_state, gain, rules, violations
 from dlm.execution import Execution
 from dlm.host import Mailbox
@@ -116,8 +117,9 @@ class Loop:
         execution: Execution,
         block_length: int,
         width: int,
+        languages: Sequence[Constraint] = (),
     ) -> None:
-        """Take the positions of a block, and of the window of a forward."""
+        """Take the positions of a block and of a window, and what texts of the rows are held to."""
         if execution.lanes is not None:  # what is kept there must not keep the network
             model = replace(model, network=weakref.proxy(model.network))
         self.decoder = decoder
@@ -125,7 +127,7 @@ class Loop:
         # Ours are known to write to nothing that they are shown.
         self.trusted = type(decoder).__module__.partition(".")[0] == "dlm"
         self.static = execution.static
-        self.meter = Meter(model, self.traits, settings, dense=self.static)
+        self.meter = Meter(model, self.traits, settings, languages, dense=self.static)
         self.settings = settings
         self.spec = model.spec
         self.block_length = block_length

@@ -21,10 +21,10 @@ LARGEST_NOISE = 1e30
 """Of what positions are ranked by: Gumbel noise of this size is finite in float32."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
-    "return_order", "policy", "stop", "logit_bias",
+    "return_order", "policy", "stop", "logit_bias", "constraint",
 )  # fmt: skip
-"""Options that no forward reads: they are in the decoder, the canvas and `biases`, or for the
-caller."""
+"""Options that no forward reads: they are in the decoder, the canvas, its rows and `biases`, or for
+the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Settings:
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
     logit_bias: Mapping[int, float] | None = None  # token id to what is added to its logit
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
-    constraint: Constraint | None = None  # the language that texts are of
+    constraint: Constraint | Sequence[Constraint] | None = None  # what texts are of, or each is
     return_trajectory: bool = False
     return_order: bool = False
     return_top_tokens: int = 0  # likeliest ones to list of each that is written
@@ -68,7 +68,7 @@ class Settings:
     """Token ids with what is added to their logits, in order, without those of 0."""
 
     def __post_init__(self) -> None:
-        unpack(self, ("row_keys", "suppress_tokens", "begin_suppress_tokens"))
+        unpack(self, ("row_keys", "suppress_tokens", "begin_suppress_tokens", "constraint"))
         integer("gen_length", self.gen_length, least=1)
         if self.block_length is not None:
             integer("block_length", self.block_length, least=1)
@@ -136,7 +136,7 @@ class Settings:
         kept = [getattr(self, "draws" if name == "temperature" else name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
         each = (tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
-        return (*each, *self.filters.items())
+        return (*each, *self.filters.items(), self.constraint is not None)
 
     @property
     def filters(self) -> dict[str, float]:
@@ -191,16 +191,35 @@ class Settings:
 
     def check_constraint(self) -> None:
         """Refuse what is none, and what says otherwise than it how texts end."""
-        if not isinstance(self.constraint, Constraint | None):
+        given: Any = self.constraint
+        several = isinstance(given, Sequence)
+        each = given if several else [] if given is None else [given]
+        if (several and not given) or not all(isinstance(one, Constraint) for one in each):
             raise ValueError(
-                "constraint must be made by dlm.Constraint.regex, .choice or .json_schema, "
-                f"got {self.constraint!r}"
+                "constraint must be made by dlm.Constraint.regex, .choice or .json_schema, or be "
+                f"a list of such, one for each prompt, got {given!r}"
             )
-        if self.constraint is not None and self.confidence_eos_eot_inf:
+        if each and self.confidence_eos_eot_inf:
             raise ValueError(
                 "confidence_eos_eot_inf must be off where a constraint says how texts end, "
                 f"got {self.confidence_eos_eot_inf!r}"
             )
+
+    def languages_of(self, count: int) -> list[Constraint]:
+        """What the text of each of so many rows is of; empty where there is no constraint.
+
+        Raises:
+            ValueError: there are others than one, or one for each.
+        """
+        given = self.constraint
+        if given is None:
+            return []
+        each = [given] * count if isinstance(given, Constraint) else list(given)
+        if len(each) != count:
+            raise ValueError(
+                f"constraint must be one, or one for each of the {count} prompts, got {len(each)}"
+            )
+        return each
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":

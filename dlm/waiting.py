@@ -1,10 +1,9 @@
 """Rows that wait until others end, and take their places."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dlm.batch import Change, Rows
-from dlm.canvas import Canvas
 from dlm.execution import Execution
 from dlm.host import send
 from dlm.runtime import Step
@@ -37,39 +36,32 @@ class Places:
 class Queue:
     """Rows of one canvas, of which some are decoded at a time, in their order."""
 
-    def __init__(
-        self,
-        canvas: Canvas,
-        lengths: Sequence[int],
-        batch_size: int,
-        execution: Execution,
-        *,
-        apart: bool,
-    ) -> None:
+    def __init__(self, rows: Rows, batch_size: int, execution: Execution, *, apart: bool) -> None:
         """Take the rows, and how they are decoded.
 
         Args:
-            canvas: all of them.
-            lengths: tokens of each.
+            rows: all of them, by their numbers.
             batch_size: how many are decoded at a time, at most.
             execution: how.
             apart: whether rows that join have a forward of their own first.
         """
-        self.canvas = canvas
-        self.lengths = lengths
+        self.rows = rows
         self.execution = execution
         self.places = Places(batch_size, apart)
-        self.waiting = list(range(len(lengths)))
+        self.waiting = list(rows.names)
         self.inside: set[int] = set()  # names of rows that are being decoded
 
     def take(self, count: int) -> Rows:
         """The next ones to be decoded."""
         some, self.waiting = self.waiting[:count], self.waiting[count:]
         self.inside.update(some)
-        lengths = [self.lengths[row] for row in some]
-        tokens = self.canvas.tokens
+        every = self.rows
+        lengths = [every.lengths[row] for row in some]
+        languages = [every.languages[row] for row in some] if every.languages else []
+        tokens = every.canvas.tokens
         columns = self.execution.columns(max(lengths), tokens.shape[1])
-        return Rows(self.canvas.select(send(some, tokens.device), columns), lengths, some)
+        canvas = every.canvas.select(send(some, tokens.device), columns)
+        return Rows(canvas, lengths, some, languages)
 
     def batch(self) -> Rows:
         """Rows to begin with."""

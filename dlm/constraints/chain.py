@@ -123,12 +123,10 @@ def walked(automata: Stack, tokens: Tensor, count: Tensor) -> Tensor:
         count: int64 [B].
     """
     same = torch.arange(automata.left.shape[1], device=tokens.device)
-    row = torch.arange(len(count), device=tokens.device)[:, None]
     place = torch.arange(tokens.shape[1], device=tokens.device)
     state = automata.start
     for some, at in zip(tokens.split(TOGETHER, 1), place.split(TOGETHER), strict=True):
-        led = automata.following.mT[row, automata.class_of.gather(1, some)]
-        maps = torch.where((at < count[:, None])[..., None], led, same)
+        maps = torch.where((at < count[:, None])[..., None], automata.maps(some), same)
         while maps.shape[1] > 1:
             if maps.shape[1] % 2:
                 maps = torch.cat((maps, same.expand(len(maps), 1, -1)), 1)

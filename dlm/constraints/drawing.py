@@ -125,10 +125,9 @@ class Joint:
         slot = scene.places.spread(torch.arange(len(wide), device=wide.device), there)
         assert slot is not None
         warmth = scene.temperature[:, None] if asked.draws else 1.0
-        rows = torch.arange(len(there), device=there.device)
         state, found = standing.first, []
         for column in range(there.shape[1]):
-            behind = automata.following[rows, state]
+            behind = automata.behind(state)
             follows = relative(after[:, column].gather(1, behind)) * warmth
             law = wide[slot[:, column]] + follows.float().gather(1, automata.class_of)
             options = scene.drawing(column) if asked.draws else {}

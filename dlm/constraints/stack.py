@@ -20,12 +20,14 @@ from dlm.constraints.segments import Segments, chosen
 class Stack:
     """An automaton for each language, or for each row; `Automaton` says what its parts are.
 
+    Tables of states, which may be large, stay those of the languages: of a row its number tells.
     What fills them up leads nowhere and is reached from nowhere: each gives the bits that it gives
     alone.
     """
 
+    following: Tensor  # int64 [K, S, C], of the languages
+    number: Tensor  # int64 [R], the language of each
     class_of: Tensor  # int64 [K, V]
-    following: Tensor  # int64 [K, S, C]
     left: Tensor  # int64 [K, S]
     start: Tensor  # int64 [K]
     label: Tensor  # int64 [K, E], the class of each edge
@@ -45,8 +47,9 @@ class Stack:
         for place, one in enumerate(automata):
             following[place, : one.following.shape[0], : one.following.shape[1]] = one.following
         return cls(
-            class_of=torch.stack([one.class_of for one in automata]),
             following=following,
+            number=torch.arange(len(automata)),
+            class_of=torch.stack([one.class_of for one in automata]),
             left=filled([one.left for one in automata], NEVER),
             start=torch.tensor([one.start for one in automata]),
             label=filled([one.edges.label for one in automata]),
@@ -61,11 +64,19 @@ class Stack:
 
     def of_rows(self, index: Tensor) -> "Stack":
         """The automaton of each row, given which, int64 [R]."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
         for name, part in parts.items():
             whole = isinstance(part, Segments)
             parts[name] = part.of_rows(index) if whole else chosen(part, index)
-        return Stack(**parts)
+        return Stack(self.following, **parts)
+
+    def behind(self, state: Tensor) -> Tensor:
+        """Where tokens of each class lead from the state of each row, int64 [R]: [R, C]."""
+        return self.following[self.number, state]
+
+    def maps(self, tokens: Tensor) -> Tensor:
+        """Where some tokens of each row, int64 [R, n], lead from every state: [R, n, S]."""
+        return self.following.mT[self.number[:, None], self.class_of.gather(1, tokens)]
 
 
 def filled(parts: Sequence[Tensor], value: int = 0) -> Tensor:

@@ -175,8 +175,8 @@ class DiffusionGenerationMixin:
         if pad is not None:
             integer("pad_token_id", pad, least=0, most=model.spec.vocab_size - 1)
         rows = batch.prompts(input_ids, attention_mask, pad)
-        chosen = settings(asked, input_ids.shape[1])
         count = copies(asked)
+        chosen = settings(asked, input_ids.shape[1], count)
         if chosen.stops:
             model = replace(model, tokenizer=tokenizer or self.checkpoint_tokenizer())
         if streamer is not None:

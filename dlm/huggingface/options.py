@@ -12,6 +12,7 @@ from typing import Any
 from transformers.generation.configuration_utils import GenerationConfig
 
 from dlm import foreign
+from dlm.given import listed
 from dlm.options import boolean, integer, known
 from dlm.settings import Settings
 
@@ -293,12 +294,13 @@ def copies(options: Layer) -> int:
     return int(count)
 
 
-def settings(options: Layer, columns: int = 0) -> Settings:
+def settings(options: Layer, columns: int = 0, count: int = 1) -> Settings:
     """The options of `dlm.generate` that one layer of transformers' options comes to.
 
     Args:
         options: what is stated.
         columns: of the prompt, padding included; `max_length` counts them.
+        count: rows of a prompt.
 
     Raises:
         ValueError: as `refuse`, `copies`, `new_tokens` and `Settings`.
@@ -315,6 +317,9 @@ def settings(options: Layer, columns: int = 0) -> Settings:
         given["stop"] = options["stop_strings"]
     if given.get("top_k") == 0 and given["top_k"] is not False:
         del given["top_k"]  # transformers' word for none
+    languages = listed(given.get("constraint"))
+    if isinstance(languages, list | tuple):
+        given["constraint"] = [one for one in languages for _ in range(count)]
     temperature = options.get("temperature")
     if temperature is None:
         temperature = 1.0 if samples(options) else 0.0

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
+from dlm.constraints.constraint import Constraint
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
 from dlm.growth import Part, changed
@@ -196,7 +197,9 @@ class Group:
             return None
         canvas = Canvas.stack([laid.canvas for laid in joining], self.terms.model.spec.eos_id)
         names = [laid.line.name for laid in joining]
-        return Rows(canvas, [len(laid.line.tokens) for laid in joining], names)
+        asked = [laid.terms.settings.constraint for laid in joining]
+        languages = [one for one in asked if isinstance(one, Constraint)]  # all have one, or none
+        return Rows(canvas, [len(laid.line.tokens) for laid in joining], names, languages)
 
     def change(self) -> Change:
         """What happens between two forwards."""

@@ -47,7 +47,10 @@ def constraint(speaking: Model) -> dlm.Constraint:
 
 
 def decoded(
-    model: Model, constraint: dlm.Constraint, rows: list[list[int]] = ROWS, **options: Any
+    model: Model,
+    constraint: dlm.Constraint | list[dlm.Constraint],
+    rows: list[list[int]] = ROWS,
+    **options: Any,
 ) -> dlm.Generation:
     usual: dict[str, Any] = {"gen_length": 11, "block_length": 4, "seed": 3, "temperature": 0.8}
     usual |= {"row_keys": [40, 41, 42][: len(rows)], "constraint": constraint}
@@ -96,18 +99,69 @@ def test_shapes_that_stay_and_recorded_steps_change_nothing(
     assert found[0] == found[1] == found[2]
 
 
+PATTERNS = ["[a-c]{2,6}", r"[0-9]{3}-[0-9]+", PATTERN]
+
+
+@pytest.fixture(scope="session")
+def several(speaking: Model) -> list[dlm.Constraint]:
+    """One for each row, of unlike sizes."""
+    return [dlm.Constraint.regex(speaking, pattern) for pattern in PATTERNS]
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_every_row_has_its_own(
+    speaking: Model,
+    several: list[dlm.Constraint],
+    decoding: Decoding,
+    traced: Traced,
+    decoder: str,
+    cache: str,
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tokens it has alone, also in shapes that stay, in recorded steps, and where rows join."""
+    options = {**decoding(decoder), "cache": cache, "temperature": temperature}
+    alone = [
+        decoded(speaking, one, [prompt], **options, row_keys=[40 + row]).tokens[0]
+        for row, (prompt, one) in enumerate(zip(ROWS, several, strict=True))
+    ]
+    for execution in (Execution(), Execution(static=True), traced()):
+        monkeypatch.setattr(Execution, "of", lambda model, execution=execution: execution)
+        for batch_size in (None, 2):
+            out = decoded(speaking, several, **options, batch_size=batch_size)
+            assert out.tokens == alone
+    for text, pattern in zip(out.texts or [], PATTERNS, strict=True):
+        assert re.fullmatch(pattern, text), text
+
+
+def test_recordings_are_of_some_languages(
+    speaking: Model, several: list[dlm.Constraint], traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order rows have them; other ones are recorded anew."""
+    execution = traced()
+    monkeypatch.setattr(Execution, "of", lambda model: execution)
+    one, two, three = several
+    for given in ([one, two, two], [two, one, one], [one, three, three], [three] * 3, [two] * 3):
+        free = dlm.generate(speaking, ROWS, gen_length=11, seed=9)
+        for row, text in enumerate(decoded(speaking, given, gen_length=8).texts or []):
+            assert re.fullmatch(given[row].name, text), text
+        assert dlm.generate(speaking, ROWS, gen_length=11, seed=9).tokens == free.tokens
+
+
 @pytest.mark.parametrize("decoder", ["low_confidence", "threshold", "random", "saber", "dream"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_host_waits_for_one_report_a_step(
     speaking: Model,
-    constraint: dlm.Constraint,
+    several: list[dlm.Constraint],
     decoder: str,
     temperature: float,
     waiting: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Execution, "of", lambda model: Execution(static=True))
-    out = decoded(speaking, constraint, decoder=decoder, temperature=temperature)
+    out = decoded(speaking, several, decoder=decoder, temperature=temperature)
     assert waiting["steps"] == waiting["reads"] == max(out.forwards)
 
 

@@ -20,7 +20,6 @@ from dlm.constraints.language import ByteAutomaton, of_pattern
 from dlm.constraints.schemas import any_object
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
-from dlm.settings import Settings
 
 PATTERNS = (
     "(yes|no)",
@@ -211,8 +210,8 @@ def test_a_constraint_is_for_one_vocabulary(golden: Model) -> None:
         dlm.Constraint.regex(spaces, "a*")
 
 
-def test_equal_constraints_share_forwards() -> None:
-    """By what they say, not by which object says it; also one that came from another process."""
+def test_constraints_are_equal_that_say_the_same() -> None:
+    """Not only where one object says it; also one that came from another process."""
     one, two = dlm.Constraint.regex(built_in(), "a*"), dlm.Constraint.regex(built_in(), "a*")
     sent = pickle.loads(pickle.dumps(one))
     assert one == two == sent
@@ -220,9 +219,6 @@ def test_equal_constraints_share_forwards() -> None:
     assert one != held("[0-9]{1,5}")
     assert one != "a*"
     assert repr(one) == "Constraint('a*')"
-    shared = Settings(constraint=one).of_steps
-    assert shared == Settings(constraint=sent).of_steps
-    assert shared != Settings(constraint=held("[0-9]{1,5}")).of_steps
     out = [
         dlm.generate(built_in(), "a", gen_length=6, temperature=1.0, constraint=each).tokens
         for each in (one, sent)
@@ -330,6 +326,28 @@ def test_sure_tokens_take_few_forwards() -> None:
     assert out.forwards[0] < len(out.tokens[0]) // 2
 
 
+def test_one_for_each_prompt() -> None:
+    """Of unlike lengths: each has to hold a text of its own."""
+    short, long = held("[0-9]{4}"), held("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+    prompts, lengths = ["When?", "Which?"], [4, 12]
+    out = dlm.generate(built_in(), prompts, gen_length=lengths, constraint=[short, long])
+    for text, one in zip(out.texts or [], (short, long), strict=True):
+        assert re.fullmatch(one.name, text)
+    each = dlm.generate_each(built_in(), prompts, gen_length=12, constraint=(long, short))
+    texts = {number: (one.texts or [""])[0] for number, one in each}
+    assert re.fullmatch(long.name, texts[0])
+    assert re.fullmatch(short.name, texts[1])
+    with pytest.raises(ValueError, match=r"got 4 tokens for .*its shortest text 10"):
+        dlm.generate(built_in(), prompts, gen_length=lengths, constraint=[long, short])
+    for several, message in (
+        ([short], "constraint must be one, or one for each of the 2 prompts, got 1"),
+        ([], r"constraint must be made by .*one for each prompt, got \[\]"),
+        ([short, "a"], "constraint must be made by "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dlm.generate(built_in(), prompts, constraint=several)  # type: ignore[arg-type]
+
+
 def test_top_p_cuts_what_may_follow() -> None:
     """To one token here, but never to none."""
     options: dict[str, Any] = {"gen_length": 12, "temperature": 2.0, "decoder": "left_to_right"}
@@ -349,5 +367,12 @@ def test_networks_are_held_to_it_through_transformers() -> None:
     out = network.generate(given, constraint=held("[0-9]{4}-[0-9]{2}"), max_new_tokens=12)
     text = tokenizer.decode(out[0, given.shape[1] :], skip_special_tokens=True)
     assert re.fullmatch("[0-9]{4}-[0-9]{2}", text)
+    rows = given.repeat(2, 1)
+    each = [held("[0-9]{4}-[0-9]{2}"), held("[a-f]{3}")]
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "num_return_sequences": 2}
+    out = network.generate(rows, constraint=each, **options)
+    texts = tokenizer.batch_decode(out[:, given.shape[1] :], skip_special_tokens=True)
+    for text, pattern in zip(texts, (each[0].name,) * 2 + (each[1].name,) * 2, strict=True):
+        assert re.fullmatch(pattern, text)
     with pytest.raises(ValueError, match="a configuration must hold what JSON can hold"):
         dlm.DiffusionGenerationConfig(constraint=held("a*"))

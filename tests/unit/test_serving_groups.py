@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import dlm
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
@@ -64,6 +65,15 @@ def test_rows_share_forwards_at_any_temperature(golden: Model, more: dict[str, A
         assert not warm.accepts(laid(golden, temperature=temperature, **more))
     for other in ({"top_k": 8}, {"top_p": 0.8}, {"min_p": 0.2}):
         assert not warm.accepts(laid(golden, temperature=0.8, **{**more, **other}))
+
+
+def test_constraints_are_of_rows(golden: Model) -> None:
+    """Which share forwards whatever each is held to, but not with rows that are held to nothing."""
+    nothing: Any = None  # no forward is made
+    one, two = (dlm.Constraint(name, "vocabulary", "usage", nothing) for name in "ab")
+    held = Group(laid(golden, constraint=one), lambda line, event: None)
+    assert held.accepts(laid(golden, constraint=two))
+    assert not held.accepts(laid(golden))
 
 
 def test_filters_that_cut_nothing_are_none(golden: Model) -> None:
