@@ -14,6 +14,8 @@ import torch
 from transformers.distributed.configuration_utils import DistributedConfig
 
 import dlm
+from dlm.constraints.automaton import Arrows, Automaton
+from dlm.constraints.constraint import usage_of
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
 from dlm.parallel.leader import devices, uninterrupted
@@ -98,6 +100,22 @@ def test_it_decodes_what_one_process_does(whole: Model, cut: Model) -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_does(whole: Model, cut: Model, decoder: str, decoding: Any) -> None:
     same(whole, cut, PROMPTS, gen_length=12, temperature=0.7, **decoding(decoder))
+
+
+@pytest.mark.slow
+def test_every_row_is_held_to_its_own_language(whole: Model, cut: Model) -> None:
+    """Three tokens, one more than the last; which way is told with the rows that join."""
+    languages = []
+    for step in (1, 2):
+        source, label = torch.cartesian_prod(torch.arange(30), torch.arange(30)).unbind(1)
+        allowed = (label == source + step) | (source == 0)
+        arrows = Arrows(source[allowed], label[allowed], label[allowed])
+        automaton = Automaton.of(arrows, torch.arange(30) > 20, 0, whole.spec)
+        languages.append(dlm.Constraint(str(step), "ids", usage_of(whole.spec), automaton))
+    several = [languages[0], *languages, languages[1]]
+    options: dict[str, Any] = {"gen_length": 12, "temperature": 1.0, "constraint": several}
+    for batch_size in (None, 2):
+        same(whole, cut, PROMPTS, batch_size=batch_size, **options)
 
 
 @pytest.mark.slow
