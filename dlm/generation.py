@@ -13,6 +13,7 @@ import torch
 from dlm.constraints.constraint import Constraint
 from dlm.endings import ended
 from dlm.given import Array, listed
+from dlm.inferring import inferring
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
 from dlm.options import integers, names_checked
@@ -135,7 +136,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         temperature: samples from softmax(logits / temperature); 0 takes the arg max.
         top_k: samples among the k most likely tokens.
         top_p: samples among the most likely tokens that hold this much probability.
-        min_p: samples among tokens of at least this times the probability of the likeliest.
+        min_p: samples among tokens of at least this times the probability of the likeliest. At
+            temperature 0 these three matter to decoders that go by the sampled law alone.
         position_temperature: adds Gumbel noise of this size to the scores that positions are ranked
             by, so that they are drawn from softmax(score / position_temperature); 0 takes the best.
             Thresholds see scores without noise.
@@ -281,7 +283,7 @@ def together(made: Iterable[tuple[int, Generation]]) -> Generation:
     return Generation(**{field.name: joined(field.name) for field in fields(Generation)})
 
 
-@torch.inference_mode()
+@inferring
 def outcomes(
     job: Job,
     text_of: Callable[[Model, Sequence[int]], str] = decode_text,
@@ -340,7 +342,7 @@ def outcomes(
             )
 
 
-@torch.inference_mode()
+@inferring
 def snapshots(job: Job) -> Iterator[Snapshot]:
     """The forwards of a job of one row, as snapshots."""
     model, (begin, end) = job.model, job.spans[0]

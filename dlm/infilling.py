@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-import torch
-
 from dlm.generation import Generation, outcomes, together
 from dlm.growth import Growing, Growth
+from dlm.inferring import inferring
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import boolean, integer, names_checked
@@ -143,7 +142,7 @@ def growth_of(
     return None
 
 
-@torch.inference_mode()
+@inferring
 def grown(model: Model, growing: Growing, batch_size: int) -> Iterator[tuple[int, Generation]]:
     """Run rows whose blanks may grow, yielding each as `infill` does."""
     for part in growing.run(batch_size):

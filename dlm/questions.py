@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from dlm.estimators import Ask, Draws, Estimator, chain, together
 from dlm.greedy import Answer, Question, are_greedy
 from dlm.host import send
+from dlm.inferring import inferring
 from dlm.models.spec import ModelSpec
 from dlm.scoring import Reader, ScoredRows, Scores
 
@@ -165,7 +166,7 @@ class Questions:
         self.most = rows
         self.greedy = greedy
 
-    @torch.inference_mode()
+    @inferring
     def answer(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Likelihood]:
         """The likelihood of every pair of a prompt and an answer.
 

@@ -1,5 +1,7 @@
 """The model in the package: small, loadable, and good enough to tell decoders apart."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ def test_facts(model: Model) -> None:
     assert model.spec.mask_id == model.tokenizer.mask_token_id
     assert set(model.spec.stop_ids) == {1, 4}
     assert model.spec.unused == (768, 768)
+
+
+@pytest.mark.slow
+def test_what_is_left_unfinished_ends_with_the_interpreter() -> None:
+    """Without a word: the first few of many are a usual thing to ask for."""
+    code = (
+        "import dlm; model = dlm.load(); s = dlm.stream(model, 'a', gen_length=8); next(s);"
+        "each = dlm.generate_each(model, ['a', 'b'], gen_length=8, batch_size=1); next(each);"
+        "pairs = dlm.log_likelihoods(model, [('a', 'b'), ('c', 'd')]); next(pairs)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_solves_held_out_sudokus(model: Model) -> None:
