@@ -2,30 +2,37 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dlm.cli.inputs import parse_options
+from dlm.cli.inputs import parse_bias, parse_options
 from dlm.cli.lists import print_table
 from dlm.cli.options import (
     BLOCKS,
     COUNT,
+    DECODING,
     JSON,
     NO_BLOCKS,
     REAL,
     WHOLE,
     Adapter,
+    AsAuthors,
+    BeginSuppressTokens,
     BlockSize,
     Device,
     DeviceMap,
     Dtype,
     FamilyName,
+    LogitBias,
     MaskId,
     ModelName,
     Quantize,
     Revision,
+    StopIds,
+    SuppressTokens,
     TensorParallel,
+    advised,
     count,
     decoding,
     output,
@@ -38,6 +45,10 @@ from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.names import Tasks
 from dlm.eval.tasks import TASKS
 
+OPTIONS = (
+    *DECODING, "block_length", "max_gen_length", "expand_budget", "broadcast_deletion"
+)  # fmt: skip
+"""Options of decoding that commands have under the same names."""
 WORKERS = 2
 BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
 
@@ -66,6 +77,7 @@ def task_command(name: str) -> Callable[..., None]:
         family: FamilyName = None,
         block_size: BlockSize = None,
         mask_id: MaskId = None,
+        stop_ids: StopIds = None,
         adapter: Adapter = None,
         batch_size: Annotated[
             int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
@@ -120,6 +132,7 @@ def task_command(name: str) -> Callable[..., None]:
                 show_default="the first",
             ),
         ] = None,
+        recommended: AsAuthors = False,
         gen_length: Annotated[
             int | None, decoding(help="Tokens to decode behind a prompt.", **WHOLE)
         ] = None,
@@ -189,6 +202,9 @@ def task_command(name: str) -> Callable[..., None]:
                 help="Sample among tokens of this times the likeliest one's probability.", **REAL
             ),
         ] = None,
+        suppress_tokens: SuppressTokens = None,
+        begin_suppress_tokens: BeginSuppressTokens = None,
+        logit_bias: LogitBias = None,
         cfg_scale: Annotated[
             float | None, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
         ] = None,
@@ -219,27 +235,7 @@ def task_command(name: str) -> Callable[..., None]:
         ] = False,
         json: Annotated[bool, JSON] = False,
     ) -> None:
-        given: dict[str, Any] = {
-            "decoder": decoder,
-            "gen_length": gen_length,
-            "max_gen_length": max_gen_length,
-            "expand_budget": expand_budget,
-            "broadcast_deletion": broadcast_deletion,
-            "block_length": block_length,
-            "steps": steps,
-            "position_temperature": position_temperature,
-            "stop_at_eos": stop_at_eos,
-            "confidence_eos_eot_inf": confidence_eos_eot_inf,
-            "cache": cache,
-            "refresh_every": refresh_every,
-            "refresh_around": refresh_around,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-        }
+        given = {k: v for k, v in locals().items() if k in OPTIONS and v is not None}
         if list_only:
             describe(name, machine=json)
             return
@@ -247,11 +243,14 @@ def task_command(name: str) -> Callable[..., None]:
             raise ValueError(f"--workers and --unsafe are for tasks that run code, not for {name}")
         from dlm.eval.job import Job
 
-        options = {k: v for k, v in given.items() if v is not None}
+        options = given | {"decoder_options": parse_options(option)}
         if block_length == NO_BLOCKS:
             options["block_length"] = None
-        options["decoder_options"] = parse_options(option)
-        if model is None and gen_length is None and not TASKS[name].infills:
+        if logit_bias:
+            options["logit_bias"] = parse_bias(logit_bias)
+        if recommended:
+            options = advised(options, model, infills=TASKS[name].infills)
+        if model is None and "gen_length" not in options and not TASKS[name].infills:
             usual = TASKS[name].preset(preset).options.get("gen_length", BUILT_IN_GEN_LENGTH)
             options["gen_length"] = min(usual, BUILT_IN_GEN_LENGTH)
         Job(
@@ -264,6 +263,7 @@ def task_command(name: str) -> Callable[..., None]:
                 "family": family,
                 "block_size": block_size,
                 "mask_id": mask_id,
+                "stop_ids": stop_ids,
                 "device_map": device_map,
                 "tensor_parallel_size": tensor_parallel_size,
                 "quantize": quantize,

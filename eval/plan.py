@@ -26,6 +26,11 @@ NOT_OPTIONS = (
 GROWTH = {"max_gen_length": None, "expand_budget": None, "broadcast_deletion": False}
 """Options that `dlm.infill` has beside those of `dlm.generate`, and their defaults."""
 
+NEUTRAL = {"top_p": 1, "min_p": 0}
+"""Values by which filters are as good as not given."""
+LATER = ("logit_bias", "refresh_around", "min_p")
+"""Options that a run does not name where they are off."""
+
 ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
 
@@ -46,13 +51,12 @@ class Plan:
     def generation(self) -> dict[str, Any]:
         """Options beside the decoder, as JSON holds them."""
         rest = {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
+        if rest.get("logit_bias"):
+            rest["logit_bias"] = {str(token): x for token, x in rest["logit_bias"].items()}
+        rest |= {name: None for name, none in NEUTRAL.items() if rest[name] == none}
         # Folders of before there were such options go on.
-        bias, around = rest.pop("logit_bias", None), rest.pop("refresh_around", None)
-        if bias:
-            rest["logit_bias"] = {str(token): value for token, value in bias.items()}
-        if around:
-            rest["refresh_around"] = around
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in rest.items()}
+        kept = {name: x for name, x in rest.items() if x or name not in LATER}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     def items(self, model: dlm.Model) -> list[Item]:
         """Every prompt of every template, tokenized, as often as there are samples of it."""

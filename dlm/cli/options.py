@@ -282,15 +282,26 @@ def as_authors(
 
     Options of a decoder are put over theirs; with another decoder they stand alone.
     """
+    source = context.get_parameter_source
+    said = {name: value for name, value in options.items() if not is_default(source(name))}
+    own = {"decoder_options": options["decoder_options"]}
+    return {**options, **advised(said | own, model)}
+
+
+def advised(said: Mapping[str, Any], model: str | None, *, infills: bool = False) -> dict[str, Any]:
+    """Options that were said, over those that the model's authors recommend.
+
+    With `infills` without the length of an answer, as blanks are there.
+    """
     from dlm.recommendation import recommended
 
     advice = recommended(BUILT_IN_NAME if model is None else model)
-    source = context.get_parameter_source
-    said = {name: value for name, value in options.items() if not is_default(source(name))}
+    if infills:
+        advice.pop("gen_length", None)
     theirs = advice.pop("decoder_options", {})
     same = said.get("decoder", advice["decoder"]) == advice["decoder"]
-    own = (theirs if same else {}) | options["decoder_options"]
-    return {**options, **advice, **said, "decoder_options": own}
+    own = (theirs if same else {}) | said["decoder_options"]
+    return {**advice, **said, "decoder_options": own}
 
 
 def is_default(source: Any) -> bool:

@@ -41,6 +41,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(conversation.options)
         return True
 
+    def evaluate(self: Any) -> None:
+        found.update(self.options)
+
+    monkeypatch.setattr("dlm.eval.job.Job.run", evaluate)
     for command in (generating, chatting, serving):
         monkeypatch.setattr(command, "load_model", lambda *given, **facts: dlm.load())
     monkeypatch.setattr(generating, "Job", Job)
@@ -90,6 +94,21 @@ def test_their_length_is_taken_and_not_for_blanks(asked: dict[str, Any]) -> None
     assert (asked["gen_length"], asked["block_length"]) == (512, None)
     asked.clear()
     assert run("generate", "a [MASK]", "--infill", *dream).exit_code == 0
+    assert "gen_length" not in asked
+    assert asked["top_p"] == 0.95
+
+
+def test_an_evaluation_decodes_as_the_authors_do(asked: dict[str, Any]) -> None:
+    """What the command line says wins; how many blanks there are a task says itself."""
+    given = ("--model", LLADA21, "--recommended", "--suppress-tokens=3", "--logit-bias=4=1.5")
+    result = run("eval", "gsm8k", *given, "--cache=none")
+    assert result.exit_code == 0, result.output
+    advice = dlm.recommended(LLADA21) | {"cache": "none"}
+    assert {name: asked[name] for name in advice} == advice
+    assert (asked["suppress_tokens"], asked["logit_bias"]) == ([3], {4: 1.5})
+    asked.clear()
+    dream = ("--model", "Dream-org/Dream-v0-Instruct-7B", "--recommended")
+    assert run("eval", "humaneval_infill", *dream).exit_code == 0
     assert "gen_length" not in asked
     assert asked["top_p"] == 0.95
 

@@ -85,6 +85,13 @@ def test_what_is_computed_around_blocks_is_a_setting_where_it_is_asked_for(
     assert found == of(built_in, plan(cache="dual"))["generation"]
 
 
+def test_filters_that_cut_nothing_are_no_settings(built_in: Model) -> None:
+    """Of a folder of before there was `min_p`, too, which has no such setting."""
+    assert "min_p" not in of(built_in)["generation"]
+    assert not differing(of(built_in), of(built_in, plan(top_p=1.0, min_p=0)))
+    assert of(built_in, plan(min_p=0.1))["generation"]["min_p"] == 0.1
+
+
 def test_the_words_of_a_template_are_settings(built_in: Model) -> None:
     made = plan()
     (template,) = made.templates
