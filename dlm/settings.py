@@ -140,7 +140,9 @@ class Settings:
 
     @property
     def filters(self) -> dict[str, float]:
-        """Those that may cut anything, by their names."""
+        """Those that may cut anything which is drawn or scored, by their names."""
+        if not self.draws and Traits.of(self.policy).scores == "model":
+            return {}
         given = {name: getattr(self, name) for name in FILTERS}
         return {name: x for name, x in given.items() if x not in (None, FILTERS[name])}
 

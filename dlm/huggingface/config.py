@@ -7,7 +7,6 @@ from typing import Any, Self
 from transformers.generation.configuration_utils import GenerationConfig
 
 from dlm.huggingface.options import (
-    FILTERS,
     merge,
     of_file,
     own,
@@ -18,6 +17,7 @@ from dlm.huggingface.options import (
     to_file,
 )
 from dlm.options import known
+from dlm.settings import FILTERS
 
 
 class DiffusionGenerationConfig(GenerationConfig):

@@ -14,12 +14,10 @@ from transformers.generation.configuration_utils import GenerationConfig
 from dlm import foreign
 from dlm.given import listed
 from dlm.options import boolean, integer, known
-from dlm.settings import Settings
+from dlm.settings import FILTERS, Settings
 
 Layer = Mapping[str, Any]
 
-FILTERS = ("top_k", "top_p", "min_p")
-"""Those that cut the law that tokens are drawn from."""
 MEANT = (
     "max_new_tokens",
     "max_length",

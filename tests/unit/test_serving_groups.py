@@ -81,6 +81,11 @@ def test_filters_that_cut_nothing_are_none(golden: Model) -> None:
     plain = Group(laid(golden, temperature=1.0), lambda line, event: None)
     assert plain.accepts(laid(golden, temperature=1.0, top_p=1.0, min_p=0.0))
     assert not plain.accepts(laid(golden, temperature=1.0, top_p=0.99))
+    greedy = Group(laid(golden, temperature=0.0, top_p=0.9), lambda line, event: None)
+    assert greedy.accepts(laid(golden, temperature=0.0, top_p=0.95, top_k=7, min_p=0.1))
+    own: dict[str, Any] = {"temperature": 0.0, "decoder": "dream"}
+    scored = Group(laid(golden, top_p=0.9, **own), lambda line, event: None)
+    assert not scored.accepts(laid(golden, top_p=0.95, **own))
 
 
 def test_rows_of_one_bias_share_forwards(golden: Model) -> None:
