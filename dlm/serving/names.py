@@ -38,6 +38,7 @@ LABELS: Mapping[str, tuple[type, str]] = {
     "store": (bool, "True or False"),
     "safety_identifier": (str, "a text"),
     "prompt_cache_key": (str, "a text"),
+    "request_id": (str, "a text"),
 }
 """Fields that change no text, and what they must be."""
 
@@ -64,24 +65,32 @@ CHAT = (
 
 UNSUPPORTED = (
     "audio",
+    "bad_words",
     "best_of",
     "frequency_penalty",
     "function_call",
     "functions",
     "guided_grammar",
     "ignore_eos",
+    "include_reasoning",
     "include_stop_str_in_output",
     "length_penalty",
     "min_tokens",
     "modalities",
+    "no_stop_trim",
     "prediction",
     "presence_penalty",
+    "priority",
     "reasoning_effort",
     "repetition_penalty",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "separate_reasoning",
     "service_tier",
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "stop_token_ids",
+    "stream_reasoning",
     "structural_tag",
     "use_beam_search",
     "verbosity",
@@ -91,14 +100,17 @@ UNSUPPORTED = (
 
 OFF: Mapping[str, Sequence[Any]] = {
     "function_call": ["none"],
+    "include_reasoning": [True],  # what a model thinks is text of its answer
     "length_penalty": [1],
     "modalities": [["text"]],
     "parallel_tool_calls": [True],  # of completions, which have no tools
     "reasoning_effort": ["none"],
     "repetition_penalty": [1],
+    "separate_reasoning": [True],  # no parser of it is set
     "service_tier": ["auto", "default"],
     "skip_special_tokens": [True],
     "spaces_between_special_tokens": [True],
+    "stream_reasoning": [True],
     "tool_choice": ["none", "auto"],
     "verbosity": ["medium"],
 }
@@ -108,6 +120,7 @@ GRAMMARS = ("grammar", "guided_grammar", "structural_tag")
 """What says how texts are made in ways that no automaton follows."""
 
 REASONS: Mapping[str, str] = {
+    "bad_words": "suppress_tokens keeps single tokens away",
     "echo": "it is for completions",
     "ignore_eos": "stop_at_eos false says that stop tokens end nothing",
     "include_stop_str_in_output": "what ends a choice is left out",

@@ -48,8 +48,13 @@ def read_tools(body: fields.Body) -> Tools | None:
     several = boolean("parallel_tool_calls", body.get("parallel_tool_calls", True))
     if not isinstance(listed, list) or len(listed) > MOST:
         raise ValueError(f"tools must be a list of at most {MOST} functions, got {listed!r}")
+    names: set[str] = set()
     for number, tool in enumerate(listed):
         check_tool(tool, f"tools[{number}]")
+        name = tool["function"]["name"]
+        if name in names:
+            raise ValueError(f"tools[{number}].function.name must be of one function, got {name!r}")
+        names.add(name)
     held = read_choice(choice, listed)
     if not listed or choice == "none":
         return None

@@ -95,6 +95,12 @@ OFF = [
     ("repetition_penalty", 1.0, 1.1),
     ("min_tokens", 0, 4),
     ("service_tier", "auto", "flex"),
+    ("bad_words", [], ["no"]),
+    ("priority", 0, 1),
+    ("return_token_ids", False, True),
+    ("include_reasoning", True, "yes"),
+    ("separate_reasoning", True, "yes"),
+    ("no_stop_trim", False, True),
     ("service_tier", "default", "priority"),
     ("modalities", ["text"], ["text", "audio"]),
     ("reasoning_effort", "none", "high"),
@@ -113,7 +119,8 @@ def test_what_cannot_be_done_is_taken_where_it_is_off(
     assert ask(messages=MESSAGES, **{field: off}).request == ask(messages=MESSAGES).request
     with pytest.raises(
         ValueError,
-        match=f"{field} is not supported, got .*: (leave it out|it is for chats|regular expr)",
+        match=f"{field} is not supported, got .*: "
+        "(leave it out|it is for chats|regular expr|suppress_tokens)",
     ):
         ask(**{field: on})
 

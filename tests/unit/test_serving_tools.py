@@ -95,6 +95,7 @@ def test_calls_and_their_results_are_messages(model: Model) -> None:
 @pytest.mark.parametrize(("body", "message"), [
     ({"tools": "f"}, "tools must be a list of at most 128 functions, got 'f'"),
     ({"tools": [WEATHER] * 129}, "tools must be a list of at most 128 functions"),
+    ({"tools": [WEATHER] * 2}, r"tools\[1\].function.name must be of one function, got "),
     ({"tools": [{"type": "retrieval"}]}, r'tools\[0\] must be {"type": "function"'),
     ({"tools": [{"type": "function"}]}, r"tools\[0\].function must be an object with a name"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "must be 1 to 64 letters"),
