@@ -140,6 +140,8 @@ def talk(conversation: "Conversation", *, live: bool, machine: bool) -> bool:
         if line == EXIT:
             break
         try:
+            if isinstance(line, ValueError):
+                raise line
             if re.fullmatch(r"/\w+", line):
                 known("command", line, (CLEAR, EXIT))
                 conversation.clear()
@@ -173,11 +175,19 @@ def answer(conversation: "Conversation", question: str, *, live: bool, machine: 
         note("stopped: nothing was final yet, and the question is taken back")
 
 
-def lines(*, live: bool) -> Iterator[str]:
-    """What the user types, or what comes from the pipe, without empty lines."""
+def lines(*, live: bool) -> Iterator[str | ValueError]:
+    """What the user types, or what comes from the pipe, without empty lines.
+
+    An error stands for a line that is no text.
+    """
     if not live:
         for number, data in enumerate(sys.stdin.buffer, start=1):
-            if text := decode(data, f"line {number} of stdin").strip():
+            try:
+                text = decode(data, f"line {number} of stdin").strip()
+            except ValueError as error:
+                yield error
+                continue
+            if text:
                 yield text
         return
     with suppress(ImportError):

@@ -62,7 +62,7 @@ class Constraint:
         return cls.of(model, f"*one of {json.dumps(list(texts))}", automaton("choice", ways))
 
     @classmethod
-    def json_schema(cls, model: Model, schema: Mapping[str, Any] | str) -> "Constraint":
+    def json_schema(cls, model: Model, schema: Mapping[str, Any] | str | type) -> "Constraint":
         """JSON that a schema allows.
 
         Members come in the order of the schema, with at most one space between signs; members that
@@ -71,12 +71,14 @@ class Constraint:
 
         Args:
             model: whose tokens texts are made of.
-            schema: as a mapping, or as JSON.
+            schema: as a mapping, as JSON, or a model of pydantic, which has one.
 
         Raises:
             ValueError: it is none, or as `of`.
         """
+        described = getattr(schema, "model_json_schema", None)
         try:
+            schema = schema if described is None else described()
             given = json.loads(schema) if isinstance(schema, str) else schema
             name, ways = f"*JSON of {json.dumps(given)}", expression_of(given)
         except (TypeError, ValueError, RecursionError) as error:

@@ -94,6 +94,8 @@ class MaskingCollator:
             ValueError: a row too long, without a token to mask, or with labels that are not its
                 tokens; or a generator that each worker of a `DataLoader` would repeat.
         """
+        if not rows:
+            raise ValueError(f"rows must hold one at least, got {rows!r}")
         noise = self.noise()
         pairs = [self.read(row, number) for number, row in enumerate(rows)]
         clean = self.padded([ids for ids, _ in pairs], self.spec.eos_id)

@@ -178,9 +178,9 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
     if is_folder(folder):
         return str(folder)
     if not is_id(source) or folder.exists():  # a file, whose name may be an id
-        raise FileNotFoundError(
-            f"no {'adapter' if option == 'adapter' else 'model'} folder at {source!r}"
-        )
+        what = "adapter" if option == "adapter" else "model"
+        hint = ", which is a file: give the folder that it is in" if os.path.isfile(folder) else ""
+        raise FileNotFoundError(f"no {what} folder at {source!r}{hint}")
     return source
 
 

@@ -36,6 +36,15 @@ def test_prompts_of_a_pipe() -> None:
     assert 'stdin:1: "prompt" must be text that UTF-8 can hold' in told
 
 
+def test_a_line_of_a_conversation() -> None:
+    """Which goes on behind it."""
+    given = b"Sudoku: 3102200002100320\n\xff\nSudoku: 3102200002100320\n"
+    result = CliRunner().invoke(app, ["chat", "--gen-length=20", "--json"], input=given)
+    assert result.exit_code == 2
+    assert "error: line 2 of stdin must be UTF-8: " in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("record", "place"),
     [

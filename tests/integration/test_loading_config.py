@@ -28,7 +28,8 @@ def edited(source: Path, target: Path, **changes: Any) -> Path:
 def test_what_is_no_id_either(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no model folder at '{name}'"):
+    hint = ", which is a file: give" if name == "file" else ""
+    with pytest.raises(FileNotFoundError, match=f"no model folder at '{name}'{hint}"):
         dlm.load(name)
 
 

@@ -250,6 +250,11 @@ def test_rows_that_are_none(row: dict[str, Any], message: str) -> None:
         dlm.MaskingCollator(SPEC)([{"input_ids": [5]}, row])
 
 
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows must hold one at least, got \[\]"):
+        seeded(SPEC)([])
+
+
 def test_what_cannot_be_trained_so(written: Callable[[str], Path]) -> None:
     model = dlm.load()
     wrong: list[tuple[Any, dict[str, Any], str]] = [

@@ -326,6 +326,15 @@ def test_sure_tokens_take_few_forwards() -> None:
     assert out.forwards[0] < len(out.tokens[0]) // 2
 
 
+def test_a_class_may_have_the_schema() -> None:
+    """As those of pydantic have."""
+    kind = type("Person", (), {"model_json_schema": staticmethod(lambda: PERSON)})
+    made = dlm.Constraint.json_schema(built_in(), kind)
+    assert made == dlm.Constraint.json_schema(built_in(), PERSON)
+    with pytest.raises(ValueError, match="json_schema must be one that can be followed"):
+        dlm.Constraint.json_schema(built_in(), int)
+
+
 def test_one_for_each_prompt() -> None:
     """Of unlike lengths: each has to hold a text of its own."""
     short, long = held("[0-9]{4}"), held("[0-9]{4}-[0-9]{2}-[0-9]{2}")

@@ -380,19 +380,6 @@ def test_only_the_wanted_is_returned() -> None:
                 torch.testing.assert_close(field(found, name), field(plain, name))
 
 
-@pytest.mark.parametrize("filters", [{"min_p": 0.999}, {"top_k": 1}], ids=str)
-def test_what_alone_is_kept_is_certain(filters: dict[str, Any]) -> None:
-    found = agree(
-        random_logits(3, 1100, seed=5),
-        temperature=0.7,
-        tokens=torch.arange(3),
-        key=make_key(3),
-        law="sampling",
-        **filters,
-    )
-    assert field(found, "margin").tolist() == [1.0, 1.0, 1.0]
-
-
 def test_small_margins_keep_their_digits() -> None:
     """Two tokens 1e-6 apart: 1 - exp(-1e-6) in float32 would keep four digits."""
     logits = on(torch.tensor([[1.0, 1.0 - 1e-6], [1.0, 0.55], [1.0, 0.45], [20.0, 0.0]]))

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlm.kernels import Bonus, fused
+from dlm.kernels import Bonus, NoiseKey, fused
 from dlm.kernels.call import Call
 from dlm.kernels.filters import Cut, filter_cut
 from dlm.kernels.fused import FusedLaw, find_cut
+from dlm.kernels.statistics import by_kernels
 from dlm.kernels.tiles import LOWEST, SUPPRESSED, TiledLogits
 from dlm.kernels.triton_cut import BFLOAT16, FLOAT16, FLOAT32, value_at
 
@@ -108,6 +109,15 @@ def test_small_rows_with_many_ties(
     width = min(map(len, rows))
     logits = torch.tensor([row[:width] for row in rows], dtype=dtype, device=DEVICE)
     check(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+
+
+@pytest.mark.parametrize("filters", [{"min_p": 0.999}, {"top_k": 1}], ids=str)
+def test_what_alone_is_kept_is_certain(filters: dict[str, Any]) -> None:
+    row = torch.arange(3, device=DEVICE)
+    options = {"temperature": 0.7, "key": NoiseKey(0, row, row, row), **filters}
+    found = by_kernels(Call(random_logits(3, 1100, seed=5), ("margin",), law="sampling", **options))
+    assert found.margin is not None
+    assert found.margin.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
