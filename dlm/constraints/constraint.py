@@ -10,7 +10,8 @@ from dlm.constraints.automaton import NEVER, Automaton
 from dlm.constraints.compiling import compiled
 from dlm.constraints.expressions import Either, Expression, automaton_of, text
 from dlm.constraints.language import ByteAutomaton, of_pattern, shown
-from dlm.constraints.schemas import any_object, expression_of
+from dlm.constraints.schemas import expression_of
+from dlm.constraints.texts import any_object
 from dlm.constraints.vocabulary import tree_of
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec

@@ -1,8 +1,7 @@
-"""JSON texts (RFC 8259) and those that a JSON schema allows, as expressions.
+"""JSON texts that a schema allows, as expressions.
 
 Everything that comes of a schema is valid by it; keywords that no automaton here follows are
-refused. The members of an object come in the order of `properties`, others are not made up, and
-one space at most stands between signs.
+refused. The members of an object come in the order of `properties`, and others are not made up.
 """
 
 import json
@@ -10,47 +9,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dlm.constraints.apart import refuse_common
 from dlm.constraints.expressions import (
     Either,
     Expression,
-    Joined,
     Repeated,
     either,
     maybe,
     series,
     signs,
-    span,
     text,
+)
+from dlm.constraints.texts import (
+    BEHIND_POINT,
+    CHARACTER,
+    DEEP,
+    DIGIT,
+    FORMATS,
+    NOTHING,
+    POWER,
+    SPACE,
+    STRING,
+    WHOLE,
+    any_object,
+    any_value,
+    listed,
+    member,
+    quoted,
 )
 from dlm.options import known
 
-DEEP: Final = 3
-"""Objects and arrays in each other, of what no schema describes, and a reference in itself."""
 LISTED: Final = 1000  # whole numbers between two bounds
 PARTS: Final = 10_000  # of a schema
-NOTHING: Final = Either(())
 
-DIGIT: Final = signs("0123456789")
-WHOLE: Final = either(text("0"), series(signs("123456789"), Repeated(DIGIT)))
-BEHIND_POINT: Final = maybe(series(text("."), Repeated(DIGIT, 1)))
-POWER: Final = maybe(series(signs("eE"), maybe(signs("+-")), Repeated(DIGIT, 1)))
-SPACE: Final = maybe(text(" "))
-MORE: Final = span(0x80, 0xBF)
-CHARACTER: Final = either(
-    span(0x20, 0x21),
-    span(0x23, 0x5B),
-    span(0x5D, 0x7F),
-    series(span(0xC2, 0xDF), MORE),
-    series(span(0xE0, 0xE0), span(0xA0, 0xBF), MORE),
-    series(span(0xE1, 0xEC), MORE, MORE),
-    series(span(0xED, 0xED), span(0x80, 0x9F), MORE),
-    series(span(0xEE, 0xEF), MORE, MORE),
-    series(span(0xF0, 0xF0), span(0x90, 0xBF), MORE, MORE),
-    series(span(0xF1, 0xF3), MORE, MORE, MORE),
-    series(span(0xF4, 0xF4), span(0x80, 0x8F), MORE, MORE),
-    series(text("\\"), signs('"\\/bfnrt')),
-)
-"""A character of a string, by itself or escaped (RFC 3629): escapes by number add none."""
 TYPES: Final[dict[str, Callable[[Any], bool]]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
@@ -68,85 +59,13 @@ OF_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "array": ("items", "minItems", "maxItems"),
     "object": ("properties", "required", "additionalProperties"),
 }
-SAYING: Final = ("type", "enum", "const", "anyOf", "allOf", "$ref")
+SAYING: Final = ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref")
 SILENT: Final = (
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
-    "$schema", "$id", "$comment", "$defs", "definitions",
+    "$schema", "$id", "$comment", "$defs", "definitions", "discriminator",
 )  # fmt: skip
 """Keywords that allow and forbid nothing."""
 KEYWORDS: Final = frozenset((*SAYING, *SILENT, *(x for each in OF_TYPES.values() for x in each)))
-
-
-def digits(count: int) -> Expression:
-    """So many of them."""
-    return Repeated(DIGIT, count, count)
-
-
-def hexes(count: int) -> Expression:
-    """So many hexadecimal digits."""
-    return Repeated(signs("0123456789abcdef"), count, count)
-
-
-MONTH: Final = either(series(text("0"), signs("123456789")), series(text("1"), signs("012")))
-DAY: Final = either(
-    series(text("0"), signs("123456789")),
-    series(signs("12"), DIGIT),
-    series(text("3"), signs("01")),
-)
-HOUR: Final = either(series(signs("01"), DIGIT), series(text("2"), signs("0123")))
-SIXTY: Final = series(signs("012345"), DIGIT)
-DATE: Final = series(digits(4), text("-"), MONTH, text("-"), DAY)
-ZONE: Final = either(text("Z"), series(signs("+-"), HOUR, text(":"), SIXTY))
-TIME: Final = series(HOUR, text(":"), SIXTY, text(":"), SIXTY, BEHIND_POINT, ZONE)
-FORMATS: Final[dict[str, Expression]] = {
-    "date": DATE,
-    "time": TIME,
-    "date-time": series(DATE, text("T"), TIME),
-    "uuid": series(
-        hexes(8), *(series(text("-"), hexes(4)) for _ in range(3)), text("-"), hexes(12)
-    ),
-}
-"""Of strings (RFC 3339, RFC 9562)."""
-
-
-def quoted(inner: Expression) -> Expression:
-    """A string."""
-    return series(text('"'), inner, text('"'))
-
-
-STRING: Final = quoted(Repeated(CHARACTER))
-
-
-def listed(begin: str, part: Expression, least: int, most: int | None, end: str) -> Expression:
-    """Parts between brackets, with commas."""
-    if most is not None and most < max(1, least):
-        return series(text(begin), SPACE, text(end)) if not least else NOTHING
-    comma = series(SPACE, text(","), SPACE)
-    if least < 2 and most is None:
-        some = series(SPACE, Joined(part, comma))
-    else:
-        rest = Repeated(series(comma, part), max(0, least - 1), most and most - 1)
-        some = series(SPACE, part, rest)
-    return series(text(begin), some if least else maybe(some), SPACE, text(end))
-
-
-def member(name: Expression, value: Expression) -> Expression:
-    """A member of an object."""
-    return series(name, SPACE, text(":"), SPACE, value)
-
-
-def any_object(deep: int = DEEP) -> Expression:
-    """Any object, nested so deep."""
-    return listed("{", member(STRING, any_value(deep - 1)), 0, None, "}") if deep else NOTHING
-
-
-def any_value(deep: int = DEEP) -> Expression:
-    """Any value, with objects and arrays nested so deep."""
-    number = series(maybe(text("-")), WHOLE, BEHIND_POINT, POWER)
-    plain = either(STRING, number, text("true"), text("false"), text("null"))
-    if not deep:
-        return plain
-    return either(plain, listed("[", any_value(deep - 1), 0, None, "]"), any_object(deep))
 
 
 def expression_of(schema: Any) -> Expression:
@@ -196,6 +115,7 @@ class Schemas:
             "enum": self.by_enum,
             "const": self.by_const,
             "anyOf": self.by_any,
+            "oneOf": self.by_one,
             "allOf": self.by_all,
             "$ref": self.by_reference,
         }
@@ -214,13 +134,21 @@ class Schemas:
         kept = [value for value in values if any(fit(value) for fit in fits)]
         return Either(tuple(map(written, kept)))
 
-    def by_any(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """One of some schemas."""
-        parts = schema["anyOf"]
+    def by_any(
+        self, schema: Mapping[str, Any], where: str, inside: Any, name: str = "anyOf"
+    ) -> Expression:
+        """One of some schemas, or several."""
+        parts = schema[name]
         if not isinstance(parts, list):
-            raise ValueError(f"anyOf of {where} must be a list, got {parts!r}")
-        each = (self.read(x, f"anyOf[{n}] of {where}", inside) for n, x in enumerate(parts))
+            raise ValueError(f"{name} of {where} must be a list, got {parts!r}")
+        each = (self.read(x, f"{name}[{n}] of {where}", inside) for n, x in enumerate(parts))
         return Either(tuple(each))
+
+    def by_one(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
+        """One of some schemas, of which no two have a value in common."""
+        made = self.by_any(schema, where, inside, "oneOf")
+        refuse_common(schema["oneOf"], where, self.named)
+        return made
 
     def by_all(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """A single schema."""
@@ -233,7 +161,15 @@ class Schemas:
         self, schema: Mapping[str, Any], where: str, inside: Mapping[str, int]
     ) -> Expression:
         """What is named; in itself so often, and then nothing."""
-        name, found = schema["$ref"], self.root
+        name = schema["$ref"]
+        times = inside.get(name, 0)
+        if times == DEEP:
+            return NOTHING
+        return self.read(self.named(name, where), name, {**inside, name: times + 1})
+
+    def named(self, name: Any, where: str) -> Any:
+        """The part of that name."""
+        found = self.root
         if not isinstance(name, str) or name[:1] != "#":
             raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
         for step in name[1:].split("/")[1:]:
@@ -241,10 +177,7 @@ class Schemas:
             if not isinstance(found, Mapping) or step not in found:
                 raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
             found = found[step]
-        times = inside.get(name, 0)
-        if times == DEEP:
-            return NOTHING
-        return self.read(found, name, {**inside, name: times + 1})
+        return found
 
     def typed(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """Values of a type, or of several; of any where none is named."""

@@ -17,7 +17,7 @@ import dlm
 from dlm.constraints import language as languages
 from dlm.constraints.expressions import automaton_of
 from dlm.constraints.language import ByteAutomaton, of_pattern
-from dlm.constraints.schemas import any_object
+from dlm.constraints.texts import any_object
 from dlm.models.model import Model
 from dlm.prompts import tokenizer_of
 

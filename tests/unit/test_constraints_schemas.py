@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dlm
+from dlm.constraints.apart import apart
 from dlm.constraints.expressions import automaton_of, either, maybe, series, text
 from dlm.constraints.language import ByteAutomaton
 from dlm.constraints.schemas import expression_of
@@ -68,6 +69,8 @@ def valid(schema: Any, value: Any, root: Any) -> bool:
         return valid(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
     if "anyOf" in schema:
         return any(valid(each, value, root) for each in schema["anyOf"])
+    if "oneOf" in schema:
+        return sum(valid(each, value, root) for each in schema["oneOf"]) == 1
     if "allOf" in schema:
         return all(valid(each, value, root) for each in schema["allOf"])
     if "enum" in schema or "const" in schema:
@@ -115,6 +118,11 @@ def of_type(kind: str, schema: Any, value: Any, root: Any) -> bool:
     return value is None if kind == "null" else isinstance(value, bool)
 
 
+def pet(kind: str, value: Any) -> Any:
+    told = {"value": value, "kind": {"const": kind}}
+    return {"type": "object", "properties": told, "required": ["kind"]}
+
+
 SCHEMAS: list[Any] = [
     {},
     True,
@@ -140,6 +148,11 @@ SCHEMAS: list[Any] = [
     },
     {"anyOf": [{"type": "null"}, {"allOf": [{"const": "x"}]}]},
     {"$ref": "#/$defs/n", "$defs": {"n": NODE}},
+    {
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}, {"type": "null"}],
+        "discriminator": {"propertyName": "kind"},
+        "$defs": {"cat": pet("cat", {"enum": [3, 9]}), "dog": pet("dog", {"type": "boolean"})},
+    },
 ]
 
 
@@ -152,6 +165,40 @@ def test_what_comes_of_a_schema_is_valid_by_it(schema: Any) -> None:
         other = json.dumps(value, ensure_ascii=False)
         if not re.search(r"e|E|\\|[.]|\x7f", written):  # written in one way alone
             assert takes(automaton, other), other
+
+
+NUMBER, TEXT, LONG = {"type": "number"}, {"type": "string"}, {"type": "string", "minLength": 2}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (NUMBER, TEXT, True),
+        (NUMBER, {"type": "integer"}, False),
+        (TEXT, LONG, False),  # it may be, but not plainly
+        (TEXT, True, False),
+        (TEXT, False, True),
+        (TEXT, {"enum": [1, None]}, True),
+        (TEXT, {"enum": [1, "a"]}, False),
+        ({"enum": [1, 2]}, {"enum": [2.0]}, False),
+        ({"const": 1}, {"const": True}, True),
+        ({"const": [1, {"a": 0}]}, {"const": [1, {"a": False}]}, True),
+        ({"const": [1, {"a": 0}]}, {"const": [1.0, {"a": 0}]}, False),
+        ({"anyOf": [NUMBER, TEXT]}, {"type": ["null", "boolean"]}, True),
+        ({"anyOf": [NUMBER, TEXT]}, {"type": ["null", "string"]}, False),
+        ({"allOf": [NUMBER]}, {"allOf": [TEXT]}, True),
+        (pet("cat", TEXT), pet("dog", TEXT), True),
+        (pet("cat", TEXT), pet("cat", NUMBER), False),  # of which "value" may be missing
+        (pet("cat", TEXT), {"type": ["object", "null"]}, False),
+        (pet("cat", TEXT), {**pet("dog", TEXT), "required": ["value"]}, False),
+        ({"$ref": "#"}, {"$ref": "#"}, False),
+    ],
+)
+def test_what_is_plainly_apart(one: Any, other: Any, expected: bool) -> None:
+    def named(name: str, where: str) -> Any:
+        return {"$ref": "#"}
+
+    assert apart(one, other, named) == apart(other, one, named) == expected
 
 
 def test_what_names_itself_is_nested_three_times() -> None:
@@ -224,7 +271,8 @@ def test_strings_of_a_format(format_: str, read: Any, some: list[str]) -> None:
             "the schema must have at most 10000 parts",
         ),
         ({"anyOf": [{"type": "null"}], "type": "null"}, "must have 'anyOf' alone, got 'type'"),
-        ({"oneOf": [{"type": "null"}]}, "unknown keyword of the schema 'oneOf'. Did you mean"),
+        ({"oneOf": [{}, {}]}, "a member that both require, got oneOf[0] and oneOf[1]"),
+        ({"oneOf": {}}, "oneOf of the schema must be a list"),
         ({"allOf": [{}, {}]}, "allOf of the schema must hold a single schema"),
         ({"anyOf": {}}, "anyOf of the schema must be a list"),
         ({"enum": "ab"}, "enum of the schema must be a list"),

@@ -37,8 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = os.environ.get("DLM_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = sorted(STATISTICS)
-# A share that no count of equal tokens meets exactly and no prefix here to 5e-3: the last digit
-# would decide.
+# Shares that no count of equal tokens meets and no prefix to 5e-3: the last digit would decide.
 FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 5},
     {"top_p": 0.7701},
