@@ -34,12 +34,18 @@ def person(model: Model) -> dlm.Constraint:
     return dlm.Constraint.json_schema(model, SCHEMA)
 
 
+@pytest.fixture(scope="module")
+def several(model: Model, person: dlm.Constraint) -> list[dlm.Constraint]:
+    """One for each prompt, of unlike sizes."""
+    return [person, dlm.Constraint.choice(model, ["yes", "no"]), dlm.Constraint.json_object(model)]
+
+
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"cache": "dual"}], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("decoder", ["low_confidence", "threshold", "random", "saber", "dream"])
 def test_recorded_steps_are_held_to_it(
     model: Model,
-    person: dlm.Constraint,
+    several: list[dlm.Constraint],
     decoder: str,
     temperature: float,
     options: dict[str, Any],
@@ -48,23 +54,26 @@ def test_recorded_steps_are_held_to_it(
     """And decode what plain ones do; each row as it would be alone."""
     if decoder == "saber" and "cache" in options:
         pytest.skip("it takes no cache")
-    given: dict[str, Any] = {"gen_length": 40, "block_length": 10, "constraint": person}
-    given |= {"decoder": decoder, "temperature": temperature, **options}
-    recorded = dlm.generate(model, PROMPTS, **given)
-    for text in recorded.texts or []:
-        assert set(json.loads(text)) == {"name", "age"}
-    alone = dlm.generate(model, PROMPTS[:1], **given)
+    given: dict[str, Any] = {"gen_length": 40, "block_length": 10, "decoder": decoder}
+    given |= {"temperature": temperature, **options}
+    recorded = dlm.generate(model, PROMPTS, constraint=several, **given)
+    person, choice, other = recorded.texts or []
+    assert set(json.loads(person)) == {"name", "age"}
+    assert choice in ("yes", "no")
+    assert isinstance(json.loads(other), dict)
+    alone = dlm.generate(model, PROMPTS[:1], constraint=several[0], **given)
     assert alone.tokens[0] == recorded.tokens[0]
     monkeypatch.setattr(Execution, "of", lambda model: Execution())
-    assert dlm.generate(model, PROMPTS, **given).tokens == recorded.tokens
+    plain = dlm.generate(model, PROMPTS, constraint=several, **given)
+    assert plain.tokens == recorded.tokens
 
 
 def test_the_host_does_not_wait_within_a_block(
-    model: Model, person: dlm.Constraint, no_waits: Any
+    model: Model, several: list[dlm.Constraint], no_waits: Any
 ) -> None:
     """From the fifth forward on: the first of each shape compiles, the second is recorded."""
     options: dict[str, Any] = {"gen_length": 24, "block_length": None, "stop_at_eos": False}
-    settings = Settings(constraint=person, **options)
+    settings = Settings(constraint=several, **options)
     job = generation_job(model, PROMPTS, settings)
     with torch.inference_mode():
         steps = job.steps()
