@@ -58,7 +58,7 @@ class Rows:
     canvas: Canvas  # with at least one blank in each
     lengths: Sequence[int]  # tokens of each
     names: Sequence[int]  # what a step calls them
-    languages: Sequence[Constraint] = ()  # what the text of each is of; empty where they are free
+    languages: Sequence[Constraint | None] = ()  # what each text is of; empty where all are free
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Batch:
         self.live = [True] * len(self.names)
         self.made = [0] * len(self.names)  # forwards of each row
         self.number = 0  # forwards of the batch
-        self.languages = list(rows.languages)
+        self.languages = list(rows.languages or [None] * len(self.names))
         canvas = rows.canvas.with_blocks(terms.execution.blocks(rows.canvas.shape[-1]))
         canvas = self.numbered(canvas)
         self.work = self.workspace(canvas)
@@ -175,15 +175,16 @@ class Batch:
         return self.lane.workspace(layout, terms.decoder, make)
 
     @property
-    def distinct(self) -> list[Constraint]:
-        """Languages of the rows, each once: in one order, so that it is the same for the same."""
-        return sorted(set(self.languages), key=lambda one: one.key)
+    def distinct(self) -> list[Constraint | None]:
+        """Languages of the rows, each once, in an order of their own; empty where all are free."""
+        found = set(self.languages)
+        return [] if found == {None} else sorted(found, key=lambda one: one.key if one else ())
 
     def numbered(self, canvas: Canvas) -> Canvas:
         """The same rows, which name their languages by their numbers."""
-        if not self.languages:
-            return canvas
         number = {one: place for place, one in enumerate(self.distinct)}
+        if not number:
+            return canvas
         each = [number[one] for one in self.languages]
         return replace(canvas, language=send(each, canvas.tokens.device))
 
@@ -308,9 +309,7 @@ class Batch:
         columns = terms.execution.columns(max(due.lengths), canvas.tokens.shape[1])
         canvas = canvas.select(index, columns)
         progress = stacked([batch.progress for batch in batches]).select(index, columns)
-        self.languages = [
-            batch.languages[line] for batch, some in parts if batch.languages for line in some
-        ]
+        self.languages = [batch.languages[line] for batch, some in parts for line in some]
         canvas = self.numbered(canvas)
         work = self.workspace(canvas)
         canvas, loop, first = work.lay(canvas), work.loop, 0

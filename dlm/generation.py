@@ -108,7 +108,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     begin_suppress_tokens: Sequence[int] = (),
     logit_bias: Mapping[int, float] | None = None,
     confidence_eos_eot_inf: bool = False,
-    constraint: Constraint | Sequence[Constraint] | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
     return_trajectory: bool = False,
     return_order: bool = False,
     return_top_tokens: int = 0,
@@ -168,8 +168,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
             did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
             name, as documented there, at every temperature).
-        constraint: the language that texts are of (`dlm.Constraint`), or one for each prompt, up to
-            the stop token or the end of the row, so that a text is whole whatever `gen_length` is.
+        constraint: the language that texts are of (`dlm.Constraint`), or one or None for each
+            prompt: up to the stop token or the end of the row, so that a text is always whole.
             Open positions of the window are drawn together from the product of their distributions,
             restricted to texts of the language; at temperature 0 the likeliest of those is taken
             (Suresh et al. 2025, DINGO, arXiv:2505.23061). Confidence and the other statistics are

@@ -191,6 +191,8 @@ def check_languages(model: Model, settings: Settings, lengths: Sequence[int]) ->
     settings.check_tokens(model.spec)
     shortest: dict[Constraint, int] = {}
     for language, length in zip(settings.languages_of(len(lengths)), lengths, strict=True):
+        if language is None:
+            continue
         shortest[language] = min(length, shortest.get(language, length))
     never, first = settings.suppress_tokens, settings.begin_suppress_tokens
     for language, length in shortest.items():

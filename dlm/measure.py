@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlm.bias import Bias
 from dlm.canvas import Canvas
+from dlm.constraints.automaton import everything
 from dlm.constraints.constraint import Constraint
 from dlm.constraints.drawing import Asked, Joint
 from dlm.forward import Forward
@@ -61,11 +62,11 @@ class Meter:
         model: Model,
         traits: Traits,
         settings: Settings,
-        languages: Sequence[Constraint] = (),
+        languages: Sequence[Constraint | None] = (),
         *,
         dense: bool = False,
     ) -> None:
-        """Take the languages of the rows, as the canvas numbers them; none where texts are free.
+        """Take the languages of the rows, as the canvas numbers them; none where all are free.
 
         With `dense` every column is measured, rather than a list of those that are wanted.
         """
@@ -91,7 +92,9 @@ class Meter:
         self.joint = None
         if languages:
             never = (*model.spec.banned, *settings.suppress_tokens)
-            automata = [one.automaton.without(never) for one in languages]
+            free = everything(model.spec) if None in languages else None
+            made = (free if one is None else one.automaton for one in languages)
+            automata = [each.without(never) for each in made if each is not None]
             self.joint = Joint(automata, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:

@@ -117,7 +117,7 @@ class Loop:
         execution: Execution,
         block_length: int,
         width: int,
-        languages: Sequence[Constraint] = (),
+        languages: Sequence[Constraint | None] = (),
     ) -> None:
         """Take the positions of a block and of a window, and what texts of the rows are held to."""
         if execution.lanes is not None:  # what is kept there must not keep the network

@@ -57,7 +57,7 @@ class Settings:
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
     logit_bias: Mapping[int, float] | None = None  # token id to what is added to its logit
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
-    constraint: Constraint | Sequence[Constraint] | None = None  # what texts are of, or each is
+    constraint: Constraint | Sequence[Constraint | None] | None = None  # what texts are of, or each
     return_trajectory: bool = False
     return_order: bool = False
     return_top_tokens: int = 0  # likeliest ones to list of each that is written
@@ -136,7 +136,7 @@ class Settings:
         kept = [getattr(self, "draws" if name == "temperature" else name) for name in names]
         listed = (isinstance(x, Sequence) and not isinstance(x, str) for x in kept)
         each = (tuple(x) if many else x for x, many in zip(kept, listed, strict=True))
-        return (*each, *self.filters.items(), self.constraint is not None)
+        return (*each, *self.filters.items())
 
     @property
     def filters(self) -> dict[str, float]:
@@ -196,10 +196,17 @@ class Settings:
         given: Any = self.constraint
         several = isinstance(given, Sequence)
         each = given if several else [] if given is None else [given]
-        if (several and not given) or not all(isinstance(one, Constraint) for one in each):
+        kinds = Constraint | None if several else Constraint
+        if (several and not given) or not all(isinstance(one, kinds) for one in each):
             raise ValueError(
                 "constraint must be made by dlm.Constraint.regex, .choice or .json_schema, or be "
-                f"a list of such, one for each prompt, got {given!r}"
+                f"a list of such, one or None for each prompt, got {given!r}"
+            )
+        if len({one is None for one in each}) > 1 and not self.mixes:
+            raise ValueError(
+                "constraint must be there for all prompts or for none with a decoder that takes "
+                "tokens back, and where the path has a probability, "
+                f"got {given!r} with {self.decoder!r}"
             )
         if each and self.confidence_eos_eot_inf:
             raise ValueError(
@@ -207,7 +214,17 @@ class Settings:
                 f"got {self.confidence_eos_eot_inf!r}"
             )
 
-    def languages_of(self, count: int) -> list[Constraint]:
+    @property
+    def mixes(self) -> bool:
+        """Whether rows that are held to a language and rows that are not can share forwards.
+
+        What is taken back and what a path weighs would not be what it is without the others.
+        """
+        traits = Traits.of(self.policy)
+        weighs = traits.has_path and self.draws
+        return not (traits.mutates_committed or weighs or self.confidence_eos_eot_inf)
+
+    def languages_of(self, count: int) -> list[Constraint | None]:
         """What the text of each of so many rows is of; empty where there is no constraint.
 
         Raises:
@@ -216,7 +233,8 @@ class Settings:
         given = self.constraint
         if given is None:
             return []
-        each = [given] * count if isinstance(given, Constraint) else list(given)
+        each: list[Constraint | None]
+        each = [given] * count if isinstance(given, Constraint) else [*given]
         if len(each) != count:
             raise ValueError(
                 f"constraint must be one, or one for each of the {count} prompts, got {len(each)}"

@@ -131,6 +131,14 @@ class Automaton:
         return min(int(behind.min()) + 1, NEVER) if first else int(self.left[self.start])
 
 
+def everything(spec: ModelSpec) -> Automaton:
+    """What takes any text."""
+    words = [token for token in range(spec.vocab_size) if token not in spec.stop_ids]
+    label = torch.tensor(words, dtype=torch.int64)
+    nowhere = torch.zeros_like(label)
+    return Automaton.of(Arrows(nowhere, label, nowhere), torch.tensor([True]), 0, spec)
+
+
 def classes(arrows: Arrows, vocabulary: int) -> Tensor:
     """The class of each token, int64 [V]: those with the same arrows have the same one.
 

@@ -177,6 +177,8 @@ class Joint:
             options |= scene.drawing()
         elif asked.scale is not None:
             options["scale"] = asked.scale[scene.places.row]
+        if asked.law == "sampling":
+            options |= asked.filters
         own = {"confidence", "token_probability"}
         wanted = set(asked.wanted)
         told = token_statistics(

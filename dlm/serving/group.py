@@ -6,7 +6,6 @@ from typing import Any
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
-from dlm.constraints.constraint import Constraint
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
 from dlm.growth import Part, changed
@@ -102,7 +101,8 @@ class Laid:
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
             bound_to = *extent(canvas, block_length, reach), reach is not None
-        shapes = (block_length, width, grows, *bound_to)
+        held = settings.constraint is not None and not settings.mixes
+        shapes = (block_length, width, grows, held, *bound_to)
         return cls(line, canvas, reach, terms, (decoder, settings.of_steps, shapes))
 
 
@@ -197,9 +197,9 @@ class Group:
             return None
         canvas = Canvas.stack([laid.canvas for laid in joining], self.terms.model.spec.eos_id)
         names = [laid.line.name for laid in joining]
-        asked = [laid.terms.settings.constraint for laid in joining]
-        languages = [one for one in asked if isinstance(one, Constraint)]  # all have one, or none
-        return Rows(canvas, [len(laid.line.tokens) for laid in joining], names, languages)
+        languages = [laid.terms.settings.languages_of(1) or [None] for laid in joining]
+        lengths = [len(laid.line.tokens) for laid in joining]
+        return Rows(canvas, lengths, names, [one for (one,) in languages])
 
     def change(self) -> Change:
         """What happens between two forwards."""

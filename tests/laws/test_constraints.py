@@ -99,6 +99,7 @@ def test_shapes_that_stay_and_recorded_steps_change_nothing(
     assert found[0] == found[1] == found[2]
 
 
+ALONE: dict[str, Any] = {"gen_length": 11, "block_length": 4, "seed": 3}
 PATTERNS = ["[a-c]{2,6}", r"[0-9]{3}-[0-9]+", PATTERN]
 
 
@@ -134,6 +135,57 @@ def test_every_row_has_its_own(
             assert out.tokens == alone
     for text, pattern in zip(out.texts or [], PATTERNS, strict=True):
         assert re.fullmatch(pattern, text), text
+
+
+MIXED = [
+    (name, temperature)
+    for name, make in DECODERS.items()
+    for temperature in (0.0, 0.8)
+    if Settings(decoder=make(), temperature=temperature).mixes
+]
+
+
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"cache": "dual"}], ids=str)
+@pytest.mark.parametrize(("decoder", "temperature"), MIXED)
+def test_rows_that_are_free_are_as_they_are_alone(
+    speaking: Model,
+    several: list[dlm.Constraint],
+    decoding: Decoding,
+    traced: Traced,
+    decoder: str,
+    temperature: float,
+    more: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Among others that are held to a language; and those as they are among their like."""
+    options = {**decoding(decoder), "temperature": temperature, **more}
+    if "cache" in more and "dual" not in Traits.of(DECODERS[decoder]()).caches:
+        pytest.skip("it takes no cache")
+    given = [several[0], None, several[1]]
+    alone = [
+        dlm.generate(speaking, [prompt], **ALONE, **options, constraint=one, row_keys=[row])
+        for row, (prompt, one) in enumerate(zip(ROWS, given, strict=True))
+    ]
+    for execution in (Execution(), Execution(static=True), traced()):
+        monkeypatch.setattr(Execution, "of", lambda model, execution=execution: execution)
+        for batch_size in (None, 2):
+            out = dlm.generate(
+                speaking, ROWS, **ALONE, **options, constraint=given, batch_size=batch_size
+            )
+            assert out.tokens == [one.tokens[0] for one in alone]
+            assert out.forwards == [one.forwards[0] for one in alone]
+
+
+def test_where_rows_that_are_free_do_not_mix(speaking: Model, several: Any) -> None:
+    """Decoders that take tokens back, and those whose path has a probability."""
+    given = [several[0], None, several[1]]
+    for decoder, temperature in (("saber", 0.0), ("wino", 0.0), ("random", 1.0)):
+        options = {**ALONE, "decoder": decoder, "temperature": temperature}
+        with pytest.raises(ValueError, match="constraint must be there for all prompts or for no"):
+            dlm.generate(speaking, ROWS, **options, constraint=given)
+    free = dlm.generate(speaking, ROWS, **ALONE, constraint=[None] * 3)
+    assert free.tokens == dlm.generate(speaking, ROWS, **ALONE).tokens
 
 
 def test_recordings_are_of_some_languages(

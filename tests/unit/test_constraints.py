@@ -350,7 +350,7 @@ def test_one_for_each_prompt() -> None:
         dlm.generate(built_in(), prompts, gen_length=lengths, constraint=[long, short])
     for several, message in (
         ([short], "constraint must be one, or one for each of the 2 prompts, got 1"),
-        ([], r"constraint must be made by .*one for each prompt, got \[\]"),
+        ([], r"constraint must be made by .*one or None for each prompt, got \[\]"),
         ([short, "a"], "constraint must be made by "),
     ):
         with pytest.raises(ValueError, match=message):

@@ -68,12 +68,16 @@ def test_rows_share_forwards_at_any_temperature(golden: Model, more: dict[str, A
 
 
 def test_constraints_are_of_rows(golden: Model) -> None:
-    """Which share forwards whatever each is held to, but not with rows that are held to nothing."""
+    """Which share forwards whatever each is held to, and with rows that are held to nothing.
+
+    But for decoders that take tokens back.
+    """
     nothing: Any = None  # no forward is made
     one, two = (dlm.Constraint(name, "vocabulary", "usage", nothing) for name in "ab")
-    held = Group(laid(golden, constraint=one), lambda line, event: None)
-    assert held.accepts(laid(golden, constraint=two))
-    assert not held.accepts(laid(golden))
+    for decoder, mixed in (("threshold", True), ("saber", False)):
+        held = Group(laid(golden, constraint=one, decoder=decoder), lambda line, event: None)
+        assert held.accepts(laid(golden, constraint=two, decoder=decoder))
+        assert held.accepts(laid(golden, decoder=decoder)) == mixed
 
 
 def test_filters_that_cut_nothing_are_none(golden: Model) -> None:
