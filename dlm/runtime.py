@@ -191,9 +191,9 @@ class Loop:
 
     @property
     def size(self) -> int:
-        """Bytes of what forwards leave behind for the next ones."""
-        cache = self.meter.forward.cache
-        return 0 if cache is None else cache.size
+        """Bytes of what forwards leave behind for the next ones, and of languages of the rows."""
+        kept = (self.meter.forward.cache, self.meter.joint)
+        return sum(part.size for part in kept if part is not None)
 
     def locate(self, canvas: Canvas, block: Tensor, hold: Tensor) -> Window:
         """The window of each row, given the block it has been in."""

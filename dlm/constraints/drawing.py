@@ -26,7 +26,7 @@ from dlm.constraints.stack import Stack
 from dlm.kernels import Bonus, NoiseKey, TokenStatistics, token_statistics
 from dlm.places import Places
 from dlm.progress import Progress
-from dlm.tree import mapped
+from dlm.tree import mapped, tensors
 
 ROWS = 32  # of logits that are laid out anew at a time
 
@@ -74,6 +74,11 @@ class Joint:
         self.members = mapped(lambda part: part.to(there), members)
         self.suppressed = suppressed
         self.cross_block = cross_block
+
+    @property
+    def size(self) -> int:
+        """Bytes of the languages."""
+        return sum(part.nbytes for part in tensors((self.automata, self.members)))
 
     def statistics(
         self, logits: Tensor, canvas: Canvas, progress: Progress, places: Places, asked: Asked
@@ -130,7 +135,7 @@ class Joint:
             behind = automata.behind(state)
             follows = relative(after[:, column].gather(1, behind)) * warmth
             law = wide[slot[:, column]] + follows.float().gather(1, automata.class_of)
-            options = scene.drawing(column) if asked.draws else {}
+            options = {**scene.drawing(column), **asked.filters} if asked.draws else {}
             token = token_statistics(law, (), suppressed=self.suppressed, **options).sampled
             token = torch.where(standing.open[:, column], token, there[:, column])
             reached = behind.gather(1, automata.class_of.gather(1, token[:, None]))[:, 0]
@@ -173,12 +178,12 @@ class Joint:
         """Statistics of the logits as they are now, with what was sampled, int64 [N]."""
         asked = scene.asked
         options: dict[str, Any] = {"law": asked.law, "top": asked.top}
+        if asked.law == "sampling":
+            options |= asked.filters
         if asked.draws and asked.law == "sampling":
             options |= scene.drawing()
         elif asked.scale is not None:
             options["scale"] = asked.scale[scene.places.row]
-        if asked.law == "sampling":
-            options |= asked.filters
         own = {"confidence", "token_probability"}
         wanted = set(asked.wanted)
         told = token_statistics(
@@ -237,4 +242,4 @@ class Scene:
         else:
             position = self.progress.window.positions[:, column]
         key = NoiseKey(seeds, keys, position, made)
-        return {"temperature": warmth, "key": key, "scale": scale, **self.asked.filters}
+        return {"temperature": warmth, "key": key, "scale": scale}

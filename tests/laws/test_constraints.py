@@ -188,6 +188,19 @@ def test_where_rows_that_are_free_do_not_mix(speaking: Model, several: Any) -> N
     assert free.tokens == dlm.generate(speaking, ROWS, **ALONE).tokens
 
 
+def test_languages_count_as_memory_that_is_kept(
+    speaking: Model, several: list[dlm.Constraint], traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution = traced()
+    monkeypatch.setattr(Execution, "of", lambda model: execution)
+    assert execution.lanes is not None
+    decoded(speaking, several)
+    (lane,) = execution.lanes.unused
+    joints = [work.loop.meter.joint for work in lane.kept]
+    assert all(joint is not None and joint.size > 10_000 for joint in joints)
+    assert [work.loop.size for work in lane.kept] == [joint.size for joint in joints if joint]
+
+
 def test_recordings_are_of_some_languages(
     speaking: Model, several: list[dlm.Constraint], traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
