@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import dlm
@@ -14,6 +15,8 @@ from dlm.cli import app
 from dlm.cli import chat as chatting
 from dlm.cli import generate as generating
 from dlm.cli import serve as serving
+from dlm.cli.errors import Commands
+from dlm.eval.cli import attach
 
 LLADA21 = "inclusionAI/LLaDA2.1-mini"
 
@@ -100,15 +103,21 @@ def test_their_length_is_taken_and_not_for_blanks(asked: dict[str, Any]) -> None
 
 def test_an_evaluation_decodes_as_the_authors_do(asked: dict[str, Any]) -> None:
     """What the command line says wins; how many blanks there are a task says itself."""
+    evaluations = typer.Typer(cls=Commands)
+    attach(evaluations)
+
+    def evaluate(*args: str) -> Any:
+        return CliRunner().invoke(evaluations, ["eval", *args], prog_name="dlm")
+
     given = ("--model", LLADA21, "--recommended", "--suppress-tokens=3", "--logit-bias=4=1.5")
-    result = run("eval", "gsm8k", *given, "--cache=none")
+    result = evaluate("gsm8k", *given, "--cache=none")
     assert result.exit_code == 0, result.output
     advice = dlm.recommended(LLADA21) | {"cache": "none"}
     assert {name: asked[name] for name in advice} == advice
-    assert (asked["suppress_tokens"], asked["logit_bias"]) == ([3], {4: 1.5})
+    assert (asked["suppress_tokens"], asked["logit_bias"]) == ([3], {"4": 1.5})
     asked.clear()
     dream = ("--model", "Dream-org/Dream-v0-Instruct-7B", "--recommended")
-    assert run("eval", "humaneval_infill", *dream).exit_code == 0
+    assert evaluate("humaneval_infill", *dream).exit_code == 0
     assert "gen_length" not in asked
     assert asked["top_p"] == 0.95
 
