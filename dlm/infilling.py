@@ -179,7 +179,7 @@ def infill_settings(options: Mapping[str, Any]) -> Settings:
         raise ValueError(
             f"stop is for generate: what follows a blank is given, got {settings.stop!r}"
         )
-    if settings.constraint is not None:
+    if settings.held:
         raise ValueError(
             "constraint is for generate: what stands around a blank is no part of its text, "
             f"got {settings.constraint!r}"

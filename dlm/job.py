@@ -180,7 +180,7 @@ def generation_job(
             f"got {len(lengths)}"
         )
     each = [settings.gen_length] * len(encoded) if lengths is None else lengths
-    if settings.constraint is not None:
+    if settings.held:
         check_languages(model, settings, each)
     rows, spans = continued(model, encoded, each)
     return make_job(model, rows, spans, settings, prompt_cache, batch_size)

@@ -208,11 +208,17 @@ class Settings:
                 "tokens back, and where the path has a probability, "
                 f"got {given!r} with {self.decoder!r}"
             )
-        if each and self.confidence_eos_eot_inf:
+        if self.held and self.confidence_eos_eot_inf:
             raise ValueError(
                 "confidence_eos_eot_inf must be off where a constraint says how texts end, "
                 f"got {self.confidence_eos_eot_inf!r}"
             )
+
+    @property
+    def held(self) -> bool:
+        """Whether any row is held to a language."""
+        given = self.constraint
+        return any(given) if isinstance(given, Sequence) else given is not None
 
     @property
     def mixes(self) -> bool:

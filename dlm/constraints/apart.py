@@ -1,12 +1,13 @@
 """Whether JSON schemas have no value in common, where that is plain to see."""
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, count
 from typing import Any, Final
 
 KINDS: Final = {"integer": "number"}  # whole numbers are numbers
 EVERY: Final = frozenset(("string", "number", "boolean", "null", "array", "object"))
 DEEP: Final = 8  # members in each other that are looked at
+PAIRS: Final = 100_000  # of schemas that are held against each other
 Named = Callable[[Any, str], Any]
 
 
@@ -19,10 +20,11 @@ def refuse_common(parts: Sequence[Any], where: str, named: Named) -> None:
         named: what a reference names.
 
     Raises:
-        ValueError: two of them may.
+        ValueError: two of them may, or they are too many.
     """
+    pairs = count(1)
     for (one, left), (other, right) in combinations(enumerate(parts), 2):
-        if not apart(left, right, named):
+        if not apart(left, right, named, pairs):
             raise ValueError(
                 f"oneOf of {where} must be of schemas that plainly have nothing in common, by "
                 "their types, by their values or by a member that both require, got "
@@ -30,8 +32,14 @@ def refuse_common(parts: Sequence[Any], where: str, named: Named) -> None:
             )
 
 
-def apart(one: Any, other: Any, named: Named, deep: int = DEEP) -> bool:
-    """Whether no value is plainly allowed by both."""
+def apart(one: Any, other: Any, named: Named, pairs: Iterator[int], deep: int = DEEP) -> bool:
+    """Whether no value is plainly allowed by both.
+
+    Raises:
+        ValueError: `pairs`, which counts what is held against each other, has come too far.
+    """
+    if next(pairs) > PAIRS:
+        raise ValueError(f"oneOf must be of at most {PAIRS} pairs of schemas, in each other, too")
     one, other = (resolved(each, named) for each in (one, other))
     if one is False or other is False:
         return True
@@ -40,17 +48,17 @@ def apart(one: Any, other: Any, named: Named, deep: int = DEEP) -> bool:
     for first, second in ((one, other), (other, one)):
         for ways in ("anyOf", "oneOf"):
             if ways in first:
-                return all(apart(each, second, named, deep - 1) for each in first[ways])
+                return all(apart(each, second, named, pairs, deep - 1) for each in first[ways])
     if not kinds(one) & kinds(other):
         return True
     left, right = values(one), values(other)
     if left is not None and right is not None:
-        return not any(same(a, b) for a in left for b in right)
+        return set(map(known_by, left)).isdisjoint(map(known_by, right))
     if kinds(one) | kinds(other) != {"object"}:
         return False
     parts, more = one.get("properties", {}), other.get("properties", {})
     both = set(one.get("required", ())) & set(other.get("required", ()))
-    return any(apart(parts[name], more[name], named, deep - 1) for name in both)
+    return any(apart(parts[name], more[name], named, pairs, deep - 1) for name in both)
 
 
 def resolved(schema: Any, named: Named) -> Any:
@@ -94,12 +102,10 @@ def kind_of(value: Any) -> str:
     return "number" if isinstance(value, int | float) else "array"
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are one to JSON, where 1 is 1.0 and not true."""
-    if kind_of(one) != kind_of(other):
-        return False
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if kind_of(one) == "array":
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+def known_by(value: Any) -> Any:
+    """What tells a value from others of JSON, where 1 is 1.0 and not true."""
+    if isinstance(value, Mapping):
+        return "object", frozenset((name, known_by(part)) for name, part in value.items())
+    if kind_of(value) == "array":
+        return "array", tuple(map(known_by, value))
+    return kind_of(value), value

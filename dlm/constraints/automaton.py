@@ -132,11 +132,15 @@ class Automaton:
 
 
 def everything(spec: ModelSpec) -> Automaton:
-    """What takes any text."""
-    words = [token for token in range(spec.vocab_size) if token not in spec.stop_ids]
-    label = torch.tensor(words, dtype=torch.int64)
+    """What takes any text.
+
+    Stop tokens lead where all others do: they are of one class, and what is told of its tokens is
+    one number, which changes none of them.
+    """
+    label = torch.arange(spec.vocab_size)
     nowhere = torch.zeros_like(label)
-    return Automaton.of(Arrows(nowhere, label, nowhere), torch.tensor([True]), 0, spec)
+    free = replace(spec, stop_ids=())
+    return Automaton.of(Arrows(nowhere, label, nowhere), torch.tensor([True]), 0, free)
 
 
 def classes(arrows: Arrows, vocabulary: int) -> Tensor:

@@ -212,7 +212,8 @@ class Schemas:
         named, needed = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(named, Mapping):
             raise ValueError(f"properties of {where} must be an object, got {named!r}")
-        if not isinstance(needed, list) or not set(needed) <= set(named):
+        texts = isinstance(needed, list) and all(isinstance(name, str) for name in needed)
+        if not texts or not set(needed) <= set(named):
             raise ValueError(f"required of {where} must name properties, got {needed!r}")
         if not named and "properties" not in schema:
             rest = schema.get("additionalProperties", True)

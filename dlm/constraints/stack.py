@@ -20,13 +20,16 @@ from dlm.constraints.segments import Segments, chosen
 class Stack:
     """An automaton for each language, or for each row; `Automaton` says what its parts are.
 
-    Tables of states, which may be large, stay those of the languages: of a row its number tells.
-    What fills them up leads nowhere and is reached from nowhere: each gives the bits that it gives
-    alone.
+    Tables of states, which may be large, lie behind each other as they are. What fills up the rest
+    leads nowhere and is reached from nowhere: each gives the bits that it gives alone.
     """
 
-    following: Tensor  # int64 [K, S, C], of the languages
-    number: Tensor  # int64 [R], the language of each
+    following: Tensor  # int64 [n], of all languages, each [S, C] of its own
+    states: Tensor  # int64 [S], numbers up to the most
+    classes: Tensor  # int64 [C], likewise
+    begin: Tensor  # int64 [K], where the table of each begins
+    width: Tensor  # int64 [K], its classes
+    dead: Tensor  # int64 [K], the last of its states, from where nothing leads
     class_of: Tensor  # int64 [K, V]
     left: Tensor  # int64 [K, S]
     start: Tensor  # int64 [K]
@@ -42,13 +45,15 @@ class Stack:
     @classmethod
     def of(cls, automata: Sequence[Automaton]) -> "Stack":
         """Those of some languages of one vocabulary, at least one."""
-        states, count = (max(one.following.shape[dim] for one in automata) for dim in (0, 1))
-        following = torch.zeros(len(automata), states, count, dtype=torch.int64)
-        for place, one in enumerate(automata):
-            following[place, : one.following.shape[0], : one.following.shape[1]] = one.following
+        tables = [one.following for one in automata]
+        sizes = torch.tensor([table.numel() for table in tables])
         return cls(
-            following=following,
-            number=torch.arange(len(automata)),
+            following=torch.cat([table.flatten() for table in tables]),
+            states=torch.arange(max(len(table) for table in tables)),
+            classes=torch.arange(max(table.shape[1] for table in tables)),
+            begin=sizes.cumsum(0) - sizes,
+            width=torch.tensor([table.shape[1] for table in tables]),
+            dead=torch.tensor([len(table) - 1 for table in tables]),
             class_of=torch.stack([one.class_of for one in automata]),
             left=filled([one.left for one in automata], NEVER),
             start=torch.tensor([one.start for one in automata]),
@@ -64,19 +69,24 @@ class Stack:
 
     def of_rows(self, index: Tensor) -> "Stack":
         """The automaton of each row, given which, int64 [R]."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[3:]}
         for name, part in parts.items():
             whole = isinstance(part, Segments)
             parts[name] = part.of_rows(index) if whole else chosen(part, index)
-        return Stack(self.following, **parts)
+        return Stack(self.following, self.states, self.classes, **parts)
 
     def behind(self, state: Tensor) -> Tensor:
         """Where tokens of each class lead from the state of each row, int64 [R]: [R, C]."""
-        return self.following[self.number, state]
+        width, dead = self.width[:, None], self.dead[:, None]
+        place = (self.begin + state * self.width)[:, None] + self.classes.minimum(width - 1)
+        return torch.where(self.classes < width, self.following[place], dead)
 
     def maps(self, tokens: Tensor) -> Tensor:
         """Where some tokens of each row, int64 [R, n], lead from every state: [R, n, S]."""
-        return self.following.mT[self.number[:, None], self.class_of.gather(1, tokens)]
+        label = self.class_of.gather(1, tokens)[..., None]
+        begin, width, dead = (x[:, None, None] for x in (self.begin, self.width, self.dead))
+        place = begin + self.states.minimum(dead) * width + label
+        return torch.where(self.states <= dead, self.following[place], self.states)
 
 
 def filled(parts: Sequence[Tensor], value: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm.batch import Change, Rows, Terms, denoise
 from dlm.canvas import Canvas, active_length
+from dlm.constraints.constraint import Constraint
 from dlm.endings import ended, ongoing
 from dlm.execution import STRIDE, Execution, power
 from dlm.growth import Part, changed
@@ -15,9 +16,13 @@ from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Step, bind, extent
 from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell, binds
+from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.trajectory import Likeliest, Written
 from dlm.tree import equal
+
+LARGE = 1 << 16
+"""Edges of an automaton that shares forwards with others, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,9 +106,20 @@ class Laid:
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):
             bound_to = *extent(canvas, block_length, reach), reach is not None
-        held = settings.constraint is not None and not settings.mixes
-        shapes = (block_length, width, grows, held, *bound_to)
+        shapes = (block_length, width, grows, alike(settings), *bound_to)
         return cls(line, canvas, reach, terms, (decoder, settings.of_steps, shapes))
+
+
+def alike(settings: Settings) -> object:
+    """What rows agree on that are held to languages, or to none.
+
+    A row takes as much memory as that of the largest language of its batch would: those that are
+    held to one which is large are decoded apart.
+    """
+    given = settings.constraint
+    if isinstance(given, Constraint) and len(given.automaton.edges.label) > LARGE:
+        return given.key
+    return given is not None and not settings.mixes
 
 
 def one_block(span: int, spec: ModelSpec) -> int:

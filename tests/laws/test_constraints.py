@@ -184,8 +184,10 @@ def test_where_rows_that_are_free_do_not_mix(speaking: Model, several: Any) -> N
         options = {**ALONE, "decoder": decoder, "temperature": temperature}
         with pytest.raises(ValueError, match="constraint must be there for all prompts or for no"):
             dlm.generate(speaking, ROWS, **options, constraint=given)
-    free = dlm.generate(speaking, ROWS, **ALONE, constraint=[None] * 3)
-    assert free.tokens == dlm.generate(speaking, ROWS, **ALONE).tokens
+    for last in (False, True):
+        more: dict[str, Any] = {"confidence_eos_eot_inf": last}
+        free = dlm.generate(speaking, ROWS, **ALONE, **more, constraint=[None] * 3)
+        assert free.tokens == dlm.generate(speaking, ROWS, **ALONE, **more).tokens
 
 
 def test_languages_count_as_memory_that_is_kept(

@@ -6,7 +6,7 @@ Shapes: B rows, W window, S states, C classes, V vocabulary.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from dlm.canvas import build
-from dlm.constraints.automaton import NEVER, Arrows, Automaton
+from dlm.constraints.automaton import NEVER, Arrows, Automaton, everything
 from dlm.constraints.drawing import Asked, Joint
 from dlm.kernels import Bonus, NoiseKey, token_statistics
 from dlm.models.model import Model
@@ -99,8 +99,15 @@ class Scene:
         raised = {text: math.exp(value - most) for text, value in found.items()}
         return {text: value / sum(raised.values()) for text, value in raised.items()}
 
-    def ask(self, asked: Asked, model: Model, rows: int = 1, temperature: float = 0.0) -> Any:
-        """What `Joint` says of so many copies of the row."""
+    def ask(
+        self,
+        asked: Asked,
+        model: Model,
+        rows: int = 1,
+        temperature: float = 0.0,
+        beside: Sequence[Automaton] = (),
+    ) -> Any:
+        """What `Joint` says of so many copies of the row, whose batch knows other languages."""
         spec, front = model.spec, [WORDS[1]] * self.prompt
         blank = [*front, *[MASK] * len(self.tokens)]
         made = build(
@@ -131,7 +138,7 @@ class Scene:
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
         suppressed[[MASK, *self.never]] = True
         here = self.automaton.without((*spec.banned, *self.never))
-        joint = Joint([here], suppressed, cross_block=False)
+        joint = Joint([here, *beside], suppressed, cross_block=False)
         places = Places.all(torch.ones_like(window.masked), window.positions)
         logits = self.logits.repeat(rows, 1)
         return joint.statistics(logits, canvas, progress, places, asked)
@@ -217,6 +224,62 @@ def test_draws_follow_the_law_of_all_texts(toy: Toy, seed: int) -> None:
         seen, expected = seen + rest[0], expected + rest[1]
     expected = [value * sum(seen) / sum(expected) for value in expected]
     assert stats.chisquare(seen, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("draws", [False, True])
+def test_other_languages_of_a_batch_change_no_bit(toy: Toy, seed: int, draws: bool) -> None:
+    """Larger ones, too, where logits are so far apart that anything added to them would tell."""
+    model = toy()
+    case = scene(seed, model)
+    case = replace(case, logits=1000 * case.logits + torch.arange(8) * 1e-4)
+    asked = replace(ASKED, draws=draws)
+    others = [language(seed + step, model.spec, states=2 + 3 * step) for step in (1, 2)]
+    alone = case.ask(asked, model, 4, 0.7 * draws)
+    among = case.ask(asked, model, 4, 0.7 * draws, beside=others)
+    for name in ("sampled", *ASKED.wanted):
+        assert torch.equal(getattr(alone, name), getattr(among, name)), name
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_classes_that_a_language_has_not_weigh_nothing(toy: Toy, draws: bool) -> None:
+    """Here its begin is worth far more than what can be reached, and close calls are below that."""
+    model = toy()
+    source, label, target = torch.tensor([[0, 0, 0], [0, 1, 1], [1, 2, 2], [1, 3, 3]]).T
+    ends = torch.tensor([True, False, True, True])
+    own = Automaton.of(Arrows(source, label, target), ends, 0, model.spec)
+    other = next(
+        x for x in (language(n, model.spec) for n in range(99)) if x.following.shape[1] > 6
+    )
+    assert own.following.shape[1] == 6
+    logits = torch.zeros(4, 8)
+    logits[1:, 0], logits[0, 1] = 200.0, 1000.0
+    logits[1, 2], logits[1, 3] = 1.0, 1.000004
+    asked = replace(ASKED, draws=draws, filters={"top_k": 1} if draws else {})
+    case = Scene(own, [MASK] * 4, 0, 4, logits, 0)
+    for beside in ([], [other]):
+        told = case.ask(asked, model, 1, float(draws), beside=beside)
+        assert told.sampled.tolist()[:2] == [1, 3]
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"min_p": 1.0}, {"top_p": 0.3}], ids=str)
+def test_a_free_row_keeps_its_ties(toy: Toy, filters: dict[str, Any]) -> None:
+    """Also those of logits that are 0, which any rounding would break."""
+    model = toy()
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        logits = torch.randint(-1, 2, (4, 8), generator=draw).float().clamp(max=0)
+        case = Scene(everything(model.spec), [MASK] * 4, 0, 4, logits, 0)
+        told = case.ask(replace(ASKED, law="sampling", filters=filters), model)
+        plain = token_statistics(
+            logits,
+            ("confidence", "entropy", "margin"),
+            law="sampling",
+            suppressed=torch.arange(8) == MASK,
+            **filters,
+        )
+        for name in ("sampled", "confidence", "entropy", "margin"):
+            assert torch.equal(getattr(told, name), getattr(plain, name)), name
 
 
 @pytest.mark.parametrize("law", ["model", "sampling"])

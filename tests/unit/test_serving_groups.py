@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.constraints.automaton import everything
 from dlm.decoders import DECODERS
 from dlm.models.model import Model
 from dlm.serving.engine import Engine
@@ -72,12 +73,22 @@ def test_constraints_are_of_rows(golden: Model) -> None:
 
     But for decoders that take tokens back.
     """
-    nothing: Any = None  # no forward is made
-    one, two = (dlm.Constraint(name, "vocabulary", "usage", nothing) for name in "ab")
+    free = everything(golden.spec)  # no forward is made
+    one, two = (dlm.Constraint(name, "vocabulary", "usage", free) for name in "ab")
     for decoder, mixed in (("threshold", True), ("saber", False)):
         held = Group(laid(golden, constraint=one, decoder=decoder), lambda line, event: None)
         assert held.accepts(laid(golden, constraint=two, decoder=decoder))
         assert held.accepts(laid(golden, decoder=decoder)) == mixed
+
+
+def test_a_large_language_is_decoded_apart(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But with rows of its own: what others take would grow to what it does."""
+    one, two = (dlm.Constraint(name, "", "", everything(golden.spec)) for name in "ab")
+    monkeypatch.setattr("dlm.serving.group.LARGE", 0)
+    held = Group(laid(golden, constraint=one), lambda line, event: None)
+    assert held.accepts(laid(golden, constraint=one))
+    assert not held.accepts(laid(golden, constraint=two))
+    assert not held.accepts(laid(golden))
 
 
 def test_filters_that_cut_nothing_are_none(golden: Model) -> None:
