@@ -53,7 +53,7 @@ def same(one: dlm.Generation, other: dlm.Generation) -> None:
         assert a.times == pytest.approx(b.times)
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(18)
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_the_number_of_rows_decoded_at_a_time_changes_nothing(

@@ -63,7 +63,7 @@ def check(out: dlm.Generation) -> None:
         assert re.fullmatch(PATTERN, text), text
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_every_decoder_ends_with_a_text(
     speaking: Model, constraint: dlm.Constraint, decoding: Decoding, decoder: str, cache: str
@@ -109,7 +109,7 @@ def several(speaking: Model) -> list[dlm.Constraint]:
     return [dlm.Constraint.regex(speaking, pattern) for pattern in PATTERNS]
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(48)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_every_row_has_its_own(
@@ -145,7 +145,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(24)
 @pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"cache": "dual"}], ids=str)
 @pytest.mark.parametrize(("decoder", "temperature"), MIXED)
 def test_rows_that_are_free_are_as_they_are_alone(

@@ -133,7 +133,7 @@ def masked_by_step(seen: list[Any]) -> Tensor:
     return (canvases == MASK).double().transpose(0, 1).flatten(1)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("variant", "eta", "steps"),
     [
