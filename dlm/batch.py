@@ -200,9 +200,11 @@ class Batch:
         canvas, device = self.canvas, self.canvas.tokens.device
         origins = canvas.origin.tolist()  # of what comes behind keys and values are made anew
         rows = [row[:end] for row, end in zip(canvas.tokens.tolist(), origins, strict=True)]
+        each = self.work.loop.traits.branches  # every branch has keys and values of its own
+        rows = [row for row in rows for _ in range(each)]
         recall = partial(self.prompt_cache.recall, rows, partial(self.work.loop.room, canvas))
         used = [(self.lane, self.work)]
-        self.reused = self.terms.execution.in_memory(used, device, recall, recall)
+        self.reused = self.terms.execution.in_memory(used, device, recall, recall)[::each]
         return send(self.reused, device)
 
     def keep(
@@ -212,7 +214,8 @@ class Batch:
         if not lines:
             return
         ends, rows = progress.kept[lines].tolist(), tokens[lines].tolist()
-        final = {line: row[:end] for line, row, end in zip(lines, rows, ends, strict=True)}
+        each = self.work.loop.traits.branches  # which are alike as far as they are final
+        final = {line * each: row[:end] for line, row, end in zip(lines, rows, ends, strict=True)}
         prompt_cache.keep(self.work.loop.room(self.canvas), final)
 
     def step(self) -> Step:

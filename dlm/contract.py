@@ -1,6 +1,6 @@
 """What every decision must respect, checked once for all decoders.
 
-Shapes: B rows, W window.
+Shapes: B rows, W window, C branches.
 """
 
 from dataclasses import fields, is_dataclass
@@ -22,6 +22,8 @@ class Violation(Enum):
     COMMIT = "committed a position that is not masked"
     CHANGE = "remasked or edited a position that is given, still masked or outside the block"
     PROGRESS = "made no net progress in a row that still has masks in its block"
+    LOOKAHEAD = "looked ahead at a position that is not masked, or that it committed"
+    CHOICE = "chose a branch that is not there"
     BOUND = "kept decoding a row beyond the forwards it declares in max_forwards"
     NAN = "the network returned NaN or infinite logits"
 
@@ -32,7 +34,13 @@ def gain(decision: Decision) -> Tensor:
 
 
 def rules(traits: Traits) -> tuple[Violation, ...]:
-    """Those that `violations` tells of."""
+    """Those that a decoder may break at any forward."""
+    branched = (Violation.LOOKAHEAD, Violation.CHOICE) if traits.branches > 1 else ()
+    return (*judged(traits), *branched)
+
+
+def judged(traits: Traits) -> tuple[Violation, ...]:
+    """Those of the changes of a decision."""
     bounded = () if traits.max_forwards is not None else (Violation.PROGRESS,)
     return (Violation.COMMIT, Violation.CHANGE, *bounded)
 
@@ -53,6 +61,24 @@ def answer(made: object, view: StepView, traits: Traits) -> tuple[Any, Decision]
         raise ValueError(f"{name}: step must return (state, Decision), got {made!r}")
     check_state(made[0], view.masked.shape[0], name)
     return made
+
+
+def choice(made: object, batch: int, traits: Traits) -> tuple[Tensor, Tensor]:
+    """The branches that a decoder chose, int64 [B], and whether one of them is not there.
+
+    Args:
+        made: what `choose` returned.
+        batch: B.
+        traits: what the decoder declares.
+
+    Raises:
+        ValueError: it is no int64 [B].
+    """
+    if not isinstance(made, Tensor) or made.dtype != torch.int64 or made.shape != (batch,):
+        found = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else repr(made)
+        raise ValueError(f"{traits.name}: choose must return int64 of shape [{batch}], got {found}")
+    there = made.clamp(0, traits.branches - 1)
+    return there, (there != made).any()
 
 
 def check_state(state: object, rows: int, name: str) -> None:
@@ -123,11 +149,33 @@ def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Viola
     check_row("time", decision.time, torch.float32, batch, name)
     if decision.hold is not None and traits.max_forwards is None:
         raise ValueError(f"{name}: hold needs max_forwards, which bounds it")
-    told = rules(traits)
+    told = judged(traits)
     by = fused_canvas if fused_canvas.covers(view.masked, view.masked.shape[1]) else plain
     advances = Violation.PROGRESS in told
     broken = by.judge(decision.changes, view.masked, view.editable, advances)
-    return dict(zip(told, broken, strict=True))
+    made = dict(zip(told, broken, strict=True))
+    if decision.lookahead is not None:
+        made[Violation.LOOKAHEAD] = strayed(decision.lookahead, decision.commit, view, traits)
+    elif traits.branches > 1:
+        made[Violation.LOOKAHEAD] = torch.zeros_like(broken[0])
+    return made
+
+
+def strayed(lookahead: object, commit: Tensor, view: StepView, traits: Traits) -> Tensor:
+    """Whether a branch is to fill what is not open behind the decision, a bool scalar.
+
+    Raises:
+        ValueError: it is no bool [B, C, W], or the decoder declares no branches.
+    """
+    name, (batch, width) = traits.name, view.masked.shape
+    if traits.branches == 1:
+        raise ValueError(f"{name}: lookahead needs branches above 1")
+    shape = (batch, traits.branches, width)
+    if not isinstance(lookahead, Tensor) or lookahead.dtype != torch.bool:
+        raise ValueError(f"{name}: lookahead must be a bool tensor, got {lookahead!r}")
+    if lookahead.shape != shape:
+        raise ValueError(f"{name}: lookahead must be {list(shape)}, got {list(lookahead.shape)}")
+    return (lookahead & ~(view.masked & ~commit)[:, None]).any()
 
 
 def check_row(field: str, value: object, dtype: torch.dtype, shape: torch.Size, owner: str) -> None:

@@ -76,6 +76,23 @@ class Forward:
         for half in range(2 if self.guided else 1):
             cache.follow(other.cache, index + half * rows, first + half * shape[0])
 
+    def settle(self, line: Tensor, branches: int, due: Due) -> None:
+        """Give all branches of a row the keys of the one that it goes on with.
+
+        Those of a window are made anew at every forward. Others differ only where a row is computed
+        as a whole again within its block, where the branches are not alike.
+
+        Args:
+            line: where that branch lies, int64 [B].
+            branches: of each row.
+            due: what the forward computed.
+        """
+        again = due.whole or any(due.refresh)
+        if self.cache is None or self.refresh_every is None or not again:
+            return
+        index = line.repeat_interleave(branches)
+        self.cache.follow(self.cache, self.both(index, index.numel()), 0)
+
     def room(self, rows: int, columns: int) -> Cache:
         """Where keys and values of so many rows and columns are kept."""
         if self.cache is None:

@@ -1,6 +1,6 @@
 """Where the rows of a batch stand between two forwards.
 
-Shapes: B rows, L canvas.
+Shapes: B rows, L canvas, C branches, W window, K likeliest tokens.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,7 +23,8 @@ class Due:
     lengths: list[int]  # tokens of each row
     refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
     reach: int  # most positions of a row to compute where not all are
-    packing: Packing | None  # of all rows computed as a whole; None where padding is computed, too
+    packing: Packing | None
+    """Of all rows computed as a whole, with every branch; None where padding is computed, too."""
     room: int = 0
     """Rows to compute as a whole where some are, rounded up to a power of two so that one recording
     fits them: the device finds out which those are. 0: those that `refresh` names."""
@@ -47,6 +48,12 @@ class Due:
         refresh = [fresh for part in parts for fresh in part.refresh]
         return cls(lengths, refresh, max(part.reach for part in parts), None)
 
+    def lines(self, branches: int) -> "Due":
+        """Of the branches of every row, those of one row behind each other."""
+        lengths = [length for length in self.lengths for _ in range(branches)]
+        refresh = [fresh for fresh in self.refresh for _ in range(branches)]
+        return Due(lengths, refresh, self.reach, self.packing, self.room * branches)
+
     def select(self, stay: Sequence[int]) -> "Due":
         """The rows `stay`, not packed yet."""
         lengths = [self.lengths[row] for row in stay]
@@ -69,6 +76,17 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Guess:
+    """What the branches of each row try at the next forward, as the one before it saw that."""
+
+    marks: Tensor  # bool [B, C, W], masked positions that a branch fills
+    sampled: Tensor  # int64 [B, W], with these tokens
+    confidence: Tensor  # float32 [B, W], theirs; 0 where not measured
+    top_tokens: Tensor | None  # int64 [B, W, K], likeliest first
+    top_probabilities: Tensor | None  # float32 [B, W, K]
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where each row stands."""
 
@@ -81,6 +99,7 @@ class Progress:
     kept: Tensor  # int64 [B], columns in front of it are final, and their keys cached
     bound: Tensor  # int64 [B], most forwards the row may take in all
     tally: Tally
+    guess: Guess | None = None  # None with a decoder that has one branch
 
     def select(self, index: Tensor, length: int) -> "Progress":
         """The rows `index`, on a canvas of `length` columns."""
@@ -94,6 +113,7 @@ class Progress:
             kept=self.kept[index],
             bound=self.bound[index],
             tally=select_rows(self.tally, index),
+            guess=select_rows(self.guess, index),
         )
 
 

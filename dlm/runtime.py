@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dlm import lookahead
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.constraints.constraint import Constraint
-from dlm.contract import Violation, answer, check_state, gain, rules, violations
+from dlm.contract import Violation, answer, check_state, choice, gain, rules, violations
 from dlm.execution import Execution
 from dlm.host import Mailbox
 from dlm.kernels import canvas as plain
@@ -23,9 +24,10 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.packing import Packing
-from dlm.progress import Due, Progress, Tally
+from dlm.progress import Due, Guess, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
+from dlm.tree import mapped
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 from dlm.window import Window, locate, rows, write
 
@@ -163,7 +165,11 @@ class Loop:
         path = none.double() if self.meter.keeps_path else None
         tally = Tally(none, none, path)
         kept = none if kept is None else kept
-        progress = Progress(state, window, never, never, none, none, kept, bound, tally)
+        guess = None
+        if self.traits.branches > 1:
+            top = min(self.meter.top, self.spec.vocab_size)
+            guess = lookahead.nothing(window, self.traits.branches, top)
+        progress = Progress(state, window, never, never, none, none, kept, bound, tally, guess)
         reach = int(self.meter.forward.reach(canvas, window.start, kept, never))
         packing = self.packing(lengths, width)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
@@ -178,16 +184,20 @@ class Loop:
             first: where they go on here, one after the other.
             canvas: the rows here.
         """
-        (rows, columns), forward = canvas.tokens.shape, self.meter.forward
-        forward.follow(other.meter.forward, index, count, first, (rows, columns))
+        (rows, columns), each = canvas.tokens.shape, self.traits.branches
+        index, shape = lookahead.lines_of(index, each), (rows * each, columns)
+        theirs = other.meter.forward
+        self.meter.forward.follow(theirs, index, count * each, first * each, shape)
 
     def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
         """How rows of these lengths are laid end to end, on a canvas of `width` columns."""
-        return self.meter.forward.packing(lengths, width)
+        each = [length for length in lengths for _ in range(self.traits.branches)]
+        return self.meter.forward.packing(each, width)
 
     def room(self, canvas: Canvas) -> Cache:
-        """Where keys and values of the rows of a canvas are kept."""
-        return self.meter.forward.room(*canvas.tokens.shape)
+        """Where keys and values of the rows of a canvas are kept, with every branch."""
+        rows, columns = canvas.tokens.shape
+        return self.meter.forward.room(rows * self.traits.branches, columns)
 
     @property
     def size(self) -> int:
@@ -223,6 +233,9 @@ class Loop:
             self.path(seen, decision, tokens, drawn),
         )
         going = self.advance(after, progress, state, hold, finished, tally)
+        if progress.guess is not None:
+            guess = lookahead.tried(seen.view, decision, self.traits.branches)
+            going = replace(going, guess=guess)
         # Of rows that go on: one that is given up is not over.
         broken[Violation.BOUND] = (going.bound <= going.made).masked_fill(finished, False).any()
         return Outcome(
@@ -285,6 +298,8 @@ class Loop:
         Returns:
             The decoder's state, the view measured, the decision and which rules it breaks.
         """
+        if progress.guess is not None:
+            return self.decide_ahead(canvas, progress, due, progress.guess)
         view = self.meter.look(canvas, progress)
         if self.traits.order_only:
             made = self.decoder.step(progress.state, self.shown(view))
@@ -302,6 +317,30 @@ class Loop:
             state, decision = answer(made, seen.view, self.traits)
             broken = violations(decision, seen.view, self.traits)
         return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
+
+    def decide_ahead(
+        self, canvas: Canvas, progress: Progress, due: Due, guess: Guess
+    ) -> tuple[object, Measured, Decision, dict[Violation, Tensor]]:
+        """Forward every branch, go on with one of each row and decide on that."""
+        batch, count, traits = canvas.tokens.shape[0], self.traits.branches, self.traits
+        assert traits.choose is not None
+        lines, stand = lookahead.lines(canvas, progress, guess)
+        view = self.meter.look(lines, stand)
+        wanted = self.meter.wanted(view)
+        every = self.meter.measure(lines, stand, due.lines(count), view, wanted)
+        shown = self.shown(every.view.listing(self.meter.own_top))
+        apart = mapped(lambda part: part.unflatten(0, (batch, count)), shown)
+        winner, absent = choice(traits.choose(progress.state, apart), batch, traits)
+        if not self.exact:
+            self.meter.forward.settle(lookahead.line_of(winner, count), count, due)
+        seen = lookahead.chosen(every, winner, count)
+        shown = self.shown(seen.view.listing(self.meter.own_top))
+        made = self.decoder.step(progress.state, shown)
+        state, decision = answer(made, seen.view, traits)
+        broken = violations(decision, seen.view, traits)
+        broken |= {Violation.NAN: ~every.finite, Violation.CHOICE: absent}
+        seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
+        return state, seen, decision, broken
 
     def shown(self, view: StepView) -> StepView:
         """What the decoder is given of a view."""

@@ -44,6 +44,8 @@ class Traits:
     Without it every forward must commit more than it remasks, and a block takes at most as many
     forwards as it has blanks.
     """
+    branches: int  # C, variants of a row that every forward evaluates; 1 unless said
+    choose: Callable[..., Any] | None  # (state, view of all) -> int64 [B], with branches
 
     @classmethod
     def of(cls, decoder: AnyDecoder) -> "Traits":
@@ -60,6 +62,9 @@ class Traits:
             raise ValueError(f"{name}.caches must be a tuple of names, got {caches!r}")
         for cache in caches:
             known(f"cache of {name}", cache, CACHES)
+        branches = integer(f"{name}.branches", getattr(decoder, "branches", 1), least=1)
+        if branches > 1:
+            check_branches(decoder, name, mutates=mutates, cross_block=cross_block)
         return cls(
             name=name,
             needs=needs,
@@ -77,13 +82,15 @@ class Traits:
             adjust=getattr(decoder, "adjust", None),
             adjust_needs=names(name, "adjust_needs", getattr(decoder, "adjust_needs", frozenset())),
             max_forwards=getattr(decoder, "max_forwards", None),
+            branches=branches,
+            choose=getattr(decoder, "choose", None) if branches > 1 else None,
         )
 
     @property
     def order_only(self) -> bool:
         """Whether decisions rest on no logits: only what takes a token has to be projected."""
         quiet = self.needs <= {"uniform", "position_noise"}
-        return self.blind and quiet and self.adjust is None
+        return self.blind and quiet and self.adjust is None and self.branches == 1
 
     def settled(self, row: list[int], begin: int, block_start: int, mask_id: int) -> int:
         """First position of an unfinished row that a later forward may change.
@@ -106,7 +113,7 @@ class Traits:
     @property
     def has_path(self) -> bool:
         """Whether the tokens a row draws, one after the other, have a probability of their own."""
-        return self.blind and not self.mutates_committed
+        return self.blind and not self.mutates_committed and self.branches == 1
 
 
 def check_methods(decoder: AnyDecoder, owner: str) -> None:
@@ -120,6 +127,21 @@ def check_methods(decoder: AnyDecoder, owner: str) -> None:
         absent = method is None and attribute in ("adjust", "max_forwards")
         if not (absent or callable(method)):
             raise ValueError(f"{owner}.{attribute} must be a method, got {method!r}")
+
+
+def check_branches(decoder: AnyDecoder, owner: str, *, mutates: bool, cross_block: bool) -> None:
+    """Refuse a decoder with branches that cannot choose among them, or do what they cannot.
+
+    Raises:
+        ValueError: a method is missing, or there is one or a declaration too many.
+    """
+    if not callable(getattr(decoder, "choose", None)):
+        raise ValueError(f"{owner}.choose must be a method, as branches are above 1")
+    for attribute, given in (("mutates_committed", mutates), ("cross_block", cross_block)):
+        if given:
+            raise ValueError(f"{owner}.{attribute} must be False, as branches are above 1")
+    if getattr(decoder, "adjust", None) is not None:
+        raise ValueError(f"{owner}.adjust must not be there, as branches are above 1")
 
 
 def names(owner: str, attribute: str, value: object) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Value types shared by the runtime and the decoders.
 
 Shapes: B rows, L canvas, W window, N blocks of a row, V vocabulary, K likeliest tokens, J
-adjusted tokens of a position.
+adjusted tokens of a position, C branches.
 """
 
 from collections.abc import Callable
@@ -110,6 +110,9 @@ class Decision:
     edit: Tensor | None = None  # bool [B, W], committed positions that take `sampled`
     hold: Tensor | None = None  # bool [B], rows whose block stays active even without a mask
     time: Tensor | None = None  # float32 [B], diffusion time reached, from 1 (noise) to 0 (data)
+    lookahead: Tensor | None = None
+    """bool [B, C, W], masked positions, not committed, that each branch of the next forward fills
+    with `sampled`; None for none. `Decoder.choose` says which branch the row goes on with."""
 
     @property
     def changes(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -124,7 +127,7 @@ class Decision:
         )
         assert commit is not None
         hold = None if self.hold is None else self.hold.masked_fill(rows, False)
-        return Decision(commit, remask, edit, hold, self.time)
+        return Decision(commit, remask, edit, hold, self.time, self.lookahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,12 @@ class Decoder(Protocol[S]):
     A decoder never calls the model, samples, writes tokens or syncs with the host. Its state is
     `None`, a tensor with a leading row axis, or a (named) tuple or frozen dataclass of those: the
     runtime drops and reorders rows of it. `init_state` runs under the model's device.
+
+    With an attribute `branches` above 1 every forward evaluates so many variants of a row, at that
+    many times the cost: those that the decision before it asked for in `lookahead`. A method
+    `choose(state, view)` then says which one each row goes on with, int64 [B], out of a view whose
+    fields have an axis of branches behind that of rows, and `step` sees that one. What it had
+    filled is committed by this forward; what others had filled is forgotten.
 
     Besides what is below it may have any of the attributes that `dlm.traits.Traits` lists. One
     that declares nothing gets every statistic that takes no forward or list of its own, and may

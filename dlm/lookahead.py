@@ -1,0 +1,109 @@
+"""Branches: what each row tries at a forward, and what it keeps of them.
+
+Shapes: B rows, C branches of each, L canvas, W window, K likeliest tokens.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas
+from dlm.kernels import canvas as plain
+from dlm.kernels import fused_canvas
+from dlm.measure import Measured
+from dlm.progress import Guess, Progress, select_rows
+from dlm.types import Decision, StepView
+from dlm.window import Window
+
+
+def nothing(window: Window, branches: int, top: int) -> Guess:
+    """Branches that are all alike, which list so many of the likeliest tokens where any are."""
+    tokens, masked = window.tokens, window.masked
+    sure = torch.zeros(tokens.shape, device=tokens.device)
+    marks = masked[:, None].expand(-1, branches, -1).logical_and(torch.zeros_like(masked[:, None]))
+    if not top:
+        return Guess(marks, tokens, sure, None, None)
+    listed = tokens[..., None].expand(-1, -1, top)
+    return Guess(marks, tokens, sure, listed, sure[..., None].expand(-1, -1, top))
+
+
+def tried(view: StepView, decision: Decision, branches: int) -> Guess:
+    """What a decision tries, with the statistics of the forward that it rests on.
+
+    It holds for that row's next forward: a block that still has masks is not left.
+    """
+    marks = decision.lookahead
+    if marks is None:
+        marks = torch.zeros_like(view.masked[:, None]).expand(-1, branches, -1)
+    sure = view.confidence
+    if sure is None:
+        sure = torch.zeros(view.sampled.shape, device=view.sampled.device)
+    return Guess(marks, view.sampled, sure, view.top_tokens, view.top_probabilities)
+
+
+def lines(canvas: Canvas, progress: Progress, guess: Guess) -> tuple[Canvas, Progress]:
+    """Every branch as a row of its own, those of one row behind each other: C times as many."""
+    rows, branches = guess.marks.shape[:2]
+    index = torch.arange(rows, device=guess.marks.device).repeat_interleave(branches)
+    width = canvas.tokens.shape[1]
+    canvas, each = canvas.select(index, width), replace(progress, guess=None).select(index, width)
+    marks, sampled, window = guess.marks.flatten(0, 1), guess.sampled[index], each.window
+    by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
+    tokens = by.write(canvas.tokens, window.positions, sampled, (marks, None, None), -1)
+    window = replace(
+        window,
+        tokens=torch.where(marks, sampled, window.tokens),
+        masked=window.masked & ~marks,
+    )
+    return replace(canvas, tokens=tokens), replace(each, window=window)
+
+
+def lines_of(rows: Tensor, branches: int) -> Tensor:
+    """Where the branches of some rows lie, int64 [n] to [n C]."""
+    return (rows[:, None] * branches + torch.arange(branches, device=rows.device)).flatten()
+
+
+def line_of(winner: Tensor, branches: int) -> Tensor:
+    """Where the branch that each row chose lies, int64 [B] both."""
+    return torch.arange(winner.shape[0], device=winner.device) * branches + winner
+
+
+def chosen(seen: Measured, winner: Tensor, branches: int) -> Measured:
+    """What was measured of the branch that each row chose; all of them were evaluated."""
+    index = line_of(winner, branches)
+    queries = seen.queries.view(-1, branches).sum(-1)
+    return replace(seen, view=select_rows(seen.view, index), queries=queries)
+
+
+def accepted(
+    seen: Measured, decision: Decision, guess: Guess, winner: Tensor, window: Window
+) -> tuple[Measured, Decision]:
+    """The same forward as one of the row: what its branch tried is committed by it.
+
+    Args:
+        seen: of the branch that was chosen.
+        decision: on top of that.
+        guess: what branches tried.
+        winner: int64 [B], the branch.
+        window: of the row, without any branch.
+    """
+    taken = guess.marks[torch.arange(winner.shape[0], device=winner.device), winner]
+    view = seen.view
+
+    def either(tried: Tensor | None, now: Tensor | None) -> Tensor | None:
+        if tried is None or now is None:
+            return now
+        return torch.where(taken[..., None] if tried.dim() > taken.dim() else taken, tried, now)
+
+    merged = replace(
+        view,
+        tokens=window.tokens,
+        masked=window.masked,
+        editable=view.editable & ~taken,
+        sampled=torch.where(taken, guess.sampled, view.sampled),
+        confidence=either(guess.confidence, view.confidence),
+        top_tokens=either(guess.top_tokens, view.top_tokens),
+        top_probabilities=either(guess.top_probabilities, view.top_probabilities),
+    )
+    return replace(seen, view=merged), replace(decision, commit=decision.commit | taken)
