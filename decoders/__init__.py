@@ -14,8 +14,10 @@ from dlm.decoders.entropy_threshold import EntropyThreshold
 from dlm.decoders.first_hitting import FirstHitting
 from dlm.decoders.frechet import Frechet
 from dlm.decoders.hierarchical import Hierarchical
+from dlm.decoders.info_gain import InfoGain
 from dlm.decoders.klass import Klass
 from dlm.decoders.local_leap import LocalLeap
+from dlm.decoders.lopa import LoPA
 from dlm.decoders.low_confidence import LowConfidence
 from dlm.decoders.mean_field import MeanField
 from dlm.decoders.multi_block import MultiBlock
@@ -48,8 +50,10 @@ __all__ = [
     "FirstHitting",
     "Frechet",
     "Hierarchical",
+    "InfoGain",
     "Klass",
     "LeftToRight",
+    "LoPA",
     "LocalLeap",
     "LowConfidence",
     "Margin",
@@ -87,6 +91,8 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
     "multi_block": MultiBlock,
+    "lopa": LoPA,
+    "info_gain": InfoGain,
     "mean_field": MeanField,
     "local_leap": LocalLeap,
     "hierarchical": Hierarchical,

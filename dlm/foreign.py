@@ -2,9 +2,9 @@
 
 Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
 Dream, DreamOn, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS,
-PC-Sampler, d2Cache, d3LLM, Prophet, diffusers and transformers. A text goes on behind "unknown
-option 'name': ". What it says in the form name=value can be given as it stands; docs/migrating.md
-says what differs in result.
+PC-Sampler, d2Cache, d3LLM, LoPA, Information-Gain-Sampler, Prophet, diffusers and transformers. A
+text goes on behind "unknown option 'name': ". What it says in the form name=value can be given as
+it stands; docs/migrating.md says what differs in result.
 """
 
 from typing import Final
@@ -34,6 +34,8 @@ _MULTI = (
     "in dlm it is decoder='multi_block' with decoder_options={'block_add_threshold': 0.1} and "
     "block_length=None"
 )
+_LOPA = "in dlm it is decoder='lopa' with decoder_options={'%s': %s}"
+_GAIN = "in dlm it is decoder='info_gain' with decoder_options={'%s': %s}"
 _PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
 _PROPHET = "in dlm it is decoder='prophet' with decoder_options={'early_threshold': 7.5}"
 _ANSWER = "in dlm it is decoder='prophet' with decoder_options={'answer_start': 3}, less the prompt"
@@ -86,6 +88,14 @@ OPTIONS: Final[dict[str, str]] = {
     "block_add_threshold": _MULTI,
     "decoded_token_threshold": f"it changes nothing up to 1: {_MULTI}",
     "cache_delay_iter": "the nearest is cache='prefix', which keeps what is in front of a block",
+    # LoPA
+    "branching_factor": _LOPA % ("branches", 2),
+    "branch_topp": _LOPA % ("share", 0.5),
+    "selection_conf_alpha": _LOPA % ("alpha", 0.5),
+    "sampling_strategy": _LOPA % ("score", "'confidence'"),
+    "skip_threshold": _LOPA % ("threshold", 0.9),
+    # Information-Gain-Sampler
+    "candidate_number": _GAIN % ("branches", 8),
     # d2Cache, Prophet
     "sigma": _PRIOR,
     "analyze_gap": "in dlm it is decoder='prophet'",
@@ -171,6 +181,11 @@ DECODERS: Final[dict[str, str]] = {
     "d_parallel": "in dlm it is decoder='entropy_threshold'",
     "dparallel": "in dlm it is decoder='entropy_threshold'",
     **dict.fromkeys(("d3_llm", "d3llm", "full_attn_multi_block", "multiblock"), _MULTI),
+    **dict.fromkeys(("lookahead", "lookahead_parallel_decoding"), "in dlm it is decoder='lopa'"),
+    **dict.fromkeys(
+        ("ig", "info_gain_sampler", "information_gain"), "in dlm it is decoder='info_gain'"
+    ),
+    "lookum": _GAIN % ("variant", "'lookum'"),
     "lsd": "in dlm it is decoder='schedule' with its path, a file that dlm distill schedule writes",
     "uncode": "in dlm it is decoder='pc_sampler'",
     "linear_position": "in dlm it is decoder='pc_sampler' with "
@@ -205,6 +220,19 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
         ),
         "decoded_token_threshold": "it changes nothing up to 1 beside block_add_threshold=0.1",
         "entropy_threshold": "in dlm it is threshold=0.5, nats",
+    },
+    "lopa": {
+        "branching_factor": "in dlm it is branches=2, the anchor included",
+        "branch_topp": "in dlm it is share=0.5",
+        "selection_conf_alpha": "in dlm it is alpha=0.5",
+        "sampling_strategy": "in dlm it is score='confidence' for default, score='entropy' for "
+        "neg_entropy, score='margin'",
+        "skip_threshold": "in dlm it is threshold=0.9",
+    },
+    "info_gain": {
+        "candidate_number": "in dlm it is branches=8",
+        "position_temperature": "in dlm it is candidate_temperature=0.2",
+        "tokens_per_step": "in dlm it is steps, forwards of the row, an option of dlm.generate",
     },
     "klass": {
         "conf_threshold": "in dlm it is threshold=0.9",

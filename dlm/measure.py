@@ -25,6 +25,7 @@ from dlm.kernels import (
     TokenStatistics,
     fused_canvas,
     gumbel,
+    gumbels,
     token_statistics,
     uniform,
 )
@@ -36,7 +37,8 @@ from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import Adjustment, StepView
 
-NOT_STATISTICS = {"uniform", "position_noise", "logits", "leave_one_out", "top_tokens"}
+NOISE = {"uniform", "position_noise", "branch_noise"}
+NOT_STATISTICS = NOISE | {"logits", "leave_one_out", "top_tokens"}
 MEASURED = (
     "sampled",
     "confidence",
@@ -123,19 +125,21 @@ class Meter:
         warmth = self.settings.position_temperature if "position_noise" in self.traits.needs else 0
         if not warmth and "uniform" not in self.traits.needs:
             return view
-        shape = view.positions.shape
-        key = NoiseKey(
-            canvas.seed.repeat_interleave(shape[1]),
-            canvas.row_key.repeat_interleave(shape[1]),
-            view.positions.flatten(),
-            made.repeat_interleave(shape[1]),
-        )
+        shape, key = view.positions.shape, noise_key(view, canvas, made)
         drawn: dict[str, Any] = {}
         if "uniform" in self.traits.needs:
             drawn["uniform"] = uniform(key).view(shape)
         if warmth:
             drawn["position_noise"] = (warmth * gumbel(key)).view(shape)
         return replace(view, **drawn)
+
+    def with_branch_noise(self, view: StepView, canvas: Canvas, made: Tensor) -> StepView:
+        """Add the noise that tells branches apart, if the decoder reads it; of the rows."""
+        if "branch_noise" not in self.traits.needs:
+            return view
+        batch, width = view.positions.shape
+        noise = gumbels(noise_key(view, canvas, made), self.traits.branches)
+        return replace(view, branch_noise=noise.view(batch, width, -1).transpose(1, 2))
 
     def drawing(self, canvas: Canvas, places: Places, made: Tensor) -> dict[str, Any]:
         """Temperature and noise of some places at one forward, as `token_statistics` takes them.
@@ -338,6 +342,17 @@ class Meter:
         spread = places.spread(judged.token_probability, view.masked)
         assert spread is not None
         return spread
+
+
+def noise_key(view: StepView, canvas: Canvas, made: Tensor) -> NoiseKey:
+    """What noise depends on at every column of a view, after so many forwards of each row."""
+    width = view.positions.shape[1]
+    return NoiseKey(
+        canvas.seed.repeat_interleave(width),
+        canvas.row_key.repeat_interleave(width),
+        view.positions.flatten(),
+        made.repeat_interleave(width),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,7 +334,8 @@ class Loop:
         if not self.exact:
             self.meter.forward.settle(lookahead.line_of(winner, count), count, due)
         seen = lookahead.chosen(every, winner, count)
-        shown = self.shown(seen.view.listing(self.meter.own_top))
+        noisy = self.meter.with_branch_noise(seen.view, canvas, progress.made)
+        shown = self.shown(noisy.listing(self.meter.own_top))
         made = self.decoder.step(progress.state, shown)
         state, decision = answer(made, seen.view, traits)
         broken = violations(decision, seen.view, traits)

@@ -13,7 +13,13 @@ from dlm.options import boolean, integer, known
 from dlm.types import STATISTICS, AnyDecoder
 
 CACHES = ("none", "prefix", "dual")
-UNDECLARED = STATISTICS - {"logits", "leave_one_out", "top_tokens", "position_noise"}
+UNDECLARED = STATISTICS - {
+    "logits",
+    "leave_one_out",
+    "top_tokens",
+    "position_noise",
+    "branch_noise",
+}
 """What a decoder gets that declares no `needs`."""
 
 
@@ -65,6 +71,10 @@ class Traits:
         branches = integer(f"{name}.branches", getattr(decoder, "branches", 1), least=1)
         if branches > 1:
             check_branches(decoder, name, mutates=mutates, cross_block=cross_block)
+        elif "branch_noise" in needs:
+            raise ValueError(
+                f"{name}.needs must not name 'branch_noise', as branches are not above 1"
+            )
         return cls(
             name=name,
             needs=needs,

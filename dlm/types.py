@@ -23,6 +23,7 @@ STATISTICS = frozenset(
         "top_tokens",
         "uniform",
         "position_noise",
+        "branch_noise",
         "logits",
     }
 )
@@ -60,6 +61,7 @@ class StepView:
     top_probabilities: Tensor | None = None  # float32 [B, W, K], theirs
     uniform: Tensor | None = None  # float32 [B, W], U(0, 1) noise, fresh at every step
     position_noise: Tensor | None = None  # float32 [B, W], Gumbel noise times its temperature
+    branch_noise: Tensor | None = None  # float32 [B, C, W], standard Gumbel noise; for `step` alone
     logits: Tensor | None = None  # [B, W, V], float, biased, banned tokens at -inf
 
     def want(self, name: str) -> Tensor:

@@ -1,7 +1,14 @@
 """Token statistics and exact categorical sampling over large vocabularies. Needs torch only."""
 
 from dlm.kernels.call import TokenStatistics
-from dlm.kernels.noise import NoiseKey, exponential_from_bits, gumbel, philox4x32, uniform
+from dlm.kernels.noise import (
+    NoiseKey,
+    exponential_from_bits,
+    gumbel,
+    gumbels,
+    philox4x32,
+    uniform,
+)
 from dlm.kernels.reference import token_statistics_reference
 from dlm.kernels.statistics import STATISTICS, categorical, token_statistics
 from dlm.kernels.tiles import TILE, Bonus
@@ -19,6 +26,7 @@ __all__ = [
     "categorical",
     "exponential_from_bits",
     "gumbel",
+    "gumbels",
     "philox4x32",
     "token_statistics",
     "token_statistics_reference",

@@ -184,6 +184,16 @@ def gumbel(key: NoiseKey) -> Tensor:
     return exponential_from_bits(*_position_word(key, 1)).log_().neg_()
 
 
+def gumbels(key: NoiseKey, count: int) -> Tensor:
+    """Several standard Gumbel variates a row, for ranking positions; float32 [N, `count`].
+
+    As `gumbel`, of the counters behind the one that it and `uniform` take: independent of both.
+    """
+    index = torch.arange(1, count // 2 + count % 2 + 1, device=key.row.device)[None]
+    high, low = key.stream().words(POSITION_NOISE, index)
+    return exponential_from_bits(high[:, :count], low[:, :count]).log_().neg_()
+
+
 def _position_word(key: NoiseKey, item: int) -> tuple[Tensor, Tensor]:
     """Word `item`, 0 or 1, of the counter (0, position, draw, POSITION_NOISE); int64 [N]."""
     high, low = key.stream().words(POSITION_NOISE, torch.zeros_like(key.row)[:, None])

@@ -8,6 +8,7 @@ MATH = "all of MATH"
 LEAP: Final = {"threshold": 0.9, "relaxed_threshold": 0.75, "radius": 4}
 ITERATIONS: Final = {"iterations": 2}
 BLOCKS: Final = {"threshold": 0.5, "block_add_threshold": 0.1, "sub_block_length": 32}
+AHEAD: Final = {"score": "entropy", "alpha": 0.0, "share": 1.0}
 SPREAD: Final = {"threshold": 0.9, "low_threshold": 0.4}
 RETEST = "arXiv:2602.06953"  # DAWN, whose authors ran other decoders as well
 
@@ -19,6 +20,7 @@ BOUND = Paper(None, "entropy_bound", "code of PC-Sampler, arXiv:2508.13021")
 DPARALLEL = Paper("dparallel", "entropy_threshold", "arXiv:2509.26488, dParallel-LLaDA")
 D3LLM = Paper("d3llm", "multi_block", "arXiv:2601.07568, leaderboard of its code, d3LLM_LLaDA")
 MEAN_FIELD = Paper(None, "mean_field", f"arXiv:2606.15805, {INSTRUCT}, threshold not told")
+LOPA = Paper(None, "lopa", "code of arXiv:2512.16229, Dream-7B, by the options of D2F-Dream there")
 LOCAL_LEAP = Paper("local-leap", "local_leap", f"arXiv:2510.07081, {INSTRUCT}")
 DINFER = Paper(None, "hierarchical", "arXiv:2510.08666, LLaDA-1.5")
 KLASS = Paper("klass", "klass", f"arXiv:2511.05664, {INSTRUCT}")
@@ -126,6 +128,12 @@ ADAPTIVE: tuple[Published, ...] = (
     MEAN_FIELD.on("math500", ITERATIONS, {"gen_length": 256}, "31.10, 4.07 times", note=MATH),
     MEAN_FIELD.on("humaneval", ITERATIONS, {"gen_length": 256}, "40.70, 4.88 times as fast"),
     MEAN_FIELD.on("mbpp", ITERATIONS, {"gen_length": 256}, "28.08, 6.10 times as fast"),
+    LOPA.on(
+        "gsm8k", AHEAD, {}, "73.3; 72.6 at 2.1 tokens a forward with threshold", 3.1, note="4-shot"
+    ),
+    LOPA.on("math500", AHEAD, {}, "37.0; 37.6 at 1.9 with threshold", 3.4, note=f"{MATH}, 4-shot"),
+    LOPA.on("humaneval", AHEAD, {}, "53.0; 55.5 at 1.8 with threshold", 2.9),
+    LOPA.on("mbpp", AHEAD, {}, "54.8; 55.6 at 1.9 with threshold", 3.3, note="3-shot"),
     LOCAL_LEAP.on(
         "gsm8k", LEAP, lengths(512, 32), f"length 256: 77.33, 4.28 times as fast ({RETEST})"
     ),

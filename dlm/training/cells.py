@@ -28,7 +28,7 @@ class Way:
     def random(self) -> bool:
         """Whether the seed matters: tokens or positions are drawn."""
         needs = Traits.of(make(self.decoder, **self.options)).needs
-        return self.temperature > 0 or "uniform" in needs
+        return self.temperature > 0 or bool(needs & {"uniform", "branch_noise"})
 
     @property
     def label(self) -> str:
@@ -93,6 +93,15 @@ SETTINGS: dict[str, list[Way]] = {
     "multi_block": [
         *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
         *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
+    ],
+    "lopa": [
+        *sweep("lopa", "branches", 1, 2, 4, 8),
+        *ways("lopa", {"threshold": 0.7}, {"branches": 8, "threshold": 0.7}),
+        *ways("lopa", {"score": "entropy", "alpha": 0.0, "share": 1.0}),
+    ],
+    "info_gain": [
+        *ways("info_gain", {}, {"variant": "lookum"}),
+        *ways("info_gain", shares=(4,)),
     ],
     "local_leap": ways("local_leap", {}, {"relaxed_threshold": 0.5}),
     "hierarchical": ways("hierarchical", {}, {"remask": True}),

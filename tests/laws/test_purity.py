@@ -15,7 +15,7 @@ from dlm.progress import select_rows
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 
-BATCH, WIDTH, VOCAB, TOP = 3, 6, 8, 5
+BATCH, WIDTH, VOCAB, TOP, BRANCHES = 3, 6, 8, 5, 8
 
 
 def variants() -> list[tuple[str, dict[str, Any]]]:
@@ -35,11 +35,20 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
         ("pc_sampler", {"frequencies": [0.125] * VOCAB, "position_origin": "generation"}),
         ("entropy_bound", {"order": "confidence"}),
         ("prophet", {"answer_start": 2}),
+        ("lopa", {"score": "entropy", "branches": BRANCHES}),
+        ("lopa", {"branches": 1}),
+        ("info_gain", {"branches": 1}),
+        ("info_gain", {"variant": "lookum", "branches": BRANCHES}),
     ]
     return [*((name, {}) for name in DECODERS), *more]
 
 
 VARIANTS = pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+BRANCHED = pytest.mark.parametrize(
+    ("name", "options"),
+    [each for each in variants() if Traits.of(make(each[0], **each[1])).branches > 1],
+    ids=str,
+)
 
 
 def facts(device: torch.device) -> Facts:
@@ -87,6 +96,7 @@ def view(device: torch.device, step: int = 0, limit: int = 0) -> StepView:
         top_probabilities=noise(*grid, TOP) / TOP,
         uniform=noise(*grid),
         position_noise=noise(*grid),
+        branch_noise=noise(BATCH, BRANCHES, WIDTH),
         logits=noise(*grid, VOCAB),
     )
 
@@ -156,6 +166,46 @@ def test_rows_of_state_are_rows_of_the_batch(name: str, options: dict[str, Any])
         for f in fields(decision):
             whole, few = getattr(decision, f.name), getattr(fewer, f.name)
             assert (whole is None and few is None) or torch.equal(whole[index], few)
+
+
+def of_branches(seen: StepView, branches: int) -> StepView:
+    """The same once for each branch, all but alike: some see fewer masks, and other chances."""
+    each = torch.arange(branches, device=seen.masked.device)
+
+    def spread(value: Tensor) -> Tensor:
+        return value.unsqueeze(1).expand(-1, branches, *[-1] * (value.dim() - 1)).clone()
+
+    made = {f.name: spread(getattr(seen, f.name)) for f in fields(seen)}
+    made["masked"] &= made["positions"] > each[:, None] % WIDTH
+    for name in ("confidence", "entropy", "margin"):
+        made[name] = made[name].roll(1, -1) / (each[:, None] + 1)
+    return StepView(**made)
+
+
+@BRANCHED
+def test_choosing_neither_syncs_nor_leaves_the_device(name: str, options: dict[str, Any]) -> None:
+    meta = torch.device("meta")
+    decoder: Any = bound(name, options, meta)
+    seen = of_branches(view(meta), decoder.branches)
+    assert decoder.choose(start(decoder, meta), seen).device.type == "meta"
+
+
+@BRANCHED
+def test_choosing_changes_nothing_and_minds_its_row(name: str, options: dict[str, Any]) -> None:
+    cpu, index = torch.device("cpu"), torch.tensor([2, 0])
+    decoder: Any = bound(name, options, cpu)
+    state, _ = decide(decoder, start(decoder, cpu), view(cpu))
+    chosen = set()
+    for step in range(8):
+        seen = of_branches(view(cpu, step), decoder.branches)
+        copy = select_rows(seen, torch.arange(BATCH))
+        winner = decoder.choose(state, seen)
+        for f in fields(seen):
+            assert torch.equal(getattr(seen, f.name), getattr(copy, f.name)), f.name
+        few = decoder.choose(select_rows(state, index), select_rows(seen, index))
+        assert torch.equal(winner[index], few)
+        chosen |= set(winner.tolist())
+    assert len(chosen) > 1 or (name, options) == ("lopa", {})  # where the anchor is hard to beat
 
 
 def test_a_schedule_neither_syncs_nor_leaves_the_device(tmp_path: Path) -> None:

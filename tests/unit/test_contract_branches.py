@@ -155,8 +155,14 @@ def test_the_contract_is_enforced(toy: Toy, decoder: Ahead, message: str) -> Non
         ({"cross_block": True}, r"^Odd\.cross_block must be False, as branches are above 1"),
         ({"adjust": lambda self, state, view: None}, r"^Odd\.adjust must not be there"),
     ],
-    ids=str,
+    ids=["choose", "mutates_committed", "cross_block", "adjust"],
 )
 def test_what_branches_cannot_do_is_refused(toy: Toy, extra: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(toy(), type("Odd", (Ahead,), extra)())
+
+
+def test_noise_of_branches_needs_them(toy: Toy) -> None:
+    odd = type("Odd", (Ahead,), {"needs": frozenset({"branch_noise"})})
+    with pytest.raises(ValueError, match=r"^Odd\.needs must not name 'branch_noise', as branches"):
+        run(toy(), odd(branches=1))

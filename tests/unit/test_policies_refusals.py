@@ -76,6 +76,19 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "sub_block_length": whole(1),
     },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
+    "info_gain": {
+        "threshold": CHANCE,
+        "branches": whole(1),
+        "candidate_temperature": [*CHANCE, (0.0, r"0\.001"), (1e-4, r"0\.001")],
+        "variant": name("infogain"),
+    },
+    "lopa": {
+        "threshold": CHANCE,
+        "branches": whole(1),
+        "score": name("confidense"),
+        "alpha": [(value, rule) for value, rule in SHARE if value is not None],
+        "share": [(value, rule) for value, rule in SHARE if value is not None],
+    },
     "local_leap": {"threshold": CHANCE, "relaxed_threshold": CHANCE, "radius": whole(0)},
     "hierarchical": {"threshold": CHANCE, "low_threshold": CHANCE, "remask": FLAG},
     "credit": {

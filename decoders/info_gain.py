@@ -1,0 +1,97 @@
+"""Try several choices of positions, and keep the one that tells most about the rest."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import top
+from dlm.options import integer, known, number
+from dlm.types import Decision, StepView
+
+VARIANTS = ("info_gain", "lookum")
+LEAST = 1e-3  # of a temperature: below it scores have no bits left beside the noise
+
+
+@dataclass(frozen=True, slots=True)
+class InfoGain(Policy):
+    """Commit those `quota` positions, of `branches` choices, that leave the least uncertain rest.
+
+    Information gain sampling (arXiv:2602.18176). Choice 0 are the most confident positions, the
+    others are drawn without replacement from softmax(confidence / `candidate_temperature`). The
+    next forward evaluates the canvas after each, and the row goes on with the largest
+        J = -H' - C,   H' = mean of H_i over the masks left,   C = sum of H_i over those committed,
+    entropies in nats, C by the forward before ("lookum" is J = -H'); the first on a tie. The first
+    forward of a block commits nothing, and the last one what is left: in all as many as without
+    branches, of C times the tokens (`query_tokens`). A block whose masks are all sure is committed
+    at once.
+
+    As in the authors' code but for H', there of all masks of the row, here of the block's; and at
+    a temperature choices share the tokens drawn, so that J compares positions alone. The
+    `block_length=None` of `generate` takes all masks.
+
+    Args:
+        threshold: of confidence: a block whose masks all reach it is done; above 1 never.
+        branches: choices, at least 1; 1 is `low_confidence`, one position a forward without budget.
+        candidate_temperature: that choices are drawn at (there `position_temperature`).
+        variant: "info_gain", or "lookum", which asks what is left and not what it cost.
+    """
+
+    threshold: float = 0.8
+    branches: int = 8
+    candidate_temperature: float = 0.2
+    variant: str = "info_gain"
+    paper: ClassVar[str] = "arXiv:2602.18176"
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, least=0.0)
+        integer("branches", self.branches, least=1)
+        number("candidate_temperature", self.candidate_temperature, least=LEAST)
+        known("variant", self.variant, VARIANTS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What choices are made and judged by."""
+        return frozenset({"confidence", "entropy", "branch_noise"} - self.idle)
+
+    @property
+    def idle(self) -> set[str]:
+        """What one branch has no use for."""
+        return {"entropy", "branch_noise"} if self.branches == 1 else set()
+
+    def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
+        """One for each blank at most: the first commits nothing, the last what is left."""
+        return blanks
+
+    def init_state(self, batch: int, length: int) -> Tensor:
+        """C of each branch, nats, float64 [B, C]."""
+        return torch.zeros(batch, self.branches, dtype=torch.float64)
+
+    def choose(self, state: Tensor, view: StepView) -> Tensor:
+        """The branch with the largest J, int64 [B]."""
+        masks = view.masked.sum(-1)
+        mean = total(view.want("entropy"), view.masked) / masks.clamp(min=1)
+        cost = state if self.variant == "info_gain" else torch.zeros_like(state)
+        return (-cost - mean).argmax(-1)
+
+    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+        """All that is left, where that is sure or no more than due; else choices for the next."""
+        confidence, masked = view.want("confidence"), view.masked
+        sure = (~masked | (confidence >= self.threshold)).all(-1)
+        ends = sure | (masked.sum(-1) <= view.quota)
+        commit, rest = masked & ends[:, None], masked & ~ends[:, None]
+        if self.branches == 1:
+            return state, Decision(commit | top(confidence, rest, view.quota))
+        noise = view.want("branch_noise").clone()
+        noise[:, 0] = 0.0
+        scores = confidence[:, None] / self.candidate_temperature + noise
+        lines, count = scores.flatten(0, 1), view.quota.repeat_interleave(self.branches)
+        tries = top(lines, rest.repeat_interleave(self.branches, 0), count).view(scores.shape)
+        return total(view.want("entropy")[:, None], tries), Decision(commit, lookahead=tries)
+
+
+def total(values: Tensor, where: Tensor) -> Tensor:
+    """Sum over the marked columns, float64; in order, as a plain sum depends on the padding."""
+    return values.double().masked_fill(~where, 0.0).cumsum(-1)[..., -1]

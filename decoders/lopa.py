@@ -1,0 +1,95 @@
+"""Try several filling orders at once, and go on with the one that leaves the most certain rest."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm.decoders.base import Policy
+from dlm.decoders.select import at_least, rank, top
+from dlm.options import integer, known, number
+from dlm.types import Decision, StepView
+
+SCORES = ("confidence", "margin", "entropy")
+
+
+@dataclass(frozen=True, slots=True)
+class LoPA(Policy):
+    """Commit p(sampled) >= `threshold`, and of `branches` continuations keep the most certain one.
+
+    Lookahead parallel decoding of Xu et al. 2025 (LoPA, arXiv:2512.16229). What is committed is the
+    anchor; branch b = 1, ..., C - 1 also fills the b-th best position left, and all are evaluated
+    by the next forward. Each row goes on with the largest
+        alpha a_b + (1 - alpha) F_b,
+    where F_b is the mean over the least certain `share` of the branch's masks (1 without any), a_b
+    the score of what the branch filled when it did, and a_0 = 1; on a tie with the first b, the
+    anchor last. A forward evaluates C times as many tokens (`query_tokens`), next to no time while
+    weights are what it waits for.
+
+    The defaults are those of the authors' code, of two branches; their experiments have "entropy",
+    alpha = 0 and share = 1, and up to 14. There a threshold is exceeded, here met.
+
+    Args:
+        threshold: of confidence.
+        branches: C, the anchor included; 1 is `threshold`, with positions ranked by `score`.
+        score: what positions are ranked and branches judged by: "confidence", "margin", or minus
+            "entropy" (nats).
+        alpha: weight of what the branch filled, from 0 to 1.
+        share: of a branch's masks, above 0, up to 1; at least one counts.
+    """
+
+    threshold: float = 0.9
+    branches: int = 4
+    score: str = "confidence"
+    alpha: float = 0.5
+    share: float = 0.5
+    paper: ClassVar[str] = "arXiv:2512.16229"
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, least=0.0)
+        integer("branches", self.branches, least=1)
+        known("score", self.score, SCORES)
+        number("alpha", self.alpha, least=0.0, most=1.0)
+        if number("share", self.share, least=0.0, most=1.0) == 0:
+            raise ValueError(f"share must be above 0, got {self.share!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The score, beside what the threshold reads."""
+        return frozenset({"confidence", "position_noise", self.score})
+
+    def certainty(self, view: StepView) -> Tensor:
+        """How certain each position is, float32."""
+        value = view.want(self.score)
+        return -value if self.score == "entropy" else value
+
+    def init_state(self, batch: int, length: int) -> Tensor:
+        """Score of what each branch filled, float32 [B, C]."""
+        return torch.ones(batch, self.branches)
+
+    def choose(self, state: Tensor, view: StepView) -> Tensor:
+        """The branch with the largest weighted score, int64 [B]."""
+        scores, masked = self.certainty(view), view.masked
+        masks = masked.sum(-1)
+        count = (masks.double() * self.share).long().clamp(min=1)
+        lowest = top(-scores.flatten(0, 1), masked.flatten(0, 1), count.flatten())
+        # In order: a plain sum would depend on the padding.
+        total = scores.double().masked_fill(~lowest.view(masked.shape), 0.0).cumsum(-1)[..., -1]
+        future = torch.where(masks > 0, total / count, 1.0)
+        value = self.alpha * state.double() + (1 - self.alpha) * future
+        return (value.roll(-1, 1).argmax(-1) + 1) % self.branches
+
+    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+        """All at or above the threshold, one at least; then a branch for each of the next best."""
+        scores = self.certainty(view)
+        sure = view.masked & (view.want("confidence") >= self.threshold)
+        commit = at_least(sure, view.tempered(scores), view.masked, view.quota)
+        if self.branches == 1:
+            return state, Decision(commit)
+        rest = view.masked & ~commit
+        place = rank(scores, rest)[:, None] + 1
+        tries = (place == torch.arange(self.branches, device=place.device)[:, None]) & rest[:, None]
+        made = scores[:, None].masked_fill(~tries, 0.0).sum(-1)  # of one position each
+        made[:, 0] = 1.0
+        return made, Decision(commit, lookahead=tries)
