@@ -330,4 +330,5 @@ class Batch:
         self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
-        self.expect(replace(due, packing=loop.packing(due.lengths, columns)))
+        packing = loop.packing(due.lengths, columns, alike=due.alike)
+        self.expect(replace(due, packing=packing))

@@ -94,17 +94,19 @@ class Refresh(View):
 class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
-    def __init__(self, cache: Cache, places: Tensor, length: int) -> None:
+    def __init__(self, cache: Cache, places: Tensor, length: int, each: int = 1) -> None:
         """Take what is computed afresh, and how many columns there are to attend to.
 
         Args:
             cache: of the rows.
             places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
             length: columns of each row.
+            each: rows of the cache for one of the forward, which is the first of those.
         """
         self.cache = cache
         self.places = places
         self.length = length
+        self.each = each
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
@@ -113,7 +115,7 @@ class Reuse(View):
         merged = []
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
             kept.view(-1, *kept.shape[2:])[places] = new[:, :, :count].transpose(1, 2)
-            seen = kept[:, : self.length].transpose(1, 2)
+            seen = kept[:: self.each, : self.length].transpose(1, 2)
             more = new[:, :, count:]
             merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)
         return merged[0], merged[1]

@@ -56,6 +56,7 @@ class Forward:
         self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
+        self.branches = traits.branches
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
         self.packs = packs and model.takes_masks and not self.topology.shadowed
@@ -76,22 +77,22 @@ class Forward:
         for half in range(2 if self.guided else 1):
             cache.follow(other.cache, index + half * rows, first + half * shape[0])
 
-    def settle(self, line: Tensor, branches: int, due: Due) -> None:
+    def settle(self, line: Tensor, due: Due) -> None:
         """Give all branches of a row the keys of the one that it goes on with.
 
-        Those of a window are made anew at every forward. Others differ only where a row is computed
-        as a whole again within its block, where the branches are not alike.
+        Those of a window are made anew at every forward. Others differ where one branch was
+        computed for all, and where a row was computed as a whole within its block.
 
         Args:
             line: where that branch lies, int64 [B].
-            branches: of each row.
             due: what the forward computed.
         """
-        again = due.whole or any(due.refresh)
-        if self.cache is None or self.refresh_every is None or not again:
+        if self.cache is None:
             return
-        index = line.repeat_interleave(branches)
-        self.cache.follow(self.cache, self.both(index, index.numel()), 0)
+        again = self.refresh_every is not None and any(due.refresh)
+        if due.alike or (again and not self.topology.final):
+            index = line.repeat_interleave(self.branches)
+            self.cache.follow(self.cache, self.both(index, index.numel()), 0)
 
     def room(self, rows: int, columns: int) -> Cache:
         """Where keys and values of so many rows and columns are kept."""
@@ -114,14 +115,15 @@ class Forward:
         """
         if self.mode == "none":
             return self.rows(canvas, view, due.lengths, None, due.packing)
-        batch, length = canvas.tokens.shape
-        cache = self.room(batch, length)
+        (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
+        cache = self.room(batch * each, length)
         if self.topology.final:
             end = self.topology.block_end(canvas, view.block_start)
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(progress.kept, end, count), cache)
         if due.whole:
-            keep = Refresh(cache, None, length)
+            lines = torch.arange(0, cache.rows, each, device=view.tokens.device)
+            keep = Refresh(cache, None if each == 1 else lines, length)
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
@@ -242,7 +244,11 @@ class Forward:
         tokens, places, given, slots, inside = by.stretch(
             canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
         )
-        reused = Reuse(cache, slots, length)
+        each = self.branches if due.alike else 1
+        if each > 1:  # the first branch of each row
+            line = torch.arange(slots.shape[0], device=slots.device)[:, None]
+            slots = slots + line * (each - 1) * (cache.length + 1)
+        reused = Reuse(cache, slots, length, each)
         valid = None
         if min(due.lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]

@@ -69,10 +69,15 @@ def line_of(winner: Tensor, branches: int) -> Tensor:
     return torch.arange(winner.shape[0], device=winner.device) * branches + winner
 
 
-def chosen(seen: Measured, winner: Tensor, branches: int) -> Measured:
-    """What was measured of the branch that each row chose; all of them were evaluated."""
-    index = line_of(winner, branches)
-    queries = seen.queries.view(-1, branches).sum(-1)
+def chosen(seen: Measured, winner: Tensor, guess: Guess) -> Measured:
+    """What was measured of the branch that each row chose.
+
+    Positions count for every branch, but once in a row whose branches are alike: those are computed
+    for the sake of other rows.
+    """
+    branches = guess.marks.shape[1]
+    index, each = line_of(winner, branches), seen.queries.view(-1, branches)
+    queries = torch.where(guess.marks.any(-1).any(-1), each.sum(-1), each[:, 0])
     return replace(seen, view=select_rows(seen.view, index), queries=queries)
 
 

@@ -4,7 +4,7 @@ Shapes: B rows, L canvas, C branches, W window, K likeliest tokens.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -24,10 +24,12 @@ class Due:
     refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
     reach: int  # most positions of a row to compute where not all are
     packing: Packing | None
-    """Of all rows computed as a whole, with every branch; None where padding is computed, too."""
+    """Of all rows computed as a whole, with their branches; None where padding is computed, too."""
     room: int = 0
     """Rows to compute as a whole where some are, rounded up to a power of two so that one recording
     fits them: the device finds out which those are. 0: those that `refresh` names."""
+    alike: bool = True
+    """Whether the branches of every row are alike, so that one of each is computed."""
 
     @property
     def whole(self) -> bool:
@@ -38,27 +40,29 @@ class Due:
         """What forwards that ask the same of the device share, on a canvas of `width` columns."""
         padded = min(self.lengths) < width
         if self.whole:
-            return True, padded if self.packing is None else tuple(self.lengths)
-        return False, padded, self.reach, self.room
+            return True, padded if self.packing is None else tuple(self.lengths), self.alike
+        return False, padded, self.reach, self.room, self.alike
 
     @classmethod
     def stack(cls, parts: Sequence["Due"]) -> "Due":
         """Of the rows of several, not packed yet."""
         lengths = [length for part in parts for length in part.lengths]
         refresh = [fresh for part in parts for fresh in part.refresh]
-        return cls(lengths, refresh, max(part.reach for part in parts), None)
+        reach, alike = max(part.reach for part in parts), all(part.alike for part in parts)
+        return cls(lengths, refresh, reach, None, alike=alike)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
         lengths = [length for length in self.lengths for _ in range(branches)]
         refresh = [fresh for fresh in self.refresh for _ in range(branches)]
-        return Due(lengths, refresh, self.reach, self.packing, self.room * branches)
+        room = self.room * branches
+        return replace(self, lengths=lengths, refresh=refresh, room=room)
 
     def select(self, stay: Sequence[int]) -> "Due":
         """The rows `stay`, not packed yet."""
         lengths = [self.lengths[row] for row in stay]
         refresh = [self.refresh[row] for row in stay]
-        return Due(lengths, refresh, self.reach, None)
+        return Due(lengths, refresh, self.reach, None, alike=self.alike)
 
 
 @dataclass(frozen=True, slots=True)

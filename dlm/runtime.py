@@ -171,7 +171,7 @@ class Loop:
             guess = lookahead.nothing(window, self.traits.branches, top)
         progress = Progress(state, window, never, never, none, none, kept, bound, tally, guess)
         reach = int(self.meter.forward.reach(canvas, window.start, kept, never))
-        packing = self.packing(lengths, width)
+        packing = self.packing(lengths, width, alike=True)
         return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
@@ -189,9 +189,13 @@ class Loop:
         theirs = other.meter.forward
         self.meter.forward.follow(theirs, index, count * each, first * each, shape)
 
-    def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
-        """How rows of these lengths are laid end to end, on a canvas of `width` columns."""
-        each = [length for length in lengths for _ in range(self.traits.branches)]
+    def packing(self, lengths: Sequence[int], width: int, *, alike: bool) -> Packing | None:
+        """How rows of these lengths are laid end to end, on a canvas of `width` columns.
+
+        With every branch, unless they are alike.
+        """
+        count = 1 if alike else self.traits.branches
+        each = [length for length in lengths for _ in range(count)]
         return self.meter.forward.packing(each, width)
 
     def room(self, canvas: Canvas) -> Cache:
@@ -268,8 +272,11 @@ class Loop:
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
-        done, forward = progress.done, self.meter.forward
+        done, forward, guess = progress.done, self.meter.forward, progress.guess
         flags = [*(broken[rule][None] for rule in self.rules), done]
+        if guess is not None:
+            tries = guess.marks.any(-1).any(-1) & ~done
+            flags.insert(-1, tries.any()[None])
         if self.settings.cache == "none":
             return torch.cat(flags).long()
         due = forward.fresh(progress)
@@ -283,12 +290,22 @@ class Loop:
         told = self.mailbox.read(outcome.report)
         count, batch = len(self.rules), len(due.lengths)
         broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
+        tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
-        if self.settings.cache == "none":
+        refresh, reach = due.refresh, due.reach
+        if self.settings.cache != "none":
+            refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
+            reach = told[-1]
+        # Where a block's keys are approximate each branch keeps to its own until all are made anew.
+        alike = not tries and (self.settings.cache == "none" or self.exact or all(refresh))
+        if (refresh, reach, alike) == (due.refresh, due.reach, due.alike):
             return broken, done, due
-        refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
-        same = refresh == due.refresh and told[-1] == due.reach
-        return broken, done, due if same else replace(due, refresh=refresh, reach=told[-1])
+        due = replace(due, refresh=refresh, reach=reach)
+        if alike != due.alike:
+            width = outcome.canvas.tokens.shape[1]
+            packing = self.packing(due.lengths, width, alike=alike)
+            due = replace(due, alike=alike, packing=packing)
+        return broken, done, due
 
     def decide(
         self, canvas: Canvas, progress: Progress, due: Due
@@ -324,22 +341,25 @@ class Loop:
         """Forward every branch, go on with one of each row and decide on that."""
         batch, count, traits = canvas.tokens.shape[0], self.traits.branches, self.traits
         assert traits.choose is not None
-        lines, stand = lookahead.lines(canvas, progress, guess)
+        lines, stand, asked = canvas, progress, due
+        if not due.alike:
+            lines, stand, asked = *lookahead.lines(canvas, progress, guess), due.lines(count)
         view = self.meter.look(lines, stand)
-        wanted = self.meter.wanted(view)
-        every = self.meter.measure(lines, stand, due.lines(count), view, wanted)
-        shown = self.shown(every.view.listing(self.meter.own_top))
-        apart = mapped(lambda part: part.unflatten(0, (batch, count)), shown)
-        winner, absent = choice(traits.choose(progress.state, apart), batch, traits)
-        if not self.exact:
-            self.meter.forward.settle(lookahead.line_of(winner, count), count, due)
-        seen = lookahead.chosen(every, winner, count)
+        seen = self.meter.measure(lines, stand, asked, view, self.meter.wanted(view))
+        winner, absent = torch.zeros_like(progress.made), torch.zeros_like(progress.done[0])
+        finite = seen.finite
+        if not due.alike:
+            shown = self.shown(seen.view.listing(self.meter.own_top))
+            apart = mapped(lambda part: part.unflatten(0, (batch, count)), shown)
+            winner, absent = choice(traits.choose(progress.state, apart), batch, traits)
+            seen = lookahead.chosen(seen, winner, guess)
+        self.meter.forward.settle(lookahead.line_of(winner, count), due)
         noisy = self.meter.with_branch_noise(seen.view, canvas, progress.made)
         shown = self.shown(noisy.listing(self.meter.own_top))
         made = self.decoder.step(progress.state, shown)
         state, decision = answer(made, seen.view, traits)
         broken = violations(decision, seen.view, traits)
-        broken |= {Violation.NAN: ~every.finite, Violation.CHOICE: absent}
+        broken |= {Violation.NAN: ~finite, Violation.CHOICE: absent}
         seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
         return state, seen, decision, broken
 

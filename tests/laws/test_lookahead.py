@@ -14,6 +14,7 @@ from dlm.decoders.base import Stateless
 from dlm.decoders.select import rank
 from dlm.execution import Execution
 from dlm.models.model import Model
+from dlm.progress import Due
 from dlm.types import Decision, StepView
 
 Traced = Callable[..., Execution]
@@ -31,6 +32,7 @@ class Turned(Stateless):
     """
 
     turn: int = 0
+    rests: bool = False  # whether it tries nothing at every other forward
     branches: ClassVar[int] = COUNT
     paper: ClassVar[str] = "none"
     needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
@@ -48,6 +50,8 @@ class Turned(Stateless):
         begin = self.turn * (view.step[:, None] + 1)  # of the next forward
         order = (torch.arange(COUNT, device=begin.device) - begin) % COUNT
         lookahead = torch.stack(tries, 1).gather(1, order[..., None].expand(-1, -1, rest.shape[1]))
+        if self.rests:
+            lookahead &= (view.step % 2 == 0)[:, None, None]
         return None, Decision(view.masked & (place == 0), lookahead=lookahead)
 
 
@@ -85,14 +89,19 @@ def test_where_a_branch_lies_means_nothing(golden: Model, more: dict[str, Any]) 
         assert confidences(other) == pytest.approx(confidences(found[0]), abs=1e-5)
 
 
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("rests", [False, True])
 @pytest.mark.parametrize("more", WAYS, ids=str)
-def test_a_row_does_not_depend_on_its_batch(golden: Model, more: dict[str, Any]) -> None:
-    together = run(golden, Turned(), **more)
+def test_a_row_does_not_depend_on_its_batch(
+    golden: Model, more: dict[str, Any], rests: bool
+) -> None:
+    decoder = Turned(1, rests)
+    together = run(golden, decoder, **more)
     for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
-        alone = run(golden, Turned(), [row], row_keys=[key], gen_length=LENGTHS[number], **more)
+        alone = run(golden, decoder, [row], row_keys=[key], gen_length=LENGTHS[number], **more)
         for one, all_ in zip(told(alone), told(together), strict=True):
             assert one[0] == all_[number]
-    by_turns = run(golden, Turned(), batch_size=2, **more)
+    by_turns = run(golden, decoder, batch_size=2, **more)
     assert told(by_turns) == told(together)
 
 
@@ -109,19 +118,28 @@ def test_recorded_steps_do_the_same(
         assert found.order == plain.order
 
 
+def test_branches_of_a_batch_are_alike_where_those_of_all_its_parts_are() -> None:
+    parts = [Due([3], [True], 0, None, alike=alike) for alike in (True, False)]
+    assert not Due.stack(parts).alike
+    assert not Due.stack(parts[::-1]).alike
+    assert Due.stack(parts[:1] * 2).alike
+    assert parts[0].shape(3) != parts[1].shape(3)
+
+
 @pytest.mark.parametrize("facts", [{"block_size": 4}, {"block_size": 8, "causal": True}], ids=str)
 def test_prompts_are_kept_and_taken_over(golden: Model, facts: dict[str, Any]) -> None:
     """By every branch, of networks whose attention is in blocks."""
     model = replace(golden, spec=replace(golden.spec, **facts))
     rows = [list(range(1, 71)), list(range(101, 140))]
     plain = run(model, Turned(), rows, cache="prefix")
+    assert run(model, Turned(), rows).tokens == plain.tokens  # there caches are exact
     kept = dlm.PromptCache(model, gib=0.01)
     first = run(model, Turned(), rows, cache="prefix", prompt_cache=kept)
     again = run(model, Turned(), rows, cache="prefix", prompt_cache=kept)
     assert first.tokens == again.tokens == plain.tokens
     assert first.query_tokens == plain.query_tokens
     saved = [a - b for a, b in zip(plain.query_tokens, again.query_tokens, strict=True)]
-    assert saved == [64 * COUNT, 32 * COUNT]
+    assert saved == [64, 32]  # before a first forward branches are alike, and computed once
 
 
 @pytest.mark.parametrize("decoder", ["lopa", Turned()], ids=str)

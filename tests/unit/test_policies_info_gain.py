@@ -156,7 +156,8 @@ def test_a_low_temperature_leaves_one_choice(toy: Toy) -> None:
     plain = dlm.generate(toy(4), [[1, 2]], decoder="low_confidence", **shape)
     assert found.tokens == plain.tokens
     assert found.forwards == plain.forwards == [9]
-    assert found.query_tokens == [4 * each for each in plain.query_tokens]
+    assert plain.query_tokens == [9 * 11]
+    assert found.query_tokens == [11 + 4 * 8 * 11]  # nothing to choose from at the first one
 
 
 def test_noise_of_branches_is_gumbel_and_independent() -> None:

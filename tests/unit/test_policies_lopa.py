@@ -108,7 +108,7 @@ def test_it_is_the_authors_loop(
 
 
 def test_branches_save_forwards_and_cost_queries(toy: Toy) -> None:
-    """Each forward evaluates every branch, and keeps one more token of the one it chose."""
+    """Each forward keeps one more token of the branch it chose; the first has none to evaluate."""
     plain, ahead = (
         dlm.generate(
             toy(3),
@@ -123,7 +123,7 @@ def test_branches_save_forwards_and_cost_queries(toy: Toy) -> None:
     )
     assert plain.forwards == [12]
     assert ahead.forwards[0] < 12
-    assert ahead.query_tokens[0] == 4 * 14 * ahead.forwards[0]
+    assert ahead.query_tokens[0] == 14 + 4 * 14 * (ahead.forwards[0] - 1)
     assert plain.query_tokens[0] == 14 * 12
 
 
