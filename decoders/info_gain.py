@@ -11,6 +11,7 @@ from dlm.decoders.select import top
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
+MOST = 64  # branches
 VARIANTS = ("info_gain", "lookum")
 LEAST = 1e-3  # of a temperature: below it scores have no bits left beside the noise
 
@@ -34,7 +35,7 @@ class InfoGain(Policy):
 
     Args:
         threshold: of confidence: a block whose masks all reach it is done; above 1 never.
-        branches: choices, at least 1; 1 is `low_confidence`, one position a forward without budget.
+        branches: choices, up to 64; 1 is `low_confidence`, but for `threshold`.
         candidate_temperature: that choices are drawn at (there `position_temperature`).
         variant: "info_gain", or "lookum", which asks what is left and not what it cost.
     """
@@ -47,7 +48,7 @@ class InfoGain(Policy):
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
-        integer("branches", self.branches, least=1)
+        integer("branches", self.branches, least=1, most=MOST)
         number("candidate_temperature", self.candidate_temperature, least=LEAST)
         known("variant", self.variant, VARIANTS)
 

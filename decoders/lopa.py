@@ -11,6 +11,7 @@ from dlm.decoders.select import at_least, rank, top
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
+MOST = 64  # branches
 SCORES = ("confidence", "margin", "entropy")
 
 
@@ -27,12 +28,13 @@ class LoPA(Policy):
     anchor last. A forward evaluates C times as many tokens (`query_tokens`), next to no time while
     weights are what it waits for.
 
-    The defaults are those of the authors' code, of two branches; their experiments have "entropy",
-    alpha = 0 and share = 1, and up to 14. There a threshold is exceeded, here met.
+    score, alpha and share are by default as in the authors' code, which keep to the anchor unless
+    another is clearly better; their experiments have "entropy", alpha = 0 and share = 1, and 2 to
+    14 branches. There a threshold is exceeded, here met.
 
     Args:
         threshold: of confidence.
-        branches: C, the anchor included; 1 is `threshold`, with positions ranked by `score`.
+        branches: C, the anchor included, up to 64; 1 is `threshold`, ranking by `score`.
         score: what positions are ranked and branches judged by: "confidence", "margin", or minus
             "entropy" (nats).
         alpha: weight of what the branch filled, from 0 to 1.
@@ -48,7 +50,7 @@ class LoPA(Policy):
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
-        integer("branches", self.branches, least=1)
+        integer("branches", self.branches, least=1, most=MOST)
         known("score", self.score, SCORES)
         number("alpha", self.alpha, least=0.0, most=1.0)
         if number("share", self.share, least=0.0, most=1.0) == 0:

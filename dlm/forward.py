@@ -219,18 +219,22 @@ class Forward:
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))
 
-    def packing(self, lengths: Sequence[int], width: int) -> Packing | None:
+    def packing(self, lengths: Sequence[int], width: int, copies: int = 1) -> Packing | None:
         """How whole rows of these lengths are packed; None where padding is computed, too.
 
         A row alone is padded only to be of the same length as rows of other generations, and where
         most forwards are of windows it stays so: they all share one recording.
+
+        Args:
+            lengths: tokens of each row.
+            width: columns of the canvas.
+            copies: of each row, behind each other.
         """
         alone = len(lengths) == 1 and self.mode != "none"
         if alone or not (self.packs and worthwhile(lengths, width)):
             return None
-        return Packing.of(
-            [*lengths, *lengths] if self.guided else lengths, width, self.model.device
-        )
+        each = [length for length in lengths for _ in range(copies)]
+        return Packing.of([*each, *each] if self.guided else each, width, self.model.device)
 
     def part(
         self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache

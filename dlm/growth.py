@@ -94,7 +94,13 @@ class Growth:
         for name, reason in WHOLE.items():
             if value := getattr(settings, name):
                 raise ValueError(f"{name} is not for blanks that grow: {reason}, got {value!r}")
-        if Traits.of(settings.policy).mutates_committed:
+        traits = Traits.of(settings.policy)
+        if traits.branches > 1:
+            raise ValueError(
+                "decoder must not look ahead where blanks grow, as a token that changes their "
+                f"number is no text, got {settings.decoder!r} with {traits.branches} branches"
+            )
+        if traits.mutates_committed:
             raise ValueError(
                 "decoder must not take tokens back where blanks grow, as rows are laid out anew "
                 f"with what is filled, got {settings.decoder!r}"

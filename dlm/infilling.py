@@ -57,9 +57,9 @@ def infill(
 
     Raises:
         ValueError: as in `generate`; a text without a blank; with `max_gen_length` a network that
-            does not ask for blanks, more blanks than that, a decoder that takes tokens back, and
-            `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what is recorded by
-            position.
+            does not ask for blanks, more blanks than that, a decoder that takes tokens back or
+            looks ahead, and `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what
+            is recorded by position.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
     return together(filled(model, text, batch_size, growth, options))

@@ -194,9 +194,7 @@ class Loop:
 
         With every branch, unless they are alike.
         """
-        count = 1 if alike else self.traits.branches
-        each = [length for length in lengths for _ in range(count)]
-        return self.meter.forward.packing(each, width)
+        return self.meter.forward.packing(lengths, width, 1 if alike else self.traits.branches)
 
     def room(self, canvas: Canvas) -> Cache:
         """Where keys and values of the rows of a canvas are kept, with every branch."""
@@ -359,9 +357,10 @@ class Loop:
         made = self.decoder.step(progress.state, shown)
         state, decision = answer(made, seen.view, traits)
         broken = violations(decision, seen.view, traits)
-        broken |= {Violation.NAN: ~finite, Violation.CHOICE: absent}
         seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
-        return state, seen, decision, broken
+        if Violation.PROGRESS in broken:  # what the branch had filled is progress
+            broken[Violation.PROGRESS] = violations(decision, seen.view, traits)[Violation.PROGRESS]
+        return state, seen, decision, broken | {Violation.NAN: ~finite, Violation.CHOICE: absent}
 
     def shown(self, view: StepView) -> StepView:
         """What the decoder is given of a view."""

@@ -176,6 +176,7 @@ class Settings:
             raise ValueError(
                 f"position_temperature must be 0 for {self.decoder!r}, which does not say that it "
                 f"ranks positions by a score with 'position_noise', got {self.position_temperature}"
+                + ("; it has a candidate_temperature" if "branch_noise" in traits.needs else "")
             )
         if not self.confidence_eos_eot_inf:
             return

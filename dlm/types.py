@@ -68,7 +68,8 @@ class StepView:
         """The optional field `name`, which the decoder declared in `needs`."""
         value: Tensor | None = getattr(self, name)
         if value is None:
-            raise ValueError(f"{name!r} was not computed: name it in the decoder's `needs`")
+            only = ", and read it in `step` alone" if name == "branch_noise" else ""
+            raise ValueError(f"{name!r} was not computed: name it in the decoder's `needs`{only}")
         return value
 
     def apart(self) -> "StepView":
@@ -166,7 +167,9 @@ class Decoder(Protocol[S]):
     many times the cost: those that the decision before it asked for in `lookahead`. A method
     `choose(state, view)` then says which one each row goes on with, int64 [B], out of a view whose
     fields have an axis of branches behind that of rows, and `step` sees that one. What it had
-    filled is committed by this forward; what others had filled is forgotten.
+    filled is committed by this forward, and `step` may add none to it; what others had filled is
+    forgotten. Where no row tries anything, as at the first forward of all, one branch is evaluated
+    and `choose` is not called; where other rows do, those of the row are alike.
 
     Besides what is below it may have any of the attributes that `dlm.traits.Traits` lists. One
     that declares nothing gets every statistic that takes no forward or list of its own, and may

@@ -152,3 +152,16 @@ def test_texts_are_of_their_language(decoder: Any) -> None:
     assert found.texts is not None
     for text in found.texts:
         assert re.fullmatch(r"(ab|ba)+c", text)
+
+
+def test_a_row_alone_shares_its_recordings(golden: Model, traced: Traced) -> None:
+    """Whatever its length: of a first forward, of branches, and of all of them made again."""
+    execution = traced()
+    for length in (7, 9, 11, 13):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Execution, "of", lambda model: execution)
+            rows = [list(range(1, length))]
+            run(golden, Turned(), rows, cache="dual", refresh_every=2, gen_length=21)
+    assert execution.lanes is not None
+    (lane,) = execution.lanes.unused
+    assert [len(work.steps.recordings) for work in lane.kept] == [3]

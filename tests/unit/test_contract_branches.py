@@ -57,6 +57,19 @@ class Ahead(Stateless):
         return None, Decision(first(view), lookahead=self.tries(view))
 
 
+@dataclass(frozen=True)
+class Slow(Ahead):
+    """Commits the first mask of a block, and fills the others in branches, or none."""
+
+    idle: bool = False
+
+    def step(self, state: None, view: StepView) -> tuple[None, Decision]:
+        commit = first(view) & (view.step == 0)[:, None]
+        rest = view.masked & ~commit
+        tries = torch.stack([rest & (rest.cumsum(-1) == 1)] * 2, 1)
+        return None, Decision(commit, lookahead=None if self.idle else tries)
+
+
 def run(model: Model, decoder: Any, **options: Any) -> dlm.Generation:
     usual: dict[str, Any] = {"gen_length": 6, "block_length": 3, "stop_at_eos": False}
     return dlm.generate(model, [[1], [2, 3]], decoder=decoder, **{**usual, **options})
@@ -101,6 +114,20 @@ def test_the_decoder_sees_the_branch_that_it_chose(toy: Toy) -> None:
 
     run(toy(), Ahead(winner=choose), gen_length=3)
     assert seen == [(2, 1, 2)]
+
+
+def test_what_a_branch_filled_is_progress(toy: Toy) -> None:
+    """Commits come through branches alone, but for the first one of a block."""
+    found = run(toy(), Slow())
+    assert found.forwards == [6, 6]
+    with pytest.raises(ValueError, match="made no net progress in a row"):
+        run(toy(), Slow(idle=True))
+
+
+def test_noise_of_branches_is_for_a_step_alone(toy: Toy) -> None:
+    odd = type("Odd", (Ahead,), {"needs": frozenset({"branch_noise"})})
+    with pytest.raises(ValueError, match=r"'branch_noise' was not computed: .* in `step` alone$"):
+        run(toy(), odd(winner=lambda view: view.want("branch_noise")))
 
 
 def test_a_step_tells_of_the_row_without_its_branches(toy: Toy) -> None:

@@ -78,13 +78,13 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
     "info_gain": {
         "threshold": CHANCE,
-        "branches": whole(1),
+        "branches": [*whole(1), (65, "int <= 64")],
         "candidate_temperature": [*CHANCE, (0.0, r"0\.001"), (1e-4, r"0\.001")],
         "variant": name("infogain"),
     },
     "lopa": {
         "threshold": CHANCE,
-        "branches": whole(1),
+        "branches": [*whole(1), (65, "int <= 64")],
         "score": name("confidense"),
         "alpha": [(value, rule) for value, rule in SHARE if value is not None],
         "share": [(value, rule) for value, rule in SHARE if value is not None],
