@@ -19,6 +19,7 @@ from torch import Tensor
 
 import dlm
 from dlm.data import TASKS, Example
+from dlm.decoders import LoPA
 from dlm.decoders.base import Policy
 from dlm.measure import background
 from dlm.models.model import Model
@@ -89,7 +90,7 @@ def decode(model: Model, examples: Sequence[Example], decoder: Any, **way: Any) 
     return rows
 
 
-def tell(model: Model, examples: Sequence[Example], decoder: str, **way: Any) -> list[Row]:
+def tell(model: Model, examples: Sequence[Example], decoder: Any, **way: Any) -> list[Row]:
     """Print percent right, mean forwards and tokens taken back."""
     rows = decode(model, examples, decoder, **way)
     share, forwards = mean(row.right for row in rows), mean(row.forwards for row in rows)
@@ -111,7 +112,7 @@ def counts(commits: Sequence[Change]) -> tuple[int, ...]:
     return tuple(of[step] for step in range(max(of, default=-1) + 1))
 
 
-def unsure(model: Model, puzzles: Sequence[Example], decoder: str, **way: Any) -> None:
+def unsure(model: Model, puzzles: Sequence[Example], decoder: Any, **way: Any) -> None:
     """Print in how many rows one forward commits two or more unsure tokens."""
     rows = decode(model, puzzles, decoder, **way)
     low = [[c for c in row.trajectory.commits if c.confidence < SURE] for row in rows]
@@ -249,13 +250,28 @@ def later(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) ->
     tell(model, words, "prophet")
 
 
+def ahead(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) -> None:
+    """Print what belongs to the bullets on `lopa` and `info_gain`."""
+    print("lopa (threshold 0.8 and 0.9: above)")
+    experiments = LoPA(score="entropy", alpha=0.0, share=1.0)
+    for decoder in (LoPA(), LoPA(threshold=0.8), experiments):
+        tell(model, words, decoder)
+    for decoder in (LoPA(), experiments):
+        unsure(model, puzzles, decoder)
+        unsure(model, words, decoder)
+    print("info_gain")
+    tell(model, words, "info_gain")
+    tell(model, words, "info_gain", variant="lookum")
+    unsure(model, puzzles, "info_gain", variant="lookum")
+
+
 def main() -> None:
     """Print every figure, bullet by bullet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sudoku", type=Path, required=True, help="CSV of the published puzzles")
     path, model = parser.parse_args().sudoku, dlm.load()
     puzzles, words = held_out("sudoku", 500, path), held_out("word_problems", 400, None)[100:]
-    for bullets in (orders, takes_back, curves, later):
+    for bullets in (orders, takes_back, curves, later, ahead):
         bullets(model, puzzles, words)
 
 
