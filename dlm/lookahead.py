@@ -19,9 +19,9 @@ from dlm.window import Window
 
 def nothing(window: Window, branches: int, top: int) -> Guess:
     """Branches that are all alike, which list so many of the likeliest tokens where any are."""
-    tokens, masked = window.tokens, window.masked
+    tokens, (rows, width) = window.tokens, window.tokens.shape
     sure = torch.zeros(tokens.shape, device=tokens.device)
-    marks = masked[:, None].expand(-1, branches, -1).logical_and(torch.zeros_like(masked[:, None]))
+    marks = window.masked.new_zeros((rows, branches, width))
     if not top:
         return Guess(marks, tokens, sure, None, None)
     listed = tokens[..., None].expand(-1, -1, top)
@@ -35,7 +35,8 @@ def tried(view: StepView, decision: Decision, branches: int) -> Guess:
     """
     marks = decision.lookahead
     if marks is None:
-        marks = torch.zeros_like(view.masked[:, None]).expand(-1, branches, -1)
+        rows, width = view.masked.shape
+        marks = view.masked.new_zeros((rows, branches, width))
     sure = view.confidence
     if sure is None:
         sure = torch.zeros(view.sampled.shape, device=view.sampled.device)

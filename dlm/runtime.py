@@ -15,7 +15,8 @@ from dlm import lookahead
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.constraints.constraint import Constraint
-from dlm.contract import Violation, answer, check_state, choice, gain, rules, violations
+from dlm.contract import Violation, check_state, gain, rules
+from dlm.deciding import Deciding
 from dlm.execution import Execution
 from dlm.host import Mailbox
 from dlm.kernels import canvas as plain
@@ -24,10 +25,9 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.packing import Packing
-from dlm.progress import Due, Guess, Progress, Tally
+from dlm.progress import Due, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.tree import mapped
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 from dlm.window import Window, locate, rows, write
 
@@ -126,10 +126,9 @@ class Loop:
             model = replace(model, network=weakref.proxy(model.network))
         self.decoder = decoder
         self.traits = Traits.of(decoder)
-        # Ours are known to write to nothing that they are shown.
-        self.trusted = type(decoder).__module__.partition(".")[0] == "dlm"
         self.static = execution.static
         self.meter = Meter(model, self.traits, settings, languages, dense=self.static)
+        self.decide = Deciding(decoder, self.traits, self.meter)
         self.settings = settings
         self.spec = model.spec
         self.block_length = block_length
@@ -221,7 +220,8 @@ class Loop:
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
-        state, seen, decision, broken = self.decide(canvas, progress, due)
+        decided = self.decide(canvas, progress, due)
+        seen, decision, broken = decided.seen, decided.decision, decided.broken
         if self.static:
             decision = decision.without(progress.done)
         drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
@@ -234,10 +234,10 @@ class Loop:
             seen.queries.masked_fill(progress.done, 0),
             self.path(seen, decision, tokens, drawn),
         )
-        going = self.advance(after, progress, state, hold, finished, tally)
+        going = self.advance(after, progress, decided.state, hold, finished, tally)
         if progress.guess is not None:
-            guess = lookahead.tried(seen.view, decision, self.traits.branches)
-            going = replace(going, guess=guess)
+            tried = lookahead.tried(seen.view, decision, self.traits.branches)
+            going = replace(going, guess=tried)
         # Of rows that go on: one that is given up is not over.
         broken[Violation.BOUND] = (going.bound <= going.made).masked_fill(finished, False).any()
         return Outcome(
@@ -295,7 +295,8 @@ class Loop:
             refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
             reach = told[-1]
         # Where a block's keys are approximate each branch keeps to its own until all are made anew.
-        alike = not tries and (self.settings.cache == "none" or self.exact or all(refresh))
+        able = self.settings.cache == "none" or self.exact or all(refresh)
+        alike = self.traits.branches == 1 or (able and not tries)
         if (refresh, reach, alike) == (due.refresh, due.reach, due.alike):
             return broken, done, due
         due = replace(due, refresh=refresh, reach=reach)
@@ -304,67 +305,6 @@ class Loop:
             packing = self.packing(due.lengths, width, alike=alike)
             due = replace(due, alike=alike, packing=packing)
         return broken, done, due
-
-    def decide(
-        self, canvas: Canvas, progress: Progress, due: Due
-    ) -> tuple[object, Measured, Decision, dict[Violation, Tensor]]:
-        """Forward and decide; the other way round where the decision rests on no logits.
-
-        Returns:
-            The decoder's state, the view measured, the decision and which rules it breaks.
-        """
-        if progress.guess is not None:
-            return self.decide_ahead(canvas, progress, due, progress.guess)
-        view = self.meter.look(canvas, progress)
-        if self.traits.order_only:
-            made = self.decoder.step(progress.state, self.shown(view))
-            state, decision = answer(made, view, self.traits)
-            broken = violations(decision, view, self.traits)
-            taken = decision.commit if decision.edit is None else decision.commit | decision.edit
-            if self.meter.joint is not None:  # what else is open decides what may be taken
-                taken = taken | view.masked
-            seen = self.meter.measure(canvas, progress, due, view, taken)
-        else:
-            wanted = self.meter.wanted(view)
-            seen = self.meter.measure(canvas, progress, due, view, wanted)
-            shown = self.shown(seen.view.listing(self.meter.own_top))
-            made = self.decoder.step(seen.state, shown)
-            state, decision = answer(made, seen.view, self.traits)
-            broken = violations(decision, seen.view, self.traits)
-        return state, seen, decision, {Violation.NAN: ~seen.finite, **broken}
-
-    def decide_ahead(
-        self, canvas: Canvas, progress: Progress, due: Due, guess: Guess
-    ) -> tuple[object, Measured, Decision, dict[Violation, Tensor]]:
-        """Forward every branch, go on with one of each row and decide on that."""
-        batch, count, traits = canvas.tokens.shape[0], self.traits.branches, self.traits
-        assert traits.choose is not None
-        lines, stand, asked = canvas, progress, due
-        if not due.alike:
-            lines, stand, asked = *lookahead.lines(canvas, progress, guess), due.lines(count)
-        view = self.meter.look(lines, stand)
-        seen = self.meter.measure(lines, stand, asked, view, self.meter.wanted(view))
-        winner, absent = torch.zeros_like(progress.made), torch.zeros_like(progress.done[0])
-        finite = seen.finite
-        if not due.alike:
-            shown = self.shown(seen.view.listing(self.meter.own_top))
-            apart = mapped(lambda part: part.unflatten(0, (batch, count)), shown)
-            winner, absent = choice(traits.choose(progress.state, apart), batch, traits)
-            seen = lookahead.chosen(seen, winner, guess)
-        self.meter.forward.settle(lookahead.line_of(winner, count), due)
-        noisy = self.meter.with_branch_noise(seen.view, canvas, progress.made)
-        shown = self.shown(noisy.listing(self.meter.own_top))
-        made = self.decoder.step(progress.state, shown)
-        state, decision = answer(made, seen.view, traits)
-        broken = violations(decision, seen.view, traits)
-        seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
-        if Violation.PROGRESS in broken:  # what the branch had filled is progress
-            broken[Violation.PROGRESS] = violations(decision, seen.view, traits)[Violation.PROGRESS]
-        return state, seen, decision, broken | {Violation.NAN: ~finite, Violation.CHOICE: absent}
-
-    def shown(self, view: StepView) -> StepView:
-        """What the decoder is given of a view."""
-        return view if self.trusted else view.apart()
 
     def path(
         self, seen: Measured, decision: Decision, tokens: Tensor, drawn: Tensor

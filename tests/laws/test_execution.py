@@ -118,7 +118,7 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
         patch.setattr(Execution, "of", lambda model: Execution(static=True))
         patch.setattr(Loop, "step", watched)
         dlm.infill(golden, rows, **options)
-    assert shapes == [(True, (3, 13, 13, 13)), *[(False, True, 0, 0)] * 3] * 3
+    assert shapes == [(True, (3, 13, 13, 13), True), *[(False, True, 0, 0, True)] * 3] * 3
 
 
 def test_recorded_canvases_have_few_lengths(traced: Traced) -> None:

@@ -241,9 +241,9 @@ def test_what_is_not_open_is_never_chosen(
     masked = torch.tensor([[False, True, False, True], [True, False, False, False]])
     best = torch.where(masked, 0.1, 1.0)
     view = view_of(
-        masked=masked, editable=torch.zeros_like(masked), confidence=best, margin=best,
-        entropy=1 - best, token_probability=best, leave_one_out=best, uniform=1 - best,
-        top_tokens=torch.arange(2).expand(2, 4, 2), quota=3, limit=5,
+        masked=masked, editable=torch.zeros_like(masked), confidence=best, margin=best, quota=3,
+        entropy=1 - best, token_probability=best, leave_one_out=best, uniform=1 - best, limit=5,
+        top_tokens=torch.arange(2).expand(2, 4, 2), branch_noise=best[:, None].repeat(1, 8, 1),
         top_probabilities=torch.stack((best, 0 * best), -1),
     )  # fmt: skip
     unbound: Any = make(name)

@@ -282,7 +282,7 @@ def test_no_other_option_of_a_decoder_is_a_file() -> None:
         if str in {hint := get_type_hints(decoder)[field.name], *get_args(hint)}
     }
     files = {("schedule", "path"), ("pc_sampler", "frequencies")}
-    names = {"alpha", "alg", "order", "weight", "position_origin", "preset", "variant"}
+    names = {"alpha", "alg", "order", "weight", "position_origin", "preset", "variant", "score"}
     assert {name for _, name in texts - files} <= names
 
 
