@@ -28,6 +28,8 @@ GENERATIONS: list[tuple[str, dict[str, Any]]] = [
     ("remdm", {"steps": 12, "temperature": 1.0}),
     ("saber", {}),
     ("wino", {"cache": "prefix"}),
+    ("lopa", {"cache": "dual", "refresh_every": 2}),
+    ("info_gain", {"cache": "prefix", "cfg_scale": 1.0}),
 ]
 
 

@@ -270,6 +270,7 @@ MORE: list[tuple[str, dict[str, Any], bool]] = [
     ("remdm", {"steps": 12, "temperature": 1.0}, True),
     ("left_to_right", {}, True),
     ("entropy_bound", {}, True),
+    ("lopa", {"cache": "dual", "refresh_every": 2}, True),
 ]
 
 
