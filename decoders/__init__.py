@@ -28,6 +28,7 @@ from dlm.decoders.prophet import Prophet
 from dlm.decoders.remdm import ReMDM
 from dlm.decoders.saber import Saber
 from dlm.decoders.schedule import Schedule
+from dlm.decoders.ssd import SSD
 from dlm.decoders.threshold import Factor, Threshold
 from dlm.decoders.wino import Wino
 from dlm.foreign import DECODERS as THEIRS
@@ -37,6 +38,7 @@ from dlm.types import AnyDecoder
 
 __all__ = [
     "DECODERS",
+    "SSD",
     "Ancestral",
     "BlockRefinement",
     "CertaintyPrior",
@@ -91,6 +93,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
     "multi_block": MultiBlock,
+    "ssd": SSD,
     "lopa": LoPA,
     "info_gain": InfoGain,
     "mean_field": MeanField,

@@ -185,6 +185,10 @@ DECODERS: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("ig", "info_gain_sampler", "information_gain"), "in dlm it is decoder='info_gain'"
     ),
+    **dict.fromkeys(
+        ("self_spec", "self_speculative", "self_speculative_decoding", "speculative"),
+        "in dlm it is decoder='ssd' with decoder_options={'branches': 4}",
+    ),
     "lookum": _GAIN % ("variant", "'lookum'"),
     "lsd": "in dlm it is decoder='schedule' with its path, a file that dlm distill schedule writes",
     "uncode": "in dlm it is decoder='pc_sampler'",

@@ -94,6 +94,11 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
         *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
     ],
+    "ssd": [
+        *sweep("ssd", "branches", 2, 4, 8),
+        *ways("ssd", {"score": "entropy", "branches": 4}),
+        *ways("ssd", shares=(2,)),
+    ],
     "lopa": [
         *sweep("lopa", "branches", 1, 2, 4, 8),
         *ways("lopa", {"threshold": 0.7}, {"branches": 8, "threshold": 0.7}),

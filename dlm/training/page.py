@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "as many as a bound allows": ("#56B4E9", ("factor", "frechet", "entropy_bound")),
     "by earlier forwards": ("#CC79A7", ("credit", "klass", "mutual_stability")),
-    "looks ahead": ("#999933", ("lopa", "info_gain")),
+    "looks ahead": ("#999933", ("ssd", "lopa", "info_gain")),
     "takes tokens back": ("#D55E00", ("saber", "wino", "remdm")),
 }
 """Colours that can be told apart with any colour vision (Okabe and Ito)."""

@@ -374,6 +374,7 @@ def test_position_temperature_is_for_decoders_that_rank(toy: Toy, name: str) -> 
 def test_the_decoders_that_do_not_rank_are_these() -> None:
     assert {*DECODERS} - {*RANKING} == {
         "random", "left_to_right", "dilated", "first_hitting", "ancestral", "info_gain",
+        "ssd",
     }  # fmt: skip
     for decoder in (make("dream", alg="origin"), make("remdm", variant="cap")):
         with pytest.raises(ValueError, match="position_temperature must be 0"):

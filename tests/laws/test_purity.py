@@ -38,6 +38,8 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
         ("lopa", {"score": "entropy", "branches": BRANCHES}),
         ("lopa", {"branches": 1}),
         ("info_gain", {"branches": 1}),
+        ("ssd", {"branches": 1}),
+        ("ssd", {"score": "position"}),
         ("info_gain", {"variant": "lookum", "branches": BRANCHES}),
     ]
     return [*((name, {}) for name in DECODERS), *more]
@@ -205,7 +207,8 @@ def test_choosing_changes_nothing_and_minds_its_row(name: str, options: dict[str
         few = decoder.choose(select_rows(state, index), select_rows(seen, index))
         assert torch.equal(winner[index], few)
         chosen |= set(winner.tolist())
-    assert len(chosen) > 1 or (name, options) == ("lopa", {})  # where the anchor is hard to beat
+    if (name, options) not in (("lopa", {}), ("ssd", {})):  # whose first branch is hard to beat
+        assert len(chosen) > 1
 
 
 def test_a_schedule_neither_syncs_nor_leaves_the_device(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Self-speculative decoding: what one step after the other commits, in fewer forwards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dlm
+from dlm.models.model import Model
+
+Toy = Callable[..., Model]
+BASE = {
+    "confidence": "low_confidence",
+    "margin": "margin",
+    "entropy": "entropy",
+    "position": "left_to_right",
+}
+
+rule = settings(max_examples=80, deadline=None)
+
+
+@rule
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), min_size=1, max_size=3),
+    shape=st.fixed_dictionaries(
+        {
+            "gen_length": st.integers(1, 12),
+            "block_length": st.integers(1, 8),
+            "steps": st.sampled_from([None, 1, 2, 3, 5, 40]),
+            "stop_at_eos": st.booleans(),
+        }
+    ),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([0.3, 2.0, 8.0]),
+    score=st.sampled_from(sorted(BASE)),
+    branches=st.integers(1, 6),
+)
+def test_it_is_stepwise_decoding(
+    toy: Toy,
+    prompts: list[list[int]],
+    shape: dict[str, Any],
+    seed: int,
+    scale: float,
+    score: str,
+    branches: int,
+) -> None:
+    """To the last token, in no more forwards."""
+    model, own = toy(seed, scale), {"score": score, "branches": branches}
+    found = dlm.generate(model, prompts, decoder="ssd", decoder_options=own, **shape)
+    plain = dlm.generate(model, prompts, decoder=BASE[score], **shape)
+    assert found.tokens == plain.tokens
+    pairs = zip(found.forwards, plain.forwards, strict=True)
+    assert all(one <= other for one, other in pairs)
+    assert branches > 1 or found.forwards == plain.forwards
+
+
+def test_what_does_not_depend_is_proved_at_once(toy: Toy) -> None:
+    """A network that never changes its mind: all branches of every forward are kept."""
+    table = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).expand(97, -1)
+    found = dlm.generate(
+        toy(table.clone()), [[1]], decoder="ssd", gen_length=17, block_length=None,
+        decoder_options={"branches": 5, "score": "position"}, stop_at_eos=False,
+    )  # fmt: skip
+    assert found.forwards == [5]  # 1, then 4 proved and one more each time, but for the last
+    assert found.query_tokens == [18 + 5 * 18 * 4]
+
+
+def test_draws_follow_the_law_of_stepwise_decoding(toy: Toy) -> None:
+    """Over 4,000 keys, two tokens from left to right: every pair as often, by chi-square."""
+    count = 4000
+    shape: dict[str, Any] = {"gen_length": 3, "temperature": 1.0, "stop_at_eos": False}
+    seen: list[torch.Tensor] = []
+    for decoder, own in (("ssd", {"score": "position"}), ("left_to_right", {})):
+        out = dlm.generate(
+            toy(1), [[1]] * count, decoder=decoder, decoder_options=own, seed=len(seen), **shape
+        )
+        pairs = torch.tensor(out.tokens)
+        seen.append(torch.bincount((pairs[:, 1] * 8 + pairs[:, 2]), minlength=64).double())
+    one, other = seen
+    kept = one + other > 10
+    found = ((one - other) ** 2 / (one + other))[kept].sum().item()
+    free = int(kept.sum()) - 1
+    assert found < free + 4 * (2 * free) ** 0.5
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_caches_keep_it_stepwise(golden: Model, cache: str) -> None:
+    """Their keys are those of a block's first forward for both."""
+    rows = [[5, 6, 7, 8, 9], [12]]
+    shape: dict[str, Any] = {"gen_length": 20, "block_length": 8, "cache": cache}
+    found = dlm.generate(golden, rows, decoder="ssd", **shape)
+    plain = dlm.generate(golden, rows, decoder="low_confidence", **shape)
+    assert found.tokens == plain.tokens
+    assert sum(found.forwards) < sum(plain.forwards)
