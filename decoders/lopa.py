@@ -25,8 +25,8 @@ class LoPA(Policy):
         alpha a_b + (1 - alpha) F_b,
     where F_b is the mean over the least certain `share` of the branch's masks (1 without any), a_b
     the score of what the branch filled when it did, and a_0 = 1; on a tie with the first b, the
-    anchor last. A forward evaluates C times as many tokens (`query_tokens`), next to no time while
-    weights are what it waits for.
+    anchor last. A forward evaluates C times as many tokens (`query_tokens`), which costs least
+    where it waits for weights: a row alone on a GPU.
 
     score, alpha and share are by default as in the authors' code, which keep to the anchor unless
     another is clearly better; their experiments have "entropy", alpha = 0 and share = 1, and 2 to

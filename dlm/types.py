@@ -167,7 +167,7 @@ class Decoder(Protocol[S]):
     many times the cost: those that the decision before it asked for in `lookahead`. A method
     `choose(state, view)` then says which one each row goes on with, int64 [B], out of a view whose
     fields have an axis of branches behind that of rows, and `step` sees that one. What it had
-    filled is committed by this forward, and `step` may add none to it; what others had filled is
+    filled is committed by this forward, which may be all that it commits; what others had filled is
     forgotten. Where no row tries anything, as at the first forward of all, one branch is evaluated
     and `choose` is not called; where other rows do, those of the row are alike.
 
