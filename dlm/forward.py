@@ -122,8 +122,10 @@ class Forward:
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(progress.kept, end, count), cache)
         if due.whole:
-            lines = torch.arange(0, cache.rows, each, device=view.tokens.device)
-            keep = Refresh(cache, None if each == 1 else lines, length)
+            lines = None
+            if each > 1:  # the first branch of each row
+                lines = torch.arange(0, cache.rows, each, device=view.tokens.device)
+            keep = Refresh(cache, lines, length)
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
