@@ -61,7 +61,7 @@ class Deciding:
         view = self.meter.with_branch_noise(seen.view, canvas, progress.made)
         state, decision, foul = self.asked(progress.state, view)
         seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
-        if Violation.PROGRESS in foul:  # what the branch had filled is progress
+        if Violation.PROGRESS in foul and not due.alike:  # what the branch had filled is progress
             whole = violations(decision, seen.view, self.traits)
             foul[Violation.PROGRESS] = whole[Violation.PROGRESS]
         return Decided(state, seen, decision, broken | foul)

@@ -250,7 +250,7 @@ class Forward:
         tokens, places, given, slots, inside = by.stretch(
             canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
         )
-        each = self.branches if due.alike else 1
+        each = cache.rows // slots.shape[0]
         if each > 1:  # the first branch of each row
             line = torch.arange(slots.shape[0], device=slots.device)[:, None]
             slots = slots + line * (each - 1) * (cache.length + 1)

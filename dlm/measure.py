@@ -35,10 +35,9 @@ from dlm.places import Places
 from dlm.progress import Due, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.types import Adjustment, StepView
+from dlm.types import STATISTICS, Adjustment, StepView
 
-NOISE = {"uniform", "position_noise", "branch_noise"}
-NOT_STATISTICS = NOISE | {"logits", "leave_one_out", "top_tokens"}
+NOT_STATISTICS = STATISTICS - {"confidence", "margin", "entropy", "token_probability"}
 MEASURED = (
     "sampled",
     "confidence",

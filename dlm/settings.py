@@ -172,11 +172,12 @@ class Settings:
 
     def check_ranking(self, traits: Traits) -> None:
         """Refuse options that change rankings for a decoder that does not rank by those."""
+        own = "candidate_temperature"
         if self.position_temperature and "position_noise" not in traits.needs:
             raise ValueError(
                 f"position_temperature must be 0 for {self.decoder!r}, which does not say that it "
                 f"ranks positions by a score with 'position_noise', got {self.position_temperature}"
-                + ("; it has a candidate_temperature" if "branch_noise" in traits.needs else "")
+                + (f"; it has a {own} of its own" if hasattr(self.policy, own) else "")
             )
         if not self.confidence_eos_eot_inf:
             return

@@ -160,6 +160,13 @@ def test_a_low_temperature_leaves_one_choice(toy: Toy) -> None:
     assert found.query_tokens == [11 + 4 * 8 * 11]  # nothing to choose from at the first one
 
 
+def test_a_temperature_of_positions_is_told_the_way(toy: Toy) -> None:
+    with pytest.raises(ValueError, match=r"must be 0 .* got 0.2; it has a candidate_temperature"):
+        dlm.generate(toy(), [[1]], decoder="info_gain", position_temperature=0.2)
+    with pytest.raises(ValueError, match=r"must be 0 .*, got 0.2$"):
+        dlm.generate(toy(), [[1]], decoder="ssd", position_temperature=0.2)
+
+
 def test_noise_of_branches_is_gumbel_and_independent() -> None:
     positions = torch.arange(4000)
     key = NoiseKey(3, torch.zeros_like(positions), positions, torch.zeros_like(positions))
