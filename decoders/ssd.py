@@ -1,4 +1,4 @@
-"""Stepwise decoding, several of its steps a forward, proved by the forward that follows."""
+"""A plain rule, several of its steps a forward, proved by the forward that follows."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import Stateless
-from dlm.decoders.select import rank
-from dlm.options import integer, known
+from dlm.decoders.select import at_least, rank
+from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
 MOST = 64  # branches
@@ -17,73 +17,82 @@ SCORES = ("confidence", "margin", "entropy", "position")
 
 @dataclass(frozen=True, slots=True)
 class SSD(Stateless):
-    """Commit what one step after the other would, in fewer forwards.
+    """Commit what several forwards of a plain rule would by one, tokens and order unchanged.
 
-    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), whose tree is one chain
-    here. A step commits the best positions by `score`: its share of a `steps` budget, or one. The
-    next best are a draft of the steps that follow: branch b = 1, ..., C - 1 of the next forward has
-    those of the first b of them filled, branch 0 none. Where branch b would now commit just what
-    branch b + 1 holds, positions and tokens, stepwise decoding goes there, too: the row goes on
-    with the last branch that a chain of such proofs reaches, and commits the step of that one.
+    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), its tree a chain. The
+    plain rule commits the best by `score`: one, or a step's share of a `steps` budget; with a
+    `threshold` also all p(sampled) >= `threshold`. Branch b = 1, ..., C - 1 of the next forward has
+    the next best filled, as many as b such steps take without a threshold; branch 0 none. Where the
+    plain rule comes from one branch to just what another holds, positions and tokens, it goes
+    there, too: the row goes on with the last branch that a chain of such proofs reaches.
 
     At temperature 0 tokens are those of `low_confidence`, `margin`, `entropy` or `left_to_right` by
-    name of the score, up to the rounding of a larger batch; with `refresh_every` a cache is made
-    again at other steps. At a temperature they follow the same law, but with "confidence", which
-    ranks by what was drawn: there the draws of a forward are shared by its steps.
+    name of the score, and with a threshold, "confidence" and no `steps` of `threshold`, up to the
+    rounding of a larger batch; with `refresh_every` a cache is made again at other steps. At a
+    temperature they follow the same law, unless confidence, which is of what was drawn, has a say:
+    then the draws of a forward are shared by its steps.
 
     Args:
-        branches: C, steps of a forward at most, up to 64; 1 is stepwise decoding.
+        branches: C, steps of a forward at most, up to 64; 1 is the plain rule.
         score: "confidence", "margin", minus "entropy", or "position", from left to right.
+        threshold: of confidence; None has only the best committed.
     """
 
     branches: int = 4
     score: str = "confidence"
+    threshold: float | None = None
     paper: ClassVar[str] = "arXiv:2510.04147"
 
     def __post_init__(self) -> None:
         integer("branches", self.branches, least=1, most=MOST)
         known("score", self.score, SCORES)
+        if self.threshold is not None:
+            number("threshold", self.threshold, least=0.0)
 
     @property
     def needs(self) -> frozenset[str]:
-        """What positions are ranked by."""
-        return frozenset({self.score} - {"position"})
+        """What positions are ranked by, and held to."""
+        held = set() if self.threshold is None else {"confidence"}
+        return frozenset({self.score} - {"position"} | held)
 
-    def order(self, view: StepView) -> Tensor:
-        """At which step of its block each mask is due, int64; the step to come for other columns.
-
-        Of m blanks in S steps the first m mod S take one more than the others.
-        """
-        masked, shape = view.masked, view.masked.shape
-        if self.score == "position":
-            scores = -view.positions.float()
-        else:
-            value = view.want(self.score)
-            scores = -value if self.score == "entropy" else value
-        place = rank(scores.flatten(0, -2), masked.flatten(0, -2)).view(shape)
-        blanks, masks = (masked | view.editable).sum(-1), masked.sum(-1)
+    def due(self, view: StepView, masks: Tensor) -> Tensor:
+        """How many positions 1, ..., C steps take of `masks`, the first more; int64 [..., C]."""
+        blanks = (view.masked | view.editable).sum(-1)
         steps = torch.where(view.limit > 0, view.limit, blanks).clamp(min=1)
-        size, more = (each[..., None] for each in (blanks // steps, blanks % steps))
-        index = (blanks - masks)[..., None] + place.where(masked, 0)
-        late = more + (index - more * (size + 1)) // size.clamp(min=1)
-        return torch.where(index < more * (size + 1), index // (size + 1), late)
+        size, more, index = blanks // steps, blanks % steps, blanks - masks
+        step = torch.maximum(index // (size + 1), (index - more) // size.clamp(min=1))
+        ends = step[..., None] + 1 + torch.arange(self.branches, device=masks.device)
+        return ends * size[..., None] + torch.minimum(ends, more[..., None]) - index[..., None]
+
+    def now(self, view: StepView) -> tuple[Tensor, Tensor]:
+        """What the plain rule commits, and what it ranks by; of the shape of `view.masked`."""
+        masked, sign = view.masked, -1 if self.score in ("entropy", "position") else 1
+        of = view.positions.float() if self.score == "position" else view.want(self.score)
+        sure = torch.zeros_like(masked)
+        if self.threshold is not None:
+            sure = masked & (view.want("confidence") >= self.threshold)
+        least = self.due(view, masked.sum(-1))[..., 0].flatten()
+        sure, scores, lines = (each.flatten(0, -2) for each in (sure, sign * of, masked))
+        return at_least(sure, scores, lines, least).view(masked.shape), sign * of
 
     def choose(self, state: None, view: StepView) -> Tensor:
-        """The last branch that stepwise decoding is seen to reach, int64 [B]."""
-        step = self.order(view)
-        now = view.masked & (step == step.where(view.masked, 1 << 40).amin(-1, keepdim=True))
-        filled = view.masked[:, :-1] & ~view.masked[:, 1:]
-        same = ~filled | (view.sampled[:, :-1] == view.tokens[:, 1:])
-        proved = ((now[:, :-1] == filled) & same).all(-1) & filled.any(-1)
-        return proved.long().cumprod(-1).sum(-1)
+        """The last branch that the plain rule is seen to reach, int64 [B]."""
+        now, before, after = self.now(view)[0], view.masked[:, :, None], view.masked[:, None]
+        same = ~now[:, :, None] | (view.sampled[:, :, None] == view.tokens[:, None])
+        reached = (same & (after == (before & ~now[:, :, None]))).all(-1)
+        stay = torch.arange(self.branches, device=now.device)
+        goes = torch.where(reached.any(-1), reached.long().argmax(-1), stay)
+        for _ in range(self.branches.bit_length()):  # twice as far each time
+            goes = goes.gather(1, goes)
+        return goes[:, 0]
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """The step that is due, and a draft of those that follow."""
-        step = self.order(view)
-        first = step.where(view.masked, 1 << 40).amin(-1, keepdim=True)
-        commit = view.masked & (step == first)
+        """What is due, and a draft of what follows."""
+        commit, scores = self.now(view)
         if self.branches == 1:
             return None, Decision(commit)
-        depth = torch.arange(self.branches, device=step.device)[:, None]
-        draft = (view.masked & ~commit)[:, None] & (step[:, None] <= first[:, None] + depth)
+        rest = view.masked & ~commit
+        many = self.due(view, rest.sum(-1)).roll(1, -1)
+        many[:, 0] = 0
+        draft = rest[:, None] & (rank(scores, rest)[:, None] < many[..., None])
         return None, Decision(commit, lookahead=draft)

@@ -98,6 +98,7 @@ SETTINGS: dict[str, list[Way]] = {
         *sweep("ssd", "branches", 2, 4, 8),
         *ways("ssd", {"score": "entropy", "branches": 4}),
         *ways("ssd", shares=(2,)),
+        *ways("ssd", {"threshold": 0.7}, {"threshold": 0.9}),
     ],
     "lopa": [
         *sweep("lopa", "branches", 1, 2, 4, 8),

@@ -130,6 +130,7 @@ LATTICE = [
     ("prophet answer_start=99 early_threshold=0", "low_confidence"),
     ("info_gain branches=1 threshold=2", "low_confidence"),
     ("ssd branches=1", "low_confidence"),
+    ("ssd branches=1 threshold=t", "threshold threshold=t"),
     ("lopa branches=1 threshold=t", "threshold threshold=t"),
     ("lopa branches=1 threshold=2 score=margin", "margin"),
     ("local_leap threshold=t relaxed_threshold=t", "threshold threshold=t"),

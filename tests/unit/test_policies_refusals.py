@@ -76,7 +76,11 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "sub_block_length": whole(1),
     },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
-    "ssd": {"branches": [*whole(1), (65, "int <= 64")], "score": name("confidense")},
+    "ssd": {
+        "branches": [*whole(1), (65, "int <= 64")],
+        "score": name("confidense"),
+        "threshold": [(value, rule) for value, rule in CHANCE if value is not None],
+    },
     "info_gain": {
         "threshold": CHANCE,
         "branches": [*whole(1), (65, "int <= 64")],

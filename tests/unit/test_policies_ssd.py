@@ -1,4 +1,4 @@
-"""Self-speculative decoding: what one step after the other commits, in fewer forwards."""
+"""Self-speculative decoding: what a plain rule commits, in fewer forwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,7 @@ BASE = {
 rule = settings(max_examples=80, deadline=None)
 
 
-@rule
-@given(
+given_rows = given(
     prompts=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), min_size=1, max_size=3),
     shape=st.fixed_dictionaries(
         {
@@ -37,7 +36,12 @@ rule = settings(max_examples=80, deadline=None)
     scale=st.sampled_from([0.3, 2.0, 8.0]),
     score=st.sampled_from(sorted(BASE)),
     branches=st.integers(1, 6),
+    threshold=st.sampled_from([0.0, 0.2, 0.4, 0.8, 1.1]),
 )
+
+
+@rule
+@given_rows
 def test_it_is_stepwise_decoding(
     toy: Toy,
     prompts: list[list[int]],
@@ -46,15 +50,51 @@ def test_it_is_stepwise_decoding(
     scale: float,
     score: str,
     branches: int,
+    threshold: float,
 ) -> None:
     """To the last token, in no more forwards."""
     model, own = toy(seed, scale), {"score": score, "branches": branches}
     found = dlm.generate(model, prompts, decoder="ssd", decoder_options=own, **shape)
     plain = dlm.generate(model, prompts, decoder=BASE[score], **shape)
+    same(found, plain)
+    assert branches > 1 or found.forwards == plain.forwards
+
+
+@rule
+@given_rows
+def test_with_a_threshold_it_is_what_it_would_commit_without_branches(
+    toy: Toy,
+    prompts: list[list[int]],
+    shape: dict[str, Any],
+    seed: int,
+    scale: float,
+    score: str,
+    branches: int,
+    threshold: float,
+) -> None:
+    """With any score and budget; and ranked by confidence without one, the threshold decoder."""
+    model, own = toy(seed, scale), {"score": score, "threshold": threshold}
+    many = dlm.generate(
+        model, prompts, decoder="ssd", decoder_options={**own, "branches": branches}, **shape
+    )
+    one = dlm.generate(
+        model, prompts, decoder="ssd", decoder_options={**own, "branches": 1}, **shape
+    )
+    same(many, one)
+    budget = shape["steps"]
+    if budget is not None:
+        blocks = -(-shape["gen_length"] // shape["block_length"])
+        assert all(count <= max(budget, blocks) for count in one.forwards)
+    elif score == "confidence":
+        held = {"threshold": threshold}
+        plain = dlm.generate(model, prompts, decoder="threshold", decoder_options=held, **shape)
+        assert (one.tokens, one.forwards) == (plain.tokens, plain.forwards)
+
+
+def same(found: dlm.Generation, plain: dlm.Generation) -> None:
     assert found.tokens == plain.tokens
     pairs = zip(found.forwards, plain.forwards, strict=True)
     assert all(one <= other for one, other in pairs)
-    assert branches > 1 or found.forwards == plain.forwards
 
 
 def test_what_does_not_depend_is_proved_at_once(toy: Toy) -> None:
