@@ -7,6 +7,7 @@ from dlm.decoders.ancestral import Ancestral
 from dlm.decoders.block_refinement import BlockRefinement
 from dlm.decoders.certainty_prior import CertaintyPrior
 from dlm.decoders.credit import Credit
+from dlm.decoders.deferred_commitment import DeferredCommitment
 from dlm.decoders.dilated import Dilated
 from dlm.decoders.dream import Dream
 from dlm.decoders.entropy_bound import EntropyBound
@@ -43,6 +44,7 @@ __all__ = [
     "BlockRefinement",
     "CertaintyPrior",
     "Credit",
+    "DeferredCommitment",
     "Dilated",
     "Dream",
     "Entropy",
@@ -93,6 +95,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
     "multi_block": MultiBlock,
+    "deferred_commitment": DeferredCommitment,
     "ssd": SSD,
     "lopa": LoPA,
     "info_gain": InfoGain,

@@ -34,6 +34,10 @@ _MULTI = (
     "in dlm it is decoder='multi_block' with decoder_options={'block_add_threshold': 0.1} and "
     "block_length=None"
 )
+_DEFERRED = (
+    "in dlm it is decoder='deferred_commitment' with decoder_options={'window': 32} and "
+    "block_length=None"
+)
 _LOPA = "in dlm it is decoder='lopa' with decoder_options={'%s': %s}"
 _GAIN = "in dlm it is decoder='info_gain' with decoder_options={'%s': %s}"
 _PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
@@ -203,6 +207,7 @@ DECODERS: Final[dict[str, str]] = {
     "early_exit": "in dlm it is decoder='prophet'",
     "mean_field_parallel_decoding": "in dlm it is decoder='mean_field'",
     **dict.fromkeys(("slow_fast", "slow_fast_sampling", "slowfast"), _SLOW_FAST),
+    **dict.fromkeys(("dcd", "deferred_commitment_decoding", "sliding_window"), _DEFERRED),
     "less": "in dlm it is decoder='mutual_stability'",
     "dus": "in dlm it is decoder='dilated'",
     # MDLM, BD3LM, ReMDM
@@ -224,6 +229,11 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
         ),
         "decoded_token_threshold": "it changes nothing up to 1 beside block_add_threshold=0.1",
         "entropy_threshold": "in dlm it is threshold=0.5, nats",
+    },
+    "deferred_commitment": {
+        "initial_window_length": "in dlm it is window=32, masks",
+        "max_window_length": "in dlm it is max_window=128, positions",
+        "decode_param": "in dlm it is threshold=0.9",
     },
     "lopa": {
         "branching_factor": "in dlm it is branches=2, the anchor included",

@@ -94,6 +94,10 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
         *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
     ],
+    "deferred_commitment": [
+        *ways("deferred_commitment", {"window": 4}, {"window": 8}, {"window": 16}),
+        *ways("deferred_commitment", {"window": 8, "threshold": 0.7}),
+    ],
     "ssd": [
         *sweep("ssd", "branches", 2, 4, 8),
         *ways("ssd", {"score": "entropy", "branches": 4}),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dlm
 from dlm.data import TASKS, Example
-from dlm.decoders import LoPA
+from dlm.decoders import DeferredCommitment, LoPA
 from dlm.decoders.base import Policy
 from dlm.measure import background
 from dlm.models.model import Model
@@ -75,7 +75,8 @@ def decode(model: Model, examples: Sequence[Example], decoder: Any, **way: Any) 
     """Decode examples in batches and with keys as the tables do; `share` as in `score`."""
     length = LENGTHS[examples[0].task]
     share, steps, seed = way.pop("share", None), way.pop("steps", None), way.pop("seed", 0)
-    fixed: dict[str, Any] = {"gen_length": length, "block_length": None, "return_trajectory": True}
+    fixed: dict[str, Any] = {"gen_length": length, "return_trajectory": True}
+    fixed |= {"block_length": way.pop("block_length", None)}
     fixed |= {"steps": steps if share is None else -(-length // share), "seed": seed}
     fixed |= {"decoder": decoder, "decoder_options": way or None}
     rows: list[Row] = []
@@ -265,13 +266,22 @@ def ahead(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) ->
     unsure(model, puzzles, "info_gain", variant="lookum")
 
 
+def windows(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) -> None:
+    """Print what belongs to the bullet on `deferred_commitment`."""
+    for examples in (puzzles, words):
+        for size in (4, 8, 16):
+            print(f"blocks, and windows of {size}")
+            tell(model, examples, "threshold", block_length=size)
+            tell(model, examples, DeferredCommitment(window=size))
+
+
 def main() -> None:
     """Print every figure, bullet by bullet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sudoku", type=Path, required=True, help="CSV of the published puzzles")
     path, model = parser.parse_args().sudoku, dlm.load()
     puzzles, words = held_out("sudoku", 500, path), held_out("word_problems", 400, None)[100:]
-    for bullets in (orders, takes_back, curves, later, ahead):
+    for bullets in (orders, takes_back, curves, later, ahead, windows):
         bullets(model, puzzles, words)
 
 

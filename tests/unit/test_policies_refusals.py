@@ -76,6 +76,11 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "sub_block_length": whole(1),
     },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
+    "deferred_commitment": {
+        "threshold": CHANCE,
+        "window": whole(1),
+        "max_window": [(value, rule) for value, rule in whole(1) if value is not None],
+    },
     "ssd": {
         "branches": [*whole(1), (65, "int <= 64")],
         "score": name("confidense"),
