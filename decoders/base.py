@@ -1,8 +1,11 @@
 """What decoders declare unless they say otherwise."""
 
-from typing import Self
+from typing import Final, Self
 
 from dlm.types import Facts
+
+MOST_BRANCHES: Final = 64
+"""Branches of a row: each is evaluated, and keeps keys of its own where there is a cache."""
 
 
 class Policy:

@@ -6,12 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy
+from dlm.decoders.base import MOST_BRANCHES, Policy
 from dlm.decoders.select import top
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
-MOST = 64  # branches
 VARIANTS = ("info_gain", "lookum")
 LEAST = 1e-3  # of a temperature: below it scores have no bits left beside the noise
 
@@ -48,7 +47,7 @@ class InfoGain(Policy):
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
-        integer("branches", self.branches, least=1, most=MOST)
+        integer("branches", self.branches, least=1, most=MOST_BRANCHES)
         number("candidate_temperature", self.candidate_temperature, least=LEAST)
         known("variant", self.variant, VARIANTS)
 

@@ -6,12 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Policy
+from dlm.decoders.base import MOST_BRANCHES, Policy
 from dlm.decoders.select import at_least, rank, top
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
-MOST = 64  # branches
 SCORES = ("confidence", "margin", "entropy")
 
 
@@ -50,7 +49,7 @@ class LoPA(Policy):
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
-        integer("branches", self.branches, least=1, most=MOST)
+        integer("branches", self.branches, least=1, most=MOST_BRANCHES)
         known("score", self.score, SCORES)
         number("alpha", self.alpha, least=0.0, most=1.0)
         if number("share", self.share, least=0.0, most=1.0) == 0:

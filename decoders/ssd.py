@@ -6,12 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import Stateless
+from dlm.decoders.base import MOST_BRANCHES, Stateless
 from dlm.decoders.select import at_least, rank
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
-MOST = 64  # branches
 SCORES = ("confidence", "margin", "entropy", "position")
 
 
@@ -44,7 +43,7 @@ class SSD(Stateless):
     paper: ClassVar[str] = "arXiv:2510.04147"
 
     def __post_init__(self) -> None:
-        integer("branches", self.branches, least=1, most=MOST)
+        integer("branches", self.branches, least=1, most=MOST_BRANCHES)
         known("score", self.score, SCORES)
         if self.threshold is not None:
             number("threshold", self.threshold, least=0.0)

@@ -49,7 +49,7 @@ def compare(work: Work, model: Model, batch: int) -> Result:
         ]
 
     calls = {"batch": at_once, "one by one": one_by_one}
-    times = take_turns(calls, work.repeats, model.device)
+    times = take_turns(calls, work.repeats, model.device, told=work.told)
     return Result(
         bench="batch",
         case=work.case(model, batch_size=batch, shortest=min(sizes)),

@@ -35,7 +35,7 @@ def compare(work: Work, model: Model, batch: int, around: int) -> Result:
         outs[name] = work.decode(model, prompts, **options[name])
 
     calls: dict[str, Callable[[], object]] = {name: partial(decode, name) for name in options}
-    times = take_turns(calls, work.repeats, model.device)
+    times = take_turns(calls, work.repeats, model.device, told=work.told)
     others = [name for name in options if name != "none"]
     whole = outs["none"]
     computed = {name: sum(outs[name].query_tokens) for name in options}

@@ -70,7 +70,7 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings, gpu: Gpu | Non
     alone = Alone.of(model, recorder.calls, gpu) if bare else None
     if alone is not None and alone.run is not None:
         calls["network"] = alone.run
-    times = take_turns(calls, work.repeats, model.device)
+    times = take_turns(calls, work.repeats, model.device, told=work.told)
     if same and max(recorded.forwards) != steps:
         raise ValueError(f"the engine took {max(recorded.forwards)} forwards, the loop {steps}")
     return Result(

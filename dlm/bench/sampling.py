@@ -22,7 +22,7 @@ from dlm.bench.count import logits_bytes
 from dlm.bench.events import Gpu, Timed, gpu_of
 from dlm.bench.memory import method, peak_extra_bytes
 from dlm.bench.result import Result
-from dlm.bench.timing import WALL, Spread, Times, ratio, rounds, take_turns
+from dlm.bench.timing import WALL, Spread, Times, Told, ratio, rounds, silent, take_turns
 from dlm.kernels import NoiseKey, TokenStatistics, token_statistics
 from dlm.models.loading import check_dtype
 from dlm.models.placement import check_device
@@ -48,6 +48,7 @@ class SamplingOptions:
     temperatures: tuple[float, ...] = (0.0, 1.0)
     device: str | None = None
     repeats: int = 7
+    told: Told = silent  # hears of every call that is timed
 
     def __post_init__(self) -> None:
         for rows in self.rows:
@@ -104,7 +105,7 @@ def compare(
         return token_statistics(logits, ("confidence",), temperature=temperature, key=key)
 
     parts = contenders(ours, rows, temperature, options.positions)
-    times, by = clocked(parts, pool, options.repeats, gpu)
+    times, by = clocked(parts, pool, options, gpu)
     peaks = {n: peak_extra_bytes(partial(f, pool[:c]), device) for n, (c, f) in parts.items()}
     least = logits_bytes(rows, options.vocabulary, pool.element_size())
     bandwidth = least / Spread.of(times["dlm"]).median
@@ -155,13 +156,14 @@ def contenders(
 
 
 def clocked(
-    parts: dict[str, tuple[int, Part]], pool: Tensor, repeats: int, gpu: Gpu | None
+    parts: dict[str, tuple[int, Part]], pool: Tensor, options: SamplingOptions, gpu: Gpu | None
 ) -> tuple[Times, dict[str, str]]:
     """Seconds of one call of each contender, and how they were taken."""
     if gpu is None:
         calls = {name: partial(part, pool[:count]) for name, (count, part) in parts.items()}
         other = torch.empty(EVICTED, dtype=torch.uint8, device=pool.device)
-        return take_turns(calls, repeats, pool.device, other.zero_), {"timed by": WALL}
+        times = take_turns(calls, options.repeats, pool.device, other.zero_, options.told)
+        return times, {"timed by": WALL}
     rows, _ = parts["dlm"]
     spare = torch.empty_like(pool)
     timed = {
@@ -170,7 +172,8 @@ def clocked(
     }
     pairs = zip(slices(pool, rows), slices(spare, rows), strict=True)
     timed["copy of as many bytes"] = Timed.of(gpu, [partial(copy_half, *pair) for pair in pairs])
-    times = rounds({name: each.seconds for name, each in timed.items()}, repeats)
+    timers = {name: each.seconds for name, each in timed.items()}
+    times = rounds(timers, options.repeats, options.told)
     own = timed["dlm"].by
     others = {f"timed by, {n}": each.by for n, each in timed.items() if each.by != own}
     return times, {"timed by": own, **others}

@@ -110,9 +110,9 @@ def compare(
     timers = {name: partial(timed, name, serve) for name, serve in contenders.items()}
     try:
         # Warms up. What is recorded on a GPU was met before, and no two rounds join rows alike.
-        rounds(timers, WARM if model.device.type == "cuda" else 1)
+        rounds(timers, WARM if model.device.type == "cuda" else 1, work.told)
         ends.clear()
-        times = rounds(timers, work.repeats)
+        times = rounds(timers, work.repeats, work.told)
     finally:
         engine.close()
     tokens = sum(end - begin for request in requests for begin, end in request.spans)

@@ -40,7 +40,7 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
         inside.append(sum(recorder.seconds))
 
     calls = {"decode": decode, "network": lambda: replay(model, recorder.calls)}
-    times = take_turns(calls, work.repeats, model.device)
+    times = take_turns(calls, work.repeats, model.device, told=work.told)
     outside = engine_seconds(times, inside[1:], model.device)
     engine = Spread.of(outside).median / count_forwards(recorder.calls)
     return Result(

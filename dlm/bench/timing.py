@@ -36,12 +36,21 @@ class Spread:
 Times = dict[str, list[float]]
 """Seconds of each call, one a round."""
 
+Told = Callable[[str, int, int], None]
+"""Called off the clock: what is timed next, how many calls of a measurement are done, and of how
+many."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]],
     repeats: int,
     device: torch.device,
     before: Callable[[], object] = lambda: None,
+    told: Told = silent,
 ) -> Times:
     """Time every call once a round, so that a busy machine slows all of them alike.
 
@@ -53,25 +62,31 @@ def take_turns(
         repeats: rounds, at least 1.
         device: what to wait for.
         before: what to do ahead of every timed call, off the clock.
+        told: hears of every call, of those that warm up, too.
     """
-    for call in calls.values():
+    total = len(calls) * (repeats + 1)
+    for number, (name, call) in enumerate(calls.items()):
+        told(name, number, total)
         call()
 
     def timed(call: Callable[[], object]) -> float:
         before()
         return seconds(call, device)
 
-    return rounds({name: partial(timed, call) for name, call in calls.items()}, repeats)
+    timers = {name: partial(timed, call) for name, call in calls.items()}
+    return rounds(timers, repeats, lambda name, done, _: told(name, done + len(calls), total))
 
 
-def rounds(timers: Mapping[str, Callable[[], float]], repeats: int) -> Times:
+def rounds(timers: Mapping[str, Callable[[], float]], repeats: int, told: Told = silent) -> Times:
     """The seconds that each timer tells, once a round, in the order of `take_turns`."""
     names = list(timers)
     times: Times = {name: [] for name in names}
+    total = len(names) * repeats
     for number in range(repeats):
         turn = number % len(names)
         order = names[turn:] + names[:turn]
-        for name in reversed(order) if number % 2 else order:
+        for place, name in enumerate(reversed(order) if number % 2 else order):
+            told(name, number * len(names) + place, total)
             times[name].append(timers[name]())
     return times
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dlm.bench.shapes import Shape, build, shape_of
+from dlm.bench.timing import Told, silent
 from dlm.generation import Generation, generate
 from dlm.models.model import Model
 from dlm.options import integer, known
@@ -32,6 +33,7 @@ class Work:
     steps: int | None = None
     cache: str = "none"
     repeats: int = 5
+    told: Told = silent  # hears of every call that is timed
 
     def __post_init__(self) -> None:
         for name in ("prompt_length", "gen_length", "block_length", "repeats"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dlm.cli.bars import on_terminal
 from dlm.cli.errors import Commands
 from dlm.cli.lists import print_table
 from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, network, output, run
@@ -16,6 +17,7 @@ from dlm.cli.results import print_json, try_file
 
 if TYPE_CHECKING:
     from dlm.bench.result import Result
+    from dlm.bench.timing import Told
 
 HEAD = ["quantity", "median", "least .. most"]
 
@@ -58,6 +60,7 @@ class Sink:
 
     machine: bool
     out: Path | None
+    told: "Told"  # is told of a result with nothing left to do
 
     def __post_init__(self) -> None:
         """Try the file before there are results to lose.
@@ -76,6 +79,7 @@ class Sink:
         surroundings = describe(check_device(device))
         for result in results:
             record = result.record(surroundings)
+            self.told("", 0, 0)
             if self.out is not None:
                 with self.out.open("a") as stream:
                     stream.write(json_format.dumps(record) + "\n")
@@ -92,6 +96,18 @@ def show(result: "Result", surroundings: Mapping[str, Any]) -> None:
     typer.echo(f"{result.title()} ({where})")
     print_table(HEAD, result.rows())
     typer.echo()
+
+
+def ticker() -> "Told":
+    """A line on stderr, where that is a terminal, of what is timed: no thread beside it draws."""
+    seen = on_terminal()
+
+    def told(what: str, done: int, total: int) -> None:
+        if seen:
+            line = f"{what}, {done + 1} of {total}" if total else ""
+            typer.echo(f"\r\x1b[K{line}", err=True, nl=False)
+
+    return told
 
 
 @contextmanager
@@ -113,11 +129,12 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 
     from dlm.bench.work import Work
 
-    sink = Sink(options.pop("json"), options.pop("out"))
+    told = ticker()
+    sink = Sink(options.pop("json"), options.pop("out"), told)
     profiled = options.pop("profile", False)
     more = beside(options)
     with threads_set(options.pop("threads")):
-        work = Work(batch_sizes=tuple(options.pop("batch_size")), **options)
+        work = Work(batch_sizes=tuple(options.pop("batch_size")), told=told, **options)
         if profiled:
             if sink.out is not None:
                 raise ValueError("--profile prints functions and no result: leave --out away")
@@ -190,11 +207,12 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
     if temperature:
         given["temperatures"] = tuple(temperature)
     counts = tuple(rows or row_counts(device))
+    told = ticker()
     options = SamplingOptions(
-        counts, positions, vocabulary, device=device, repeats=repeats, **given
+        counts, positions, vocabulary, device=device, repeats=repeats, told=told, **given
     )
     with threads_set(threads):
-        Sink(json, out).write(measure(options), device)
+        Sink(json, out, told).write(measure(options), device)
 
 
 @app.command("step")

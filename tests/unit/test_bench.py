@@ -72,6 +72,15 @@ def test_calls_take_turns_in_changing_order(
     assert times == {"a": [1, 1, 1], "b": [1, 1, 1], "c": [1, 1, 1]}
 
 
+def test_every_call_is_told_before_it_is_made() -> None:
+    made: list[str] = []
+    calls = {name: lambda name=name: made.append(name) for name in "ab"}
+    heard: list[tuple[str, int, int, int]] = []
+    take_turns(calls, 2, CPU, told=lambda *what: heard.append((*what, len(made))))
+    assert [name for name, *_ in heard] == made
+    assert [rest for _, *rest in heard] == [[number, 6, number] for number in range(6)]
+
+
 # Counting
 
 
@@ -271,6 +280,20 @@ def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
         assert all(spread["median"] > 0 for spread in row["seconds"].values())
     equal = [row["found"].get("share of equal tokens", 1.0) for row in found]
     assert equal == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("command", [["batch", "--shape=tiny", *MINIMAL], ["sampling", "--rows=1"]])
+def test_a_terminal_sees_what_is_timed(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, and nothing is left of it when the result is there; others see nothing."""
+    small = ["--positions=2", "--vocabulary=50", "--dtype=float32", "--temperature=0"]
+    args = [*command, *(small if command[0] == "sampling" else []), "--repeats=1", "--json"]
+    assert not bench(*args).stderr
+    monkeypatch.setattr("dlm.cli.bench.on_terminal", lambda: True)
+    found = bench(*args)
+    heard = found.stderr.split("\r")  # the runner takes colours and the like away
+    last = {"batch": "one by one, 4 of 4", "sampling": "maximum and log-sum-exp, 8 of 8"}
+    assert (heard[-2], heard[-1]) == (last[command[0]], "")
+    assert json.loads(found.stdout)["bench"] == command[0]
 
 
 @pytest.mark.parametrize("command", [["step", "--shape=tiny", *MINIMAL], ["sampling"]])

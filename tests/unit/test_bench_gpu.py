@@ -168,7 +168,7 @@ def test_contenders_go_through_the_pool(monkeypatch: pytest.MonkeyPatch) -> None
     gpu = Toy()
     parts: dict[str, tuple[int, Any]]
     parts = {"dlm": (2, partial(part, "dlm")), "wide": (6, partial(part, "wide"))}
-    times, by = clocked(parts, pool, 2, gpu)
+    times, by = clocked(parts, pool, SamplingOptions(repeats=2), gpu)
     assert times["dlm"] == pytest.approx([2e-3, 2e-3])
     assert times["wide"] == pytest.approx([6e-3, 6e-3])
     assert {start for name, start in seen if name == "dlm"} == {0.0, 4.0, 8.0}
@@ -185,7 +185,7 @@ def test_what_could_not_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) ->
         gpu.records = False
 
     parts: dict[str, tuple[int, Any]] = {"dlm": (2, torch.clone), "odd": (2, odd)}
-    _, by = clocked(parts, torch.zeros(4, 2), 1, gpu)
+    _, by = clocked(parts, torch.zeros(4, 2), SamplingOptions(repeats=1), gpu)
     why = f"{PLAIN}: operation not permitted when stream is capturing"
     late = "timed by, copy of as many bytes"
     assert by == {"timed by": GRAPH, "timed by, odd": why, late: why}
