@@ -70,6 +70,7 @@ def requests_of(work: Work, model: Model, count: int) -> list[Request]:
     for prompt, blanks in zip(prompts, spans, strict=True):
         settings = Settings(
             decoder=work.decoder,
+            decoder_options={**work.decoder_options},
             gen_length=blanks,
             block_length=work.block_length,
             steps=work.steps,

@@ -1,6 +1,7 @@
 """What the benchmarks of whole decodings are given."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from dlm.bench.timing import Told, silent
 from dlm.generation import Generation, generate
 from dlm.models.model import Model
 from dlm.options import integer, known
+from dlm.settings import policy_of
 from dlm.traits import CACHES
 
 
@@ -30,6 +32,7 @@ class Work:
     device: str | None = None
     dtype: str = "auto"
     decoder: str = "low_confidence"
+    decoder_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     cache: str = "none"
     repeats: int = 5
@@ -41,6 +44,7 @@ class Work:
         for size in self.batch_sizes:
             integer("batch_size", size, least=1)
         known("cache", self.cache, CACHES)
+        policy_of(self.decoder, self.decoder_options)
         shape_of(self.shape, self.layers)
 
     @property
@@ -60,6 +64,7 @@ class Work:
             "device": model.device.type,
             "dtype": str(model.network.dtype).removeprefix("torch."),
             "decoder": self.decoder,
+            **({"decoder_options": {**self.decoder_options}} if self.decoder_options else {}),
             "steps": self.steps,
             "cache": self.cache,
             "prompt_length": self.prompt_length,
@@ -75,6 +80,7 @@ class Work:
             model,
             prompts,
             decoder=self.decoder,
+            decoder_options={**self.decoder_options},
             gen_length=self.gen_length,
             block_length=self.block_length,
             steps=self.steps,

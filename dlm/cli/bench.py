@@ -11,8 +11,19 @@ import typer
 
 from dlm.cli.bars import on_terminal
 from dlm.cli.errors import Commands
+from dlm.cli.inputs import parse_options
 from dlm.cli.lists import print_table
-from dlm.cli.options import COUNT, JSON, REAL, WHOLE, decoding, network, output, run
+from dlm.cli.options import (
+    COUNT,
+    JSON,
+    REAL,
+    WHOLE,
+    DecoderOptions,
+    decoding,
+    network,
+    output,
+    run,
+)
 from dlm.cli.results import print_json, try_file
 
 if TYPE_CHECKING:
@@ -133,6 +144,7 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
     sink = Sink(options.pop("json"), options.pop("out"), told)
     profiled = options.pop("profile", False)
     more = beside(options)
+    options["decoder_options"] = parse_options(options.pop("option"))
     with threads_set(options.pop("threads")):
         work = Work(batch_sizes=tuple(options.pop("batch_size")), told=told, **options)
         if profiled:
@@ -225,6 +237,7 @@ def step(  # noqa: PLR0913
     gen_length: GenLength = 64,
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
     steps: Steps = None,
     profile: Annotated[
         bool, output("--profile", help="List the functions that take the time, instead.")
@@ -249,6 +262,7 @@ def decode(  # noqa: PLR0913
     gen_length: GenLength = 64,
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
     device: Device = None,
@@ -271,6 +285,7 @@ def cache(  # noqa: PLR0913
     gen_length: GenLength = 64,
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
     steps: Steps = None,
     refresh_around: Annotated[
         int,
@@ -300,6 +315,7 @@ def batch(  # noqa: PLR0913
     gen_length: GenLength = 64,
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
     device: Device = None,
@@ -322,6 +338,7 @@ def serve(  # noqa: PLR0913
     gen_length: GenLength = 64,
     block_length: BlockLength = 32,
     decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "dual",
     requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
