@@ -84,6 +84,13 @@ def test_custom_decoder(run: Callable[..., str]) -> None:
     assert dlm.generate(dlm.load(), chat, decoder=apart, gen_length=40, steps=5).forwards == [5]
 
 
+def test_looking_ahead(run: Callable[..., str]) -> None:
+    printed = run("looking_ahead", "--ways", "2", "3")
+    counts = [int(n) for n in re.findall(r"\d+ ways: (\d+) forwards", printed)]
+    assert len(counts) == 2
+    assert all(20 < count < 30 for count in counts), "of 40 tokens up to two a forward"
+
+
 def test_dream_infilling(run: Callable[..., str]) -> None:
     model = dlm.load(FAMILIES / "dream")
     row = [3, model.spec.mask_id, 5, model.spec.mask_id, model.spec.mask_id, 6]
