@@ -18,18 +18,18 @@ SCORES = ("confidence", "margin", "entropy", "position")
 class SSD(Stateless):
     """Commit what several forwards of a plain rule would by one, tokens and order unchanged.
 
-    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), its tree a chain. The
-    plain rule commits the best by `score`: one, or a step's share of a `steps` budget; with a
-    `threshold` also all p(sampled) >= `threshold`. Branch b = 1, ..., C - 1 of the next forward has
-    the next best filled, as many as b such steps take without a threshold; branch 0 none. Where the
-    plain rule comes from one branch to just what another holds, positions and tokens, it goes
-    there, too: the row goes on with the last branch that a chain of such proofs reaches.
+    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), with drafts of our own.
+    The plain rule commits the best by `score`: one, or a step's share of a `steps` budget; with a
+    `threshold` also all p(sampled) >= `threshold`. A branch of the next forward has none filled, or
+    the next best, as many as k = 1, 2, ... such steps take without a threshold, or those with the
+    last one passed over for the one behind. Where the plain rule comes from a branch to just what
+    another holds, it goes there, too: a row goes on with the last one that such proofs reach.
 
     At temperature 0 tokens are those of `low_confidence`, `margin`, `entropy` or `left_to_right` by
     name of the score, and with a threshold, "confidence" and no `steps` of `threshold`, up to the
-    rounding of a larger batch; with `refresh_every` a cache is made again at other steps. At a
-    temperature they follow the same law, unless confidence, which is of what was drawn, has a say:
-    then the draws of a forward are shared by its steps.
+    rounding of a larger batch; with `refresh_every` a cache is made anew at other steps. At others
+    they follow the same law, unless confidence, which is of what was drawn, has a say: the draws of
+    a forward are shared by its steps.
 
     Args:
         branches: C, steps of a forward at most, up to 64; 1 is the plain rule.
@@ -54,13 +54,13 @@ class SSD(Stateless):
         held = set() if self.threshold is None else {"confidence"}
         return frozenset({self.score} - {"position"} | held)
 
-    def due(self, view: StepView, masks: Tensor) -> Tensor:
-        """How many positions 1, ..., C steps take of `masks`, the first more; int64 [..., C]."""
+    def due(self, view: StepView, masks: Tensor, ahead: Tensor) -> Tensor:
+        """How many of `masks` the next `ahead` [C] steps take, the first more; int64 [..., C]."""
         blanks = (view.masked | view.editable).sum(-1)
         steps = torch.where(view.limit > 0, view.limit, blanks).clamp(min=1)
         size, more, index = blanks // steps, blanks % steps, blanks - masks
         step = torch.maximum(index // (size + 1), (index - more) // size.clamp(min=1))
-        ends = step[..., None] + 1 + torch.arange(self.branches, device=masks.device)
+        ends = step[..., None] + ahead
         return ends * size[..., None] + torch.minimum(ends, more[..., None]) - index[..., None]
 
     def now(self, view: StepView) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class SSD(Stateless):
         sure = torch.zeros_like(masked)
         if self.threshold is not None:
             sure = masked & (view.want("confidence") >= self.threshold)
-        least = self.due(view, masked.sum(-1))[..., 0].flatten()
+        least = self.due(view, masked.sum(-1), masked.new_ones(1, dtype=torch.int64)).flatten()
         sure, scores, lines = (each.flatten(0, -2) for each in (sure, sign * of, masked))
         return at_least(sure, scores, lines, least).view(masked.shape), sign * of
 
@@ -86,12 +86,14 @@ class SSD(Stateless):
         return goes[:, 0]
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """What is due, and a draft of what follows."""
+        """What is due, and drafts of what follows."""
         commit, scores = self.now(view)
         if self.branches == 1:
             return None, Decision(commit)
-        rest = view.masked & ~commit
-        many = self.due(view, rest.sum(-1)).roll(1, -1)
-        many[:, 0] = 0
-        draft = rest[:, None] & (rank(scores, rest)[:, None] < many[..., None])
-        return None, Decision(commit, lookahead=draft)
+        rest, chain = view.masked & ~commit, self.branches - max(0, self.branches // 2 - 1)
+        branch = torch.arange(self.branches, device=rest.device)
+        ahead = torch.where(branch < chain, branch, branch - chain + 1)
+        many, swaps = self.due(view, rest.sum(-1), ahead)[..., None], (branch >= chain)[:, None]
+        place = rank(scores, rest)[:, None]
+        draft = (place < many - swaps.long()) | (swaps & (place == many))
+        return None, Decision(commit, lookahead=draft & rest[:, None])
