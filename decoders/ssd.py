@@ -27,12 +27,11 @@ class SSD(Stateless):
 
     At temperature 0 tokens are those of `low_confidence`, `margin`, `entropy` or `left_to_right` by
     name of the score, and with a threshold, "confidence" and no `steps` of `threshold`, up to the
-    rounding of a larger batch; with `refresh_every` a cache is made anew at other steps. At others
-    they follow the same law, unless confidence, which is of what was drawn, has a say: the draws of
-    a forward are shared by its steps.
+    rounding of a larger batch and a cache made anew at other steps by `refresh_every`. At others
+    they follow the same law, unless confidence has a say: draws are shared by a forward's steps.
 
     Args:
-        branches: C, steps of a forward at most, up to 64; 1 is the plain rule.
+        branches: up to 64; 1 is the plain rule.
         score: "confidence", "margin", minus "entropy", or "position", from left to right.
         threshold: of confidence; None has only the best committed.
     """
@@ -90,7 +89,8 @@ class SSD(Stateless):
         commit, scores = self.now(view)
         if self.branches == 1:
             return None, Decision(commit)
-        rest, chain = view.masked & ~commit, self.branches - max(0, self.branches // 2 - 1)
+        rest, fixed = view.masked & ~commit, self.score == "position"  # an order without surprises
+        chain = self.branches - (0 if fixed else max(0, self.branches // 2 - 1))
         branch = torch.arange(self.branches, device=rest.device)
         ahead = torch.where(branch < chain, branch, branch - chain + 1)
         many, swaps = self.due(view, rest.sum(-1), ahead)[..., None], (branch >= chain)[:, None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import dlm
 from dlm.decoders import SSD
 from dlm.models.model import Model
-from dlm.types import StepView
+from dlm.types import Decision, StepView
 
 Toy = Callable[..., Model]
 BASE = {
@@ -106,7 +106,7 @@ def test_what_does_not_depend_is_proved_at_once(toy: Toy) -> None:
         toy(table.clone()), [[1]], decoder="ssd", gen_length=17, block_length=None,
         decoder_options={"branches": 5, "score": "position"}, stop_at_eos=False,
     )  # fmt: skip
-    assert found.forwards == [5]  # 1, then 3 proved and one more each time
+    assert found.forwards == [5]  # 1, then 4 proved and one more each time, but for the last
     assert found.query_tokens == [18 + 5 * 18 * 4]
 
 
@@ -114,7 +114,7 @@ def test_drafts_are_of_the_steps_of_a_budget(toy: Toy) -> None:
     """16 blanks in 8 forwards, two at a time: what a branch drafts is a step, or it proves none."""
     table = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).expand(97, -1)
     shape: dict[str, Any] = {"gen_length": 16, "block_length": None, "stop_at_eos": False}
-    for steps, forwards in ((8, 3), (16, 5), (5, 2)):
+    for steps, forwards in ((8, 3), (16, 4), (5, 2)):
         found = dlm.generate(
             toy(table.clone()), [[1]], decoder="ssd", steps=steps,
             decoder_options={"branches": 5, "score": "position"}, **shape,
@@ -122,14 +122,19 @@ def test_drafts_are_of_the_steps_of_a_budget(toy: Toy) -> None:
         assert found.forwards == [forwards]
 
 
+def drafts(decision: Decision) -> list[list[int]]:
+    assert decision.lookahead is not None
+    return [row.nonzero()[:, 0].tolist() for row in decision.lookahead[0]]
+
+
 def test_one_passed_over_for_the_next_is_drafted_too(view_of: Callable[..., StepView]) -> None:
     """By rank: the best is committed; chains of those behind, and two with a swap."""
     view = view_of(confidence=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     _, decision = SSD(branches=6).step(None, view)
     assert decision.commit[0].tolist() == [True, *[False] * 5]
-    assert decision.lookahead is not None
-    drafts = [row.nonzero()[:, 0].tolist() for row in decision.lookahead[0]]
-    assert drafts == [[], [1], [1, 2], [1, 2, 3], [2], [1, 3]]
+    assert drafts(decision) == [[], [1], [1, 2], [1, 2, 3], [2], [1, 3]]
+    _, decision = SSD(branches=6, score="position").step(None, view)
+    assert drafts(decision) == [[*range(1, end)] for end in range(1, 7)], "nothing is passed over"
 
 
 def test_a_threshold_is_met(view_of: Callable[..., StepView]) -> None:
