@@ -16,14 +16,14 @@ SCORES = ("confidence", "margin", "entropy", "position")
 
 @dataclass(frozen=True, slots=True)
 class SSD(Stateless):
-    """Commit what several forwards of a plain rule would by one, tokens and order unchanged.
+    """Commit what several forwards of a plain rule would by one.
 
     Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), with drafts of our own.
     The plain rule commits the best by `score`: one, or a step's share of a `steps` budget; with a
     `threshold` also all p(sampled) >= `threshold`. A branch of the next forward has none filled, or
-    the next best, as many as k = 1, 2, ... such steps take without a threshold, or those with the
-    last one passed over for the one behind. Where the plain rule comes from a branch to just what
-    another holds, it goes there, too: a row goes on with the last one that such proofs reach.
+    the next best, as many as k = 1, 2, ... such steps take without a threshold, or, but left to
+    right, those with the last one passed over for the next. Where the plain rule comes from a
+    branch to just what another holds, it goes there, too: a row goes on with the last one reached.
 
     At temperature 0 tokens are those of `low_confidence`, `margin`, `entropy` or `left_to_right` by
     name of the score, and with a threshold, "confidence" and no `steps` of `threshold`, up to the

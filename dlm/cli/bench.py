@@ -88,16 +88,23 @@ class Sink:
         from dlm.models.placement import check_device
 
         surroundings = describe(check_device(device))
-        for result in results:
-            record = result.record(surroundings)
+        try:
+            for result in results:
+                self.told("", 0, 0)
+                self.keep(result, surroundings)
+        finally:  # what went wrong is told on a line of its own
             self.told("", 0, 0)
-            if self.out is not None:
-                with self.out.open("a") as stream:
-                    stream.write(json_format.dumps(record) + "\n")
-            if self.machine:
-                print_json(record)
-            else:
-                show(result, surroundings)
+
+    def keep(self, result: "Result", surroundings: Mapping[str, Any]) -> None:
+        """Print one result, and append it to the file."""
+        record = result.record(surroundings)
+        if self.out is not None:
+            with self.out.open("a") as stream:
+                stream.write(json_format.dumps(record) + "\n")
+        if self.machine:
+            print_json(record)
+        else:
+            show(result, surroundings)
 
 
 def show(result: "Result", surroundings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from dlm.bench import serve
+from dlm.bench.result import Result
 from dlm.bench.sampling import SamplingOptions
 from dlm.bench.serve import requests_of
 from dlm.bench.shapes import SHAPES, build
@@ -67,8 +69,22 @@ def test_a_terminal_sees_what_is_timed(command: list[str], monkeypatch: pytest.M
     found = bench(*args)
     heard = found.stderr.split("\r")  # the runner takes colours and the like away
     last = {"batch": "one by one, 4 of 4", "sampling": "maximum and log-sum-exp, 8 of 8"}
-    assert (heard[-2], heard[-1]) == (last[command[0]], "")
+    assert (heard[-3], *heard[-2:]) == (last[command[0]], "", "")
     assert json.loads(found.stdout)["bench"] == command[0]
+
+
+def test_an_error_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(work: Work) -> Iterator[Result]:
+        work.told("batch", 0, 4)
+        raise ValueError("the machine is on fire")
+        yield
+
+    monkeypatch.setattr("dlm.cli.bench.on_terminal", lambda: True)
+    monkeypatch.setattr("dlm.bench.batch.measure", measure)
+    found = bench("batch", "--shape=tiny", *MINIMAL)
+    before, after = found.stderr.split("batch, 1 of 4\r")
+    assert "on fire" not in before
+    assert "on fire" in after
 
 
 @pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve"])

@@ -21,10 +21,11 @@ BASE = {
     "position": "left_to_right",
 }
 
-rule = settings(max_examples=80, deadline=None)
+rule = settings(max_examples=160, deadline=None)
 
 
-given_rows = given(
+@rule
+@given(
     prompts=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), min_size=1, max_size=3),
     shape=st.fixed_dictionaries(
         {
@@ -37,14 +38,10 @@ given_rows = given(
     seed=st.integers(0, 99),
     scale=st.sampled_from([0.3, 2.0, 8.0]),
     score=st.sampled_from(sorted(BASE)),
-    branches=st.integers(1, 6),
-    threshold=st.sampled_from([0.0, 0.2, 0.4, 0.8, 1.1]),
+    branches=st.integers(2, 8),
+    threshold=st.sampled_from([None, None, 0.0, 0.2, 0.4, 0.8, 1.1]),
 )
-
-
-@rule
-@given_rows
-def test_it_is_stepwise_decoding(
+def test_it_is_the_plain_rule(
     toy: Toy,
     prompts: list[list[int]],
     shape: dict[str, Any],
@@ -52,51 +49,29 @@ def test_it_is_stepwise_decoding(
     scale: float,
     score: str,
     branches: int,
-    threshold: float,
+    threshold: float | None,
 ) -> None:
-    """To the last token, in no more forwards."""
-    model, own = toy(seed, scale), {"score": score, "branches": branches}
-    found = dlm.generate(model, prompts, decoder="ssd", decoder_options=own, **shape)
-    plain = dlm.generate(model, prompts, decoder=BASE[score], **shape)
-    same(found, plain)
-    assert branches > 1 or found.forwards == plain.forwards
+    """To the last token, in no more forwards; and without branches what other decoders do."""
+    model = toy(seed, scale)
 
+    def made(decoder: str, **own: Any) -> dlm.Generation:
+        return dlm.generate(model, prompts, decoder=decoder, decoder_options=own, **shape)
 
-@rule
-@given_rows
-def test_with_a_threshold_it_is_what_it_would_commit_without_branches(
-    toy: Toy,
-    prompts: list[list[int]],
-    shape: dict[str, Any],
-    seed: int,
-    scale: float,
-    score: str,
-    branches: int,
-    threshold: float,
-) -> None:
-    """With any score and budget; and ranked by confidence without one, the threshold decoder."""
-    model, own = toy(seed, scale), {"score": score, "threshold": threshold}
-    many = dlm.generate(
-        model, prompts, decoder="ssd", decoder_options={**own, "branches": branches}, **shape
-    )
-    one = dlm.generate(
-        model, prompts, decoder="ssd", decoder_options={**own, "branches": 1}, **shape
-    )
-    same(many, one)
+    many = made("ssd", score=score, threshold=threshold, branches=branches)
+    one = made("ssd", score=score, threshold=threshold, branches=1)
+    assert many.tokens == one.tokens
+    assert all(few <= all_ for few, all_ in zip(many.forwards, one.forwards, strict=True))
     budget = shape["steps"]
     if budget is not None:
         blocks = -(-shape["gen_length"] // shape["block_length"])
         assert all(count <= max(budget, blocks) for count in one.forwards)
-    elif score == "confidence":
-        held = {"threshold": threshold}
-        plain = dlm.generate(model, prompts, decoder="threshold", decoder_options=held, **shape)
-        assert (one.tokens, one.forwards) == (plain.tokens, plain.forwards)
-
-
-def same(found: dlm.Generation, plain: dlm.Generation) -> None:
-    assert found.tokens == plain.tokens
-    pairs = zip(found.forwards, plain.forwards, strict=True)
-    assert all(one <= other for one, other in pairs)
+    if threshold is None:
+        plain = made(BASE[score])
+    elif budget is None and score == "confidence":
+        plain = made("threshold", threshold=threshold)
+    else:
+        return
+    assert (one.tokens, one.forwards) == (plain.tokens, plain.forwards)
 
 
 def test_what_does_not_depend_is_proved_at_once(toy: Toy) -> None:
