@@ -92,8 +92,9 @@ def filter_cut(
 
 def least_logit(maximum: Tensor, temperature: Temperature, min_p: float) -> Tensor:
     """M + T ln p: what l is at least where exp(l / T) >= p exp(m / T); float32, of m's shape."""
-    each = torch.as_tensor(temperature, dtype=torch.float32, device=maximum.device)
-    return maximum + each * math.log(min_p)  # in float32, whatever told the temperature
+    if not isinstance(temperature, Tensor):  # made there: a GPU would wait for one that is sent
+        temperature = torch.full_like(maximum, temperature)
+    return maximum + temperature * math.log(min_p)  # in float32, whatever told the temperature
 
 
 def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ def test_recorded_steps_decode_what_plain_ones_do(
         {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
         {"cache": "dual", "temperature": 1.0, "logit_bias": {7: 3.0, 90: -2.0}},
         {"cache": "dual", "return_top_tokens": 3},
+        {"decoder": "dream", "temperature": 0.0, "min_p": 0.1},
     ],
     ids=str,
 )

@@ -44,6 +44,8 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_k": 50},
     {"top_p": 0.9},
     {"top_k": 5000, "top_p": 0.9},
+    {"min_p": 0.05},
+    {"top_p": 0.9, "min_p": 0.01},
 )
 
 
@@ -176,13 +178,14 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(filters: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, None])
+@pytest.mark.parametrize("scaled", [False, True])
 def test_no_call_waits_for_the_device(
-    temperature: float | None, filters: dict[str, Any], no_waits: Any
+    scaled: bool, temperature: float | None, filters: dict[str, Any], no_waits: Any
 ) -> None:
     call = call_of(33, 5000, **filters)
     each = torch.linspace(0.3, 1.7, 33, device="cuda")
     call |= {"temperature": each if temperature is None else temperature}
-    call |= {"scale": torch.ones(33, device="cuda")}
+    call |= {"scale": torch.ones(33, device="cuda") if scaled else None}
     token_statistics(**call)  # the self check, and the compiler
     torch.cuda.synchronize()
     with no_waits():
@@ -226,7 +229,8 @@ def test_a_graph_replays_with_other_logits(temperature: float, path: str) -> Non
     second["logits"] = second["logits"].flip(1).roll(7, 0).contiguous()
     second["key"] = NoiseKey(1, *(part + 50 for part in (second["key"].row,) * 3))
     if path.endswith("filtered"):
-        first, second = first | {"top_p": 0.8, "top_k": 90}, second | {"top_p": 0.8, "top_k": 90}
+        filters = {"top_p": 0.8, "top_k": 90, "min_p": 0.01}
+        first, second = first | filters, second | filters
     public = path.startswith("kernels")
     answer = token_statistics if public else lambda **call: by_torch(Call(**call))
     expected = [answer(**call) for call in (first, second)]  # also compiles

@@ -261,6 +261,16 @@ def unwaiting() -> Iterator[None]:
 
     waits = {name: getattr(Tensor, name) for name in WAITS}
 
+    def unsent(make: Callable[..., Any]) -> Callable[..., Any]:
+        """One that puts no numbers of the host on a device, which waits even for a single one."""
+
+        def made(data: Any, *given: Any, **options: Any) -> Any:
+            if not isinstance(data, Tensor) and options.get("device") is not None:
+                raise AssertionError(f"the host waits for the device: torch.{make.__name__}")
+            return make(data, *given, **options)
+
+        return made
+
     def on_a_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
         """What the kernels ask of a CPU and never of a GPU."""
 
@@ -278,6 +288,8 @@ def unwaiting() -> Iterator[None]:
             patch.setattr(checks, check, on_a_cpu(getattr(checks, check)))
         for name in WAITS:
             patch.setattr(Tensor, name, refuse(name))
+        for make in (torch.tensor, torch.as_tensor):
+            patch.setattr(torch, make.__name__, unsent(make))
         yield
 
 

@@ -165,6 +165,17 @@ def test_the_host_waits_for_one_report_a_step(
     assert waiting["steps"] == waiting["reads"] == max(out.forwards)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("decoder", ["dream", "block_refinement", "low_confidence"])
+def test_a_filter_sends_no_number(
+    golden: Model, decoder: str, temperature: float, waiting: Counter[str]
+) -> None:
+    """At temperature 0, too, where scores of the filtered law are those of a number, T = 1."""
+    options: dict[str, Any] = {"decoder": decoder, "temperature": temperature, "min_p": 0.1}
+    run(golden, Execution(static=True), return_trajectory=False, **options)
+    assert waiting["steps"]
+
+
 def test_what_is_forbidden_is_noticed(forbidden: Forbidden, waits: tuple[str, ...]) -> None:
     one = torch.ones(1)
     some, whole = one > 0, one.long()
@@ -189,6 +200,12 @@ def test_what_is_forbidden_is_noticed(forbidden: Forbidden, waits: tuple[str, ..
     for call in calls:
         with forbidden(), pytest.raises(AssertionError, match="waits for the device: aten"):
             call()
+    for name in ("tensor", "as_tensor"):
+        with (
+            forbidden(),
+            pytest.raises(AssertionError, match=f"waits for the device: torch.{name}"),
+        ):
+            getattr(torch, name)(1.0, device="cpu")
 
 
 def test_a_recording_makes_no_mask_of_its_own(
