@@ -249,27 +249,31 @@ WAITS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index
 """What makes the host wait for a GPU, beside lists of what a mask marks."""
 
 
+def refuse(name: str) -> Callable[..., Any]:
+    """A method of a tensor that fails."""
+
+    def wait(*_: Any, **__: Any) -> Any:
+        raise AssertionError(f"the host waits for the device: Tensor.{name}")
+
+    return wait
+
+
+def unsent(make: Callable[..., Any]) -> Callable[..., Any]:
+    """One that puts no numbers of the host on a device, which waits even for a single one."""
+
+    def made(data: Any, *given: Any, **options: Any) -> Any:
+        if not isinstance(data, Tensor) and options.get("device") is not None:
+            raise AssertionError(f"the host waits for the device: torch.{make.__name__}")
+        return make(data, *given, **options)
+
+    return made
+
+
 @contextmanager
 def unwaiting() -> Iterator[None]:
     """Fail on anything that would make the host wait."""
 
-    def refuse(name: str) -> Callable[..., Any]:
-        def wait(*_: Any, **__: Any) -> Any:
-            raise AssertionError(f"the host waits for the device: Tensor.{name}")
-
-        return wait
-
     waits = {name: getattr(Tensor, name) for name in WAITS}
-
-    def unsent(make: Callable[..., Any]) -> Callable[..., Any]:
-        """One that puts no numbers of the host on a device, which waits even for a single one."""
-
-        def made(data: Any, *given: Any, **options: Any) -> Any:
-            if not isinstance(data, Tensor) and options.get("device") is not None:
-                raise AssertionError(f"the host waits for the device: torch.{make.__name__}")
-            return make(data, *given, **options)
-
-        return made
 
     def on_a_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
         """What the kernels ask of a CPU and never of a GPU."""
