@@ -3,7 +3,8 @@
 Shapes: B rows, W window, K listed tokens.
 """
 
-from typing import NamedTuple
+import math
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import Tensor
 from dlm.types import StepView
 
 TINY = 1e-7  # what rounding leaves in a bucket that holds nothing
+LN2: Final = math.log(2)
 
 
 class Summary(NamedTuple):
     """The listed tokens of each position; what no token of the list holds is one last bucket.
 
-    Divergences of two summaries are at most those of the distributions, by the data processing
-    inequality, and equal to them where the vocabulary is no longer than the list.
+    Divergences of two summaries are those of the distributions where the vocabulary is no longer
+    than the list.
     """
 
     tokens: Tensor  # int64 [B, W, K], -1 where there is none
@@ -57,6 +59,8 @@ def _relative(p: Tensor, q: Tensor) -> Tensor:
 def kl_divergence(now: Summary, before: Summary) -> Tensor:
     """KL(now || before), nats, float32 [B, W]: the least that fits both lists.
 
+    At most that of the distributions, by the data processing inequality.
+
     Tokens in both lists count on their own. A token that only `now` lists had at most the least
     probability that `before` lists: those that now have more are one bucket S with
     q(S) <= min(|S| q_least, its share of the rest), and all else is another. Both steps can only
@@ -75,11 +79,18 @@ def kl_divergence(now: Summary, before: Summary) -> Tensor:
 
 
 def js_divergence(now: Summary, before: Summary) -> Tensor:
-    """Jensen-Shannon divergence of the shared partition, in [0, ln 2] nats, float32 [B, W]."""
-    p, q, rest_p, rest_q = shared(now, before)
+    """Jensen-Shannon divergence of the lists, in [0, ln 2] nats, float32 [B, W].
+
+    A token that only one of them has counts as one of no probability in the other, whose rest it
+    may have been in: what comes into a list, or leaves it, is drift.
+    """
+    same = now.tokens[..., :, None] == before.tokens[..., None, :]
+    p, q = now.probabilities, (same * before.probabilities[..., None, :]).sum(-1)
+    gone = (before.probabilities * ~same.any(-2)).sum(-1)
+    rest_p, rest_q = ((1 - x.probabilities.sum(-1)).clamp(min=0.0) for x in (now, before))
     middle, rest = (p + q) / 2, (rest_p + rest_q) / 2
     first = _relative(p, middle).sum(-1) + _relative(rest_p, rest)
-    second = _relative(q, middle).sum(-1) + _relative(rest_q, rest)
+    second = _relative(q, middle).sum(-1) + _relative(rest_q, rest) + gone * LN2
     return ((first + second) / 2).clamp(min=0.0)
 
 

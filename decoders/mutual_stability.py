@@ -25,10 +25,11 @@ class MutualStability(Policy):
     """Commit c >= `threshold` with an unchanged best token and little drift.
 
     {i: c_i >= threshold, arg max unchanged over the last `patience` forwards of the block, and
-    JS(p_t, p_{t-1}) <= drift nats on the 8 likeliest tokens and the rest}, filled up to `quota`
-    by confidence; with `patience` 0 nothing is compared. LESS (arXiv:2606.16908). Distributions
-    are the model's own at every temperature. A block goes on until it has no mask, where the
-    authors' code can leave some.
+    JS(p_t, p_{t-1}) <= drift nats on the 8 likeliest tokens of either and the rest}, filled up to
+    `quota` by confidence; with `patience` 0 nothing is compared. LESS (arXiv:2606.16908), as its
+    code decodes LLaDA; for Dream it has another rule (docs/migrating.md). Distributions are the
+    model's own at every temperature. A block goes on until it has no mask, where the authors' code
+    can leave some.
     """
 
     threshold: float = 0.75
