@@ -24,17 +24,17 @@ class InfoGain(Policy):
     next forward evaluates the canvas after each, and the row goes on with the largest
         J = -H' - C,   H' = mean of H_i over the masks left,   C = sum of H_i over those committed,
     entropies in nats, C by the forward before ("lookum" is J = -H'); the first on a tie. The first
-    forward of a block commits nothing, and the last one what is left: in all as many as without
-    branches, of C times the tokens (`query_tokens`). A block whose masks are all sure is committed
-    at once.
+    forward of a block commits nothing, and the last one what is left: in all at most as many as
+    without branches, of C times the tokens (`query_tokens`). Where masks are sure, c >=
+    `threshold`, the most confident `quota` of those are committed at once, and nothing is tried.
 
     As in the authors' code but for H', there of all masks of the row, here of the block's; and at
     a temperature choices share the tokens drawn, so that J compares positions alone. The
     `block_length=None` of `generate` takes all masks.
 
     Args:
-        threshold: of confidence: a block whose masks all reach it is done; above 1 never.
-        branches: choices, up to 64; 1 is `low_confidence`, but for `threshold`.
+        threshold: of confidence, from which on a mask needs no choices; above 1 all do.
+        branches: choices, up to 64; 1 is `low_confidence`.
         candidate_temperature: that choices are drawn at (there `position_temperature`).
         variant: "info_gain", or "lookum", which asks what is left and not what it cost.
     """
@@ -77,13 +77,14 @@ class InfoGain(Policy):
         return (-cost - mean).argmax(-1)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """All that is left, where that is sure or no more than due; else choices for the next."""
+        """What is sure, or all that is left where no more is due; else choices for the next."""
         confidence, masked = view.want("confidence"), view.masked
-        sure = (~masked | (confidence >= self.threshold)).all(-1)
-        ends = sure | (masked.sum(-1) <= view.quota)
-        commit, rest = masked & ends[:, None], masked & ~ends[:, None]
         if self.branches == 1:
-            return state, Decision(commit | top(confidence, rest, view.quota))
+            return state, Decision(top(confidence, masked, view.quota))
+        sure = masked & (confidence >= self.threshold)
+        ends = masked.sum(-1) <= view.quota
+        commit = top(confidence, masked & (sure | ends[:, None]), view.quota)
+        rest = masked & ~commit.any(-1)[:, None]
         noise = view.want("branch_noise").clone()
         noise[:, 0] = 0.0
         scores = confidence[:, None] / self.candidate_temperature + noise

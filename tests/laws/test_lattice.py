@@ -128,7 +128,7 @@ LATTICE = [
     ("prophet early_threshold=200 mid_threshold=200 late_threshold=200", "low_confidence"),
     ("prophet early_threshold=0 mid_threshold=0 late_threshold=0", "threshold threshold=0"),
     ("prophet answer_start=99 early_threshold=0", "low_confidence"),
-    ("info_gain branches=1 threshold=2", "low_confidence"),
+    ("info_gain branches=1", "low_confidence"),
     ("ssd branches=1", "low_confidence"),
     ("lopa branches=1 threshold=t", "threshold threshold=t"),
     ("lopa branches=1 threshold=2 score=margin", "margin"),

@@ -56,12 +56,18 @@ def reference(
         while True:
             open_ = [i for i in inside if row[i] == MASK]
             k = -(-len(open_) // (budget[number] - step)) if budget else 1
-            sure = all(confidence[i] >= own["threshold"] for i in open_)
-            if sure or len(open_) <= k:
+            if len(open_) <= k:
                 for i in open_:
                     row[i] = token[i]
                 made, step = made + 1, step + 1
                 break
+            sure = [i for i in open_ if confidence[i] >= own["threshold"]]
+            if sure:
+                for i in sorted(sure, key=lambda i: -confidence[i])[:k]:
+                    row[i] = token[i]
+                made, step = made + 1, step + 1
+                entropy, confidence, token = look(model, row)
+                continue
             ranked = []
             for branch in range(own["branches"]):
                 score = {
@@ -130,6 +136,16 @@ def test_it_is_the_authors_steps(
         end, forwards = reference(model, row, number, block_length, budget, own)
         assert found.tokens[number] == end[len(prompt) :]
         assert found.forwards[number] == sum(forwards)
+
+
+def test_what_is_sure_is_not_tried(toy: Toy) -> None:
+    """From no confidence at all on: one row of `low_confidence`, without a branch."""
+    shape: dict[str, Any] = {"gen_length": 9, "block_length": 4, "stop_at_eos": False, "steps": 5}
+    own = {"threshold": 0.0}
+    found = dlm.generate(toy(4), [[1, 2]], decoder="info_gain", decoder_options=own, **shape)
+    plain = dlm.generate(toy(4), [[1, 2]], decoder="low_confidence", **shape)
+    assert (found.tokens, found.forwards) == (plain.tokens, plain.forwards)
+    assert found.query_tokens == plain.query_tokens
 
 
 def test_it_takes_the_choice_that_settles_the_other(view_of: View) -> None:
