@@ -8,8 +8,10 @@ from torch import Tensor
 
 from dlm.decoders.base import Policy
 from dlm.decoders.select import NEVER, at_least, fresh
-from dlm.options import integer, number
+from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
+
+VARIANTS = ("llada", "dream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +21,24 @@ class MultiBlock(Policy):
     A block is cut into sub-blocks. The first one is open; at each forward the one behind the last
     open one opens if that is decoded to a share of `block_add_threshold`. Of the masks of open ones
     {i: H_i <= threshold} are committed, the least uncertain one of all, and the least uncertain one
-    of the first sub-block with masks if it has no other. A `steps` budget reaches beyond the open
-    ones where they are too few. Multi-block decoding of d3LLM (Qian et al. 2026, arXiv:2601.07568).
-    The authors' `decoded_token_threshold` is left out: it says which sub-blocks must commit one,
-    of which their code takes the first with masks, whose share in front is 1 always.
+    of the first sub-block with masks if it has no other. In the authors' code for Dream, "dream",
+    they are {i: H_i < threshold}, and only the first sub-block with masks has to have one. A
+    `steps` budget reaches beyond the open ones where they are too few. Multi-block decoding of
+    d3LLM (Qian et al. 2026, arXiv:2601.07568). `decoded_token_threshold` is left out: it says
+    which sub-blocks must commit one, of which their code takes the first with masks, whose share
+    in front is 1 always.
 
     Args:
         threshold: of entropy, nats.
         block_add_threshold: share of blanks decoded, from 0 to 1; 1 is one sub-block at a time.
         sub_block_length: tokens. Give `block_length=None`, or one that holds several.
+        variant: "llada" or "dream", the network whose code of the authors it is.
     """
 
     threshold: float = 0.5
     block_add_threshold: float = 0.1
     sub_block_length: int = 32
+    variant: str = "llada"
     paper: ClassVar[str] = "arXiv:2601.07568"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy", "position_noise"})
     blind: ClassVar[bool] = True
@@ -41,6 +47,7 @@ class MultiBlock(Policy):
         number("threshold", self.threshold, least=0.0)
         number("block_add_threshold", self.block_add_threshold, least=0.0, most=1.0)
         integer("sub_block_length", self.sub_block_length, least=1)
+        known("variant", self.variant, VARIANTS)
 
     def init_state(self, batch: int, length: int) -> Tensor:
         """Open sub-blocks, int64 [B]."""
@@ -56,9 +63,13 @@ class MultiBlock(Policy):
         count = torch.where(first < NEVER, count.maximum(first + 1), count)
         open_ = view.masked & (place < count[:, None])
         scores = view.tempered(-entropy)
-        sure = at_least(open_ & (entropy <= self.threshold), scores, open_, view.quota)
+        if self.variant == "dream":
+            sure = open_ & (entropy < self.threshold)
+        else:
+            sure = at_least(open_ & (entropy <= self.threshold), scores, open_, view.quota)
         foremost = view.masked & (place == first[:, None])
         sure |= at_least(sure & foremost, scores, foremost, torch.ones_like(count))
+        sure = at_least(sure, scores, open_, view.quota)
         return count, Decision(at_least(sure, scores, view.masked, view.quota))
 
     def opened(self, count: Tensor, place: Tensor, view: StepView) -> Tensor:

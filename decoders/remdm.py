@@ -1,26 +1,21 @@
 """Remask with the rate of a diffusion that may go back."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dlm.decoders.base import Policy
-from dlm.decoders.select import exact_sum, fresh, top
+from dlm.decoders.remdm_loops import Loops, Remasking
+from dlm.decoders.select import exact_sum
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
+LOOPED = ("llada", "llada_remdm")
 ETAS = {"cap": 0.008, "rescale": 0.015, "conf": 1.0, "loop": 0.02}
 LOOP_TIMES = (0.55, 0.05)  # between these times alpha stays at LOOP_ALPHA
 LOOP_ALPHA = 0.9
-
-
-class Remasking(NamedTuple):
-    """Where each row stands in its block."""
-
-    moves: Tensor  # int64 [B], remasks and commits made by the loops of the LLaDA variant
-    confidence: Tensor  # float32 [B, W], of each token when it was committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +33,18 @@ class ReMDM(Policy):
       and 0 for masks (the one variant that does not keep the marginals)
     - "loop": min(eta, sigma_max) while alpha rests at 0.9 (t from 0.55 to 0.05), else 0
 
-    "llada" is the deterministic form used with LLaDA: commit `unmask_k` a forward up to
-    `init_unmask_ratio` of the block, then `loop_steps` times remask the `unmask_k` least probable
-    tokens and commit as many (two forwards), then commit the rest. The authors decode one block:
-    every block has loops of its own here. A `steps` budget cuts loops; a block of no more than
-    `unmask_k` blanks takes none, as they would only repeat its one forward.
+    Two forms for LLaDA draw no positions: commit `unmask_k` a forward up to `init_unmask_ratio` of
+    the block, loop `loop_steps` times, and commit the rest.
+
+    - "llada": a loop remasks the `unmask_k` least probable tokens, and commits as many by the next
+      forward. That of the code of PC-Sampler (arXiv:2508.13021) and Saber.
+    - "llada_remdm": a loop remasks the `unmask_k` tokens that were least confident when they were
+      committed, before the forward that commits as many; tokens are samples at `temperature=1.0`.
+      That of the authors' own code, for one token a forward; for more it counts otherwise.
+
+    Every block has loops of its own. A `steps` budget cuts loops; a block of no more than
+    `unmask_k` blanks takes none, as they would only repeat its one forward, nor one of which the
+    ratio is less than a token.
     """
 
     variant: str = "llada"
@@ -54,10 +56,10 @@ class ReMDM(Policy):
     mutates_committed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        known("variant", self.variant, ("llada", *ETAS))
+        known("variant", self.variant, (*LOOPED, *ETAS))
         if self.eta is not None:
             number("eta", self.eta, least=0.0, most=1.0)
-            if self.variant == "llada":
+            if self.variant in LOOPED:
                 raise ValueError(f"eta is for the variants {', '.join(ETAS)}, got {self.eta}")
         number("init_unmask_ratio", self.init_unmask_ratio, least=0.0, most=1.0)
         integer("unmask_k", self.unmask_k, least=1)
@@ -65,20 +67,21 @@ class ReMDM(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The LLaDA variant ranks; the others draw."""
-        if self.variant == "llada":
-            return frozenset({"confidence", "token_probability", "position_noise"})
+        """Those for LLaDA rank; the others draw."""
+        if self.variant in LOOPED:
+            probable = {"token_probability"} if self.variant == "llada" else set()
+            return frozenset({"confidence", "position_noise"} | probable)
         return frozenset({"uniform", "confidence"} if self.variant == "conf" else {"uniform"})
 
     @property
     def blind(self) -> bool:
         """Whether positions are drawn from noise alone."""
-        return self.variant not in ("llada", "conf")
+        return self.variant not in (*LOOPED, "conf")
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
         """The budget; else the grid, or the commits and the loops."""
-        loops = 2 * self.loop_steps * (blanks > 0) if self.variant == "llada" else 0
-        return torch.where(limit > 0, limit, blanks + loops)
+        each = {"llada": 2, "llada_remdm": 1}.get(self.variant, 0)
+        return torch.where(limit > 0, limit, blanks + each * self.loop_steps * (blanks > 0))
 
     def init_state(self, batch: int, length: int) -> Remasking:
         """No move made."""
@@ -87,31 +90,10 @@ class ReMDM(Policy):
 
     def step(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
         """Loop or draw."""
-        return self.loop(state, view) if self.variant == "llada" else self.draw(state, view)
-
-    def loop(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
-        """Commit, remask or end, by the moves each row has made."""
-        moves = fresh(view.step, state.moves, 0)
-        masks, committed = view.masked.sum(-1), view.editable.sum(-1)
-        target = (self.init_unmask_ratio * (masks + committed).double()).floor().long()
-        left = torch.where(view.limit > 0, view.limit - view.step, 1 << 30)
-        filling = (moves == 0) & (committed < target)
-        no_time = (moves % 2 == 0) & (left < 2 + (masks > 0).long())
-        no_time |= masks + committed <= self.unmask_k
-        looping = ~filling & ~no_time & (moves < 2 * self.loop_steps)
-        # With nothing committed yet there is nothing to take back: that move is made at once.
-        moves = torch.where(looping & (committed == 0) & (moves % 2 == 0), moves + 1, moves)
-        remasking = looping & (moves % 2 == 0)
-        share = torch.where(filling, target - committed, masks).clamp(max=self.unmask_k)
-        count = torch.maximum(share, view.quota).masked_fill(remasking, 0)
-        least = -view.want("token_probability")
-        remask = top(least, view.editable, self.unmask_k * remasking.long())
-        commit = top(view.tempered(view.want("confidence")), view.masked, count)
-        moves = torch.where(looping, moves + 1, moves)
-        again = (moves < 2 * self.loop_steps) & ~no_time & (left > 2)
-        full = count >= masks
-        state = Remasking(moves, state.confidence)
-        return state, Decision(commit, remask=remask, hold=full & again & ~remasking)
+        if self.variant not in LOOPED:
+            return self.draw(state, view)
+        loops = Loops(self.init_unmask_ratio, self.unmask_k, self.loop_steps)
+        return (loops.probable if self.variant == "llada" else loops.remembered)(state, view)
 
     def draw(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
         """Flip each position with its rate from this grid time to the next."""

@@ -44,11 +44,11 @@ def _certain(threshold: float) -> dict[str, Any]:
     return {**own, **lengths(256, 32), "temperature": 0.0}
 
 
-def _several(threshold: float) -> dict[str, Any]:
+def _several(variant: str, threshold: float) -> dict[str, Any]:
     """Options of d3LLM."""
     own = {"threshold": threshold, "block_add_threshold": 0.1, "sub_block_length": 32}
     sizes = {**lengths(256), "temperature": 0.0}
-    return {"decoder": "multi_block", "decoder_options": own, **sizes}
+    return {"decoder": "multi_block", "decoder_options": {**own, "variant": variant}, **sizes}
 
 
 _D3LLM = "README and evaluation scripts of hao-ai-lab/d3LLM"
@@ -75,8 +75,9 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         _certain(0.5),
         "README and Dream/generate.py of czg1225/dParallel",
     ),
-    Recommended(("d3LLM/d3LLM_LLaDA", "d3LLM/d3LLM_Dream_Coder"), _several(0.5), _D3LLM),
-    Recommended(("d3LLM/d3LLM_Dream",), _several(0.4), _D3LLM, "threshold 0.5 for code"),
+    Recommended(("d3LLM/d3LLM_LLaDA",), _several("llada", 0.5), _D3LLM),
+    Recommended(("d3LLM/d3LLM_Dream_Coder",), _several("dream", 0.5), _D3LLM),
+    Recommended(("d3LLM/d3LLM_Dream",), _several("dream", 0.4), _D3LLM, "threshold 0.5 for code"),
     Recommended(
         tuple(f"inclusionAI/LLaDA2.0-{size}" for size in _SIZES),
         _refined(0.95, block_length=32, temperature=0.0),

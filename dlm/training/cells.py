@@ -93,6 +93,7 @@ SETTINGS: dict[str, list[Way]] = {
     "multi_block": [
         *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
         *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
+        *ways("multi_block", {"sub_block_length": 8, "variant": "dream"}),
     ],
     "deferred_commitment": [
         *ways("deferred_commitment", {"window": 4}, {"window": 8}, {"window": 16}),
@@ -124,6 +125,7 @@ SETTINGS: dict[str, list[Way]] = {
     "wino": sweep("wino", "threshold", 0.5, 0.6, 0.8),
     "remdm": [
         *ways("remdm", shares=(None, *SHARES)),
+        *ways("remdm", {"variant": "llada_remdm"}, shares=(None, 2)),
         *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(2,)),
     ],
     "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import dlm
 from dlm.decoders import ReMDM
-from dlm.decoders.remdm import ETAS, Remasking
+from dlm.decoders.remdm import ETAS, LOOPED
+from dlm.decoders.remdm_loops import Remasking
 from dlm.job import generation_job
 from dlm.models.model import Model
 from dlm.settings import Settings
@@ -28,7 +29,7 @@ Toy = Callable[..., Model]
 law = examples(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-every_variant = pytest.mark.parametrize("variant", [*ETAS, "llada"])
+every_variant = pytest.mark.parametrize("variant", [*ETAS, *LOOPED])
 prompts = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=3)
 
 
@@ -230,13 +231,9 @@ def test_loops_of_the_llada_variant_keep_the_count(
     target = int(ratio * length)
     filled = [*range(0, target, k), target]
     counts = list(filled)
-    if length > k:
+    if length > k and target:
         for _ in range(loops):
             taken = min(k, target)
-            if not taken:  # nothing to take back, which takes no forward
-                target += k
-                counts.append(target)
-                continue
             # What a loop commits is up to k of all masks, so a loop on fewer than k tokens gains.
             target = target - taken + min(k, length - target + taken)
             counts += [counts[-1] - taken, target]
@@ -254,6 +251,65 @@ def test_a_full_block_is_held_for_all_its_loops(toy: Toy) -> None:
     counts = [int((canvas != MASK).sum()) for canvas in seen[0].canvases]
     assert counts == [0, 2, 4, 6, 8, 6, 8, 6, 8, 6]
     assert out.forwards == [10]
+
+
+def remembered(
+    model: Model, row: list[int], length: int, block: int, ratio: float, loops: int
+) -> list[list[int]]:
+    """The authors' loop for LLaDA, one token a forward: what each forward sees, and the end."""
+    row, start, seen = [*row, *[MASK] * length], len(row), []
+    for begin in range(start, len(row), block):
+        inside = range(begin, min(begin + block, len(row)))
+        first, sure = int(ratio * len(inside)), dict[int, float]()
+        again = loops if first and len(inside) > 1 else 0
+        for i in range(len(inside) + again):
+            if first <= i < first + again:
+                back = min(sure, key=lambda at: (sure[at], at))
+                del sure[back]
+                row[back] = MASK
+            seen.append(row[start:])
+            hidden = model.hidden(torch.tensor([row]), torch.arange(len(row))[None], None)
+            logits = model.logits(hidden[0]).double()
+            logits[:, list(model.spec.banned)] = -torch.inf
+            chance = logits.softmax(-1)
+            best = max((at for at in inside if row[at] == MASK), key=lambda at: chance[at].max())
+            sure[best], row[best] = float(chance[best].max()), int(chance[best].argmax())
+    return [*seen, row[start:]]
+
+
+@law
+@given(
+    rows=prompts,
+    seed=st.integers(0, 99),
+    length=st.integers(1, 12),
+    block=st.integers(1, 12),
+    ratio=st.integers(0, 8).map(lambda n: n / 8),
+    loops=st.integers(0, 6),
+)
+def test_the_authors_loop_for_llada(
+    toy: Toy,
+    rows: list[list[int]],
+    seed: int,
+    length: int,
+    block: int,
+    ratio: float,
+    loops: int,
+) -> None:
+    """Canvas for canvas, in batches, at temperature 0."""
+    decoder = ReMDM(variant="llada_remdm", init_unmask_ratio=ratio, loop_steps=loops)
+    options: dict[str, Any] = {"gen_length": length, "block_length": block, "temperature": 0.0}
+    out, seen = decode(toy(seed), decoder, rows, **options)
+    for row, one, end in zip(rows, seen, out.tokens, strict=True):
+        wanted = remembered(toy(seed), row, length, block, ratio, loops)
+        assert [*one.canvases.tolist(), end] == wanted
+
+
+def test_defaults_are_the_authors_setting_of_countdown(toy: Toy) -> None:
+    """32 tokens in one block: 28 first, 32 loops, and 4 more."""
+    out, seen = decode(toy(1), ReMDM(variant="llada_remdm"), [[1]], gen_length=32)
+    counts = [int((canvas != MASK).sum()) for canvas in seen[0].canvases]
+    assert counts == [*range(28), *[27] * 32, *range(28, 32)]
+    assert out.forwards == [64]
 
 
 @every_variant
@@ -277,14 +333,14 @@ def test_every_variant_ends(
     eta: float,
 ) -> None:
     """I5, I8: at any rate, with no mask left, on its grid or within its budget."""
-    decoder = ReMDM(variant=variant, eta=None if variant == "llada" else eta, loop_steps=5)
+    decoder = ReMDM(variant=variant, eta=None if variant in LOOPED else eta, loop_steps=5)
     out, _ = decode(toy(seed), decoder, rows, gen_length=length, block_length=block, steps=steps)
     blocks = -(-length // (block or length))
     for tokens, forwards in zip(out.tokens, out.forwards, strict=True):
         assert MASK not in tokens
         if steps is not None:
             assert forwards <= max(steps, blocks)
-        elif variant == "llada":
-            assert forwards <= length + 10 * blocks
+        elif variant in LOOPED:
+            assert forwards <= length + (10 if variant == "llada" else 5) * blocks
         else:
             assert forwards == length

@@ -23,9 +23,14 @@ rule = settings(max_examples=60, deadline=None)
 
 
 def reference(
-    said: list[list[float]], blank: list[bool], threshold: float, add: float, length: int
+    said: list[list[float]],
+    blank: list[bool],
+    threshold: float,
+    add: float,
+    length: int,
+    variant: str,
 ) -> list[list[int]]:
-    """What each forward commits: the authors' loop over one row, told again block by block."""
+    """What each forward commits: the authors' loops over one row, told again block by block."""
     blocks = [range(at, min(at + length, len(blank))) for at in range(0, len(blank), length)]
     masked, opened, made = list(blank), 1, []
     for entropy in said:
@@ -36,8 +41,11 @@ def reference(
         while not any(masked[i] for block in blocks[:opened] for i in block):
             opened += 1  # where blanks stand apart
         inside = [i for block in blocks[:opened] for i in block if masked[i]]
-        chosen = {i for i in inside if entropy[i] <= threshold}
-        chosen.add(min(inside, key=lambda i: entropy[i]))
+        if variant == "llada":
+            chosen = {i for i in inside if entropy[i] <= threshold}
+            chosen.add(min(inside, key=lambda i: entropy[i]))
+        else:
+            chosen = {i for i in inside if entropy[i] < threshold}
         foremost = next(block for block in blocks if any(masked[i] for i in block))
         if not chosen & set(foremost):
             chosen.add(min((i for i in foremost if masked[i]), key=lambda i: entropy[i]))
@@ -55,9 +63,10 @@ def reference(
     threshold=st.sampled_from([0.0, 0.25, 0.5, 0.875]),
     add=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]),
     length=st.integers(1, 6),
+    variant=st.sampled_from(["llada", "dream"]),
 )
 def test_it_is_the_authors_loop(
-    script: Script, data: st.DataObject, threshold: float, add: float, length: int
+    script: Script, data: st.DataObject, threshold: float, add: float, length: int, variant: str
 ) -> None:
     """Forward by forward, two rows at a time, blanks anywhere, any lengths."""
     width = data.draw(st.integers(1, 20))
@@ -72,11 +81,11 @@ def test_it_is_the_authors_loop(
         said.append(torch.randint(9, (2, width), generator=generator) / 8)  # with ties
         return {"entropy": said[-1]}
 
-    decoder = MultiBlock(threshold, add, length)
+    decoder = MultiBlock(threshold, add, length, variant)
     seen = script(decoder, speak, blank)
     for row in range(2):
         entropies = [each[row].tolist() for each in said]
-        wanted = reference(entropies, blank[row], threshold, add, length)
+        wanted = reference(entropies, blank[row], threshold, add, length, variant)
         found = [decision.commit[row].nonzero()[:, 0].tolist() for _, decision in seen]
         assert [each for each in found if each] == wanted
 
@@ -119,10 +128,11 @@ def test_a_block_begins_with_one_open_sub_block(view_of: View, picked: Picked) -
     assert state.tolist() == [1]
 
 
-def test_a_budget_reaches_beyond_what_is_open(view_of: View, picked: Picked) -> None:
+@pytest.mark.parametrize("variant", ["llada", "dream"])
+def test_a_budget_reaches_beyond_what_is_open(view_of: View, picked: Picked, variant: str) -> None:
     entropy = [0.9, 0.8, 0.3, 0.2, 0.1, 0.7]
     view = view_of(entropy=entropy, quota=4)
-    decoder = MultiBlock(threshold=0.0, block_add_threshold=1.0, sub_block_length=2)
+    decoder = MultiBlock(0.0, block_add_threshold=1.0, sub_block_length=2, variant=variant)
     commit = decoder.step(torch.ones(1, dtype=torch.int64), view)[1].commit
     assert picked(commit) == [0, 1, 3, 4]  # what is open first, then the least uncertain
 
