@@ -17,7 +17,7 @@ ALGORITHMS = {
     "topk_margin": "margin",
     "entropy": "entropy",
 }
-EPSILON = 1e-3  # where the grid of times ends
+GRAIN = 1000  # the grid of times ends at 1 / GRAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class Dream(Policy):
         masks = view.masked.sum(-1)
         fitted = torch.where(view.limit > 0, view.limit, masks)
         steps = torch.where(view.step == 0, fitted, steps)
-        delta = (1 - EPSILON) / steps.double()
+        delta = (1 - 1 / GRAIN) / steps.double()
         index = fresh(view.step, index, 0)
         if self.alg == "origin":
             index, commit = self.reveal(index, steps, delta, view)
         else:
-            index, count = self.count(index, steps, delta, masks)
+            index, count = self.count(index, steps, masks)
             scores = view.want(ALGORITHMS[self.alg])
             scores = -scores if self.alg == "entropy" else scores
             commit = top(view.tempered(scores), view.masked, count)
@@ -81,12 +81,13 @@ class Dream(Policy):
         return (after, steps), Decision(commit, time=time.float())
 
     @staticmethod
-    def count(index: Tensor, steps: Tensor, delta: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def count(index: Tensor, steps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """The next grid step that reveals any, and how many; int64 [B] each."""
-        # floor(m delta / t_k) >= 1 from the first k with t_k = 1 - k delta <= m delta on.
-        first = ((1 - masks * delta) / delta).ceil().long()
+        # m (1 - s / t_k) = 999 m / (1000 N - 999 k) in whole numbers, at least 1 from a first k on.
+        due, end = (GRAIN - 1) * masks, GRAIN * steps
+        first = -((due - end) // (GRAIN - 1))
         index = torch.maximum(index, first).minimum(steps - 1)
-        share = (masks * delta / (1 - index * delta)).floor().long().clamp(min=1)
+        share = (due // (end - (GRAIN - 1) * index)).clamp(min=1)
         return index, torch.where(index + 1 >= steps, masks, share)
 
     @staticmethod
