@@ -29,7 +29,8 @@ class MeanField(Stateless):
     arXiv:2606.15805), Alg. 1.
 
     The authors' code was not to be had: the first q and the threshold are those of a reproduction,
-    which also divides D by its largest, as is not done here. Distributions are compared by the 8
+    which also divides D by its largest and says that the paper does, as is not done here.
+    Distributions are compared by the 8
     likeliest tokens of each: a token that one list lacks has no probability there, and the rests
     count as one token.
     """

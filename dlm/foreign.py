@@ -216,6 +216,7 @@ DECODERS: Final[dict[str, str]] = {
     "ddpm": "in dlm it is decoder='ancestral' with decoder_options={'cached': False}",
     "bd3lm": "in dlm it is decoder='first_hitting', with block_length of the network's blocks",
     **{f"remdm_{each}": _REMDM % each for each in ("cap", "conf", "loop", "rescale")},
+    "llada_remdm": _REMDM % "llada_remdm",
 }
 """Decoders, in lower case with underscores."""
 
@@ -229,6 +230,15 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
         ),
         "decoded_token_threshold": "it changes nothing up to 1 beside block_add_threshold=0.1",
         "entropy_threshold": "in dlm it is threshold=0.5, nats",
+    },
+    "mutual_stability": {
+        "conf_threshold": "in dlm it is threshold=0.75",
+        "drift_threshold": "in dlm it is drift=0.04, nats",
+        "persistence_len": "in dlm it is patience=2, forwards",
+    },
+    "remdm": {
+        "remdm_number": "in dlm it is unmask_k=1 with variant='llada_remdm'",
+        "remdm_steps": "in dlm it is loop_steps=32 with variant='llada_remdm'",
     },
     "deferred_commitment": {
         "initial_window_length": "in dlm it is window=32, masks",
