@@ -103,6 +103,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
     stop_at_eos: bool = True,
+    pad_after_eos: bool = False,
     stop: str | Sequence[str] = (),
     suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
@@ -158,6 +159,12 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
             with end of text. Where the decoder may take tokens back that waits for the end of the
             block, and where it reaches back to earlier blocks for the end of the row.
+        pad_after_eos: fill masks behind a stop token with end of text as soon as it is written,
+            before what is in front of it is decoded, so that forwards are spent on the text alone.
+            The network sees padding there in the place of masks: another text than without, in
+            fewer forwards the more of them commit a fixed number of tokens. Deferred commitment
+            (arXiv:2601.02076) and d3LLM (arXiv:2601.07568) decode so in their authors' code. Not
+            for decoders that take tokens back or look ahead.
         stop: texts that end a row: once no later forward can change one it is given up. Its text is
             cut in front of the first, its tokens behind it; end of text follows. Needs a tokenizer.
         suppress_tokens: ids never sampled.

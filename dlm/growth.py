@@ -32,6 +32,7 @@ come again, and far from the differences between keys of rows."""
 WHOLE: Final = {
     "steps": "how many forwards a row takes shows as it grows",
     "stop_at_eos": "end of text takes a blank away",
+    "pad_after_eos": "end of text takes a blank away",
     "cfg_scale": "what is filled would be hidden like a prompt",
     "begin_suppress_tokens": "the first blank of a row does not stay the first",
     "return_trajectory": "positions move",

@@ -29,7 +29,7 @@ from dlm.progress import Due, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
-from dlm.window import Window, locate, rows, write
+from dlm.window import Window, locate, padded, rows, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Loop:
             decision = decision.without(progress.done)
         drawn = write(canvas.tokens, seen.view, decision, self.spec.mask_id)
         hold = torch.zeros_like(progress.done) if decision.hold is None else decision.hold
-        tokens, over = self.stop(drawn, canvas, progress.window, hold)
+        tokens, over = self.stop(self.closed(drawn, canvas), canvas, progress.window, hold)
         finished = over | progress.done
         after = replace(canvas, tokens=tokens)
         tally = progress.tally.plus(
@@ -318,6 +318,13 @@ class Loop:
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
         total = chosen.cumsum(-1)[:, -1]  # in order: a plain sum would depend on the padding
         return total.masked_fill((tokens != drawn).any(-1), torch.nan)
+
+    def closed(self, tokens: Tensor, canvas: Canvas) -> Tensor:
+        """The same without masks behind a stop token, where those are not to be decoded."""
+        ids = self.stops.ids
+        if ids is None or not self.settings.pad_after_eos:
+            return tokens
+        return padded(tokens, canvas, ids, self.spec.eos_id, self.spec.mask_id)
 
     def stop(
         self, tokens: Tensor, canvas: Canvas, window: Window, hold: Tensor

@@ -19,6 +19,10 @@ FILTERS = {"top_k": None, "top_p": 1, "min_p": 0}
 """Options that cut the law of sampling, with the value by which nothing is cut, beside None."""
 LARGEST_NOISE = 1e30
 """Of what positions are ranked by: Gumbel noise of this size is finite in float32."""
+SWITCHES = (
+    "stop_at_eos", "pad_after_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order",
+)  # fmt: skip
+"""Options that are on or off."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop", "logit_bias", "constraint",
@@ -52,6 +56,7 @@ class Settings:
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
     stop_at_eos: bool = True
+    pad_after_eos: bool = False  # masks behind a stop token are end of text, before it is final
     stop: str | Sequence[str] = ()  # texts that end a row
     suppress_tokens: Sequence[int] = ()  # never sampled
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
@@ -97,8 +102,7 @@ class Settings:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
         _ = self.stops  # which refuses what is no text
         object.__setattr__(self, "biases", biases_of(self.logit_bias))
-        switches = ("stop_at_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order")
-        for name in switches:
+        for name in SWITCHES:
             boolean(name, getattr(self, name))
         integer("return_top_tokens", self.return_top_tokens, least=0)
         object.__setattr__(self, "policy", policy_of(self.decoder, self.decoder_options))
@@ -106,6 +110,7 @@ class Settings:
         traits = Traits.of(self.policy)
         self.check_ranking(traits)
         self.check_cache(traits)
+        self.check_padding(traits)
         self.check_constraint()
 
     @property
@@ -160,6 +165,16 @@ class Settings:
             raise ValueError(
                 f"cache must be {allowed} for {traits.name}, as {reason}, got {self.cache!r}{hint}"
             )
+
+    def check_padding(self, traits: Traits) -> None:
+        """Refuse to fill what is behind a stop token where that ends nothing, or may still go."""
+        if not self.pad_after_eos:
+            return
+        if not self.stop_at_eos:
+            raise ValueError("pad_after_eos goes with stop_at_eos, got True with False")
+        if traits.mutates_committed or traits.branches > 1:
+            does = "takes tokens back" if traits.mutates_committed else "looks ahead"
+            raise ValueError(f"pad_after_eos must be off for {traits.name}, which {does}, got True")
 
     def check_filters(self) -> None:
         """Refuse filters that are none."""

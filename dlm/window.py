@@ -69,6 +69,21 @@ def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> T
     return made
 
 
+def padded(tokens: Tensor, canvas: Canvas, stop_ids: Tensor, eos_id: int, mask_id: int) -> Tensor:
+    """Tokens [B, L] with end of text in the place of all masks behind a row's first stop token.
+
+    Args:
+        tokens: int64 [B, L], written.
+        canvas: whose rows they are.
+        stop_ids: int64 [S].
+        eos_id: of end of text.
+        mask_id: that marks a blank.
+    """
+    ends = canvas.blank & (tokens[..., None] == stop_ids).any(-1)
+    behind = ends.cumsum(-1) > 0
+    return tokens.masked_fill(canvas.blank & behind & (tokens == mask_id), eos_id)
+
+
 def rows(canvas: Canvas, tokens: Tensor) -> Rows:
     """What the kernels read of a canvas, with tokens int64 [B, L] in the place of its own."""
     return Rows(tokens, canvas.blank, canvas.start, canvas.origin, canvas.stop, canvas.budget)

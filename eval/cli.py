@@ -168,6 +168,13 @@ def task_command(name: str) -> Callable[..., None]:
             bool | None,
             decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
         ] = None,
+        pad_after_eos: Annotated[
+            bool | None,
+            decoding(
+                "--pad-after-eos/--no-pad-after-eos",
+                help="Do not decode what is behind a stop token.",
+            ),
+        ] = None,
         confidence_eos_eot_inf: Annotated[
             bool | None,
             decoding(

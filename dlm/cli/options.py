@@ -190,6 +190,9 @@ RefreshAround = Annotated[
     int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
 ]
 # Among the options of sampling, where its name has room in 80 columns.
+PadAfterEos = Annotated[
+    bool, decoding("--pad-after-eos", help="Do not decode what is behind a stop token.")
+]
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
     list[int] | None,
@@ -241,6 +244,7 @@ DECODING: Final = (
     "steps",
     "position_temperature",
     "stop_at_eos",
+    "pad_after_eos",
     "confidence_eos_eot_inf",
     "cache",
     "refresh_every",

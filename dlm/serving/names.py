@@ -22,6 +22,7 @@ OPTIONS = (
     "refresh_around",
     "seed",
     "stop_at_eos",
+    "pad_after_eos",
     "suppress_tokens",
     "begin_suppress_tokens",
     "logit_bias",

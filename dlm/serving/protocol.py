@@ -105,6 +105,8 @@ def read_request(
         )
     if suffix:  # as in `dlm.infill`: what follows is given
         body.setdefault("stop_at_eos", False)
+    if body.get("stop_at_eos") is False:  # then there is no end that the server's own could go with
+        body.setdefault("pad_after_eos", False)
     settings = read_settings(body, defaults, model.spec, (1 if chat else len(prompts)) * n)
     if chat:
         around = [encoding.encode_chat(body, model, prompts, tools)]

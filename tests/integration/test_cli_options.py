@@ -88,9 +88,10 @@ def test_stop_tokens_are_committed_last(
 
     monkeypatch.setattr("dlm.generation.generate_each", spy)
     args = ["--gen-length=6", "--temperature=5", "--cache=dual", "--confidence-eos-eot-inf"]
-    found = generated("--model", folder, *args)
-    assert seen[0]["confidence_eos_eot_inf"] is True
-    alone = dlm.generate(model, PROMPT, confidence_eos_eot_inf=True, **options)
+    found = generated("--model", folder, *args, "--pad-after-eos")
+    on: dict[str, Any] = {"confidence_eos_eot_inf": True, "pad_after_eos": True}
+    assert seen[0] == seen[0] | on
+    alone = dlm.generate(model, PROMPT, **on, **options)
     assert [found["tokens"]] == alone.tokens
 
 

@@ -45,7 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"cfg_scale": 1.5, "cache": "dual"},
     {"logit_bias": {5: 2.0}, "suppress_tokens": [7], "begin_suppress_tokens": [9]},
     {"return_trajectory": True, "return_order": True, "return_top_tokens": 3},
-    {"stop": ["1"], "batch_size": 1},
+    {"stop": ["1"], "batch_size": 1, "pad_after_eos": True},
     {"steps": 7, "position_temperature": 0.5, "confidence_eos_eot_inf": True},
     {"gen_length": [5, 13, 3], "cache": "prefix"},
     {"refresh_every": 2, "refresh_around": 3, "cache": "dual"},

@@ -103,6 +103,14 @@ def test_a_step_with_a_cache_can_be_recorded(
     played(model, decoder=decoder, stop_at_eos=stop_at_eos, gen_length=14, **options)
 
 
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_padding_behind_an_end_can_be_recorded(
+    golden: Model, cache: str, played: Callable[..., None]
+) -> None:
+    model = Model(golden.network, None, replace(golden.spec, stop_ids=tuple(range(0, 512, 16))))
+    played(model, decoder="low_confidence", cache=cache, gen_length=14, pad_after_eos=True)
+
+
 def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> None:
     """A row that is done does not make the others' forward a mixed one."""
     shapes: list[Any] = []

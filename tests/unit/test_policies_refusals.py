@@ -74,6 +74,7 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "threshold": CHANCE,
         "block_add_threshold": SHARE,
         "sub_block_length": whole(1),
+        "variant": name("dreem"),
     },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
     "deferred_commitment": {

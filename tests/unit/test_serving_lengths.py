@@ -62,6 +62,19 @@ def test_stop_tokens_end_nothing_in_front_of_a_suffix_unless_they_should(tiny: M
     assert not stops(suffix="b", stop_at_eos=False)
 
 
+def test_a_server_s_own_padding_goes_with_an_end(tiny: Model) -> None:
+    def pads(**body: Any) -> bool:
+        settings = read(tiny, {"pad_after_eos": True}, prompt="a", **body).request.settings
+        return settings.pad_after_eos
+
+    assert pads()
+    assert not pads(pad_after_eos=False)
+    assert not pads(stop_at_eos=False)
+    assert not pads(suffix="b")
+    with pytest.raises(ValueError, match="pad_after_eos goes with stop_at_eos, got True with Fal"):
+        pads(stop_at_eos=False, pad_after_eos=True)
+
+
 def test_an_empty_suffix_is_none(tiny: Model) -> None:
     for suffix in ("", None):
         assert read(tiny, prompt="a", suffix=suffix) == read(tiny, prompt="a")
