@@ -123,7 +123,9 @@ def resolve(
     rows = int(getattr(config, "embedding_size", config.vocab_size))
     owned = range(owned_rows(config, family)) if tokenizer is None else ids_of(tokenizer)
     mask = choose_mask(config, family, tokenizer, mask_id, declared_mask)
-    ends = stop_ids(config, family, tokenizer, declared_stops) if stops is None else [*stops]
+    told = stop_ids(config, family, tokenizer, declared_stops) if stops is None else []
+    # A file may name the mask among its ends, so that other code stops at one: nothing samples it.
+    ends = [stop for stop in told if stop != mask] if stops is None else [*stops]
     if not ends or not all(is_id(stop, rows) and stop != mask for stop in ends):
         raise ValueError(
             f"stop ids must be ids below the vocabulary size {rows} other than the mask's "

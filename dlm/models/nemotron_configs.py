@@ -89,14 +89,18 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
         held = config_dict.get("rope_parameters")
         if held is None:
             raise ValueError(f"rope_parameters must be in the config.json of a {cls.title}")
-        theta = checked(held)["rope_theta"]
+        angles = checked(held)
+        theta, again = angles["rope_theta"], config_dict.get("rope_scaling")
+        # transformers 4 writes them twice, and their kind under both of its names.
+        if again is not None and checked(again) != angles:
+            raise ValueError(f"rope_scaling must be as rope_parameters, got {again!r}")
         if config_dict.get("rope_theta", theta) not in (None, theta):
             raise ValueError(
                 f"rope_theta must be {theta!r} as in rope_parameters, "
                 f"got {config_dict['rope_theta']!r}"
             )
-        kept = {key: value for key, value in config_dict.items() if key != "rope_theta"}
-        return super().from_dict(kept, **kwargs)
+        kept = {k: v for k, v in config_dict.items() if k not in ("rope_theta", "rope_scaling")}
+        return super().from_dict(kept | {"rope_parameters": angles}, **kwargs)
 
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:
@@ -111,6 +115,8 @@ def checked(rotary: object) -> dict[str, Any]:
         ValueError: they are not.
     """
     held = dict(rotary) if isinstance(rotary, dict) else {}
+    if held.get("type") == held.get("rope_type"):
+        held.pop("type", None)
     if held.keys() != ROTARY.keys() or held["rope_type"] != "yarn":
         raise ValueError(
             f"rope_parameters must be of rope_type 'yarn' and hold {', '.join(ROTARY)}, "

@@ -62,13 +62,17 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         "chat.py of ML-GSAI/LLaDA",
     ),
     Recommended(
-        ("inclusionAI/LLaDA-MoE-7B-A1B-Instruct",), {**GREEDY, **lengths(128, 32)}, "its card"
+        ("inclusionAI/LLaDA-MoE-7B-A1B-Instruct",),
+        {**GREEDY, **lengths(128, 32)},
+        "its card",
+        'with the system prompt "You are a helpful AI assistant."',
     ),
     Recommended(
         ("GSAI-ML/iLLaDA-8B-Instruct",),
         {**GREEDY, **lengths(2048, 32)},
         "evaluation script of ML-GSAI/LLaDA, gsm8k",
-        "the script also raises the logit of the end of thought as an answer gets long",
+        "the script shows the network no block before it is decoded, and raises the logit of the "
+        "end of thought as an answer gets long",
     ),
     Recommended(
         ("Zigeng/dParallel-LLaDA-8B-instruct", "Zigeng/dParallel_Dream_7B_Instruct"),
@@ -103,13 +107,22 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         "README of DreamLM/Dream-Coder",
     ),
     Recommended(
-        ("apple/DiffuCoder-7B-Instruct",), _dream(256, 0.3), "inference demo of apple/ml-diffucoder"
+        ("apple/DiffuCoder-7B-Instruct",),
+        _dream(256, 0.3),
+        "inference demo of apple/ml-diffucoder",
+        'with the system prompt "You are a helpful assistant."',
     ),
     Recommended(("apple/DiffuCoder-7B-cpGRPO",), _dream(256, 0.4), "its card, quoted by others"),
     Recommended(
-        (*_TALKS, "JetLM/SDAR-8B-Chat-b32", "JetLM/SDAR-30B-A3B-Chat"),
+        (*_TALKS, "JetLM/SDAR-30B-A3B-Chat"),
         _refined(0.9, gen_length=256, temperature=1.0),
         "README of JetAstra/SDAR, JetEngine",
+        "its benchmarks are greedy, one token a forward",
+    ),
+    Recommended(
+        ("JetLM/SDAR-8B-Chat-b32",),
+        _refined(0.9, gen_length=256, temperature=1.0),
+        "README of JetAstra/SDAR, JetEngine, which speaks of blocks of 4",
         "its benchmarks are greedy, one token a forward",
     ),
     Recommended(
@@ -129,7 +142,7 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
             "temperature": 0.01,
         },
         "README of RadicalNumerics/RND1",
-        'a question is put as "Question: ...\\nAnswer:"',
+        'a question is put as "Question: ...\\nAnswer:"; there padding stands behind the answer',
     ),
     Recommended(
         tuple(f"Efficient-Large-Model/Fast_dLLM_v2_{size}" for size in ("1.5B", "7B")),
@@ -138,6 +151,7 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
             **EXACT,
         },
         "v2/run_chatbot.py of NVlabs/Fast-dLLM, whose small blocks are blocks here",
+        "there the forward that sees a block of 32 complete commits the first token of the next",
     ),
     Recommended(
         ("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",),
@@ -148,6 +162,7 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         ("dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1",),
         {**GREEDY, **lengths(256, 32), **EXACT},
         "evaluation of ZHZisZZ/dllm, examples/a2d",
+        "there blocks begin where the prompt ends; here, as in training, at multiples of 32",
     ),
     Recommended(
         ("kuleshov-group/mdlm-owt",),

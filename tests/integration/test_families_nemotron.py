@@ -270,10 +270,19 @@ def test_angles_are_those_of_the_file() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"rope_theta": 1e6}, "rope_parameters must be in the config.json of a Nemotron"),
         ({"rope_parameters": ROTARY, "rope_theta": 1e9}, "rope_theta must be 1000000.0 as in rope"),
+        (
+            {"rope_parameters": ROTARY, "rope_scaling": ROTARY | {"factor": 2.0}},
+            "rope_scaling must be as rope_parameters, got",
+        ),
+        ({"rope_parameters": ROTARY | {"type": "linear"}}, "rope_parameters must be of rope_type"),
     ]
     for theta in (None, 1e6):
         told = {"rope_parameters": ROTARY, "rope_theta": theta}
         assert NemotronLabsDiffusionConfig.from_dict(declared | told).rope_theta == 1e6
+    twice = {"rope_parameters": ROTARY | {"type": "yarn"}, "rope_scaling": ROTARY}
+    read = NemotronLabsDiffusionConfig.from_dict(declared | twice)
+    assert read.rope_parameters == ROTARY
+    assert "rope_scaling" not in read.to_dict()
     for told, message in cases:
         with pytest.raises(ValueError, match=message):
             NemotronLabsDiffusionConfig.from_dict(declared | told)
