@@ -58,9 +58,7 @@ def read_prompts(body: fields.Body, model: Model, n: int) -> list[Any]:
     several = isinstance(value, list) and value and isinstance(value[0], str | list)
     listed = value if several else [value]
     if len(listed) * n > MOST_ROWS:
-        raise ValueError(
-            f"prompts times n must be at most {MOST_ROWS}, got {len(listed)} times {n}"
-        )
+        raise ValueError(f"prompt times n must be at most {MOST_ROWS}, got {len(listed)} times {n}")
     for prompt in listed:
         if isinstance(prompt, str):
             refuse_long(model, "prompt", len(prompt))

@@ -236,16 +236,20 @@ class Exchange:
         assert self.answer is not None
         assert self.asked is not None
         writer = replies.Writer(self.answer, self.service.name)
+        spoke = self.start if event is None else time.monotonic()
         try:
             while True:
                 piece = self.take(event)
-                if event is None:
-                    yield WAITING
-                for chunk in () if piece is None else writer.chunks(piece):
+                if piece is not None and (piece.text or piece.calls):
                     self.first = self.first or time.monotonic()
+                for chunk in () if piece is None else writer.chunks(piece):
+                    spoke = time.monotonic()
                     yield replies.event(chunk)
                 if self.answer.complete:
                     break
+                if time.monotonic() - spoke >= QUIET:  # also where forwards settle no text
+                    spoke = time.monotonic()
+                    yield WAITING
                 event = await self.next(look=False, within=QUIET)
             if self.asked.include_usage:
                 yield replies.event(writer.last_chunk())
@@ -279,7 +283,7 @@ class Exchange:
             seconds=time.monotonic() - self.start,
             first_seconds=None if self.first is None else self.first - self.start,
             choices=0 if asked is None else len(asked.request.rows),
-            prompt_tokens=0 if asked is None else asked.prompt_tokens,
+            prompt_tokens=0 if asked is None or self.ticket is None else asked.prompt_tokens,
             cached_tokens=0 if answer is None else answer.cached_tokens,
             completion_tokens=0 if answer is None else answer.completion_tokens,
             forwards=None if answer is None else answer.forwards,

@@ -189,8 +189,9 @@ def read_stream(body: Body) -> tuple[bool, bool]:
         raise ValueError(f"stream_options must be an object, got {options!r}")
     for name, value in options.items():
         known_name("option of stream_options", name, ("include_usage", *OF_STREAMS))
-        if value is not None and boolean(name, value) and name in OF_STREAMS:
-            raise unsupported(name, value, name)
+        field = f"stream_options.{name}"
+        if value is not None and boolean(field, value) and name in OF_STREAMS:
+            raise unsupported(field, value, name)
     usage = bool(options.get("include_usage"))
     if usage and not stream:
         raise ValueError(f"stream_options go with stream true, got {options!r} without")

@@ -68,7 +68,7 @@ def test_what_the_engine_does_not_take(
     answer = server.ask()
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert ("retry-after" in answer.headers) == (status == 429)
-    assert [told.status for told in server.served] == [status]
+    assert [(told.status, told.prompt_tokens) for told in server.served] == [(status, 0)]
     assert server.engine.cancelled == []
 
 

@@ -157,6 +157,27 @@ def test_a_stream_that_waits_says_so(
         assert (record.status, record.error) == (400, "top_k must be even")
 
 
+def test_a_stream_without_a_text_says_that_it_goes_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where forwards come one after the other and settle nothing, too; and no text is no first."""
+    monkeypatch.setattr(exchange, "QUIET", 0.02)
+    sent: list[Any] = []
+
+    def play(request: Request) -> Iterator[Event]:
+        while sum(message.get("body") == exchange.WAITING for message in list(sent)) < 2:
+            yield Grown(0, [])
+            if server.engine.given_up.wait(0.001):
+                return
+        yield Ended(0, [], decoded=0, forwards=2)
+
+    server = serve(play)
+    asyncio.run(CASES.leave(server.client.app, {"prompt": "a", "stream": True}, 999, sent=sent))
+    assert [message.get("body") for message in sent[1:3]] == [exchange.WAITING] * 2
+    (record,) = server.served
+    assert (record.status, record.first_seconds) == (200, None)
+
+
 def test_an_answer_in_one_piece_waits_in_silence(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
