@@ -111,8 +111,8 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("lopa", {"score": "entropy", "alpha": 0.0, "share": 1.0}),
     ],
     "info_gain": [
-        *ways("info_gain", {}, {"variant": "lookum"}),
-        *ways("info_gain", shares=(4,)),
+        *ways("info_gain", {}, {"threshold": 2.0}),
+        *ways("info_gain", {"threshold": 2.0}, shares=(4,)),
     ],
     "local_leap": ways("local_leap", {}, {"relaxed_threshold": 0.5}),
     "hierarchical": ways("hierarchical", {}, {"remask": True}),
@@ -125,7 +125,7 @@ SETTINGS: dict[str, list[Way]] = {
     "wino": sweep("wino", "threshold", 0.5, 0.6, 0.8),
     "remdm": [
         *ways("remdm", shares=(None, *SHARES)),
-        *ways("remdm", {"variant": "llada_remdm"}, shares=(None, 2)),
+        *ways("remdm", {"variant": "llada_remdm"}),
         *ways("remdm", *({"variant": v} for v in ("cap", "rescale", "conf", "loop")), shares=(2,)),
     ],
     "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),
