@@ -252,7 +252,7 @@ def later(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) ->
 
 
 def ahead(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) -> None:
-    """Print what belongs to the bullets on `lopa` and `info_gain`."""
+    """Print what belongs to the bullet on `lopa`."""
     print("lopa (threshold 0.8 and 0.9: above)")
     experiments = LoPA(score="entropy", alpha=0.0, share=1.0)
     for decoder in (LoPA(), LoPA(threshold=0.8), experiments):
@@ -260,10 +260,6 @@ def ahead(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) ->
     for decoder in (LoPA(), experiments):
         unsure(model, puzzles, decoder)
         unsure(model, words, decoder)
-    print("info_gain")
-    tell(model, words, "info_gain")
-    tell(model, words, "info_gain", variant="lookum")
-    unsure(model, puzzles, "info_gain", variant="lookum")
 
 
 def windows(model: Model, puzzles: Sequence[Example], words: Sequence[Example]) -> None:
