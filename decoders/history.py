@@ -85,13 +85,15 @@ def js_divergence(now: Summary, before: Summary) -> Tensor:
     may have been in: what comes into a list, or leaves it, is drift.
     """
     same = now.tokens[..., :, None] == before.tokens[..., None, :]
-    p, q = now.probabilities, (same * before.probabilities[..., None, :]).sum(-1)
+    came = (now.probabilities * ~same.any(-1)).sum(-1)
     gone = (before.probabilities * ~same.any(-2)).sum(-1)
+    p, q = now.probabilities * same.any(-1), (same * before.probabilities[..., None, :]).sum(-1)
     rest_p, rest_q = ((1 - x.probabilities.sum(-1)).clamp(min=0.0) for x in (now, before))
-    middle, rest = (p + q) / 2, (rest_p + rest_q) / 2
+    # TINY in both: half of the least number that there is would be none.
+    middle, rest = (p + q).clamp(min=TINY) / 2, (rest_p + rest_q).clamp(min=TINY) / 2
     first = _relative(p, middle).sum(-1) + _relative(rest_p, rest)
-    second = _relative(q, middle).sum(-1) + _relative(rest_q, rest) + gone * LN2
-    return ((first + second) / 2).clamp(min=0.0)
+    second = _relative(q, middle).sum(-1) + _relative(rest_q, rest)
+    return ((first + second + (came + gone) * LN2) / 2).clamp(0.0, LN2)
 
 
 def log_ratio(now: Summary, before: Summary) -> Tensor:

@@ -250,7 +250,8 @@ class Exchange:
                 if time.monotonic() - spoke >= QUIET:  # also where forwards settle no text
                     spoke = time.monotonic()
                     yield WAITING
-                event = await self.next(look=False, within=QUIET)
+                left = QUIET - (time.monotonic() - spoke)
+                event = await self.next(look=False, within=max(0.0, left))
             if self.asked.include_usage:
                 yield replies.event(writer.last_chunk())
         except Exception as error:

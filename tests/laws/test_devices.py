@@ -38,6 +38,10 @@ Decoding = Callable[[str], dict[str, Any]]
 APART = torch.device("meta")
 """The one device but the CPU that every torch can name."""
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+READS = (  # of values, or of how many there are
+    "_local_scalar_dense", "equal", "is_nonzero", "allclose", "nonzero", "masked_select", "bincount",
+    "_unique", "_unique2", "unique_dim", "unique_consecutive",
+)  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     {"top_k": 5},
     {"top_p": 0.9, "min_p": 0.01},
@@ -99,7 +103,11 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     copies = name in ("_to_copy", "copy_")
     crosses = (here and there) or (bool(given) and goes != bool(there))
     if in_step():
-        assert name != "_local_scalar_dense", f"a step reads the device: {func}"
+        listed = name.startswith("index") and any(
+            x.dtype in (torch.bool, torch.uint8) for x in given[1:]
+        )
+        reads = listed or name in READS
+        assert not reads, f"a step reads the device: {func}"
         assert not crosses, f"a step crosses to another device: {func}"
     else:  # an index may be of the host
         assert not crosses or copies or name.startswith("index"), f"of two devices: {func}"
@@ -241,6 +249,10 @@ class Careless(Stateless):
     [
         (lambda masked: masked.sum().item(), "reads the device"),
         (lambda masked: masked.tolist(), "reads the device"),
+        (lambda masked: torch.equal(masked, masked), "reads the device"),
+        (lambda masked: masked[masked], "reads the device"),
+        (lambda masked: masked.clone().index_put_((masked,), masked.any()), "reads the device"),
+        (lambda masked: masked.nonzero(), "reads the device"),
         (lambda masked: masked & torch.ones(masked.shape[1]).bool(), "crosses"),
         (lambda masked: torch.ones(masked.shape[1]).to(masked.device), "crosses"),
         (lambda masked: masked.cpu(), "crosses"),

@@ -111,6 +111,14 @@ def test_drift_of_lists_is_of_all_that_either_has(
     assert (js <= LN2 + 1e-6).all()
 
 
+@pytest.mark.parametrize("tokens", [[1, 2], [1, 3]])
+def test_drift_of_the_least_probability_is_a_number(tokens: list[int]) -> None:
+    least = Summary(torch.tensor([[[1, 2]]]), torch.tensor([[[1.0, 1e-45]]]))
+    other = Summary(torch.tensor([[tokens]]), torch.tensor([[[1.0, 1e-45]]]))
+    for now, before in ((least, other), (other, least), (least, Summary.empty(1, 1, 2))):
+        assert 0.0 <= js_divergence(now, before).item() <= LN2 + 1e-6
+
+
 def test_a_tail_that_is_another_is_drift() -> None:
     """0.8 of both are of one token, and the rest of tokens that the other law does not have."""
     p, q = torch.zeros(2, 1, 1, 20)

@@ -178,6 +178,26 @@ def test_a_stream_without_a_text_says_that_it_goes_on(
     assert (record.status, record.first_seconds) == (200, None)
 
 
+def test_events_without_a_text_put_no_comment_off(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One every 0.19 s, where a comment is due after 0.2 s: not after the second one, at 0.38 s."""
+    monkeypatch.setattr(exchange, "PULSE", 0.01)
+    monkeypatch.setattr(exchange, "QUIET", 0.2)
+    sent: list[Any] = []
+
+    def play(request: Request) -> Iterator[Event]:
+        for _ in range(6):
+            if server.engine.given_up.wait(0.19):
+                return
+            yield Grown(0, [])
+        yield Ended(0, [], decoded=0, forwards=2)
+
+    server = serve(play)
+    asyncio.run(CASES.leave(server.client.app, {"prompt": "a", "stream": True}, 999, sent=sent))
+    assert sum(message.get("body") == exchange.WAITING for message in sent) >= 4
+
+
 def test_an_answer_in_one_piece_waits_in_silence(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
