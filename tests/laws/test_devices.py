@@ -39,8 +39,8 @@ APART = torch.device("meta")
 """The one device but the CPU that every torch can name."""
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 READS = (  # of values, or of how many there are
-    "_local_scalar_dense", "equal", "is_nonzero", "allclose", "nonzero", "masked_select", "bincount",
-    "_unique", "_unique2", "unique_dim", "unique_consecutive",
+    "_local_scalar_dense", "equal", "is_nonzero", "allclose", "nonzero", "masked_select",
+    "bincount", "_unique", "_unique2", "unique_dim", "unique_consecutive",
 )  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     {"top_k": 5},
@@ -103,10 +103,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     copies = name in ("_to_copy", "copy_")
     crosses = (here and there) or (bool(given) and goes != bool(there))
     if in_step():
-        listed = name.startswith("index") and any(
-            x.dtype in (torch.bool, torch.uint8) for x in given[1:]
-        )
-        reads = listed or name in READS
+        masks = any(one.dtype in (torch.bool, torch.uint8) for one in given[1:])
+        reads = name in READS or (name.startswith("index") and masks)
         assert not reads, f"a step reads the device: {func}"
         assert not crosses, f"a step crosses to another device: {func}"
     else:  # an index may be of the host
