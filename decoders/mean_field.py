@@ -30,9 +30,9 @@ class MeanField(Stateless):
 
     The authors' code was not to be had: the first q and the threshold are those of a reproduction,
     which also divides D by its largest and says that the paper does, as is not done here.
-    Distributions are compared by the 8
-    likeliest tokens of each: a token that one list lacks has no probability there, and the rests
-    count as one token.
+
+    Distributions are compared by the 8 likeliest tokens of each: a token that one list lacks has no
+    probability there, and the rests count as one token.
     """
 
     threshold: float = 0.9

@@ -123,9 +123,8 @@ def resolve(
     rows = int(getattr(config, "embedding_size", config.vocab_size))
     owned = range(owned_rows(config, family)) if tokenizer is None else ids_of(tokenizer)
     mask = choose_mask(config, family, tokenizer, mask_id, declared_mask)
-    told = stop_ids(config, family, tokenizer, declared_stops) if stops is None else []
-    # A file may name the mask among its ends, so that other code stops at one: nothing samples it.
-    ends = [stop for stop in told if stop != mask] if stops is None else [*stops]
+    told = others(declared_stops, mask)
+    ends = stop_ids(config, family, tokenizer, told, mask) if stops is None else [*stops]
     if not ends or not all(is_id(stop, rows) and stop != mask for stop in ends):
         raise ValueError(
             f"stop ids must be ids below the vocabulary size {rows} other than the mask's "
@@ -228,9 +227,20 @@ def frame_of(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int
     return tuple(ids(tokenizer.bos_token_id)), tuple(ids(tokenizer.eos_token_id))
 
 
-def stop_ids(config: Any, family: Family, tokenizer: Any, declared: Iterable[int]) -> list[int]:
+def others(stops: Iterable[int], mask: int) -> list[int]:
+    """Stop ids of a file without the mask, where it names others: other code may stop at a mask.
+
+    Alone it stays, and is refused: it cannot be what ends a text.
+    """
+    found = list(stops)
+    return [stop for stop in found if stop != mask] or found
+
+
+def stop_ids(
+    config: Any, family: Family, tokenizer: Any, declared: Iterable[int], mask: int
+) -> list[int]:
     """Ends of text and of turn, each once; the first one fills what follows another."""
-    found = [*declared, *ids(config.eos_token_id)]
+    found = [*declared, *others(ids(config.eos_token_id), mask)]
     found += family.stop_ids if is_released(config, family) else ()
     found += lookup(tokenizer, family.stop_tokens)
     if not found and config.pad_token_id is not None:

@@ -212,7 +212,7 @@ def test_the_tokenizer_has_the_mask_where_nothing_else_does() -> None:
         (None, {"declared_mask": 152064}, "below the vocabulary size 152064, got generation_conf"),
         (None, {"declared_mask": True}, "below the vocabulary size"),
         (None, {"mask_id": 152064}, "mask_id must be an int <= 152063, got 152064"),
-        (None, {"stops": (152064,)}, "stop ids must be ids below the vocabulary size 152064"),
+        (None, {"stops": (151666,)}, "other than the mask's 151666"),
         (None, {"block_size": 4}, "dream looks both ways, got 4"),
     ],
 )
@@ -340,9 +340,11 @@ def test_a_block_size_is_kept_by_what_is_saved() -> None:
 def test_a_file_may_name_the_mask_among_its_ends() -> None:
     """Which an argument may not: there is nothing that it could mean."""
     config = FAMILIES["sdar"].config_class()(vocab_size=100)
-    assert resolve(config, [7, 90], None, mask_id=90).stop_ids == (7,)
-    with pytest.raises(ValueError, match="other than the mask's 90, one at least, got \\[\\]"):
+    assert resolve(config, [90, 7], None, mask_id=90).stop_ids == (7,)
+    with pytest.raises(ValueError, match="other than the mask's 90, one at least, got"):
         resolve(config, [90], None, mask_id=90)
+    config.eos_token_id = [90, 8]
+    assert resolve(config, [7], None, mask_id=90).stop_ids == (7, 8)
 
 
 def test_stop_ids_are_given_where_no_file_has_them() -> None:
