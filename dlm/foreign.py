@@ -238,7 +238,6 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     },
     "remdm": {
         "remdm_number": "in dlm it is unmask_k=1 with variant='llada_remdm'",
-        "remdm_steps": "in dlm it is loop_steps=32 with variant='llada_remdm'",
     },
     "deferred_commitment": {
         "initial_window_length": "in dlm it is window=32, masks",

@@ -239,6 +239,19 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Cache]":
     return alive
 
 
+@pytest.fixture(scope="session")
+def chances() -> Callable[[Model, list[int]], Tensor]:
+    """The law of each position of one row, by one forward, float64 [L, V]."""
+
+    def of(model: Model, row: list[int]) -> Tensor:
+        hidden = model.hidden(torch.tensor([row]), torch.arange(len(row))[None], None)
+        logits = model.logits(hidden[0]).double()
+        logits[:, list(model.spec.banned)] = -torch.inf
+        return logits.softmax(-1)
+
+    return of
+
+
 @pytest.fixture
 def model(golden_folder: Path) -> Model:
     """The golden one, for a test to change."""

@@ -4,6 +4,7 @@ Shapes: B rows, L canvas, N grid steps.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import sqrt
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from dlm.settings import Settings
 
 MASK = 7
 Toy = Callable[..., Model]
+Look = Callable[[list[int]], Tensor]
 
 law = examples(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -254,7 +256,7 @@ def test_a_full_block_is_held_for_all_its_loops(toy: Toy) -> None:
 
 
 def remembered(
-    model: Model, row: list[int], length: int, block: int, ratio: float, loops: int
+    look: Look, row: list[int], length: int, block: int, ratio: float, loops: int
 ) -> list[list[int]]:
     """The authors' loop for LLaDA, one token a forward: what each forward sees, and the end."""
     row, start, seen = [*row, *[MASK] * length], len(row), []
@@ -268,10 +270,7 @@ def remembered(
                 del sure[back]
                 row[back] = MASK
             seen.append(row[start:])
-            hidden = model.hidden(torch.tensor([row]), torch.arange(len(row))[None], None)
-            logits = model.logits(hidden[0]).double()
-            logits[:, list(model.spec.banned)] = -torch.inf
-            chance = logits.softmax(-1)
+            chance = look(row)
             best = max((at for at in inside if row[at] == MASK), key=lambda at: chance[at].max())
             sure[best], row[best] = float(chance[best].max()), int(chance[best].argmax())
     return [*seen, row[start:]]
@@ -288,6 +287,7 @@ def remembered(
 )
 def test_the_authors_loop_for_llada(
     toy: Toy,
+    chances: Callable[[Model, list[int]], Tensor],
     rows: list[list[int]],
     seed: int,
     length: int,
@@ -300,7 +300,7 @@ def test_the_authors_loop_for_llada(
     options: dict[str, Any] = {"gen_length": length, "block_length": block, "temperature": 0.0}
     out, seen = decode(toy(seed), decoder, rows, **options)
     for row, one, end in zip(rows, seen, out.tokens, strict=True):
-        wanted = remembered(toy(seed), row, length, block, ratio, loops)
+        wanted = remembered(partial(chances, toy(seed)), row, length, block, ratio, loops)
         assert [*one.canvases.tolist(), end] == wanted
 
 
