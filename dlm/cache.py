@@ -3,8 +3,14 @@
 Shapes: B rows (twice as many with guidance), H heads, L canvas, Q queries, E head width.
 """
 
+from typing import Final
+
 import torch
 from torch import Tensor
+
+Lines = Tensor | slice
+"""Rows of a cache, one for each row of a forward."""
+EVERY: Final = slice(None)
 
 
 class Cache:
@@ -49,6 +55,11 @@ class Cache:
         return sum(part.nbytes for layer in self.layers for part in layer)
 
 
+def among(kept: Tensor, lines: Lines) -> Tensor:
+    """Those rows of keys or values; a view of them where they are a slice."""
+    return kept[lines.to(kept.device) if isinstance(lines, Tensor) else lines]
+
+
 class View:
     """What stands between a layer and its attention."""
 
@@ -74,39 +85,36 @@ class View:
 class Refresh(View):
     """A forward of whole rows, whose keys and values are kept."""
 
-    def __init__(self, cache: Cache, rows: Tensor | None, length: int) -> None:
-        """Take the rows of the forward, None for all, and the columns to keep."""
+    def __init__(self, cache: Cache, length: int, lines: Lines = EVERY) -> None:
+        """Take the columns to keep, and where the rows of the forward lie."""
         self.cache = cache
-        self.rows = rows
         self.length = length
+        self.lines = lines
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Keep [B, H, L, E], and attend to just that."""
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
-            new = new[:, :, : self.length].transpose(1, 2)
-            if self.rows is None:
-                kept[:, : self.length] = new
-            else:
-                kept[self.rows.to(kept.device), : self.length] = new
+            lines = self.lines.to(kept.device) if isinstance(self.lines, Tensor) else self.lines
+            kept[lines, : self.length] = new[:, :, : self.length].transpose(1, 2)
         return key, value
 
 
 class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
-    def __init__(self, cache: Cache, places: Tensor, length: int, each: int = 1) -> None:
+    def __init__(self, cache: Cache, places: Tensor, length: int, lines: Lines = EVERY) -> None:
         """Take what is computed afresh, and how many columns there are to attend to.
 
         Args:
             cache: of the rows.
             places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
             length: columns of each row.
-            each: rows of the cache for one of the forward, which is the first of those.
+            lines: where the rows of the forward lie.
         """
         self.cache = cache
         self.places = places
         self.length = length
-        self.each = each
+        self.lines = lines
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
@@ -115,7 +123,7 @@ class Reuse(View):
         merged = []
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
             kept.view(-1, *kept.shape[2:])[places] = new[:, :, :count].transpose(1, 2)
-            seen = kept[:: self.each, : self.length].transpose(1, 2)
+            seen = among(kept[:, : self.length], self.lines).transpose(1, 2)
             more = new[:, :, count:]
             merged.append(torch.cat((seen, more), 2) if more.shape[2] else seen)
         return merged[0], merged[1]

@@ -122,10 +122,7 @@ class Forward:
             count = max(due.reach, view.positions.shape[1])
             return self.part(canvas, view, due, Stretch(progress.kept, end, count), cache)
         if due.whole:
-            lines = None
-            if each > 1:  # the first branch of each row
-                lines = torch.arange(0, cache.rows, each, device=view.tokens.device)
-            keep = Refresh(cache, lines, length)
+            keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         part = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
@@ -254,7 +251,7 @@ class Forward:
         if each > 1:  # the first branch of each row
             line = torch.arange(slots.shape[0], device=slots.device)[:, None]
             slots = slots + line * (each - 1) * (cache.length + 1)
-        reused = Reuse(cache, slots, length, each)
+        reused = Reuse(cache, slots, length, slice(None, None, each))
         valid = None
         if min(due.lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
@@ -339,7 +336,7 @@ class Forward:
         """
         assert self.cache is not None
         where = self.both(fresh, part.queries.shape[0])
-        keep = Refresh(self.cache, where, width)
+        keep = Refresh(self.cache, width, where)
         packing = None if lengths is None else self.packing(lengths, width)
         few = canvas.select(fresh, width)
         some = self.rows(few, select_rows(view, fresh), lengths, keep, packing)

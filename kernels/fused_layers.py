@@ -242,7 +242,7 @@ def _attend(
     from dlm.kernels.triton_attention import attend_kernel, combine_kernel, parts_of
 
     batch, queries, heads, width = query.shape
-    parts = parts_of(seen)
+    parts, room = parts_of(seen), keys.stride(0) // keys.stride(1)
     sums = query.new_empty((parts, batch * heads, queries, 2), dtype=torch.float32)
     weighed = query.new_empty((parts, batch * heads, queries, width), dtype=torch.float32)
     shown: tuple[Any, ...] = (None, 0, 0)
@@ -253,7 +253,7 @@ def _attend(
         shown = flags, *(0 if flags.shape[i] == 1 else flags.stride(i) for i in (0, 2))
     with torch.cuda.device_of(query):
         attend_kernel[(batch * heads, parts)](
-            *(query, keys, values, *shown, scaling, sums, weighed, queries, seen, keys.shape[1]),
+            *(query, keys, values, *shown, scaling, sums, weighed, queries, seen, room),
             HEADS=heads,
             GROUPS=keys.shape[2],
             WIDTH=width,

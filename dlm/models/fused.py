@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dlm.cache import Reuse, View
+from dlm.cache import Reuse, View, among
 from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
@@ -125,7 +125,8 @@ def attend(
         out = attention(module, rows.transpose(1, 2), key, value, mask, cache)
     else:
         assert isinstance(cache, Reuse)
-        out = kernels.attend(rows, key, value, cache.length, mask, module.scaling)
+        keys, values = (among(part, cache.lines) for part in (key, value))
+        out = kernels.attend(rows, keys, values, cache.length, mask, module.scaling)
     out = out.reshape(len(x), -1)
     return kernels.product(out, [module.o_proj.weight], [module.o_proj.bias])
 

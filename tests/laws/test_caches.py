@@ -205,7 +205,7 @@ def test_a_cache_is_allocated_once(
 def test_queries_beyond_the_row_are_read_by_nobody() -> None:
     cache = Cache(rows=2, length=3)
     whole = torch.arange(6.0).view(2, 1, 3, 1)
-    assert Refresh(cache, None, 3).update(whole, -whole, 0)[0] is whole
+    assert Refresh(cache, 3).update(whole, -whole, 0)[0] is whole
     columns = torch.tensor([[1, 2], [2, 3]])  # 3 is beyond
     new = torch.tensor([[10.0, 11.0], [12.0, 13.0]]).view(2, 1, 2, 1)
     places = columns + torch.tensor([[0], [4]])

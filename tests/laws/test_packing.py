@@ -69,7 +69,7 @@ def test_keys_are_kept_by_row() -> None:
     packing = Packing.of([2, 3], 3, CPU)
     cache = Cache(2, 3)
     heads = torch.arange(5.0)[None, None, :, None]
-    Packed(packing, Refresh(cache, None, 3)).enter(heads, heads, -heads, 0)
+    Packed(packing, Refresh(cache, 3)).enter(heads, heads, -heads, 0)
     keys, values = cache.layer(0, heads)
     assert keys[:, :3, 0, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
     assert torch.equal(values, -keys)

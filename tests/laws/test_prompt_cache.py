@@ -100,7 +100,7 @@ def check(model: Model, kept: dlm.PromptCache) -> None:
         length = len(rows[slot])
         positions, cache = torch.arange(length)[None], Cache(1, length)
         attend = positions[:, None] <= positions[..., None] if model.spec.causal else None
-        ids, view = torch.tensor([rows[slot]]), Refresh(cache, None, length)
+        ids, view = torch.tensor([rows[slot]]), Refresh(cache, length)
         with torch.inference_mode():
             model.hidden(ids, positions, None, view, attend=attend)
         for mine, theirs in zip(kept.layers, cache.layers, strict=True):

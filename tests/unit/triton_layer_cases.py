@@ -245,23 +245,26 @@ def states(model: Model, cache: str) -> Tensor:
     valid = columns < torch.tensor([[40], [33], [9]], device=DEVICE)
     if cache == "none":
         return model.states(tokens, columns[None], valid)
-    kept = Cache(3, 44)  # of a canvas that was longer before a row left
-    model.states(tokens, columns[None], valid, cache=Refresh(kept, None, 40))
+    each = 2 if cache == "branches" else 1  # of which the first one is computed
+    lines = slice(None, None, each)
+    kept = Cache(3 * each, 44)  # of a canvas that was longer before a row left
+    model.states(tokens, columns[None], valid, cache=Refresh(kept, 40, lines))
     window = torch.tensor([[4], [20], [0]], device=DEVICE) + columns[:9]
     fresh = tokens.gather(1, window) // 2
-    among = window + 45 * columns[:3, None]
+    among = window + 45 * each * columns[:3, None]
     if cache == "shadows":  # three more queries, whose keys are not kept
         more = torch.cat((valid, valid.new_ones(3, 3)), 1)[:, None]
         places = torch.cat((window, window[:, :3]), 1)
         fresh = torch.cat((fresh, fresh[:, :3] + 1), 1)
         return model.states(fresh, places, None, Reuse(kept, among, 40), attend=more)
-    return model.states(fresh, window, None, Reuse(kept, among, 40), attend=valid[:, None])
+    reused = Reuse(kept, among, 40, lines)
+    return model.states(fresh, window, None, reused, attend=valid[:, None])
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("cache", "model"),
-    some({"none": (), "dual": ("dream",), "dual, wide": (), "shadows": ()}),
+    some({"none": (), "dual": ("dream",), "dual, wide": (), "shadows": (), "branches": ("sdar",)}),
     indirect=["model"],
 )
 def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
