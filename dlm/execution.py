@@ -15,7 +15,7 @@ from dlm.canvas import Canvas
 from dlm.lanes import Budget, Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
-from dlm.progress import Due, Progress
+from dlm.progress import Due, Part, Progress
 from dlm.prompts import check_model
 from dlm.recording import GraphRecorder, pools
 
@@ -84,14 +84,20 @@ class Execution:
     def rounded(self, due: Due, width: int) -> Due:
         """The same in one of few shapes, on a canvas of `width` columns.
 
-        Queries are rounded up, and where steps are recorded so are the rows computed as a whole.
+        Queries are rounded up, and where steps are recorded so are the rows of which more than a
+        window is computed.
         """
         if not self.static:
             return due
-        some = 0 if due.whole or self.lanes is None else sum(due.refresh)
-        reach, room = min(width, power(due.reach)), min(len(due.lengths), power(some))
-        same = (reach, room) == (due.reach, due.room)
-        return due if same else replace(due, reach=reach, room=room)
+        reach, tails, rooms = min(width, power(due.reach)), due.tails, due.rooms
+        if Part.ANSWER in due.parts:
+            tails = [min(width, -(-tail // STRIDE) * STRIDE) for tail in tails]
+        if due.part is None and self.lanes is not None:
+            some = (due.parts.count(part) for part in (Part.ANSWER, Part.ROW))
+            answers, rows = (min(len(due.lengths), power(count)) for count in some)
+            rooms = answers, rows
+        same = (reach, tails, rooms) == (due.reach, due.tails, due.rooms)
+        return due if same else replace(due, reach=reach, tails=tails, rooms=rooms)
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
         """Rows that remain in the batch; None as long as all do.

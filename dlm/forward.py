@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.cache import Cache, Refresh, Reuse, View
+from dlm.cache import Cache, Lines, Refresh, Reuse, View
 from dlm.canvas import Canvas
-from dlm.host import send
 from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
-from dlm.progress import Due, Progress, select_rows
+from dlm.progress import Due, Part, Progress, select_rows
+from dlm.renewal import Renewal
 from dlm.settings import Settings
 from dlm.topology import Topology
 from dlm.traits import Traits
@@ -41,7 +41,9 @@ class Stretch:
     begin: Tensor  # int64 [B]
     end: Tensor  # int64 [B], one past the last
     count: int  # queries, the same for all rows; those from `end` on are thrown away
-    lead: int = 0  # of those, in front of the window; what lies in front of the row likewise
+    lead: int | None = 0
+    """Queries in front of the window, those in front of the row included; None where rows differ,
+    which takes as many queries as a window has."""
 
 
 class Forward:
@@ -52,10 +54,10 @@ class Forward:
         self.mask_id = model.spec.mask_id
         self.guided = bool(settings.cfg_scale)
         self.mode = settings.cache
-        self.refresh_every = settings.refresh_every
         self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
+        self.renewal = Renewal(self.topology, settings)
         self.branches = traits.branches
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
@@ -89,7 +91,7 @@ class Forward:
         """
         if self.cache is None:
             return
-        again = self.refresh_every is not None and any(due.refresh)
+        again = self.renewal.refresh_every is not None and any(due.parts)
         if due.alike or (again and not self.topology.final):
             index = line.repeat_interleave(self.branches)
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
@@ -119,55 +121,26 @@ class Forward:
         cache = self.room(batch * each, length)
         if self.topology.final:
             end = self.topology.block_end(canvas, view.block_start)
-            count = max(due.reach, view.positions.shape[1])
-            return self.part(canvas, view, due, Stretch(progress.kept, end, count), cache)
-        if due.whole:
+            window = view.positions.shape[1]
+            count = max(due.reach, window)
+            # On a grid what is computed in front of a window is at least as long as that.
+            lead = None if self.topology.causal or count > window else 0
+            return self.part(canvas, view, due, Stretch(progress.kept, end, count, lead), cache)
+        if due.part is Part.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
             return self.rows(canvas, view, due.lengths, keep, due.packing)
-        part = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
+        if due.part is Part.ANSWER:
+            return self.part(canvas, view, due, self.answer(canvas, view, due), cache)
+        made = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
-        if due.room:
-            again = first(self.fresh(progress) & ~progress.done, due.room)
-            return self.merged(part, canvas, view, again, length, None)
-        if any(due.refresh):
-            again = flagged(due.refresh, canvas.tokens.device)
-            lengths = [n for n, fresh in zip(due.lengths, due.refresh, strict=True) if fresh]
-            return self.merged(part, canvas, view, again, max(lengths), lengths)
-        return part
-
-    def fresh(self, progress: Progress) -> Tensor:
-        """Rows that the next forward computes as a whole, whose keys it keeps; bool [B]."""
-        begins = progress.spent == 0
-        return begins if self.refresh_every is None else begins | self.again(progress.spent)
-
-    def again(self, spent: Tensor) -> Tensor:
-        """Rows whose cache is to be made again although their block already has one, bool [B]."""
-        every = self.refresh_every
-        return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
-
-    def kept(self, start: Tensor, again: Tensor) -> Tensor:
-        """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
-
-        0 where the row is to be computed again from its beginning, bool [B].
-        """
-        return self.topology.block_start(start).masked_fill(again, 0)
-
-    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
-        """Most columns to compute in a row that is not done, int64 [1].
-
-        Args:
-            canvas: the rows.
-            start: int64 [B], where their blocks begin.
-            kept: int64 [B], columns that are final and cached.
-            done: bool [B].
-        """
-        if self.topology.final:
-            each = self.topology.block_end(canvas, start) - kept
-        elif self.mode == "prefix":
-            each = canvas.length - start
-        else:
-            return start.new_zeros(1)
-        return each.masked_fill(done, 0).amax(0, keepdim=True)
+        for part, room in zip((Part.ANSWER, Part.ROW), due.rooms, strict=True):
+            if room or part in due.parts:
+                fresh = self.renewal.rows(part, room, progress, due)
+                pairs = zip(due.lengths, due.parts, strict=True)
+                lengths = None if room else [length for length, each in pairs if each is part]
+                some = self.anew(canvas, view, due, part, fresh, lengths)
+                made = self.merged(made, some, fresh)
+        return made
 
     def stretch(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
         """What a cache leaves to compute: the window or all from its start on, and what is near."""
@@ -178,6 +151,11 @@ class Forward:
         if self.mode == "prefix":
             return Stretch(start, canvas.length, max(due.reach, window) + near, near)
         return Stretch(start, torch.minimum(end, canvas.length), window + 2 * near, near)
+
+    def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
+        """All of each row from its first block on."""
+        count = max(due.tail, view.positions.shape[1])
+        return Stretch(canvas.origin, canvas.length, count, None)
 
     def rows(
         self,
@@ -236,9 +214,24 @@ class Forward:
         return Packing.of([*each, *each] if self.guided else each, width, self.model.device)
 
     def part(
-        self, canvas: Canvas, view: StepView, due: Due, stretch: Stretch, cache: Cache
+        self,
+        canvas: Canvas,
+        view: StepView,
+        due: Due,
+        stretch: Stretch,
+        cache: Cache,
+        some: Tensor | None = None,
     ) -> Hidden:
-        """Evaluate a stretch of each row against what the cache holds."""
+        """Evaluate a stretch of each row against what the cache holds.
+
+        Args:
+            canvas: the rows.
+            view: their windows.
+            due: what the host knows, of these rows or more.
+            stretch: what to compute.
+            cache: with as many rows, or their branches behind each other.
+            some: int64, where it has these rows, with guidance both halves of them.
+        """
         length, window = canvas.tokens.shape[1], view.positions.shape[1]
         ahead = int(self.shift)  # the state that predicts the first token stands in front of it
         count = stretch.count + ahead
@@ -247,18 +240,20 @@ class Forward:
         tokens, places, given, slots, inside = by.stretch(
             canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
         )
-        each = cache.rows // slots.shape[0]
-        if each > 1:  # the first branch of each row
-            line = torch.arange(slots.shape[0], device=slots.device)[:, None]
-            slots = slots + line * (each - 1) * (cache.length + 1)
-        reused = Reuse(cache, slots, length, slice(None, None, each))
+        each, lines = cache.rows // slots.shape[0], some
+        if lines is None and each > 1:  # the first branch of each row
+            lines = torch.arange(0, cache.rows, each, device=slots.device)
+        if lines is not None:
+            apart = lines - torch.arange(slots.shape[0], device=slots.device)
+            slots = slots + apart[:, None] * (cache.length + 1)
+        among: Lines = slice(None, None, each) if some is None else some
+        reused = Reuse(cache, slots, length, among)
         valid = None
         if min(due.lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
-        own = states[:, ahead + stretch.lead : count]
-        # On a grid what is computed in front of a window is at least as long as that.
-        if self.topology.final and (self.topology.causal or stretch.count > window):
+        own = states[:, ahead + (stretch.lead or 0) : count]
+        if stretch.lead is None:
             offset = view.block_start - stretch.begin
             offset = offset[:, None] + torch.arange(window, device=offset.device)
             index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
@@ -315,48 +310,44 @@ class Forward:
             queries = queries + (view.masked | view.editable).sum(-1)
         return 2 * queries if self.guided else queries
 
-    def merged(
+    def anew(
         self,
-        part: Hidden,
         canvas: Canvas,
         view: StepView,
+        due: Due,
+        part: Part,
         fresh: Tensor,
-        width: int,
         lengths: Sequence[int] | None,
     ) -> Hidden:
-        """States by column, of which those of the rows `fresh` are computed as a whole.
+        """States by column of some rows, of which more than the window is computed.
 
         Args:
-            part: those of all rows.
-            canvas: the rows.
+            canvas: all rows.
             view: their windows.
-            fresh: int64, rows; the same one repeated where there are fewer than places.
-            width: columns of theirs, or more.
-            lengths: theirs, where the host knows which they are.
+            due: what the host knows of them.
+            part: what is computed.
+            fresh: int64, the rows; the same one repeated where there are fewer than places.
+            lengths: of the rows, where the host knows which they are.
         """
         assert self.cache is not None
-        where = self.both(fresh, part.queries.shape[0])
-        keep = Refresh(self.cache, width, where)
+        where, width = self.both(fresh, canvas.tokens.shape[0]), canvas.tokens.shape[1]
+        seen = select_rows(view, fresh)
+        if part is Part.ANSWER:
+            few = canvas.select(fresh, width)
+            return self.part(few, seen, due, self.answer(few, seen, due), self.cache, where)
+        width = width if lengths is None else max(lengths)
+        few, keep = canvas.select(fresh, width), Refresh(self.cache, width, where)
         packing = None if lengths is None else self.packing(lengths, width)
-        few = canvas.select(fresh, width)
-        some = self.rows(few, select_rows(view, fresh), lengths, keep, packing)
-        columns = view.positions[fresh].clamp(max=width - 1)
+        made = self.rows(few, seen, lengths, keep, packing)
+        columns = seen.positions.clamp(max=width - 1)
         columns = columns.repeat(2, 1) if self.guided else columns
-        index = columns[..., None].expand(-1, -1, some.states.shape[-1])
-        states = part.states.index_copy(0, where, some.states.gather(1, index))
-        shadows = part.shadows
+        index = columns[..., None].expand(-1, -1, made.states.shape[-1])
+        return Hidden(made.states.gather(1, index), made.shadows, True, made.queries)
+
+    def merged(self, made: Hidden, some: Hidden, fresh: Tensor) -> Hidden:
+        """States by column, of which `some` take the place of those of the rows `fresh`, int64."""
+        where, shadows = self.both(fresh, made.queries.shape[0]), made.shadows
+        states = made.states.index_copy(0, where, some.states)
         if shadows is not None and some.shadows is not None:
             shadows = shadows.index_copy(0, where, some.shadows)
-        queries = part.queries.index_copy(0, fresh, some.queries)
-        return Hidden(states, shadows, True, queries)
-
-
-def first(marked: Tensor, count: int) -> Tensor:
-    """The first `count` rows marked in bool [B], int64 [count]; the first one also for missing."""
-    rows = (~marked).long().argsort(stable=True)[:count]
-    return rows.where(marked[rows], rows[0])
-
-
-def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
-    """The rows that are flagged, int64."""
-    return send([row for row, flag in enumerate(flags) if flag], device)
+        return Hidden(states, shadows, True, made.queries.index_copy(0, fresh, some.queries))

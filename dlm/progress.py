@@ -5,6 +5,7 @@ Shapes: B rows, L canvas, C branches, W window, K likeliest tokens.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -16,53 +17,73 @@ from dlm.window import Window
 T = TypeVar("T")
 
 
+class Part(IntEnum):
+    """What a forward computes of a row; a cache keeps it."""
+
+    WINDOW = 0  # what a cache leaves to compute
+    ANSWER = 1  # all from its first block on
+    ROW = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """What the host knows about the rows of a forward."""
 
     lengths: list[int]  # tokens of each row
-    refresh: list[bool]  # whether a row is computed as a whole, which a cache then keeps
-    reach: int  # most positions of a row to compute where not all are
+    tails: list[int]  # those from its first block on
+    parts: list[Part]  # what is computed of each
+    reach: int  # most positions to compute of a row's window
     packing: Packing | None
     """Of all rows computed as a whole, with their branches; None where padding is computed, too."""
-    room: int = 0
-    """Rows to compute as a whole where some are, rounded up to a power of two so that one recording
-    fits them: the device finds out which those are. 0: those that `refresh` names."""
+    rooms: tuple[int, int] = (0, 0)
+    """Rows to compute from their first block on, and as a whole, where of others it is the window.
+    Rounded up to powers of two so that one recording fits them: the device finds out which those
+    are. 0: those that `parts` names."""
     alike: bool = True
     """Whether the branches of every row are alike, so that one of each is computed."""
 
     @property
-    def whole(self) -> bool:
-        """Whether all rows are computed as a whole."""
-        return all(self.refresh)
+    def part(self) -> Part | None:
+        """What is computed of all rows; None where that differs."""
+        first = self.parts[0]
+        return first if self.parts.count(first) == len(self.parts) else None
+
+    @property
+    def tail(self) -> int:
+        """Most positions to compute of a row from its first block on; 0 where that is of none."""
+        pairs = zip(self.tails, self.parts, strict=True)
+        return max((tail for tail, part in pairs if part is Part.ANSWER), default=0)
 
     def shape(self, width: int) -> Hashable:
         """What forwards that ask the same of the device share, on a canvas of `width` columns."""
-        padded = min(self.lengths) < width
-        if self.whole:
-            return True, padded if self.packing is None else tuple(self.lengths), self.alike
-        return False, padded, self.reach, self.room, self.alike
+        part, padded = self.part, min(self.lengths) < width
+        if part is Part.ROW:
+            return part, padded if self.packing is None else tuple(self.lengths), self.alike
+        return part, padded, self.reach, self.tail, self.rooms, self.alike
 
     @classmethod
-    def stack(cls, parts: Sequence["Due"]) -> "Due":
+    def stack(cls, every: Sequence["Due"]) -> "Due":
         """Of the rows of several, not packed yet."""
-        lengths = [length for part in parts for length in part.lengths]
-        refresh = [fresh for part in parts for fresh in part.refresh]
-        reach, alike = max(part.reach for part in parts), all(part.alike for part in parts)
-        return cls(lengths, refresh, reach, None, alike=alike)
+        lengths = [length for each in every for length in each.lengths]
+        tails = [tail for each in every for tail in each.tails]
+        parts = [part for each in every for part in each.parts]
+        made = cls(lengths, tails, parts, max(each.reach for each in every), None)
+        alike = made.part is not None and all(each.alike for each in every)
+        return replace(made, alike=alike)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
-        lengths = [length for length in self.lengths for _ in range(branches)]
-        refresh = [fresh for fresh in self.refresh for _ in range(branches)]
-        room = self.room * branches
-        return replace(self, lengths=lengths, refresh=refresh, room=room)
+        answers, rows = self.rooms
+        rooms = answers * branches, rows * branches
+        each = [row for row in range(len(self.lengths)) for _ in range(branches)]
+        return replace(self.select(each), packing=self.packing, rooms=rooms)
 
     def select(self, stay: Sequence[int]) -> "Due":
         """The rows `stay`, not packed yet."""
         lengths = [self.lengths[row] for row in stay]
-        refresh = [self.refresh[row] for row in stay]
-        return Due(lengths, refresh, self.reach, None, alike=self.alike)
+        tails = [self.tails[row] for row in stay]
+        parts = [self.parts[row] for row in stay]
+        return Due(lengths, tails, parts, self.reach, None, alike=self.alike)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +121,7 @@ class Progress:
     done: Tensor  # bool [B], whether the row needs no further forward
     spent: Tensor  # int64 [B], forwards made on the block
     made: Tensor  # int64 [B], forwards made on the row
+    since: Tensor  # int64 [B], forwards since the row was computed as a whole
     kept: Tensor  # int64 [B], columns in front of it are final, and their keys cached
     bound: Tensor  # int64 [B], most forwards the row may take in all
     tally: Tally
@@ -114,6 +136,7 @@ class Progress:
             done=self.done[index],
             spent=self.spent[index],
             made=self.made[index],
+            since=self.since[index],
             kept=self.kept[index],
             bound=self.bound[index],
             tally=select_rows(self.tally, index),

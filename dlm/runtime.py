@@ -25,7 +25,7 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.packing import Packing
-from dlm.progress import Due, Progress, Tally
+from dlm.progress import Due, Part, Progress, Tally
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
@@ -128,6 +128,7 @@ class Loop:
         self.traits = Traits.of(decoder)
         self.static = execution.static
         self.meter = Meter(model, self.traits, settings, languages, dense=self.static)
+        self.renewal = self.meter.forward.renewal
         self.decide = Deciding(decoder, self.traits, self.meter)
         self.settings = settings
         self.spec = model.spec
@@ -168,10 +169,17 @@ class Loop:
         if self.traits.branches > 1:
             top = min(self.meter.top, self.spec.vocab_size)
             guess = lookahead.nothing(window, self.traits.branches, top)
-        progress = Progress(state, window, never, never, none, none, kept, bound, tally, guess)
-        reach = int(self.meter.forward.reach(canvas, window.start, kept, never))
+        since = torch.full_like(none, self.renewal.prompt_every)
+        progress = Progress(
+            state, window, never, never, none, none, since, kept, bound, tally, guess
+        )
+        reach = int(self.renewal.reach(canvas, window.start, kept, never))
+        parts = [Part.WINDOW if self.exact else Part.ROW] * batch
+        tails = list(lengths)
+        if self.renewal.prompt_every:
+            tails = (canvas.length - canvas.origin).tolist()
         packing = self.packing(lengths, width, alike=True)
-        return progress, Due(list(lengths), [not self.exact] * batch, reach, packing)
+        return progress, Due(list(lengths), tails, parts, reach, packing)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
@@ -264,24 +272,22 @@ class Loop:
         spent = torch.where(stayed, progress.spent + 1, 0)
         kept = progress.kept
         if self.exact:
-            kept = self.meter.forward.kept(progress.window.start, self.meter.forward.again(spent))
-        made = progress.made + 1
-        return Progress(state, window, hold, done, spent, made, kept, progress.bound, tally)
+            kept = self.renewal.kept(progress.window.start, self.renewal.again(spent))
+        made, since = progress.made + 1, self.renewal.since(progress)
+        return Progress(state, window, hold, done, spent, made, since, kept, progress.bound, tally)
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
-        done, forward, guess = progress.done, self.meter.forward, progress.guess
+        done, guess = progress.done, progress.guess
         flags = [*(broken[rule][None] for rule in self.rules), done]
         if guess is not None:
             tries = guess.marks.any(-1).any(-1) & ~done
             flags.insert(-1, tries.any()[None])
         if self.settings.cache == "none":
             return torch.cat(flags).long()
-        due = forward.fresh(progress)
-        # A row that is done goes along with the others: it must not make them unlike.
-        flags.append(torch.where(done, (due | done).all(), due))
-        reach = forward.reach(canvas, progress.window.start, progress.kept, done)
-        return torch.cat((torch.cat(flags).long(), reach))
+        flags.append(self.renewal.parts(progress))
+        reach = self.renewal.reach(canvas, progress.window.start, progress.kept, done)
+        return torch.cat((*flags, reach)).long()
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
@@ -290,16 +296,17 @@ class Loop:
         broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
         tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
-        refresh, reach = due.refresh, due.reach
+        parts, reach = due.parts, due.reach
         if self.settings.cache != "none":
-            refresh = [bool(flag) and not self.exact for flag in told[count + batch : -1]]
             reach = told[-1]
+        if self.settings.cache != "none" and not self.exact:
+            parts = going_along([Part(each) for each in told[count + batch : -1]], done)
         # Where a block's keys are approximate each branch keeps to its own until all are made anew.
-        able = self.settings.cache == "none" or self.exact or all(refresh)
+        able = self.exact or (parts.count(parts[0]) == batch and parts[0] is not Part.WINDOW)
         alike = self.traits.branches == 1 or (able and not tries)
-        if (refresh, reach, alike) == (due.refresh, due.reach, due.alike):
+        if (parts, reach, alike) == (due.parts, due.reach, due.alike):
             return broken, done, due
-        due = replace(due, refresh=refresh, reach=reach)
+        due = replace(due, parts=parts, reach=reach)
         if alike != due.alike:
             width = outcome.canvas.tokens.shape[1]
             packing = self.packing(due.lengths, width, alike=alike)
@@ -341,3 +348,13 @@ class Loop:
             written, window.start, hold, mask_id, self.block_length, self.stops
         )
         return told
+
+
+def going_along(parts: list[Part], done: Sequence[bool]) -> list[Part]:
+    """The same, where rows that are done take what all others do: they must not make them unlike.
+
+    Where others differ it is the least.
+    """
+    going = {part for part, over in zip(parts, done, strict=True) if not over}
+    rest = going.pop() if len(going) == 1 else Part.WINDOW
+    return [rest if over else part for part, over in zip(parts, done, strict=True)]

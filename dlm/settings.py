@@ -23,6 +23,8 @@ SWITCHES = (
     "stop_at_eos", "pad_after_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order",
 )  # fmt: skip
 """Options that are on or off."""
+REFRESHES = {"refresh_every": None, "refresh_around": 0, "refresh_prompt_every": None}
+"""Options of a cache that is an approximation, with what they are where nobody gives them."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop", "logit_bias", "constraint",
@@ -52,6 +54,7 @@ class Settings:
     cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
     refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
     refresh_around: int = 0  # tokens on either side of a block that its forwards make anew
+    refresh_prompt_every: int | None = None  # forwards; None makes prompts anew at every refresh
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -85,18 +88,7 @@ class Settings:
         number("position_temperature", warmth, least=0.0, most=LARGEST_NOISE)
         number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
         known("cache", self.cache, CACHES)
-        if self.refresh_every is not None:
-            integer("refresh_every", self.refresh_every, least=1)
-            if self.cache == "none":
-                raise ValueError(
-                    "refresh_every goes with cache 'prefix' or 'dual', "
-                    f"got {self.refresh_every} with 'none'"
-                )
-        if integer("refresh_around", self.refresh_around, least=0) and self.cache == "none":
-            raise ValueError(
-                "refresh_around goes with cache 'prefix' or 'dual', "
-                f"got {self.refresh_around} with 'none'"
-            )
+        self.check_refreshes()
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
@@ -150,6 +142,18 @@ class Settings:
             return {}
         given = {name: getattr(self, name) for name in FILTERS}
         return {name: x for name, x in given.items() if x not in (None, FILTERS[name])}
+
+    def check_refreshes(self) -> None:
+        """Refuse numbers that are none, and refreshes without a cache."""
+        for name, default in REFRESHES.items():
+            value = getattr(self, name)
+            if value == default:
+                continue
+            integer(name, value, least=1 if default is None else 0)
+            if self.cache == "none":
+                raise ValueError(
+                    f"{name} goes with cache 'prefix' or 'dual', got {value} with 'none'"
+                )
 
     def check_cache(self, traits: Traits) -> None:
         """Refuse a cache that the decoder is not right with."""
@@ -280,11 +284,13 @@ class Settings:
                 f"cache must be 'none' for {spec.family}, whose networks keep no keys and values, "
                 f"got {self.cache!r}"
             )
-        if self.refresh_around and spec.block_size is not None:
-            raise ValueError(
-                f"refresh_around must be 0 for {spec.family}, whose keys and values in front of a "
-                f"block are final, got {self.refresh_around}"
-            )
+        for name in ("refresh_around", "refresh_prompt_every"):
+            value, default = getattr(self, name), REFRESHES[name]
+            if value != default and spec.block_size is not None:
+                raise ValueError(
+                    f"{name} must be {default} for {spec.family}, whose keys and values in front "
+                    f"of a block are final, got {value}"
+                )
         if spec.shift and "leave_one_out" in traits.needs:
             raise ValueError(
                 f"decoder must not ask about a token with a mask in its place for {spec.family}, "

@@ -193,6 +193,9 @@ def task_command(name: str) -> Callable[..., None]:
             int | None,
             decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
         ] = None,
+        refresh_prompt_every: Annotated[
+            int | None, decoding(help="Forwards until prompts are made anew.", **WHOLE)
+        ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)
         ] = None,

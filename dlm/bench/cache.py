@@ -14,22 +14,34 @@ from dlm.options import integer
 from dlm.traits import CACHES
 
 
-def measure(work: Work, around: int = 0) -> Iterator[Result]:
-    """One result for each batch size, with a dual cache that computes `around` tokens more."""
+def measure(work: Work, around: int = 0, prompt_every: int | None = None) -> Iterator[Result]:
+    """One result for each batch size.
+
+    Args:
+        work: what to decode.
+        around: tokens that a dual cache more computes around a block; 0 for no such cache.
+        prompt_every: forwards until a dual cache more makes prompts anew; None for no such cache.
+
+    Raises:
+        ValueError: one of these is no such number.
+    """
     integer("refresh_around", around, least=0)
-    model = work.model()
-    for batch in work.batch_sizes:
-        yield compare(work, model, batch, around)
-
-
-def compare(work: Work, model: Model, batch: int, around: int) -> Result:
-    """All caches in turns."""
-    prompts = random_prompts(model, [work.prompt_length] * batch)
-    outs: dict[str, Generation] = {}
-
     options: dict[str, dict[str, Any]] = {name: {"cache": name} for name in CACHES}
     if around:
         options[f"dual and {around} around"] = {"cache": "dual", "refresh_around": around}
+    if prompt_every is not None:
+        integer("refresh_prompt_every", prompt_every, least=1)
+        seldom = {"cache": "dual", "refresh_prompt_every": prompt_every}
+        options[f"dual, prompts every {prompt_every}"] = seldom
+    model = work.model()
+    for batch in work.batch_sizes:
+        yield compare(work, model, batch, options)
+
+
+def compare(work: Work, model: Model, batch: int, options: dict[str, dict[str, Any]]) -> Result:
+    """All caches in turns."""
+    prompts = random_prompts(model, [work.prompt_length] * batch)
+    outs: dict[str, Generation] = {}
 
     def decode(name: str) -> None:
         outs[name] = work.decode(model, prompts, **options[name])

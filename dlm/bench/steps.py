@@ -12,11 +12,11 @@ from typing import Any
 
 from dlm.bench.events import Gpu
 from dlm.bench.timing import Spread
-from dlm.progress import Due
+from dlm.progress import Due, Part
 from dlm.recording import Recording, Steps
 
 KINDS = ("plain", "recorded", "replayed")
-PARTS = ("whole rows", "window", "window and some whole rows")
+PARTS = ("whole rows", "window", "window and some whole rows", "answers", "window and some answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
 
 def part_of(due: Due) -> str:
     """What a forward computes."""
-    return PARTS[0 if due.whole else 2 if any(due.refresh) else 1]
+    named = {Part.ROW: PARTS[0], Part.WINDOW: PARTS[1], Part.ANSWER: PARTS[3]}
+    return PARTS[2 if Part.ROW in due.parts else 4] if due.part is None else named[due.part]
 
 
 def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:

@@ -166,7 +166,7 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 def beside(options: dict[str, Any]) -> tuple[Any, ...]:
     """What `cache` and `serve` are given beside `Work`, taken out of the options."""
     if "refresh_around" in options:
-        return (options.pop("refresh_around"),)
+        return options.pop("refresh_around"), options.pop("refresh_prompt_every")
     if "requests" not in options:
         return ()
     from dlm.bench.serve import Traffic
@@ -302,6 +302,14 @@ def cache(  # noqa: PLR0913
             **WHOLE,
         ),
     ] = 0,
+    refresh_prompt_every: Annotated[
+        int | None,
+        decoding(
+            help="Try a dual cache as well that makes prompts anew after so many forwards.",
+            show_default="none",
+            **WHOLE,
+        ),
+    ] = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,

@@ -189,6 +189,10 @@ RefreshEvery = Annotated[
 RefreshAround = Annotated[
     int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
 ]
+RefreshPromptEvery = Annotated[
+    int | None,
+    decoding(help="Forwards until prompts are made anew.", show_default="as blocks", **WHOLE),
+]
 # Among the options of sampling, where its name has room in 80 columns.
 PadAfterEos = Annotated[
     bool, decoding("--pad-after-eos", help="Do not decode what is behind a stop token.")
@@ -249,6 +253,7 @@ DECODING: Final = (
     "cache",
     "refresh_every",
     "refresh_around",
+    "refresh_prompt_every",
     "suppress_tokens",
     "begin_suppress_tokens",
     "temperature",

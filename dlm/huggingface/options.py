@@ -14,7 +14,7 @@ from transformers.generation.configuration_utils import GenerationConfig
 from dlm import foreign
 from dlm.given import listed
 from dlm.options import boolean, integer, known
-from dlm.settings import FILTERS, Settings
+from dlm.settings import FILTERS, REFRESHES, Settings
 
 Layer = Mapping[str, Any]
 
@@ -217,9 +217,9 @@ def displaced(layer: Layer, before: Layer) -> set[str]:
     if "max_length" in layer or "max_new_tokens" in layer:
         gone |= {"max_length", "max_new_tokens"}
     if layer.get("use_cache") is False:
-        gone |= {"cache", "refresh_every", "refresh_around"}
+        gone |= {"cache", *REFRESHES}
     elif "cache" in layer:
-        gone |= {"use_cache", "refresh_every", "refresh_around"}
+        gone |= {"use_cache", *REFRESHES}
     return gone
 
 

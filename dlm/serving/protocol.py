@@ -25,7 +25,7 @@ from dlm.serving.encoding import Around
 from dlm.serving.rules import Rule, read_rule
 from dlm.serving.tools import Tools, read_tools
 from dlm.serving.work import Request
-from dlm.settings import Settings
+from dlm.settings import REFRESHES, Settings
 from dlm.traits import CACHES
 
 SEED_BITS = 53  # numbers that JSON's readers keep, whatever they are written in
@@ -224,7 +224,7 @@ def read_settings(
     if given.get("decoder", used) != used:
         gone.add("decoder_options")
     if given.get("cache", kept_cache) != kept_cache:
-        gone |= {"refresh_every", "refresh_around"}  # they speak of the other cache
+        gone |= {*REFRESHES}  # they speak of the other cache
     kept = {name: value for name, value in defaults.items() if name not in gone}
     if "seed" not in {*kept, *given}:
         given["seed"] = secrets.randbits(SEED_BITS)  # which the answer tells

@@ -75,13 +75,15 @@ def test_a_bias_is_a_setting_where_there_is_one(built_in: Model) -> None:
     assert found == of(built_in)["generation"]
 
 
-def test_what_is_computed_around_blocks_is_a_setting_where_it_is_asked_for(
-    built_in: Model,
+@pytest.mark.parametrize("option", ["refresh_around", "refresh_prompt_every"])
+def test_what_a_cache_makes_anew_is_a_setting_where_it_is_asked_for(
+    built_in: Model, option: str
 ) -> None:
     """As a folder of before there was such an option goes on."""
-    assert "refresh_around" not in of(built_in)["generation"]
-    found = of(built_in, plan(cache="dual", refresh_around=8))["generation"]
-    assert found.pop("refresh_around") == 8
+    assert option not in of(built_in)["generation"]
+    more: dict[str, Any] = {"cache": "dual", option: 8}
+    found = of(built_in, plan(**more))["generation"]
+    assert found.pop(option) == 8
     assert found == of(built_in, plan(cache="dual"))["generation"]
 
 

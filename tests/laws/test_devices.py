@@ -53,6 +53,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"steps": 7, "position_temperature": 0.5, "confidence_eos_eot_inf": True},
     {"gen_length": [5, 13, 3], "cache": "prefix"},
     {"refresh_every": 2, "refresh_around": 3, "cache": "dual"},
+    {"refresh_every": 2, "refresh_prompt_every": 3, "cache": "prefix"},
     {"decoder": "lopa", "cache": "dual", "return_top_tokens": 2},
 ]
 

@@ -88,6 +88,7 @@ def test_the_last_word_on_length_counts(
         ([{"cache": "dual"}, {"refresh_every": 3}], "dual", 3),
         ([{"cache": "dual", "refresh_around": 8}, {"cache": "prefix"}], "prefix", None),
         ([{"cache": "dual", "refresh_around": 8}, {"use_cache": False}], "none", None),
+        ([{"cache": "dual", "refresh_prompt_every": 8}, {"cache": "prefix"}], "prefix", None),
         ([{"use_cache": True}], "none", None),
     ],
 )
@@ -96,6 +97,7 @@ def test_the_last_word_on_caches_counts(
 ) -> None:
     made = settings(merge(*layers))
     assert (made.cache, made.refresh_every, made.refresh_around) == (cache, every, 0)
+    assert made.refresh_prompt_every is None
 
 
 @pytest.mark.parametrize(

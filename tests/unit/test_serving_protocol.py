@@ -257,6 +257,9 @@ def test_another_cache_is_refreshed_as_it_says(ask: Ask) -> None:
     assert ask(defaults, cache="dual").request.settings.refresh_around == 8
     assert ask(defaults, cache="none").request.settings.refresh_every is None
     assert ask(defaults, cache="prefix").request.settings.refresh_around == 0
+    defaults["refresh_prompt_every"] = 64
+    assert ask(defaults).request.settings.refresh_prompt_every == 64
+    assert ask(defaults, cache="prefix").request.settings.refresh_prompt_every is None
     assert ask(defaults, cache="prefix", refresh_every=2).request.settings.refresh_every == 2
 
 

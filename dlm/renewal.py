@@ -1,0 +1,104 @@
+"""When the keys and values of a cache are made anew, and of which part of a row.
+
+Shapes: B rows, L canvas.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas
+from dlm.host import send
+from dlm.progress import Due, Part, Progress
+from dlm.settings import Settings
+from dlm.topology import Topology
+
+
+class Renewal:
+    """What a forward computes of each row, by the forwards that were made on it.
+
+    A row is computed as a whole by the first forward of a block, as in Fast-dLLM (Wu et al. 2025,
+    arXiv:2505.22618), and with `refresh_every` by every n-th. What stands before its first block
+    changes least with what is decoded: with `refresh_prompt_every` these forwards leave it out
+    until the last one that did not is so long ago (the intervals of prompt and response in
+    dLLM-Cache, Liu et al. 2025, arXiv:2506.06295).
+    """
+
+    def __init__(self, topology: Topology, settings: Settings) -> None:
+        self.topology = topology
+        self.mode = settings.cache
+        self.refresh_every = settings.refresh_every
+        self.prompt_every = settings.refresh_prompt_every or 0  # forwards; 0 is every refresh
+
+    def fresh(self, progress: Progress) -> Tensor:
+        """Rows of which the next forward computes more than a window, bool [B]."""
+        begins = progress.spent == 0
+        return begins if self.refresh_every is None else begins | self.again(progress.spent)
+
+    def parts(self, progress: Progress) -> Tensor:
+        """What the next forward computes of each row, a `Part`, int64 [B]."""
+        fresh = self.fresh(progress)
+        if not self.prompt_every:
+            return fresh * int(Part.ROW)
+        return fresh + (fresh & (progress.since >= self.prompt_every)).long()
+
+    def since(self, progress: Progress) -> Tensor:
+        """Forwards since each row was computed as a whole, this one included, int64 [B]."""
+        if not self.prompt_every:
+            return progress.since
+        return progress.since.masked_fill(self.parts(progress) == Part.ROW, 0) + 1
+
+    def again(self, spent: Tensor) -> Tensor:
+        """Rows whose cache is to be made again although their block already has one, bool [B]."""
+        every = self.refresh_every
+        return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
+
+    def kept(self, start: Tensor, again: Tensor) -> Tensor:
+        """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
+
+        0 where the row is to be computed again from its beginning, bool [B].
+        """
+        return self.topology.block_start(start).masked_fill(again, 0)
+
+    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
+        """Most columns to compute in a row that is not done, int64 [1].
+
+        Args:
+            canvas: the rows.
+            start: int64 [B], where their blocks begin.
+            kept: int64 [B], columns that are final and cached.
+            done: bool [B].
+        """
+        if self.topology.final:
+            each = self.topology.block_end(canvas, start) - kept
+        elif self.mode == "prefix":
+            each = canvas.length - start
+        else:
+            return start.new_zeros(1)
+        return each.masked_fill(done, 0).amax(0, keepdim=True)
+
+    def rows(self, part: Part, room: int, progress: Progress, due: Due) -> Tensor:
+        """Rows of which the next forward computes this part, int64.
+
+        Args:
+            part: more than the window.
+            room: how many rows to tell, the first one again for those that are missing; 0 for
+                those that `due` names.
+            progress: where they stand.
+            due: what the host knows.
+        """
+        if not room:
+            return flagged([each is part for each in due.parts], progress.done.device)
+        return first((self.parts(progress) == part) & ~progress.done, room)
+
+
+def first(marked: Tensor, count: int) -> Tensor:
+    """The first `count` rows marked in bool [B], int64 [count]; the first one also for missing."""
+    rows = (~marked).long().argsort(stable=True)[:count]
+    return rows.where(marked[rows], rows[0])
+
+
+def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
+    """The rows that are flagged, int64."""
+    return send([row for row, flag in enumerate(flags) if flag], device)

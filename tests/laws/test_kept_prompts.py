@@ -1,0 +1,192 @@
+"""Prompts whose keys and values a refresh leaves as they are, told again in a plain loop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dlm
+from dlm.cache import View
+from dlm.decoders import DECODERS
+from dlm.execution import Execution
+from dlm.models.model import Model
+from dlm.traits import Traits
+
+Decoding = Callable[[str], dict[str, Any]]
+Traced = Callable[..., Execution]
+
+MASK = 511
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+KEYS = [40, 41, 42]
+LONG = 1000  # forwards, more than any row takes
+PAIRS = [
+    (name, cache)
+    for name, decoder in DECODERS.items()
+    for cache in Traits.of(decoder()).caches
+    if cache != "none"
+]
+
+
+def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) -> dlm.Generation:
+    usual = {"gen_length": 14, "block_length": 4, "stop_at_eos": False, "seed": 3}
+    return dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
+
+
+class Columns(View):
+    """Some columns of one row are new; the others are what forwards before left."""
+
+    def __init__(self, layers: dict[int, list[Tensor]], columns: slice) -> None:
+        self.layers = layers
+        self.columns = columns
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        kept = self.layers.setdefault(layer, [key.clone(), value.clone()])
+        for old, new in zip(kept, (key, value), strict=True):
+            old[:, :, self.columns] = new
+        return kept[0], kept[1]
+
+
+def loop(
+    model: Model,
+    prompt: list[int],
+    *,
+    cache: str,
+    every: int | None,
+    prompt_every: int,
+    gen_length: int,
+    block_length: int | None,
+) -> tuple[list[int], int]:
+    """The likeliest token of the surest mask, a forward each; tokens and positions computed."""
+    begin, size = len(prompt), block_length or gen_length
+    row = torch.tensor([prompt + [MASK] * gen_length])
+    length, ahead = row.shape[1], int(model.spec.shift)
+    layers: dict[int, list[Tensor]] = {}
+    since, computed = LONG, 0
+    for block in range(begin, length, size):
+        end = min(block + size, length)
+        for spent in range(end - block):
+            refresh = spent == 0 or (every is not None and spent % every == 0)
+            first, last = block, length if cache == "prefix" else end
+            if refresh:
+                whole = since >= prompt_every
+                first, last, since = 0 if whole else begin, length, 0 if whole else since
+            since += 1
+            columns = slice(max(0, first - ahead), last)
+            places = torch.arange(length)[None, columns]
+            view = Columns(layers, columns)
+            states = model.states(row[:, columns], places, None, view)
+            computed += last - columns.start
+            at = block - columns.start - ahead
+            logits = model.logits(states[0, at : at + end - block])
+            logits[:, list(model.spec.banned)] = -torch.inf
+            best, token = logits.softmax(-1).max(-1)
+            best = best.masked_fill(row[0, block:end] != MASK, -1.0)
+            chosen = int(best.argmax())
+            row[0, block + chosen] = token[chosen]
+    return row[0].tolist()[begin:], computed
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("every", "block_length"), [(None, 4), (2, 4), (3, 7), (1, None)])
+@pytest.mark.parametrize("prompt_every", [LONG, 5, 2])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@torch.inference_mode()
+def test_it_is_what_a_plain_loop_makes_of_it(
+    golden: Model,
+    cache: str,
+    prompt_every: int,
+    every: int | None,
+    block_length: int | None,
+    shift: bool,
+) -> None:
+    model = Model(golden.network, None, replace(golden.spec, shift=shift))
+    options: dict[str, Any] = {"cache": cache, "gen_length": 14, "block_length": block_length}
+    found = run(
+        model, ROWS, KEYS, refresh_every=every, refresh_prompt_every=prompt_every, **options
+    )
+    for number, prompt in enumerate(ROWS):
+        told, computed = loop(model, prompt, every=every, prompt_every=prompt_every, **options)
+        assert found.tokens[number] == told
+        assert found.query_tokens[number] == computed
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_a_row_does_not_depend_on_its_batch(
+    golden: Model, decoding: Decoding, decoder: str, cache: str
+) -> None:
+    """Some rows compute a window, others what is behind their prompt, others all."""
+    options = {**decoding(decoder), "cache": cache, "temperature": 1.0}
+    options |= {"refresh_every": 2, "refresh_prompt_every": 3}
+    together = run(golden, ROWS, KEYS, **options)
+    for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
+        alone = run(golden, [row], [key], **options)
+        for name in ("tokens", "forwards", "query_tokens"):
+            assert getattr(alone, name)[0] == getattr(together, name)[number], name
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_prompts_made_anew_at_every_forward_are_never_left_out(
+    golden: Model, decoding: Decoding, decoder: str, cache: str
+) -> None:
+    options = {**decoding(decoder), "cache": cache, "refresh_every": 3}
+    plain, kept = (run(golden, ROWS, KEYS, refresh_prompt_every=n, **options) for n in (None, 1))
+    assert (kept.tokens, kept.forwards) == (plain.tokens, plain.forwards)
+    assert kept.query_tokens == plain.query_tokens
+
+
+@pytest.mark.parametrize("more", [
+    {"cache": "dual", "refresh_prompt_every": LONG},
+    {"cache": "dual", "refresh_prompt_every": 4, "refresh_every": 2, "cfg_scale": 0.7},
+    {"cache": "prefix", "refresh_prompt_every": 3, "refresh_every": 2},
+    {"cache": "prefix", "refresh_prompt_every": LONG, "decoder": "wino"},
+    {"cache": "dual", "refresh_prompt_every": 3, "refresh_every": 2, "decoder": "ssd"},
+    {"cache": "dual", "refresh_prompt_every": 5, "refresh_around": 2, "decoder": "klass"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("way", ["static", "recorded"])
+def test_however_steps_are_run(
+    golden: Model, traced: Traced, trace: Any, way: str, more: dict[str, Any]
+) -> None:
+    """Rows part company: the device is told how many compute what, and finds out which."""
+    blanks = [[1, 3, 4, 2], [2, 4, 1, 4], [3, 1, 4, 4], [4, 4, 2, 1]]  # of each block
+    rows = [
+        [5 + row, *(token for n in each for token in [MASK] * n + [9] * (4 - n))]
+        for row, each in enumerate(blanks)
+    ]
+    execution = traced() if way == "recorded" else Execution(static=True)
+    options = {"row_keys": [1, 2, 3, 4], "block_length": 4, "temperature": 1.0, **more}
+    found = []
+    for each in (Execution(), execution, execution, execution):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Execution, "of", lambda model, each=each: each)
+            before = trace.plays
+            found.append(dlm.infill(golden, rows, **options))
+            assert (trace.plays > before) == (way == "recorded" and each is execution)
+    for other in found[1:]:
+        assert (other.tokens, other.forwards) == (found[0].tokens, found[0].forwards)
+        assert other.query_tokens == found[0].query_tokens
+
+
+def test_text_behind_the_blanks_is_computed(golden: Model) -> None:
+    """With all but the prompt, which ends where the first blank is."""
+    row = [3, 4, MASK, MASK, 9, MASK, 20, 21]
+    out = dlm.infill(
+        golden, [row, [4, MASK, 5]], block_length=2, cache="dual", refresh_prompt_every=LONG
+    )
+    # A whole row, the first block; what is behind the prompt, as blocks of 2 lie there.
+    assert out.query_tokens[0] == 8 + 2 + 6
+    assert out.query_tokens[1] == 3
+
+
+def test_where_it_is_refused(golden: Model) -> None:
+    with pytest.raises(ValueError, match="refresh_prompt_every goes with cache 'prefix' or"):
+        run(golden, [[1]], [0], refresh_prompt_every=2)
+    with pytest.raises(ValueError, match="refresh_prompt_every must be an int >= 1, got 0"):
+        run(golden, [[1]], [0], cache="dual", refresh_prompt_every=0)
+    final = Model(golden.network, None, replace(golden.spec, block_size=4))
+    with pytest.raises(ValueError, match=r"refresh_prompt_every must be None for .*, got 2"):
+        run(final, [[1]], [0], cache="dual", refresh_prompt_every=2)
