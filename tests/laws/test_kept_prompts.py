@@ -13,6 +13,7 @@ from dlm.cache import View
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model
+from dlm.progress import Due, Part
 from dlm.traits import Traits
 
 Decoding = Callable[[str], dict[str, Any]]
@@ -169,6 +170,15 @@ def test_however_steps_are_run(
     for other in found[1:]:
         assert (other.tokens, other.forwards) == (found[0].tokens, found[0].forwards)
         assert other.query_tokens == found[0].query_tokens
+
+
+def test_answers_of_other_lengths_are_recorded_apart() -> None:
+    """A recording computes so many positions of a row, whoever plays it."""
+    short, long = (Due([200, 90], [n, 30], [Part.ANSWER] * 2, 0, None) for n in (64, 128))
+    assert (short.tail, long.tail) == (64, 128)
+    assert short.shape(200) != long.shape(200)
+    mixed = (replace(due, parts=[Part.ANSWER, Part.WINDOW]) for due in (short, long))
+    assert len({due.shape(200) for due in mixed}) == 2
 
 
 def test_text_behind_the_blanks_is_computed(golden: Model) -> None:

@@ -17,7 +17,6 @@ from dlm.execution import STRIDE, Execution
 from dlm.job import generation_job
 from dlm.lanes import Lanes
 from dlm.models.model import Model
-from dlm.progress import Part
 from dlm.recording import Steps
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -170,7 +169,7 @@ def test_rows_whose_blocks_end_apart_are_played_too(
     call = Steps.__call__
 
     def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
-        shapes.add((due.rooms[1], due.parts.count(Part.ROW)))
+        shapes.add((due.rooms[1], due.parts.count(2)))
         return call(self, canvas, progress, due)
 
     options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, **more}
@@ -196,11 +195,10 @@ def test_rows_whose_blocks_end_apart_are_played_too(
     {"stop_at_eos": False}, {"suppress_tokens": range(0, 512, 2)}, {"steps": 4},
     {"begin_suppress_tokens": [*range(0, 512, 2)]}, {"position_temperature": 2.0},
     {"confidence_eos_eot_inf": True}, {"cache": "dual"}, {"cache": "dual", "refresh_every": 2},
-    {"cache": "dual", "refresh_prompt_every": 2},
     {"decoder": "threshold", "decoder_options": {"threshold": 0.01}}, {"block_length": 3},
     {"decoder": "threshold", "decoder_options": {"threshold": 0.003}}, {"gen_length": 9},
     {"block_length": None}, {"return_trajectory": True}, {"row_keys": [1, 2, 3]},
-    {"decoder": "saber", "block_length": 6},
+    {"decoder": "saber", "block_length": 6}, {"cache": "dual", "refresh_prompt_every": 2},
 ], ids=str)  # fmt: skip
 def test_other_options_are_heeded(
     golden: Model, execution: Execution, option: dict[str, Any]
