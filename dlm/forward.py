@@ -131,7 +131,7 @@ class Forward:
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         if due.part is Part.ANSWER:
             return self.part(canvas, view, due, self.answer(canvas, view, due), cache)
-        made = self.part(canvas, view, due, self.stretch(canvas, view, due), cache)
+        made = self.part(canvas, view, due, self.stretch(canvas, view, progress, due), cache)
         # Some rows were computed in vain: cheaper than to copy the others' keys together.
         for part, room in zip((Part.ANSWER, Part.ROW), due.rooms, strict=True):
             if room or part in due.parts:
@@ -142,15 +142,25 @@ class Forward:
                 made = self.merged(made, some, fresh)
         return made
 
-    def stretch(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
-        """What a cache leaves to compute: the window or all from its start on, and what is near."""
+    def stretch(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
+        """What a cache leaves to compute: the window or all from its start on, and what is near.
+
+        Of a block before it, too, whose last tokens no forward has seen.
+        """
         window, start, end = view.positions.shape[1], view.block_start, canvas.stop
-        near = min(self.around, canvas.tokens.shape[1])
+        near, before = min(self.around, canvas.tokens.shape[1]), self.renewal.answer_every > 0
+        count = max(due.reach, window)
+        # A block before it is at least as long as a window.
+        lead = None if before and count > window else near
+        if near or before:
+            end = self.topology.reach(canvas, start)
+        if before:
+            start = progress.kept
         if near:
-            start, end = start - near, self.topology.reach(canvas, start) + near
+            start, end = start - near, end + near
         if self.mode == "prefix":
-            return Stretch(start, canvas.length, max(due.reach, window) + near, near)
-        return Stretch(start, torch.minimum(end, canvas.length), window + 2 * near, near)
+            return Stretch(start, canvas.length, count + near, lead)
+        return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
 
     def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
         """All of each row from its first block on."""

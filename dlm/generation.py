@@ -100,6 +100,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     cache: str = "none",
     refresh_every: int | None = None,
     refresh_around: int = 0,
+    refresh_answer_every: int | None = None,
     refresh_prompt_every: int | None = None,
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
@@ -155,10 +156,13 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         refresh_around: tokens on either side of a block that its forwards compute along with it,
             those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
             refresh); 0 computes the block alone. Only where a cache is an approximation.
-        refresh_prompt_every: a forward that computes the whole row leaves out what stands before
-            its first block until the last one that did not is so many forwards ago (Liu et al.
-            2025, dLLM-Cache, arXiv:2506.06295, the interval of the prompt); None leaves out
-            nothing. Only where a cache is an approximation.
+        refresh_answer_every: a forward that would compute the whole row computes the block alone,
+            and the one before with its last tokens, until the last one that computed all behind the
+            prompt is so many forwards ago; None computes that every time.
+        refresh_prompt_every: a forward that computes all behind the prompt leaves that out, which
+            is what stands before the first block, until the last one that did not is so many
+            forwards ago; None leaves it out never. As dLLM-Cache's intervals of response and prompt
+            (Liu et al. 2025, arXiv:2506.06295); only where a cache is an approximation.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest

@@ -121,8 +121,8 @@ class Progress:
     done: Tensor  # bool [B], whether the row needs no further forward
     spent: Tensor  # int64 [B], forwards made on the block
     made: Tensor  # int64 [B], forwards made on the row
-    since: Tensor  # int64 [B], forwards since the row was computed as a whole
-    kept: Tensor  # int64 [B], columns in front of it are final, and their keys cached
+    since: Tensor  # int64 [B, 2], forwards since its answer was computed as a whole, and the row
+    kept: Tensor  # int64 [B], columns in front of it have keys of the tokens that they hold
     bound: Tensor  # int64 [B], most forwards the row may take in all
     tally: Tally
     guess: Guess | None = None  # None with a decoder that has one branch

@@ -19,17 +19,20 @@ class Renewal:
     """What a forward computes of each row, by the forwards that were made on it.
 
     A row is computed as a whole by the first forward of a block, as in Fast-dLLM (Wu et al. 2025,
-    arXiv:2505.22618), and with `refresh_every` by every n-th. What stands before its first block
-    changes least with what is decoded: with `refresh_prompt_every` these forwards leave it out
-    until the last one that did not is so long ago (the intervals of prompt and response in
-    dLLM-Cache, Liu et al. 2025, arXiv:2506.06295).
+    arXiv:2505.22618), and with `refresh_every` by every n-th. These may leave out what changes
+    little with what is decoded, until the last one that did not is so many forwards ago: what
+    stands before the first block (`refresh_prompt_every`), and all but the block and what was
+    decoded since the last forward (`refresh_answer_every`). dLLM-Cache has such intervals of prompt
+    and response (Liu et al. 2025, arXiv:2506.06295).
     """
 
     def __init__(self, topology: Topology, settings: Settings) -> None:
         self.topology = topology
         self.mode = settings.cache
         self.refresh_every = settings.refresh_every
-        self.prompt_every = settings.refresh_prompt_every or 0  # forwards; 0 is every refresh
+        self.answer_every = settings.refresh_answer_every or 0  # forwards; 0 is every refresh
+        self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer
+        self.counts = bool(self.answer_every or self.prompt_every)
 
     def fresh(self, progress: Progress) -> Tensor:
         """Rows of which the next forward computes more than a window, bool [B]."""
@@ -39,27 +42,44 @@ class Renewal:
     def parts(self, progress: Progress) -> Tensor:
         """What the next forward computes of each row, a `Part`, int64 [B]."""
         fresh = self.fresh(progress)
-        if not self.prompt_every:
+        if not self.counts:
             return fresh * int(Part.ROW)
-        return fresh + (fresh & (progress.since >= self.prompt_every)).long()
+        answer = fresh & (progress.since[:, 0] >= self.answer_every)
+        return answer + (answer & (progress.since[:, 1] >= self.prompt_every)).long()
 
     def since(self, progress: Progress) -> Tensor:
-        """Forwards since each row was computed as a whole, this one included, int64 [B]."""
-        if not self.prompt_every:
+        """Forwards since all of each answer was computed, and all of the row, with this one.
+
+        int64 [B, 2].
+        """
+        if not self.counts:
             return progress.since
-        return progress.since.masked_fill(self.parts(progress) == Part.ROW, 0) + 1
+        parts = self.parts(progress)
+        made = torch.stack((parts >= Part.ANSWER, parts >= Part.ROW), 1)
+        return progress.since.masked_fill(made, 0) + 1
+
+    def begin(self, batch: int, device: torch.device) -> Tensor:
+        """The same before the first forward, which computes whole rows."""
+        each = (self.answer_every, self.prompt_every)
+        return torch.stack([torch.full((batch,), n, device=device) for n in each], 1)
 
     def again(self, spent: Tensor) -> Tensor:
         """Rows whose cache is to be made again although their block already has one, bool [B]."""
         every = self.refresh_every
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
-    def kept(self, start: Tensor, again: Tensor) -> Tensor:
-        """Columns that are final once a block beginning at `start` was forwarded, int64 [B].
+    def kept(self, start: Tensor, spent: Tensor) -> Tensor:
+        """Columns with keys of the tokens they hold once a block at `start` was forwarded.
 
-        0 where the row is to be computed again from its beginning, bool [B].
+        Where they are final, 0 in a row that is to be computed again from its beginning; int64 [B].
+
+        Args:
+            start: int64 [B].
+            spent: int64 [B], forwards made on the block that comes next.
         """
-        return self.topology.block_start(start).masked_fill(again, 0)
+        if not self.topology.final:  # a recording may overwrite the one before it copies the other
+            return start.clone()
+        return self.topology.block_start(start).masked_fill(self.again(spent), 0)
 
     def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
         """Most columns to compute in a row that is not done, int64 [1].
@@ -73,7 +93,9 @@ class Renewal:
         if self.topology.final:
             each = self.topology.block_end(canvas, start) - kept
         elif self.mode == "prefix":
-            each = canvas.length - start
+            each = canvas.length - (kept if self.answer_every else start)
+        elif self.answer_every:
+            each = self.topology.reach(canvas, start) - kept
         else:
             return start.new_zeros(1)
         return each.masked_fill(done, 0).amax(0, keepdim=True)

@@ -169,14 +169,14 @@ class Loop:
         if self.traits.branches > 1:
             top = min(self.meter.top, self.spec.vocab_size)
             guess = lookahead.nothing(window, self.traits.branches, top)
-        since = torch.full_like(none, self.renewal.prompt_every)
+        since = self.renewal.begin(batch, device)
         progress = Progress(
             state, window, never, never, none, none, since, kept, bound, tally, guess
         )
         reach = int(self.renewal.reach(canvas, window.start, kept, never))
         parts = [Part.WINDOW if self.exact else Part.ROW] * batch
         tails = list(lengths)
-        if self.renewal.prompt_every:
+        if self.renewal.counts:
             tails = (canvas.length - canvas.origin).tolist()
         packing = self.packing(lengths, width, alike=True)
         return progress, Due(list(lengths), tails, parts, reach, packing)
@@ -271,8 +271,8 @@ class Loop:
         stayed = window.block == progress.window.block
         spent = torch.where(stayed, progress.spent + 1, 0)
         kept = progress.kept
-        if self.exact:
-            kept = self.renewal.kept(progress.window.start, self.renewal.again(spent))
+        if self.exact or self.renewal.answer_every:
+            kept = self.renewal.kept(progress.window.start, spent)
         made, since = progress.made + 1, self.renewal.since(progress)
         return Progress(state, window, hold, done, spent, made, since, kept, progress.bound, tally)
 

@@ -23,7 +23,10 @@ SWITCHES = (
     "stop_at_eos", "pad_after_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order",
 )  # fmt: skip
 """Options that are on or off."""
-REFRESHES = {"refresh_every": None, "refresh_around": 0, "refresh_prompt_every": None}
+REFRESHES = {
+    "refresh_every": None, "refresh_around": 0, "refresh_answer_every": None,
+    "refresh_prompt_every": None,
+}  # fmt: skip
 """Options of a cache that is an approximation, with what they are where nobody gives them."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
@@ -54,7 +57,8 @@ class Settings:
     cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
     refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
     refresh_around: int = 0  # tokens on either side of a block that its forwards make anew
-    refresh_prompt_every: int | None = None  # forwards; None makes prompts anew at every refresh
+    refresh_answer_every: int | None = None  # forwards; None makes all of it anew at a refresh
+    refresh_prompt_every: int | None = None  # forwards; None makes it anew with all of an answer
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -284,9 +288,9 @@ class Settings:
                 f"cache must be 'none' for {spec.family}, whose networks keep no keys and values, "
                 f"got {self.cache!r}"
             )
-        for name in ("refresh_around", "refresh_prompt_every"):
-            value, default = getattr(self, name), REFRESHES[name]
-            if value != default and spec.block_size is not None:
+        for name, default in REFRESHES.items():
+            value = getattr(self, name)
+            if value != default and spec.block_size is not None and name != "refresh_every":
                 raise ValueError(
                     f"{name} must be {default} for {spec.family}, whose keys and values in front "
                     f"of a block are final, got {value}"

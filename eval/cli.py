@@ -193,8 +193,11 @@ def task_command(name: str) -> Callable[..., None]:
             int | None,
             decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
         ] = None,
+        refresh_answer_every: Annotated[
+            int | None, decoding(help="Forwards until all of an answer is.", **WHOLE)
+        ] = None,
         refresh_prompt_every: Annotated[
-            int | None, decoding(help="Forwards until prompts are made anew.", **WHOLE)
+            int | None, decoding(help="Forwards until a prompt is.", **WHOLE)
         ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)

@@ -1,6 +1,6 @@
 """What reusing keys and values saves, and how much of the result it leaves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,29 +10,33 @@ from dlm.bench.timing import Spread, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
 from dlm.generation import Generation
 from dlm.models.model import Model
-from dlm.options import integer
+from dlm.settings import Settings
 from dlm.traits import CACHES
 
+LABELS = {
+    "refresh_around": "dual and {} around",
+    "refresh_answer_every": "dual, answers every {}",
+    "refresh_prompt_every": "dual, prompts every {}",
+}
 
-def measure(work: Work, around: int = 0, prompt_every: int | None = None) -> Iterator[Result]:
+
+def measure(work: Work, beside: Mapping[str, int | None]) -> Iterator[Result]:
     """One result for each batch size.
 
     Args:
         work: what to decode.
-        around: tokens that a dual cache more computes around a block; 0 for no such cache.
-        prompt_every: forwards until a dual cache more makes prompts anew; None for no such cache.
+        beside: options of `LABELS`; each that is given is tried with a dual cache, and all of them.
 
     Raises:
         ValueError: one of these is no such number.
     """
-    integer("refresh_around", around, least=0)
+    given = {name: value for name, value in beside.items() if value not in (None, 0)}
+    Settings(cache="dual", **given)  # type: ignore[arg-type]
     options: dict[str, dict[str, Any]] = {name: {"cache": name} for name in CACHES}
-    if around:
-        options[f"dual and {around} around"] = {"cache": "dual", "refresh_around": around}
-    if prompt_every is not None:
-        integer("refresh_prompt_every", prompt_every, least=1)
-        seldom = {"cache": "dual", "refresh_prompt_every": prompt_every}
-        options[f"dual, prompts every {prompt_every}"] = seldom
+    for name, value in given.items():
+        options[LABELS[name].format(value)] = {"cache": "dual", name: value}
+    if len(given) > 1:
+        options["dual, all of these"] = {"cache": "dual", **given}
     model = work.model()
     for batch in work.batch_sizes:
         yield compare(work, model, batch, options)

@@ -68,16 +68,7 @@ def requests_of(work: Work, model: Model, count: int) -> list[Request]:
     shuffled.shuffle(spans)
     made = []
     for prompt, blanks in zip(prompts, spans, strict=True):
-        settings = Settings(
-            decoder=work.decoder,
-            decoder_options={**work.decoder_options},
-            gen_length=blanks,
-            block_length=work.block_length,
-            steps=work.steps,
-            cache=work.cache,
-            stop_at_eos=False,
-            row_keys=(0,),
-        )
+        settings = Settings(**{**work.options, "gen_length": blanks, "row_keys": (0,)})
         row = [*prompt, *[model.spec.mask_id] * blanks]
         made.append(Request([row], [(len(prompt), len(row))], settings))
     return made

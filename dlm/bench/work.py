@@ -10,9 +10,8 @@ from dlm.bench.shapes import Shape, build, shape_of
 from dlm.bench.timing import Told, silent
 from dlm.generation import Generation, generate
 from dlm.models.model import Model
-from dlm.options import integer, known
-from dlm.settings import policy_of
-from dlm.traits import CACHES
+from dlm.options import integer
+from dlm.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,38 @@ class Work:
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     cache: str = "none"
+    refresh_answer_every: int | None = None
+    refresh_prompt_every: int | None = None
     repeats: int = 5
     told: Told = silent  # hears of every call that is timed
 
     def __post_init__(self) -> None:
-        for name in ("prompt_length", "gen_length", "block_length", "repeats"):
+        for name in ("prompt_length", "repeats"):
             integer(name, getattr(self, name), least=1)
         for size in self.batch_sizes:
             integer("batch_size", size, least=1)
-        known("cache", self.cache, CACHES)
-        policy_of(self.decoder, self.decoder_options)
+        Settings(**self.options)
         shape_of(self.shape, self.layers)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a generation. It decodes to the last position: a random network stops by chance."""
+        return {
+            "decoder": self.decoder,
+            "decoder_options": {**self.decoder_options},
+            "gen_length": self.gen_length,
+            "block_length": self.block_length,
+            "steps": self.steps,
+            "cache": self.cache,
+            **self.intervals,
+            "stop_at_eos": False,
+        }
+
+    @property
+    def intervals(self) -> dict[str, int | None]:
+        """When a cache makes anew what it could keep."""
+        names = ("refresh_answer_every", "refresh_prompt_every")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def sizes(self) -> Shape:
@@ -67,6 +87,7 @@ class Work:
             **({"decoder_options": {**self.decoder_options}} if self.decoder_options else {}),
             "steps": self.steps,
             "cache": self.cache,
+            **{name: every for name, every in self.intervals.items() if every},
             "prompt_length": self.prompt_length,
             "gen_length": self.gen_length,
             "block_length": self.block_length,
@@ -75,18 +96,8 @@ class Work:
         }
 
     def decode(self, model: Model, prompts: list[list[int]], **more: Any) -> Generation:
-        """Decode to the last position: a random network emits stop tokens by chance."""
-        return generate(
-            model,
-            prompts,
-            decoder=self.decoder,
-            decoder_options={**self.decoder_options},
-            gen_length=self.gen_length,
-            block_length=self.block_length,
-            steps=self.steps,
-            stop_at_eos=False,
-            **{"cache": self.cache, **more},
-        )
+        """Decode them, with other options than its own where they are given."""
+        return generate(model, prompts, **{**self.options, **more})
 
 
 def random_prompts(model: Model, lengths: list[int]) -> list[list[int]]:

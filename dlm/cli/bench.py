@@ -19,6 +19,9 @@ from dlm.cli.options import (
     REAL,
     WHOLE,
     DecoderOptions,
+    RefreshAnswerEvery,
+    RefreshAround,
+    RefreshPromptEvery,
     decoding,
     network,
     output,
@@ -165,8 +168,10 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 
 def beside(options: dict[str, Any]) -> tuple[Any, ...]:
     """What `cache` and `serve` are given beside `Work`, taken out of the options."""
-    if "refresh_around" in options:
-        return options.pop("refresh_around"), options.pop("refresh_prompt_every")
+    if "refresh_around" in options:  # of `cache`, which tries them beside the others
+        from dlm.bench.cache import LABELS
+
+        return ({name: options.pop(name) for name in LABELS},)
     if "requests" not in options:
         return ()
     from dlm.bench.serve import Traffic
@@ -272,6 +277,8 @@ def decode(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
+    refresh_answer_every: RefreshAnswerEvery = None,
+    refresh_prompt_every: RefreshPromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -294,29 +301,19 @@ def cache(  # noqa: PLR0913
     decoder: Policy = "low_confidence",
     option: DecoderOptions = None,
     steps: Steps = None,
-    refresh_around: Annotated[
-        int,
-        decoding(
-            help="Try a dual cache as well that computes so many tokens around a block.",
-            show_default="none",
-            **WHOLE,
-        ),
-    ] = 0,
-    refresh_prompt_every: Annotated[
-        int | None,
-        decoding(
-            help="Try a dual cache as well that makes prompts anew after so many forwards.",
-            show_default="none",
-            **WHOLE,
-        ),
-    ] = None,
+    refresh_around: RefreshAround = 0,
+    refresh_answer_every: RefreshAnswerEvery = None,
+    refresh_prompt_every: RefreshPromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """What prefix and dual caches save behind a long prompt, and what they change."""
+    """What prefix and dual caches save behind a long prompt, and what they change.
+
+    A dual cache is tried with each refresh that is given, too, and with all of them.
+    """
     decode_with("cache", locals() | {"batch_size": batch_size or [1]})
 
 
@@ -333,6 +330,8 @@ def batch(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
+    refresh_answer_every: RefreshAnswerEvery = None,
+    refresh_prompt_every: RefreshPromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -356,6 +355,8 @@ def serve(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "dual",
+    refresh_answer_every: RefreshAnswerEvery = None,
+    refresh_prompt_every: RefreshPromptEvery = None,
     requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
     load: Annotated[
         float, decoding(help="How many come while one is answered alone.", **REAL)

@@ -189,9 +189,13 @@ RefreshEvery = Annotated[
 RefreshAround = Annotated[
     int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
 ]
+RefreshAnswerEvery = Annotated[
+    int | None,
+    decoding(help="Forwards until all of an answer is.", show_default="the block", **WHOLE),
+]
 RefreshPromptEvery = Annotated[
     int | None,
-    decoding(help="Forwards until prompts are made anew.", show_default="as blocks", **WHOLE),
+    decoding(help="Forwards until a prompt is.", show_default="the answer", **WHOLE),
 ]
 # Among the options of sampling, where its name has room in 80 columns.
 PadAfterEos = Annotated[
@@ -253,6 +257,7 @@ DECODING: Final = (
     "cache",
     "refresh_every",
     "refresh_around",
+    "refresh_answer_every",
     "refresh_prompt_every",
     "suppress_tokens",
     "begin_suppress_tokens",

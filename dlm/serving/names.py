@@ -20,6 +20,7 @@ OPTIONS = (
     "cache",
     "refresh_every",
     "refresh_around",
+    "refresh_answer_every",
     "refresh_prompt_every",
     "seed",
     "stop_at_eos",

@@ -101,6 +101,7 @@ def test_recorded_steps_decode_what_plain_ones_do(
         {"cache": "dual", "cfg_scale": 1.0},
         {"cache": "dual", "refresh_every": 3, "refresh_around": 5},
         {"cache": "dual", "refresh_every": 3, "refresh_prompt_every": 5},
+        {"cache": "dual", "refresh_answer_every": 7},
         {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
         {"cache": "dual", "temperature": 1.0, "logit_bias": {7: 3.0, 90: -2.0}},
         {"cache": "dual", "return_top_tokens": 3},
@@ -118,7 +119,7 @@ def test_recorded_steps_take_all_options(
     other = Model(model.network, None, replace(model.spec, **facts))
     options: dict[str, Any] = {"gen_length": 18, "block_length": 9, "stop_at_eos": False, **more}
     if "block_size" in facts:  # what is near a block is final there
-        for name in ("refresh_around", "refresh_prompt_every"):
+        for name in ("refresh_around", "refresh_answer_every", "refresh_prompt_every"):
             options.pop(name, None)
     recorded = dlm.generate(other, ROWS, **options)
     assert replays

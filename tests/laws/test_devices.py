@@ -54,6 +54,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"gen_length": [5, 13, 3], "cache": "prefix"},
     {"refresh_every": 2, "refresh_around": 3, "cache": "dual"},
     {"refresh_every": 2, "refresh_prompt_every": 3, "cache": "prefix"},
+    {"refresh_answer_every": 5, "refresh_prompt_every": 9, "cache": "dual"},
     {"decoder": "lopa", "cache": "dual", "return_top_tokens": 2},
 ]
 

@@ -225,7 +225,7 @@ def test_memory_may_be_short_while_rows_join(
     ("dual", {"cfg_scale": 0.7, "refresh_every": 3}), ("prefix", {"stop_at_eos": True}),
     ("dual", {"stop_at_eos": True}), ("dual", {"block_length": None}),
     ("none", {"position_temperature": 0.5}),
-    ("dual", {"refresh_prompt_every": 4}),
+    ("dual", {"refresh_prompt_every": 4}), ("dual", {"refresh_answer_every": 7}),
     ("prefix", {"refresh_every": 2, "refresh_prompt_every": 3}),
 ], ids=str)  # fmt: skip
 def test_whatever_is_asked_for(

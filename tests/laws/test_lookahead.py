@@ -78,6 +78,7 @@ WAYS: list[dict[str, Any]] = [
     {"cache": "prefix", "refresh_every": 3, "cfg_scale": 0.5},
     {"cache": "dual", "refresh_every": 2, "refresh_around": 2},
     {"cache": "dual", "refresh_every": 2, "refresh_prompt_every": 3},
+    {"cache": "dual", "refresh_answer_every": 30, "refresh_around": 2},
 ]
 
 

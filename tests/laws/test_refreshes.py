@@ -1,4 +1,4 @@
-"""Prompts whose keys and values a refresh leaves as they are, told again in a plain loop."""
+"""What a refresh leaves as it is, of prompts and of answers, told again in a plain loop."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +56,8 @@ def loop(
     *,
     cache: str,
     every: int | None,
-    prompt_every: int,
+    answer_every: int | None,
+    prompt_every: int | None,
     gen_length: int,
     block_length: int | None,
 ) -> tuple[list[int], int]:
@@ -65,16 +66,17 @@ def loop(
     row = torch.tensor([prompt + [MASK] * gen_length])
     length, ahead = row.shape[1], int(model.spec.shift)
     layers: dict[int, list[Tensor]] = {}
-    since, computed = LONG, 0
+    answered, whole, last_block, computed = LONG, LONG, begin, 0
     for block in range(begin, length, size):
         end = min(block + size, length)
         for spent in range(end - block):
             refresh = spent == 0 or (every is not None and spent % every == 0)
-            first, last = block, length if cache == "prefix" else end
-            if refresh:
-                whole = since >= prompt_every
-                first, last, since = 0 if whole else begin, length, 0 if whole else since
-            since += 1
+            first, last = last_block, length if cache == "prefix" else end
+            if refresh and answered >= (answer_every or 0):
+                first, last, answered = begin, length, 0
+                if whole >= (prompt_every or 0):
+                    first, whole = 0, 0
+            answered, whole, last_block = answered + 1, whole + 1, block
             columns = slice(max(0, first - ahead), last)
             places = torch.arange(length)[None, columns]
             view = Columns(layers, columns)
@@ -92,36 +94,44 @@ def loop(
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(("every", "block_length"), [(None, 4), (2, 4), (3, 7), (1, None)])
-@pytest.mark.parametrize("prompt_every", [LONG, 5, 2])
+@pytest.mark.parametrize(
+    ("answer_every", "prompt_every"),
+    [(None, LONG), (None, 5), (None, 2), (LONG, None), (6, None), (4, 9), (9, 2), (None, None)],
+)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @torch.inference_mode()
 def test_it_is_what_a_plain_loop_makes_of_it(
     golden: Model,
     cache: str,
-    prompt_every: int,
+    answer_every: int | None,
+    prompt_every: int | None,
     every: int | None,
     block_length: int | None,
     shift: bool,
 ) -> None:
     model = Model(golden.network, None, replace(golden.spec, shift=shift))
     options: dict[str, Any] = {"cache": cache, "gen_length": 14, "block_length": block_length}
-    found = run(
-        model, ROWS, KEYS, refresh_every=every, refresh_prompt_every=prompt_every, **options
-    )
+    intervals: dict[str, Any] = {"answer_every": answer_every, "prompt_every": prompt_every}
+    named = {f"refresh_{name}": value for name, value in intervals.items()}
+    found = run(model, ROWS, KEYS, refresh_every=every, **named, **options)
     for number, prompt in enumerate(ROWS):
-        told, computed = loop(model, prompt, every=every, prompt_every=prompt_every, **options)
+        told, computed = loop(model, prompt, every=every, **intervals, **options)
         assert found.tokens[number] == told
         assert found.query_tokens[number] == computed
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
+@pytest.mark.parametrize("more", [
+    {"refresh_every": 2, "refresh_prompt_every": 3},
+    {"refresh_answer_every": 5, "refresh_prompt_every": 7},
+    {"refresh_answer_every": LONG, "refresh_around": 3},
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_a_row_does_not_depend_on_its_batch(
-    golden: Model, decoding: Decoding, decoder: str, cache: str
+    golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any]
 ) -> None:
-    """Some rows compute a window, others what is behind their prompt, others all."""
-    options = {**decoding(decoder), "cache": cache, "temperature": 1.0}
-    options |= {"refresh_every": 2, "refresh_prompt_every": 3}
+    """Some rows compute a window, others the block before it, what is behind their prompt, all."""
+    options = {**decoding(decoder), "cache": cache, "temperature": 1.0, **more}
     together = run(golden, ROWS, KEYS, **options)
     for number, (row, key) in enumerate(zip(ROWS, KEYS, strict=True)):
         alone = run(golden, [row], [key], **options)
@@ -131,13 +141,15 @@ def test_a_row_does_not_depend_on_its_batch(
 
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
-def test_prompts_made_anew_at_every_forward_are_never_left_out(
+def test_what_is_made_anew_at_every_forward_is_never_left_out(
     golden: Model, decoding: Decoding, decoder: str, cache: str
 ) -> None:
     options = {**decoding(decoder), "cache": cache, "refresh_every": 3}
-    plain, kept = (run(golden, ROWS, KEYS, refresh_prompt_every=n, **options) for n in (None, 1))
-    assert (kept.tokens, kept.forwards) == (plain.tokens, plain.forwards)
-    assert kept.query_tokens == plain.query_tokens
+    plain = run(golden, ROWS, KEYS, **options)
+    for name in ("refresh_answer_every", "refresh_prompt_every"):
+        found = run(golden, ROWS, KEYS, **{name: 1, **options})
+        assert (found.tokens, found.forwards) == (plain.tokens, plain.forwards)
+        assert found.query_tokens == plain.query_tokens
 
 
 @pytest.mark.parametrize("more", [
@@ -147,6 +159,10 @@ def test_prompts_made_anew_at_every_forward_are_never_left_out(
     {"cache": "prefix", "refresh_prompt_every": LONG, "decoder": "wino"},
     {"cache": "dual", "refresh_prompt_every": 3, "refresh_every": 2, "decoder": "ssd"},
     {"cache": "dual", "refresh_prompt_every": 5, "refresh_around": 2, "decoder": "klass"},
+    {"cache": "dual", "refresh_answer_every": LONG, "refresh_around": 2},
+    {"cache": "dual", "refresh_answer_every": 4, "refresh_prompt_every": 7, "cfg_scale": 0.7},
+    {"cache": "prefix", "refresh_answer_every": 5, "decoder": "wino"},
+    {"cache": "dual", "refresh_answer_every": 6, "decoder": "ssd"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("way", ["static", "recorded"])
 def test_however_steps_are_run(
@@ -181,6 +197,13 @@ def test_answers_of_other_lengths_are_recorded_apart() -> None:
     assert len({due.shape(200) for due in mixed}) == 2
 
 
+def test_blocks_without_blanks_are_stepped_over(golden: Model) -> None:
+    """The next block computes from where the last tokens were decoded, however far that is."""
+    row = [3, *[MASK] * 2, *[9] * 7, *[MASK] * 2, 7]
+    out = dlm.infill(golden, [row], block_length=2, cache="dual", refresh_answer_every=LONG)
+    assert out.query_tokens[0] == 13 + 2 + (11 - 1) + (12 - 9)
+
+
 def test_text_behind_the_blanks_is_computed(golden: Model) -> None:
     """With all but the prompt, which ends where the first blank is."""
     row = [3, 4, MASK, MASK, 9, MASK, 20, 21]
@@ -198,5 +221,7 @@ def test_where_it_is_refused(golden: Model) -> None:
     with pytest.raises(ValueError, match="refresh_prompt_every must be an int >= 1, got 0"):
         run(golden, [[1]], [0], cache="dual", refresh_prompt_every=0)
     final = Model(golden.network, None, replace(golden.spec, block_size=4))
-    with pytest.raises(ValueError, match=r"refresh_prompt_every must be None for .*, got 2"):
-        run(final, [[1]], [0], cache="dual", refresh_prompt_every=2)
+    for name in ("refresh_answer_every", "refresh_prompt_every"):
+        options: dict[str, Any] = {"cache": "dual", name: 2}
+        with pytest.raises(ValueError, match=rf"{name} must be None for .*, got 2"):
+            run(final, [[1]], [0], **options)
