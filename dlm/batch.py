@@ -16,7 +16,7 @@ from dlm.execution import Execution
 from dlm.host import send
 from dlm.lanes import Lane, Workspace
 from dlm.models.model import Model
-from dlm.progress import Due, Progress
+from dlm.progress import Due, Progress, going_along
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Loop, Step
 from dlm.settings import Settings
@@ -261,6 +261,8 @@ class Batch:
             pairs = zip(self.live, self.names, strict=True)
             self.live = [was and name not in names for was, name in pairs]
             self.progress = self.only_live(self.progress)
+            scopes = going_along(self.due.scopes, [not goes for goes in self.live])
+            self.expect(replace(self.due, scopes=scopes))
 
     def leave(self, gone: Sequence[bool]) -> None:
         """Leave what rows that are given up have to others."""
@@ -330,5 +332,7 @@ class Batch:
         self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
-        packing = loop.packing(due.lengths, columns, alike=due.alike)
-        self.expect(replace(due, packing=packing))
+        # One branch is computed of all rows, or all of them are.
+        alike = due.alike and (loop.traits.branches == 1 or due.scope is not None)
+        packing = loop.packing(due.lengths, columns, alike=alike)
+        self.expect(replace(due, packing=packing, alike=alike))

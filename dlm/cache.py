@@ -55,9 +55,14 @@ class Cache:
         return sum(part.nbytes for layer in self.layers for part in layer)
 
 
+def near(lines: Lines, kept: Tensor) -> Lines:
+    """The same on the device of keys or values."""
+    return lines.to(kept.device) if isinstance(lines, Tensor) else lines
+
+
 def among(kept: Tensor, lines: Lines) -> Tensor:
     """Those rows of keys or values; a view of them where they are a slice."""
-    return kept[lines.to(kept.device) if isinstance(lines, Tensor) else lines]
+    return kept[near(lines, kept)]
 
 
 class View:
@@ -94,8 +99,7 @@ class Refresh(View):
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Keep [B, H, L, E], and attend to just that."""
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
-            lines = self.lines.to(kept.device) if isinstance(self.lines, Tensor) else self.lines
-            kept[lines, : self.length] = new[:, :, : self.length].transpose(1, 2)
+            kept[near(self.lines, kept), : self.length] = new[:, :, : self.length].transpose(1, 2)
         return key, value
 
 

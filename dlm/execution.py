@@ -15,7 +15,7 @@ from dlm.canvas import Canvas
 from dlm.lanes import Budget, Lane, Lanes, Workspace
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
-from dlm.progress import Due, Part, Progress
+from dlm.progress import Due, Progress, Scope
 from dlm.prompts import check_model
 from dlm.recording import GraphRecorder, pools
 
@@ -90,10 +90,10 @@ class Execution:
         if not self.static:
             return due
         reach, tails, rooms = min(width, power(due.reach)), due.tails, due.rooms
-        if Part.ANSWER in due.parts:
+        if Scope.ANSWER in due.scopes:
             tails = [min(width, -(-tail // STRIDE) * STRIDE) for tail in tails]
-        if due.part is None and self.lanes is not None:
-            some = (due.parts.count(part) for part in (Part.ANSWER, Part.ROW))
+        if due.scope is None and self.lanes is not None:
+            some = (due.scopes.count(scope) for scope in (Scope.ANSWER, Scope.ROW))
             answers, rows = (min(len(due.lengths), power(count)) for count in some)
             rooms = answers, rows
         same = (reach, tails, rooms) == (due.reach, due.tails, due.rooms)

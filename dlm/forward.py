@@ -4,7 +4,7 @@ Shapes: B rows, L canvas, W window, Q queries, D model width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
-from dlm.progress import Due, Part, Progress, select_rows
+from dlm.progress import Due, Progress, Scope, select_rows
 from dlm.renewal import Renewal
 from dlm.settings import Settings
 from dlm.topology import Topology
@@ -91,7 +91,7 @@ class Forward:
         """
         if self.cache is None:
             return
-        again = self.renewal.refresh_every is not None and any(due.parts)
+        again = self.renewal.refresh_every is not None and any(due.scopes)
         if due.alike or (again and not self.topology.final):
             index = line.repeat_interleave(self.branches)
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
@@ -126,19 +126,26 @@ class Forward:
             # On a grid what is computed in front of a window is at least as long as that.
             lead = None if self.topology.causal or count > window else 0
             return self.part(canvas, view, due, Stretch(progress.kept, end, count, lead), cache)
-        if due.part is Part.ROW:
+        if due.scope is Scope.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
             return self.rows(canvas, view, due.lengths, keep, due.packing)
-        if due.part is Part.ANSWER:
+        if due.scope is Scope.ANSWER:
             return self.part(canvas, view, due, self.answer(canvas, view, due), cache)
-        made = self.part(canvas, view, due, self.stretch(canvas, view, progress, due), cache)
-        # Some rows were computed in vain: cheaper than to copy the others' keys together.
-        for part, room in zip((Part.ANSWER, Part.ROW), due.rooms, strict=True):
-            if room or part in due.parts:
-                fresh = self.renewal.rows(part, room, progress, due)
-                pairs = zip(due.lengths, due.parts, strict=True)
-                lengths = None if room else [length for length, each in pairs if each is part]
-                some = self.anew(canvas, view, due, part, fresh, lengths)
+        stretch = self.stretch(canvas, view, progress, due)
+        if due.scope is Scope.WINDOW:
+            return self.part(canvas, view, due, stretch, cache)
+        # Some rows are computed in vain: cheaper than to copy the others' keys together. What is
+        # made of them must not be kept where it would outlive what they are computed for.
+        if self.around and self.renewal.counts:
+            vain = progress.scopes != Scope.WINDOW
+            stretch = replace(stretch, end=torch.where(vain, stretch.begin, stretch.end))
+        made = self.part(canvas, view, due, stretch, cache)
+        for scope, room in zip((Scope.ANSWER, Scope.ROW), due.rooms, strict=True):
+            if room or scope in due.scopes:
+                fresh = self.renewal.rows(scope, room, progress, due)
+                pairs = zip(due.lengths, due.scopes, strict=True)
+                lengths = None if room else [length for length, each in pairs if each is scope]
+                some = self.anew(canvas, view, due, scope, fresh, lengths)
                 made = self.merged(made, some, fresh)
         return made
 
@@ -250,14 +257,12 @@ class Forward:
         tokens, places, given, slots, inside = by.stretch(
             canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
         )
-        each, lines = cache.rows // slots.shape[0], some
-        if lines is None and each > 1:  # the first branch of each row
-            lines = torch.arange(0, cache.rows, each, device=slots.device)
-        if lines is not None:
-            apart = lines - torch.arange(slots.shape[0], device=slots.device)
+        lines: Lines = slice(None, None, cache.rows // slots.shape[0]) if some is None else some
+        if some is not None or cache.rows != slots.shape[0]:  # the first branch of each row
+            found = torch.arange(cache.rows, device=slots.device)[lines]
+            apart = found - torch.arange(slots.shape[0], device=slots.device)
             slots = slots + apart[:, None] * (cache.length + 1)
-        among: Lines = slice(None, None, each) if some is None else some
-        reused = Reuse(cache, slots, length, among)
+        reused = Reuse(cache, slots, length, lines)
         valid = None
         if min(due.lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
@@ -325,7 +330,7 @@ class Forward:
         canvas: Canvas,
         view: StepView,
         due: Due,
-        part: Part,
+        scope: Scope,
         fresh: Tensor,
         lengths: Sequence[int] | None,
     ) -> Hidden:
@@ -335,14 +340,14 @@ class Forward:
             canvas: all rows.
             view: their windows.
             due: what the host knows of them.
-            part: what is computed.
+            scope: what is computed.
             fresh: int64, the rows; the same one repeated where there are fewer than places.
             lengths: of the rows, where the host knows which they are.
         """
         assert self.cache is not None
         where, width = self.both(fresh, canvas.tokens.shape[0]), canvas.tokens.shape[1]
         seen = select_rows(view, fresh)
-        if part is Part.ANSWER:
+        if scope is Scope.ANSWER:
             few = canvas.select(fresh, width)
             return self.part(few, seen, due, self.answer(few, seen, due), self.cache, where)
         width = width if lengths is None else max(lengths)

@@ -17,7 +17,7 @@ from dlm.window import Window
 T = TypeVar("T")
 
 
-class Part(IntEnum):
+class Scope(IntEnum):
     """What a forward computes of a row; a cache keeps it."""
 
     WINDOW = 0  # what a cache leaves to compute
@@ -31,45 +31,46 @@ class Due:
 
     lengths: list[int]  # tokens of each row
     tails: list[int]  # those from its first block on
-    parts: list[Part]  # what is computed of each
+    scopes: list[Scope]  # what is computed of each
     reach: int  # most positions to compute of a row's window
     packing: Packing | None
     """Of all rows computed as a whole, with their branches; None where padding is computed, too."""
     rooms: tuple[int, int] = (0, 0)
     """Rows to compute from their first block on, and as a whole, where of others it is the window.
     Rounded up to powers of two so that one recording fits them: the device finds out which those
-    are. 0: those that `parts` names."""
+    are. 0: those that `scopes` names."""
     alike: bool = True
     """Whether the branches of every row are alike, so that one of each is computed."""
 
     @property
-    def part(self) -> Part | None:
+    def scope(self) -> Scope | None:
         """What is computed of all rows; None where that differs."""
-        first = self.parts[0]
-        return first if self.parts.count(first) == len(self.parts) else None
+        first = self.scopes[0]
+        return first if self.scopes.count(first) == len(self.scopes) else None
 
     @property
     def tail(self) -> int:
         """Most positions to compute of a row from its first block on; 0 where that is of none."""
-        pairs = zip(self.tails, self.parts, strict=True)
-        return max((tail for tail, part in pairs if part is Part.ANSWER), default=0)
+        pairs = zip(self.tails, self.scopes, strict=True)
+        return max((tail for tail, scope in pairs if scope is Scope.ANSWER), default=0)
 
     def shape(self, width: int) -> Hashable:
         """What forwards that ask the same of the device share, on a canvas of `width` columns."""
-        part, padded = self.part, min(self.lengths) < width
-        if part is Part.ROW:
-            return part, padded if self.packing is None else tuple(self.lengths), self.alike
-        return part, padded, self.reach, self.tail, self.rooms, self.alike
+        scope, padded = self.scope, min(self.lengths) < width
+        if scope is Scope.ROW:
+            return scope, padded if self.packing is None else tuple(self.lengths), self.alike
+        if scope is Scope.ANSWER:
+            return scope, padded, self.tail, self.alike
+        return scope, padded, self.reach, self.tail, self.rooms, self.alike
 
     @classmethod
     def stack(cls, every: Sequence["Due"]) -> "Due":
         """Of the rows of several, not packed yet."""
         lengths = [length for each in every for length in each.lengths]
         tails = [tail for each in every for tail in each.tails]
-        parts = [part for each in every for part in each.parts]
-        made = cls(lengths, tails, parts, max(each.reach for each in every), None)
-        alike = made.part is not None and all(each.alike for each in every)
-        return replace(made, alike=alike)
+        scopes = [scope for each in every for scope in each.scopes]
+        reach, alike = max(each.reach for each in every), all(each.alike for each in every)
+        return cls(lengths, tails, scopes, reach, None, alike=alike)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
@@ -82,8 +83,18 @@ class Due:
         """The rows `stay`, not packed yet."""
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]
-        parts = [self.parts[row] for row in stay]
-        return Due(lengths, tails, parts, self.reach, None, alike=self.alike)
+        scopes = [self.scopes[row] for row in stay]
+        return Due(lengths, tails, scopes, self.reach, None, alike=self.alike)
+
+
+def going_along(scopes: Sequence[Scope], done: Sequence[bool]) -> list[Scope]:
+    """The same, where rows that are done take what all others do: they must not make them unlike.
+
+    Where others differ it is the least.
+    """
+    going = {scope for scope, over in zip(scopes, done, strict=True) if not over}
+    rest = going.pop() if len(going) == 1 else Scope.WINDOW
+    return [rest if over else scope for scope, over in zip(scopes, done, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +132,10 @@ class Progress:
     done: Tensor  # bool [B], whether the row needs no further forward
     spent: Tensor  # int64 [B], forwards made on the block
     made: Tensor  # int64 [B], forwards made on the row
-    since: Tensor  # int64 [B, 2], forwards since its answer was computed as a whole, and the row
+    scopes: Tensor  # int64 [B], what a cache has the next forward compute, a `Scope`
+    since: Tensor
+    """Forwards since its answer was computed as a whole, and since the row was, int64 [B, 2]. Not
+    counted where no interval asks for it."""
     kept: Tensor  # int64 [B], columns in front of it have keys of the tokens that they hold
     bound: Tensor  # int64 [B], most forwards the row may take in all
     tally: Tally
@@ -136,6 +150,7 @@ class Progress:
             done=self.done[index],
             spent=self.spent[index],
             made=self.made[index],
+            scopes=self.scopes[index],
             since=self.since[index],
             kept=self.kept[index],
             bound=self.bound[index],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.host import send
-from dlm.progress import Due, Part, Progress
+from dlm.progress import Due, Progress, Scope
 from dlm.settings import Settings
 from dlm.topology import Topology
 
@@ -34,18 +34,20 @@ class Renewal:
         self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer
         self.counts = bool(self.answer_every or self.prompt_every)
 
-    def fresh(self, progress: Progress) -> Tensor:
-        """Rows of which the next forward computes more than a window, bool [B]."""
-        begins = progress.spent == 0
-        return begins if self.refresh_every is None else begins | self.again(progress.spent)
+    def scopes(self, spent: Tensor, since: Tensor) -> Tensor:
+        """What the next forward computes of each row, a `Scope`, int64 [B].
 
-    def parts(self, progress: Progress) -> Tensor:
-        """What the next forward computes of each row, a `Part`, int64 [B]."""
-        fresh = self.fresh(progress)
+        Args:
+            spent: int64 [B], forwards made on the block.
+            since: as of `Progress`.
+        """
+        fresh = spent == 0
+        if self.refresh_every is not None:
+            fresh |= self.again(spent)
         if not self.counts:
-            return fresh * int(Part.ROW)
-        answer = fresh & (progress.since[:, 0] >= self.answer_every)
-        return answer + (answer & (progress.since[:, 1] >= self.prompt_every)).long()
+            return fresh * int(Scope.ROW)
+        answer = fresh & (since[:, 0] >= self.answer_every)
+        return answer + (answer & (since[:, 1] >= self.prompt_every)).long()
 
     def since(self, progress: Progress) -> Tensor:
         """Forwards since all of each answer was computed, and all of the row, with this one.
@@ -54,8 +56,8 @@ class Renewal:
         """
         if not self.counts:
             return progress.since
-        parts = self.parts(progress)
-        made = torch.stack((parts >= Part.ANSWER, parts >= Part.ROW), 1)
+        scopes = progress.scopes
+        made = torch.stack((scopes >= Scope.ANSWER, scopes >= Scope.ROW), 1)
         return progress.since.masked_fill(made, 0) + 1
 
     def begin(self, batch: int, device: torch.device) -> Tensor:
@@ -100,19 +102,19 @@ class Renewal:
             return start.new_zeros(1)
         return each.masked_fill(done, 0).amax(0, keepdim=True)
 
-    def rows(self, part: Part, room: int, progress: Progress, due: Due) -> Tensor:
-        """Rows of which the next forward computes this part, int64.
+    def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
+        """Rows of which the next forward computes just this, int64.
 
         Args:
-            part: more than the window.
+            scope: more than the window.
             room: how many rows to tell, the first one again for those that are missing; 0 for
                 those that `due` names.
             progress: where they stand.
             due: what the host knows.
         """
         if not room:
-            return flagged([each is part for each in due.parts], progress.done.device)
-        return first((self.parts(progress) == part) & ~progress.done, room)
+            return flagged([each is scope for each in due.scopes], progress.done.device)
+        return first((progress.scopes == scope) & ~progress.done, room)
 
 
 def first(marked: Tensor, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, background, ids
 from dlm.models.model import Model
 from dlm.packing import Packing
-from dlm.progress import Due, Part, Progress, Tally
+from dlm.progress import Due, Progress, Scope, Tally, going_along
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, Facts, StepView
@@ -170,16 +170,17 @@ class Loop:
             top = min(self.meter.top, self.spec.vocab_size)
             guess = lookahead.nothing(window, self.traits.branches, top)
         since = self.renewal.begin(batch, device)
+        scopes = self.renewal.scopes(none, since)
         progress = Progress(
-            state, window, never, never, none, none, since, kept, bound, tally, guess
+            state, window, never, never, none, none, scopes, since, kept, bound, tally, guess
         )
         reach = int(self.renewal.reach(canvas, window.start, kept, never))
-        parts = [Part.WINDOW if self.exact else Part.ROW] * batch
+        whole = Scope.WINDOW if self.exact else Scope.ROW
         tails = list(lengths)
         if self.renewal.counts:
             tails = (canvas.length - canvas.origin).tolist()
         packing = self.packing(lengths, width, alike=True)
-        return progress, Due(list(lengths), tails, parts, reach, packing)
+        return progress, Due(list(lengths), tails, [whole] * batch, reach, packing)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
@@ -274,7 +275,10 @@ class Loop:
         if self.exact or self.renewal.answer_every:
             kept = self.renewal.kept(progress.window.start, spent)
         made, since = progress.made + 1, self.renewal.since(progress)
-        return Progress(state, window, hold, done, spent, made, since, kept, progress.bound, tally)
+        scopes, bound = progress.scopes, progress.bound
+        if self.settings.cache != "none" and not self.exact:
+            scopes = self.renewal.scopes(spent, since)
+        return Progress(state, window, hold, done, spent, made, scopes, since, kept, bound, tally)
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
@@ -285,9 +289,8 @@ class Loop:
             flags.insert(-1, tries.any()[None])
         if self.settings.cache == "none":
             return torch.cat(flags).long()
-        flags.append(self.renewal.parts(progress))
         reach = self.renewal.reach(canvas, progress.window.start, progress.kept, done)
-        return torch.cat((*flags, reach)).long()
+        return torch.cat((torch.cat(flags).long(), progress.scopes, reach))
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
@@ -296,17 +299,17 @@ class Loop:
         broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
         tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
-        parts, reach = due.parts, due.reach
+        scopes, reach = due.scopes, due.reach
         if self.settings.cache != "none":
             reach = told[-1]
         if self.settings.cache != "none" and not self.exact:
-            parts = going_along([Part(each) for each in told[count + batch : -1]], done)
+            scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
         # Where a block's keys are approximate each branch keeps to its own until all are made anew.
-        able = self.exact or (parts.count(parts[0]) == batch and parts[0] is not Part.WINDOW)
+        able = self.exact or {*scopes} in ({Scope.ANSWER}, {Scope.ROW})
         alike = self.traits.branches == 1 or (able and not tries)
-        if (parts, reach, alike) == (due.parts, due.reach, due.alike):
+        if (scopes, reach, alike) == (due.scopes, due.reach, due.alike):
             return broken, done, due
-        due = replace(due, parts=parts, reach=reach)
+        due = replace(due, scopes=scopes, reach=reach)
         if alike != due.alike:
             width = outcome.canvas.tokens.shape[1]
             packing = self.packing(due.lengths, width, alike=alike)
@@ -348,13 +351,3 @@ class Loop:
             written, window.start, hold, mask_id, self.block_length, self.stops
         )
         return told
-
-
-def going_along(parts: list[Part], done: Sequence[bool]) -> list[Part]:
-    """The same, where rows that are done take what all others do: they must not make them unlike.
-
-    Where others differ it is the least.
-    """
-    going = {part for part, over in zip(parts, done, strict=True) if not over}
-    rest = going.pop() if len(going) == 1 else Part.WINDOW
-    return [rest if over else part for part, over in zip(parts, done, strict=True)]

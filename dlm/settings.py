@@ -151,10 +151,10 @@ class Settings:
         """Refuse numbers that are none, and refreshes without a cache."""
         for name, default in REFRESHES.items():
             value = getattr(self, name)
-            if value == default:
+            if value is None and default is None:
                 continue
             integer(name, value, least=1 if default is None else 0)
-            if self.cache == "none":
+            if value != default and self.cache == "none":
                 raise ValueError(
                     f"{name} goes with cache 'prefix' or 'dual', got {value} with 'none'"
                 )

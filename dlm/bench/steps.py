@@ -12,7 +12,7 @@ from typing import Any
 
 from dlm.bench.events import Gpu
 from dlm.bench.timing import Spread
-from dlm.progress import Due, Part
+from dlm.progress import Due, Scope
 from dlm.recording import Recording, Steps
 
 KINDS = ("plain", "recorded", "replayed")
@@ -67,8 +67,8 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
 
 def part_of(due: Due) -> str:
     """What a forward computes."""
-    named = {Part.ROW: PARTS[0], Part.WINDOW: PARTS[1], Part.ANSWER: PARTS[3]}
-    return PARTS[2 if Part.ROW in due.parts else 4] if due.part is None else named[due.part]
+    named = {Scope.ROW: PARTS[0], Scope.WINDOW: PARTS[1], Scope.ANSWER: PARTS[3]}
+    return PARTS[2 if Scope.ROW in due.scopes else 4] if due.scope is None else named[due.scope]
 
 
 def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:

@@ -237,6 +237,9 @@ def test_options_that_do_not_fit_are_refused(golden: Model) -> None:
         run(golden, [[1]], [0], refresh_around=2)
     with pytest.raises(ValueError, match="refresh_around must be an int >= 0, got -1"):
         run(golden, [[1]], [0], cache="dual", refresh_around=-1)
+    for value in (False, 0.0, torch.tensor(0)):  # all of which equal 0
+        with pytest.raises(ValueError, match="refresh_around must be an int >= 0, got"):
+            run(golden, [[1]], [0], cache="dual", refresh_around=value)
     final = Model(golden.network, None, replace(golden.spec, block_size=4))
     with pytest.raises(ValueError, match=r"refresh_around must be 0 for .* block are final, got 2"):
         run(final, [[1]], [0], cache="dual", refresh_around=2)

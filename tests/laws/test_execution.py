@@ -17,7 +17,7 @@ import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution, lanes_of
 from dlm.models.model import Model
-from dlm.progress import Part
+from dlm.progress import Scope
 from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 
@@ -127,8 +127,8 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
         patch.setattr(Execution, "of", lambda model: Execution(static=True))
         patch.setattr(Loop, "step", watched)
         dlm.infill(golden, rows, **options)
-    whole = (Part.ROW, (3, 13, 13, 13), True)
-    assert shapes == [whole, *[(Part.WINDOW, True, 0, 0, (0, 0), True)] * 3] * 3
+    whole = (Scope.ROW, (3, 13, 13, 13), True)
+    assert shapes == [whole, *[(Scope.WINDOW, True, 0, 0, (0, 0), True)] * 3] * 3
 
 
 def test_recorded_canvases_have_few_lengths(traced: Traced) -> None:

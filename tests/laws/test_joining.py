@@ -20,6 +20,7 @@ from dlm.endings import End, ended
 from dlm.execution import Execution
 from dlm.job import Job, make_job
 from dlm.models.model import Model
+from dlm.runtime import Loop
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.tree import stacked
@@ -269,6 +270,37 @@ def test_a_row_that_is_given_up_is_done_where_steps_go_on_in_one_shape(
     comers[2] = replace(comers[2], gone=5)
     found = together(golden, comers, way, **options)
     assert sorted(found) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("more", [{}, {"refresh_prompt_every": 100}], ids=str)
+def test_nothing_is_computed_for_a_row_that_is_given_up(
+    golden: Model, way: Execution, more: dict[str, Any]
+) -> None:
+    """The only one whose next block was to begin."""
+    short = Comer([5, 6, MASK, MASK, 9, 9, MASK, MASK, MASK], 1, gone=2)
+    comers = [Comer([1, 2, 3], 9), Comer([4] * 5, 9), short]
+    expected = alone(golden, comers[:2], cache="dual", **more)
+    for _ in range(2 if way.lanes is not None else 1):
+        same(together(golden, comers, way, cache="dual", **more), expected)
+
+
+def test_one_branch_is_like_itself(golden: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of rows that join while others begin a block: no step is recorded twice."""
+    alike: dict[bool, int] = {}
+    step = Loop.step
+    monkeypatch.setattr(Loop, "step", lambda *of: alike.setdefault(of[3].alike, 0) or step(*of))
+    comers = [Comer([n], 13, after=n) for n in (0, 0, 0, 4, 5, 8, 9, 13)]
+    together(golden, comers, Execution(static=True), cache="prefix")
+    assert {*alike} == {True}
+
+
+def test_branches_that_are_alike_may_be_computed_of_all_rows_or_of_none(golden: Model) -> None:
+    """A block begins in a row, and at the same time in one that joins, whose prompt is not due."""
+    options: dict[str, Any] = {"decoder": "ssd", "cache": "dual", "refresh_prompt_every": 2}
+    for after in range(1, 7):
+        late = Comer([4, MASK, 9, 9, 9, MASK, MASK], 3, after=after)
+        comers = [Comer([1, 2, 3], 9), late]
+        same(together(golden, comers, Execution(), **options), alone(golden, comers, **options))
 
 
 def test_others_join_when_all_are_done(golden: Model, way: Execution) -> None:

@@ -169,7 +169,7 @@ def test_rows_whose_blocks_end_apart_are_played_too(
     call = Steps.__call__
 
     def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
-        shapes.add((due.rooms[1], due.parts.count(2)))
+        shapes.add((due.rooms[1], due.scopes.count(2)))
         return call(self, canvas, progress, due)
 
     options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, **more}

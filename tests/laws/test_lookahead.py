@@ -14,7 +14,7 @@ from dlm.decoders.base import Stateless
 from dlm.decoders.select import rank
 from dlm.execution import Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Part
+from dlm.progress import Due, Scope
 from dlm.types import Decision, StepView
 
 Traced = Callable[..., Execution]
@@ -121,14 +121,11 @@ def test_recorded_steps_do_the_same(
 
 
 def test_branches_of_a_batch_are_alike_where_those_of_all_its_parts_are() -> None:
-    parts = [Due([3], [3], [Part.ROW], 0, None, alike=alike) for alike in (True, False)]
+    parts = [Due([3], [3], [Scope.ROW], 0, None, alike=alike) for alike in (True, False)]
     assert not Due.stack(parts).alike
     assert not Due.stack(parts[::-1]).alike
     assert Due.stack(parts[:1] * 2).alike
     assert parts[0].shape(3) != parts[1].shape(3)
-    unlike = Due([3], [2], [Part.ANSWER], 0, None)
-    assert not Due.stack([parts[0], unlike]).alike  # one branch is computed of all rows or of none
-    assert Due.stack([unlike, unlike]).alike
 
 
 @pytest.mark.parametrize("facts", [{"block_size": 4}, {"block_size": 8, "causal": True}], ids=str)

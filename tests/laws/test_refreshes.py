@@ -13,13 +13,18 @@ from dlm.cache import View
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Part
+from dlm.progress import Due, Scope
 from dlm.traits import Traits
 
 Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
 
 MASK = 511
+APART = [
+    [5 + row, *(token for n in each for token in [MASK] * n + [9] * (4 - n))]
+    for row, each in enumerate([[1, 3, 4, 2], [2, 4, 1, 4], [3, 1, 4, 4], [4, 4, 2, 1]])
+]
+"""Rows whose blocks have so many masks each: they part company."""
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 KEYS = [40, 41, 42]
 LONG = 1000  # forwards, more than any row takes
@@ -139,6 +144,32 @@ def test_a_row_does_not_depend_on_its_batch(
             assert getattr(alone, name)[0] == getattr(together, name)[number], name
 
 
+@pytest.mark.parametrize("around", [0, 5])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize(
+    ("every", "answer_every", "prompt_every"),
+    [(None, None, LONG), (2, None, 3), (None, LONG, None), (3, 4, 6)],
+)
+def test_what_is_computed_in_vain_is_not_kept(
+    golden: Model,
+    cache: str,
+    every: int | None,
+    answer_every: int | None,
+    prompt_every: int | None,
+    around: int,
+) -> None:
+    """The window of a row that computes more, which others compute at the same time."""
+    options: dict[str, Any] = {"block_length": 4, "cache": cache, "temperature": 1.0}
+    options |= {"refresh_every": every, "refresh_around": around}
+    options |= {"refresh_answer_every": answer_every, "refresh_prompt_every": prompt_every}
+    rows = [[7] * 2 * n + row for n, row in enumerate(APART)]
+    together = dlm.infill(golden, rows, row_keys=[0, 1, 2, 3], **options)
+    for key, row in enumerate(rows):
+        alone = dlm.infill(golden, [row], row_keys=[key], **options)
+        for name in ("tokens", "forwards", "query_tokens"):
+            assert getattr(alone, name)[0] == getattr(together, name)[key], name
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_what_is_made_anew_at_every_forward_is_never_left_out(
@@ -168,12 +199,7 @@ def test_what_is_made_anew_at_every_forward_is_never_left_out(
 def test_however_steps_are_run(
     golden: Model, traced: Traced, trace: Any, way: str, more: dict[str, Any]
 ) -> None:
-    """Rows part company: the device is told how many compute what, and finds out which."""
-    blanks = [[1, 3, 4, 2], [2, 4, 1, 4], [3, 1, 4, 4], [4, 4, 2, 1]]  # of each block
-    rows = [
-        [5 + row, *(token for n in each for token in [MASK] * n + [9] * (4 - n))]
-        for row, each in enumerate(blanks)
-    ]
+    """The device is told how many rows compute what, and finds out which."""
     execution = traced() if way == "recorded" else Execution(static=True)
     options = {"row_keys": [1, 2, 3, 4], "block_length": 4, "temperature": 1.0, **more}
     found = []
@@ -181,7 +207,7 @@ def test_however_steps_are_run(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Execution, "of", lambda model, each=each: each)
             before = trace.plays
-            found.append(dlm.infill(golden, rows, **options))
+            found.append(dlm.infill(golden, APART, **options))
             assert (trace.plays > before) == (way == "recorded" and each is execution)
     for other in found[1:]:
         assert (other.tokens, other.forwards) == (found[0].tokens, found[0].forwards)
@@ -190,10 +216,10 @@ def test_however_steps_are_run(
 
 def test_answers_of_other_lengths_are_recorded_apart() -> None:
     """A recording computes so many positions of a row, whoever plays it."""
-    short, long = (Due([200, 90], [n, 30], [Part.ANSWER] * 2, 0, None) for n in (64, 128))
+    short, long = (Due([200, 90], [n, 30], [Scope.ANSWER] * 2, 0, None) for n in (64, 128))
     assert (short.tail, long.tail) == (64, 128)
     assert short.shape(200) != long.shape(200)
-    mixed = (replace(due, parts=[Part.ANSWER, Part.WINDOW]) for due in (short, long))
+    mixed = (replace(due, scopes=[Scope.ANSWER, Scope.WINDOW]) for due in (short, long))
     assert len({due.shape(200) for due in mixed}) == 2
 
 
