@@ -78,7 +78,7 @@ OPTIONS: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("prefix_look", "after_look"), "in dlm it is refresh_around, on both sides of a block"
     ),
-    "gen_interval_steps": "in dlm it is refresh_answer_every, beside cache='dual'",
+    "gen_interval_steps": "in dlm it is refresh_answer_every, beside cache='dual', refresh_every=1",
     "prompt_interval_steps": "in dlm it is refresh_prompt_every, beside cache='dual'",
     # SDAR, JetEngine, LMDeploy
     "remasking_strategy": "in dlm it is decoder='block_refinement' for low_confidence_dynamic, "

@@ -149,20 +149,21 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         cache: what the forwards of a block after its first one reuse (Wu et al. 2025, Fast-dLLM,
             arXiv:2505.22618): "none"; the keys and values in front of the block ("prefix"); or
             all but those of the block ("dual"). The first forward of a block computes the whole
-            row. Both are approximations for networks that look both ways. Where attention is in
-            blocks they are one and exact: what is in front of a block is final, and computed once.
+            row, but for what the options below leave out. Both are approximations for networks that
+            look both ways. Where attention is in blocks they are one and exact: what is in front of
+            a block is final, and computed once.
         refresh_every: compute the whole row again after so many forwards of a block, 1 for every
-            time, which equals no cache; None never.
+            time, which equals no cache where nothing is left out; None never.
         refresh_around: tokens on either side of a block that its forwards compute along with it,
             those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
             refresh); 0 computes the block alone. Only where a cache is an approximation.
         refresh_answer_every: a forward that would compute the whole row computes the block alone,
             and the one before with its last tokens, until the last one that computed all behind the
             prompt is so many forwards ago; None computes that every time.
-        refresh_prompt_every: a forward that computes all behind the prompt leaves that out, which
-            is what stands before the first block, until the last one that did not is so many
-            forwards ago; None leaves it out never. As dLLM-Cache's intervals of response and prompt
-            (Liu et al. 2025, arXiv:2506.06295); only where a cache is an approximation.
+        refresh_prompt_every: a forward that computes all behind the prompt leaves out what stands
+            before the first block until the last one that did not is so many forwards ago; None
+            never. Both as in dLLM-Cache (Liu et al. 2025, arXiv:2506.06295, intervals of response
+            and prompt), and only where a cache is an approximation.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
