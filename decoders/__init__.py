@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from dlm.decoders.adaptive_block import AdaptiveBlock
 from dlm.decoders.ancestral import Ancestral
 from dlm.decoders.block_refinement import BlockRefinement
 from dlm.decoders.certainty_prior import CertaintyPrior
@@ -40,6 +41,7 @@ from dlm.types import AnyDecoder
 __all__ = [
     "DECODERS",
     "SSD",
+    "AdaptiveBlock",
     "Ancestral",
     "BlockRefinement",
     "CertaintyPrior",
@@ -96,6 +98,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "entropy_threshold": EntropyThreshold,
     "multi_block": MultiBlock,
     "deferred_commitment": DeferredCommitment,
+    "adaptive_block": AdaptiveBlock,
     "ssd": SSD,
     "lopa": LoPA,
     "info_gain": InfoGain,

@@ -38,6 +38,10 @@ _DEFERRED = (
     "in dlm it is decoder='deferred_commitment' with decoder_options={'window': 32} and "
     "block_length=None"
 )
+_ADAPTIVE = (
+    "in dlm it is decoder='adaptive_block' with decoder_options={'delimiter_ids': [198]} and "
+    "block_length=None"
+)
 _LOPA = "in dlm it is decoder='lopa' with decoder_options={'%s': %s}"
 _GAIN = "in dlm it is decoder='info_gain' with decoder_options={'%s': %s}"
 _PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
@@ -92,6 +96,8 @@ OPTIONS: Final[dict[str, str]] = {
     "block_add_threshold": _MULTI,
     "decoded_token_threshold": f"it changes nothing up to 1: {_MULTI}",
     "cache_delay_iter": "the nearest is cache='prefix', which keeps what is in front of a block",
+    # AdaBlock
+    **dict.fromkeys(("delimiter_ids", "delimiter_threshold", "init_block_length"), _ADAPTIVE),
     # LoPA
     "branching_factor": _LOPA % ("branches", 2),
     "branch_topp": _LOPA % ("share", 0.5),
@@ -207,6 +213,7 @@ DECODERS: Final[dict[str, str]] = {
     "early_exit": "in dlm it is decoder='prophet'",
     "mean_field_parallel_decoding": "in dlm it is decoder='mean_field'",
     **dict.fromkeys(("slow_fast", "slow_fast_sampling", "slowfast"), _SLOW_FAST),
+    **dict.fromkeys(("adablock", "ada_block", "adablock_dllm"), _ADAPTIVE),
     **dict.fromkeys(("dcd", "deferred_commitment_decoding", "sliding_window"), _DEFERRED),
     "less": "in dlm it is decoder='mutual_stability'",
     "dus": "in dlm it is decoder='dilated'",
@@ -238,6 +245,12 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     },
     "remdm": {
         "remdm_number": "in dlm it is unmask_k=1 with variant='llada_remdm'",
+    },
+    "adaptive_block": {
+        **dict.fromkeys(
+            ("block_length", "init_block_length"),
+            "in dlm it is sub_block_length=32, in one block that holds several",
+        ),
     },
     "deferred_commitment": {
         "initial_window_length": "in dlm it is window=32, masks",

@@ -13,6 +13,7 @@ from dlm.traits import Traits
 
 COUNTS = {"sudoku": 500, "word_problems": 100, "countdown": 100}  # problems, at most
 SHARES = (1, 2, 4, 8)  # tokens a forward, for decoders that follow a budget
+DELIMITED = {"delimiter_ids": [17, 19]}  # a comma and a full stop, which end steps of answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ SETTINGS: dict[str, list[Way]] = {
     "deferred_commitment": [
         *ways("deferred_commitment", {"window": 4}, {"window": 8}, {"window": 16}),
         *ways("deferred_commitment", {"window": 8, "threshold": 0.7}),
+    ],
+    "adaptive_block": [
+        *ways("adaptive_block", {"sub_block_length": 8, **DELIMITED}),
+        *ways("adaptive_block", {"sub_block_length": 8, "delimiter_threshold": 1.0, **DELIMITED}),
     ],
     "ssd": [
         *sweep("ssd", "branches", 2, 4, 8),

@@ -82,6 +82,13 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "window": whole(1),
         "max_window": [(value, rule) for value, rule in whole(1) if value is not None],
     },
+    "adaptive_block": {
+        "threshold": CHANCE,
+        "sub_block_length": whole(1),
+        "delimiter_threshold": CHANCE,
+        "delimiter_ids": [(7, "a sequence of ints"), ("7", "a sequence of ints")],
+        "look": SHARE,
+    },
     "ssd": {
         "branches": [*whole(1), (65, "int <= 64")],
         "score": name("confidense"),
