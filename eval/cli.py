@@ -194,10 +194,10 @@ def task_command(name: str) -> Callable[..., None]:
             decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
         ] = None,
         refresh_answer_every: Annotated[
-            int | None, decoding(help="Forwards until all of an answer is.", **WHOLE)
+            int | None, sampling(help="Forwards until a whole answer is made anew.", **WHOLE)
         ] = None,
         refresh_prompt_every: Annotated[
-            int | None, decoding(help="Forwards until a prompt is.", **WHOLE)
+            int | None, sampling(help="Forwards until a prompt is made anew.", **WHOLE)
         ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)

@@ -19,9 +19,7 @@ from dlm.cli.options import (
     REAL,
     WHOLE,
     DecoderOptions,
-    RefreshAnswerEvery,
     RefreshAround,
-    RefreshPromptEvery,
     decoding,
     network,
     output,
@@ -64,6 +62,16 @@ BlockLength = Annotated[int, decoding(help="Tokens of a block.", **COUNT)]
 Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see dlm decoders.")]
 Steps = Annotated[
     int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
+]
+AnswerEvery = Annotated[
+    int | None,
+    decoding(
+        help="Forwards until a whole answer is made anew.", show_default="each block", **WHOLE
+    ),
+]
+PromptEvery = Annotated[
+    int | None,
+    decoding(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
 ]
 CacheName = Annotated[str, decoding("--cache", help="none, prefix or dual.")]
 
@@ -277,8 +285,8 @@ def decode(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
-    refresh_answer_every: RefreshAnswerEvery = None,
-    refresh_prompt_every: RefreshPromptEvery = None,
+    refresh_answer_every: AnswerEvery = None,
+    refresh_prompt_every: PromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -302,8 +310,8 @@ def cache(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     refresh_around: RefreshAround = 0,
-    refresh_answer_every: RefreshAnswerEvery = None,
-    refresh_prompt_every: RefreshPromptEvery = None,
+    refresh_answer_every: AnswerEvery = None,
+    refresh_prompt_every: PromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -330,8 +338,8 @@ def batch(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
-    refresh_answer_every: RefreshAnswerEvery = None,
-    refresh_prompt_every: RefreshPromptEvery = None,
+    refresh_answer_every: AnswerEvery = None,
+    refresh_prompt_every: PromptEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -355,8 +363,8 @@ def serve(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "dual",
-    refresh_answer_every: RefreshAnswerEvery = None,
-    refresh_prompt_every: RefreshPromptEvery = None,
+    refresh_answer_every: AnswerEvery = None,
+    refresh_prompt_every: PromptEvery = None,
     requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
     load: Annotated[
         float, decoding(help="How many come while one is answered alone.", **REAL)

@@ -184,22 +184,24 @@ CacheName = Annotated[
 ]
 RefreshEvery = Annotated[
     int | None,
-    decoding(help="Forwards until a cache is made anew.", show_default="the block", **WHOLE),
+    decoding(help="Forwards until a cache is made anew.", show_default="each block", **WHOLE),
 ]
 RefreshAround = Annotated[
     int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
 ]
+# Among the options of sampling, where their names have room in 80 columns.
+PadAfterEos = Annotated[
+    bool, decoding("--pad-after-eos", help="Do not decode what is behind a stop token.")
+]
 RefreshAnswerEvery = Annotated[
     int | None,
-    decoding(help="Forwards until all of an answer is.", show_default="the block", **WHOLE),
+    sampling(
+        help="Forwards until a whole answer is made anew.", show_default="each block", **WHOLE
+    ),
 ]
 RefreshPromptEvery = Annotated[
     int | None,
-    decoding(help="Forwards until a prompt is.", show_default="the answer", **WHOLE),
-]
-# Among the options of sampling, where its name has room in 80 columns.
-PadAfterEos = Annotated[
-    bool, decoding("--pad-after-eos", help="Do not decode what is behind a stop token.")
+    sampling(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
 ]
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
