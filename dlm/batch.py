@@ -310,6 +310,7 @@ class Batch:
             above += len(batch.live)
         index = send(lines, device)
         due = Due.stack([batch.due.select(some) for batch, some in parts])
+        due = replace(due, scopes=going_along(due.scopes, [not goes for goes in live]))
         canvas = Canvas.stack([batch.canvas for batch in batches], terms.model.spec.eos_id)
         columns = terms.execution.columns(max(due.lengths), canvas.tokens.shape[1])
         canvas = canvas.select(index, columns)

@@ -43,7 +43,7 @@ class Stretch:
     count: int  # queries, the same for all rows; those from `end` on are thrown away
     lead: int | None = 0
     """Queries in front of the window, those in front of the row included; None where rows differ,
-    which takes as many queries as a window has."""
+    which takes at least as many queries as a window has."""
 
 
 class Forward:
@@ -82,8 +82,10 @@ class Forward:
     def settle(self, line: Tensor, due: Due) -> None:
         """Give all branches of a row the keys of the one that it goes on with.
 
-        Those of a window are made anew at every forward. Others differ where one branch was
-        computed for all, and where a row was computed as a whole within its block.
+        Those of a window, and of what is around it, are made anew at every forward of the block,
+        and by the first one of the next. Others differ where one branch was computed for all, where
+        more than the window was within a block, and where what is around it is of the prompt, which
+        stays as it is.
 
         Args:
             line: where that branch lies, int64 [B].
@@ -92,7 +94,8 @@ class Forward:
         if self.cache is None:
             return
         again = self.renewal.refresh_every is not None and any(due.scopes)
-        if due.alike or (again and not self.topology.final):
+        stays = bool(self.around and self.renewal.prompt_every)
+        if due.alike or stays or (again and not self.topology.final):
             index = line.repeat_interleave(self.branches)
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
 
@@ -138,7 +141,8 @@ class Forward:
         # made of them must not be kept where it would outlive what they are computed for.
         if self.around and self.renewal.counts:
             vain = progress.scopes != Scope.WINDOW
-            stretch = replace(stretch, end=torch.where(vain, stretch.begin, stretch.end))
+            none = stretch.begin - int(self.shift)  # with what stands in front of it
+            stretch = replace(stretch, end=torch.where(vain, none, stretch.end))
         made = self.part(canvas, view, due, stretch, cache)
         for scope, room in zip((Scope.ANSWER, Scope.ROW), due.rooms, strict=True):
             if room or scope in due.scopes:

@@ -157,9 +157,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         refresh_around: tokens on either side of a block that its forwards compute along with it,
             those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
             refresh); 0 computes the block alone. Only where a cache is an approximation.
-        refresh_answer_every: a forward that would compute the whole row computes the block alone,
-            and the one before with its last tokens, until the last one that computed all behind the
-            prompt is so many forwards ago; None computes that every time.
+        refresh_answer_every: a forward that would compute the whole row computes what the others of
+            the block do, its first one from the last tokens on that were decoded, until the last
+            one that computed all behind the prompt is so many forwards ago; None never.
         refresh_prompt_every: a forward that computes all behind the prompt leaves out what stands
             before the first block until the last one that did not is so many forwards ago; None
             never. Both as in dLLM-Cache (Liu et al. 2025, arXiv:2506.06295, intervals of response

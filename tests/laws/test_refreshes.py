@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,22 +145,39 @@ def test_a_row_does_not_depend_on_its_batch(
             assert getattr(alone, name)[0] == getattr(together, name)[number], name
 
 
-@pytest.mark.parametrize("around", [0, 5])
+@pytest.fixture(scope="module")
+def sharp(golden_folder: Path) -> Model:
+    """The golden network with attention that tells one key from another."""
+    model = dlm.load(golden_folder, dtype="float32", device="cpu")
+    for name, weight in model.network.named_parameters():
+        if any(part in name for part in ("q_proj", "k_proj", "v_proj")):
+            weight.data *= 3
+    return model
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("decoder", ["low_confidence", "info_gain", "ssd"])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("around", [0, 4])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize(
     ("every", "answer_every", "prompt_every"),
     [(None, None, LONG), (2, None, 3), (None, LONG, None), (3, 4, 6)],
 )
 def test_what_is_computed_in_vain_is_not_kept(
-    golden: Model,
+    sharp: Model,
     cache: str,
     every: int | None,
     answer_every: int | None,
     prompt_every: int | None,
     around: int,
+    shift: bool,
+    decoder: str,
 ) -> None:
     """The window of a row that computes more, which others compute at the same time."""
+    golden = Model(sharp.network, None, replace(sharp.spec, shift=shift))
     options: dict[str, Any] = {"block_length": 4, "cache": cache, "temperature": 1.0}
+    options |= {"decoder": decoder, "stop_at_eos": False}
     options |= {"refresh_every": every, "refresh_around": around}
     options |= {"refresh_answer_every": answer_every, "refresh_prompt_every": prompt_every}
     rows = [[7] * 2 * n + row for n, row in enumerate(APART)]
@@ -168,6 +186,28 @@ def test_what_is_computed_in_vain_is_not_kept(
         alone = dlm.infill(golden, [row], row_keys=[key], **options)
         for name in ("tokens", "forwards", "query_tokens"):
             assert getattr(alone, name)[0] == getattr(together, name)[key], name
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_nor_of_rows_that_joined_and_compute_more_at_every_forward(
+    sharp: Model, shift: bool
+) -> None:
+    """Blocks of one token: nothing makes anew what a window in vain would leave in a prompt."""
+    model = Model(sharp.network, None, replace(sharp.spec, shift=shift))
+    options: dict[str, Any] = {"block_length": 1, "cache": "dual", "return_trajectory": True}
+    options |= {"refresh_around": 3, "refresh_prompt_every": 3, "decoder": "left_to_right"}
+    rows = [[*range(10 * n, 10 * n + 7), *[MASK] * (4 + 13 * (n % 2))] for n in range(1, 9)]
+    together = dlm.infill(model, rows, batch_size=2, **options)
+    for number, row in enumerate(rows):
+        alone = dlm.infill(model, [row], row_keys=[number], **options)
+        assert together.tokens[number] == alone.tokens[0]
+        assert together.trajectory is not None
+        assert alone.trajectory is not None
+        found, expected = (
+            [change.confidence for change in each.commits]
+            for each in (together.trajectory[number], alone.trajectory[0])
+        )
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.one_in(4)
