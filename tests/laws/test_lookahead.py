@@ -79,6 +79,7 @@ WAYS: list[dict[str, Any]] = [
     {"cache": "dual", "refresh_every": 2, "refresh_around": 2},
     {"cache": "dual", "refresh_every": 2, "refresh_prompt_every": 3},
     {"cache": "dual", "refresh_answer_every": 30, "refresh_around": 2},
+    {"cache": "dual", "refresh_prompt_every": 30, "refresh_around": 2},
 ]
 
 
