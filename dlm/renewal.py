@@ -79,7 +79,8 @@ class Renewal:
             start: int64 [B].
             spent: int64 [B], forwards made on the block that comes next.
         """
-        if not self.topology.final:  # a recording may overwrite the one before it copies the other
+        if not self.topology.final:
+            # Not the window's own tensor: who takes both over in place would write that one first.
             return start.clone()
         return self.topology.block_start(start).masked_fill(self.again(spent), 0)
 

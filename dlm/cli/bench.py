@@ -63,6 +63,7 @@ Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see 
 Steps = Annotated[
     int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
 ]
+# In `dlm.cli.options` these two are among the options of sampling, of which there are none here.
 AnswerEvery = Annotated[
     int | None,
     decoding(

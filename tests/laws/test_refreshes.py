@@ -175,15 +175,15 @@ def test_what_is_computed_in_vain_is_not_kept(
     decoder: str,
 ) -> None:
     """The window of a row that computes more, which others compute at the same time."""
-    golden = Model(sharp.network, None, replace(sharp.spec, shift=shift))
+    model = Model(sharp.network, None, replace(sharp.spec, shift=shift))
     options: dict[str, Any] = {"block_length": 4, "cache": cache, "temperature": 1.0}
     options |= {"decoder": decoder, "stop_at_eos": False}
     options |= {"refresh_every": every, "refresh_around": around}
     options |= {"refresh_answer_every": answer_every, "refresh_prompt_every": prompt_every}
     rows = [[7] * 2 * n + row for n, row in enumerate(APART)]
-    together = dlm.infill(golden, rows, row_keys=[0, 1, 2, 3], **options)
+    together = dlm.infill(model, rows, row_keys=[0, 1, 2, 3], **options)
     for key, row in enumerate(rows):
-        alone = dlm.infill(golden, [row], row_keys=[key], **options)
+        alone = dlm.infill(model, [row], row_keys=[key], **options)
         for name in ("tokens", "forwards", "query_tokens"):
             assert getattr(alone, name)[0] == getattr(together, name)[key], name
 
