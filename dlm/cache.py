@@ -3,14 +3,20 @@
 Shapes: B rows (twice as many with guidance), H heads, L canvas, Q queries, E head width.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from dlm.varlen import by_rows
+
 Lines = Tensor | slice
 """Rows of a cache, one for each row of a forward."""
 EVERY: Final = slice(None)
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
 
 
 class Cache:
@@ -72,9 +78,18 @@ class View:
         """Attention of its own, [B, L, H, E], of [B, H, L, E] each; None leaves it to others."""
         return None
 
-    def enter(
-        self, query: Tensor, key: Tensor, value: Tensor, layer: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
+        """What attention works on, as `enter` but row by row and without a mask.
+
+        None where rows are not taken apart.
+        """
+        return None
+
+    def join(self, rows: list[Tensor]) -> Tensor:
+        """What the layer goes on with, of what attention made row by row, [B, L, H, E]."""
+        return torch.cat(rows)
+
+    def enter(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Parts:
         """What attention works on, of what a layer made, [B, H, L, E] each."""
         return query, *self.update(key, value, layer)
 
@@ -106,7 +121,14 @@ class Refresh(View):
 class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
-    def __init__(self, cache: Cache, places: Tensor, length: int, lines: Lines = EVERY) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        places: Tensor,
+        length: int,
+        lines: Lines = EVERY,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         """Take what is computed afresh, and how many columns there are to attend to.
 
         Args:
@@ -114,11 +136,25 @@ class Reuse(View):
             places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
             length: columns of each row.
             lines: where the rows of the forward lie.
+            lengths: columns that the rows attend to, all queries alike; None where masks tell.
         """
         self.cache = cache
         self.places = places
         self.length = length
         self.lines = lines
+        self.lengths = lengths
+
+    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
+        """Each row with the columns that it attends to; neighbours of one length together."""
+        if self.lengths is None or not by_rows(query):
+            return None
+        key, value = self.update(key, value, layer)
+        parts, first = [], 0
+        for length, same in groupby(self.lengths):
+            rows = slice(first, first + len(list(same)))
+            parts.append((query[rows], key[rows, :, :length], value[rows, :, :length]))
+            first = rows.stop
+        return parts
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""

@@ -49,8 +49,12 @@ class Stretch:
 class Forward:
     """Forwards of rows of one number and length, with what they leave behind for the next ones."""
 
-    def __init__(self, model: Model, traits: Traits, settings: Settings) -> None:
+    def __init__(
+        self, model: Model, traits: Traits, settings: Settings, *, static: bool = False
+    ) -> None:
+        """With `static` no window's forward hangs on how long the rows are that it is of."""
         self.model = model
+        self.static = static
         self.mask_id = model.spec.mask_id
         self.guided = bool(settings.cfg_scale)
         self.mode = settings.cache
@@ -128,22 +132,23 @@ class Forward:
             count = max(due.reach, window)
             # On a grid what is computed in front of a window is at least as long as that.
             lead = None if self.topology.causal or count > window else 0
-            return self.part(canvas, view, due, Stretch(progress.kept, end, count, lead), cache)
+            stretch = Stretch(progress.kept, end, count, lead)
+            return self.part(canvas, view, due.lengths, stretch, cache)
         if due.scope is Scope.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         if due.scope is Scope.ANSWER:
-            return self.part(canvas, view, due, self.answer(canvas, view, due), cache)
+            return self.part(canvas, view, due.lengths, self.answer(canvas, view, due), cache)
         stretch = self.stretch(canvas, view, progress, due)
         if due.scope is Scope.WINDOW:
-            return self.part(canvas, view, due, stretch, cache)
+            return self.part(canvas, view, due.lengths, stretch, cache)
         # Some rows are computed in vain: cheaper than to copy the others' keys together. What is
         # made of them must not be kept where it would outlive what they are computed for.
         if self.around and self.renewal.counts:
             vain = progress.scopes != Scope.WINDOW
             none = stretch.begin - int(self.shift)  # with what stands in front of it
             stretch = replace(stretch, end=torch.where(vain, none, stretch.end))
-        made = self.part(canvas, view, due, stretch, cache)
+        made = self.part(canvas, view, due.lengths, stretch, cache)
         for scope, room in zip((Scope.ANSWER, Scope.ROW), due.rooms, strict=True):
             if room or scope in due.scopes:
                 fresh = self.renewal.rows(scope, room, progress, due)
@@ -238,7 +243,7 @@ class Forward:
         self,
         canvas: Canvas,
         view: StepView,
-        due: Due,
+        lengths: Sequence[int] | None,
         stretch: Stretch,
         cache: Cache,
         some: Tensor | None = None,
@@ -248,7 +253,7 @@ class Forward:
         Args:
             canvas: the rows.
             view: their windows.
-            due: what the host knows, of these rows or more.
+            lengths: of the rows, as far as the host knows them.
             stretch: what to compute.
             cache: with as many rows, or their branches behind each other.
             some: int64, where it has these rows, with guidance both halves of them.
@@ -266,10 +271,12 @@ class Forward:
             found = torch.arange(cache.rows, device=slots.device)[lines]
             apart = found - torch.arange(slots.shape[0], device=slots.device)
             slots = slots + apart[:, None] * (cache.length + 1)
-        reused = Reuse(cache, slots, length, lines)
-        valid = None
-        if min(due.lengths) < length:
+        valid, sees = None, None
+        if lengths is None or min(lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
+            if lengths is not None and self.topology.open and not self.static:
+                sees = [*lengths] * (1 + self.guided)
+        reused = Reuse(cache, slots, length, lines, sees)
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
         own = states[:, ahead + (stretch.lead or 0) : count]
         if stretch.lead is None:
@@ -353,7 +360,7 @@ class Forward:
         seen = select_rows(view, fresh)
         if scope is Scope.ANSWER:
             few = canvas.select(fresh, width)
-            return self.part(few, seen, due, self.answer(few, seen, due), self.cache, where)
+            return self.part(few, seen, lengths, self.answer(few, seen, due), self.cache, where)
         width = width if lengths is None else max(lengths)
         few, keep = canvas.select(fresh, width), Refresh(self.cache, width, where)
         packing = None if lengths is None else self.packing(lengths, width)

@@ -74,7 +74,7 @@ class Meter:
         device = model.device
         self.places = Places.all if dense else Places.where
         self.model = model
-        self.forward = Forward(model, traits, settings)
+        self.forward = Forward(model, traits, settings, static=dense)
         self.settings = settings
         self.traits = traits
         self.statistics = traits.needs - NOT_STATISTICS

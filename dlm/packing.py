@@ -10,9 +10,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dlm.cache import View
+from dlm.cache import Parts, View
 from dlm.host import send
-from dlm.varlen import kernel, suits
+from dlm.varlen import by_rows, kernel, suits
 
 LEAST = 0.05
 """Share of padding below which it is not worth the copies."""
@@ -22,6 +22,7 @@ LEAST = 0.05
 class Packing:
     """Where the tokens of right-padded rows go, also in layers on other devices."""
 
+    lengths: list[int]  # tokens of each row
     flat: Tensor  # int64 [N], of each real token, its place among the B L
     place: Tensor  # int64 [B, L], of each column, its place among the N; padding: the row's last
     bounds: Tensor  # int32 [B + 1], where each row begins, and the end of the last
@@ -35,7 +36,8 @@ class Packing:
         row = torch.repeat_interleave(sizes)
         column = torch.arange(row.numel()) - starts[row]
         place = starts[:, None] + torch.arange(width).minimum(sizes[:, None] - 1)
-        return cls(*(send(part, device) for part in (row * width + column, place, bounds.int())))
+        parts = (row * width + column, place, bounds.int())
+        return cls([*lengths], *(send(part, device) for part in parts))
 
     def pack(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [1, N, ...]."""
@@ -79,9 +81,20 @@ class Packed(View):
         bounds = self.packing.bounds.to(q.device)
         return run(q, k, v, bounds, self.packing.place.shape[1], scaling)[None]
 
-    def enter(
-        self, query: Tensor, key: Tensor, value: Tensor, layer: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
+        """Each row's tokens, [1, H, L, E] of its own L, of [1, H, N, E]."""
+        if not self.whole or not by_rows(query):
+            return None
+        if self.keep is not None:
+            self.keep.update(self.packing.heads(key), self.packing.heads(value), layer)
+        split = (part.split(self.packing.lengths, 2) for part in (query, key, value))
+        return list(zip(*split, strict=True))
+
+    def join(self, rows: list[Tensor]) -> Tensor:
+        """[1, L, H, E] each -> [1, N, H, E]."""
+        return torch.cat(rows, 1)
+
+    def enter(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Parts:
         """Rows [B, H, L, E] of what attention works on, of [1, H, N, E]."""
         query, key, value = (self.packing.heads(part) for part in (query, key, value))
         return query, *self.update(key, value, layer)

@@ -38,6 +38,11 @@ class Topology:
             shadowed="leave_one_out" in traits.needs,
         )
 
+    @property
+    def open(self) -> bool:
+        """Whether every query sees all of its row."""
+        return not (self.final or self.causal or self.shadowed)
+
     def block_start(self, start: Tensor) -> Tensor:
         """Where the block of attention that holds the begin of a block to decode begins, [B]."""
         return start if self.grid is None else start - start % self.grid

@@ -58,6 +58,15 @@ def of_torch(function: Callable[..., Tensor]) -> Kernel:
     return run
 
 
+def by_rows(query: Tensor) -> bool:
+    """Whether rows of unlike lengths are better attended one after the other, of [B, H, L, E].
+
+    So they are on a processor, where a call is little beside its work and padding is work: unless
+    a row has too few heads to keep all threads busy.
+    """
+    return query.device.type == "cpu" and query.shape[1] >= torch.get_num_threads()
+
+
 def suits(query: Tensor) -> bool:
     """Whether the kernel answers: in half precision, for usual heads, from Ampere on."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):

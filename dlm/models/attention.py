@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens of each, H heads, E head width.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,15 +64,16 @@ def attention(
         mask: what the backend takes.
         cache: what stands between the layer and its attention.
     """
-    if cache is not None:
-        direct = cache.attend(query, key, value, module.scaling)
-        if direct is not None:
-            return direct
-        query, key, value = cache.enter(query, key, value, module.layer_idx)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
-    out, _ = backend(
-        module, query, key, value, mask, dropout=0.0, scaling=module.scaling, is_causal=False
-    )
-    return torch.as_tensor(out if cache is None else cache.leave(out))
+    run = partial(backend, module, dropout=0.0, scaling=module.scaling, is_causal=False)
+    if cache is None:
+        return torch.as_tensor(run(query, key, value, mask)[0])
+    direct = cache.attend(query, key, value, module.scaling)
+    if direct is not None:
+        return direct
+    rows = cache.apart(query, key, value, module.layer_idx)
+    if rows is not None:
+        return cache.join([run(*row, None)[0] for row in rows])
+    return cache.leave(run(*cache.enter(query, key, value, module.layer_idx), mask)[0])

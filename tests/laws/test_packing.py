@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 import dlm
-from dlm.cache import Cache, Refresh
-from dlm.decoders import DECODERS
+from dlm.cache import Cache, Refresh, Reuse
+from dlm.decoders import DECODERS, Wino
+from dlm.execution import Execution
+from dlm.models.attention import attention
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.traits import Traits
-from dlm.varlen import kernel, of_flash_attn, of_torch, suits
+from dlm.varlen import by_rows, kernel, of_flash_attn, of_torch, suits
 
 Decoding = Callable[[str], dict[str, Any]]
 
@@ -53,9 +56,9 @@ def test_layers_may_be_on_other_devices() -> None:
             torch.empty_like(part, device="cuda:0")
             for part in (packing.flat, packing.place, packing.bounds)
         ]
-        heads = Packing(*here).heads(there)
+        heads = Packing([2, 3], *here).heads(there)
         assert (heads.shape, heads.device) == ((2, 4, 3, 8), there.device)
-        back = Packing(*here).pack(heads.transpose(1, 2))
+        back = Packing([2, 3], *here).pack(heads.transpose(1, 2))
         assert (back.shape, back.device) == ((1, 5, 4, 8), there.device)
 
 
@@ -73,6 +76,131 @@ def test_keys_are_kept_by_row() -> None:
     keys, values = cache.layer(0, heads)
     assert keys[:, :3, 0, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
     assert torch.equal(values, -keys)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Have rows attend so, or all at once, whatever the processor."""
+
+    def set_to(way: bool) -> None:
+        for name in ("dlm.cache.by_rows", "dlm.packing.by_rows"):
+            monkeypatch.setattr(name, lambda query: way)
+
+    return set_to
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_rows_attend_one_by_one_as_behind_masks(
+    one_by_one: Callable[[bool], None], backend: str
+) -> None:
+    torch.manual_seed(0)
+    lengths, width = [5, 2, 2, 7], 7
+    module = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation=backend),
+        num_key_value_groups=2,
+        scaling=0.3,
+        layer_idx=0,
+        training=False,
+    )
+    valid = torch.arange(width) < torch.tensor(lengths)[:, None]
+    mask = valid[:, None, None]
+    if backend == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    query = torch.randn(4, 6, width, 8)
+    key, value = torch.randn(4, 3, width, 8), torch.randn(4, 3, width, 8)
+    packing, cache = Packing.of(lengths, width, CPU), Cache(4, width)
+    q, k, v = (packing.pack(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
+    one_by_one(True)
+    apart = attention(module, q, k, v, None, Packed(packing, Refresh(cache, width)))
+    torch.testing.assert_close(
+        apart, packing.pack(attention(module, query, key, value, mask)), rtol=1e-5, atol=1e-6
+    )
+    for part, kept in zip((key, value), cache.layers[0], strict=True):
+        assert torch.equal(kept[:, :width][valid], part.transpose(1, 2)[valid])
+
+    places = torch.arange(4)[:, None] * (width + 1) + torch.arange(2)
+    fresh = query[:, :, :2], torch.randn(4, 3, 2, 8), torch.randn(4, 3, 2, 8)
+    reuse = Reuse(cache, places, width, lengths=lengths)
+    apart = attention(module, *fresh, None, reuse)
+    rows = reuse.apart(*fresh, 0)
+    assert rows is not None
+    assert [tuple(seen.shape) for _, seen, _ in rows] == [(1, 3, 5, 8), (2, 3, 2, 8), (1, 3, 7, 8)]
+    one_by_one(False)
+    behind = attention(module, *fresh, mask, reuse)
+    torch.testing.assert_close(apart, behind, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.one_in(8)
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.7, "refresh_every": 3}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_rows_one_by_one_decode_as_all_at_once(
+    golden: Model,
+    one_by_one: Callable[[bool], None],
+    decoding: Decoding,
+    decoder: str,
+    cache: str,
+    more: dict[str, Any],
+) -> None:
+    options: dict[str, Any] = {
+        **decoding(decoder), "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
+        "stop_at_eos": False, "return_order": True, "temperature": 1.0, **more,
+    }  # fmt: skip
+    if cache == "none":
+        options.pop("refresh_every", None)
+    check_ways(golden, one_by_one, **options)
+
+
+def check_ways(model: Model, one_by_one: Callable[[bool], None], **options: Any) -> None:
+    """That it makes no difference whether rows attend one by one or all at once."""
+    told = []
+    for way in (True, False):
+        one_by_one(way)
+        made = dlm.generate(model, ROWS, **options)
+        told.append((made.tokens, made.order, made.forwards, made.query_tokens))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"shift": True}, {"block_size": 4}, {"block_size": 8, "causal": True}], ids=str
+)
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_rows_one_by_one_see_no_more_than_masks_show(
+    golden: Model, one_by_one: Callable[[bool], None], facts: dict[str, Any], cache: str
+) -> None:
+    model = replace(golden, spec=replace(golden.spec, **facts))
+    options = {"gen_length": 12, "cache": cache, "stop_at_eos": False, "return_order": True}
+    check_ways(model, one_by_one, steps=6, **options)
+    if not facts:
+        wino = {"decoder": Wino(threshold=0.01, threshold_back=0.02), "gen_length": 24}
+        check_ways(model, one_by_one, **{**options, **wino})
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_recorded_steps_hang_on_no_length(
+    golden: Model,
+    traced: Callable[..., Execution],
+    one_by_one: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str,
+) -> None:
+    one_by_one(True)
+    execution = traced()
+    for rows in (ROWS, ROWS[::-1], [[7, 8], [9], ROWS[0]]):
+        told = []
+        for each in (execution, Execution()):
+            monkeypatch.setattr(Execution, "of", lambda model, each=each: each)
+            told.append(dlm.generate(golden, rows, gen_length=8, cache=cache, stop_at_eos=False))
+        assert told[0].tokens == told[1].tokens
+
+
+@pytest.mark.parametrize(
+    ("device", "heads", "way"), [("cpu", 3, True), ("cpu", 2, False), ("meta", 3, False)]
+)
+def test_a_processor_has_a_head_for_every_thread(
+    monkeypatch: pytest.MonkeyPatch, device: str, heads: int, way: bool
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert by_rows(torch.empty(2, heads, 4, 8, device=device)) is way
 
 
 @pytest.mark.one_in(8)
