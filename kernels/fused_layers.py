@@ -34,6 +34,8 @@ BLOCK: Final = 64
 """Columns at a time, and likewise."""
 ENOUGH: Final = 128
 """Programs that keep the processors of a Hopper GPU reading, of which there are 132."""
+AT_ONCE: Final = 256
+"""Programs of `attend` beyond which some wait for others: a processor has memory for two."""
 SCRATCH: Final = 1 << 28
 """Bytes that the parts of `attend` may take at a time."""
 
@@ -258,6 +260,7 @@ def _attend(
             GROUPS=keys.shape[2],
             WIDTH=width,
             QUERIES=_room(queries),
+            SKIP=mask is not None and batch * heads * parts > AT_ONCE,
             num_warps=4,
         )
         combine_kernel[(batch * heads, queries)](

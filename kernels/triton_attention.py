@@ -5,7 +5,8 @@ some keys only (flash decoding, Dao et al. 2023), and a second kernel brings the
 together. The first 512 keys are taken 128 at a time, as behind a short prompt there are too few
 programs, and those behind them 256 at a time, as each leaves something to bring together. So how
 keys are split depends on neither the number of rows nor the longest of them, and a part that a
-query does not see adds nothing: a row has the same bits in every batch.
+query does not see adds nothing: a row has the same bits in every batch. Where there are more
+programs than run at a time, those that no query sees any key of leave at once and read none.
 
 Shapes: B rows, Q queries of each, H heads, G heads of keys, S keys, E head width, P parts.
 """
@@ -66,10 +67,24 @@ def look(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes point
     return top, total, answer
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def shows(  # type: ignore[no-untyped-def]
+    mask, first, end, live, mask_query, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Whether any query sees any key of a row from `first` up to `end`, int32."""
+    index = first + tl.arange(0, CHUNK)
+    asked = tl.arange(0, live.shape[0])
+    one = (asked == 0) | (mask_query != 0)  # of queries that all see alike
+    flag = mask + asked[:, None] * mask_query + index[None, :]
+    inside = (index < end)[None, :] & (live & one)[:, None]
+    return tl.max(tl.max(tl.load(flag, mask=inside, other=0).to(tl.int32), 1), 0)
+
+
 @triton.jit(do_not_specialize=["queries", "seen", "room"])  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     query, keys, values, mask, mask_row, mask_query, scaling, sums, weighed, queries, seen, room,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+    SKIP: tl.constexpr,
 ):  # fmt: skip
     """What the queries of a row and a head see of some keys: m, sum 2^(s - m), and that times v.
 
@@ -82,7 +97,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         mask_query: Elements from query to query, 0 if all see alike.
         scaling: float32, of q k.
         sums: Pointer to float32 [P, B H, Q, 2], written.
-        weighed: Pointer to float32 [P, B H, Q, E], written.
+        weighed: Pointer to float32 [P, B H, Q, E], written but where m is -inf.
         queries: Q.
         seen: S.
         room: Keys that a row has memory for.
@@ -90,6 +105,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         GROUPS: G.
         WIDTH: E.
         QUERIES: Q rounded up to a power of 2, at least 16.
+        SKIP: Whether to look at the mask first, and at no key that no query sees.
     """
     program = tl.program_id(0)
     row, head = (program // HEADS).to(tl.int64), program % HEADS
@@ -103,6 +119,13 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     if mask is not None:
         mask += row * mask_row
     number = tl.program_id(1)
+    part = (number * tl.num_programs(0) + program).to(tl.int64) * queries + asked
+    if SKIP:
+        begin = tl.where(number < NEAR, number * FEW, NEAR * FEW + (number - NEAR) * MANY)
+        end = tl.minimum(seen, begin + tl.where(number < NEAR, FEW, MANY))
+        if shows(mask, begin, end, live, mask_query, MANY) == 0:
+            tl.store(sums + part * 2, tl.full((QUERIES,), float("-inf"), tl.float32), mask=live)
+            return
     if number < NEAR:
         top, total, answer = look(
             question, keys, values, mask, scaling, number * FEW, seen, live, mask_query,
@@ -114,7 +137,6 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
             question, keys, values, mask, scaling, first, seen, live, mask_query,
             GROUPS, MANY, MANY // 4, 3,
         )  # fmt: skip
-    part = (tl.program_id(1) * tl.num_programs(0) + program).to(tl.int64) * queries + asked
     tl.store(weighed + part[:, None] * WIDTH + column[None, :], answer, mask=live[:, None])
     tl.store(sums + part * 2, top, mask=live)
     tl.store(sums + part * 2 + 1, total, mask=live)
@@ -151,6 +173,7 @@ def combine_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
         live = index < parts
         places = place + index * step
         tops = tl.load(sums + places * 2, mask=live, other=float("-inf"))
+        live = live & (tops != float("-inf"))  # what else there is was never written
         higher = tl.maximum(top, tl.max(tops, 0))
         level = tl.where(higher == float("-inf"), 0.0, higher)
         fade, shares = tl.exp2(top - level), tl.exp2(tops - level)

@@ -85,6 +85,25 @@ def test_kernels_compile(
             assert ".f64" not in built.asm["ptx"]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("each", [1, 32], ids=["one mask", "one of every query"])
+def test_attention_of_many_rows_compiles(
+    recorders: dict[str, Any], monkeypatch: pytest.MonkeyPatch, each: int, architecture: int
+) -> None:
+    """With a look at the mask first."""
+    query, room = (torch.zeros(1, n, 32, 128, dtype=HALF[0]) for n in (32, 513))
+    mask = torch.ones(1, 1, each, 512, dtype=torch.bool)
+    for most in (fused_layers.AT_ONCE, 0):
+        monkeypatch.setattr(fused_layers, "AT_ONCE", most)
+        fused_layers.attend(query, room, room, 512, mask, 0.1)
+    launches = recorders["attend_kernel"].launches.values()
+    assert [one.given["SKIP"] for one in launches] == [False, True]
+    for one in launches:
+        built = one.compile(architecture)
+        assert built.asm["cubin"]
+        assert built.metadata.shared <= 227 * 1024
+
+
 def test_what_only_machine_code_shows(recorders: dict[str, Any]) -> None:
     """Weights go straight to shared memory, 16 bytes at a time, and products to wide units."""
     layer(32, 4096, 32, 12288, HALF[1], plain=True)

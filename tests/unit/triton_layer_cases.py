@@ -134,53 +134,6 @@ def test_rotation(parts: int, kept: bool, rotated: int, exact: bool, normed: boo
             assert torch.equal(found, plain)
 
 
-def mask_of(kind: str, seen: int) -> Tensor | None:
-    """None, rows of unlike lengths, or stairs of each row, whose first query sees nothing."""
-    columns = torch.arange(seen, device=DEVICE)
-    if kind == "none":
-        return None
-    if kind == "rows":
-        return (columns < torch.tensor([[seen], [seen // 2]], device=DEVICE))[:, None, None]
-    steps = torch.tensor([60, 25], device=DEVICE)[:, None] * torch.arange(5, device=DEVICE)
-    return (columns < steps[:, :, None])[:, None]
-
-
-LONG = pytest.mark.slow  # seconds under the interpreter
-
-
-@pytest.mark.parametrize("kind", ["none", "rows", "stairs"])
-@pytest.mark.parametrize("seen", [9, 256, 300, *(pytest.param(n, marks=LONG) for n in (513, 1300))])
-def test_attention(seen: int, kind: str) -> None:
-    query, mask = normal(2, 5, 4, 32), mask_of(kind, seen)
-    keys, values = (normal(2, seen + 3, 2, 32, seed=s) for s in (1, 2))
-    keys[:, seen:] = values[:, seen:] = torch.nan  # memory that belongs to nobody
-    found = fused_layers.attend(query, keys, values, seen, mask, 0.3)
-    plain = layers.attend(query, keys, values, seen, mask, 0.3)
-    exact = layers.attend(query.double(), keys.double(), values.double(), seen, mask, 0.3)
-    if kind == "stairs":
-        assert not found[:, 0].any()
-        found, plain, exact = (part[:, 1:] for part in (found, plain, exact))
-    near(found, plain, exact)
-
-
-@pytest.mark.parametrize(
-    ("queries", "width"), [(1, 16), (33, 128), pytest.param(64, 64, marks=LONG)]
-)
-def test_attention_of_all_sizes(queries: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With memory for the parts of one row at a time."""
-    monkeypatch.setattr(fused_layers, "SCRATCH", 1)
-    query, keys, values = (
-        normal(2, queries, 4, width),
-        *(normal(2, 270, 2, width, seed=s) for s in (1, 2)),
-    )
-    mask = mask_of("rows", 270)
-    found = fused_layers.attend(query, keys, values, 270, mask, 0.2)
-    plain = layers.attend(query, keys, values, 270, mask, 0.2)
-    near(
-        found, plain, layers.attend(query.double(), keys.double(), values.double(), 270, mask, 0.2)
-    )
-
-
 def test_a_row_has_the_same_bits_in_every_batch() -> None:
     x, weight = normal(33, 256), normal(64, 256)
     every = fused_layers.product(x, [weight], [None])
@@ -198,15 +151,9 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
         for one in (slice(0, 1), slice(3, 36), slice(0, 65)):
             assert torch.equal(fused_layers.product(x[one], [weight], [None]), every[:, one])
             assert torch.equal(fused_layers.gated(x[one], weight, weight), gates[one])
-    query, keys, values = normal(2, 5, 4, 32), normal(2, 600, 2, 32), normal(2, 600, 2, 32, seed=1)
-    mask = torch.arange(600, device=DEVICE) < torch.tensor([[600], [70]], device=DEVICE)
-    every = fused_layers.attend(query, keys, values, 600, mask[:, None, None], 0.3)
-    alone = fused_layers.attend(
-        query[1:], keys[1:, :80].contiguous(), values[1:, :80].contiguous(), 70, None, 0.3
-    )
-    assert torch.equal(alone[0], every[1])
 
 
+LONG = pytest.mark.slow  # seconds under the interpreter
 NAMES = (
     *("llada", "llada2", "dream", "sdar", "sdar-moe", "fast-dllm-v2"),
     "nemotron-labs-diffusion",
