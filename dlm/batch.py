@@ -333,7 +333,6 @@ class Batch:
         self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
-        # One branch is computed of all rows, or all of them are.
-        alike = due.alike and (loop.traits.branches == 1 or due.scope is not None)
+        alike = due.alike and loop.shares(due.scope)
         packing = loop.packing(due.lengths, columns, alike=alike)
         self.expect(replace(due, packing=packing, alike=alike))

@@ -304,17 +304,26 @@ class Loop:
             reach = told[-1]
         if self.settings.cache != "none" and not self.exact:
             scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
-        # Where a block's keys are approximate each branch keeps to its own until all are made anew.
-        able = self.exact or {*scopes} in ({Scope.ANSWER}, {Scope.ROW})
-        alike = self.traits.branches == 1 or (able and not tries)
-        if (scopes, reach, alike) == (due.scopes, due.reach, due.alike):
-            return broken, done, due
-        due = replace(due, scopes=scopes, reach=reach)
+        if (scopes, reach) != (due.scopes, due.reach):
+            due = replace(due, scopes=scopes, reach=reach)
+        alike = not tries and self.shares(due.scope)
         if alike != due.alike:
             width = outcome.canvas.tokens.shape[1]
             packing = self.packing(due.lengths, width, alike=alike)
             due = replace(due, alike=alike, packing=packing)
         return broken, done, due
+
+    def shares(self, scope: Scope | None) -> bool:
+        """Whether one branch of each row is computed for all, as long as none tries anything.
+
+        Of all rows that is so, or of none. Where a block's keys are approximate each branch keeps
+        to its own until all are made anew.
+
+        Args:
+            scope: what is computed of all rows; None where that differs.
+        """
+        anew = scope is not None and (self.exact or scope is not Scope.WINDOW)
+        return anew or self.traits.branches == 1
 
     def path(
         self, seen: Measured, decision: Decision, tokens: Tensor, drawn: Tensor
