@@ -35,10 +35,10 @@ class PCSampler(Stateless):
         frequencies: path of a JSON file (a list, or the authors' counts), the V frequencies
             themselves, or "model" for the model's mean prediction on a canvas of masks (stop tokens
             apart from the others).
-        weight: "linear" ranks by (1 - lambda_) minmax(s) + lambda_ (L - j) / L, L the length of
-            the block, s = min(-c ln f, alpha) and the range that of all its positions: for a
-            committed one c of what is predicted and f of what stands there (`linear_position` of
-            the authors' code).
+        weight: "linear" ranks by (1 - lambda_) minmax(s) + lambda_ (L - j) / L, L one more than
+            the largest j of the block, s = min(-c ln f, alpha) and the range that of all its
+            positions: for a committed one c of what is predicted and f of what stands there
+            (`linear_position` of the authors' code).
         position_origin: where j counts from, "block" or "generation". It moves all scores of a
             block alike, which changes draws at a position temperature and the linear weight.
     """

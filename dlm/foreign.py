@@ -47,6 +47,15 @@ _GAIN = "in dlm it is decoder='info_gain' with decoder_options={'%s': %s}"
 _PRIOR = "in dlm it is decoder='certainty_prior' with decoder_options={'sigma': 10.0}"
 _PROPHET = "in dlm it is decoder='prophet' with decoder_options={'early_threshold': 7.5}"
 _ANSWER = "in dlm it is decoder='prophet' with decoder_options={'answer_start': 3}, less the prompt"
+_EDITS = (
+    "in dlm it is decoder='block_refinement' with "
+    "decoder_options={'threshold': 0.7, 'editing_threshold': 0.5}"
+)
+_WINO = "in dlm it is decoder='wino' with decoder_options={'threshold': 0.6, 'threshold_back': 0.9}"
+_PC = "in dlm it is decoder='pc_sampler' with decoder_options={'lambda_': 0.25}"
+_LESS = (
+    "in dlm it is decoder='mutual_stability' with decoder_options={'drift': 0.04, 'patience': 2}"
+)
 _SLOW_FAST = "the nearest is decoder='threshold': the input is never cut off here"
 _COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"
 _STEPS = "in dlm it is steps, the forwards of a row in all blocks together"
@@ -82,13 +91,32 @@ OPTIONS: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("prefix_look", "after_look"), "in dlm it is refresh_around, on both sides of a block"
     ),
+    "transfer_ratio": "it has no like: between two intervals all of a block is computed anew",
+    "warmup_steps": "it has no like: the first forward of a block computes the whole row",
+    "cont_weight": "it has no like: what a forward is given is tokens",
     "gen_interval_steps": "in dlm it is refresh_answer_every, beside cache='dual', refresh_every=1",
     "prompt_interval_steps": "in dlm it is refresh_prompt_every, beside cache='dual'",
     # SDAR, JetEngine, LMDeploy
     "remasking_strategy": "in dlm it is decoder='block_refinement' for low_confidence_dynamic, "
     "decoder='low_confidence' for low_confidence_static, decoder='left_to_right' for sequential",
     "confidence_threshold": _DYNAMIC,
-    "dynamic_threshold": _DYNAMIC,
+    "dynamic_threshold": "in dlm it is decoder='block_refinement' with "
+    "decoder_options={'threshold': 0.9}",
+    "edit_threshold": _EDITS,
+    "minimal_topk": "in dlm it is steps, which bounds the forwards of a row",
+    "stopping_criteria_idx": "it is a fact of the model: dlm.load has stop_ids",
+    # MDLM, ReMDM
+    "p": "in dlm it is top_p, beside temperature=1.0",
+    "sampler": "in dlm it is decoder='ancestral' or decoder='remdm'",
+    "mc_num": "in dlm it is samples of dlm.log_likelihood",
+    # WINO, PC-Sampler, LESS, DCD
+    **dict.fromkeys(("wide_in_thres", "narrow_out_thres"), _WINO),
+    **dict.fromkeys(("lambd", "baseline_name"), _PC),
+    **dict.fromkeys(("drift_threshold", "persistence_len"), _LESS),
+    **dict.fromkeys(
+        ("initial_window_length", "window_type", "decode_algo", "decode_param"), _DEFERRED
+    ),
+    "remdm_number": _REMDM % "llada_remdm",
     # KLASS
     "conf_threshold": _KLASS,
     "kl_history_length": "in dlm it is decoder='klass' with decoder_options={'history': 2}",
@@ -99,7 +127,7 @@ OPTIONS: Final[dict[str, str]] = {
     # AdaBlock
     **dict.fromkeys(("delimiter_ids", "delimiter_threshold", "init_block_length"), _ADAPTIVE),
     # LoPA
-    "branching_factor": _LOPA % ("branches", 2),
+    "branching_factor": _LOPA % ("branches", 4),
     "branch_topp": _LOPA % ("share", 0.5),
     "selection_conf_alpha": _LOPA % ("alpha", 0.5),
     "sampling_strategy": _LOPA % ("score", "'confidence'"),
@@ -174,8 +202,8 @@ DECODERS: Final[dict[str, str]] = {
     "low_confidence_static": "in dlm it is decoder='low_confidence'",
     "sequential": "in dlm it is decoder='left_to_right'",
     "entropy_bounded": _EB,
-    "joint_threshold": "in dlm it is decoder='block_refinement' with "
-    "decoder_options={'threshold': 0.7, 'editing_threshold': 0.5}",
+    **dict.fromkeys(("joint_threshold", "jointthreshold"), _EDITS),
+    "lowconfidence": "SGLang's is decoder='block_refinement', LLaDA's decoder='low_confidence'",
     "llada2": "in dlm it is decoder='block_refinement'",
     # papers
     **dict.fromkeys(("eb", "eb_sampler", "ebsampler"), _EB),
@@ -204,7 +232,9 @@ DECODERS: Final[dict[str, str]] = {
     "uncode": "in dlm it is decoder='pc_sampler'",
     "linear_position": "in dlm it is decoder='pc_sampler' with "
     "decoder_options={'weight': 'linear'}",
-    "hierarchy": "in dlm it is decoder='hierarchical'",
+    "thresholdparalleldecoder": "in dlm it is decoder='threshold'",
+    "creditthresholdparalleldecoder": "in dlm it is decoder='credit'",
+    **dict.fromkeys(("hierarchy", "hierarchydecoder"), "in dlm it is decoder='hierarchical'"),
     "hierarchy_remask": "in dlm it is decoder='hierarchical' with decoder_options={'remask': True}",
     **dict.fromkeys(
         ("credit_decoding", "credit_threshold", "creditdecoding"), "in dlm it is decoder='credit'"
@@ -258,7 +288,7 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
         "decode_param": "in dlm it is threshold=0.9",
     },
     "lopa": {
-        "branching_factor": "in dlm it is branches=2, the anchor included",
+        "branching_factor": "in dlm it is branches=4, the anchor included",
         "branch_topp": "in dlm it is share=0.5",
         "selection_conf_alpha": "in dlm it is alpha=0.5",
         "sampling_strategy": "in dlm it is score='confidence' for default, score='entropy' for "

@@ -34,6 +34,7 @@ LATER = (
 )  # fmt: skip
 """Options that a run does not name where they are off."""
 
+NOISES = frozenset({"uniform", "branch_noise"})  # needs of decoders that draw positions
 ALL = "all"  # what stands for every template
 SHOWN = 200  # characters of an option that is no number or text
 
@@ -238,8 +239,8 @@ def draws(options: Mapping[str, Any]) -> bool:
         return True  # which `Settings` refuses
     if isinstance(decoder, str):
         decoder = dlm.decoders.make(decoder, **own)
-    # One that declares no needs is given noise like all else.
-    return bool(getattr(decoder, "draws", "uniform" in getattr(decoder, "needs", ("uniform",))))
+    needs = getattr(decoder, "needs", NOISES)  # one that declares none is given noise like all else
+    return bool(getattr(decoder, "draws", NOISES.intersection(needs)))
 
 
 def check_shots(template: Template, problems: Sequence[Problem], shots: Sequence[Problem]) -> None:

@@ -291,7 +291,7 @@ def integer(schema: Mapping[str, Any], where: str) -> Expression:
         return positive if low == 1 else WHOLE if low == 0 else series(maybe(text("-")), WHOLE)
     if low is None or high is None or high - low >= LISTED:
         raise ValueError(
-            f"minimum of {where} must be 0 or 1, or at most {LISTED} below a maximum, "
+            f"minimum of {where} must be 0 or 1, or have at most {LISTED} values up to a maximum, "
             f"got {low} and {high}"
         )
     return Either(tuple(text(str(value)) for value in range(low, high + 1)))

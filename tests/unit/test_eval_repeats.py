@@ -355,6 +355,9 @@ def test_comparisons_take_the_k_that_both_runs_have() -> None:
         ({"decoder": "remdm", "decoder_options": {"variant": "conf"}}, True),
         ({"decoder": "first_hitting"}, True),
         ({"decoder": "ancestral"}, True),
+        ({"decoder": "info_gain"}, True),
+        ({"decoder": "info_gain", "decoder_options": {"branches": 1}}, False),
+        ({"decoder": "lopa"}, False),
     ],
 )
 def test_several_samples_need_something_drawn(options: dict[str, Any], drawn: bool) -> None:
