@@ -19,7 +19,7 @@ from dlm.models.model import Model
 from dlm.options import integers, names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
-from dlm.runtime import Step
+from dlm.runtime import Step, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark, standing
 from dlm.types import AnyDecoder
@@ -229,6 +229,7 @@ def generate_each(
     *,
     batch_size: int = 16,
     prompt_cache: PromptCache | None = None,
+    tell: Callable[[Step], object] = unheard,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
     """Continue many prompts, yielding each as soon as it is done.
@@ -240,6 +241,8 @@ def generate_each(
         prompts: as in `generate`.
         batch_size: as in `generate`.
         prompt_cache: as in `generate`.
+        tell: is told of each forward, and may end it all by an exception. What the step has on the
+            device is waited for where it is read.
         **options: as in `generate`.
 
     Returns:
@@ -251,7 +254,7 @@ def generate_each(
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)
     job = generation_job(model, prompts, settings, prompt_cache, batch_size, lengths)
-    return outcomes(job)
+    return outcomes(job, tell=tell)
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -284,7 +287,7 @@ def stream(
     return snapshots(job)
 
 
-def finish(job: Job, tell: Callable[[Step], None] = lambda step: None) -> Generation:
+def finish(job: Job, tell: Callable[[Step], object] = unheard) -> Generation:
     """Run a job to its end; `tell` is told of each forward."""
     return together(outcomes(job, tell=tell))
 
@@ -304,7 +307,7 @@ def together(made: Iterable[tuple[int, Generation]]) -> Generation:
 def outcomes(
     job: Job,
     text_of: Callable[[Model, Sequence[int]], str] = decode_text,
-    tell: Callable[[Step], None] = lambda step: None,
+    tell: Callable[[Step], object] = unheard,
 ) -> Iterator[tuple[int, Generation]]:
     """Run a job, yielding the number of each row as it ends and its generation alone.
 

@@ -9,7 +9,7 @@ Between two changes of its length a row is decoded like any other. Then it leave
 out anew, and joins again: what a decoder remembers of the forwards before is lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +21,7 @@ from dlm.job import check_length, lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import LARGEST, boolean, integer
-from dlm.runtime import Step, bind
+from dlm.runtime import Step, bind, unheard
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.waiting import Places
@@ -226,8 +226,8 @@ class Growing:
         self.inside |= {part.name: part for part in some}
         return self.laid(some)
 
-    def run(self, batch_size: int) -> Iterator[Part]:
-        """Decode the rows, yielding each as it is done."""
+    def run(self, batch_size: int, tell: Callable[[Step], object] = unheard) -> Iterator[Part]:
+        """Decode the rows, yielding each as it is done; `tell` is told of each forward."""
         places = Places(batch_size, apart=self.settings.cache != "none")
         while any(self.waiting.values()):
             grows = bool(self.waiting[True])
@@ -241,6 +241,7 @@ class Growing:
 
             rows = self.take(batch_size, grows=grows)
             for step in denoise(Terms.of(*options), rows, change):
+                tell(step)
                 yield from self.saw(step)
 
     def saw(self, step: Step) -> Iterator[Part]:

@@ -1,6 +1,6 @@
 """Blanks anywhere in a text: `infill` over the one denoising loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import boolean, integer, names_checked
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
+from dlm.runtime import Step, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
 
 GROWTH: Final = ("max_gen_length", "expand_budget", "broadcast_deletion")
@@ -74,6 +75,7 @@ def infill_each(
     max_gen_length: int | None = None,
     expand_budget: int | None = None,
     broadcast_deletion: bool = False,
+    tell: Callable[[Step], object] = unheard,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
     """Fill the blanks of many texts, yielding each as soon as it is done.
@@ -85,6 +87,7 @@ def infill_each(
         max_gen_length: as in `infill`.
         expand_budget: as in `infill`.
         broadcast_deletion: as in `infill`.
+        tell: as in `generate_each`.
         **options: as in `infill`.
 
     Returns:
@@ -94,7 +97,7 @@ def infill_each(
         ValueError: as in `infill`, when called.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
-    return filled(model, text, batch_size, growth, options)
+    return filled(model, text, batch_size, growth, options, tell)
 
 
 def filled(
@@ -103,6 +106,7 @@ def filled(
     batch_size: int | None,
     growth: Growth | None,
     options: Mapping[str, Any],
+    tell: Callable[[Step], object] = unheard,
 ) -> Iterator[tuple[int, Generation]]:
     """What comes of each text, as it is done; `growth` tells how far blanks may grow.
 
@@ -115,11 +119,11 @@ def filled(
     if growth is None:
         spans = [(0, len(row)) for row in rows]
         job = make_job(model, rows, spans, settings, batch_size=batch_size)
-        return outcomes(job, whole_text)
+        return outcomes(job, whole_text, tell)
     if batch_size is not None:
         integer("batch_size", batch_size, least=1)
     growing = Growing(model, rows, settings, growth)
-    return grown(model, growing, len(rows) if batch_size is None else batch_size)
+    return grown(model, growing, len(rows) if batch_size is None else batch_size, tell)
 
 
 def growth_of(
@@ -143,9 +147,11 @@ def growth_of(
 
 
 @inferring
-def grown(model: Model, growing: Growing, batch_size: int) -> Iterator[tuple[int, Generation]]:
+def grown(
+    model: Model, growing: Growing, batch_size: int, tell: Callable[[Step], object]
+) -> Iterator[tuple[int, Generation]]:
     """Run rows whose blanks may grow, yielding each as `infill` does."""
-    for part in growing.run(batch_size):
+    for part in growing.run(batch_size, tell):
         text = None if model.tokenizer is None else [whole_text(model, part.tokens)]
         yield (
             part.name,

@@ -65,6 +65,10 @@ class Step:
     done: list[bool]  # of those, rows that need no further forward
 
 
+def unheard(step: Step) -> None:
+    """Nobody is told of a step."""
+
+
 def bind(
     decoder: AnyDecoder,
     model: Model,

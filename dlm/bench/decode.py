@@ -35,7 +35,7 @@ def measure(work: Work) -> Iterator[Result]:
 
 def check(work: Work) -> None:
     """Refuse what published loops refuse."""
-    blocks, rest = divmod(work.gen_length, work.block_length)
+    blocks, rest = divmod(work.gen_length, work.block)
     if rest:
         raise ValueError(
             "block_length must divide gen_length for the plain loop, "
@@ -63,7 +63,7 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings, gpu: Gpu | Non
         generated[:] = work.decode(model, prompts).tokens
 
     def loop() -> None:
-        lengths = {"gen_length": work.gen_length, "block_length": work.block_length}
+        lengths = {"gen_length": work.gen_length, "block_length": work.block}
         looped[:] = plain_loop(model, prompts, steps=steps, **lengths)
 
     calls: dict[str, Callable[[], object]] = {"dlm": engine, "plain loop": loop}

@@ -48,6 +48,11 @@ class Work:
         shape_of(self.shape, self.layers)
 
     @property
+    def block(self) -> int:
+        """Tokens of a block: it may be longer than what is decoded."""
+        return min(self.block_length, self.gen_length)
+
+    @property
     def options(self) -> dict[str, Any]:
         """Of a generation. It decodes to the last position: a random network stops by chance."""
         return {

@@ -1,15 +1,12 @@
 """Prompts to decode."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from dlm.cli.inputs import Messages, Row, as_chat, with_system
+from dlm.cli.pace import Pace
 from dlm.cli.results import Result, print_result
 
 if TYPE_CHECKING:
@@ -72,24 +69,29 @@ class Job:
             machine: JSON instead of texts.
             keep: told of what came of each prompt, by its number.
         """
-        console = Console(stderr=True)
-        # A bar would get between texts that appear on the same terminal.
-        shown = len(self.rows) > batch_size and console.is_terminal and not sys.stdout.isatty()
-        with Progress(
-            console=console, transient=True, redirect_stdout=False, disable=not shown
-        ) as bar:
-            done = bar.track(
-                self.results(model, batch_size, keep), len(self.rows), description="decoding"
-            )
-            for result in in_order(done):
+        with Pace(self.lengths(model), "texts" if self.infill else "prompts") as pace:
+            made = self.generations(model, batch_size, **pace.options)
+            for result in in_order(self.results(pace.seen(made), keep)):
+                pace.hide()
                 print_result(result, machine=machine)
 
+    def lengths(self, model: "Model") -> list[int]:
+        """Tokens to decode of each row, at most."""
+        from dlm.prompts import encode_texts
+
+        if not self.infill:
+            return [row.gen_length or self.options["gen_length"] for row in self.rows]
+        if "max_gen_length" in self.growth:
+            return [self.growth["max_gen_length"]] * len(self.rows)
+        prompts: Any = self.prompts(self.rows)
+        return [row.count(model.spec.mask_id) for row in encode_texts(model, prompts)]
+
     def results(
-        self, model: "Model", batch_size: int, keep: "Keep | None" = None
+        self, made: "Iterable[tuple[int, Generation]]", keep: "Keep | None"
     ) -> Iterator[tuple[int, Result]]:
         """What came of each prompt, as it is done; its number keys its noise."""
         began = time.perf_counter()
-        for number, out in self.generations(model, batch_size):
+        for number, out in made:
             assert out.texts is not None
             if keep is not None:
                 keep(number, out)
@@ -109,13 +111,16 @@ class Job:
                 ),
             )
 
-    def generations(self, model: "Model", batch_size: int) -> "Iterator[tuple[int, Generation]]":
-        """The rows, each decoded as it would be alone."""
+    def generations(
+        self, model: "Model", batch_size: int, **more: Any
+    ) -> "Iterator[tuple[int, Generation]]":
+        """The rows, each decoded as it would be alone; `more` is for the call of the library."""
         from dlm import generation, infilling
 
         prompts: Any = self.prompts(self.rows)
         each = infilling.infill_each if self.infill else generation.generate_each
-        return each(model, prompts, batch_size=batch_size, **self.own_lengths(), **self.growth)
+        own = {**self.own_lengths(), **self.growth, **more}
+        return each(model, prompts, batch_size=batch_size, **own)
 
     def own_lengths(self) -> dict[str, Any]:
         """The options, with a length for each prompt where some have their own."""

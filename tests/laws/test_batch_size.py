@@ -127,9 +127,12 @@ def test_no_more_rows_are_decoded_than_asked_for_and_none_waits_in_vain(
 def test_each_row_is_told_once_it_is_done(golden: Model) -> None:
     options = {**USUAL, "decoder": "threshold", "decoder_options": {"threshold": 0.003}}
     whole = dlm.generate(golden, ROWS, **options)
-    made = iter(dlm.generate_each(golden, ROWS, batch_size=3, **options))
+    told: list[int] = []  # rows of each forward
+    tell = lambda step: told.append(sum(step.live))  # noqa: E731
+    made = iter(dlm.generate_each(golden, ROWS, batch_size=3, tell=tell, **options))
     found = dict([next(made)])
     assert set(found) < {0, 1, 2}  # those that begin
+    assert len(told) == min(whole.forwards[:3])
     for number, one in made:
         assert number not in found
         found[number] = one
@@ -140,6 +143,7 @@ def test_each_row_is_told_once_it_is_done(golden: Model) -> None:
         assert one.order is not None
         assert whole.order is not None
         assert one.order == [whole.order[number]]
+    assert sum(told) == sum(whole.forwards)
 
 
 def test_nothing_is_kept_of_rows_that_were_told(

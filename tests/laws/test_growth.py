@@ -190,7 +190,10 @@ def test_rows_depend_on_nothing_beside_them(
         alone = dlm.infill(grower, rows[number], row_keys=keys[number : number + 1], **options)
         assert alone.tokens[0] == whole.tokens[number]
         assert alone.forwards[0] == whole.forwards[number]
-    some = dict(dlm.infill_each(grower, rows, batch_size=3, row_keys=keys, **options))
+    told: list[int] = []  # rows of each forward
+    tell = lambda step: told.append(sum(step.live))  # noqa: E731
+    some = dict(dlm.infill_each(grower, rows, batch_size=3, row_keys=keys, tell=tell, **options))
+    assert sum(told) == sum(whole.forwards)
     assert [some[number].tokens[0] for number in range(ROWS)] == whole.tokens
     assert [some[number].forwards[0] for number in range(ROWS)] == whole.forwards
     assert [some[number].decoded[0] for number in range(ROWS)] == whole.decoded

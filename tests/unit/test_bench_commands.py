@@ -70,6 +70,11 @@ def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
     assert equal == [1.0, 1.0]
 
 
+def test_a_block_may_be_longer_than_what_is_decoded() -> None:
+    found = bench("decode", "--shape=tiny", *MINIMAL, "--block-length=9", "--json")
+    assert json.loads(found.stdout)["found"]["share of equal tokens"] == 1.0
+
+
 @pytest.mark.parametrize("command", [["batch", "--shape=tiny", *MINIMAL], ["sampling", "--rows=1"]])
 def test_a_terminal_sees_what_is_timed(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, and nothing is left of it when the result is there; others see nothing."""
