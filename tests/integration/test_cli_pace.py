@@ -10,8 +10,8 @@ from dlm.cli import app, pace
 
 WAYS: dict[str, tuple[list[str], str]] = {
     "a prompt": (["1+1=", "--gen-length=9"], "9 of 9 tokens"),
-    "prompts": (["1+1=", "2+2=", "3+3=", "--gen-length=9"], "27 tokens, 2 of 3 prompts"),
-    "blanks": (["1+[MASK:3]=4", "2+[MASK:2]=3", "--infill"], "5 tokens, 1 of 2 texts"),
+    "prompts": (["1+1=", "2+2=", "3+3=", "--gen-length=9"], "27 of 27 tokens, 2 of 3 prompts"),
+    "blanks": (["1+[MASK:3]=4", "2+[MASK:2]=3", "--infill"], "5 of 5 tokens, 1 of 2 texts"),
 }
 
 
