@@ -124,7 +124,7 @@ def alone(
                 # A lane of their own: what is kept in the other one is in use.
                 with terms.execution.lane(network, beside=lane) as other:
                     more, now = Batch(terms, other, now.join, prompt_cache), NO_CHANGE
-                    if terms.settings.cache != "none" or not batch.is_like(more):
+                    if terms.settings.caching != "none" or not batch.is_like(more):
                         try:
                             yield more.step()
                         except GeneratorExit:

@@ -57,7 +57,7 @@ class Forward:
         self.static = static
         self.mask_id = model.spec.mask_id
         self.guided = bool(settings.cfg_scale)
-        self.mode = settings.cache
+        self.mode = settings.caching
         self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)

@@ -152,8 +152,8 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             row, but for what the options below leave out. Both are approximations for networks that
             look both ways. Where attention is in blocks they are one and exact: what is in front of
             a block is final, and computed once.
-        refresh_every: compute the whole row again after so many forwards of a block, 1 for every
-            time, which equals no cache where nothing is left out; None never.
+        refresh_every: compute the whole row again after so many forwards of a block; None never.
+            1 is no cache, where the options below leave nothing out.
         refresh_around: tokens on either side of a block that its forwards compute along with it,
             those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
             refresh); 0 computes the block alone. Only where a cache is an approximation.

@@ -228,7 +228,7 @@ class Growing:
 
     def run(self, batch_size: int, tell: Callable[[Step], object] = unheard) -> Iterator[Part]:
         """Decode the rows, yielding each as it is done; `tell` is told of each forward."""
-        places = Places(batch_size, apart=self.settings.cache != "none")
+        places = Places(batch_size, apart=self.settings.caching != "none")
         while any(self.waiting.values()):
             grows = bool(self.waiting[True])
             options = (self.models[grows], self.settings, self.decoder, self.execution, self.span)

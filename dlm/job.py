@@ -44,7 +44,7 @@ class Job:
         if self.batch_size is None or self.batch_size >= len(lengths):
             yield from denoise(terms, rows, change, self.prompt_cache)
             return
-        apart = self.settings.cache != "none"
+        apart = self.settings.caching != "none"
         queue = Queue(rows, self.batch_size, self.execution, apart=apart)
         while queue.waiting:  # also where all that were inside ended at once
             fill = partial(queue.fill, change)
@@ -155,8 +155,9 @@ def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -
     """Refuse what is none, one of another model, and one that nothing would go into."""
     if not PromptCache.checked(prompt_cache, model).serves(settings):
         raise ValueError(
-            "prompt_cache goes with cache 'prefix' or 'dual' and without cfg_scale, "
-            f"got {settings.cache!r} and {settings.cfg_scale}"
+            "prompt_cache goes with cache 'prefix' or 'dual' and without cfg_scale and a "
+            f"refresh_every of 1, got {settings.cache!r}, {settings.cfg_scale} and "
+            f"{settings.refresh_every}"
         )
 
 

@@ -96,7 +96,7 @@ class PromptCache:
     @staticmethod
     def serves(settings: Settings) -> bool:
         """Whether rows that are decoded so leave anything: not without a cache, nor guided ones."""
-        return settings.cache != "none" and not settings.cfg_scale
+        return settings.caching != "none" and not settings.cfg_scale
 
     @property
     def tokens(self) -> int:

@@ -28,7 +28,7 @@ class Renewal:
 
     def __init__(self, topology: Topology, settings: Settings) -> None:
         self.topology = topology
-        self.mode = settings.cache
+        self.mode = settings.caching
         self.refresh_every = settings.refresh_every
         self.answer_every = settings.refresh_answer_every or 0  # forwards; 0 is every refresh
         self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer

@@ -140,7 +140,7 @@ class Loop:
         self.width = width
         self.stops = self.stops_of(ids(model.spec.stop_ids, model.device))
         # Where attention is in blocks a cache holds what is final, and no row is made again.
-        self.exact = self.spec.block_size is not None and settings.cache != "none"
+        self.exact = self.spec.block_size is not None and settings.caching != "none"
         self.mailbox = Mailbox()
         self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
 
@@ -280,7 +280,7 @@ class Loop:
             kept = self.renewal.kept(progress.window.start, spent)
         made, since = progress.made + 1, self.renewal.since(progress)
         scopes, bound = progress.scopes, progress.bound
-        if self.settings.cache != "none" and not self.exact:
+        if self.settings.caching != "none" and not self.exact:
             scopes = self.renewal.scopes(spent, since)
         return Progress(state, window, hold, done, spent, made, scopes, since, kept, bound, tally)
 
@@ -291,7 +291,7 @@ class Loop:
         if guess is not None:
             tries = guess.marks.any(-1).any(-1) & ~done
             flags.insert(-1, tries.any()[None])
-        if self.settings.cache == "none":
+        if self.settings.caching == "none":
             return torch.cat(flags).long()
         reach = self.renewal.reach(canvas, progress.window.start, progress.kept, done)
         return torch.cat((torch.cat(flags).long(), progress.scopes, reach))
@@ -304,9 +304,9 @@ class Loop:
         tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
         scopes, reach = due.scopes, due.reach
-        if self.settings.cache != "none":
+        if self.settings.caching != "none":
             reach = told[-1]
-        if self.settings.cache != "none" and not self.exact:
+        if self.settings.caching != "none" and not self.exact:
             scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
         if (scopes, reach) != (due.scopes, due.reach):
             due = replace(due, scopes=scopes, reach=reach)

@@ -240,6 +240,13 @@ class Settings:
             )
 
     @property
+    def caching(self) -> str:
+        """The `cache` whose keys and values are read; "none" where each forward makes all anew."""
+        anew = self.refresh_every == 1
+        spares = self.refresh_answer_every or self.refresh_prompt_every
+        return "none" if anew and not spares else self.cache
+
+    @property
     def held(self) -> bool:
         """Whether any row is held to a language."""
         given = self.constraint

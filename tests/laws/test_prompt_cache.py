@@ -319,7 +319,7 @@ def test_a_prompt_cache_must_fit(golden: Model) -> None:
     with pytest.raises(ValueError, match=r"unknown option 'gb'.*'gib'"):
         dlm.PromptCache(model, gb=1)  # type: ignore[call-arg]
     kept = dlm.PromptCache(model)
-    for options in ({"cache": "none"}, {"cfg_scale": 1.0}):
+    for options in ({"cache": "none"}, {"cfg_scale": 1.0}, {"refresh_every": 1}):
         with pytest.raises(ValueError, match="prompt_cache goes with cache 'prefix' or 'dual'"):
             dlm.generate(model, [1], prompt_cache=kept, **{**USUAL, **options})
     with pytest.raises(ValueError, match=r"prompt_cache must be a dlm\.PromptCache, got True"):

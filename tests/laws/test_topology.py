@@ -195,6 +195,15 @@ def test_blocks_are_counted_from_the_blocks_of_the_network(toy: Toy) -> None:
     assert blocks.count(1) == 2
 
 
+@pytest.mark.parametrize("more", [{"block_size": 4}, {"block_size": 8, "causal": True}], ids=str)
+def test_made_anew_every_time_it_is_no_cache(golden: Model, more: dict[str, Any]) -> None:
+    model = facts(golden, **more)
+    plain, anew = run(model, ROWS), run(model, ROWS, cache="prefix", refresh_every=1)
+    same(anew, plain)
+    assert anew.query_tokens == plain.query_tokens
+    assert repr(anew.trajectory) == repr(plain.trajectory)  # confidences to the last bit
+
+
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_shifted_network_refreshed_every_time_equals_no_cache(golden: Model, cache: str) -> None:
     model = facts(golden, shift=True)
