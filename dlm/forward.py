@@ -217,7 +217,7 @@ class Forward:
             positions = positions.repeat(2, 1)
             attend = None if attend is None else attend.repeat(2, 1, 1)
         tokens, positions = packing.pack(tokens), packing.pack(positions)
-        packed = Packed(packing, keep, whole=not self.topology.final)
+        packed = Packed(packing, keep, whole=self.topology.open)
         states = self.model.hidden(tokens, positions, None, packed, attend=attend)
         whole = packing.unpack(states.to(tokens.device))
         return Hidden(whole, None, False, self.count(view, canvas.length))

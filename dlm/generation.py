@@ -19,7 +19,7 @@ from dlm.models.model import Model
 from dlm.options import integers, names_checked
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
-from dlm.runtime import Step, unheard
+from dlm.runtime import Step, heard, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.trajectory import Likeliest, Recorder, Trajectory, Written, mark, standing
 from dlm.types import AnyDecoder
@@ -229,7 +229,7 @@ def generate_each(
     *,
     batch_size: int = 16,
     prompt_cache: PromptCache | None = None,
-    tell: Callable[[Step], object] = unheard,
+    tell: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
     """Continue many prompts, yielding each as soon as it is done.
@@ -254,7 +254,7 @@ def generate_each(
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)
     job = generation_job(model, prompts, settings, prompt_cache, batch_size, lengths)
-    return outcomes(job, tell=tell)
+    return outcomes(job, tell=heard(tell))
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)

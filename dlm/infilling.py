@@ -11,7 +11,7 @@ from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import boolean, integer, names_checked
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
-from dlm.runtime import Step, unheard
+from dlm.runtime import Step, heard, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
 
 GROWTH: Final = ("max_gen_length", "expand_budget", "broadcast_deletion")
@@ -75,7 +75,7 @@ def infill_each(
     max_gen_length: int | None = None,
     expand_budget: int | None = None,
     broadcast_deletion: bool = False,
-    tell: Callable[[Step], object] = unheard,
+    tell: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
     """Fill the blanks of many texts, yielding each as soon as it is done.
@@ -97,7 +97,7 @@ def infill_each(
         ValueError: as in `infill`, when called.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
-    return filled(model, text, batch_size, growth, options, tell)
+    return filled(model, text, batch_size, growth, options, heard(tell))
 
 
 def filled(

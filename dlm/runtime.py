@@ -4,7 +4,7 @@ Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,6 +67,17 @@ class Step:
 
 def unheard(step: Step) -> None:
     """Nobody is told of a step."""
+
+
+def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
+    """Who is told of steps; nobody for None.
+
+    Raises:
+        ValueError: it is no function.
+    """
+    if not (tell is None or callable(tell)):
+        raise ValueError(f"tell must be a function that takes a step, or None, got {tell!r}")
+    return tell or unheard
 
 
 def bind(

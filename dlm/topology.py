@@ -41,7 +41,7 @@ class Topology:
     @property
     def open(self) -> bool:
         """Whether every query sees all of its row."""
-        return not (self.final or self.causal or self.shadowed)
+        return not (self.final or self.shadowed)
 
     def block_start(self, start: Tensor) -> Tensor:
         """Where the block of attention that holds the begin of a block to decode begins, [B]."""

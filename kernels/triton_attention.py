@@ -96,8 +96,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         mask_row: Elements of the mask from row to row.
         mask_query: Elements from query to query, 0 if all see alike.
         scaling: float32, of q k.
-        sums: Pointer to float32 [P, B H, Q, 2], written.
-        weighed: Pointer to float32 [P, B H, Q, E], written but where m is -inf.
+        sums: Pointer to float32 [P, B H, Q, 2], written; of parts that are left out m alone, -inf.
+        weighed: Pointer to float32 [P, B H, Q, E], written but for those parts.
         queries: Q.
         seen: S.
         room: Keys that a row has memory for.

@@ -12,7 +12,8 @@ Show = Callable[[str, int, int], None]
 
 def on_terminal() -> bool:
     """Whether a bar would be seen."""
-    return Console(stderr=True).is_terminal
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class Job:
             machine: JSON instead of texts.
             keep: told of what came of each prompt, by its number.
         """
-        with Pace(self.lengths(model), "texts" if self.infill else "prompts") as pace:
+        what = "texts" if self.infill else "prompts"
+        with Pace(lambda: self.lengths(model), what) as pace:
             made = self.generations(model, batch_size, **pace.options)
             for result in in_order(self.results(pace.seen(made), keep)):
                 pace.hide()

@@ -1,7 +1,7 @@
 """How much of what is to be decoded is there, for people who wait for it."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from rich.console import Console
@@ -21,18 +21,18 @@ class Pace:
     """A bar on stderr, where that is a terminal, which makes way for what is printed.
 
     Args:
-        lengths: tokens to decode of each row.
+        lengths: gives the tokens to decode of each row, at most; asked where a bar would be seen.
         what: what the rows are, such as "prompts".
     """
 
-    def __init__(self, lengths: Sequence[int], what: str) -> None:
-        self.lengths = lengths
+    def __init__(self, lengths: Callable[[], Sequence[int]], what: str) -> None:
+        self.shown = on_terminal()
+        self.lengths = lengths() if self.shown else ()
         self.what = what
         self.ended = 0  # rows
         self.tokens = 0  # of those
         self.most = 0  # tokens that were shown
         self.next = time.monotonic() + PATIENCE
-        self.shown = on_terminal()
         self.progress = Progress(
             BarColumn(bar_width=30),
             TextColumn("{task.description}", markup=False),
@@ -41,7 +41,7 @@ class Pace:
             transient=True,
             redirect_stdout=False,
         )
-        self.task = self.progress.add_task("", total=max(1, sum(lengths)))
+        self.task = self.progress.add_task("", total=max(1, sum(self.lengths)))
 
     def __enter__(self) -> Self:
         return self
@@ -72,8 +72,9 @@ class Pace:
     def seen(self, rows: Iterable[tuple[int, T]]) -> Iterator[tuple[int, T]]:
         """The same rows, by their numbers, each of which has ended."""
         for number, row in rows:
-            self.ended += 1
-            self.tokens += self.lengths[number]
+            if self.shown:
+                self.ended += 1
+                self.tokens += self.lengths[number]
             yield number, row
 
     @property

@@ -46,6 +46,14 @@ def test_a_terminal_is_told_of_tokens(
     assert without_seconds(shown.stdout) == without_seconds(plain.stdout)
 
 
+def test_a_terminal_that_draws_nothing_is_left_alone(
+    eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\n\n" not in run("1+1=", "2+2=", "--gen-length=9").stderr
+
+
 def test_who_does_not_wait_sees_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "PATIENCE", 600.0)
     monkeypatch.setenv("FORCE_COLOR", "1")

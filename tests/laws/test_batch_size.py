@@ -174,6 +174,11 @@ def test_what_is_no_batch_size_is_refused_at_once(golden: Model) -> None:
         dlm.generate_each(golden, [[1]], batchsize=3)
     with pytest.raises(ValueError, match="gen_length must be an int >= 1, got 0"):
         dlm.generate_each(golden, [[1]], gen_length=0)
+    told: Any = 3
+    with pytest.raises(ValueError, match="tell must be a function that takes a step, or None"):
+        dlm.generate_each(golden, [[1]], gen_length=4, tell=told)
+    with pytest.raises(ValueError, match="tell must be a function that takes a step, or None"):
+        dlm.infill_each(golden, [[1, golden.spec.mask_id]], tell=told)
 
 
 @pytest.mark.one_in(2)

@@ -161,7 +161,9 @@ def check_ways(model: Model, one_by_one: Callable[[bool], None], **options: Any)
 
 
 @pytest.mark.parametrize(
-    "facts", [{}, {"shift": True}, {"block_size": 4}, {"block_size": 8, "causal": True}], ids=str
+    "facts",
+    [{}, {"shift": True}, {"block_size": 4}, {"block_size": 8, "causal": True}],
+    ids=str,
 )
 @pytest.mark.parametrize("cache", ["none", "prefix"])
 def test_rows_one_by_one_see_no_more_than_masks_show(
