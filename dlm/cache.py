@@ -71,6 +71,16 @@ def among(kept: Tensor, lines: Lines) -> Tensor:
     return kept[near(lines, kept)]
 
 
+def runs(lengths: Sequence[int]) -> list[tuple[slice, int]]:
+    """Rows that stand next to each other and have one length, and that length."""
+    found, first = [], 0
+    for length, same in groupby(lengths):
+        rows = slice(first, first + len(list(same)))
+        found.append((rows, length))
+        first = rows.stop
+    return found
+
+
 class View:
     """What stands between a layer and its attention."""
 
@@ -142,19 +152,17 @@ class Reuse(View):
         self.places = places
         self.length = length
         self.lines = lines
-        self.lengths = lengths
+        self.runs = None if lengths is None else runs(lengths)
 
     def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
         """Each row with the columns that it attends to; neighbours of one length together."""
-        if self.lengths is None or not by_rows(query):
+        if self.runs is None or not by_rows(query):
             return None
         key, value = self.update(key, value, layer)
-        parts, first = [], 0
-        for length, same in groupby(self.lengths):
-            rows = slice(first, first + len(list(same)))
-            parts.append((query[rows], key[rows, :, :length], value[rows, :, :length]))
-            first = rows.stop
-        return parts
+        return [
+            (query[rows], key[rows, :, :length], value[rows, :, :length])
+            for rows, length in self.runs
+        ]
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""

@@ -35,14 +35,17 @@ def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) ->
 
 
 @pytest.mark.one_in(6)
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), PAIRS)
 def test_refreshed_at_every_forward_it_equals_no_cache(
-    golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any]
+    golden: Model, decoding: Decoding, decoder: str, cache: str, more: dict[str, Any], kept: bool
 ) -> None:
+    """Where an interval might leave something out keys and values are kept, and never read."""
     options = {**decoding(decoder), "return_trajectory": True, **more}
     plain = run(golden, ROWS, KEYS, **options)
-    cached = run(golden, ROWS, KEYS, cache=cache, refresh_every=1, **options)
+    every = {"refresh_every": 1, "refresh_answer_every": 1 if kept else None}
+    cached = run(golden, ROWS, KEYS, cache=cache, **every, **options)
     assert (cached.tokens, cached.forwards) == (plain.tokens, plain.forwards)
     assert cached.query_tokens == plain.query_tokens
     assert plain.trajectory is not None

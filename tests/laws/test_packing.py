@@ -29,6 +29,9 @@ Decoding = Callable[[str], dict[str, Any]]
 ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [12], [13, 14, 15]]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 CPU = torch.device("cpu")
+USUAL: dict[str, Any] = {
+    "gen_length": 9, "block_length": 4, "seed": 3, "stop_at_eos": False, "return_order": True,
+}  # fmt: skip
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -141,10 +144,7 @@ def test_rows_one_by_one_decode_as_all_at_once(
     cache: str,
     more: dict[str, Any],
 ) -> None:
-    options: dict[str, Any] = {
-        **decoding(decoder), "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
-        "stop_at_eos": False, "return_order": True, "temperature": 1.0, **more,
-    }  # fmt: skip
+    options = {**USUAL, **decoding(decoder), "cache": cache, "temperature": 1.0, **more}
     if cache == "none":
         options.pop("refresh_every", None)
     check_ways(golden, one_by_one, **options)
@@ -170,7 +170,7 @@ def test_rows_one_by_one_see_no_more_than_masks_show(
     golden: Model, one_by_one: Callable[[bool], None], facts: dict[str, Any], cache: str
 ) -> None:
     model = replace(golden, spec=replace(golden.spec, **facts))
-    options = {"gen_length": 12, "cache": cache, "stop_at_eos": False, "return_order": True}
+    options = {**USUAL, "gen_length": 12, "block_length": 32, "cache": cache}
     check_ways(model, one_by_one, steps=6, **options)
     if not facts:
         wino = {"decoder": Wino(threshold=0.01, threshold_back=0.02), "gen_length": 24}
@@ -216,10 +216,7 @@ def test_packed_rows_decode_as_padded_ones(
     cache: str,
     more: dict[str, Any],
 ) -> None:
-    options: dict[str, Any] = {
-        **decoding(decoder), "cache": cache, "gen_length": 9, "block_length": 4, "seed": 3,
-        "stop_at_eos": False, "return_order": True, **more,
-    }  # fmt: skip
+    options = {**USUAL, **decoding(decoder), "cache": cache, **more}
     packed = dlm.generate(golden, ROWS, **options)
     monkeypatch.setattr("dlm.forward.worthwhile", lambda lengths, width: False)
     padded = dlm.generate(golden, ROWS, **options)

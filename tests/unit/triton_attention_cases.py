@@ -102,8 +102,10 @@ def test_keys_that_no_query_sees_are_not_read(
     assert look.call_count == 2 * every * 4
     monkeypatch.setattr(fused_layers, "AT_ONCE", 2 * every * 4 - 1)
     torch.use_deterministic_algorithms(True)  # what is not written is NaN
-    found = fused_layers.attend(query, keys, values, seen, mask, 0.3)
-    torch.use_deterministic_algorithms(False)
+    try:
+        found = fused_layers.attend(query, keys, values, seen, mask, 0.3)
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert torch.equal(found, whole)
     assert look.call_count == (2 * every + some) * 4
 
