@@ -8,6 +8,7 @@ from dlm.decoders.ancestral import Ancestral
 from dlm.decoders.block_refinement import BlockRefinement
 from dlm.decoders.certainty_prior import CertaintyPrior
 from dlm.decoders.credit import Credit
+from dlm.decoders.d2f import D2F
 from dlm.decoders.deferred_commitment import DeferredCommitment
 from dlm.decoders.dilated import Dilated
 from dlm.decoders.dream import Dream
@@ -39,6 +40,7 @@ from dlm.options import known, plain
 from dlm.types import AnyDecoder
 
 __all__ = [
+    "D2F",
     "DECODERS",
     "SSD",
     "AdaptiveBlock",
@@ -97,6 +99,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "entropy_bound": EntropyBound,
     "entropy_threshold": EntropyThreshold,
     "multi_block": MultiBlock,
+    "d2f": D2F,
     "deferred_commitment": DeferredCommitment,
     "adaptive_block": AdaptiveBlock,
     "ssd": SSD,

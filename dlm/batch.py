@@ -47,7 +47,8 @@ class Terms:
     ) -> "Terms":
         """Those of rows with at most `span` positions from the first block to the last blank."""
         block_length = active_length(settings.block_length, model.spec) or span
-        width = span if Traits.of(decoder).cross_block else min(block_length, span)
+        traits = Traits.of(decoder)
+        width = span if traits.cross_block else min(block_length * (1 + traits.ahead), span)
         return cls(model, settings, decoder, execution, block_length, width)
 
 

@@ -146,13 +146,13 @@ def active_length(block_length: int | None, spec: ModelSpec) -> int | None:
     """Tokens of a block to decode: at most, and a divisor of, a block of the network's attention.
 
     Tokens of one attention block see each other and none of a later one, so a block to decode must
-    not reach over its end. Where blocks of attention may begin anywhere, each is one to decode.
+    not reach over its end. Where each may be of any length, each is one to decode.
     """
     size = spec.block_size
     if size is None:
         return block_length
     most = min(block_length or size, size)
-    return next(n for n in range(most, 0, -1) if spec.grid is None or spec.grid % n == 0)
+    return next(n for n in range(most, 0, -1) if spec.causal or size % n == 0)
 
 
 def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor:

@@ -219,6 +219,10 @@ DECODERS: Final[dict[str, str]] = {
     "d_parallel": "in dlm it is decoder='entropy_threshold'",
     "dparallel": "in dlm it is decoder='entropy_threshold'",
     **dict.fromkeys(("d3_llm", "d3llm", "full_attn_multi_block", "multiblock"), _MULTI),
+    **dict.fromkeys(
+        ("discrete_diffusion_forcing", "multi_bd", "multi_block_diffusion"),
+        "in dlm it is decoder='d2f'",
+    ),
     **dict.fromkeys(("lookahead", "lookahead_parallel_decoding"), "in dlm it is decoder='lopa'"),
     **dict.fromkeys(
         ("ig", "info_gain_sampler", "information_gain"), "in dlm it is decoder='info_gain'"
@@ -267,6 +271,13 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
         ),
         "decoded_token_threshold": "it changes nothing up to 1 beside block_add_threshold=0.1",
         "entropy_threshold": "in dlm it is threshold=0.5, nats",
+    },
+    "d2f": {
+        **dict.fromkeys(("accept_threshold", "skip_threshold"), "in dlm it is threshold=0.9"),
+        **dict.fromkeys(
+            ("block_length", "block_size"), "in dlm it is block_length=32, beside decoder_options"
+        ),
+        "complete_threshold": "in dlm it is decoded_token_threshold=0.95",
     },
     "mutual_stability": {
         "conf_threshold": "in dlm it is threshold=0.75",

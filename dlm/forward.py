@@ -130,8 +130,9 @@ class Forward:
             end = self.topology.block_end(canvas, view.block_start)
             window = view.positions.shape[1]
             count = max(due.reach, window)
-            # On a grid what is computed in front of a window is at least as long as that.
-            lead = None if self.topology.causal or count > window else 0
+            # On a grid what is computed in front of a window of one block is as long at least.
+            even = self.topology.on_grid and not self.topology.ahead and count == window
+            lead = 0 if even else None
             stretch = Stretch(progress.kept, end, count, lead)
             return self.part(canvas, view, due.lengths, stretch, cache)
         if due.scope is Scope.ROW:
@@ -166,8 +167,8 @@ class Forward:
         window, start, end = view.positions.shape[1], view.block_start, canvas.stop
         near, before = min(self.around, canvas.tokens.shape[1]), self.renewal.answer_every > 0
         count = max(due.reach, window)
-        # A block before it is at least as long as a window.
-        lead = None if before and count > window else near
+        # A block before it is at least as long as a window of one block.
+        lead = None if before and (self.topology.ahead or count > window) else near
         if near or before:
             end = self.topology.reach(canvas, start)
         if before:

@@ -65,6 +65,7 @@ class Meter:
         settings: Settings,
         languages: Sequence[Constraint | None] = (),
         *,
+        block_length: int,
         dense: bool = False,
     ) -> None:
         """Take the languages of the rows, as the canvas numbers them; none where all are free.
@@ -74,6 +75,7 @@ class Meter:
         device = model.device
         self.places = Places.all if dense else Places.where
         self.model = model
+        self.block_length = block_length
         self.forward = Forward(model, traits, settings, static=dense)
         self.settings = settings
         self.traits = traits
@@ -104,12 +106,15 @@ class Meter:
         masked = window.masked
         by = fused_canvas if fused_canvas.covers(masked, masked.shape[1]) else plain
         quota, editable, nothing = by.look(masked, window.blank, window.limit, spent)
+        if self.traits.ahead:  # the active block's budget is for its own masks
+            quota = plain.owed(masked[:, : self.block_length], window.limit, spent)
         view = StepView(
             tokens=window.tokens,
             masked=masked,
             sampled=nothing,
             positions=window.positions,
             block_start=window.start,
+            block_length=self.block_length,
             row_start=canvas.start,
             row_stop=canvas.stop,
             step=spent,

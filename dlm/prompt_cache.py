@@ -58,7 +58,8 @@ class PromptCache:
         if not self.suits(model):
             raise ValueError(
                 f"prompt_cache must be None for {model.spec.family}: a prompt's keys and values "
-                "are its own only where attention is in blocks, as in LLaDA2 and SDAR"
+                "are its own only where attention is in blocks that begin in it, as in LLaDA2 "
+                "and SDAR"
             )
         size = None if gib is None else number("gib", gib, least=0.0, most=LARGEST)
         if size == 0:
@@ -77,7 +78,8 @@ class PromptCache:
     @staticmethod
     def suits(model: Model) -> bool:
         """Whether keys and values depend on nothing behind a block."""
-        return model.spec.block_size is not None and model.spec.caches
+        spec = model.spec
+        return spec.block_size is not None and not spec.anchored and spec.caches
 
     @staticmethod
     def checked(prompt_cache: object, model: Model) -> "PromptCache":

@@ -70,19 +70,20 @@ class Renewal:
         every = self.refresh_every
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
-    def kept(self, start: Tensor, spent: Tensor) -> Tensor:
+    def kept(self, canvas: Canvas, start: Tensor, spent: Tensor) -> Tensor:
         """Columns with keys of the tokens they hold once a block at `start` was forwarded.
 
         Where they are final, 0 in a row that is to be computed again from its beginning; int64 [B].
 
         Args:
+            canvas: the rows.
             start: int64 [B].
             spent: int64 [B], forwards made on the block that comes next.
         """
         if not self.topology.final:
             # Not the window's own tensor: who takes both over in place would write that one first.
             return start.clone()
-        return self.topology.block_start(start).masked_fill(self.again(spent), 0)
+        return self.topology.block_start(canvas, start).masked_fill(self.again(spent), 0)
 
     def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
         """Most columns to compute in a row that is not done, int64 [1].

@@ -142,7 +142,11 @@ class Loop:
         self.decoder = decoder
         self.traits = Traits.of(decoder)
         self.static = execution.static
-        self.meter = Meter(model, self.traits, settings, languages, dense=self.static)
+        self.meter = Meter(
+            *(model, self.traits, settings, languages),
+            block_length=block_length,
+            dense=self.static,
+        )
         self.renewal = self.meter.forward.renewal
         self.decide = Deciding(decoder, self.traits, self.meter)
         self.settings = settings
@@ -240,6 +244,7 @@ class Loop:
             block_length=self.block_length,
             width=self.width,
             cross_block=self.traits.cross_block,
+            ahead=self.traits.ahead,
         )
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
@@ -288,7 +293,7 @@ class Loop:
         spent = torch.where(stayed, progress.spent + 1, 0)
         kept = progress.kept
         if self.exact or self.renewal.answer_every:
-            kept = self.renewal.kept(progress.window.start, spent)
+            kept = self.renewal.kept(canvas, progress.window.start, spent)
         made, since = progress.made + 1, self.renewal.since(progress)
         scopes, bound = progress.scopes, progress.bound
         if self.settings.caching != "none" and not self.exact:

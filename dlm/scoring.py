@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm.guidance import guided
 from dlm.kernels import token_statistics
-from dlm.models.model import Model, causal_context
+from dlm.models.model import Model, block_causal, causal_context
 from dlm.options import number
 from dlm.settings import LARGEST_SCALE
 
@@ -54,9 +54,13 @@ class Reader:
         columns = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)[None]
         valid = None if rows.length is None else columns < rows.length[:, None]
         seen = None  # bool [B or 1, L, L], where the family does not tell
-        if self.model.spec.causal:
+        spec = self.model.spec
+        if spec.causal:
             seen = causal_context(columns, columns, rows.start, rows.end)
-            seen = seen if valid is None else seen & valid[:, None]
+        elif spec.anchored and spec.block_size is not None:
+            seen = block_causal(columns, columns, spec.block_size, rows.given)
+        if seen is not None and valid is not None:
+            seen = seen & valid[:, None]
 
         def logits(tokens: Tensor) -> Tensor:
             hidden = self.model.hidden(tokens, columns, valid, attend=seen)

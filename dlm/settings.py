@@ -302,6 +302,11 @@ class Settings:
                     f"{name} must be {default} for {spec.family}, whose keys and values in front "
                     f"of a block are final, got {value}"
                 )
+        if spec.causal and traits.ahead:
+            raise ValueError(
+                f"decoder must decode one block at a time for {spec.family}, where one block of a "
+                f"row sees all of itself, got {self.decoder!r}, which decodes {1 + traits.ahead}"
+            )
         if spec.shift and "leave_one_out" in traits.needs:
             raise ValueError(
                 f"decoder must not ask about a token with a mask in its place for {spec.family}, "

@@ -21,9 +21,11 @@ class Topology:
     """Who attends to whom while rows are decoded block by block."""
 
     final: bool  # whether what is before a block stays as it is
-    grid: int | None  # tokens of a block of attention, counted from the beginning of the row
+    size: int | None  # tokens of a block of attention; None where those are blocks to decode
     causal: bool  # whether what is before the block that is decoded sees nothing behind itself
+    anchored: bool  # whether blocks of attention are counted from a row's first blank
     block_length: int | None  # tokens of a block that is decoded; None is the whole row
+    ahead: int  # blocks behind it that are decoded along with it
     shadowed: bool  # whether a mask stands in the shadow of every blank of the window
 
     @classmethod
@@ -32,9 +34,11 @@ class Topology:
         spec = model.spec
         return cls(
             final=spec.block_size is not None,
-            grid=spec.grid,
+            size=None if spec.causal else spec.block_size,
             causal=spec.causal,
+            anchored=spec.anchored,
             block_length=active_length(settings.block_length, spec),
+            ahead=traits.ahead,
             shadowed="leave_one_out" in traits.needs,
         )
 
@@ -43,21 +47,30 @@ class Topology:
         """Whether every query sees all of its row."""
         return not (self.final or self.shadowed)
 
-    def block_start(self, start: Tensor) -> Tensor:
+    @property
+    def on_grid(self) -> bool:
+        """Whether blocks of attention are counted from the beginning of a row."""
+        return self.size is not None and not self.anchored
+
+    def block_start(self, canvas: Canvas, start: Tensor) -> Tensor:
         """Where the block of attention that holds the begin of a block to decode begins, [B]."""
-        return start if self.grid is None else start - start % self.grid
+        if self.size is None:
+            return start
+        return start - (start - canvas.origin if self.anchored else start) % self.size
 
     def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the end of that block of attention, or of the row, [B]."""
-        size = self.grid or self.block_length
+        """One past the last such block of a window, or the end of the row, [B]."""
+        size = self.size or self.block_length
         assert size is not None
-        return torch.minimum(self.block_start(start) + size, canvas.length)
+        assert self.block_length is not None
+        last = start + self.ahead * self.block_length if self.ahead else start
+        return torch.minimum(self.block_start(canvas, last) + size, canvas.length)
 
     def reach(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the end of a block to decode, or of the row's last blank, [B]."""
+        """One past the end of a window that begins at a block, or of the row's last blank, [B]."""
         if self.block_length is None:
             return canvas.stop
-        return torch.minimum(start + self.block_length, canvas.stop)
+        return torch.minimum(start + self.block_length * (1 + self.ahead), canvas.stop)
 
     def seen(
         self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
@@ -74,12 +87,13 @@ class Topology:
         Returns:
             bool [B, Q or 1, L].
         """
-        on_grid = self.grid is not None and (reuse or self.shadowed)
-        if not (self.causal or on_grid):
+        in_blocks = self.size is not None and (self.anchored or reuse or self.shadowed)
+        if not (self.causal or in_blocks):
             return valid[:, None] if reuse and valid is not None else None  # more keys than queries
         keys = torch.arange(canvas.tokens.shape[1], device=positions.device)[None]
-        if self.grid is not None:
-            attend = block_causal(positions, keys, self.grid)
+        if self.size is not None:
+            origin = canvas.origin if self.anchored else None
+            attend = block_causal(positions, keys, self.size, origin)
         else:  # the window may reach back to earlier blocks
             end = self.block_end(canvas, view.block_start)
             attend = causal_context(positions, keys, view.positions[:, 0], end)

@@ -50,6 +50,7 @@ class Traits:
     Without it every forward must commit more than it remasks, and a block takes at most as many
     forwards as it has blanks.
     """
+    ahead: int  # blocks behind the active one that the window holds as well; 0 unless said
     branches: int  # C, variants of a row that every forward evaluates; 1 unless said
     choose: Callable[..., Any] | None  # (state, view of all) -> int64 [B], with branches
 
@@ -75,6 +76,12 @@ class Traits:
             raise ValueError(
                 f"{name}.needs must not name 'branch_noise', as branches are not above 1"
             )
+        ahead = integer(f"{name}.ahead", getattr(decoder, "ahead", 0), least=0)
+        if ahead and (mutates or cross_block or branches > 1):
+            raise ValueError(
+                f"{name}.ahead must be 0 with mutates_committed, cross_block or branches, "
+                f"got {ahead}"
+            )
         return cls(
             name=name,
             needs=needs,
@@ -92,6 +99,7 @@ class Traits:
             adjust=getattr(decoder, "adjust", None),
             adjust_needs=names(name, "adjust_needs", getattr(decoder, "adjust_needs", frozenset())),
             max_forwards=getattr(decoder, "max_forwards", None),
+            ahead=ahead,
             branches=branches,
             choose=getattr(decoder, "choose", None) if branches > 1 else None,
         )

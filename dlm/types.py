@@ -46,6 +46,7 @@ class StepView:
     sampled: Tensor  # int64 [B, W], x_0 drawn by the runtime, where measured
     positions: Tensor  # int64 [B, W], canvas index of each column
     block_start: Tensor  # int64 [B], canvas index of the first position of the block
+    block_length: int  # positions of a block; a row may end before
     row_start: Tensor  # int64 [B], canvas index of the row's first blank
     row_stop: Tensor  # int64 [B], one past that of its last blank
     step: Tensor  # int64 [B], forwards already spent on this block
@@ -76,9 +77,8 @@ class StepView:
         """A copy of all but the logits, for a decoder that may write to it."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         shared = ("logits",)  # large, and read by nobody else
-        return StepView(
-            **{k: v if v is None or k in shared else v.clone() for k, v in given.items()}
-        )
+        copied = {k for k, v in given.items() if isinstance(v, Tensor) and k not in shared}
+        return StepView(**{k: v.clone() if k in copied else v for k, v in given.items()})
 
     def listing(self, top: int) -> "StepView":
         """The same, with as many of the likeliest tokens, if it lists more; without, for 0."""
@@ -87,8 +87,8 @@ class StepView:
             return self
         if not top:
             return replace(self, top_tokens=None, top_probabilities=None)
-        some = {"top_tokens": tokens, "top_probabilities": p}
-        return replace(self, **{k: v[..., :top].contiguous() for k, v in some.items()})
+        fewer, of_them = (part[..., :top].contiguous() for part in (tokens, p))
+        return replace(self, top_tokens=fewer, top_probabilities=of_them)
 
     def tempered(self, scores: Tensor) -> Tensor:
         """Scores to rank by at the position temperature T of the generation: s + T g.

@@ -16,7 +16,7 @@ from dlm.types import Decision, StepView
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The active block of each row, or all blocks up to it."""
+    """The active block of each row and some behind it, or all blocks up to it."""
 
     block: Tensor  # int64 [B]
     start: Tensor  # int64 [B], canvas position where the block begins
@@ -42,6 +42,7 @@ def locate(
     block_length: int,
     width: int,
     cross_block: bool,
+    ahead: int,
 ) -> Window:
     """Gather the window of each row at its own offset.
 
@@ -56,10 +57,11 @@ def locate(
         block_length: positions of a block.
         width: W, the same at every forward.
         cross_block: whether the window reaches back to the first blank.
+        ahead: blocks behind the active one that the window holds as well.
     """
     by = fused_canvas if fused_canvas.covers(canvas.tokens, width) else plain
     whole = rows(canvas, canvas.tokens)
-    return Window(*by.locate(whole, block, hold, mask_id, block_length, width, cross_block))
+    return Window(*by.locate(whole, block, hold, mask_id, block_length, width, cross_block, ahead))
 
 
 def write(tokens: Tensor, view: StepView, decision: Decision, mask_id: int) -> Tensor:

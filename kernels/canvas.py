@@ -114,6 +114,7 @@ def locate(
     block_length: int,
     width: int,
     cross_block: bool,
+    ahead: int = 0,
 ) -> tuple[Tensor, ...]:
     """The window of each row, at its own offset.
 
@@ -127,11 +128,12 @@ def locate(
         block_length: positions of a block.
         width: W.
         cross_block: whether the window reaches back to the first blank.
+        ahead: blocks behind the active one that the window holds as well.
 
     Returns:
         Active block and where it begins, int64 [B]; positions, clamped to the canvas, and tokens
-        there, int64 [B, W]; masks and blanks within block and row, bool [B, W]; forwards of the
-        block, int64 [B].
+        there, int64 [B, W]; masks and blanks within its blocks and the row, bool [B, W]; forwards
+        of the active block, int64 [B].
     """
     open_ = rows.blank & (rows.tokens == mask_id)
     first = (open_.int().argmax(-1) - rows.origin).div(block_length, rounding_mode="floor")
@@ -139,7 +141,7 @@ def locate(
     start = rows.origin + block * block_length
     begin = rows.start if cross_block else start
     columns = begin[:, None] + torch.arange(width, device=begin.device)
-    inside = columns < torch.minimum(start + block_length, rows.stop)[:, None]
+    inside = columns < torch.minimum(start + block_length * (1 + ahead), rows.stop)[:, None]
     positions = columns.clamp(max=rows.tokens.shape[1] - 1)
     return (
         block,
@@ -201,9 +203,14 @@ def look(
         max(1, masks / forwards left), rounded up, or 1 without a limit, int64 [B]; blanks that are
         no masks, bool [B, W]; zeros, int64 [B, W].
     """
+    nothing = torch.zeros_like(masked, dtype=torch.int64)
+    return owed(masked, limit, spent), blank & ~masked, nothing
+
+
+def owed(masked: Tensor, limit: Tensor, spent: Tensor) -> Tensor:
+    """The first of what `look` returns, of the same."""
     left = (limit - spent).clamp(min=1)
-    quota = torch.where(limit > 0, -(-masked.sum(-1) // left), 1)
-    return quota, blank & ~masked, torch.zeros_like(masked, dtype=torch.int64)
+    return torch.where(limit > 0, -(-masked.sum(-1) // left), 1)
 
 
 def judge(

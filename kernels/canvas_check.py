@@ -87,6 +87,7 @@ def trials(device: torch.device) -> Iterator[Trial]:
         (rows, row * 4, hold, MASK, 4, replace(stops, settled="row")),
     )
     yield fused_canvas.locate, canvas.locate, (rows, row, hold, MASK, 4, WIDTH, False)
+    yield fused_canvas.locate, canvas.locate, (rows, row, hold, MASK, 4, 12, False, 2)
     given = tokens, blank, row * 9 - 1, row + 11, WIDTH, LENGTH, 2
     yield fused_canvas.stretch, canvas.stretch, given
     yield fused_canvas.look, canvas.look, (some, some, row * 2, row)

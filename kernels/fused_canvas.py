@@ -104,6 +104,7 @@ def locate(
     block_length: int,
     width: int,
     cross_block: bool,
+    ahead: int = 0,
 ) -> tuple[Tensor, ...]:
     """`canvas.locate`."""
     from dlm.kernels.triton_canvas import locate_kernel
@@ -121,6 +122,7 @@ def locate(
             *(active, start, limit),
             *(positions, tokens, masked.view(torch.uint8), blank.view(torch.uint8)),
             *(length, rows.budget.shape[1], width, mask_id, block_length),
+            block_length * (1 + ahead),
             CROSS=cross_block,
             COLUMNS=_room(width),
             BLOCK=BLOCK,

@@ -128,14 +128,14 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     tl.store(done + row, whole.to(tl.uint8))
 
 
-@triton.jit(do_not_specialize=range(23))  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=range(24))  # type: ignore[untyped-decorator]
 def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     tokens, tokens_row, blank, blank_row, start, origin, stop, budget, budget_row, block, hold,
     reached, opening, limit, positions, seen, masked, blanks,
-    length, blocks, width, mask_id, block_length,
+    length, blocks, width, mask_id, block_length, reach,
     CROSS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The window of a row: the block with its first mask, or all blocks up to it.
+    """The window of a row: the block with its first mask and those behind it, or all up to it.
 
     Args:
         tokens: Pointer to int64 [B, L].
@@ -161,6 +161,7 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         width: W.
         mask_id: Id that marks a blank.
         block_length: Positions of a block.
+        reach: Those of the active block and of others behind it that the window holds.
         CROSS: Whether the window reaches back to the first blank.
         COLUMNS: W rounded up to a power of 2.
         BLOCK: Columns of the canvas at a time.
@@ -182,7 +183,7 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     later = tl.maximum(active, (first - base) // block_length)
     active = tl.where(tl.load(hold + row) != 0, active, later)
     begin = base + active * block_length
-    end = tl.minimum(begin + block_length, tl.load(stop + row))
+    end = tl.minimum(begin + reach, tl.load(stop + row))
     known = (active >= 0) & (active < blocks)
     most = tl.load(budget + row * budget_row + active, mask=known, other=0)
     tl.store(reached + row, active)

@@ -112,8 +112,14 @@ def check_family(spec: ModelSpec) -> None:
     """Refuse a family whose rows are not seen here as decoding sees them.
 
     Raises:
-        ValueError: what is before a block would have to see nothing behind itself.
+        ValueError: what is before a block would have to see nothing behind itself, or blocks are
+            counted from a prompt's end.
     """
+    if spec.anchored:
+        raise ValueError(
+            f"certainty distillation is not for {spec.family} with blocks behind the prompt: load "
+            "it without block_size"
+        )
     if spec.causal:
         raise ValueError(
             f"certainty distillation is not for {spec.family}, whose finished blocks are causal: "

@@ -49,4 +49,5 @@ def facts(model: Model) -> dict[str, Any]:
         "suffix": list(spec.suffix),
         "shift": spec.shift,
         "block_size": spec.block_size,
+        **({"anchored": True} if spec.anchored else {}),
     }

@@ -225,7 +225,7 @@ class DiffusionGenerationMixin:
 
         Args:
             block_size: of blocks of attention, tokens; goes to the configuration.
-            tokens: mask and stop ids; not saved.
+            tokens: mask and stop ids, and the size of blocks behind a prompt; not saved.
         """
         family_of(self.config).write_block(self.config, block_size)
         self._overrides = tokens
@@ -328,7 +328,8 @@ def as_model(
         tokenizer = network.checkpoint_tokenizer()
     if block_size is None and network._origin is not None:
         # Loading has settled it, whatever the name of the checkpoint says.
-        block_size = family_of(network.config).written_block(network.config)
+        written_size = family_of(network.config).written_block(network.config)
+        block_size = network._overrides.block_size or written_size
     declared = stated(network.generation_config)
     written = ids(declared.get("eos_token_id"))
     told = written if network._declared is None else network._declared

@@ -71,7 +71,7 @@ class MaskingCollator:
                 "spec must be the facts of a model, such as dlm.as_model(network).spec, "
                 f"got a {type(self.spec).__name__}"
             )
-        if self.spec.causal:
+        if self.spec.causal or self.spec.anchored:
             raise ValueError(
                 f"{self.spec.family} cannot be trained so: where its blocks begin is not in the ids"
             )

@@ -21,10 +21,11 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a user said of the tokens of a checkpoint when it was loaded."""
+    """What a user said of a checkpoint when it was loaded, and its configuration cannot hold."""
 
     mask_id: int | None = None
     stop_ids: tuple[int, ...] | None = None
+    block_size: int | None = None  # of blocks behind the prompt
 
 
 def read_config(source: str, family: str | None = None, **where: Any) -> tuple[Any, Family]:
@@ -143,6 +144,7 @@ def resolve(
         shift=family.shift,
         block_size=size,
         causal=family.causal,
+        anchored=size is not None and family.anchors,
         never=tuple(sorted(gaps - {mask})),
         expand_id=expand_of(tokenizer, family),
         frame=frame_of(tokenizer, family),
@@ -154,7 +156,7 @@ def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
     """Tokens of a block of attention, None for attention both ways."""
     if asked is None:
         return family.block_of(config, str(config.name_or_path or ""))
-    if not family.blocks:
+    if not (family.blocks or family.anchors):
         raise ValueError(
             f"block_size goes with families whose attention is in blocks, and {family.name} looks "
             f"both ways, got {asked!r}"

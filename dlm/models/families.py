@@ -30,6 +30,7 @@ FAMILIES = {
             stop_ids=(126081, 126348),
             stop_tokens=("<|eot_id|>",),
             tokens=126349,
+            anchors=True,
         ),
         Family(
             "illada",
@@ -83,6 +84,7 @@ FAMILIES = {
             expand_token="<|expand|>",  # of DreamOn
             tokens=151667,
             shift=True,
+            anchors=True,
         ),
         Family(
             "dream-reasoner",

@@ -72,6 +72,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         revision: branch, tag or commit of the model, a Hugging Face id; its main branch if absent.
         family: a name of `dlm models`, for a checkpoint whose files are those of another network.
         block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
+            Of LLaDA and Dream it is that of an adapter which puts blocks behind the prompt (D2F,
+            arXiv:2508.09192): a block sees itself, those before it and the prompt, which is one.
         mask_id: overrides the checkpoint's mask id.
         stop_ids: override the checkpoint's stop ids; the first fills what follows another.
         adapter: a LoRA adapter in peft's format, a folder or a Hugging Face id, trained for this
@@ -135,7 +137,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                 )
         if found is not ENCODER:
             ends = None if stop_ids is None else tuple(stop_ids)
-            network.override(spec.block_size, Overrides(mask_id, ends))
+            behind = spec.block_size if spec.anchored else None
+            network.override(spec.block_size, Overrides(mask_id, ends, behind))
         if addition is not None:
             network = attach(network, addition, merge=merge)
         return Model(network, tokenizer, spec)

@@ -206,12 +206,18 @@ class Model:
         return self.logits(self.states(tokens, positions, None))
 
 
-def block_causal(queries: Tensor, keys: Tensor, block_size: int) -> Tensor:
+def block_causal(
+    queries: Tensor, keys: Tensor, block_size: int, origin: Tensor | None = None
+) -> Tensor:
     """Whether a query sees a key: floor(j / N) <= floor(i / N), of positions i and j.
 
-    Bool [B, Q, K] of int64 [B, Q] and [B, K].
+    Bool [B, Q, K] of int64 [B or 1, Q] and [B or 1, K]. With an origin o, int64 [B], i and j are
+    counted from there, and all that is before it is one block: max(-1, floor((i - o) / N)).
     """
-    return (keys // block_size)[:, None] <= (queries // block_size)[..., None]
+    if origin is not None:
+        queries, keys = ((each - origin[:, None]).clamp(min=-1) for each in (queries, keys))
+    there, here = (each.div(block_size, rounding_mode="floor") for each in (keys, queries))
+    return there[:, None] <= here[..., None]
 
 
 def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) -> Tensor:

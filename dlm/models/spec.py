@@ -18,6 +18,9 @@ class ModelSpec:
     shift: bool = False  # whether the network's output at i predicts token i + 1
     block_size: int | None = None  # tokens that see each other and what is before; None: all do
     causal: bool = False  # whether what is before a block sees nothing behind itself
+    anchored: bool = False
+    """Whether blocks of attention are counted from the first blank of a row; what is before is
+    one."""
     never: tuple[int, ...] = ()  # further ids that are never sampled
     expand_id: int | None = None  # asks for another blank; sampled where blanks may grow alone
     suffix: tuple[int, ...] = ()  # ids that close every row
@@ -29,7 +32,7 @@ class ModelSpec:
     @property
     def grid(self) -> int | None:
         """Blocks of attention begin at multiples of this; None where they may begin anywhere."""
-        return None if self.causal else self.block_size
+        return None if self.causal or self.anchored else self.block_size
 
     @property
     def banned(self) -> Sequence[int]:

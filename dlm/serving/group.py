@@ -84,8 +84,8 @@ class Laid:
     def of(cls, model: Model, line: Line) -> "Laid":
         """Lay a line out.
 
-        Windows are as wide as a block, also for a row that ends before, as far as `one_block` goes:
-        it shares them with others.
+        Windows are as wide as their blocks, also for a row that ends before, as far as `one_block`
+        goes for one: it shares them with others.
 
         Raises:
             ValueError: it does not fit the model, or an option does not fit it.
@@ -101,7 +101,9 @@ class Laid:
         decoder, span = settings.policy, canvas.span if reach is None else reach
         whole = one_block(span, model.spec)
         block_length = min(active_length(settings.block_length, model.spec) or whole, whole)
-        width = span if Traits.of(decoder).cross_block else block_length
+        traits = Traits.of(decoder)
+        ahead = traits.ahead if block_length < whole else 0
+        width = span if traits.cross_block else block_length * (1 + ahead)
         terms = Terms(model, settings, decoder, execution, block_length, width)
         bound_to: tuple[int, ...] = ()  # what binding it would look at
         if binds(decoder):

@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
         "#009E73",
         (
             *("threshold", "entropy_threshold", "local_leap", "hierarchical", "block_refinement"),
-            *("mean_field", "multi_block", "deferred_commitment", "adaptive_block"),
+            *("mean_field", "multi_block", "d2f", "deferred_commitment", "adaptive_block"),
         ),
     ),
     "as many as a bound allows": ("#56B4E9", ("factor", "frechet", "entropy_bound")),

@@ -13,9 +13,10 @@ from dlm.decoders import DECODERS, make
 from dlm.decoders.artefact import ScheduleArtefact
 from dlm.progress import select_rows
 from dlm.traits import Traits
+from dlm.tree import equal, mapped
 from dlm.types import AnyDecoder, Decision, Facts, StepView
 
-BATCH, WIDTH, VOCAB, TOP, BRANCHES = 3, 6, 8, 5, 8
+BATCH, WIDTH, BLOCK, VOCAB, TOP, BRANCHES = 3, 6, 2, 8, 5, 8
 
 
 def variants() -> list[tuple[str, dict[str, Any]]]:
@@ -85,6 +86,7 @@ def view(device: torch.device, step: int = 0, limit: int = 0) -> StepView:
         sampled=whole(*grid),
         positions=torch.arange(WIDTH, device=device).expand(grid) + 1,
         block_start=row,
+        block_length=BLOCK,
         row_start=row,
         row_stop=row + WIDTH,
         step=row * step,
@@ -143,11 +145,10 @@ def test_changes_nothing_it_reads(name: str, options: dict[str, Any]) -> None:
     state = start(decoder, cpu)
     for step in range(3):
         seen = view(cpu, step)
-        copy = {f.name: getattr(seen, f.name).clone() for f in fields(seen)}
+        copy = mapped(Tensor.clone, seen)
         first, decision = decide(decoder, state, seen)
         again = decide(decoder, state, seen)[1]
-        for field, before in copy.items():
-            assert torch.equal(getattr(seen, field), before), field
+        assert equal(seen, copy)
         for f in fields(decision):
             once, twice = getattr(decision, f.name), getattr(again, f.name)
             assert (once is None and twice is None) or torch.equal(once, twice)
@@ -164,7 +165,7 @@ def test_rows_of_state_are_rows_of_the_batch(name: str, options: dict[str, Any])
     part = select_rows(state, index)
     for step in range(3):
         seen = view(cpu, step)
-        some = replace(seen, **{f.name: getattr(seen, f.name)[index] for f in fields(seen)})
+        some = select_rows(seen, index)
         state, decision = decide(decoder, state, seen)
         part, fewer = decide(decoder, part, some)
         for f in fields(decision):
@@ -179,11 +180,12 @@ def of_branches(seen: StepView, branches: int) -> StepView:
     def spread(value: Tensor) -> Tensor:
         return value.unsqueeze(1).expand(-1, branches, *[-1] * (value.dim() - 1)).clone()
 
-    made = {f.name: spread(getattr(seen, f.name)) for f in fields(seen)}
-    made["masked"] &= made["positions"] > each[:, None] % WIDTH
+    made: StepView = mapped(spread, seen)
+    made.masked.logical_and_(made.positions > each[:, None] % WIDTH)
     for name in ("confidence", "entropy", "margin"):
-        made[name] = made[name].roll(1, -1) / (each[:, None] + 1)
-    return StepView(**made)
+        value = made.want(name)
+        value.copy_(value.roll(1, -1) / (each[:, None] + 1))
+    return made
 
 
 @BRANCHED
@@ -204,8 +206,7 @@ def test_choosing_changes_nothing_and_minds_its_row(name: str, options: dict[str
         seen = of_branches(view(cpu, step), decoder.branches)
         copy = select_rows(seen, torch.arange(BATCH))
         winner = decoder.choose(state, seen)
-        for f in fields(seen):
-            assert torch.equal(getattr(seen, f.name), getattr(copy, f.name)), f.name
+        assert equal(seen, copy)
         few = decoder.choose(select_rows(state, index), select_rows(seen, index))
         assert torch.equal(winner[index], few)
         chosen |= set(winner.tolist())

@@ -23,7 +23,11 @@ Toy = Callable[..., Model]
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
 KEYS = [40, 41, 42, 43]
 CAUSAL: dict[str, Any] = {"block_size": 8, "causal": True}
-FACTS: list[dict[str, Any]] = [{"block_size": 8}, {"block_size": 8, "shift": True}, CAUSAL]
+BEHIND: dict[str, Any] = {"block_size": 8, "anchored": True}  # blocks begin behind the prompt
+FACTS: list[dict[str, Any]] = [
+    *({"block_size": 8}, {"block_size": 8, "shift": True}),
+    *(CAUSAL, BEHIND, {**BEHIND, "shift": True}),
+]
 EXACT = [
     (name, cache)
     for name, make in DECODERS.items()
@@ -74,6 +78,9 @@ def test_queries_see_their_block_and_those_before() -> None:
     at = torch.arange(7)[None]
     seen = block_causal(at, at, 3)[0]
     assert seen.sum(-1).tolist() == [3, 3, 3, 6, 6, 6, 7]
+    behind = block_causal(at, at, 3, torch.tensor([0, 2, 5]))
+    counts = [[3, 3, 3, 6, 6, 6, 7], [2, 2, 5, 5, 5, 7, 7], [5, 5, 5, 5, 5, 7, 7]]
+    assert behind.sum(-1).tolist() == counts
 
 
 @pytest.mark.one_in(16)
@@ -93,6 +100,10 @@ def test_a_block_causal_cache_is_exact(
         pytest.skip("wino asks what a family that predicts the next token cannot answer")
     model = facts(golden, **known)
     options = {**decoding(decoder), "row_keys": KEYS, **more}
+    if model.spec.causal and Traits.of(DECODERS[decoder]()).ahead:
+        with pytest.raises(ValueError, match="decoder must decode one block at a time for llada"):
+            run(model, ROWS, **options)
+        options["decoder_options"] = {"blocks": 1}
     plain = run(model, ROWS, **options)
     cached = run(model, ROWS, cache=cache, **options)
     same(cached, plain)
@@ -118,7 +129,7 @@ class Rounded(Model):
         return Model.logits(self, hidden).float()
 
 
-@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL, BEHIND], ids=str)
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_rows_of_a_block_causal_network_stand_alone(
     golden: Model, cache: str, known: dict[str, Any]
@@ -131,10 +142,10 @@ def test_rows_of_a_block_causal_network_stand_alone(
         assert alone.query_tokens[0] == together.query_tokens[number]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_given_text_between_blanks_is_cached_too(golden: Model, causal: bool) -> None:
+@pytest.mark.parametrize("known", [{}, {"causal": True}, {"anchored": True}], ids=str)
+def test_given_text_between_blanks_is_cached_too(golden: Model, known: dict[str, Any]) -> None:
     """Whole blocks that hold no blank are passed over, and still seen."""
-    model = facts(golden, block_size=4, causal=causal)
+    model = facts(golden, block_size=4, **known)
     blank = golden.spec.mask_id
     row = [3, blank, blank, *range(20, 34), blank, 9, blank, 8, 7, 6, 5, 4, blank, 2]
     options: dict[str, Any] = {"block_length": 4, "return_trajectory": True}
@@ -144,7 +155,7 @@ def test_given_text_between_blanks_is_cached_too(golden: Model, causal: bool) ->
     same(cached, plain)
 
 
-@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL, BEHIND], ids=str)
 @pytest.mark.parametrize("static", [False, True])
 def test_a_last_block_may_be_short(
     golden: Model, monkeypatch: pytest.MonkeyPatch, static: bool, known: dict[str, Any]
@@ -158,7 +169,7 @@ def test_a_last_block_may_be_short(
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("refresh_every", [None, 3])
-@pytest.mark.parametrize("known", [FACTS[0], CAUSAL], ids=str)
+@pytest.mark.parametrize("known", [FACTS[0], CAUSAL, BEHIND], ids=str)
 def test_a_row_may_be_shorter_than_the_window(
     golden: Model,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,11 +187,11 @@ def test_a_row_may_be_shorter_than_the_window(
     same(dlm.infill(model, rows, cache="dual", refresh_every=refresh_every, **options), plain)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("known", [{}, {"causal": True}, {"anchored": True}], ids=str)
 def test_refreshing_an_exact_cache_computes_rows_from_their_beginning(
-    golden: Model, causal: bool
+    golden: Model, known: dict[str, Any]
 ) -> None:
-    model = facts(golden, block_size=4, causal=causal)
+    model = facts(golden, block_size=4, **known)
     kept, again = (run(model, ROWS, cache="dual", refresh_every=n) for n in (None, 2))
     same(again, kept)
     assert sum(again.query_tokens) > sum(kept.query_tokens)
@@ -195,7 +206,7 @@ def test_blocks_are_counted_from_the_blocks_of_the_network(toy: Toy) -> None:
     assert blocks.count(1) == 2
 
 
-@pytest.mark.parametrize("more", [{"block_size": 4}, {"block_size": 8, "causal": True}], ids=str)
+@pytest.mark.parametrize("more", [{"block_size": 4}, CAUSAL, BEHIND], ids=str)
 def test_made_anew_every_time_it_is_no_cache(golden: Model, more: dict[str, Any]) -> None:
     model = facts(golden, **more)
     plain, anew = run(model, ROWS), run(model, ROWS, cache="prefix", refresh_every=1)

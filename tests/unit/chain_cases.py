@@ -124,6 +124,7 @@ class Scene:
             block_length=self.width,
             width=self.width,
             cross_block=False,
+            ahead=0,
         )
         progress: Any = SimpleNamespace(window=window, made=torch.zeros(rows, dtype=torch.int64))
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)

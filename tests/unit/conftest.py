@@ -44,6 +44,7 @@ def make_view(**fields: Any) -> StepView:
     """A view of the fields that matter; all positions are masked unless `masked` is given."""
     rows = {name: fields.pop(name, 0) for name in ("block_start", "row_start", "step", "limit")}
     quota, row_stop = fields.pop("quota", 1), fields.pop("row_stop", None)
+    size: int | None = fields.pop("block_length", None)
     made = {name: tensor(name, value) for name, value in fields.items() if value is not None}
     like = next(iter(made.values()))
     batch, width = like.shape[:2]
@@ -55,7 +56,7 @@ def make_view(**fields: Any) -> StepView:
     made.setdefault("sampled", torch.ones(batch, width, dtype=torch.int64))
     made.setdefault("positions", torch.arange(width) + rows["block_start"][:, None])
     made.setdefault("editable", ~masked)
-    return StepView(**made, **rows)
+    return StepView(**made, **rows, block_length=width if size is None else size)
 
 
 def play(
@@ -86,7 +87,7 @@ def play(
             tokens=tokens, masked=open_, editable=inside & ~open_, step=number, limit=limit,
             quota=quota,
         )  # fmt: skip
-        said = {name: tensor(name, value) for name, value in speak(number, view).items()}
+        said: dict[str, Any] = {k: tensor(k, value) for k, value in speak(number, view).items()}
         view = replace(view, **said)
         state, decision = decoder.step(state, view)
         broken = violations(decision, view, Traits.of(decoder))

@@ -76,6 +76,12 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "sub_block_length": whole(1),
         "variant": name("dreem"),
     },
+    "d2f": {
+        "threshold": CHANCE,
+        "block_add_threshold": SHARE,
+        "decoded_token_threshold": SHARE,
+        "blocks": [*whole(1), (65, "int <= 64")],
+    },
     "mean_field": {"threshold": CHANCE, "iterations": [*whole(0), (1001, "int <= 1000")]},
     "deferred_commitment": {
         "threshold": CHANCE,

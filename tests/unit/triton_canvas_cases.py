@@ -130,8 +130,8 @@ def test_stopping(
 
 
 @CASES
-@given(shapes, st.booleans(), st.booleans())
-def test_locating(shape: Shape, cross: bool, begins: bool) -> None:
+@given(shapes, st.booleans(), st.booleans(), st.integers(0, 3))
+def test_locating(shape: Shape, cross: bool, begins: bool, ahead: int) -> None:
     """The first forward, whose block is -1 and where no row holds, and later ones."""
     seed, count, length, block_length, wide = shape
     source = Source(seed)
@@ -142,8 +142,9 @@ def test_locating(shape: Shape, cross: bool, begins: bool) -> None:
         block, hold = torch.full_like(block, -1), torch.zeros_like(hold)
     last = (rows.stop - 1 - rows.origin) // block_length
     block = block.minimum(last)
-    width = int((rows.stop - rows.origin).max()) if cross else block_length
-    given_ = rows, block, hold, MASK, block_length, width, cross
+    ahead = 0 if cross else ahead
+    width = int((rows.stop - rows.origin).max()) if cross else block_length * (1 + ahead)
+    given_ = rows, block, hold, MASK, block_length, width, cross, ahead
     same(fused_canvas.locate(*given_), canvas.locate(*given_))
 
 
