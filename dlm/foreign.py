@@ -275,7 +275,7 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     "d2f": {
         **dict.fromkeys(("accept_threshold", "skip_threshold"), "in dlm it is threshold=0.9"),
         **dict.fromkeys(
-            ("block_length", "block_size"), "in dlm it is block_length=32, beside decoder_options"
+            ("block_length", "block_size"), "it is block_length, an option of dlm.generate"
         ),
         "complete_threshold": "in dlm it is decoded_token_threshold=0.95",
     },

@@ -24,6 +24,7 @@ class Way:
     options: Mapping[str, Any] = field(default_factory=dict)
     share: int | None = None  # a budget of ceil(length / share) forwards; None for no budget
     temperature: float = 0.0
+    block_length: int | None = None  # one block if absent
 
     @property
     def random(self) -> bool:
@@ -37,6 +38,7 @@ class Way:
         parts = [f"{name} {value}" for name, value in self.options.items()]
         parts += [] if self.share is None else [f"{self.share} a forward"]
         parts += [f"temperature {self.temperature:g}"] if self.temperature else []
+        parts += [] if self.block_length is None else [f"blocks of {self.block_length}"]
         return ", ".join(parts) or "defaults"
 
 
@@ -45,10 +47,12 @@ def ways(
     *options: Mapping[str, Any],
     shares: Sequence[int | None] = (None,),
     temperature: float = 0.0,
+    block_length: int | None = None,
 ) -> list[Way]:
     """Every combination of options and shares."""
     chosen = options or ({},)
-    return [Way(decoder, each, share, temperature) for each in chosen for share in shares]
+    rest = temperature, block_length
+    return [Way(decoder, each, share, *rest) for each in chosen for share in shares]
 
 
 def sweep(decoder: str, option: str, *values: Any) -> list[Way]:
@@ -95,6 +99,10 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("multi_block", {"sub_block_length": 8}, {"sub_block_length": 4}),
         *ways("multi_block", {"sub_block_length": 8, "block_add_threshold": 0.5}),
         *ways("multi_block", {"sub_block_length": 8, "variant": "dream"}),
+    ],
+    "d2f": [
+        *ways("d2f", {}, {"blocks": 1}, {"threshold": 0.7}, block_length=8),
+        *ways("d2f", block_length=4),
     ],
     "deferred_commitment": [
         *ways("deferred_commitment", {"window": 4}, {"window": 8}, {"window": 16}),
@@ -162,6 +170,7 @@ class Cell:
             "steps": None if self.way.share is None else -(-length // self.way.share),
             "temperature": self.way.temperature,
             "seed": self.seed,
+            **({} if self.way.block_length is None else {"block_length": self.way.block_length}),
         }
 
 
@@ -192,7 +201,8 @@ class Results:
     @classmethod
     def name(cls, line: Mapping[str, Any]) -> str:
         """The key of a line as text."""
-        return json.dumps([line[each] for each in cls.FIELDS], sort_keys=True)
+        told = [line[each] for each in cls.FIELDS]
+        return json.dumps([*told, line.get("block_length")], sort_keys=True)
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line to the file."""
@@ -237,7 +247,7 @@ def points(results: Results, task: str, decoder: str) -> list[Point | None]:
         lines = [
             line
             for line in results.lines.values()
-            if all(line[each] == key[each] for each in results.FIELDS if each != "seed")
+            if results.name(line | {"seed": 0}) == results.name(key)
         ]
         if not lines:
             found.append(None)

@@ -66,6 +66,7 @@ def run(
             "share": cell.way.share,
             "temperature": cell.way.temperature,
             "seed": cell.seed,
+            "block_length": cell.way.block_length,
         }
         found = score(model, examples[cell.task], LENGTHS[cell.task], way)
         results.add(

@@ -58,15 +58,16 @@ class Score:
 
 
 def score(model: Model, examples: Sequence[Example], length: int, way: dict[str, Any]) -> Score:
-    """Decode every example in one block of `length` tokens and check it.
+    """Decode every example, of `length` tokens, and check it.
 
     Args:
         model: what `dlm.load` gave.
         examples: at least one.
         length: tokens of an answer.
-        way: options of `generate`; `share` s stands for a budget of ceil(length / s) forwards.
+        way: options of `generate`, in one block unless they say otherwise; `share` s stands for a
+            budget of ceil(length / s) forwards.
     """
-    options = dict(way)
+    options = {"block_length": None, **way}
     share = options.pop("share", None)
     if share is not None:
         options["steps"] = -(-length // share)
@@ -75,9 +76,7 @@ def score(model: Model, examples: Sequence[Example], length: int, way: dict[str,
         batch = examples[begin : begin + BATCH]
         prompts = [[{"role": "user", "content": example.prompt}] for example in batch]
         keys = range(begin, begin + len(batch))
-        out = generate(
-            model, prompts, gen_length=length, block_length=None, row_keys=keys, **options
-        )
+        out = generate(model, prompts, gen_length=length, row_keys=keys, **options)
         assert out.texts is not None
         right += sum(
             TASKS[example.task].is_correct(example.prompt, text)

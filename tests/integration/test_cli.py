@@ -374,6 +374,8 @@ def test_facts_that_files_do_not_tell_are_given() -> None:
     result = run("generate", "x", "--family", "llda")
     assert result.exit_code == 2
     assert "llada" in result.stderr
-    result = run("generate", "x", "--block-size", "8")
+    result = run("generate", "x", "--block-size", "0")
     assert result.exit_code == 2
-    assert "block_size" in result.stderr
+    assert "--block-size" in result.stderr
+    behind = ("--block-size", "8", "--decoder", "d2f", "--cache", "dual", "--gen-length", "12")
+    assert run("generate", "x", *behind).exit_code == 0

@@ -265,7 +265,7 @@ def test_foreign_and_corrupt_checkpoints(
         ({"direct": True, "quantization_config": 8}, "excludes device_map and"),
         ({"family": "lada"}, "unknown family 'lada'. Did you mean 'llada'"),
         ({"family": "dream"}, "family 'dream' has model_type 'Dream'"),
-        ({"block_size": 4}, "llada looks both ways, got 4"),
+        ({"block_size": 0}, "block_size must be an int >= 1, got 0"),
         ({"stop_ids": 5}, "stop_ids must be a sequence of ints, got 5"),
         ({"stop_ids": "5"}, "stop_ids must be a sequence of ints, got '5'"),
         ({"device": "meta"}, "device must be one that holds weights, got 'meta'"),

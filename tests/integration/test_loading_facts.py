@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import dlm
+from dlm.distill.certainty_targets import check_family
 from dlm.models.model import Model
 
 NAME = "SDAR-4B-Chat-b16"
@@ -147,6 +148,35 @@ def test_what_load_is_told_goes_before_generation_config(named: Path) -> None:
     (named / "generation_config.json").write_text('{"eos_token_id": [12, 13]}')
     model = dlm.load(named, stop_ids=[7])
     assert model.network.model_for({"eos_token_id": 13}, None).spec.stop_ids == (13,)
+
+
+def test_blocks_behind_the_prompt_are_remembered(golden_folder: Path, tmp_path: Path) -> None:
+    """By whoever asks the network later; nothing of it is saved, as an adapter's configuration."""
+    network = dlm.load(golden_folder, block_size=8).network
+    spec = dlm.as_model(network).spec
+    assert (spec.block_size, spec.anchored) == (8, True)
+    ids = torch.tensor([[5, 6, 7]])
+    options: dict[str, Any] = {"decoder": "d2f", "cache": "dual"}
+    found, plain = (
+        dlm.generate(model, ids.tolist(), gen_length=12, **options).tokens
+        for model in (dlm.as_model(network), dlm.load(golden_folder))
+    )
+    assert found != plain
+    assert network.generate(ids, max_new_tokens=12, **options)[0, 3:].tolist() == found[0]
+    network.save_pretrained(tmp_path)
+    assert dlm.load(tmp_path).spec.block_size is None
+
+
+def test_what_needs_other_blocks_refuses_those(golden_folder: Path) -> None:
+    model = dlm.load(golden_folder, block_size=8)
+    with pytest.raises(ValueError, match=r"prompt_cache must be None for llada: .* begin in it"):
+        dlm.PromptCache(model)
+    with pytest.raises(ValueError, match="llada cannot be trained so: where its blocks begin"):
+        dlm.MaskingCollator(model.spec)
+    with pytest.raises(ValueError, match="certainty distillation is not for llada with blocks"):
+        check_family(model.spec)
+    with pytest.raises(ValueError, match="attn_implementation must be 'sdpa' or 'eager'"):
+        dlm.load(golden_folder, block_size=8, attn_implementation="flex_attention")
 
 
 def test_what_as_model_is_told_holds_for_its_model_alone(named: Path) -> None:

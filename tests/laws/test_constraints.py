@@ -241,13 +241,15 @@ def test_rows_that_join_are_held_to_it(speaking: Model, constraint: dlm.Constrai
     assert few.tokens == dlm.generate(speaking, rows, **options).tokens
 
 
-@pytest.mark.parametrize("facts", [{"block_size": 4}, {"shift": True}, {"causal": True}], ids=str)
+@pytest.mark.parametrize(
+    "facts", [{"block_size": 4}, {"shift": True}, {"causal": True}, {"anchored": True}], ids=str
+)
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_other_attention(
     speaking: Model, constraint: dlm.Constraint, facts: dict[str, Any], cache: str
 ) -> None:
     """Blocks on a grid begin in front of what is generated."""
-    if "causal" in facts:
+    if {"causal", "anchored"} & {*facts}:
         facts = {"block_size": 4, **facts}
     model = Model(speaking.network, speaking.tokenizer, replace(speaking.spec, **facts))
     check(decoded(model, constraint, cache=cache))
@@ -256,7 +258,7 @@ def test_other_attention(
 def test_later_blocks_are_counted_in(speaking: Model, decoding: Decoding) -> None:
     """Also by decoders whose window reaches back: a text may take all of them."""
     made = dlm.Constraint.regex(speaking, "(1a|2b|3c){4}")
-    for decoder in ("saber", "wino", "left_to_right", "multi_block"):
+    for decoder in ("saber", "wino", "left_to_right", "multi_block", "d2f"):
         options = {**decoding(decoder), "gen_length": 8, "block_length": 3, "temperature": 1.0}
         (text,) = dlm.generate(speaking, [ROWS[0]], constraint=made, **options).texts or [""]
         assert re.fullmatch("(1a|2b|3c){4}", text), decoder

@@ -84,9 +84,16 @@ def test_a_recorded_step_decides_as_it_goes(
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
 @pytest.mark.parametrize(
-    "facts", [{}, {"block_size": 3}, {"shift": True}, {"block_size": 5, "causal": True}], ids=str
+    "facts",
+    [
+        *({}, {"block_size": 3}, {"shift": True}),
+        *({"block_size": 5, "causal": True}, {"block_size": 5, "anchored": True}),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("decoder", "cache"), [("threshold", "prefix"), ("klass", "dual")])
+@pytest.mark.parametrize(
+    ("decoder", "cache"), [("threshold", "prefix"), ("klass", "dual"), ("d2f", "dual")]
+)
 def test_a_step_with_a_cache_can_be_recorded(
     golden: Model,
     decoder: str,
@@ -96,6 +103,8 @@ def test_a_step_with_a_cache_can_be_recorded(
     played: Callable[..., None],
 ) -> None:
     """Rows part company: one is done while the others go on, and blocks end at other forwards."""
+    if decoder == "d2f" and "causal" in facts:
+        pytest.skip("several blocks at a time are refused")
     model = Model(golden.network, None, replace(golden.spec, **facts))
     if stop_at_eos:  # whatever comes first to row 0 ends it
         first = run(model, Execution(), decoder=decoder, cache=cache, gen_length=3).tokens[0]

@@ -30,6 +30,7 @@ Decoding = Callable[[str], dict[str, Any]]
 
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 MASK = 511
+CAUSAL, BEHIND = ({"block_size": 8, x: True} for x in ("causal", "anchored"))
 WARMER = (1.0, 0.1, 3.0)
 USUAL: dict[str, Any] = {"block_length": 4, "temperature": 0.8, "stop_at_eos": False}
 
@@ -153,9 +154,7 @@ def test_rows_that_join_decode_what_they_would_alone(
 
 
 @pytest.mark.one_in(12)
-@pytest.mark.parametrize(
-    "facts", [{}, {"block_size": 8}, {"shift": True}, {"block_size": 8, "causal": True}], ids=str
-)
+@pytest.mark.parametrize("facts", [{}, {"block_size": 8}, {"shift": True}, CAUSAL, BEHIND], ids=str)
 @pytest.mark.parametrize(("decoder", "cache"), [
     ("low_confidence", "none"), ("klass", "prefix"), ("first_hitting", "dual"), ("saber", "none"),
 ])  # fmt: skip

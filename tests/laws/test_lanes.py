@@ -27,6 +27,7 @@ Traced = Callable[..., Execution]
 Rows = list[list[int]]
 
 ROWS = [[1, 2, 3, 4, 0, 1, 2], [3], [4, 1, 0]]
+CAUSAL, BEHIND = ({"block_size": 5, x: True} for x in ("causal", "anchored"))
 OTHERS = [[9, 8], [30, 31, 32, 33, 34, 35, 36, 37, 38], [5, 5, 5, 5]]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 
@@ -81,9 +82,7 @@ def test_later_generations_decode_what_they_would_alone(
 
 
 @pytest.mark.one_in(6)
-@pytest.mark.parametrize(
-    "facts", [{}, {"block_size": 5}, {"shift": True}, {"block_size": 5, "causal": True}], ids=str
-)
+@pytest.mark.parametrize("facts", [{}, {"block_size": 5}, {"shift": True}, CAUSAL, BEHIND], ids=str)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_prompts_of_other_lengths_share_recordings(
     golden: Model, execution: Execution, recordings: list[Any], cache: str, facts: dict[str, Any]

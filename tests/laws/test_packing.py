@@ -162,7 +162,10 @@ def check_ways(model: Model, one_by_one: Callable[[bool], None], **options: Any)
 
 @pytest.mark.parametrize(
     "facts",
-    [{}, {"shift": True}, {"block_size": 4}, {"block_size": 8, "causal": True}],
+    [
+        *({}, {"shift": True}, {"block_size": 4}),
+        *({"block_size": 8, "causal": True}, {"block_size": 8, "anchored": True}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("cache", ["none", "prefix"])

@@ -69,6 +69,8 @@ def test_rows_that_begin_alike_decode_what_they_would_alone(
     if decoder == "wino" and "shift" in facts:
         pytest.skip("wino asks what a family that predicts the next token cannot answer")
     model, options = in_blocks(golden, **facts), decoding(decoder)
+    if model.spec.causal and decoder == "d2f":
+        options["decoder_options"] = {"blocks": 1}
     kept = dlm.PromptCache(model, gib=0.01)
     first = [TALK[:70], TALK[:9]]
     plain, found = both(model, kept, first, **options)

@@ -213,7 +213,6 @@ def test_the_tokenizer_has_the_mask_where_nothing_else_does() -> None:
         (None, {"declared_mask": True}, "below the vocabulary size"),
         (None, {"mask_id": 152064}, "mask_id must be an int <= 152063, got 152064"),
         (None, {"stops": (151666,)}, "other than the mask's 151666"),
-        (None, {"block_size": 4}, "dream looks both ways, got 4"),
     ],
 )
 def test_facts_that_contradict_each_other(
@@ -225,6 +224,16 @@ def test_facts_that_contradict_each_other(
 
 def test_an_argument_settles_a_contradiction() -> None:
     assert facts("dream", tokenizer(5), mask_id=151666).mask_id == 151666
+
+
+def test_blocks_behind_the_prompt_are_for_families_with_such_adapters() -> None:
+    """D2F's, for LLaDA and Dream: without a size they look both ways."""
+    plain, behind = facts("dream"), facts("dream", block_size=16)
+    assert (plain.block_size, plain.anchored) == (None, False)
+    assert (behind.block_size, behind.anchored, behind.grid) == (16, True, None)
+    assert not facts("sdar", block_size=16).anchored
+    with pytest.raises(ValueError, match=r"block_size goes with families .* rnd1 looks both ways"):
+        facts("rnd1", block_size=16)
 
 
 @pytest.mark.parametrize("block_size", [0, True, 2.0, "4"])

@@ -1,6 +1,7 @@
 """Many answers in shared forwards have the likelihood that each has alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ WAYS: list[dict[str, Any]] = [
     {"estimator": "chain", "order": "left_to_right", "batch_size": 2},
     {"estimator": "chain", "order": "confidence", "cfg_scale": 1.0},
 ]
-FAMILIES = ("llada", "dream", "llada2", "sdar", "nemotron-labs-diffusion", "mdlm", "encoder")
-"""Attention both ways, shifted, in blocks, causal before them; rows that something closes."""
+FAMILIES = (
+    *("llada", "dream", "llada2", "sdar", "nemotron-labs-diffusion", "mdlm", "encoder"),
+    *("llada 4", "dream 3"),
+)
+"""Attention both ways, shifted, in blocks, causal before them, in blocks of 4 and 3 tokens behind
+the prompt; rows that something closes."""
 
 
 def answers_of(model: Model, prompts: Sequence[list[int]], lengths: Sequence[int]) -> list[Pair]:
@@ -105,12 +110,33 @@ def test_greedy_is_what_decoding_writes(
     }
 
 
+def test_blocks_behind_a_prompt_see_it_and_those_before(golden: Model) -> None:
+    """Blocks of one token are scored left to right, by a prompt that sees all of itself."""
+    model = Model(golden.network, None, replace(golden.spec, block_size=1, anchored=True))
+    prompt, answer, total = [5, 6, 7, 8], [9, 10, 11], 0.0
+    sees = torch.ones(7, 7).tril().bool()
+    sees[:4, :4] = True
+    for count, token in enumerate(answer):
+        tokens = torch.tensor([[*prompt, *answer[:count], model.spec.mask_id]])
+        length = tokens.shape[1]
+        at = torch.arange(length)[None]
+        hidden = model.hidden(tokens, at, None, attend=sees[None, :length, :length])
+        logits = model.logits(hidden)[0, -1]
+        logits[list(model.spec.banned)] = -torch.inf
+        total += float(logits.log_softmax(-1)[token])
+    found = dlm.log_likelihood(model, prompt, answer, samples=1)
+    assert found == pytest.approx(total, abs=1e-4)
+    both_ways = dlm.log_likelihood(golden, prompt, answer, estimator="chain", order="left_to_right")
+    assert abs(found - both_ways) > 0.01
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_attention(written: Callable[[str], Path], name: str, scale: float) -> None:
     """Padded rows, and answers of several blocks, on small checkpoints in float32."""
-    model = dlm.load(written(name), dtype="float32")
+    family, _, size = name.partition(" ")
+    model = dlm.load(written(family), dtype="float32", block_size=int(size) if size else None)
     prompts = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
     pairs = answers_of(model, prompts, (1, 2, 11))
     way: dict[str, Any] = {"samples": 6, "cfg_scale": scale}
