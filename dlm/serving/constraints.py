@@ -32,7 +32,7 @@ class Constraints:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.kept: OrderedDict[tuple[str, str], Constraint | ValueError] = OrderedDict()
+        self.kept: OrderedDict[tuple[str, str], Constraint | str] = OrderedDict()
         self.making = Semaphore(AT_ONCE)
         self.waiting = Semaphore(WAITING)
 
@@ -46,11 +46,11 @@ class Constraints:
         found = self.find(rule)
         if found is None:
             found = self.make(rule, model)
-        if isinstance(found, ValueError):
-            raise under(rule.field, found) from found
+        if isinstance(found, str):
+            raise under(rule.field, found)
         return found
 
-    def make(self, rule: Rule, model: Model) -> Constraint | ValueError:
+    def make(self, rule: Rule, model: Model) -> Constraint | str:
         """That of a rule, or why there is none, which may have taken as long to learn."""
         if not self.waiting.acquire(blocking=False):
             raise Busy("too many requests wait for what they hold answers to: ask again later")
@@ -61,7 +61,7 @@ class Constraints:
         finally:
             self.waiting.release()
 
-    def find(self, rule: Rule) -> Constraint | ValueError | None:
+    def find(self, rule: Rule) -> Constraint | str | None:
         """That of a rule, if it is kept."""
         key = rule.kind, rule.text
         with self.lock:
@@ -69,7 +69,7 @@ class Constraints:
                 self.kept.move_to_end(key)
             return self.kept.get(key)
 
-    def keep(self, rule: Rule, made: Constraint | ValueError) -> Constraint | ValueError:
+    def keep(self, rule: Rule, made: Constraint | str) -> Constraint | str:
         """Keep one, and give up those used longest ago that there is no room for."""
         with self.lock:
             self.kept[rule.kind, rule.text] = made
@@ -80,16 +80,19 @@ class Constraints:
         return made
 
 
-def made(model: Model, rule: Rule) -> Constraint | ValueError:
-    """That of a rule, or why there is none."""
+def made(model: Model, rule: Rule) -> Constraint | str:
+    """That of a rule, or why there is none.
+
+    Not the error: that holds the frames it went through, and what was made of the rule in them.
+    """
     try:
         return MADE[rule.kind](model, rule.text)
     except ValueError as error:
-        return error
+        return str(error)
 
 
-def entries(kept: Constraint | ValueError) -> int:
+def entries(kept: Constraint | str) -> int:
     """Numbers that one holds, nearly: a table, and edges in four ways, padded."""
-    if isinstance(kept, ValueError):
+    if isinstance(kept, str):
         return 0
     return kept.automaton.following.numel() + 8 * len(kept.automaton.pair)

@@ -105,9 +105,8 @@ def unsupported(name: str, value: Any, where: str) -> ValueError:
     return ValueError(f"{where} is not supported, got {value!r}: {reason}")
 
 
-def under(field: str, error: ValueError) -> ValueError:
-    """The error of a constraint under the name of the field that asks for it."""
-    message = str(error)
+def under(field: str, message: str) -> ValueError:
+    """The error of a constraint, of its message, under the name of the field that asks for it."""
     own = OF_CONSTRAINTS.match(message)
     if own is None:
         return ValueError(message)

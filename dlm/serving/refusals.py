@@ -80,5 +80,6 @@ def field_of(message: str) -> str | None:
     if subject[:2] == ["token", "ids"]:  # of the one field that holds any
         return "prompt"
     named = next((word for word in subject if word in FIELDS), None)
-    of_decoder = subject[:2] == ["unknown", "option"] or {*subject[:1]} & OPTIONS
+    first = subject[1:2] if subject[:1] == ["unknown"] else subject[:1]
+    of_decoder = first == ["option"] or {*first} & OPTIONS
     return named or ("decoder_options" if of_decoder else None)

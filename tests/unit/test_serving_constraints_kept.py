@@ -1,6 +1,7 @@
 """Constraints of requests: compiled once, kept, given up, and waited for by few."""
 
 import runpy
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,6 +80,30 @@ def test_what_fails_is_kept_too(model: Model, compiled: list[str]) -> None:
         with pytest.raises(ValueError, match=f"^{field} must be a regular expression"):
             kept.of(model, Rule("regex", "(", field))
     assert compiled == ["("]
+
+
+def test_what_fails_is_not_kept_with_all_that_was_made_of_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error holds its frames, and those the numbers of a compilation that was given up."""
+
+    class Numbers(list[int]):
+        pass
+
+    made: list[weakref.ref[Numbers]] = []
+
+    def large(model: Model, text: str) -> Constraint:
+        numbers = Numbers(range(9))
+        made.append(weakref.ref(numbers))
+        raise ValueError(f"regex must be smaller, got {len(numbers)} parts")
+
+    monkeypatch.setattr(constraints, "MADE", {"regex": large})
+    kept = Constraints()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^guided_regex must be smaller, got 9 parts"):
+            kept.of(model, Rule("regex", "a", "guided_regex"))
+    assert len(made) == 1
+    assert made[0]() is None
 
 
 def test_no_more_wait_than_leave_room_for_others(
