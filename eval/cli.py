@@ -315,13 +315,14 @@ def compare(
     from dlm.eval.counting import DEFINITIONS
     from dlm.eval.folder import read_run
     from dlm.eval.repeats import definitions
-    from dlm.eval.summary import execution_note, facts
+    from dlm.eval.summary import execution_note, facts, partial_notes
 
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two folders, got {len(folders)}")
     runs = [read_run(folder) for folder in folders]
     found = compare_runs(runs, pass_at=pass_at or ())
-    if told := execution_note(runs):
+    ways = execution_note(runs)
+    for told in (*partial_notes(runs), *([] if ways is None else [ways])):
         note(told)
     if json:
         for each in found:

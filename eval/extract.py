@@ -22,6 +22,7 @@ _BINDING = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
     *(ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr),
 )
+_NESTING = (ast.If, ast.Try, ast.With, ast.For, ast.While)
 _STARTS_CODE = re.compile(
     r"(?:async\s+def|def|class)\s|import\s+\w|from\s+[\w.]+\s+import\s|[@#]|[A-Za-z_][\w.]*\s*=[^=]"
 )
@@ -121,17 +122,50 @@ def defines(code: str, name: str) -> bool:
     )
 
 
+def binds(code: str, name: str) -> bool:
+    """Whether code is a module that gives this name a value, as `f = g` and `if x: def f` do."""
+    if name not in code:
+        return False
+    tree = parsed(code)
+    found = [] if tree is None else [*tree.body]
+    while found:
+        statement = found.pop()
+        if name in _bound(statement):
+            return True
+        if isinstance(statement, _NESTING):
+            inner = (getattr(statement, part, []) for part in ("body", "orelse", "finalbody"))
+            found += [each for part in inner for each in part]
+            found += [each for one in getattr(statement, "handlers", []) for each in one.body]
+    return False
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names that a statement of a module gives a value, those of its own statements left out."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {each.asname or each.name for each in statement.names}
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        targets = [statement.target]
+    return {each.id for each in targets if isinstance(each, ast.Name)}
+
+
 def block_defining(text: str, names: tuple[str, ...], but: str = "") -> str | None:
     """The first block that defines one of `names`, Python before other languages.
 
-    One that only repeats `but` does not count.
+    Else the first that binds one. One that only repeats `but` does not count.
     """
     blocks = code_blocks(text)
-    ranked = [each for each in blocks if each.language in PYTHON]
-    for block in (*ranked, *blocks):
-        repeats = bool(but) and block.text.strip() == but.strip()
-        if not repeats and any(defines(block.text, name) for name in names):
-            return block.text
+    ranked = [each.text for each in blocks if each.language in PYTHON]
+    texts = [*ranked, *(each.text for each in blocks)]
+    own = [each for each in texts if not (but and each.strip() == but.strip())]
+    for rule in (defines, binds):
+        for each in own:
+            if any(rule(each, name) for name in names):
+                return each
     return None
 
 

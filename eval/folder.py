@@ -59,7 +59,12 @@ class Run:
     @property
     def complete(self) -> bool:
         """Whether every problem of every template has its samples."""
-        return len(self.samples) == self.problems * len(self.templates) * self.repeats
+        return len(self.samples) == self.wanted
+
+    @property
+    def wanted(self) -> int:
+        """Samples once it is complete."""
+        return self.problems * len(self.templates) * self.repeats
 
 
 def read_run(folder: Path) -> Run:

@@ -35,7 +35,10 @@ _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _GOLD = re.compile(r"#### -?[0-9][0-9,]*(?:\.[0-9]+)?\s*\Z")
 _IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
 _DECIMAL = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-_LATEX = re.compile(r"\\[!,;: ]|\{,\}|\\(?=[$%])")
+_LATEX = re.compile(
+    r"\\[!,;: ]|\{,\}|\\(?=[$%])"
+    r"|\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}\s*\^\s*\{?[0-9]+\}?"  # of a unit, as in m^2
+)
 
 
 def problems(records: Iterable[Record]) -> list[Problem]:
@@ -124,7 +127,9 @@ def _base(shots: int) -> Template:
 
 TASK = Task(
     name="gsm8k",
-    version=2,  # 1: boxed_or_flexible compared texts, a reference with a newline matched nothing
+    # 2: boxed_or_flexible took the power of a unit for the answer. 1: it compared texts, and a
+    # reference with a newline matched nothing.
+    version=3,
     summary="Grade-school maths word problems.",
     paper="Cobbe et al. 2021, arXiv:2110.14168",
     licence="MIT",

@@ -27,6 +27,7 @@ from dlm.eval.extract import (
     as_body,
     bare_code,
     begins_indented,
+    binds,
     block_defining,
     defines,
     first_block,
@@ -93,9 +94,9 @@ def before(prompt: str, name: str) -> str:
 def program(problem: Problem, output: str) -> str | None:
     """The module that an output makes of the prompt.
 
-    In this order: a fenced block that defines the function; the whole text, if it is a module that
-    does; code in prose that does; an indented text behind the prompt, as it stands; a block, or the
-    whole text, that is Python as the function's body.
+    In this order: a fenced block that defines the function, or else one that binds its name; the
+    whole text, if it is a module that does; code in prose that defines it; an indented text behind
+    the prompt, as it stands; a block, or the whole text, that is Python as the function's body.
     """
     prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
     code = (
@@ -115,7 +116,8 @@ def program(problem: Problem, output: str) -> str | None:
 def _whole(output: str, name: str) -> str | None:
     """All of an output, if it is a module that defines the function, but for its own tests."""
     code = whole_module(output)
-    return without_tail(code) if code is not None and defines(code, name) else None
+    there = code is not None and (defines(code, name) or binds(code, name))
+    return without_tail(code) if code is not None and there else None
 
 
 def check(problem: Problem, code: str) -> Check:
@@ -139,7 +141,7 @@ Complete the function below. Answer with the whole function, its imports include
 
 TASK = Task(
     name="humaneval",
-    version=2,  # 1: statements of unfenced modules were lost, checks timed out by others
+    version=3,  # 2: a function bound by an assignment was lost. 1: so were unfenced statements
     summary="Complete Python functions; outputs are executed.",
     paper="Chen et al. 2021, arXiv:2107.03374",
     licence="MIT",

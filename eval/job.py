@@ -267,6 +267,7 @@ def record(row: Row) -> dict[str, Any]:
         "decoder_options": settings["decoder_options"],
         "template": row.template,
         "samples": row.count,
+        "complete": row.run.complete,
         "problems": row.problems,
         "samples_per_problem": row.run.repeats,
         "too_long": row.too_long,

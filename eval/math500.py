@@ -31,6 +31,7 @@ LONGEST = 1000  # characters that are read as mathematics
 
 _SPACES = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![A-Za-z])|\s|~|\$|\\\$")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_BASE = re.compile(r"[0-9A-Z]+_\{?([0-9]+)\}?")
 _WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\{([^{}]*)\}")
 
 
@@ -115,12 +116,18 @@ def exact(problem: Problem, extracted: str) -> bool:
     return normalised(extracted) == normalised(problem.answer)
 
 
+def other_base(one: str, other: str) -> bool:
+    """Whether both are numbers written with a base, and it is another: math_verify reads none."""
+    found = [_BASE.fullmatch(normalised(each)) for each in (one, other)]
+    return all(found) and len({match[1] for match in found if match}) > 1
+
+
 def verified(problem: Problem, extracted: str) -> bool:
     """Whether it equals the reference as mathematics; giving up counts as no."""
     inside = last_boxed(extracted)
     if exact(problem, extracted if inside is None else inside):
         return True
-    if len(extracted) > LONGEST:
+    if len(extracted) > LONGEST or other_base(problem.answer, inside or extracted):
         return False
     return verifier().same(rf"\boxed{{{problem.answer}}}", extracted) or False
 
@@ -129,7 +136,7 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    version=2,  # 1: an empty box hid the answer in front of it
+    version=3,  # 2: any base would do. 1: an empty box hid the answer in front of it
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
     licence="MIT",

@@ -154,6 +154,15 @@ def execution_note(runs: Sequence[Run]) -> str | None:
     return f"code was not run in one way, which can change scores: {told}"
 
 
+def partial_notes(runs: Sequence[Run]) -> list[str]:
+    """A warning for each run that is not complete."""
+    return [
+        f"{run.folder} has {len(run.samples):,} of {run.wanted:,} samples: its figures will move"
+        for run in runs
+        if not run.complete
+    ]
+
+
 def facts(run: Run) -> str:
     """Where the figures of a run are from, on one line; of every start if there were several."""
     settings = run.settings

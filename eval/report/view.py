@@ -35,7 +35,7 @@ class Entry:
     @property
     def wanted(self) -> int:
         """Samples of the run once it is complete."""
-        return self.run.problems * len(self.run.templates) * self.run.repeats
+        return self.run.wanted
 
     def row(self, template: str) -> Row | None:
         """The figures of a template."""

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dlm.eval.plan import Plan, choose_options, choose_templates, make_plan
 from dlm.eval.runner import evaluate
 from dlm.eval.sandbox import Limits, Outcome, Sandbox
 from dlm.eval.sandbox.ladder import Python, unprotected
-from dlm.eval.summary import execution_note, facts
+from dlm.eval.summary import execution_note, facts, partial_notes
 from dlm.eval.task import Check
 from dlm.eval.tasks import TASKS
 from dlm.models.loading import silence
@@ -77,6 +77,10 @@ def test_runs_whose_code_ran_in_several_ways_are_told(built_in: Model, tmp_path:
     two = run(built_in, tmp_path / "2", Box())
     three = run(built_in, tmp_path / "3", Box("CPython 3.12.0"))
     assert execution_note([one, two]) is None
+    assert partial_notes([one, two]) == []
+    some, wanted = replace(one, samples=one.samples[:-1]), len(one.samples)
+    note = f"{one.folder} has {wanted - 1} of {wanted} samples: its figures will move"
+    assert partial_notes([some, two]) == [note]
     told = execution_note([one, two, three])
     assert told is not None
     assert f"{three.folder}: sandbox bubblewrap, python CPython 3.12.0, cpu_seconds 5" in told

@@ -98,6 +98,7 @@ def verdict(task: Task, problem: Problem, output: str) -> Verdict:
         (r"So \boxed{18}, of which 3 are red.", 0, 0, 1),
         (r"$\boxed{18}$.", 0, 0, 1),
         (r"\boxed{\$18\text{ pens}}", 1, 0, 1),
+        (r"\boxed{18\text{ m}^2}", 0, 0, 1),
         (r"\boxed{17} no, 18", 1, 0, 0),
         (r"\boxed{} 18", 1, 0, 1),
         ("-18", 0, 0, 0),
@@ -162,6 +163,15 @@ MODULES = (
     "def twice(x):\n    return helped(x)\n\nassert True\n\ndef helped(x):\n    return 2 * x",
 )
 
+BOUND = (
+    "def f(x):\n    return 2 * x\ntwice = f",
+    "twice = lambda x: 2 * x",
+    "if math:\n    def twice(x):\n        return 2 * x\nelse:\n    twice = None",
+    "try:\n    from nowhere import twice\nexcept ImportError:\n    def twice(x): return 2 * x",
+    "from functools import partial\ntwice: object = partial(lambda a, b: a * b, 2)",
+)
+"""What gives the function its name otherwise than in the first column."""
+
 
 @pytest.mark.parametrize(
     ("output", "program"),
@@ -188,6 +198,8 @@ MODULES = (
         (f"Sure\n\n{WHOLE}", f"{BEFORE}\n{WHOLE}\n"),
         (f"{WHOLE}\n\nprint(twice(x))\nassert twice(1) == 3", f"{BEFORE}\n{WHOLE}\n"),
         (f"{WHOLE}\nreturn False", f"{BEFORE}\n{WHOLE}\n"),
+        *((f"```python\n{text}\n```", f"{BEFORE}\n{text}\n") for text in BOUND),
+        *((text, f"{BEFORE}\n{text}\n") for text in BOUND),
     ],
 )  # fmt: skip
 def test_humaneval_programs(output: str, program: str) -> None:
@@ -270,6 +282,10 @@ def test_mbpp_shows_three_asserts_and_runs_all() -> None:
         ("9", rf"\boxed{{{'(' * 3000}}}", 0, 0),
         ("9", "\\boxed{\ud800}", 0, 0),
         ("x=5", r"\boxed{5}", 1, 0),
+        ("4210_{5}", r"\boxed{4210_5}", 1, 0),
+        ("4210_{5}", r"\boxed{4210_7}", 0, 0),
+        ("4210_{5}", r"\boxed{4211_5}", 0, 0),
+        ("52_8", r"\boxed{52}", 1, 0),  # math-verify reads no base
         ("3, 5, 7", r"\boxed{7,3,5}", 1, 0),  # math-verify reads a set
         ("3, 5, 7", r"\boxed{7,3,6}", 0, 0),
         ("9", "", 0, 0),
