@@ -271,9 +271,10 @@ class Work:
 
     def check_folder(self, resume: bool) -> None:
         """Refuse a folder with a run that is not to be resumed, and one without a run that is."""
-        from dlm.distill.certainty_run import STATE
+        from dlm.distill.certainty_run import STATE, refuse_model
         from dlm.distill.certainty_targets import FILE as TARGETS
 
+        refuse_model(self.out)
         if any((self.out / name).exists() for name in (TARGETS, STATE)) != resume:
             rule = "no run to resume" if resume else "a run already: resume it or choose another"
             raise ValueError(f"--out {str(self.out)!r} holds {rule}")

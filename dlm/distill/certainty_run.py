@@ -207,13 +207,15 @@ def train(
 
     Raises:
         ValueError: `out` holds a run and `resume` is not set, or the other way round; a checkpoint
-            of another run, or a damaged one; a target or a recipe that does not fit the model.
+            of another run, or a damaged one; `out` holds a model; a target or a recipe that does
+            not fit the model.
     """
     if (out / STATE).exists() != resume:
         state = (
             "no run to resume" if resume else "a run already: resume it or choose another folder"
         )
         raise ValueError(f"out={str(out)!r} holds {state}")
+    refuse_model(out)
     check_targets(model.spec, targets)
     check_network(model.network, recipe)
     trainer = Trainer(model, targets, recipe, out, base)
@@ -221,6 +223,18 @@ def train(
         trainer.resume()
     trainer.run(report)
     return trainer.wrapped
+
+
+def refuse_model(out: Path) -> None:
+    """Refuse a folder that an adapter would make unreadable.
+
+    Raises:
+        ValueError: it holds a model.
+    """
+    if (out / "config.json").exists():
+        raise ValueError(
+            f"out={str(out)!r} holds a model, which no adapter can lie beside: choose another"
+        )
 
 
 def check_network(network: Any, recipe: Recipe) -> None:

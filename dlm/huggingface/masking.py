@@ -126,6 +126,11 @@ class MaskingCollator:
                 f"input_ids must fit the model's {self.spec.max_length} positions, "
                 f"got {len(ids)} in row {number}"
             )
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.spec.vocab_size:
+            raise ValueError(
+                f"input_ids must be below the vocabulary size {self.spec.vocab_size} and >= 0, "
+                f"got {int(ids.min())} to {int(ids.max())} in row {number}"
+            )
         free = labels != NO_LOSS
         if not torch.equal(labels[free], ids[free]) or (ids[free] == self.spec.mask_id).any():
             raise ValueError(

@@ -17,12 +17,18 @@ from torch import Tensor
 from dlm.models.conversions import renamed
 from dlm.models.files import absent, cached
 from dlm.models.weights import ADAPTED
-from dlm.options import integer
+from dlm.options import integer, number
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every weight's name in a file
 LOW_RANK = ".lora_"  # what follows the name of a layer
+LARGEST = 1e6
+PLAIN = (
+    *("target_parameters", "modules_to_save"),
+    *("alora_invocation_tokens", "layer_replication", "megatron_config"),
+)
+"""Options of peft that make another thing of an adapter than a matrix beside those of layers."""
 NAME = "default"  # of the adapter inside a network
 
 
@@ -140,12 +146,13 @@ def read_config(library: Any, source: str, network: Any) -> Any:
         kind = stated.get("peft_type")
         if kind != "LORA":
             raise ValueError(f"peft_type must be 'LORA', got {kind!r}")
-        for option in ("target_parameters", "modules_to_save"):
+        for option in PLAIN:
             if stated.get(option):
                 raise ValueError(f"{option} must be null, got {stated[option]!r}")
         if stated.get("bias", "none") != "none":
             raise ValueError(f"bias must be 'none', got {stated['bias']!r}")
         integer("r", stated.get("r"), least=1)
+        number("lora_alpha", stated.get("lora_alpha", 8), least=-LARGEST, most=LARGEST)
         start = stated.get("init_lora_weights", True)
         if start not in (True, False, "gaussian"):  # the others changed the base's weights too
             raise ValueError(f"init_lora_weights must be true, false or gaussian, got {start!r}")

@@ -126,14 +126,23 @@ def check_processes() -> None:
 def check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder with a run that is not to be resumed, and one without a run that is.
 
+    One with a model of another origin, too, whose weights would be written over.
+
     Raises:
         ValueError: it is one of these.
     """
+    if not (resume or (out / STATE).exists()) and holds_model(out):
+        raise ValueError(f"out={str(out)!r} holds a model already: choose another folder")
     if (out / STATE).exists() != resume:
         state = (
             "no run to resume" if resume else "a run already: resume it or choose another folder"
         )
         raise ValueError(f"out={str(out)!r} holds {state}")
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has a network's configuration or weights in it."""
+    return (folder / "config.json").exists() or any(folder.glob("*.safetensors"))
 
 
 def write(network: Any, tokenizer: Any, out: Path) -> None:

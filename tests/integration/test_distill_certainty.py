@@ -63,6 +63,11 @@ def test_a_run_leaves_an_adapter_and_a_merged_model(folder: str, tmp_path: Path)
     again = run(*args)
     assert again.exit_code == 2
     assert "holds a run already" in again.stderr
+    before = sorted(each.name for each in Path(folder).iterdir())
+    beside = run(f"--out={folder}", f"--model={folder}", *SMALL)
+    assert beside.exit_code == 2
+    assert "holds a model, which no adapter can lie beside" in beside.stderr
+    assert sorted(each.name for each in Path(folder).iterdir()) == before
     weights = (out / WEIGHTS).read_bytes()
     done = run_well(*args, "--resume")
     assert (out / WEIGHTS).read_bytes() == weights

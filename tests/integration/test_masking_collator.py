@@ -243,6 +243,11 @@ def test_trainer_learns(family: str, written: Callable[[str], Path], tmp_path: P
         ({"input_ids": [5, 6], "labels": [6]}, r"as many of both, got \[2\] and \[1\] in row 1"),
         ({"input_ids": [[5, 6]]}, r"got \[1, 2\] and \[1, 2\] in row 1"),
         ({"input_ids": [0.5]}, "must be ids"),
+        (
+            {"input_ids": [5, 9999]},
+            r"must be below the vocabulary size \d+ .*, got 5 to 9999",
+        ),
+        ({"input_ids": [-2, 5]}, r"must be below the vocabulary size \d+ and >= 0, got -2 to 5"),
         ({"text": "a"}, r"input_ids must be in each row, got \['text'\] in row 1"),
     ],
 )

@@ -171,6 +171,11 @@ def test_numbers_that_are_none_are_refused(golden_folder: Path, adapter: Path) -
         ({"bias": "lora_only"}, "bias must be 'none', got 'lora_only'"),
         ({"modules_to_save": ["norm"]}, r"modules_to_save must be null, got \['norm'\]"),
         ({"target_parameters": ["w"]}, r"target_parameters must be null, got \['w'\]"),
+        ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens must be null, got \[3\]"),
+        ({"layer_replication": [[0, 2]]}, r"layer_replication must be null, got \[\[0, 2\]\]"),
+        ({"megatron_config": {"a": 1}}, r"megatron_config must be null, got \{'a': 1\}"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be .* got nan"),
+        ({"lora_alpha": "x"}, "lora_alpha must be .* got 'x'"),
     ],
 )
 def test_other_configurations_are_refused(

@@ -172,6 +172,15 @@ def test_a_run_is_not_overwritten_nor_mixed_up(tokenizer: Any, tmp_path: Path) -
     run(tokenizer, tmp_path)
     with pytest.raises(ValueError, match="holds a run already"):
         run(tokenizer, tmp_path)
+    (tmp_path / STATE).unlink()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a model already: choose another folder"):
+        run(tokenizer, tmp_path)  # as what was made elsewhere
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_as_what_it_was(tokenizer: Any, tmp_path: Path) -> None:
+    run(tokenizer, tmp_path)
     other = Recipe(tasks={"sudoku": 1.0}, steps=7, tokens_per_batch=400, warmup=2)
     with pytest.raises(ValueError, match=r"another run; these differ: \['steps'\]"):
         train(other, new_network(SHAPE, tokenizer, 0), tokenizer, tmp_path, resume=True)
