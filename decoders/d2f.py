@@ -28,14 +28,14 @@ class D2F(Policy):
         threshold: of confidence; `skip_threshold` in the authors' code.
         block_add_threshold: share of a block's blanks, from 0 to 1; 1 is one block at a time.
         decoded_token_threshold: likewise.
-        blocks: most blocks open at a time, of `block_length` tokens. Every forward computes so
-            many; in the authors' code there is no bound.
+        blocks: most blocks open at a time, of `block_length` tokens; in the authors' code there is
+            no bound. No forward computes more than are open.
     """
 
     threshold: float = 0.9
     block_add_threshold: float = 0.1
     decoded_token_threshold: float = 0.95
-    blocks: int = 4
+    blocks: int = 8
     paper: ClassVar[str] = "arXiv:2508.09192"
     needs: ClassVar[frozenset[str]] = frozenset({"confidence", "position_noise"})
     scores: ClassVar[str] = "sampling"
@@ -55,38 +55,43 @@ class D2F(Policy):
         """One past the last open block, int64 [B]."""
         return torch.zeros(batch, dtype=torch.int64)
 
-    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """The confident ones of the open blocks, one of each that is far enough."""
-        size, width = view.block_length, view.masked.shape[1]
-        each = torch.arange(-(-width // size), device=view.masked.device)
-        column = torch.arange(width, device=view.masked.device)
-        inside = column // size == each[:, None]  # [N, W]
-        masks, editable = (part[:, None] & inside for part in (view.masked, view.editable))
-        decoded, blanks = editable.sum(-1), (masks | editable).sum(-1)  # [B, N]
-        count = self.opened((state - view.block_start) // size, decoded, blanks)
-        relies = decoded >= self.decoded_token_threshold * blanks.double()
-        relies = torch.cat((torch.ones_like(relies[:, :1]), relies[:, :-1]), 1)
-
-        confidence = view.want("confidence")
-        scores, allowed = view.tempered(confidence), masks & (each < count[:, None])[..., None]
-        sure = allowed & (confidence > self.threshold)[:, None]
-        flat = [part.flatten(0, 1) for part in (sure, scores[:, None].expand_as(masks), allowed)]
-        least = at_least(flat[0], flat[1], flat[2], relies.long().flatten())
-        commit = least.view(masks.shape).any(1)
-        front = masks[:, 0]
-        commit |= at_least(commit & front, scores, front, view.quota)
-        return view.block_start + count * size, Decision(commit)
-
-    def opened(self, count: Tensor, decoded: Tensor, blanks: Tensor) -> Tensor:
-        """Blocks of the window that are open after one more may have been added, int64 [B].
-
-        Args:
-            count: of those open so far, int64 [B]; 0 or less where none is left of them.
-            decoded: blanks of each block that are filled, int64 [B, N].
-            blanks: of each block, int64 [B, N].
-        """
+    def open(self, state: Tensor, view: StepView) -> tuple[Tensor, Tensor]:
+        """One block more where the last open one is far enough, and one at least."""
+        size, (decoded, blanks) = view.block_length, shares(view)
         most = decoded.shape[1]
+        count = (state - view.block_start) // size
         last = (count - 1).clamp(0, most - 1)[:, None]
         done, whole = decoded.gather(1, last)[:, 0], blanks.gather(1, last)[:, 0]
         more = done >= self.block_add_threshold * whole.double()
-        return torch.where(count > 0, count + more, 1).clamp(max=most)
+        columns = torch.where(count > 0, count + more, 1).clamp(max=most) * size
+        return view.block_start + columns, columns
+
+    def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+        """The confident ones of the open blocks, one of each that is far enough."""
+        decoded, blanks = shares(view)
+        relies = decoded >= self.decoded_token_threshold * blanks.double()
+        relies = torch.cat((torch.ones_like(relies[:, :1]), relies[:, :-1]), 1)
+        masks = of_blocks(view.masked, view)
+        confidence = view.want("confidence")
+        scores = view.tempered(confidence)
+        sure = masks & (confidence > self.threshold)[:, None]
+        flat = [part.flatten(0, 1) for part in (sure, scores[:, None].expand_as(masks), masks)]
+        commit = at_least(flat[0], flat[1], flat[2], relies.long().flatten())
+        commit = commit.view(masks.shape).any(1)
+        front = masks[:, 0]
+        return state, Decision(commit | at_least(commit & front, scores, front, view.quota))
+
+
+def of_blocks(columns: Tensor, view: StepView) -> Tensor:
+    """Columns of a window, bool [B, W], apart by the block that they are of, bool [B, N, W]."""
+    width = columns.shape[1]
+    column = torch.arange(width, device=columns.device)
+    each = torch.arange(-(-width // view.block_length), device=columns.device)
+    return columns[:, None] & (column // view.block_length == each[:, None])
+
+
+def shares(view: StepView) -> tuple[Tensor, Tensor]:
+    """Blanks of each block that are filled, and all of them, int64 [B, N] both."""
+    masks, editable = (of_blocks(part, view) for part in (view.masked, view.editable))
+    decoded = editable.sum(-1)
+    return decoded, decoded + masks.sum(-1)

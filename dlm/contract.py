@@ -63,6 +63,26 @@ def answer(made: object, view: StepView, traits: Traits) -> tuple[Any, Decision]
     return made
 
 
+def opening(made: object, view: StepView, traits: Traits) -> tuple[Any, Tensor]:
+    """State and columns out of what `open` returned.
+
+    Args:
+        made: what it returned.
+        view: what it saw.
+        traits: what the decoder declares.
+
+    Raises:
+        ValueError: it is no pair of those, or rows of the state cannot be moved.
+    """
+    name, batch = traits.name, view.masked.shape[0]
+    state, columns = made if isinstance(made, tuple) and len(made) == 2 else (None, None)
+    kind = (columns.dtype, columns.shape) if isinstance(columns, Tensor) else None
+    if columns is None or kind != (torch.int64, (batch,)):
+        raise ValueError(f"{name}: open must return (state, int64 [{batch}]), got {made!r}")
+    check_state(state, batch, name)
+    return state, columns
+
+
 def choice(made: object, batch: int, traits: Traits) -> tuple[Tensor, Tensor]:
     """The branches that a decoder chose, int64 [B], and whether one of them is not there.
 

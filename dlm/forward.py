@@ -127,11 +127,11 @@ class Forward:
         (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
         cache = self.room(batch * each, length)
         if self.topology.final:
-            end = self.topology.block_end(canvas, view.block_start)
+            end = self.topology.block_end(canvas, view.block_start, progress.open)
             window = view.positions.shape[1]
             count = max(due.reach, window)
             # On a grid what is computed in front of a window of one block is as long at least.
-            even = self.topology.on_grid and not self.topology.ahead and count == window
+            even = self.topology.on_grid and progress.open is None and count == window
             lead = 0 if even else None
             stretch = Stretch(progress.kept, end, count, lead)
             return self.part(canvas, view, due.lengths, stretch, cache)
@@ -164,13 +164,14 @@ class Forward:
 
         Of a block before it, too, whose last tokens no forward has seen.
         """
-        window, start, end = view.positions.shape[1], view.block_start, canvas.stop
+        window, start = view.positions.shape[1], view.block_start
+        end = canvas.stop if progress.open is None else progress.open
         near, before = min(self.around, canvas.tokens.shape[1]), self.renewal.answer_every > 0
         count = max(due.reach, window)
         # A block before it is at least as long as a window of one block.
-        lead = None if before and (self.topology.ahead or count > window) else near
+        lead = None if before and (progress.open is not None or count > window) else near
         if near or before:
-            end = self.topology.reach(canvas, start)
+            end = self.topology.reach(canvas, start, progress.open)
         if before:
             start = progress.kept
         if near:

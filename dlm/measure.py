@@ -52,8 +52,6 @@ MEASURED = (
 ADJUSTMENTS = ("scale", "scale_statistics", "bonus", "top")
 """Options of `token_statistics` that are no option of sampling."""
 
-BACKGROUND_LENGTH = 128  # masks
-
 
 class Meter:
     """What is asked of every forward with the same options."""
@@ -102,13 +100,17 @@ class Meter:
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:
         """The view before the network has spoken: canvas, budget and noise."""
+        return self.with_noise(self.glance(canvas, progress), canvas, progress.made)
+
+    def glance(self, canvas: Canvas, progress: Progress) -> StepView:
+        """The same without noise."""
         window, spent = progress.window, progress.spent
         masked = window.masked
         by = fused_canvas if fused_canvas.covers(masked, masked.shape[1]) else plain
         quota, editable, nothing = by.look(masked, window.blank, window.limit, spent)
         if self.traits.ahead:  # the active block's budget is for its own masks
             quota = plain.owed(masked[:, : self.block_length], window.limit, spent)
-        view = StepView(
+        return StepView(
             tokens=window.tokens,
             masked=masked,
             sampled=nothing,
@@ -122,7 +124,6 @@ class Meter:
             quota=quota,
             editable=editable,
         )
-        return self.with_noise(view, canvas, progress.made)
 
     def with_noise(self, view: StepView, canvas: Canvas, made: Tensor) -> StepView:
         """Add the noise that the decoder reads, at every column."""
@@ -368,31 +369,6 @@ class Measured:
     finite: Tensor  # bool scalar, whether every logit the view rests on was finite
     log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the law it was drawn from
     queries: Tensor  # int64 [B], positions the network was evaluated at
-
-
-@torch.inference_mode()
-def background(model: Model) -> Tensor:
-    """Mean prediction on a canvas of masks, float32 [V]: f(v) = mean_i p_i(v | v is no stop token).
-
-    Stop tokens have their own mean probability: on an empty canvas a model that was fine-tuned on
-    padded answers expects little else, and next to that every word would be equally rare. 128
-    masks, or as many as the model can place. Tokens that are never sampled have 0.
-    """
-    length = min(BACKGROUND_LENGTH, model.spec.max_length)
-    tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
-    columns = torch.arange(length, device=model.device)
-    hidden = model.hidden(tokens, columns[None], None)
-    total = torch.zeros(model.spec.vocab_size, dtype=torch.float32, device=model.device)
-    stops, banned = (ids(t, total.device) for t in (model.spec.stop_ids, model.spec.banned))
-    ends = torch.zeros_like(total)[stops]
-    for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit
-        logits = model.logits(some).float().to(total.device)
-        logits[:, banned] = -torch.inf
-        ends += logits.softmax(-1)[:, stops].sum(0)
-        logits[:, stops] = -torch.inf
-        total += logits.softmax(-1).sum(0)
-    total[stops] = ends
-    return total / length
 
 
 def ids(tokens: Sequence[int], device: torch.device) -> Tensor:

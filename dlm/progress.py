@@ -33,6 +33,7 @@ class Due:
     tails: list[int]  # those from its first block on
     scopes: list[Scope]  # what is computed of each
     reach: int  # most positions to compute of a row's window
+    width: int  # columns of a window, those at its end left out that may change in no row
     packing: Packing | None
     """Of all rows computed as a whole, with their branches; None where padding is computed, too."""
     rooms: tuple[int, int] = (0, 0)
@@ -58,10 +59,11 @@ class Due:
         """What forwards that ask the same of the device share, on a canvas of `width` columns."""
         scope, padded = self.scope, min(self.lengths) < width
         if scope is Scope.ROW:
-            return scope, padded if self.packing is None else tuple(self.lengths), self.alike
+            lengths = padded if self.packing is None else tuple(self.lengths)
+            return scope, lengths, self.width, self.alike
         if scope is Scope.ANSWER:
-            return scope, padded, self.tail, self.alike
-        return scope, padded, self.reach, self.tail, self.rooms, self.alike
+            return scope, padded, self.width, self.tail, self.alike
+        return scope, padded, self.reach, self.width, self.tail, self.rooms, self.alike
 
     @classmethod
     def stack(cls, every: Sequence["Due"]) -> "Due":
@@ -69,8 +71,9 @@ class Due:
         lengths = [length for each in every for length in each.lengths]
         tails = [tail for each in every for tail in each.tails]
         scopes = [scope for each in every for scope in each.scopes]
-        reach, alike = max(each.reach for each in every), all(each.alike for each in every)
-        return cls(lengths, tails, scopes, reach, None, alike=alike)
+        reach, width = (max(getattr(each, n) for each in every) for n in ("reach", "width"))
+        alike = all(each.alike for each in every)
+        return cls(lengths, tails, scopes, reach, width, None, alike=alike)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
@@ -84,7 +87,7 @@ class Due:
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]
         scopes = [self.scopes[row] for row in stay]
-        return Due(lengths, tails, scopes, self.reach, None, alike=self.alike)
+        return Due(lengths, tails, scopes, self.reach, self.width, None, alike=self.alike)
 
 
 def going_along(scopes: Sequence[Scope], done: Sequence[bool]) -> list[Scope]:
@@ -140,6 +143,8 @@ class Progress:
     bound: Tensor  # int64 [B], most forwards the row may take in all
     tally: Tally
     guess: Guess | None = None  # None with a decoder that has one branch
+    open: Tensor | None = None
+    """One past the last canvas position that may change, int64 [B]; None with one block."""
 
     def select(self, index: Tensor, length: int) -> "Progress":
         """The rows `index`, on a canvas of `length` columns."""
@@ -156,6 +161,7 @@ class Progress:
             bound=self.bound[index],
             tally=select_rows(self.tally, index),
             guess=select_rows(self.guess, index),
+            open=select_rows(self.open, index),
         )
 
 

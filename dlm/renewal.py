@@ -85,24 +85,23 @@ class Renewal:
             return start.clone()
         return self.topology.block_start(canvas, start).masked_fill(self.again(spent), 0)
 
-    def reach(self, canvas: Canvas, start: Tensor, kept: Tensor, done: Tensor) -> Tensor:
-        """Most columns to compute in a row that is not done, int64 [1].
+    def reach(self, canvas: Canvas, progress: Progress) -> Tensor:
+        """Most columns to compute of what a cache leaves, in a row that is not done, int64 [1].
 
         Args:
             canvas: the rows.
-            start: int64 [B], where their blocks begin.
-            kept: int64 [B], columns that are final and cached.
-            done: bool [B].
+            progress: where they stand.
         """
+        start, kept, stop = progress.window.start, progress.kept, progress.open
         if self.topology.final:
-            each = self.topology.block_end(canvas, start) - kept
+            each = self.topology.block_end(canvas, start, stop) - kept
         elif self.mode == "prefix":
             each = canvas.length - (kept if self.answer_every else start)
         elif self.answer_every:
-            each = self.topology.reach(canvas, start) - kept
+            each = self.topology.reach(canvas, start, stop) - kept
         else:
             return start.new_zeros(1)
-        return each.masked_fill(done, 0).amax(0, keepdim=True)
+        return each.masked_fill(progress.done, 0).amax(0, keepdim=True)
 
     def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
         """Rows of which the next forward computes just this, int64.

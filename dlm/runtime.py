@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm import lookahead
+from dlm.background import background
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.constraints.constraint import Constraint
@@ -22,8 +23,9 @@ from dlm.host import Mailbox
 from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
 from dlm.kernels.canvas import Stops
-from dlm.measure import Measured, Meter, background, ids
+from dlm.measure import Measured, Meter, ids
 from dlm.models.model import Model
+from dlm.opening import Opening
 from dlm.packing import Packing
 from dlm.progress import Due, Progress, Scope, Tally, going_along
 from dlm.settings import Settings
@@ -149,6 +151,7 @@ class Loop:
         )
         self.renewal = self.meter.forward.renewal
         self.decide = Deciding(decoder, self.traits, self.meter)
+        self.opening = Opening(self.traits, self.decide, block_length, width)
         self.settings = settings
         self.spec = model.spec
         self.block_length = block_length
@@ -191,15 +194,20 @@ class Loop:
         since = self.renewal.begin(batch, device)
         scopes = self.renewal.scopes(none, since)
         progress = Progress(
-            state, window, never, never, none, none, scopes, since, kept, bound, tally, guess
+            *(state, window, never, never, none, none, scopes, since, kept, bound, tally, guess),
+            open=None if self.traits.open is None else none,
         )
-        reach = int(self.renewal.reach(canvas, window.start, kept, never))
+        progress = self.opening(canvas, progress)
+        reach = int(self.renewal.reach(canvas, progress))
+        width = self.width
+        if progress.open is not None:
+            width = self.opening.whole(int(self.opening.most(progress)))
         whole = Scope.WINDOW if self.exact else Scope.ROW
         tails = list(lengths)
         if self.renewal.counts:
             tails = (canvas.length - canvas.origin).tolist()
         packing = self.packing(lengths, width, alike=True)
-        return progress, Due(list(lengths), tails, [whole] * batch, reach, packing)
+        return progress, Due(list(lengths), tails, [whole] * batch, reach, width, packing)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
@@ -249,6 +257,7 @@ class Loop:
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
+        progress = replace(progress, window=progress.window.narrow(due.width))
         decided = self.decide(canvas, progress, due)
         seen, decision, broken = decided.seen, decided.decision, decided.broken
         if self.static:
@@ -298,7 +307,11 @@ class Loop:
         scopes, bound = progress.scopes, progress.bound
         if self.settings.caching != "none" and not self.exact:
             scopes = self.renewal.scopes(spent, since)
-        return Progress(state, window, hold, done, spent, made, scopes, since, kept, bound, tally)
+        going = Progress(
+            *(state, window, hold, done, spent, made, scopes, since, kept, bound, tally),
+            open=progress.open,
+        )
+        return self.opening(canvas, going)
 
     def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
         """Rules broken, rows done and what the next forward computes, int64."""
@@ -307,10 +320,12 @@ class Loop:
         if guess is not None:
             tries = guess.marks.any(-1).any(-1) & ~done
             flags.insert(-1, tries.any()[None])
-        if self.settings.caching == "none":
-            return torch.cat(flags).long()
-        reach = self.renewal.reach(canvas, progress.window.start, progress.kept, done)
-        return torch.cat((torch.cat(flags).long(), progress.scopes, reach))
+        told = [torch.cat(flags).long()]
+        if self.settings.caching != "none":
+            told += [progress.scopes, self.renewal.reach(canvas, progress)]
+        if progress.open is not None:
+            told.append(self.opening.most(progress))
+        return told[0] if len(told) == 1 else torch.cat(told)
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
@@ -319,13 +334,15 @@ class Loop:
         broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
         tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
-        scopes, reach = due.scopes, due.reach
+        scopes, reach, width = due.scopes, due.reach, due.width
+        if self.traits.open is not None:
+            width = self.opening.whole(told.pop())
         if self.settings.caching != "none":
             reach = told[-1]
         if self.settings.caching != "none" and not self.exact:
             scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
-        if (scopes, reach) != (due.scopes, due.reach):
-            due = replace(due, scopes=scopes, reach=reach)
+        if (scopes, reach, width) != (due.scopes, due.reach, due.width):
+            due = replace(due, scopes=scopes, reach=reach, width=width)
         alike = not tries and self.shares(due.scope)
         if alike != due.alike:
             width = outcome.canvas.tokens.shape[1]

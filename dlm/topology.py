@@ -25,7 +25,6 @@ class Topology:
     causal: bool  # whether what is before the block that is decoded sees nothing behind itself
     anchored: bool  # whether blocks of attention are counted from a row's first blank
     block_length: int | None  # tokens of a block that is decoded; None is the whole row
-    ahead: int  # blocks behind it that are decoded along with it
     shadowed: bool  # whether a mask stands in the shadow of every blank of the window
 
     @classmethod
@@ -38,7 +37,6 @@ class Topology:
             causal=spec.causal,
             anchored=spec.anchored,
             block_length=active_length(settings.block_length, spec),
-            ahead=traits.ahead,
             shadowed="leave_one_out" in traits.needs,
         )
 
@@ -58,19 +56,25 @@ class Topology:
             return start
         return start - (start - canvas.origin if self.anchored else start) % self.size
 
-    def block_end(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the last such block of a window, or the end of the row, [B]."""
+    def block_end(self, canvas: Canvas, start: Tensor, stop: Tensor | None = None) -> Tensor:
+        """One past the end of that block of attention, or of the row, [B].
+
+        With `stop`, [B], of the one that holds the position in front of it.
+        """
         size = self.size or self.block_length
         assert size is not None
-        assert self.block_length is not None
-        last = start + self.ahead * self.block_length if self.ahead else start
+        last = start if stop is None else stop - 1
         return torch.minimum(self.block_start(canvas, last) + size, canvas.length)
 
-    def reach(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """One past the end of a window that begins at a block, or of the row's last blank, [B]."""
+    def reach(self, canvas: Canvas, start: Tensor, stop: Tensor | None = None) -> Tensor:
+        """One past the end of a block to decode, or of the row's last blank, [B].
+
+        With `stop`, [B], of what is decoded along with it, which ends there.
+        """
         if self.block_length is None:
             return canvas.stop
-        return torch.minimum(start + self.block_length * (1 + self.ahead), canvas.stop)
+        end = start + self.block_length if stop is None else stop
+        return torch.minimum(end, canvas.stop)
 
     def seen(
         self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool

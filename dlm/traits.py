@@ -50,7 +50,10 @@ class Traits:
     Without it every forward must commit more than it remasks, and a block takes at most as many
     forwards as it has blanks.
     """
-    ahead: int  # blocks behind the active one that the window holds as well; 0 unless said
+    ahead: int  # blocks behind the active one that may change along with it; 0 unless said
+    open: Callable[..., Any] | None
+    """(state, view) to (state, int64 [B]), with blocks ahead: how many columns of its window the
+    next forward may change, of a view without statistics. What was open stays so."""
     branches: int  # C, variants of a row that every forward evaluates; 1 unless said
     choose: Callable[..., Any] | None  # (state, view of all) -> int64 [B], with branches
 
@@ -82,6 +85,9 @@ class Traits:
                 f"{name}.ahead must be 0 with mutates_committed, cross_block or branches, "
                 f"got {ahead}"
             )
+        opens = getattr(decoder, "open", None) if ahead else None
+        if ahead and not callable(opens):
+            raise ValueError(f"{name}.open must be a method, as ahead is above 0")
         return cls(
             name=name,
             needs=needs,
@@ -100,6 +106,7 @@ class Traits:
             adjust_needs=names(name, "adjust_needs", getattr(decoder, "adjust_needs", frozenset())),
             max_forwards=getattr(decoder, "max_forwards", None),
             ahead=ahead,
+            open=opens,
             branches=branches,
             choose=getattr(decoder, "choose", None) if branches > 1 else None,
         )

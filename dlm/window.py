@@ -3,8 +3,9 @@
 Shapes: B rows, L canvas, W window.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas
@@ -25,6 +26,19 @@ class Window:
     masked: Tensor  # bool [B, W]
     blank: Tensor  # bool [B, W], blanks of the window, committed or not
     limit: Tensor  # int64 [B], forwards this block may take, 0 for no limit
+
+    def within(self, end: Tensor) -> "Window":
+        """The same, where nothing may change from the canvas positions `end`, int64 [B], on."""
+        column = torch.arange(self.masked.shape[1], device=end.device)
+        inside = column < (end - self.start)[:, None]
+        return replace(self, masked=self.masked & inside, blank=self.blank & inside)
+
+    def narrow(self, width: int) -> "Window":
+        """Its first columns."""
+        if width == self.masked.shape[1]:
+            return self
+        parts = ("positions", "tokens", "masked", "blank")
+        return replace(self, **{name: getattr(self, name)[:, :width] for name in parts})
 
     def select(self, index: Tensor, length: int) -> "Window":
         """The rows `index`, on a canvas of `length` columns."""

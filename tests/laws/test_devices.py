@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import dlm
 from dlm import runtime
+from dlm.background import background
 from dlm.decoders import DECODERS
 from dlm.decoders.base import Stateless
 from dlm.execution import Execution
 from dlm.host import send
-from dlm.measure import background
 from dlm.models.model import Model
 from dlm.packing import Packing
 from dlm.runtime import Loop

@@ -122,7 +122,7 @@ def test_recorded_steps_do_the_same(
 
 
 def test_branches_of_a_batch_are_alike_where_those_of_all_its_parts_are() -> None:
-    parts = [Due([3], [3], [Scope.ROW], 0, None, alike=alike) for alike in (True, False)]
+    parts = [Due([3], [3], [Scope.ROW], 0, 9, None, alike=alike) for alike in (True, False)]
     assert not Due.stack(parts).alike
     assert not Due.stack(parts[::-1]).alike
     assert Due.stack(parts[:1] * 2).alike

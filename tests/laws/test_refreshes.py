@@ -256,7 +256,7 @@ def test_however_steps_are_run(
 
 def test_answers_of_other_lengths_are_recorded_apart() -> None:
     """A recording computes so many positions of a row, whoever plays it."""
-    short, long = (Due([200, 90], [n, 30], [Scope.ANSWER] * 2, 0, None) for n in (64, 128))
+    short, long = (Due([200, 90], [n, 30], [Scope.ANSWER] * 2, 0, 9, None) for n in (64, 128))
     assert (short.tail, long.tail) == (64, 128)
     assert short.shape(200) != long.shape(200)
     mixed = (replace(due, scopes=[Scope.ANSWER, Scope.WINDOW]) for due in (short, long))

@@ -144,17 +144,22 @@ def test_a_block_that_may_rely_on_its_context_commits_one(view_of: View, picked:
         assert picked(decoder.step(torch.tensor([12]), view)[1].commit) == commits
 
 
-@pytest.mark.parametrize(("decoded", "opens"), [(0, False), (3, False), (4, True), (32, True)])
+@pytest.mark.parametrize(("decoded", "blocks"), [(0, 1), (3, 1), (4, 2), (32, 2), (33, 2), (64, 2)])
 def test_the_next_one_opens_at_a_tenth_of_the_last(
-    view_of: View, picked: Picked, decoded: int, opens: bool
+    view_of: View, decoded: int, blocks: int
 ) -> None:
-    masked = [i >= decoded for i in range(64)]
-    confidence = [0.1] * 64
-    confidence[40] = 0.95
-    view = view_of(masked=masked, confidence=confidence, step=1, block_start=7, block_length=32)
-    state, decision = D2F().step(torch.tensor([7 + 32]), view)
-    assert (40 in picked(decision.commit)) is opens
-    assert state.tolist() == [7 + 32 * (1 + opens)]
+    """3 of 32 are less than 0.1 of them, 4 are more."""
+    masked = [i >= decoded for i in range(96)]
+    view = view_of(masked=masked, step=1, block_start=7, block_length=32)
+    state, columns = D2F().open(torch.tensor([7 + 32]), view)
+    assert (state.tolist(), columns.tolist()) == ([7 + 32 * blocks], [32 * blocks])
+
+
+def test_a_row_begins_with_one_open_block(view_of: View) -> None:
+    """And so does one whose open blocks are all done; there are no more than the window has."""
+    view = view_of(masked=[False] * 3 + [True] * 5, block_start=20, block_length=3)
+    for state, columns in ((0, 3), (20, 3), (23, 6), (26, 6), (29, 9)):
+        assert D2F().open(torch.tensor([state]), view)[1].tolist() == [columns]
 
 
 def test_one_block_opens_a_forward(toy: Toy) -> None:
@@ -202,6 +207,66 @@ def test_it_takes_fewer_forwards_than_block_by_block() -> None:
     prompts = ["Compute: 6*8, 9*7, 5*4, 12+6", "Tom has 3 boxes with 4 apples each. How many?"]
     several, one = (dlm.generate(model, prompts, decoder=D2F(blocks=n), **options) for n in (4, 1))
     assert all(a < b for a, b in zip(several.forwards, one.forwards, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"block_size": 8}, {"block_size": 8, "anchored": True}, {"shift": True}],
+    ids=str,
+)
+def test_a_row_takes_what_it_would_alone(golden: Model, facts: dict[str, Any], cache: str) -> None:
+    """Also of what is computed: others of its batch may have more blocks open."""
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    rows = [[5, 6, 7], [8], [9] * 12, [10, 11]]
+    options: dict[str, Any] = {"block_length": 8, "cache": cache, "stop_at_eos": False}
+    lengths = [20, 33, 7, 16]
+    own = D2F(0.02, block_add_threshold=0.3)
+    together = dlm.generate(model, rows, decoder=own, gen_length=lengths, **options)
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        alone = dlm.generate(model, [row], decoder=own, gen_length=length, **options)
+        assert alone.tokens[0] == together.tokens[number]
+        assert alone.forwards[0] == together.forwards[number]
+        assert alone.query_tokens[0] == together.query_tokens[number]
+
+
+def test_blocks_that_are_not_open_cost_nothing() -> None:
+    model = dlm.load(block_size=8)
+    options: dict[str, Any] = {"gen_length": 64, "cache": "dual", "stop_at_eos": False}
+    few, many = (D2F(block_add_threshold=0.9, blocks=n) for n in (4, 8))
+    found = [dlm.generate(model, "Compute: 6*8, 9*7", decoder=d, **options) for d in (few, many)]
+    assert found[0].query_tokens == found[1].query_tokens
+    assert found[0].tokens == found[1].tokens
+
+
+@pytest.mark.parametrize(
+    "made", [None, torch.ones(1), (None, torch.ones(1)), (None, torch.ones(2).long())]
+)
+def test_what_opens_no_columns_is_refused(toy: Toy, made: Any) -> None:
+    class Wrong(D2F):
+        def open(self, state: Tensor, view: StepView) -> Any:
+            return made
+
+    with pytest.raises(ValueError, match=r"Wrong: open must return \(state, int64 \[1\]\), got"):
+        dlm.generate(toy(1), [[1]], decoder=Wrong(), gen_length=9, block_length=4)
+
+
+@pytest.mark.parametrize("columns", [-5, 0, 4, 6, 99])
+def test_one_block_is_open_at_least_and_the_window_at_most(toy: Toy, columns: int) -> None:
+    """What is beyond is not there for the decoder, whatever it would commit."""
+    widths = []
+
+    class Fixed(D2F):
+        def open(self, state: Tensor, view: StepView) -> tuple[Tensor, Tensor]:
+            return state, torch.full_like(view.step, columns)
+
+        def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
+            widths.append(int(view.masked.sum()))
+            return D2F.step(self, state, view)
+
+    options: dict[str, Any] = {"gen_length": 20, "block_length": 4, "stop_at_eos": False}
+    dlm.generate(toy(1), [[1]], decoder=Fixed(0.0, blocks=3), **options)
+    assert widths[0] == min(max(columns, 4), 12)
 
 
 def test_a_row_without_a_second_block_is_as_wide_as_it_is(toy: Toy) -> None:

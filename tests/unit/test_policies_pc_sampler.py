@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlm
+from dlm.background import background
 from dlm.decoders import PCSampler
 from dlm.decoders.pc_sampler import Weighted
-from dlm.measure import background
 from dlm.models.model import Model
 from dlm.types import Facts, StepView
 

@@ -1,0 +1,51 @@
+"""How much of its window each row may change, where that is more than the active block.
+
+Shapes: B rows, W window.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dlm.canvas import Canvas
+from dlm.contract import opening
+from dlm.deciding import Deciding
+from dlm.progress import Progress
+from dlm.traits import Traits
+
+
+class Opening:
+    """Asks a decoder before each forward how many columns of a window are open.
+
+    What is not can neither be committed, nor does a cache leave it to compute: a row takes as much
+    as it has open, whatever others of its batch have.
+    """
+
+    def __init__(self, traits: Traits, decide: Deciding, block_length: int, width: int) -> None:
+        self.traits = traits
+        self.decide = decide
+        self.block_length = block_length
+        self.width = width
+
+    def __call__(self, canvas: Canvas, progress: Progress) -> Progress:
+        """The same with what the next forward may change; one block is open at least."""
+        if self.traits.open is None or progress.open is None:
+            return progress
+        view = self.decide.shown(self.decide.meter.glance(canvas, progress))
+        state, columns = opening(self.traits.open(progress.state, view), view, self.traits)
+        window = progress.window
+        end = window.start + columns.clamp(min(self.block_length, self.width), self.width)
+        end = torch.maximum(progress.open, torch.minimum(end, canvas.stop))
+        return replace(progress, state=state, window=window.within(end), open=end)
+
+    def most(self, progress: Progress) -> Tensor:
+        """Most columns that are open in a row which is not done, int64 [1]."""
+        assert progress.open is not None
+        each = progress.open - progress.window.start
+        return each.masked_fill(progress.done, 0).amax(0, keepdim=True)
+
+    def whole(self, columns: int) -> int:
+        """So many columns in whole blocks, one at least."""
+        blocks = max(1, -(-columns // self.block_length))
+        return min(blocks * self.block_length, self.width)
