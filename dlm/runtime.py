@@ -199,15 +199,15 @@ class Loop:
         )
         progress = self.opening(canvas, progress)
         reach = int(self.renewal.reach(canvas, progress))
-        width = self.width
+        columns = self.width
         if progress.open is not None:
-            width = self.opening.whole(int(self.opening.most(progress)))
+            columns = self.opening.whole(int(self.opening.most(progress)))
         whole = Scope.WINDOW if self.exact else Scope.ROW
         tails = list(lengths)
         if self.renewal.counts:
             tails = (canvas.length - canvas.origin).tolist()
         packing = self.packing(lengths, width, alike=True)
-        return progress, Due(list(lengths), tails, [whole] * batch, reach, width, packing)
+        return progress, Due(list(lengths), tails, [whole] * batch, reach, columns, packing)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
