@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dlm.decoders.base import Policy
 from dlm.decoders.select import at_least
@@ -19,10 +20,10 @@ class D2F(Policy):
     c is the confidence. The active block is open; at each forward the one behind the last open one
     opens if that is decoded to a share of `block_add_threshold`. Of a block whose neighbour in
     front is decoded to a share of `decoded_token_threshold` at least one mask is committed, the
-    most confident one if none is above the threshold; of others it may be none. A `steps` budget
-    counts for the active block. Pipelined decoding of discrete diffusion forcing (Wang et al. 2025,
-    arXiv:2508.09192), for networks whose blocks see none of those behind them; others see all of
-    the row.
+    most confident one if none is above the threshold; of others it may be none. A block without
+    blanks is decoded. A `steps` budget counts for the active block. Pipelined decoding of discrete
+    diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for networks whose blocks see none of
+    those behind them; others see all of the row.
 
     Args:
         threshold: of confidence; `skip_threshold` in the authors' code.
@@ -57,20 +58,18 @@ class D2F(Policy):
 
     def open(self, state: Tensor, view: StepView) -> tuple[Tensor, Tensor]:
         """One block more where the last open one is far enough, and one at least."""
-        size, (decoded, blanks) = view.block_length, shares(view)
-        most = decoded.shape[1]
+        size, share = view.block_length, shares(view)
+        most = share.shape[1]
         count = (state - view.block_start) // size
         last = (count - 1).clamp(0, most - 1)[:, None]
-        done, whole = decoded.gather(1, last)[:, 0], blanks.gather(1, last)[:, 0]
-        more = done >= self.block_add_threshold * whole.double()
+        more = share.gather(1, last)[:, 0] >= self.block_add_threshold
         columns = torch.where(count > 0, count + more, 1).clamp(max=most) * size
         return view.block_start + columns, columns
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
         """The confident ones of the open blocks, one of each that is far enough."""
-        decoded, blanks = shares(view)
-        relies = decoded >= self.decoded_token_threshold * blanks.double()
-        relies = torch.cat((torch.ones_like(relies[:, :1]), relies[:, :-1]), 1)
+        # Of the first block one is committed anyway, and what is behind the last is not there.
+        relies = pad(shares(view)[:, :-1] >= self.decoded_token_threshold, (1, 0))
         masks = of_blocks(view.masked, view)
         confidence = view.want("confidence")
         scores = view.tempered(confidence)
@@ -90,8 +89,8 @@ def of_blocks(columns: Tensor, view: StepView) -> Tensor:
     return columns[:, None] & (column // view.block_length == each[:, None])
 
 
-def shares(view: StepView) -> tuple[Tensor, Tensor]:
-    """Blanks of each block that are filled, and all of them, int64 [B, N] both."""
-    masks, editable = (of_blocks(part, view) for part in (view.masked, view.editable))
-    decoded = editable.sum(-1)
-    return decoded, decoded + masks.sum(-1)
+def shares(view: StepView) -> Tensor:
+    """Blanks that are filled among those of each block, float64 [B, N]; 1 where there are none."""
+    masks, editable = (of_blocks(part, view).sum(-1) for part in (view.masked, view.editable))
+    blanks = masks + editable
+    return (editable.double() / blanks.clamp(min=1)).masked_fill(blanks == 0, 1.0)

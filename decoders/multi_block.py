@@ -83,4 +83,5 @@ class MultiBlock(Policy):
         last = place == count[:, None] - 1
         blanks = (last & (view.masked | view.editable)).sum(-1)
         done = (last & view.editable).sum(-1)
-        return count + (done >= self.block_add_threshold * blanks.double())
+        share = (done.double() / blanks.clamp(min=1)).masked_fill(blanks == 0, 1.0)
+        return count + (share >= self.block_add_threshold)

@@ -20,7 +20,8 @@ def background(model: Model) -> Tensor:
 
     Stop tokens have their own mean probability: on an empty canvas a model that was fine-tuned on
     padded answers expects little else, and next to that every word would be equally rare. 128
-    masks, or as many as the model can place. Tokens that are never sampled have 0.
+    masks, or as many as the model can place; where blocks of attention may begin anywhere all of
+    them are one. Tokens that are never sampled have 0.
     """
     length = min(LENGTH, model.spec.max_length)
     tokens = torch.full((1, length), model.spec.mask_id, device=model.device)

@@ -12,7 +12,6 @@ from dlm.canvas import Canvas
 from dlm.contract import opening
 from dlm.deciding import Deciding
 from dlm.progress import Progress
-from dlm.traits import Traits
 
 
 class Opening:
@@ -22,11 +21,13 @@ class Opening:
     as it has open, whatever others of its batch have.
     """
 
-    def __init__(self, traits: Traits, decide: Deciding, block_length: int, width: int) -> None:
-        self.traits = traits
+    def __init__(self, decide: Deciding, block_length: int, width: int, *, static: bool) -> None:
+        """With `static` columns are told in few numbers, each of which is a recording."""
+        self.traits = decide.traits
         self.decide = decide
         self.block_length = block_length
         self.width = width
+        self.static = static
 
     def __call__(self, canvas: Canvas, progress: Progress) -> Progress:
         """The same with what the next forward may change; one block is open at least."""
@@ -48,4 +49,6 @@ class Opening:
     def whole(self, columns: int) -> int:
         """So many columns in whole blocks, one at least."""
         blocks = max(1, -(-columns // self.block_length))
+        if self.static:
+            blocks = 1 << (blocks - 1).bit_length()
         return min(blocks * self.block_length, self.width)

@@ -151,7 +151,7 @@ class Loop:
         )
         self.renewal = self.meter.forward.renewal
         self.decide = Deciding(decoder, self.traits, self.meter)
-        self.opening = Opening(self.traits, self.decide, block_length, width)
+        self.opening = Opening(self.decide, block_length, width, static=execution.static)
         self.settings = settings
         self.spec = model.spec
         self.block_length = block_length

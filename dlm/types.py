@@ -171,6 +171,13 @@ class Decoder(Protocol[S]):
     forgotten. Where no row tries anything, as at the first forward of all, one branch is evaluated
     and `choose` is not called; where other rows do, those of the row are alike.
 
+    With an attribute `ahead` above 0 a window holds so many blocks behind the active one, which
+    may change along with it. A method `open(state, view)` then says before each forward, out of a
+    view without statistics, how many columns that is, int64 [B], with the state that goes on; what
+    was open stays so. `step` sees the open ones as masked or editable and the others as neither,
+    and no more columns than those of the blocks that are open in some row: a state is by row, not
+    by column.
+
     Besides what is below it may have any of the attributes that `dlm.traits.Traits` lists. One
     that declares nothing gets every statistic that takes no forward or list of its own, and may
     remask and edit; to declare saves work. `dlm.decoders.base.Policy` has the usual values.
