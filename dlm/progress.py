@@ -146,6 +146,11 @@ class Progress:
     open: Tensor | None = None
     """One past the last canvas position that may change, int64 [B]; None with one block."""
 
+    def narrow(self, width: int) -> "Progress":
+        """The same with the first columns of the windows."""
+        window = self.window.narrow(width)
+        return self if window is self.window else replace(self, window=window)
+
     def select(self, index: Tensor, length: int) -> "Progress":
         """The rows `index`, on a canvas of `length` columns."""
         return Progress(

@@ -193,9 +193,9 @@ class Loop:
             guess = lookahead.nothing(window, self.traits.branches, top)
         since = self.renewal.begin(batch, device)
         scopes = self.renewal.scopes(none, since)
+        open_ = None if self.traits.open is None else none
         progress = Progress(
-            *(state, window, never, never, none, none, scopes, since, kept, bound, tally, guess),
-            open=None if self.traits.open is None else none,
+            state, window, never, never, none, none, scopes, since, kept, bound, tally, guess, open_
         )
         progress = self.opening(canvas, progress)
         reach = int(self.renewal.reach(canvas, progress))
@@ -257,7 +257,7 @@ class Loop:
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
         """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
-        progress = replace(progress, window=progress.window.narrow(due.width))
+        progress = progress.narrow(due.width)
         decided = self.decide(canvas, progress, due)
         seen, decision, broken = decided.seen, decided.decision, decided.broken
         if self.static:
@@ -307,9 +307,9 @@ class Loop:
         scopes, bound = progress.scopes, progress.bound
         if self.settings.caching != "none" and not self.exact:
             scopes = self.renewal.scopes(spent, since)
+        guess, open_ = None, progress.open  # what a branch tries is told once the step is over
         going = Progress(
-            *(state, window, hold, done, spent, made, scopes, since, kept, bound, tally),
-            open=progress.open,
+            state, window, hold, done, spent, made, scopes, since, kept, bound, tally, guess, open_
         )
         return self.opening(canvas, going)
 
