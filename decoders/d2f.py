@@ -28,7 +28,7 @@ class D2F(Policy):
     Args:
         threshold: of confidence; `skip_threshold` in the authors' code.
         block_add_threshold: share of a block's blanks, from 0 to 1; 1 is one block at a time.
-        decoded_token_threshold: likewise.
+        decoded_token_threshold: share of a block's blanks.
         blocks: most blocks open at a time, of `block_length` tokens; in the authors' code there is
             no bound. No forward computes more than are open.
     """

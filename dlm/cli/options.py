@@ -143,7 +143,11 @@ FamilyName = Annotated[
 ]
 BlockSize = Annotated[
     int | None,
-    source(help="Tokens of a block of attention.", show_default="the checkpoint's", **COUNT),
+    source(
+        help="Tokens of a block of attention; behind the prompt, of D2F's adapters.",
+        show_default="the checkpoint's",
+        **COUNT,
+    ),
 ]
 MaskId = Annotated[
     int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
