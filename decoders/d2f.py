@@ -1,4 +1,4 @@
-"""Decode several blocks in a pipeline: the next one begins before those in front of it are done."""
+"""Decode several blocks in a pipeline: a block begins before the preceding ones are done."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,20 +15,20 @@ from dlm.types import Decision, StepView
 
 @dataclass(frozen=True, slots=True)
 class D2F(Policy):
-    """Commit c > `threshold` in all open blocks, and the best of each that may rely on its context.
+    """Commit c > `threshold` in all open blocks, one at least where the preceding one is decoded.
 
-    c is the confidence. The active block is open; at each forward the one behind the last open one
-    opens if that is decoded to a share of `block_add_threshold`. Of a block whose neighbour in
-    front is decoded to a share of `decoded_token_threshold` at least one mask is committed, the
+    c is the confidence. The active block is open; at each forward the block after the last open one
+    opens if that is decoded to a share of `block_add_threshold`. Of an open block whose preceding
+    block is decoded to a share of `decoded_token_threshold` at least one mask is committed, the
     most confident one if none is above the threshold; of others it may be none. A block without
     blanks is decoded. A `steps` budget counts for the active block. Pipelined decoding of discrete
-    diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for networks whose blocks see none of
-    those behind them; others see all of the row.
+    diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for block-causal networks; others see
+    all of the row.
 
     Args:
         threshold: of confidence; `skip_threshold` in the authors' code.
         block_add_threshold: share of a block's blanks, from 0 to 1; 1 is one block at a time.
-        decoded_token_threshold: share of a block's blanks.
+        decoded_token_threshold: share of the preceding block's blanks.
         blocks: most blocks open at a time, of `block_length` tokens; in the authors' code there is
             no bound. No forward computes more than are open.
     """

@@ -11,8 +11,10 @@ def alone(folder: Path) -> Iterator[None]:
     """Keep other runs off a folder. The lock goes with the process, however that ends.
 
     Raises:
-        ValueError: another run has the folder.
+        ValueError: another run has the folder, or it is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"what a run is written to must be a folder, got the file {str(folder)!r}")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("ab") as file:
         try:

@@ -132,7 +132,8 @@ def file(name: str, path: str | Path) -> str | Path:
     except OSError:  # a name longer than any
         there = False
     if not there:
-        raise ValueError(f"{name} must be a file that exists, got {path!r}")
+        told = str(path) if isinstance(path, Path) else path
+        raise ValueError(f"{name} must be a file that exists, got {told!r}")
     return path
 
 

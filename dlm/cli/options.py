@@ -144,7 +144,7 @@ FamilyName = Annotated[
 BlockSize = Annotated[
     int | None,
     source(
-        help="Tokens of a block of attention; behind the prompt, of D2F's adapters.",
+        help="Tokens of a block of attention; with D2F's adapters, from the prompt's end on.",
         show_default="the checkpoint's",
         **COUNT,
     ),

@@ -305,11 +305,14 @@ def listening(host: str, port: int) -> socket.socket:
 
     Raises:
         ValueError: no host, or no port.
-        OSError: no such address, or it is in use.
+        OSError: the address is in use, or another machine's.
     """
     if not host:
         raise ValueError("--host must not be empty: 0.0.0.0 stands for all addresses")
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port must be an int in [0, 65535], got {port}")
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ValueError(f"--host must be an address or its name, got {host!r}: {error}") from None
     return socket.create_server(address[:2], family=family, backlog=128)

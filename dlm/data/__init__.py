@@ -124,7 +124,11 @@ def read_held_out(paths: Iterable[str | Path]) -> frozenset[str]:
 def _read_puzzles(path: Path) -> list[Example]:
     """Reads a file in either of the two published formats."""
     with path.open("rb") as lines:
-        first = lines.readline().decode("utf-8-sig", "replace").strip()
+        line = lines.readline()
+    try:
+        first = line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8: {error}") from None
     if first.startswith("{"):
         return countdown.read_jsonl(path)
     if set(sudoku.CSV_COLUMNS) <= set(first.split(",")):

@@ -129,6 +129,7 @@ def run(*args: str) -> Any:
 
 @pytest.mark.parametrize(("given", "message"), [
     (["--port=65536"], "--port must be an int in [0, 65535], got 65536"),
+    (["--host=999.1.1.1"], "--host must be an address or its name, got '999.1.1.1': "),
     (["--decoder=treshold"], "unknown decoder 'treshold'. Did you mean 'threshold'"),
     (["--cache=duel"], "unknown cache 'duel'. Did you mean 'dual'"),
     (["--option", "radius=1"], "low_confidence"),

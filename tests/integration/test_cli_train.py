@@ -53,6 +53,14 @@ def test_train_writes_a_model_that_generates(tmp_path: Path) -> None:
     assert "holds a run already" in again.stderr
 
 
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    found = run("train", "--out", str(tmp_path / "out"), "--task=sudoku=1", "--steps=1", *SMALL)
+    assert found.exit_code == 2
+    assert "must be a folder, got the file" in found.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_train_without_a_terminal_prints_plain_lines(tmp_path: Path) -> None:
     args = ["--task=sudoku=2", "--task=countdown=1", "--steps=3", "--log-every=2"]
     result = run_well("train", "--out", str(tmp_path / "out"), *args, *SMALL)

@@ -381,11 +381,12 @@ def test_read_held_out_tells_formats_apart_by_content(tmp_path: Path) -> None:
         ("Puzzle,Solution\n123,456\n", ":2: not a 4x4 sudoku with its solution"),
         ('{"input": "1,2,3,7", "output": "1+2=3"}\n', ":1: not a countdown row"),
         ('{"input": "1,2,3,7"}\n', ":1: must have 'output', got the keys 'input'"),
+        ("\udcff\n", " must be UTF-8"),
     ],
 )
 def test_read_held_out_refuses_other_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "file"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         read_held_out([path])
 

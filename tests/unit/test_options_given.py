@@ -156,6 +156,8 @@ LONG = "a" * 5000
     (lambda model: API.load(device_map={"a": 0.5}), r"device_map must be .*, got \{'a': 0.5\}"),
     (lambda model: API.generate(model, [1], decoder="schedule", decoder_options={"path": LONG}),
      "path must be a file that exists, got 'aaa"),
+    (lambda model: API.decoders.make("schedule", path=Path("/x")),
+     "path must be a file that exists, got '/x'"),
     (lambda model: API.recommended(LONG), "unknown checkpoint with recommended settings 'aaa"),
     (lambda model: API.infill(model, [[1]], broadcast_deletion=[]), "broadcast_deletion must be T"),
     (lambda model: API.encode_prompts(model, [[1], [2]], chat_options=[]),
