@@ -155,7 +155,9 @@ BASE = "Task: {prompt} The Python code must pass:\n\n{tests}\n" + BEGIN + "\n"
 
 TASK = Task(
     name="mbpp",
-    version=2,  # 1: a word in front of code was code, checks timed out by others
+    # 2: a block without what another one binds by an assignment. 1: a word in front of code was
+    # code, checks timed out by others.
+    version=3,
     summary="Write small Python functions; outputs are executed.",
     paper="Austin et al. 2021, arXiv:2108.07732",
     licence="CC-BY-4.0",
