@@ -216,8 +216,7 @@ def block_causal(
     """
     if origin is not None:
         queries, keys = ((each - origin[:, None]).clamp(min=-1) for each in (queries, keys))
-    there, here = (each.div(block_size, rounding_mode="floor") for each in (keys, queries))
-    return there[:, None] <= here[..., None]
+    return (keys // block_size)[:, None] <= (queries // block_size)[..., None]
 
 
 def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) -> Tensor:

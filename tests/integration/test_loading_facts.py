@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import dlm
 from dlm.distill.certainty_targets import check_family
+from dlm.distill.schedule_states import Layout
 from dlm.models.model import Model
 
 NAME = "SDAR-4B-Chat-b16"
@@ -165,6 +166,25 @@ def test_blocks_behind_the_prompt_are_remembered(golden_folder: Path, tmp_path: 
     assert network.generate(ids, max_new_tokens=12, **options)[0, 3:].tolist() == found[0]
     network.save_pretrained(tmp_path)
     assert dlm.load(tmp_path).spec.block_size is None
+
+
+def test_schedules_are_learned_from_what_decoding_sees(golden_folder: Path) -> None:
+    """Of blocks behind prompts of two lengths, the second given the first."""
+    model = dlm.load(golden_folder, dtype="float32", block_size=4)
+    prompts, span = [[5, 6, 7], [8]], [9, 10, 11, 12]
+    mask = model.spec.mask_id
+    layout = Layout.of(model, prompts, 12, 4)
+    spans = torch.tensor([[*span, *[mask] * 8]] * 2)
+    found = layout.logits(spans, [0, 1], 1)
+    for row, prompt in enumerate(prompts):
+        tokens = torch.tensor([[*prompt, *span, *[mask] * 4]])  # what follows is not seen
+        at = torch.arange(tokens.shape[1])
+        block = (at - len(prompt)).clamp(min=-1).div(4, rounding_mode="floor")
+        sees = (block[None, :] <= block[:, None])[None]
+        wanted = model.logits(model.hidden(tokens, at[None], None, attend=sees))[0, -4:]
+        torch.testing.assert_close(found[row], wanted, rtol=0, atol=1e-4)
+    both_ways = Layout.of(dlm.load(golden_folder, dtype="float32"), prompts, 12, 4)
+    assert (both_ways.logits(spans, [0, 1], 1) - found).abs().max() > 0.01
 
 
 def test_what_needs_other_blocks_refuses_those(golden_folder: Path) -> None:
