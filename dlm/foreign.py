@@ -96,6 +96,9 @@ OPTIONS: Final[dict[str, str]] = {
     "cont_weight": "it has no like: what a forward is given is tokens",
     "gen_interval_steps": "in dlm it is refresh_answer_every, beside cache='dual', refresh_every=1",
     "prompt_interval_steps": "in dlm it is refresh_prompt_every, beside cache='dual'",
+    # dKV-Cache
+    "cache_steps": "in dlm it is refresh_every, beside cache='dual', refresh_decoded_every=1000",
+    "cache_type": "in dlm it is cache='dual' with refresh_decoded_every",
     # SDAR, JetEngine, LMDeploy
     "remasking_strategy": "in dlm it is decoder='block_refinement' for low_confidence_dynamic, "
     "decoder='low_confidence' for low_confidence_static, decoder='left_to_right' for sequential",

@@ -17,6 +17,7 @@ from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due, Progress, Scope, select_rows
+from dlm.remainder import Remainder
 from dlm.renewal import Renewal
 from dlm.settings import Settings
 from dlm.topology import Topology
@@ -44,6 +45,8 @@ class Stretch:
     lead: int | None = 0
     """Queries in front of the window, those in front of the row included; None where rows differ,
     which takes at least as many queries as a window has."""
+    settled: Tensor | None = None  # bool [B, W], columns of the window that are not computed
+    spared: int = 0  # of each row so many at least
 
 
 class Forward:
@@ -61,7 +64,7 @@ class Forward:
         self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
-        self.renewal = Renewal(self.topology, settings)
+        self.renewal = Renewal(self.topology, settings, shift=self.shift)
         self.branches = traits.branches
         self.cache: Cache | None = None
         packs = getattr(model.network, "packs_rows", False)
@@ -133,14 +136,14 @@ class Forward:
             # On a grid what is computed in front of a window of one block is as long at least.
             even = self.topology.on_grid and progress.open is None and count == window
             lead = 0 if even else None
-            stretch = Stretch(progress.kept, end, count, lead)
+            stretch = self.sparing(Stretch(progress.kept, end, count, lead), progress, due)
             return self.part(canvas, view, due.lengths, stretch, cache)
         if due.scope is Scope.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
             return self.rows(canvas, view, due.lengths, keep, due.packing)
         if due.scope is Scope.ANSWER:
             return self.part(canvas, view, due.lengths, self.answer(canvas, view, due), cache)
-        stretch = self.stretch(canvas, view, progress, due)
+        stretch = self.sparing(self.stretch(canvas, view, progress, due), progress, due)
         if due.scope is Scope.WINDOW:
             return self.part(canvas, view, due.lengths, stretch, cache)
         # Some rows are computed in vain: cheaper than to copy the others' keys together. What is
@@ -179,6 +182,13 @@ class Forward:
         if self.mode == "prefix":
             return Stretch(start, canvas.length, count + near, lead)
         return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
+
+    def sparing(self, stretch: Stretch, progress: Progress, due: Due) -> Stretch:
+        """The same without what is settled, also where another row has nothing that is."""
+        if not self.renewal.decoded_every:
+            return stretch
+        settled = self.renewal.settled(progress)
+        return replace(stretch, settled=settled, spared=due.spared, lead=None)
 
     def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
         """All of each row from its first block on."""
@@ -268,6 +278,13 @@ class Forward:
         tokens, places, given, slots, inside = by.stretch(
             canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
         )
+        left, offset = None, view.block_start - stretch.begin
+        if stretch.settled is not None:
+            inner = slots[: len(tokens)] % (cache.length + 1) < cache.length
+            most = max(1 + ahead, count - stretch.spared)
+            left = Remainder.of(inner, stretch.settled, offset + ahead, most)
+            tokens, places, given = (left.take(each) for each in (tokens, places, given))
+            slots, inside = left.slots(slots, cache.length), left.counts.sum(-1)
         lines: Lines = slice(None, None, cache.rows // slots.shape[0]) if some is None else some
         if some is not None or cache.rows != slots.shape[0]:  # the first branch of each row
             found = torch.arange(cache.rows, device=slots.device)[lines]
@@ -282,9 +299,11 @@ class Forward:
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
         own = states[:, ahead + (stretch.lead or 0) : count]
         if stretch.lead is None:
-            offset = view.block_start - stretch.begin
-            offset = offset[:, None] + torch.arange(window, device=offset.device)
-            index = offset.clamp(max=stretch.count - 1).repeat(2 if self.guided else 1, 1)
+            # Of the columns as they lie in front of the tokens that they predict.
+            index = offset[:, None] + torch.arange(window, device=offset.device)
+            index = index.clamp(max=stretch.count - 1)
+            index = index if left is None else left.of_columns(index).clamp(max=own.shape[1] - 1)
+            index = index.repeat(2 if self.guided else 1, 1)
             own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
         shadows = self.behind(states, count)
         return Hidden(own[:, :window], shadows, True, self.count(view, inside))

@@ -102,6 +102,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
     refresh_around: int = 0,
     refresh_answer_every: int | None = None,
     refresh_prompt_every: int | None = None,
+    refresh_decoded_every: int | None = None,
     seed: int = 0,
     row_keys: Sequence[int] | None = None,
     stop_at_eos: bool = True,
@@ -164,6 +165,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             before the first block until the last one that did not is so many forwards ago; None
             never. Both as in dLLM-Cache (Liu et al. 2025, arXiv:2506.06295, intervals of response
             and prompt), and only where a cache is an approximation.
+        refresh_decoded_every: the forwards of a block leave out what is decoded of it, and was at
+            the last one, until the last one that did not is so many forwards ago (Ma et al. 2025,
+            dKV-Cache, arXiv:2505.15781); None never. An approximation for every network.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from dlm.batch import Change, Rows, Terms, denoise
+from dlm.binding import bind
 from dlm.canvas import active_length
 from dlm.endings import End, ended
 from dlm.execution import Execution
@@ -21,7 +22,7 @@ from dlm.job import check_length, lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import LARGEST, boolean, integer
-from dlm.runtime import Step, bind, unheard
+from dlm.runtime import Step, unheard
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.waiting import Places

@@ -6,6 +6,7 @@ from functools import partial
 from operator import itemgetter
 
 from dlm.batch import Change, Rows, Terms, denoise
+from dlm.binding import bind
 from dlm.canvas import Canvas, active_length, build
 from dlm.constraints.constraint import Constraint
 from dlm.endings import StopTexts
@@ -14,7 +15,7 @@ from dlm.models.model import Model
 from dlm.options import integer
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompts, TooLong, encode_prompts, tokenizer_of
-from dlm.runtime import Step, bind
+from dlm.runtime import Step
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder

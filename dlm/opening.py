@@ -38,7 +38,11 @@ class Opening:
         window = progress.window
         end = window.start + columns.clamp(min(self.block_length, self.width), self.width)
         end = torch.maximum(progress.open, torch.minimum(end, canvas.stop))
-        return replace(progress, state=state, window=window.within(end), open=end)
+        fresh = progress.fresh
+        if fresh is not None:  # no forward has seen tokens that stood there already
+            columns = torch.arange(self.width, device=end.device)
+            fresh = fresh | (columns >= (progress.open - window.start)[:, None])
+        return replace(progress, state=state, window=window.within(end), open=end, fresh=fresh)
 
     def most(self, progress: Progress) -> Tensor:
         """Most columns that are open in a row which is not done, int64 [1]."""

@@ -42,6 +42,7 @@ class Due:
     are. 0: those that `scopes` names."""
     alike: bool = True
     """Whether the branches of every row are alike, so that one of each is computed."""
+    spared: int = 0  # columns of a window that are left out in every row of which that is computed
 
     @property
     def scope(self) -> Scope | None:
@@ -63,7 +64,8 @@ class Due:
             return scope, lengths, self.width, self.alike
         if scope is Scope.ANSWER:
             return scope, padded, self.width, self.tail, self.alike
-        return scope, padded, self.reach, self.width, self.tail, self.rooms, self.alike
+        rest = self.tail, self.rooms, self.alike, self.spared
+        return scope, padded, self.reach, self.width, *rest
 
     @classmethod
     def stack(cls, every: Sequence["Due"]) -> "Due":
@@ -72,8 +74,8 @@ class Due:
         tails = [tail for each in every for tail in each.tails]
         scopes = [scope for each in every for scope in each.scopes]
         reach, width = (max(getattr(each, n) for each in every) for n in ("reach", "width"))
-        alike = all(each.alike for each in every)
-        return cls(lengths, tails, scopes, reach, width, None, alike=alike)
+        alike, spared = all(each.alike for each in every), min(each.spared for each in every)
+        return cls(lengths, tails, scopes, reach, width, None, alike=alike, spared=spared)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
@@ -87,7 +89,8 @@ class Due:
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]
         scopes = [self.scopes[row] for row in stay]
-        return Due(lengths, tails, scopes, self.reach, self.width, None, alike=self.alike)
+        rest = replace(self, packing=None, rooms=(0, 0))
+        return replace(rest, lengths=lengths, tails=tails, scopes=scopes)
 
 
 def going_along(scopes: Sequence[Scope], done: Sequence[bool]) -> list[Scope]:
@@ -145,11 +148,17 @@ class Progress:
     guess: Guess | None = None  # None with a decoder that has one branch
     open: Tensor | None = None
     """One past the last canvas position that may change, int64 [B]; None with one block."""
+    fresh: Tensor | None = None
+    """Columns of the window that the last forward did not see as they are, bool [B, W]: it saw
+    masks there, or they were not open. None where that makes no difference."""
 
     def narrow(self, width: int) -> "Progress":
         """The same with the first columns of the windows."""
         window = self.window.narrow(width)
-        return self if window is self.window else replace(self, window=window)
+        if window is self.window:
+            return self
+        fresh = None if self.fresh is None else self.fresh[:, :width]
+        return replace(self, window=window, fresh=fresh)
 
     def select(self, index: Tensor, length: int) -> "Progress":
         """The rows `index`, on a canvas of `length` columns."""
@@ -167,6 +176,7 @@ class Progress:
             tally=select_rows(self.tally, index),
             guess=select_rows(self.guess, index),
             open=select_rows(self.open, index),
+            fresh=select_rows(self.fresh, index),
         )
 
 

@@ -1,18 +1,20 @@
 """When the keys and values of a cache are made anew, and of which part of a row.
 
-Shapes: B rows, L canvas.
+Shapes: B rows, L canvas, W window.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dlm.canvas import Canvas
 from dlm.host import send
 from dlm.progress import Due, Progress, Scope
 from dlm.settings import Settings
 from dlm.topology import Topology
+from dlm.window import Window
 
 
 class Renewal:
@@ -24,14 +26,22 @@ class Renewal:
     stands before the first block (`refresh_prompt_every`), and all but the block and what was
     decoded since the last forward (`refresh_answer_every`). dLLM-Cache has such intervals of prompt
     and response (Liu et al. 2025, arXiv:2506.06295).
+
+    The other forwards of a block may leave out what is decoded of it, and was when the last one was
+    made (`refresh_decoded_every`): keys and values are kept one forward after the token is written,
+    as in dKV-Cache-Decode (Ma et al. 2025, arXiv:2505.15781).
     """
 
-    def __init__(self, topology: Topology, settings: Settings) -> None:
+    def __init__(self, topology: Topology, settings: Settings, *, shift: bool) -> None:
+        """With `shift` a token is predicted by the column in front of it."""
         self.topology = topology
         self.mode = settings.caching
         self.refresh_every = settings.refresh_every
         self.answer_every = settings.refresh_answer_every or 0  # forwards; 0 is every refresh
         self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer
+        every = settings.refresh_decoded_every
+        self.decoded_every = 0 if every == 1 or self.mode == "none" else every or 0  # 0 is always
+        self.shift = shift
         self.counts = bool(self.answer_every or self.prompt_every)
 
     def scopes(self, spent: Tensor, since: Tensor) -> Tensor:
@@ -102,6 +112,47 @@ class Renewal:
         else:
             return start.new_zeros(1)
         return each.masked_fill(progress.done, 0).amax(0, keepdim=True)
+
+    def fresh(self, before: Window, window: Window) -> Tensor | None:
+        """Columns of a block that were masked in front of a forward and are not any more.
+
+        Bool [B, W], of rows that stayed in it; None where nothing is left out of a block.
+        """
+        if not self.decoded_every:
+            return None
+        more = window.masked.shape[1] - before.masked.shape[1]
+        return pad(before.masked, (0, more)) & ~window.masked
+
+    def settled(self, progress: Progress) -> Tensor:
+        """Columns of the window that the next forward leaves out, bool [B, W].
+
+        Those without a mask that the last forward saw as they are, except in rows whose last
+        forward over all of the block is so many forwards ago.
+        """
+        assert progress.fresh is not None
+        window, since = progress.window, progress.spent
+        if self.refresh_every is not None:
+            since = since % self.refresh_every
+        computed = window.masked | progress.fresh | (since % self.decoded_every == 0)[:, None]
+        if self.shift:
+            computed = computed | pad(window.masked[:, 1:], (0, 1))
+        return ~computed
+
+    def spared(self, canvas: Canvas, progress: Progress) -> Tensor:
+        """Fewest such columns of a row of which no more than a window is computed, int64 [1].
+
+        Args:
+            canvas: the rows.
+            progress: where they stand.
+        """
+        settled, stop = self.settled(progress), progress.open
+        columns = torch.arange(settled.shape[1], device=settled.device)
+        end = (canvas.stop if stop is None else stop) - progress.window.start
+        each = (settled & (columns < end[:, None])).sum(-1)
+        other = progress.done
+        if not self.topology.final:
+            other = other | (progress.scopes != Scope.WINDOW)
+        return each.masked_fill(other, settled.shape[1]).amin(0, keepdim=True)
 
     def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
         """Rows of which the next forward computes just this, int64.

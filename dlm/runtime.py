@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dlm import lookahead
-from dlm.background import background
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.constraints.constraint import Constraint
@@ -30,7 +29,7 @@ from dlm.packing import Packing
 from dlm.progress import Due, Progress, Scope, Tally, going_along
 from dlm.settings import Settings
 from dlm.traits import Traits
-from dlm.types import AnyDecoder, Decision, Facts, StepView
+from dlm.types import AnyDecoder, Decision, StepView
 from dlm.window import Window, locate, padded, rows, write
 
 
@@ -80,49 +79,6 @@ def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
     if not (tell is None or callable(tell)):
         raise ValueError(f"tell must be a function that takes a step, or None, got {tell!r}")
     return tell or unheard
-
-
-def bind(
-    decoder: AnyDecoder,
-    model: Model,
-    canvas: Canvas,
-    block_length: int | None,
-    reach: int | None = None,
-) -> AnyDecoder:
-    """The decoder made ready for one model and one canvas.
-
-    Args:
-        decoder: any.
-        model: whose facts it is told.
-        canvas: with the rows to be decoded.
-        block_length: positions of a block, None for one block.
-        reach: positions from the first block to the last blank that rows may come to; None where
-            they keep their length.
-
-    Raises:
-        ValueError: it was made for another model.
-    """
-    ready = getattr(decoder, "bind", None)
-    if ready is None:
-        return decoder
-    blocks, length = extent(canvas, block_length, reach)
-    facts = Facts(
-        blocks=blocks,
-        block_length=length,
-        vocab_size=model.spec.vocab_size,
-        mask_id=model.spec.mask_id,
-        device=model.device,
-        background=lambda: background(model),
-    )
-    bound: AnyDecoder = ready(facts)
-    return bound
-
-
-def extent(canvas: Canvas, block_length: int | None, reach: int | None) -> tuple[int, int]:
-    """Blocks of a row, and positions of a block, that a decoder is made ready for."""
-    span = canvas.span if reach is None else reach
-    length = min(block_length or span, span)
-    return (canvas.blanks.shape[1] if reach is None else -(-reach // length)), length
 
 
 class Loop:
@@ -194,8 +150,10 @@ class Loop:
         since = self.renewal.begin(batch, device)
         scopes = self.renewal.scopes(none, since)
         open_ = None if self.traits.open is None else none
+        fresh = self.renewal.fresh(window, window)
         progress = Progress(
-            state, window, never, never, none, none, scopes, since, kept, bound, tally, guess, open_
+            *(state, window, never, never, none, none, scopes, since, kept, bound, tally),
+            *(guess, open_, fresh),
         )
         progress = self.opening(canvas, progress)
         reach = int(self.renewal.reach(canvas, progress))
@@ -303,13 +261,23 @@ class Loop:
         kept = progress.kept
         if self.exact or self.renewal.answer_every:
             kept = self.renewal.kept(canvas, progress.window.start, spent)
-        made, since = progress.made + 1, self.renewal.since(progress)
-        scopes, bound = progress.scopes, progress.bound
+        since, scopes = self.renewal.since(progress), progress.scopes
         if self.settings.caching != "none" and not self.exact:
             scopes = self.renewal.scopes(spent, since)
-        guess, open_ = None, progress.open  # what a branch tries is told once the step is over
-        going = Progress(
-            state, window, hold, done, spent, made, scopes, since, kept, bound, tally, guess, open_
+        going = replace(
+            progress,
+            state=state,
+            window=window,
+            hold=hold,
+            done=done,
+            spent=spent,
+            made=progress.made + 1,
+            scopes=scopes,
+            since=since,
+            kept=kept,
+            tally=tally,
+            guess=None,  # what a branch tries is told once the step is over
+            fresh=self.renewal.fresh(progress.window, window),
         )
         return self.opening(canvas, going)
 
@@ -325,6 +293,8 @@ class Loop:
             told += [progress.scopes, self.renewal.reach(canvas, progress)]
         if progress.open is not None:
             told.append(self.opening.most(progress))
+        if self.renewal.decoded_every:
+            told.append(self.renewal.spared(canvas, progress))
         return told[0] if len(told) == 1 else torch.cat(told)
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
@@ -334,15 +304,17 @@ class Loop:
         broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
         tries = self.traits.branches > 1 and bool(told.pop(count))
         done = [bool(flag) for flag in told[count : count + batch]]
-        scopes, reach, width = due.scopes, due.reach, due.width
+        scopes, reach, width, spared = due.scopes, due.reach, due.width, 0
+        if self.renewal.decoded_every:
+            spared = told.pop()
         if self.traits.open is not None:
             width = self.opening.whole(told.pop())
         if self.settings.caching != "none":
             reach = told[-1]
         if self.settings.caching != "none" and not self.exact:
             scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
-        if (scopes, reach, width) != (due.scopes, due.reach, due.width):
-            due = replace(due, scopes=scopes, reach=reach, width=width)
+        if (scopes, reach, width, spared) != (due.scopes, due.reach, due.width, due.spared):
+            due = replace(due, scopes=scopes, reach=reach, width=width, spared=spared)
         alike = not tries and self.shares(due.scope)
         if alike != due.alike:
             width = outcome.canvas.tokens.shape[1]

@@ -25,9 +25,11 @@ SWITCHES = (
 """Options that are on or off."""
 REFRESHES = {
     "refresh_every": None, "refresh_around": 0, "refresh_answer_every": None,
-    "refresh_prompt_every": None,
+    "refresh_prompt_every": None, "refresh_decoded_every": None,
 }  # fmt: skip
 """Options of a cache that is an approximation, with what they are where nobody gives them."""
+WITHIN = ("refresh_every", "refresh_decoded_every")
+"""Those that change something where keys and values in front of a block are final, too."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop", "logit_bias", "constraint",
@@ -59,6 +61,7 @@ class Settings:
     refresh_around: int = 0  # tokens on either side of a block that its forwards make anew
     refresh_answer_every: int | None = None  # forwards; None makes all of it anew at a refresh
     refresh_prompt_every: int | None = None  # forwards; None makes it anew with all of an answer
+    refresh_decoded_every: int | None = None  # forwards; None makes a block anew at each of its own
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -161,6 +164,15 @@ class Settings:
 
     def check_cache(self, traits: Traits) -> None:
         """Refuse a cache that the decoder is not right with."""
+        every, does = self.refresh_decoded_every, None
+        if traits.branches > 1:
+            does = "looks ahead"
+        elif traits.mutates_committed or traits.reads_committed or "logits" in traits.needs:
+            does = "reads or changes what is decoded"
+        if every is not None and does:
+            raise ValueError(
+                f"refresh_decoded_every must be None for {traits.name}, which {does}, got {every}"
+            )
         if self.cache not in traits.caches:
             reason = (
                 "it reaches back to earlier blocks"
@@ -297,7 +309,7 @@ class Settings:
             )
         for name, default in REFRESHES.items():
             value = getattr(self, name)
-            if value != default and spec.block_size is not None and name != "refresh_every":
+            if value != default and spec.block_size is not None and name not in WITHIN:
                 raise ValueError(
                     f"{name} must be {default} for {spec.family}, whose keys and values in front "
                     f"of a block are final, got {value}"

@@ -199,6 +199,9 @@ def task_command(name: str) -> Callable[..., None]:
         refresh_prompt_every: Annotated[
             int | None, sampling(help="Forwards until a prompt is made anew.", **WHOLE)
         ] = None,
+        refresh_decoded_every: Annotated[
+            int | None, sampling(help="Forwards until all of a block is made anew.", **WHOLE)
+        ] = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)
         ] = None,

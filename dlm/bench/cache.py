@@ -17,6 +17,7 @@ LABELS = {
     "refresh_around": "dual and {} around",
     "refresh_answer_every": "dual, answers every {}",
     "refresh_prompt_every": "dual, prompts every {}",
+    "refresh_decoded_every": "dual, what is decoded every {}",
 }
 
 

@@ -36,6 +36,7 @@ class Work:
     cache: str = "none"
     refresh_answer_every: int | None = None
     refresh_prompt_every: int | None = None
+    refresh_decoded_every: int | None = None
     repeats: int = 5
     told: Told = silent  # hears of every call that is timed
 
@@ -69,7 +70,7 @@ class Work:
     @property
     def intervals(self) -> dict[str, int | None]:
         """When a cache makes anew what it could keep."""
-        names = ("refresh_answer_every", "refresh_prompt_every")
+        names = ("refresh_answer_every", "refresh_prompt_every", "refresh_decoded_every")
         return {name: getattr(self, name) for name in names}
 
     @property

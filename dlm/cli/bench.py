@@ -74,6 +74,7 @@ PromptEvery = Annotated[
     int | None,
     decoding(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
 ]
+DecodedEvery = Annotated[int | None, decoding(help="Likewise of what is decoded.", **WHOLE)]
 CacheName = Annotated[str, decoding("--cache", help="none, prefix or dual.")]
 
 
@@ -288,6 +289,7 @@ def decode(  # noqa: PLR0913
     cache: CacheName = "none",
     refresh_answer_every: AnswerEvery = None,
     refresh_prompt_every: PromptEvery = None,
+    refresh_decoded_every: DecodedEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -313,6 +315,7 @@ def cache(  # noqa: PLR0913
     refresh_around: RefreshAround = 0,
     refresh_answer_every: AnswerEvery = None,
     refresh_prompt_every: PromptEvery = None,
+    refresh_decoded_every: DecodedEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -341,6 +344,7 @@ def batch(  # noqa: PLR0913
     cache: CacheName = "none",
     refresh_answer_every: AnswerEvery = None,
     refresh_prompt_every: PromptEvery = None,
+    refresh_decoded_every: DecodedEvery = None,
     device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
@@ -366,6 +370,7 @@ def serve(  # noqa: PLR0913
     cache: CacheName = "dual",
     refresh_answer_every: AnswerEvery = None,
     refresh_prompt_every: PromptEvery = None,
+    refresh_decoded_every: DecodedEvery = None,
     requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
     load: Annotated[
         float, decoding(help="How many come while one is answered alone.", **REAL)

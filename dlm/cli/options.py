@@ -207,6 +207,9 @@ RefreshPromptEvery = Annotated[
     int | None,
     sampling(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
 ]
+RefreshDecodedEvery = Annotated[
+    int | None, sampling(help="Forwards until what is decoded of a block is made anew.", **WHOLE)
+]
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
     list[int] | None,
@@ -265,6 +268,7 @@ DECODING: Final = (
     "refresh_around",
     "refresh_answer_every",
     "refresh_prompt_every",
+    "refresh_decoded_every",
     "suppress_tokens",
     "begin_suppress_tokens",
     "temperature",

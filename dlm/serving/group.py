@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlm.batch import Change, Rows, Terms, denoise
+from dlm.binding import bind, extent
 from dlm.canvas import Canvas, active_length
 from dlm.constraints.constraint import Constraint
 from dlm.endings import ended, ongoing
@@ -14,7 +15,7 @@ from dlm.job import lay_out
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.prompt_cache import PromptCache
-from dlm.runtime import Step, bind, extent
+from dlm.runtime import Step
 from dlm.serving.work import Ended, Event, Grown, Request, Reused, Tell, binds
 from dlm.settings import Settings
 from dlm.traits import Traits

@@ -22,6 +22,7 @@ OPTIONS = (
     "refresh_around",
     "refresh_answer_every",
     "refresh_prompt_every",
+    "refresh_decoded_every",
     "seed",
     "stop_at_eos",
     "pad_after_eos",

@@ -102,6 +102,8 @@ def test_recorded_steps_decode_what_plain_ones_do(
         {"cache": "dual", "refresh_every": 3, "refresh_around": 5},
         {"cache": "dual", "refresh_every": 3, "refresh_prompt_every": 5},
         {"cache": "dual", "refresh_answer_every": 7},
+        {"cache": "dual", "refresh_decoded_every": 5},
+        {"cache": "dual", "refresh_decoded_every": 99, "decoder": "d2f"},
         {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
         {"cache": "dual", "temperature": 1.0, "logit_bias": {7: 3.0, 90: -2.0}},
         {"cache": "dual", "return_top_tokens": 3},

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dlm
-from dlm import runtime
+from dlm import binding
 from dlm.background import background
 from dlm.decoders import DECODERS
 from dlm.decoders.base import Stateless
@@ -55,6 +55,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"refresh_every": 2, "refresh_around": 3, "cache": "dual"},
     {"refresh_every": 2, "refresh_prompt_every": 3, "cache": "prefix"},
     {"refresh_answer_every": 5, "refresh_prompt_every": 9, "cache": "dual"},
+    {"refresh_decoded_every": 4, "cache": "dual", "cfg_scale": 0.5},
     {"decoder": "lopa", "cache": "dual", "return_top_tokens": 2},
 ]
 
@@ -166,7 +167,7 @@ def apart() -> Iterator[None]:
     """Shapes stay, as on a GPU; a tensor of inference mode cannot be held by another one."""
     with pytest.MonkeyPatch.context() as patch, Computed(), Told():  # type: ignore[no-untyped-call]
         patch.setattr(torch, "inference_mode", torch.no_grad)
-        patch.setattr(runtime, "background", torch.no_grad()(unwrap(background)))
+        patch.setattr(binding, "background", torch.no_grad()(unwrap(background)))
         patch.setattr(Execution, "of", lambda model: Execution(static=True))
         yield
 

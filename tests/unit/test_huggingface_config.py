@@ -33,6 +33,7 @@ STATED: dict[str, Any] = {
     "refresh_around": 8,
     "refresh_answer_every": 32,
     "refresh_prompt_every": 64,
+    "refresh_decoded_every": 16,
 }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import dlm
+from dlm.binding import bind
 from dlm.execution import Execution
 from dlm.growth import Growth
 from dlm.models.model import Model
-from dlm.runtime import Step, bind
+from dlm.runtime import Step
 from dlm.serving.engine import Engine
 from dlm.serving.group import Group, Laid, Line
 from dlm.serving.work import Ended, Event, Failed, Grown, Request

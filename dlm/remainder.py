@@ -1,0 +1,58 @@
+"""What is left to compute of stretches of rows, where some columns keep their keys and values.
+
+Shapes: B rows, S columns of a stretch, W window, R columns that are left.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """Columns of each row's stretch, in their order, with others in vain where a row has fewer."""
+
+    index: Tensor  # int64 [B, R]
+    counts: Tensor  # bool [B, R], False in vain
+    rank: Tensor  # int64 [B, S], of each column that is left, where it is among them
+
+    @classmethod
+    def of(cls, inside: Tensor, settled: Tensor, offset: Tensor, most: int) -> Self:
+        """All columns of a row but those of its window that are settled.
+
+        Args:
+            inside: bool [B, S], columns that are to be computed at all.
+            settled: bool [B, W], columns of the window that are not.
+            offset: int64 [B], where in the stretch the window begins.
+            most: R, as many as any row has left, or more.
+        """
+        column = torch.arange(inside.shape[1], device=inside.device) - offset[:, None]
+        window = settled.shape[1]
+        within = (column >= 0) & (column < window)
+        left = inside & ~(within & settled.gather(1, column.clamp(0, window - 1)))
+        index = (~left).long().argsort(stable=True)[:, :most]
+        rank = (left.cumsum(-1) - 1).clamp(0, most - 1)
+        return cls(index, left.gather(1, index), rank)
+
+    def take(self, values: Tensor) -> Tensor:
+        """Values [B, S] or, with guidance, [2 B, S] at these columns."""
+        halves = values.shape[0] // self.index.shape[0]
+        return values.gather(1, self.index.repeat(halves, 1))
+
+    def slots(self, slots: Tensor, room: int) -> Tensor:
+        """Places in a cache, [B, S] or [2 B, S] to [.., R]; of those in vain the last column's.
+
+        Args:
+            slots: among all columns of the cache.
+            room: its last column, which nobody reads.
+        """
+        taken = self.take(slots)
+        rows = torch.arange(taken.shape[0], device=taken.device)[:, None]
+        counts = self.counts.repeat(taken.shape[0] // self.counts.shape[0], 1)
+        return taken.where(counts, rows * (room + 1) + room)
+
+    def of_columns(self, columns: Tensor) -> Tensor:
+        """Where columns of the stretch, int64 [B, N], are among those that are left."""
+        return self.rank.gather(1, columns)
