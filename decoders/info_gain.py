@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import MOST_BRANCHES, Policy
-from dlm.decoders.select import top
+from dlm.decoders.select import top, total
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
@@ -91,8 +91,3 @@ class InfoGain(Policy):
         lines, count = scores.flatten(0, 1), view.quota.repeat_interleave(self.branches)
         tries = top(lines, rest.repeat_interleave(self.branches, 0), count).view(scores.shape)
         return total(view.want("entropy")[:, None], tries), Decision(commit, lookahead=tries)
-
-
-def total(values: Tensor, where: Tensor) -> Tensor:
-    """Sum over the marked columns, float64; in order, as a plain sum depends on the padding."""
-    return values.double().masked_fill(~where, 0.0).cumsum(-1)[..., -1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import MOST_BRANCHES, Policy
-from dlm.decoders.select import at_least, rank, top
+from dlm.decoders.select import at_least, rank, top, total
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
@@ -75,9 +75,7 @@ class LoPA(Policy):
         masks = masked.sum(-1)
         count = (masks.double() * self.share).long().clamp(min=1)
         lowest = top(-scores.flatten(0, 1), masked.flatten(0, 1), count.flatten())
-        # In order: a plain sum would depend on the padding.
-        total = scores.double().masked_fill(~lowest.view(masked.shape), 0.0).cumsum(-1)[..., -1]
-        future = torch.where(masks > 0, total / count, 1.0)
+        future = torch.where(masks > 0, total(scores, lowest.view(masked.shape)) / count, 1.0)
         value = self.alpha * state.double() + (1 - self.alpha) * future
         return (value.roll(-1, 1).argmax(-1) + 1) % self.branches
 

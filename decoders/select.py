@@ -12,6 +12,7 @@ NEVER = 1 << 40
 """A step or an index that no block reaches."""
 
 _FIXED = 2.0**48
+_LARGEST = 2.0**8
 
 
 def descending(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -62,6 +63,14 @@ def exact_sum(values: Tensor, where: Tensor) -> Tensor:
     """
     fixed = (values.double() * _FIXED).round().long().masked_fill(~where, 0)
     return fixed.sum(-1).double() / _FIXED
+
+
+def total(values: Tensor, where: Tensor) -> Tensor:
+    """The same of float32 values up to 256 in size, nats or probabilities, in multiples of 2^-40.
+
+    Shapes [..., W] to [...].
+    """
+    return exact_sum(values / _LARGEST, where) * _LARGEST
 
 
 def log_margin(likeliest: Tensor) -> Tensor:

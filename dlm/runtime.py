@@ -344,7 +344,8 @@ class Loop:
         if seen.log_probability is None:
             return None
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
-        total = chosen.cumsum(-1)[:, -1]  # in order: a plain sum would depend on the padding
+        # In order, as a plain sum depends on the padding; on a GPU up to 32 columns are.
+        total = chosen.cumsum(-1)[:, -1]
         return total.masked_fill((tokens != drawn).any(-1), torch.nan)
 
     def closed(self, tokens: Tensor, canvas: Canvas) -> Tensor:

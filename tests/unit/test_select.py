@@ -1,11 +1,14 @@
 """The selection rules decoders share."""
 
+import math
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.decoders.select import at_least, rank, top
+from dlm.decoders.select import at_least, rank, top, total
 
 scores_and_masks = st.integers(1, 9).flatmap(
     lambda width: st.tuples(
@@ -48,3 +51,24 @@ def test_forbidden_scores_rank_behind_the_worst_allowed() -> None:
 def test_ties_go_to_the_lower_position(count: int) -> None:
     found = top(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), torch.tensor([count]))
     assert found.tolist() == [[True, count > 1, False]]
+
+
+@given(st.lists(st.floats(-12, 12, width=32), min_size=1, max_size=40), st.randoms())
+def test_a_total_is_the_same_in_any_order_and_beside_any_padding(
+    values: list[float], random: Random
+) -> None:
+    some = torch.tensor([values + [9.0] * 5])
+    where = torch.tensor([[True] * len(values) + [False] * 5])
+    order = list(range(some.shape[1]))
+    random.shuffle(order)
+    found = total(some, where)
+    assert torch.equal(found, total(some[:, order], where[:, order]))
+    assert torch.equal(found, total(some[:, : len(values)], where[:, : len(values)]))
+    assert float(found) == pytest.approx(math.fsum(values), abs=len(values) * 2.0**-40)
+
+
+def test_a_total_of_what_floats_round_away_is_the_same_in_any_order() -> None:
+    values = torch.tensor([[2.0**-53, 2.0**-53, 1.0]])
+    everywhere = torch.ones(1, 3, dtype=torch.bool)
+    assert values.double().sum(-1) != values.flip(1).double().sum(-1)
+    assert torch.equal(total(values, everywhere), total(values.flip(1), everywhere))
