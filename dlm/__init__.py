@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dlm import types as types
     from dlm.constraints.constraint import Constraint
     from dlm.execution import release
-    from dlm.generation import Generation, Snapshot, generate, generate_each, stream
+    from dlm.generation import generate, generate_each, stream
     from dlm.huggingface import (
         DiffusionGenerationConfig,
         DiffusionGenerationOutput,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dlm.likelihood import log_likelihood, log_likelihoods
     from dlm.models.loading import load
     from dlm.models.model import Model
+    from dlm.outputs import Generation, Snapshot
     from dlm.player import playback
     from dlm.prompt_cache import PromptCache
     from dlm.prompts import encode_infill, encode_prompts
@@ -72,12 +73,12 @@ _HOMES = {
     "Constraint": "dlm.constraints.constraint",
     "DiffusionGenerationConfig": "dlm.huggingface.config",
     "DiffusionGenerationOutput": "dlm.huggingface.generation",
-    "Generation": "dlm.generation",
+    "Generation": "dlm.outputs",
     "Likelihood": "dlm.questions",
     "MaskingCollator": "dlm.huggingface.masking",
     "Model": "dlm.models.model",
     "PromptCache": "dlm.prompt_cache",
-    "Snapshot": "dlm.generation",
+    "Snapshot": "dlm.outputs",
     "TextDiffusionStreamer": "dlm.huggingface.streamers",
     "Trajectory": "dlm.trajectory",
     "as_model": "dlm.huggingface.generation",

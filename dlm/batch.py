@@ -335,5 +335,4 @@ class Batch:
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
         alike = due.alike and loop.shares(due.scope)
-        packing = loop.packing(due.lengths, columns, alike=alike)
-        self.expect(replace(due, packing=packing, alike=alike))
+        self.expect(loop.packed(replace(due, alike=alike), columns))

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 STRIDE: Final = 64
 """Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
-LEAST: Final = 8
-"""Columns that are left out of a window in multiples of, where shapes stay; of wide windows in
-multiples of so many parts of it."""
+PARTS: Final = 8
+"""Of a window as many are left out at most where shapes stay, each of some columns."""
 SHARE: Final = 16
 """What is kept of generations takes at most one part in so many of a device's memory, and so do
 prompts that are kept."""
@@ -90,18 +89,20 @@ class Execution:
         Queries are rounded up, and where steps are recorded so are the rows of which more than a
         window is computed.
         """
+        told, due = due, due.seen()
         if not self.static:
             return due
         reach, tails, rooms = min(width, power(due.reach)), due.tails, due.rooms
-        spared = due.spared - due.spared % max(LEAST, power(due.width) // LEAST)
+        spared = due.spared - due.spared % max(1, power(due.width) // PARTS)
         if Scope.ANSWER in due.scopes:
             tails = [min(width, -(-tail // STRIDE) * STRIDE) for tail in tails]
         if due.scope is None and self.lanes is not None:
             some = (due.scopes.count(scope) for scope in (Scope.ANSWER, Scope.ROW))
             answers, rows = (min(len(due.lengths), power(count)) for count in some)
             rooms = answers, rows
-        found = replace(due, reach=reach, tails=tails, rooms=rooms, spared=spared)
-        return due if found == due else found
+        across = due.across and min(width, -(-due.across // STRIDE) * STRIDE)
+        found = replace(due, reach=reach, tails=tails, rooms=rooms, spared=spared, across=across)
+        return told if found == told else found
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
         """Rows that remain in the batch; None as long as all do.

@@ -56,7 +56,7 @@ _PC = "in dlm it is decoder='pc_sampler' with decoder_options={'lambda_': 0.25}"
 _LESS = (
     "in dlm it is decoder='mutual_stability' with decoder_options={'drift': 0.04, 'patience': 2}"
 )
-_SLOW_FAST = "the nearest is decoder='threshold': the input is never cut off here"
+_SLOW_FAST = "the nearest is decoder='threshold' with suffix_window, the masks behind a block"
 _COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"
 _STEPS = "in dlm it is steps, the forwards of a row in all blocks together"
 _SAMPLE = "temperature=1.0 samples, temperature=0.0 takes the likeliest token"
@@ -96,7 +96,8 @@ OPTIONS: Final[dict[str, str]] = {
     "cont_weight": "it has no like: what a forward is given is tokens",
     "gen_interval_steps": "in dlm it is refresh_answer_every, beside cache='dual', refresh_every=1",
     "prompt_interval_steps": "in dlm it is refresh_prompt_every, beside cache='dual'",
-    # dKV-Cache
+    # dKV-Cache, DPad
+    "suffix_dropout": "in dlm it is suffix_window, the masks behind a block that a forward sees",
     "cache_steps": "in dlm it is refresh_every, beside cache='dual', refresh_decoded_every=1000",
     "cache_type": "in dlm it is cache='dual' with refresh_decoded_every",
     # SDAR, JetEngine, LMDeploy

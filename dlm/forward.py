@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dlm.cache import Cache, Lines, Refresh, Reuse, View
 from dlm.canvas import Canvas
+from dlm.horizon import Horizon
 from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due, Progress, Scope, select_rows
 from dlm.remainder import Remainder
-from dlm.renewal import Renewal
+from dlm.renewal import Renewal, Stretch
 from dlm.settings import Settings
 from dlm.topology import Topology
 from dlm.traits import Traits
@@ -35,33 +36,25 @@ class Hidden:
     queries: Tensor  # int64 [B], positions that were computed
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Columns of each row to compute."""
-
-    begin: Tensor  # int64 [B]
-    end: Tensor  # int64 [B], one past the last
-    count: int  # queries, the same for all rows; those from `end` on are thrown away
-    lead: int | None = 0
-    """Queries in front of the window, those in front of the row included; None where rows differ,
-    which takes at least as many queries as a window has."""
-    settled: Tensor | None = None  # bool [B, W], columns of the window that are not computed
-    spared: int = 0  # of each row so many at least
-
-
 class Forward:
     """Forwards of rows of one number and length, with what they leave behind for the next ones."""
 
     def __init__(
-        self, model: Model, traits: Traits, settings: Settings, *, static: bool = False
+        self,
+        model: Model,
+        traits: Traits,
+        settings: Settings,
+        horizon: Horizon,
+        *,
+        static: bool = False,
     ) -> None:
         """With `static` no window's forward hangs on how long the rows are that it is of."""
         self.model = model
         self.static = static
+        self.horizon = horizon
         self.mask_id = model.spec.mask_id
         self.guided = bool(settings.cfg_scale)
         self.mode = settings.caching
-        self.around = settings.refresh_around
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
         self.renewal = Renewal(self.topology, settings, shift=self.shift)
@@ -101,7 +94,7 @@ class Forward:
         if self.cache is None:
             return
         again = self.renewal.refresh_every is not None and any(due.scopes)
-        stays = bool(self.around and self.renewal.prompt_every)
+        stays = bool(self.renewal.around and self.renewal.prompt_every)
         if due.alike or stays or (again and not self.topology.final):
             index = line.repeat_interleave(self.branches)
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
@@ -125,30 +118,29 @@ class Forward:
             progress: where they stand.
             due: what the host knows.
         """
-        if self.mode == "none":
-            return self.rows(canvas, view, due.lengths, None, due.packing)
         (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
-        cache = self.room(batch * each, length)
+        cache = None if self.mode == "none" else self.room(batch * each, length)
+        if due.across is not None:
+            canvas, view = self.horizon.narrowed(canvas, view, progress, due.across)
+            length = due.across
+        if cache is None:
+            return self.whole(canvas, view, due, None)
         if self.topology.final:
-            end = self.topology.block_end(canvas, view.block_start, progress.open)
-            window = view.positions.shape[1]
-            count = max(due.reach, window)
-            # On a grid what is computed in front of a window of one block is as long at least.
-            even = self.topology.on_grid and progress.open is None and count == window
-            lead = 0 if even else None
-            stretch = self.sparing(Stretch(progress.kept, end, count, lead), progress, due)
+            stretch = self.renewal.window(canvas, view, progress, due)
             return self.part(canvas, view, due.lengths, stretch, cache)
         if due.scope is Scope.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
-            return self.rows(canvas, view, due.lengths, keep, due.packing)
+            return self.whole(canvas, view, due, keep)
         if due.scope is Scope.ANSWER:
-            return self.part(canvas, view, due.lengths, self.answer(canvas, view, due), cache)
-        stretch = self.sparing(self.stretch(canvas, view, progress, due), progress, due)
+            return self.part(
+                canvas, view, due.lengths, self.renewal.answer(canvas, view, due), cache
+            )
+        stretch = self.renewal.window(canvas, view, progress, due)
         if due.scope is Scope.WINDOW:
             return self.part(canvas, view, due.lengths, stretch, cache)
         # Some rows are computed in vain: cheaper than to copy the others' keys together. What is
         # made of them must not be kept where it would outlive what they are computed for.
-        if self.around and self.renewal.counts:
+        if self.renewal.around and self.renewal.counts:
             vain = progress.scopes != Scope.WINDOW
             none = stretch.begin - int(self.shift)  # with what stands in front of it
             stretch = replace(stretch, end=torch.where(vain, none, stretch.end))
@@ -162,38 +154,17 @@ class Forward:
                 made = self.merged(made, some, fresh)
         return made
 
-    def stretch(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
-        """What a cache leaves to compute: the window or all from its start on, and what is near.
+    def whole(self, canvas: Canvas, view: StepView, due: Due, keep: View | None) -> Hidden:
+        """Evaluate whole rows, as far as they are seen."""
+        made = self.rows(canvas, view, due.lengths, keep, due.packing)
+        return made if due.across is None else self.by_column(made, view, due.across)
 
-        Of a block before it, too, whose last tokens no forward has seen.
-        """
-        window, start = view.positions.shape[1], view.block_start
-        end = canvas.stop if progress.open is None else progress.open
-        near, before = min(self.around, canvas.tokens.shape[1]), self.renewal.answer_every > 0
-        count = max(due.reach, window)
-        # A block before it is at least as long as a window of one block.
-        lead = None if before and (progress.open is not None or count > window) else near
-        if near or before:
-            end = self.topology.reach(canvas, start, progress.open)
-        if before:
-            start = progress.kept
-        if near:
-            start, end = start - near, end + near
-        if self.mode == "prefix":
-            return Stretch(start, canvas.length, count + near, lead)
-        return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
-
-    def sparing(self, stretch: Stretch, progress: Progress, due: Due) -> Stretch:
-        """The same without what is settled, also where another row has nothing that is."""
-        if not self.renewal.decoded_every:
-            return stretch
-        settled = self.renewal.settled(progress)
-        return replace(stretch, settled=settled, spared=due.spared, lead=None)
-
-    def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
-        """All of each row from its first block on."""
-        count = max(due.tail, view.positions.shape[1])
-        return Stretch(canvas.origin, canvas.length, count, None)
+    def by_column(self, made: Hidden, view: StepView, width: int) -> Hidden:
+        """States at the columns of the windows, of those at every position of so many."""
+        columns = view.positions.clamp(max=width - 1)
+        columns = columns.repeat(2, 1) if self.guided else columns
+        index = columns[..., None].expand(-1, -1, made.states.shape[-1])
+        return Hidden(made.states.gather(1, index), made.shadows, True, made.queries)
 
     def rows(
         self,
@@ -246,7 +217,8 @@ class Forward:
             copies: of each row, behind each other.
         """
         alone = len(lengths) == 1 and self.mode != "none"
-        if alone or not (self.packs and worthwhile(lengths, width)):
+        varies = self.static and self.horizon.window is not None  # from block to block
+        if alone or varies or not (self.packs and worthwhile(lengths, width)):
             return None
         each = [length for length in lengths for _ in range(copies)]
         return Packing.of([*each, *each] if self.guided else each, width, self.model.device)
@@ -381,15 +353,12 @@ class Forward:
         seen = select_rows(view, fresh)
         if scope is Scope.ANSWER:
             few = canvas.select(fresh, width)
-            return self.part(few, seen, lengths, self.answer(few, seen, due), self.cache, where)
+            answer = self.renewal.answer(few, seen, due)
+            return self.part(few, seen, lengths, answer, self.cache, where)
         width = width if lengths is None else max(lengths)
         few, keep = canvas.select(fresh, width), Refresh(self.cache, width, where)
         packing = None if lengths is None else self.packing(lengths, width)
-        made = self.rows(few, seen, lengths, keep, packing)
-        columns = seen.positions.clamp(max=width - 1)
-        columns = columns.repeat(2, 1) if self.guided else columns
-        index = columns[..., None].expand(-1, -1, made.states.shape[-1])
-        return Hidden(made.states.gather(1, index), made.shadows, True, made.queries)
+        return self.by_column(self.rows(few, seen, lengths, keep, packing), seen, width)
 
     def merged(self, made: Hidden, some: Hidden, fresh: Tensor) -> Hidden:
         """States by column, of which `some` take the place of those of the rows `fresh`, int64."""

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-from dlm.generation import Generation, outcomes, together
+from dlm.generation import outcomes, together
 from dlm.growth import Growing, Growth
 from dlm.inferring import inferring
 from dlm.job import make_job
 from dlm.models.model import Model
 from dlm.options import boolean, integer, names_checked
+from dlm.outputs import Generation
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
 from dlm.runtime import Step, heard, unheard
 from dlm.settings import INSTEAD, NAMES, Settings

@@ -19,6 +19,7 @@ from dlm.constraints.constraint import Constraint
 from dlm.constraints.drawing import Asked, Joint
 from dlm.forward import Forward
 from dlm.guidance import guided
+from dlm.horizon import Horizon
 from dlm.kernels import (
     Bonus,
     NoiseKey,
@@ -74,7 +75,8 @@ class Meter:
         self.places = Places.all if dense else Places.where
         self.model = model
         self.block_length = block_length
-        self.forward = Forward(model, traits, settings, static=dense)
+        self.horizon = Horizon(settings.suffix_window, block_length * (1 + traits.ahead))
+        self.forward = Forward(model, traits, settings, self.horizon, static=dense)
         self.settings = settings
         self.traits = traits
         self.statistics = traits.needs - NOT_STATISTICS

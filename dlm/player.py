@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import torch
 
-from dlm.generation import Generation
 from dlm.given import message_text
 from dlm.models.model import Model
 from dlm.options import names_checked
+from dlm.outputs import Generation
 from dlm.prompts import check_model, tokenizer_of
 from dlm.reading import vocabulary_of
 from dlm.trajectory import Trajectory

@@ -43,6 +43,8 @@ class Due:
     alike: bool = True
     """Whether the branches of every row are alike, so that one of each is computed."""
     spared: int = 0  # columns of a window that are left out in every row of which that is computed
+    sees: list[int] | None = None  # tokens of each row that are seen; None for all
+    across: int | None = None  # columns of the canvas that are looked at; None for all
 
     @property
     def scope(self) -> Scope | None:
@@ -58,14 +60,23 @@ class Due:
 
     def shape(self, width: int) -> Hashable:
         """What forwards that ask the same of the device share, on a canvas of `width` columns."""
-        scope, padded = self.scope, min(self.lengths) < width
+        across = self.across or width
+        scope, padded = self.scope, min(self.lengths) < across
         if scope is Scope.ROW:
             lengths = padded if self.packing is None else tuple(self.lengths)
-            return scope, lengths, self.width, self.alike
+            return scope, lengths, self.width, self.alike, across
         if scope is Scope.ANSWER:
-            return scope, padded, self.width, self.tail, self.alike
-        rest = self.tail, self.rooms, self.alike, self.spared
+            return scope, padded, self.width, self.tail, self.alike, across
+        rest = self.tail, self.rooms, self.alike, self.spared, across
         return scope, padded, self.reach, self.width, *rest
+
+    def seen(self) -> "Due":
+        """The same of rows that end where no forward looks on."""
+        if self.sees is None:
+            return self
+        every = zip(self.tails, self.lengths, self.sees, strict=True)
+        tails = [tail - length + sees for tail, length, sees in every]
+        return replace(self, lengths=self.sees, tails=tails, across=max(self.sees), sees=None)
 
     @classmethod
     def stack(cls, every: Sequence["Due"]) -> "Due":
@@ -75,7 +86,9 @@ class Due:
         scopes = [scope for each in every for scope in each.scopes]
         reach, width = (max(getattr(each, n) for each in every) for n in ("reach", "width"))
         alike, spared = all(each.alike for each in every), min(each.spared for each in every)
-        return cls(lengths, tails, scopes, reach, width, None, alike=alike, spared=spared)
+        sees = [end for each in every for end in each.sees or ()] or None
+        told = cls(lengths, tails, scopes, reach, width, None)
+        return replace(told, alike=alike, spared=spared, sees=sees)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
@@ -89,7 +102,8 @@ class Due:
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]
         scopes = [self.scopes[row] for row in stay]
-        rest = replace(self, packing=None, rooms=(0, 0))
+        sees = None if self.sees is None else [self.sees[row] for row in stay]
+        rest = replace(self, packing=None, rooms=(0, 0), sees=sees)
         return replace(rest, lengths=lengths, tails=tails, scopes=scopes)
 
 

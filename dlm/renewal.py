@@ -4,6 +4,7 @@ Shapes: B rows, L canvas, W window.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,22 @@ from dlm.host import send
 from dlm.progress import Due, Progress, Scope
 from dlm.settings import Settings
 from dlm.topology import Topology
+from dlm.types import StepView
 from dlm.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Columns of each row to compute."""
+
+    begin: Tensor  # int64 [B]
+    end: Tensor  # int64 [B], one past the last
+    count: int  # queries, the same for all rows; those from `end` on are thrown away
+    lead: int | None = 0
+    """Queries in front of the window, those in front of the row included; None where rows differ,
+    which takes at least as many queries as a window has."""
+    settled: Tensor | None = None  # bool [B, W], columns of the window that are not computed
+    spared: int = 0  # of each row so many at least
 
 
 class Renewal:
@@ -37,6 +53,7 @@ class Renewal:
         self.topology = topology
         self.mode = settings.caching
         self.refresh_every = settings.refresh_every
+        self.around = settings.refresh_around
         self.answer_every = settings.refresh_answer_every or 0  # forwards; 0 is every refresh
         self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer
         every = settings.refresh_decoded_every
@@ -123,11 +140,15 @@ class Renewal:
         more = window.masked.shape[1] - before.masked.shape[1]
         return pad(before.masked, (0, more)) & ~window.masked
 
-    def settled(self, progress: Progress) -> Tensor:
-        """Columns of the window that the next forward leaves out, bool [B, W].
+    def settled(self, canvas: Canvas, progress: Progress) -> Tensor:
+        """Columns of what may change that the next forward leaves out, bool [B, W].
 
         Those without a mask that the last forward saw as they are, except in rows whose last
         forward over all of the block is so many forwards ago.
+
+        Args:
+            canvas: the rows.
+            progress: where they stand.
         """
         assert progress.fresh is not None
         window, since = progress.window, progress.spent
@@ -136,23 +157,62 @@ class Renewal:
         computed = window.masked | progress.fresh | (since % self.decoded_every == 0)[:, None]
         if self.shift:
             computed = computed | pad(window.masked[:, 1:], (0, 1))
-        return ~computed
+        columns = torch.arange(computed.shape[1], device=computed.device)
+        end = (canvas.stop if progress.open is None else progress.open) - window.start
+        return ~computed & (columns < end[:, None])
 
     def spared(self, canvas: Canvas, progress: Progress) -> Tensor:
         """Fewest such columns of a row of which no more than a window is computed, int64 [1].
 
-        Args:
-            canvas: the rows.
-            progress: where they stand.
+        Arguments as `settled`.
         """
-        settled, stop = self.settled(progress), progress.open
-        columns = torch.arange(settled.shape[1], device=settled.device)
-        end = (canvas.stop if stop is None else stop) - progress.window.start
-        each = (settled & (columns < end[:, None])).sum(-1)
-        other = progress.done
+        settled, other = self.settled(canvas, progress), progress.done
+        each = settled.sum(-1)
         if not self.topology.final:
             other = other | (progress.scopes != Scope.WINDOW)
         return each.masked_fill(other, settled.shape[1]).amin(0, keepdim=True)
+
+    def window(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
+        """What a cache leaves to compute of each row, less what is settled of its window."""
+        if self.topology.final:
+            end = self.topology.block_end(canvas, view.block_start, progress.open)
+            window = view.positions.shape[1]
+            count = max(due.reach, window)
+            # On a grid what is computed in front of a window of one block is as long at least.
+            even = self.topology.on_grid and progress.open is None and count == window
+            stretch = Stretch(progress.kept, end, count, 0 if even else None)
+        else:
+            stretch = self.near(canvas, view, progress, due)
+        if not self.decoded_every:
+            return stretch
+        settled = self.settled(canvas, progress)
+        return replace(stretch, settled=settled, spared=due.spared, lead=None)
+
+    def near(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
+        """What a cache leaves to compute: the window or all from its start on, and what is near.
+
+        Of a block before it, too, whose last tokens no forward has seen.
+        """
+        window, start = view.positions.shape[1], view.block_start
+        end = canvas.stop if progress.open is None else progress.open
+        near, before = min(self.around, canvas.tokens.shape[1]), self.answer_every > 0
+        count = max(due.reach, window)
+        # A block before it is at least as long as a window of one block.
+        lead = None if before and (progress.open is not None or count > window) else near
+        if near or before:
+            end = self.topology.reach(canvas, start, progress.open)
+        if before:
+            start = progress.kept
+        if near:
+            start, end = start - near, end + near
+        if self.mode == "prefix":
+            return Stretch(start, canvas.length, count + near, lead)
+        return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
+
+    def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
+        """All of each row from its first block on."""
+        count = max(due.tail, view.positions.shape[1])
+        return Stretch(canvas.origin, canvas.length, count, None)
 
     def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
         """Rows of which the next forward computes just this, int64.

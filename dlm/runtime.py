@@ -6,6 +6,7 @@ Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -25,7 +26,6 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, ids
 from dlm.models.model import Model
 from dlm.opening import Opening
-from dlm.packing import Packing
 from dlm.progress import Due, Progress, Scope, Tally, going_along
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -105,7 +105,7 @@ class Loop:
             block_length=block_length,
             dense=self.static,
         )
-        self.renewal = self.meter.forward.renewal
+        self.renewal, self.horizon = self.meter.forward.renewal, self.meter.horizon
         self.decide = Deciding(decoder, self.traits, self.meter)
         self.opening = Opening(self.decide, block_length, width, static=execution.static)
         self.settings = settings
@@ -156,7 +156,8 @@ class Loop:
             *(guess, open_, fresh),
         )
         progress = self.opening(canvas, progress)
-        reach = int(self.renewal.reach(canvas, progress))
+        seen = self.horizon.seen(canvas, progress)
+        reach = int(self.renewal.reach(seen, progress))
         columns = self.width
         if progress.open is not None:
             columns = self.opening.whole(int(self.opening.most(progress)))
@@ -164,8 +165,10 @@ class Loop:
         tails = list(lengths)
         if self.renewal.counts:
             tails = (canvas.length - canvas.origin).tolist()
-        packing = self.packing(lengths, width, alike=True)
-        return progress, Due(list(lengths), tails, [whole] * batch, reach, columns, packing)
+        due = Due(list(lengths), tails, [whole] * batch, reach, columns, None)
+        if self.horizon.window is not None:
+            due = replace(due, sees=seen.length.tolist())
+        return progress, self.packed(due, width)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over what the forwards of another left for the next ones.
@@ -182,12 +185,14 @@ class Loop:
         theirs = other.meter.forward
         self.meter.forward.follow(theirs, index, count * each, first * each, shape)
 
-    def packing(self, lengths: Sequence[int], width: int, *, alike: bool) -> Packing | None:
-        """How rows of these lengths are laid end to end, on a canvas of `width` columns.
+    def packed(self, due: Due, width: int) -> Due:
+        """The same with how its rows are laid end to end, on a canvas of `width` columns.
 
         With every branch, unless they are alike.
         """
-        return self.meter.forward.packing(lengths, width, 1 if alike else self.traits.branches)
+        seen, copies = due.seen(), 1 if due.alike else self.traits.branches
+        packing = self.meter.forward.packing(seen.lengths, seen.across or width, copies)
+        return replace(due, packing=packing)
 
     def room(self, canvas: Canvas) -> Cache:
         """Where keys and values of the rows of a canvas are kept, with every branch."""
@@ -289,37 +294,40 @@ class Loop:
             tries = guess.marks.any(-1).any(-1) & ~done
             flags.insert(-1, tries.any()[None])
         told = [torch.cat(flags).long()]
+        seen = self.horizon.seen(canvas, progress)
         if self.settings.caching != "none":
-            told += [progress.scopes, self.renewal.reach(canvas, progress)]
+            told += [progress.scopes, self.renewal.reach(seen, progress)]
         if progress.open is not None:
             told.append(self.opening.most(progress))
         if self.renewal.decoded_every:
             told.append(self.renewal.spared(canvas, progress))
+        if self.horizon.window is not None:
+            told.append(seen.length)
         return told[0] if len(told) == 1 else torch.cat(told)
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
-        told = self.mailbox.read(outcome.report)
-        count, batch = len(self.rules), len(due.lengths)
-        broken = [rule for rule, bad in zip(self.rules, told, strict=False) if bad]
-        tries = self.traits.branches > 1 and bool(told.pop(count))
-        done = [bool(flag) for flag in told[count : count + batch]]
-        scopes, reach, width, spared = due.scopes, due.reach, due.width, 0
-        if self.renewal.decoded_every:
-            spared = told.pop()
-        if self.traits.open is not None:
-            width = self.opening.whole(told.pop())
+        told, batch = iter(self.mailbox.read(outcome.report)), len(due.lengths)  # as `report` wrote
+        flags = islice(told, len(self.rules))
+        broken = [rule for rule, bad in zip(self.rules, flags, strict=True) if bad]
+        tries = self.traits.branches > 1 and bool(next(told))
+        done = [bool(flag) for flag in islice(told, batch)]
+        scopes, reach, width, spared, sees = due.scopes, due.reach, due.width, 0, due.sees
         if self.settings.caching != "none":
-            reach = told[-1]
-        if self.settings.caching != "none" and not self.exact:
-            scopes = going_along([Scope(each) for each in told[count + batch : -1]], done)
+            each = [Scope(scope) for scope in islice(told, batch)]
+            scopes, reach = scopes if self.exact else going_along(each, done), next(told)
+        if self.traits.open is not None:
+            width = self.opening.whole(next(told))
+        if self.renewal.decoded_every:
+            spared = next(told)
+        if self.horizon.window is not None:
+            sees = [*islice(told, batch)]
         if (scopes, reach, width, spared) != (due.scopes, due.reach, due.width, due.spared):
             due = replace(due, scopes=scopes, reach=reach, width=width, spared=spared)
         alike = not tries and self.shares(due.scope)
-        if alike != due.alike:
+        if (alike, sees) != (due.alike, due.sees):
             width = outcome.canvas.tokens.shape[1]
-            packing = self.packing(due.lengths, width, alike=alike)
-            due = replace(due, alike=alike, packing=packing)
+            due = self.packed(replace(due, alike=alike, sees=sees), width)
         return broken, done, due
 
     def shares(self, scope: Scope | None) -> bool:

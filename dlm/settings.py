@@ -6,10 +6,11 @@ from typing import Any
 
 from dlm import foreign
 from dlm.constraints.constraint import Constraint
-from dlm.decoders import DECODERS, make
+from dlm.decoders import DECODERS
 from dlm.given import unpack
 from dlm.models.spec import ModelSpec
 from dlm.options import boolean, integer, integers, known, number, pairs, plain, writable
+from dlm.policy import policy_of
 from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
@@ -62,6 +63,7 @@ class Settings:
     refresh_answer_every: int | None = None  # forwards; None makes all of it anew at a refresh
     refresh_prompt_every: int | None = None  # forwards; None makes it anew with all of an answer
     refresh_decoded_every: int | None = None  # forwards; None makes a block anew at each of its own
+    suffix_window: int | None = None  # tokens behind a block that its forwards see; None sees all
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
     row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
@@ -96,6 +98,13 @@ class Settings:
         number("cfg_scale", self.cfg_scale, least=-1.0, most=LARGEST_SCALE)
         known("cache", self.cache, CACHES)
         self.check_refreshes()
+        if self.suffix_window is not None:
+            integer("suffix_window", self.suffix_window, least=0)
+            if self.refresh_answer_every is not None:
+                raise ValueError(
+                    "suffix_window goes with all of an answer that is seen, and must be None with "
+                    f"refresh_answer_every, got {self.suffix_window}"
+                )
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
@@ -164,14 +173,12 @@ class Settings:
 
     def check_cache(self, traits: Traits) -> None:
         """Refuse a cache that the decoder is not right with."""
-        every, does = self.refresh_decoded_every, None
-        if traits.branches > 1:
-            does = "looks ahead"
-        elif traits.mutates_committed or traits.reads_committed or "logits" in traits.needs:
-            does = "reads or changes what is decoded"
-        if every is not None and does:
+        every = self.refresh_decoded_every
+        if every not in (None, 1) and not traits.reads_masks:
+            does = "looks ahead" if traits.branches > 1 else "reads or changes what is decoded"
             raise ValueError(
-                f"refresh_decoded_every must be None for {traits.name}, which {does}, got {every}"
+                f"refresh_decoded_every must be None or 1 for {traits.name}, which {does}, "
+                f"got {every}"
             )
         if self.cache not in traits.caches:
             reason = (
@@ -314,6 +321,11 @@ class Settings:
                     f"{name} must be {default} for {spec.family}, whose keys and values in front "
                     f"of a block are final, got {value}"
                 )
+        if spec.block_size is not None and self.suffix_window is not None:
+            raise ValueError(
+                f"suffix_window must be None for {spec.family}, where no block sees what is behind "
+                f"itself, got {self.suffix_window}"
+            )
         if spec.causal and traits.ahead:
             raise ValueError(
                 f"decoder must decode one block at a time for {spec.family}, where one block of a "
@@ -374,25 +386,3 @@ def biases_of(given: Any) -> tuple[tuple[int, float], ...]:
     bias = {} if given is None else given
     found = pairs("logit_bias", bias, "token id", least=-LARGEST_SCALE, most=LARGEST_SCALE)
     return tuple(sorted((token, value) for token, value in found.items() if value))
-
-
-def policy_of(decoder: Any, options: object) -> AnyDecoder:
-    """A decoder, made from its name if need be.
-
-    Raises:
-        ValueError: it is neither, or its options are wrong.
-    """
-    if isinstance(decoder, str):
-        given = {} if options is None else options
-        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-            raise ValueError(f"decoder_options must map names to values, got {options!r}")
-        return make(decoder, **given)
-    if isinstance(decoder, type) or not callable(getattr(decoder, "step", None)):
-        raise ValueError(f"decoder must be a name or a decoder instance, got {decoder!r}")
-    if options:
-        raise ValueError(
-            "decoder_options go with a decoder's name; this decoder is an instance, "
-            f"got {options!r}"
-        )
-    made: AnyDecoder = decoder
-    return made

@@ -136,6 +136,12 @@ class Traits:
         return row.index(mask_id, begin) if mask_id in row else len(row)
 
     @property
+    def reads_masks(self) -> bool:
+        """Whether decisions rest on what the network says of masks, and change nothing else."""
+        more = self.mutates_committed or self.reads_committed or self.branches > 1
+        return not (more or self.needs & {"logits", "leave_one_out"})
+
+    @property
     def has_path(self) -> bool:
         """Whether the tokens a row draws, one after the other, have a probability of their own."""
         return self.blind and not self.mutates_committed and self.branches == 1

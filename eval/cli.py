@@ -28,8 +28,12 @@ from dlm.cli.options import (
     MaskId,
     ModelName,
     Quantize,
+    RefreshAnswerEvery,
+    RefreshDecodedEvery,
+    RefreshPromptEvery,
     Revision,
     StopIds,
+    SuffixWindow,
     SuppressTokens,
     TensorParallel,
     advised,
@@ -193,15 +197,10 @@ def task_command(name: str) -> Callable[..., None]:
             int | None,
             decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
         ] = None,
-        refresh_answer_every: Annotated[
-            int | None, sampling(help="Forwards until a whole answer is made anew.", **WHOLE)
-        ] = None,
-        refresh_prompt_every: Annotated[
-            int | None, sampling(help="Forwards until a prompt is made anew.", **WHOLE)
-        ] = None,
-        refresh_decoded_every: Annotated[
-            int | None, sampling(help="Forwards until all of a block is made anew.", **WHOLE)
-        ] = None,
+        refresh_answer_every: RefreshAnswerEvery = None,
+        refresh_prompt_every: RefreshPromptEvery = None,
+        refresh_decoded_every: RefreshDecodedEvery = None,
+        suffix_window: SuffixWindow = None,
         temperature: Annotated[
             float | None, sampling(help="0 takes the likeliest token.", **REAL)
         ] = None,

@@ -30,7 +30,7 @@ NEUTRAL = {"top_p": 1, "min_p": 0}
 """Values by which filters are as good as not given."""
 LATER = (
     "logit_bias", "refresh_around", "refresh_answer_every", "refresh_prompt_every",
-    "refresh_decoded_every", "min_p", "pad_after_eos",
+    "refresh_decoded_every", "suffix_window", "min_p", "pad_after_eos",
 )  # fmt: skip
 """Options that a run does not name where they are off."""
 

@@ -8,8 +8,8 @@ from dlm.bench.decode import speeds
 from dlm.bench.result import Result
 from dlm.bench.timing import Spread, ratio, take_turns
 from dlm.bench.work import Work, agreement, random_prompts
-from dlm.generation import Generation
 from dlm.models.model import Model
+from dlm.outputs import Generation
 from dlm.settings import Settings
 from dlm.traits import CACHES
 

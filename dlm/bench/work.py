@@ -8,9 +8,10 @@ import torch
 
 from dlm.bench.shapes import Shape, build, shape_of
 from dlm.bench.timing import Told, silent
-from dlm.generation import Generation, generate
+from dlm.generation import generate
 from dlm.models.model import Model
 from dlm.options import integer
+from dlm.outputs import Generation
 from dlm.settings import Settings
 
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from dlm.cli.inputs import Messages, with_system
 from dlm.cli.results import Result
 from dlm.cli.train import stop_after_step
-from dlm.generation import Generation, finish
+from dlm.generation import finish
 from dlm.huggingface.streamers import Follower, TextDiffusionStreamer
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
+from dlm.outputs import Generation
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import decode_text, encode_prompts, tokenizer_of
 from dlm.runtime import Step

@@ -50,6 +50,7 @@ from dlm.cli.options import (
     Steps,
     StopIds,
     StopsLast,
+    SuffixWindow,
     SuppressTokens,
     System,
     Temperature,
@@ -65,8 +66,8 @@ from dlm.cli.options import (
 from dlm.cli.results import note, try_file
 
 if TYPE_CHECKING:
-    from dlm.generation import Generation
     from dlm.models.model import Model
+    from dlm.outputs import Generation
 
 
 def generate(  # noqa: PLR0913 (the parameters are the command line)
@@ -145,6 +146,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     refresh_answer_every: RefreshAnswerEvery = None,
     refresh_prompt_every: RefreshPromptEvery = None,
     refresh_decoded_every: RefreshDecodedEvery = None,
+    suffix_window: SuffixWindow = None,
     suppress_tokens: SuppressTokens = None,
     begin_suppress_tokens: BeginSuppressTokens = None,
     logit_bias: LogitBias = None,

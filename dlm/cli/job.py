@@ -10,8 +10,8 @@ from dlm.cli.pace import Pace
 from dlm.cli.results import Result, print_result
 
 if TYPE_CHECKING:
-    from dlm.generation import Generation
     from dlm.models.model import Model
+    from dlm.outputs import Generation
 
     Keep = Callable[[int, Generation], None]
 

@@ -210,6 +210,10 @@ RefreshPromptEvery = Annotated[
 RefreshDecodedEvery = Annotated[
     int | None, sampling(help="Forwards until what is decoded of a block is made anew.", **WHOLE)
 ]
+SuffixWindow = Annotated[
+    int | None,
+    sampling(help="Masks behind a block that a forward sees.", show_default="all", **WHOLE),
+]
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
     list[int] | None,
@@ -269,6 +273,7 @@ DECODING: Final = (
     "refresh_answer_every",
     "refresh_prompt_every",
     "refresh_decoded_every",
+    "suffix_window",
     "suppress_tokens",
     "begin_suppress_tokens",
     "temperature",

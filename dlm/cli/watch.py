@@ -14,8 +14,8 @@ from rich.text import Text
 from dlm.cli.results import note, summary
 
 if TYPE_CHECKING:
-    from dlm.generation import Snapshot
     from dlm.models.model import Model
+    from dlm.outputs import Snapshot
 
 FRAME = 0.08  # seconds that every forward stays on the screen, at least
 AGES = (

@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationConfig
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from dlm.generation import Generation, finish
+from dlm.generation import finish
 from dlm.huggingface import batch, streamers
 from dlm.huggingface.checkpoint import Origin
 from dlm.huggingface.config import DiffusionGenerationConfig, left_aside
@@ -34,6 +34,7 @@ from dlm.models.families import family_of
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, names_checked
+from dlm.outputs import Generation
 from dlm.trajectory import Likeliest, Trajectory
 
 UNREAD: Final = object()

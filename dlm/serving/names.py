@@ -23,6 +23,7 @@ OPTIONS = (
     "refresh_answer_every",
     "refresh_prompt_every",
     "refresh_decoded_every",
+    "suffix_window",
     "seed",
     "stop_at_eos",
     "pad_after_eos",

@@ -222,7 +222,7 @@ def read_settings(
     refuse_work(given, spec)
     gone = set()
     if given.get("decoder", used) != used:
-        gone.add("decoder_options")
+        gone |= {"decoder_options", "refresh_decoded_every"}  # not every decoder takes it
     if given.get("cache", kept_cache) != kept_cache:
         gone |= {*REFRESHES}  # they speak of the other cache
     kept = {name: value for name, value in defaults.items() if name not in gone}

@@ -28,6 +28,8 @@ pytestmark = [
 GOLDEN = Path(__file__).parent.parent / "golden" / "tiny-llada"
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 OPTIONS: dict[str, Any] = {"gen_length": 16, "block_length": 8, "stop_at_eos": False}
+WITHOUT = ("refresh_around", "refresh_answer_every", "refresh_prompt_every", "suffix_window")
+"""Options that change nothing where attention is in blocks, and are refused there."""
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 
 
@@ -103,6 +105,8 @@ def test_recorded_steps_decode_what_plain_ones_do(
         {"cache": "dual", "refresh_every": 3, "refresh_prompt_every": 5},
         {"cache": "dual", "refresh_answer_every": 7},
         {"cache": "dual", "refresh_decoded_every": 5},
+        {"cache": "dual", "suffix_window": 4},
+        {"suffix_window": 0},
         {"cache": "dual", "refresh_decoded_every": 99, "decoder": "d2f"},
         {"cache": "prefix", "temperature": 1.0, "top_p": 0.8, "top_k": 40},
         {"cache": "dual", "temperature": 1.0, "logit_bias": {7: 3.0, 90: -2.0}},
@@ -121,7 +125,7 @@ def test_recorded_steps_take_all_options(
     other = Model(model.network, None, replace(model.spec, **facts))
     options: dict[str, Any] = {"gen_length": 18, "block_length": 9, "stop_at_eos": False, **more}
     if "block_size" in facts:  # what is near a block is final there
-        for name in ("refresh_around", "refresh_answer_every", "refresh_prompt_every"):
+        for name in WITHOUT:
             options.pop(name, None)
     recorded = dlm.generate(other, ROWS, **options)
     assert replays

@@ -154,7 +154,7 @@ def test_every_option_reaches_the_library(folder: str, monkeypatch: pytest.Monke
     wanted = {
         "decoder": "threshold", "decoder_options": {"threshold": 0.25}, "gen_length": 5,
         "block_length": 3, "steps": 4, "position_temperature": 0.125, "stop_at_eos": False,
-        "cache": "dual", "refresh_every": 3, "refresh_around": 2, "refresh_answer_every": 6,
+        "cache": "dual", "refresh_every": 3, "refresh_around": 2, "suffix_window": 6,
         "refresh_prompt_every": 7, "refresh_decoded_every": 5,
         "temperature": 0.5, "top_k": 9, "top_p": 0.75, "cfg_scale": 1.5, "seed": 11,
         "confidence_eos_eot_inf": False, "pad_after_eos": False,

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import dlm
 from dlm.cli import app
 from dlm.cli.watch import AGES, EDITED, REMASKED, SPECIAL, Picture, Symbols, draw
-from dlm.generation import Snapshot
 from dlm.models.loading import BUILT_IN
 from dlm.models.model import Model
+from dlm.outputs import Snapshot
 
 TOKENIZER = Path(dlm.__file__).parent / "assets" / BUILT_IN
 

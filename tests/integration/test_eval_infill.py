@@ -23,9 +23,9 @@ from dlm.eval.runner import evaluate
 from dlm.eval.sample import Sample
 from dlm.eval.task import Check
 from dlm.eval.tasks import TASKS
-from dlm.generation import Generation
 from dlm.models.facts import resolve
 from dlm.models.model import Model
+from dlm.outputs import Generation
 from dlm.training.run import Shape, new_network
 
 EXPAND = 300

@@ -77,7 +77,13 @@ def test_a_bias_is_a_setting_where_there_is_one(built_in: Model) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["refresh_around", "refresh_answer_every", "refresh_prompt_every", "refresh_decoded_every"],
+    [
+        "refresh_around",
+        "refresh_answer_every",
+        "refresh_prompt_every",
+        "refresh_decoded_every",
+        "suffix_window",
+    ],
 )
 def test_what_a_cache_makes_anew_is_a_setting_where_it_is_asked_for(
     built_in: Model, option: str

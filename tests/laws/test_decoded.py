@@ -232,7 +232,13 @@ def test_a_row_does_not_depend_on_its_batch(
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("way", ["static", "recorded"])
 def test_however_steps_are_run(
-    golden: Model, traced: Traced, trace: Any, way: str, more: dict[str, Any], facts: dict[str, Any]
+    golden: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    traced: Traced,
+    trace: Any,
+    way: str,
+    more: dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """Where shapes stay as they are more is computed, and kept by nobody."""
     if "block_size" in facts and "refresh_around" in more:
@@ -240,6 +246,14 @@ def test_however_steps_are_run(
     if "causal" in facts and "decoder" in more and more["decoder"] == "d2f":
         pytest.skip("one block sees all of itself")
     model = Model(golden.network, None, replace(golden.spec, **facts))
+    spared: list[int] = []
+    step = Loop.step
+
+    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
+        spared.append(due.spared)
+        return step(loop, canvas, progress, due)
+
+    monkeypatch.setattr(Loop, "step", watched)
     execution = traced() if way == "recorded" else Execution(static=True)
     options = {"cache": "dual", "row_keys": [1, 2, 3, 4], "block_length": 4, **more}
     found = []
@@ -247,11 +261,30 @@ def test_however_steps_are_run(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Execution, "of", lambda model, each=each: each)
             before = trace.plays
+            spared.clear()
             found.append(dlm.infill(model, APART, temperature=1.0, **options))
             assert (trace.plays > before) == (way == "recorded" and each is execution)
+            played = way == "recorded" and len(found) > 2  # all that was recorded before
+            assert any(spared) or played or len(more) > 1
     for other in found[1:]:
         assert (other.tokens, other.forwards) == (found[0].tokens, found[0].forwards)
         assert other.query_tokens == found[0].query_tokens
+
+
+@pytest.mark.parametrize("more", [
+    {"cache": "prefix"}, {"cache": "dual", "refresh_around": 3}, {"cache": "dual"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("block_length", [None, 16])
+def test_what_is_given_behind_the_blanks_is_computed_whatever_else_is_in_the_batch(
+    golden: Model, block_length: int | None, more: dict[str, Any]
+) -> None:
+    """A window is as wide as the longest row's, and reaches beyond the blanks of others."""
+    rows = [[5, *[MASK] * 4, 7, 8, 9], [6, *[MASK] * 12]]
+    options: dict[str, Any] = {"block_length": block_length, "temperature": 1.0, **more}
+    together = dlm.infill(golden, rows, refresh_decoded_every=LONG, **options)
+    alone = dlm.infill(golden, rows[:1], refresh_decoded_every=LONG, **options)
+    assert together.tokens[0] == alone.tokens[0]
+    assert together.query_tokens[0] == alone.query_tokens[0]
 
 
 def test_rows_that_compute_more_do_not_keep_others_from_leaving_something_out(
@@ -286,6 +319,13 @@ class Lingers:
         return state, Decision(view.masked, hold=view.step < 2)
 
 
+class Reads(Lingers):
+    """It asks about tokens that are decoded, without changing any."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"leave_one_out"})
+    reads_committed: ClassVar[bool] = False
+
+
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("way", [Execution(), Execution(static=True)])
 def test_a_forward_that_nothing_is_left_for(
@@ -307,11 +347,10 @@ def test_what_is_left_out_is_told_in_few_numbers_where_shapes_stay() -> None:
     """Each is a recording."""
     due = Due([300], [256], [Scope.WINDOW], 0, 32, None)
     static = Execution(static=True)
-    told = [static.rounded(replace(due, spared=n), 300).spared for n in range(32)]
-    assert told == [n - n % 8 for n in range(32)]
-    wide = replace(due, width=256)
-    told = [static.rounded(replace(wide, spared=n), 300).spared for n in range(256)]
-    assert told == [n - n % 32 for n in range(256)]
+    for width, each in ((4, 1), (8, 1), (20, 4), (32, 4), (256, 32)):
+        wide = replace(due, width=width)
+        told = [static.rounded(replace(wide, spared=n), 300).spared for n in range(width)]
+        assert told == [n - n % each for n in range(width)]
     assert Execution().rounded(replace(wide, spared=77), 300).spared == 77
     assert due.shape(300) != replace(due, spared=8).shape(300)
     rows = [replace(due, scopes=[Scope.ROW], spared=n) for n in (0, 8)]
@@ -320,13 +359,12 @@ def test_what_is_left_out_is_told_in_few_numbers_where_shapes_stay() -> None:
 
 
 def test_where_it_is_refused(golden: Model) -> None:
-    for decoder in ("ssd", "lopa", "info_gain"):
-        with pytest.raises(ValueError, match=r"refresh_decoded_every must be None .* looks ahead"):
-            run(golden, [[1]], [0], decoder=decoder, cache="dual", refresh_decoded_every=4)
-    for decoder in ("remdm", "wino"):
+    for decoder in ("ssd", "lopa", "info_gain", "remdm", "wino", Reads()):
         options: dict[str, Any] = {"decoder": decoder, "cache": "prefix"}
-        with pytest.raises(ValueError, match=r"refresh_decoded_every must be None .* is decoded"):
+        does = "looks ahead" if decoder in ("ssd", "lopa", "info_gain") else "what is decoded"
+        with pytest.raises(ValueError, match=rf"refresh_decoded_every must be None or 1 .* {does}"):
             run(golden, [[1]], [0], refresh_decoded_every=4, **options)
+        run(golden, [[1]], [0], refresh_decoded_every=1, **options)
     with pytest.raises(ValueError, match="refresh_decoded_every goes with cache 'prefix' or"):
         run(golden, [[1]], [0], refresh_decoded_every=2)
     with pytest.raises(ValueError, match="refresh_decoded_every must be an int >= 1, got 0"):

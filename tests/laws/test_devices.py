@@ -55,7 +55,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"refresh_every": 2, "refresh_around": 3, "cache": "dual"},
     {"refresh_every": 2, "refresh_prompt_every": 3, "cache": "prefix"},
     {"refresh_answer_every": 5, "refresh_prompt_every": 9, "cache": "dual"},
-    {"refresh_decoded_every": 4, "cache": "dual", "cfg_scale": 0.5},
+    {"refresh_decoded_every": 4, "cache": "dual", "cfg_scale": 0.5, "suffix_window": 2},
     {"decoder": "lopa", "cache": "dual", "return_top_tokens": 2},
 ]
 

@@ -136,8 +136,8 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
         patch.setattr(Execution, "of", lambda model: Execution(static=True))
         patch.setattr(Loop, "step", watched)
         dlm.infill(golden, rows, **options)
-    whole = (Scope.ROW, (3, 13, 13, 13), 4, True)
-    assert shapes == [whole, *[(Scope.WINDOW, True, 0, 4, 0, (0, 0), True, 0)] * 3] * 3
+    whole = (Scope.ROW, (3, 13, 13, 13), 4, True, 13)
+    assert shapes == [whole, *[(Scope.WINDOW, True, 0, 4, 0, (0, 0), True, 0, 13)] * 3] * 3
 
 
 def test_recorded_canvases_have_few_lengths(traced: Traced) -> None:

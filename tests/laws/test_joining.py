@@ -227,7 +227,7 @@ def test_memory_may_be_short_while_rows_join(
     ("none", {"position_temperature": 0.5}),
     ("dual", {"refresh_prompt_every": 4}), ("dual", {"refresh_answer_every": 7}),
     ("prefix", {"refresh_every": 2, "refresh_prompt_every": 3}),
-    ("dual", {"refresh_decoded_every": 3}),
+    ("dual", {"refresh_decoded_every": 3, "suffix_window": 2}),
 ], ids=str)  # fmt: skip
 def test_whatever_is_asked_for(
     golden: Model, way: Execution, cache: str, more: dict[str, Any]

@@ -18,9 +18,9 @@ from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
 from dlm.endings import End, ended
 from dlm.execution import Execution
-from dlm.generation import Generation
 from dlm.job import make_job
 from dlm.models.model import Model
+from dlm.outputs import Generation
 from dlm.pages import FRONT, Ledger
 from dlm.settings import Settings
 from dlm.traits import Traits

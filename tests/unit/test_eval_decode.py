@@ -15,8 +15,8 @@ from dlm.eval.inference import wilson
 from dlm.eval.sample import Sample
 from dlm.eval.summary import HEAD
 from dlm.eval.task import Problem, Template
-from dlm.generation import Generation
 from dlm.models.model import Model
+from dlm.outputs import Generation
 
 TEMPLATE = Template("t", "{question}")
 

@@ -17,9 +17,9 @@ from dlm.eval.score import score
 from dlm.eval.source import Record, load_problems
 from dlm.eval.task import Check, InfillTemplate, Problem, Template
 from dlm.eval.tasks import TASKS
-from dlm.generation import Generation
 from dlm.models.loading import silence
 from dlm.models.model import Model
+from dlm.outputs import Generation
 from dlm.prompts import HoldsMask, encode_texts
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "HumanEval.jsonl.gz"

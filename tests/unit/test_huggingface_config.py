@@ -31,9 +31,9 @@ STATED: dict[str, Any] = {
     "cache": "dual",
     "refresh_every": 2,
     "refresh_around": 8,
-    "refresh_answer_every": 32,
     "refresh_prompt_every": 64,
     "refresh_decoded_every": 16,
+    "suffix_window": 12,
 }
 
 

@@ -260,6 +260,10 @@ def test_another_cache_is_refreshed_as_it_says(ask: Ask) -> None:
     defaults["refresh_prompt_every"] = 64
     assert ask(defaults).request.settings.refresh_prompt_every == 64
     assert ask(defaults, cache="prefix").request.settings.refresh_prompt_every is None
+    defaults["refresh_decoded_every"] = 9
+    assert ask(defaults).request.settings.refresh_decoded_every == 9
+    assert ask(defaults, decoder="ssd").request.settings.refresh_decoded_every is None
+    assert ask(defaults, decoder="ssd").request.settings.refresh_prompt_every == 64
     assert ask(defaults, cache="prefix", refresh_every=2).request.settings.refresh_every == 2
 
 
