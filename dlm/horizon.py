@@ -16,8 +16,8 @@ from dlm.types import StepView
 class Horizon:
     """Ends each row some tokens behind what may change now, until the next block begins.
 
-    The sliding window of DPad (Chen et al. 2025, arXiv:2508.14148, section 3.2), without its
-    dropout of masks in the window. What is given is seen, and all in front of it.
+    The sliding window of DPad (Chen et al. 2025, arXiv:2508.14148), without its dropout of masks in
+    the window. What is given is seen, and all in front of it.
     """
 
     def __init__(self, window: int | None, span: int) -> None:

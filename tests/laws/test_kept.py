@@ -249,7 +249,9 @@ def test_what_does_not_come_back_is_dropped(
     made = [each for each in work.steps.made.values() if isinstance(each, Recording)]
     assert [each.due.packing is not None for each in made] == [True] * 3
     state = kinds(None)
-    assert [*work.steps.made] == [((Scope.ROW, (n + 10, 11), 5, True), state) for n in (4, 2, 5)]
+    assert [*work.steps.made] == [
+        ((Scope.ROW, (n + 10, 11), 5, True, 64), state) for n in (4, 2, 5)
+    ]
     for block_length in (4, 3):
         check(golden, execution, block_length=block_length)
     assert work not in lane.kept

@@ -54,7 +54,7 @@ def test_a_decoder_is_made_once(golden: Model, monkeypatch: pytest.MonkeyPatch) 
         made.append(name)
         return make(name, **options)
 
-    monkeypatch.setattr("dlm.settings.make", counted)
+    monkeypatch.setattr("dlm.policy.make", counted)
     dlm.generate(golden, [1, 2], gen_length=4, decoder="threshold")
     assert made == ["threshold"]
 
