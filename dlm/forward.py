@@ -121,7 +121,7 @@ class Forward:
         (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
         cache = None if self.mode == "none" else self.room(batch * each, length)
         if due.across is not None:
-            canvas, view = self.horizon.narrowed(canvas, view, progress, due.across)
+            canvas = self.horizon.narrowed(canvas, progress, due.across)
             length = due.across
         if cache is None:
             return self.whole(canvas, view, due, None)

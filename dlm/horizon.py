@@ -1,6 +1,6 @@
 """How far a forward sees a row, where masks far behind the active block are left out of it.
 
-Shapes: B rows, L canvas, W window.
+Shapes: B rows, L canvas.
 """
 
 from dataclasses import replace
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dlm.canvas import Canvas
 from dlm.progress import Progress
-from dlm.types import StepView
 
 
 class Horizon:
@@ -48,11 +47,7 @@ class Horizon:
             return canvas
         return replace(canvas, length=self.ends(canvas, progress))
 
-    def narrowed(
-        self, canvas: Canvas, view: StepView, progress: Progress, columns: int
-    ) -> tuple[Canvas, StepView]:
-        """The same on no more columns than any row is seen on, and the window's places on those."""
+    def narrowed(self, canvas: Canvas, progress: Progress, columns: int) -> Canvas:
+        """The same on their first columns, at least as many as any row is seen on."""
         seen = self.seen(canvas, progress)
-        tokens, blank = (part[:, :columns] for part in (seen.tokens, seen.blank))
-        positions = view.positions.clamp(max=columns - 1)
-        return replace(seen, tokens=tokens, blank=blank), replace(view, positions=positions)
+        return replace(seen, tokens=seen.tokens[:, :columns], blank=seen.blank[:, :columns])

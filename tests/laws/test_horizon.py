@@ -10,10 +10,12 @@ from torch import Tensor
 
 import dlm
 from dlm.cache import View
+from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
 from dlm.execution import STRIDE, Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Scope
+from dlm.progress import Due, Progress, Scope
+from dlm.runtime import Loop, Outcome
 from dlm.traits import Traits
 
 Decoding = Callable[[str], dict[str, Any]]
@@ -177,6 +179,27 @@ def test_what_is_given_behind_is_seen(golden: Model, cache: str) -> None:
     plain = dlm.infill(golden, [closed], **options)
     found = dlm.infill(golden, [closed], suffix_window=0, **options)
     assert (found.tokens, found.query_tokens) == (plain.tokens, plain.query_tokens)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_no_more_is_asked_for_than_is_seen(
+    golden: Model, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    asked: list[Due] = []
+    step = Loop.step
+
+    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
+        asked.append(due)
+        return step(loop, canvas, progress, due)
+
+    monkeypatch.setattr(Loop, "step", watched)
+    run(golden, ROWS[:1], KEYS[:1], cache=cache, suffix_window=6)
+    whole = 7 + 34
+    seen = [min(7 + 4 * (block + 1) + 6, whole) for block in range(9) for _ in range(4)][:34]
+    assert [due.across for due in asked] == seen
+    assert [due.lengths for due in asked] == [[end] for end in seen]
+    if cache == "prefix":
+        assert max(due.reach for due in asked) == 4 + 6
 
 
 def test_shapes_that_stay_are_few() -> None:
