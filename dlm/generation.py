@@ -117,7 +117,7 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
         suffix_window: masks that a forward sees behind the active block, or behind what is given
             there (Chen et al. 2025, DPad, arXiv:2508.14148); None sees all. With it a forward
             costs what is written so far, whatever `gen_length` is. Another canvas for the network,
-            and so another text. Where attention is in blocks none sees what is behind itself.
+            and so another text. Not where attention is in blocks, which see nothing behind them.
         seed: with a row's key, a position and a forward, decides all noise.
         row_keys: one 64-bit int for each prompt, its index by default.
         stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest

@@ -33,6 +33,8 @@ MOST_TOKENS = 1 << 22  # of all rows of a request together
 MOST_STEPS = 1 << 14  # some decoders make all the forwards that they are given
 MOST_OF_DECODER = 256  # some decoders hold so much for each token, or add so many forwards
 
+APART = ("suffix_window", "refresh_answer_every")
+"""Options of which a request has one at most."""
 # The decoder of a body that names none.
 USUAL = next(each.default for each in dataclasses.fields(Settings) if each.name == "decoder")
 
@@ -225,6 +227,9 @@ def read_settings(
         gone |= {"decoder_options", "refresh_decoded_every"}  # not every decoder takes it
     if given.get("cache", kept_cache) != kept_cache:
         gone |= {*REFRESHES}  # they speak of the other cache
+    for one, other in (APART, APART[::-1]):
+        if given.get(one) is not None and other not in given:
+            gone.add(other)
     kept = {name: value for name, value in defaults.items() if name not in gone}
     if "seed" not in {*kept, *given}:
         given["seed"] = secrets.randbits(SEED_BITS)  # which the answer tells

@@ -267,6 +267,17 @@ def test_another_cache_is_refreshed_as_it_says(ask: Ask) -> None:
     assert ask(defaults, cache="prefix", refresh_every=2).request.settings.refresh_every == 2
 
 
+def test_one_of_two_that_do_not_go_together_takes_the_place_of_the_other(ask: Ask) -> None:
+    kept = {"gen_length": 16, "cache": "dual", "refresh_every": 4, "refresh_answer_every": 8}
+    settings = ask(kept, suffix_window=2).request.settings
+    assert (settings.suffix_window, settings.refresh_answer_every) == (2, None)
+    assert ask(kept, suffix_window=None).request.settings.refresh_answer_every == 8
+    settings = ask({"suffix_window": 3}, cache="dual", refresh_answer_every=2).request.settings
+    assert (settings.suffix_window, settings.refresh_answer_every) == (None, 2)
+    with pytest.raises(ValueError, match=r"suffix_window .* with refresh_answer_every"):
+        ask(cache="dual", refresh_answer_every=2, suffix_window=4)
+
+
 def test_a_request_names_no_file(ask: Ask) -> None:
     path = str(SCHEDULE)
     for decoder, option in [("schedule", "path"), ("pc_sampler", "frequencies")]:
