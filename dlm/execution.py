@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 STRIDE: Final = 64
 """Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
 PARTS: Final = 8
-"""Of a window as many are left out at most where shapes stay, each of some columns."""
+"""Steps in which columns are left out of a window where shapes stay, so that few are met."""
 SHARE: Final = 16
 """What is kept of generations takes at most one part in so many of a device's memory, and so do
 prompts that are kept."""

@@ -87,8 +87,8 @@ class Due:
         reach, width = (max(getattr(each, n) for each in every) for n in ("reach", "width"))
         alike, spared = all(each.alike for each in every), min(each.spared for each in every)
         sees = [end for each in every for end in each.sees or ()] or None
-        told = cls(lengths, tails, scopes, reach, width, None)
-        return replace(told, alike=alike, spared=spared, sees=sees)
+        made = cls(lengths, tails, scopes, reach, width, None)
+        return replace(made, alike=alike, spared=spared, sees=sees)
 
     def lines(self, branches: int) -> "Due":
         """Of the branches of every row, those of one row behind each other."""
