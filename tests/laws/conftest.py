@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import dlm
 from dlm.cache import Cache
+from dlm.canvas import Canvas
 from dlm.execution import Execution
 from dlm.host import Mailbox, send
 from dlm.kernels import checks
@@ -24,6 +25,7 @@ from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.packing import Packing
 from dlm.places import Places
+from dlm.progress import Due, Progress
 from dlm.recording import Record, Recording, pools
 from dlm.runtime import Loop, Outcome
 
@@ -212,6 +214,20 @@ def trace() -> type[Trace]:
 def traces() -> type[Traces]:
     """What makes them."""
     return Traces
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Due]:
+    """What is due at every step that is made, those that are played again left out."""
+    seen: list[Due] = []
+    step = Loop.step
+
+    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
+        seen.append(due)
+        return step(loop, canvas, progress, due)
+
+    monkeypatch.setattr(Loop, "step", watched)
+    return seen
 
 
 @pytest.fixture(scope="session")

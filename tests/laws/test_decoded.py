@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 import dlm
-from dlm.cache import View
-from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model, block_causal
-from dlm.progress import Due, Progress, Scope
-from dlm.runtime import Loop, Outcome
+from dlm.progress import Due, Scope
 from dlm.traits import Traits
 from dlm.types import Decision, StepView
+from tests.laws.kept_columns import Columns
 
 Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
@@ -47,22 +45,6 @@ TAKES = [name for name in DECODERS if takes(name)]
 def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) -> dlm.Generation:
     usual = {"gen_length": 14, "block_length": 4, "stop_at_eos": False, "seed": 3}
     return dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
-
-
-class Columns(View):
-    """Some columns of one row are new; the others are what forwards before left."""
-
-    def __init__(self, layers: dict[int, list[Tensor]], columns: list[int], length: int) -> None:
-        self.layers = layers
-        self.columns = columns
-        self.length = length
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        shape = (*key.shape[:2], self.length, key.shape[3])
-        kept = self.layers.setdefault(layer, [key.new_zeros(shape), value.new_zeros(shape)])
-        for old, new in zip(kept, (key, value), strict=True):
-            old[:, :, self.columns] = new
-        return kept[0], kept[1]
 
 
 def loop(
@@ -233,7 +215,7 @@ def test_a_row_does_not_depend_on_its_batch(
 @pytest.mark.parametrize("way", ["static", "recorded"])
 def test_however_steps_are_run(
     golden: Model,
-    monkeypatch: pytest.MonkeyPatch,
+    asked: list[Due],
     traced: Traced,
     trace: Any,
     way: str,
@@ -246,14 +228,6 @@ def test_however_steps_are_run(
     if "causal" in facts and "decoder" in more and more["decoder"] == "d2f":
         pytest.skip("one block sees all of itself")
     model = Model(golden.network, None, replace(golden.spec, **facts))
-    spared: list[int] = []
-    step = Loop.step
-
-    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        spared.append(due.spared)
-        return step(loop, canvas, progress, due)
-
-    monkeypatch.setattr(Loop, "step", watched)
     execution = traced() if way == "recorded" else Execution(static=True)
     options = {"cache": "dual", "row_keys": [1, 2, 3, 4], "block_length": 4, **more}
     found = []
@@ -261,11 +235,11 @@ def test_however_steps_are_run(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Execution, "of", lambda model, each=each: each)
             before = trace.plays
-            spared.clear()
+            asked.clear()
             found.append(dlm.infill(model, APART, temperature=1.0, **options))
             assert (trace.plays > before) == (way == "recorded" and each is execution)
             played = way == "recorded" and len(found) > 2  # all that was recorded before
-            assert any(spared) or played or len(more) > 1
+            assert any(due.spared for due in asked) or played or len(more) > 1
     for other in found[1:]:
         assert (other.tokens, other.forwards) == (found[0].tokens, found[0].forwards)
         assert other.query_tokens == found[0].query_tokens
@@ -288,16 +262,8 @@ def test_what_is_given_behind_the_blanks_is_computed_whatever_else_is_in_the_bat
 
 
 def test_rows_that_compute_more_do_not_keep_others_from_leaving_something_out(
-    golden: Model, monkeypatch: pytest.MonkeyPatch
+    golden: Model, asked: list[Due]
 ) -> None:
-    asked: list[Due] = []
-    step = Loop.step
-
-    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        asked.append(due)
-        return step(loop, canvas, progress, due)
-
-    monkeypatch.setattr(Loop, "step", watched)
     dlm.infill(golden, APART, block_length=4, cache="dual", refresh_decoded_every=LONG)
     assert {due.spared > 0 for due in asked if due.scope is None} == {False, True}
 
@@ -371,7 +337,7 @@ def test_where_it_is_refused(golden: Model) -> None:
         run(golden, [[1]], [0], cache="dual", refresh_decoded_every=0)
 
 
-def test_the_network_alone_never_sees_less_than_asked(golden: Model) -> None:
+def test_nothing_is_left_out_where_every_forward_is_whole(golden: Model) -> None:
     """At every forward, or where no cache is read, nothing is left out."""
     for more in ({"refresh_decoded_every": 1}, {"refresh_decoded_every": 5, "refresh_every": 1}):
         found = run(golden, ROWS, KEYS, cache="dual", **more)

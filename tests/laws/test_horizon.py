@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 import dlm
-from dlm.cache import View
-from dlm.canvas import Canvas
 from dlm.decoders import DECODERS
 from dlm.execution import STRIDE, Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Progress, Scope
-from dlm.runtime import Loop, Outcome
+from dlm.progress import Due, Scope
 from dlm.traits import Traits
+from tests.laws.kept_columns import Columns
 
 Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
@@ -40,20 +38,6 @@ def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) ->
     return dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
 
 
-class Kept(View):
-    """Columns from one on are new; those in front of them are what an earlier forward left."""
-
-    def __init__(self, layers: dict[int, list[Tensor]], columns: slice) -> None:
-        self.layers = layers
-        self.columns = columns
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        kept = self.layers.setdefault(layer, [key.clone(), value.clone()])
-        for old, new in zip(kept, (key, value), strict=True):
-            old[:, :, self.columns] = new
-        return kept[0], kept[1]
-
-
 def loop(
     model: Model, prompt: list[int], cache: str, window: int, size: int, every: int
 ) -> tuple[list[int], int]:
@@ -70,7 +54,8 @@ def loop(
             columns = slice(0 if whole else block - ahead, last)
             layers = {} if whole else layers
             places = torch.arange(columns.start, columns.stop)[None]
-            states = model.states(row[:, columns], places, None, Kept(layers, columns))
+            view = Columns(layers, columns, seen)
+            states = model.states(row[:, columns], places, None, view)
             computed += last - columns.start
             at = block - columns.start - ahead
             logits = model.logits(states[0, at : at + end - block])
@@ -182,17 +167,7 @@ def test_what_is_given_behind_is_seen(golden: Model, cache: str) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix"])
-def test_no_more_is_asked_for_than_is_seen(
-    golden: Model, monkeypatch: pytest.MonkeyPatch, cache: str
-) -> None:
-    asked: list[Due] = []
-    step = Loop.step
-
-    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        asked.append(due)
-        return step(loop, canvas, progress, due)
-
-    monkeypatch.setattr(Loop, "step", watched)
+def test_no_more_is_asked_for_than_is_seen(golden: Model, asked: list[Due], cache: str) -> None:
     run(golden, ROWS[:1], KEYS[:1], cache=cache, suffix_window=6)
     whole = 7 + 34
     seen = [min(7 + 4 * (block + 1) + 6, whole) for block in range(9) for _ in range(4)][:34]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import dlm
-from dlm.cache import View
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model
 from dlm.progress import Due, Scope
 from dlm.traits import Traits
+from tests.laws.kept_columns import Columns
 
 Decoding = Callable[[str], dict[str, Any]]
 Traced = Callable[..., Execution]
@@ -40,20 +40,6 @@ PAIRS = [
 def run(model: Model, rows: list[list[int]], keys: list[int], **options: Any) -> dlm.Generation:
     usual = {"gen_length": 14, "block_length": 4, "stop_at_eos": False, "seed": 3}
     return dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
-
-
-class Columns(View):
-    """Some columns of one row are new; the others are what forwards before left."""
-
-    def __init__(self, layers: dict[int, list[Tensor]], columns: slice) -> None:
-        self.layers = layers
-        self.columns = columns
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        kept = self.layers.setdefault(layer, [key.clone(), value.clone()])
-        for old, new in zip(kept, (key, value), strict=True):
-            old[:, :, self.columns] = new
-        return kept[0], kept[1]
 
 
 def loop(
@@ -85,7 +71,7 @@ def loop(
             answered, whole, last_block = answered + 1, whole + 1, block
             columns = slice(max(0, first - ahead), last)
             places = torch.arange(length)[None, columns]
-            view = Columns(layers, columns)
+            view = Columns(layers, columns, length)
             states = model.states(row[:, columns], places, None, view)
             computed += last - columns.start
             at = block - columns.start - ahead
