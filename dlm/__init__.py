@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DiffusionGenerationOutput,
         MaskingCollator,
         TextDiffusionStreamer,
+        W8A8Config,
         as_model,
     )
     from dlm.infilling import infill, infill_each
@@ -50,6 +51,7 @@ __all__ = [
     "Snapshot",
     "TextDiffusionStreamer",
     "Trajectory",
+    "W8A8Config",
     "__version__",
     "as_model",
     "decoders",
@@ -81,6 +83,7 @@ _HOMES = {
     "Snapshot": "dlm.outputs",
     "TextDiffusionStreamer": "dlm.huggingface.streamers",
     "Trajectory": "dlm.trajectory",
+    "W8A8Config": "dlm.huggingface.quantization",
     "as_model": "dlm.huggingface.generation",
     "encode_infill": "dlm.prompts",
     "encode_prompts": "dlm.prompts",

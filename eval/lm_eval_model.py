@@ -63,11 +63,12 @@ class DLM(TemplateLM):  # type: ignore[misc]
             device: such as "cuda"; the CPU if absent.
             **arguments: `adapter`, `attn_implementation`, `block_size`, `device_map`, `dtype`,
                 `family`, `mask_id`, `merge`, `revision` and `tensor_parallel_size` of `dlm.load`,
-                `quantize` ("8bit" or "4bit") in place of its `quantization_config`; the options of
-                `dlm.generate`, the decoder's as `option.<name>` or together as `decoder_options`;
-                `estimator`, `order` and `samples` (or `mc_num`) of `dlm.log_likelihood`, its batch
-                size as `mc_batch_size`, which is part of the estimate, and `greedy`: False leaves
-                out whether greedy decoding writes an answer, which is False then.
+                `quantize` ("w8a8", "8bit" or "4bit") in place of its `quantization_config`; the
+                options of `dlm.generate`, the decoder's as `option.<name>` or together as
+                `decoder_options`; `estimator`, `order` and `samples` (or `mc_num`) of
+                `dlm.log_likelihood`, its batch size as `mc_batch_size`, which is part of the
+                estimate, and `greedy`: False leaves out whether greedy decoding writes an answer,
+                which is False then.
 
         Raises:
             ValueError: an argument is unknown, or breaks its rule.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
-WIDTHS: Final = ("8bit", "4bit")  # of quantized weights
+WIDTHS: Final = ("w8a8", "8bit", "4bit")  # of quantized weights; those in bits by bitsandbytes
 
 
 def model_name(name: str | None, adapter: str | None, revision: str | None = None) -> str:
@@ -37,20 +37,20 @@ def load_model(
 
     The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
     An adapter is added to the weights, so that a forward costs what it does without one, unless
-    those are quantized, which would round it. `facts` are others of `dlm.load`: revision, family,
-    block_size, mask_id, stop_ids, device_map, tensor_parallel_size, attn_implementation.
+    bitsandbytes has rounded those. `facts` are others of `dlm.load`: revision, family, block_size,
+    mask_id, stop_ids, device_map, tensor_parallel_size, attn_implementation.
     """
     if quantize is not None:
         check_quantize(quantize)
     if adapter is not None:
-        facts |= {"adapter": adapter, "merge": quantize is None}
+        facts |= {"adapter": adapter, "merge": quantize in (None, "w8a8")}
     console = Console(stderr=True)
     with console.status("loading"):
         from dlm.models.loading import load, silence
     if quantize is not None:
         facts["quantization_config"] = quantization(quantize)
-        if device == "cpu" and facts.get("device_map") is None:
-            # transformers puts quantized weights on a GPU unless a map says otherwise.
+        if device == "cpu" and quantize != "w8a8" and facts.get("device_map") is None:
+            # transformers puts weights of bitsandbytes on a GPU unless a map says otherwise.
             device, facts["device_map"] = None, {"": "cpu"}
     elif name is not None and device is None and facts.get("device_map") is None:
         tell_of_gpu()
@@ -103,7 +103,7 @@ def check_quantize(width: str) -> None:
         ValueError: an unknown width, or bitsandbytes is not installed.
     """
     known("quantize", width, WIDTHS)
-    if find_spec("bitsandbytes") is None:
+    if width != "w8a8" and find_spec("bitsandbytes") is None:
         raise ValueError(
             f"quantize {width!r} needs bitsandbytes, which is not installed: "
             "pip install bitsandbytes"
@@ -111,10 +111,14 @@ def check_quantize(width: str) -> None:
 
 
 def quantization(width: str) -> Any:
-    """What transformers calls weights of so many bits."""
+    """What transformers calls such weights."""
     import torch
     from transformers import BitsAndBytesConfig
 
+    from dlm.huggingface.quantization import W8A8Config
+
+    if width == "w8a8":
+        return W8A8Config()
     if width == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -129,7 +129,11 @@ Attention = Annotated[
     ),
 ]
 Quantize = Annotated[
-    str | None, source(metavar="8bit|4bit", help="Smaller weights; needs bitsandbytes.")
+    str | None,
+    source(
+        metavar="w8a8|8bit|4bit",
+        help="Smaller weights: w8a8 for a CPU, the others by bitsandbytes.",
+    ),
 ]
 Dtype = Annotated[
     str, source(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         as_model,
     )
     from dlm.huggingface.masking import MaskingCollator
+    from dlm.huggingface.quantization import W8A8Config
     from dlm.huggingface.streamers import TextDiffusionStreamer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "DiffusionGenerationOutput",
     "MaskingCollator",
     "TextDiffusionStreamer",
+    "W8A8Config",
     "as_model",
 ]
 
@@ -37,6 +39,7 @@ _HOMES = {
     "DiffusionGenerationOutput": "generation",
     "MaskingCollator": "masking",
     "TextDiffusionStreamer": "streamers",
+    "W8A8Config": "quantization",
     "as_model": "generation",
 }
 

@@ -16,6 +16,7 @@ from dlm.models.adapter import attach
 from dlm.models.catalog import BUILT_IN_NAME
 from dlm.models.facts import Overrides, read_config, read_generation, resolve
 from dlm.models.families import ENCODER
+from dlm.models.family import Family
 from dlm.models.model import MASKED, Model
 from dlm.models.placement import check_device, check_parts, check_placement
 from dlm.models.spec import ModelSpec
@@ -63,7 +64,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention"; "sdpa" if
             absent, for networks of transformers' own what they have.
         device_map: as in transformers, to spread a large model; excludes `device`.
-        quantization_config: as in transformers, such as a `BitsAndBytesConfig`.
+        quantization_config: as in transformers, such as a `BitsAndBytesConfig`; or a
+            `dlm.W8A8Config`, 8-bit integers for a CPU.
         direct: read the weights without transformers' loader, the same bits: for one device.
         tensor_parallel_size: cut every layer over so many GPUs, "cuda" 0 to N - 1, or processes of
             a CPU. This process starts the others; the same calls are made as with a whole model.
@@ -94,9 +96,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
     wanted = check_dtype(dtype)
     maps = {"device_map": device_map, "distributed_config": distributed_config}
     check_placement(device, boolean("direct", direct), maps, quantization_config)
-    if boolean("merge", merge) and adapter is None:
-        raise ValueError("merge adds an adapter to the weights: give adapter as well")
-    addition = None if adapter is None else locate(adapter, "adapter")
+    addition, late = check_adapter(adapter, merge, quantization_config)
 
     def read(source: str) -> Model:
         where = at(source, revision)
@@ -117,10 +117,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         check_attention(backend, spec)
         with contextlib.nullcontext() if sys.stderr.isatty() else silence():
             if direct:
-                if found is ENCODER:
-                    raise ValueError(
-                        f"direct must be False for a {config.model_type}, a network of transformers"
-                    )
+                check_direct(source, config, found)
                 network = read_directly(source, config, found, target, wanted, str(backend), where)
                 network.adjust_generation_fn(None, False, None, source, **where)
             else:
@@ -132,7 +129,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     where,
                     dtype=wanted,
                     attn_implementation=backend,
-                    quantization_config=quantization_config,
+                    quantization_config=None if late else quantization_config,
                     **maps,
                 )
         if found is not ENCODER:
@@ -141,6 +138,10 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             network.override(spec.block_size, Overrides(mask_id, ends, behind))
         if addition is not None:
             network = attach(network, addition, merge=merge)
+            if late:
+                from dlm.huggingface.quantization import quantize
+
+                quantize(network.network if found is ENCODER else network, quantization_config)
         return Model(network, tokenizer, spec)
 
     if name_or_path is None or name_or_path == BUILT_IN_NAME:
@@ -170,6 +171,26 @@ def load_parts(given: Mapping[str, Any]) -> Model:
         config, _ = read_config(source, facts["family"], **at(source, facts["revision"]))
         check_parts(config, size)
     return lead(size, facts)
+
+
+def check_adapter(
+    adapter: str | os.PathLike[str] | None, merge: bool, quantization_config: Any
+) -> tuple[str | None, bool]:
+    """Where the adapter is, and whether weights are rounded after it is added to them.
+
+    Raises:
+        ValueError: there is none to merge, or it is not merged into weights that are to be rounded.
+    """
+    if boolean("merge", merge) and adapter is None:
+        raise ValueError("merge adds an adapter to the weights: give adapter as well")
+    if adapter is None:
+        return None, False
+    late = getattr(quantization_config, "quant_method", None) == "w8a8"
+    if late and not merge:
+        raise ValueError(
+            "quantization_config W8A8Config goes with an adapter that is merged: give merge=True"
+        )
+    return locate(adapter, "adapter"), late
 
 
 def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
@@ -238,6 +259,16 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         return dtype
     known("dtype", dtype, DTYPES)
     return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def check_direct(source: str, config: Any, family: Family) -> None:
+    """Refuse networks that transformers alone reads."""
+    if family is ENCODER:
+        raise ValueError(
+            f"direct must be False for a {config.model_type}, a network of transformers"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"direct must be False for {source!r}, whose weights are quantized")
 
 
 def check_attention(attn_implementation: str | None, spec: ModelSpec) -> None:

@@ -68,8 +68,8 @@ def check_placement(
 
         if not isinstance(quantization_config, QuantizationConfigMixin):
             raise ValueError(
-                "quantization_config must be one of transformers' configurations such as "
-                f"BitsAndBytesConfig, got {quantization_config!r}"
+                "quantization_config must be a W8A8Config or one of transformers' configurations "
+                f"such as BitsAndBytesConfig, got {quantization_config!r}"
             )
 
 
@@ -105,10 +105,13 @@ def check_parts(config: Any, size: int) -> None:
     """Refuse to cut what cannot be cut.
 
     Raises:
-        ValueError: a family whose layers there is no plan for, or a size that cannot be divided.
+        ValueError: weights are quantized, there is no plan for the family's layers, or a size
+            cannot be divided.
     """
     if size == 1:
         return
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"tensor_parallel_size must be 1 for quantized weights, got {size}")
     plan = config.base_model_tp_plan if isinstance(config, DecoderConfig) else None
     if not plan:
         raise ValueError(

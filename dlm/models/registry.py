@@ -36,6 +36,11 @@ def register_tokenizers() -> None:
     AutoTokenizer.register(DreamTokenizerConfig, fast_tokenizer_class=DreamTokenizer, exist_ok=True)
 
 
+def register_quantization() -> None:
+    """Let networks be loaded in 8-bit integers, also where a checkpoint says that they are."""
+    import_module("dlm.huggingface.quantization")
+
+
 def register_networks(module: str) -> None:
     """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build a module's networks."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -96,6 +101,7 @@ BASES = (
 STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
+    "transformers.quantizers.auto": register_quantization,
     **{module: partial(load_networks, module) for module in (AUTO, *BASES)},
     **{module: partial(after_network, module) for module in MODULES},
 }

@@ -84,6 +84,14 @@ def test_weights_are_quantized(loads: list[Any]) -> None:
     assert places == [(None, None), (None, {"": "cpu"}), ("cuda", None)]
 
 
+def test_integers_for_a_cpu_take_an_adapter_and_need_no_map(loads: list[Any]) -> None:
+    load_model("m", "cpu", "auto", quantize="w8a8", adapter="a")
+    (facts,) = loads
+    assert facts["quantization_config"].quant_method == "w8a8"
+    assert facts["merge"] is True
+    assert (facts["device"], facts.get("device_map")) == ("cpu", None)
+
+
 def test_what_quantizing_needs_is_said_before_anything_is_loaded(
     loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,212 @@
+"""`dlm.W8A8Config`: loaded, saved, merged, refused, and decoded with, in every family."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+from typer.testing import CliRunner
+
+import dlm
+from dlm.cli import app
+from dlm.distill.certainty_recipe import Recipe, adapter_config
+from dlm.huggingface.quantization import layers_of, quantize
+from dlm.models.adapter import wrap, write
+from dlm.models.families import FAMILIES
+from dlm.models.identity import configuration, fingerprint
+from dlm.models.model import Model
+from dlm.models.weights import SINGLE
+
+IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14], [15, 16, 17, 18, 19, 5, 6, 7]])
+ROWS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]  # below 5 lie an encoder's special tokens
+
+
+def load(folder: Path | str, **options: Any) -> Model:
+    asked = {"dtype": "float32", "quantization_config": dlm.W8A8Config()} | options
+    return dlm.load(folder, **asked)
+
+
+def linear(model: Model) -> set[str]:
+    return {name for name, module in model.network.named_modules() if type(module) is nn.Linear}
+
+
+def same(one: Model, other: Model) -> bool:
+    """Whether two hold the same integers and scales.
+
+    What they give may differ: a file that is mapped lies elsewhere in memory than one that is read,
+    and torch's sums of float32 go by where numbers lie.
+    """
+    mine, theirs = layers_of(one.network), layers_of(other.network)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name].integers(), theirs[name].integers())
+        and torch.equal(mine[name].weight_scale, theirs[name].weight_scale)
+        for name in mine
+    )
+
+
+def decode(model: Model, rows: list[list[int]], keys: list[int]) -> list[list[int]]:
+    cache = "prefix" if model.spec.caches else "none"
+    options: dict[str, Any] = {"gen_length": 7, "block_length": 4, "temperature": 0.7}
+    out = dlm.generate(model, rows, row_keys=keys, cache=cache, stop_at_eos=False, **options)
+    return out.tokens
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "encoder"])
+def test_every_family_decodes(family: str, written: Callable[[str], Path], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"family": family} if family == "open-dcoder" else {}
+    plain = dlm.load(written(family), dtype="float32", **asked)
+    model = load(written(family), **asked)
+    # All linear layers are rounded but the projection to the vocabulary, which of MDLM is of a
+    # class of its own.
+    assert {*layers_of(model.network)} | linear(model) == linear(plain)
+    assert len(linear(model)) == (0 if family in ("mdlm", "bd3lm") else 1)
+    exact, made = plain.raw_logits(IDS), model.raw_logits(IDS)
+    most = 0.2 if hasattr(model.network.config, "num_experts") else 0.05  # others may be chosen
+    assert 0 < (made - exact).abs().mean() < most * exact.std()
+    together = decode(model, ROWS, [20, 21, 22])
+    for row, key, tokens in zip(ROWS, (20, 21, 22), together, strict=True):
+        assert decode(model, [row], [key]) == [tokens]
+    # What is saved is what is loaded again, with nothing to say about it.
+    model.network.save_pretrained(tmp_path / "saved")
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(tmp_path / "saved")
+    again = dlm.load(tmp_path / "saved", **asked)
+    assert same(again, model)
+    torch.testing.assert_close(again.raw_logits(IDS), made, rtol=0, atol=0.02)
+    assert fingerprint(again.network) == fingerprint(model.network) != fingerprint(plain.network)
+    assert configuration(again.network) == configuration(model.network)
+
+
+def test_it_costs_a_byte_for_each_weight_in_memory_and_on_disk(
+    golden_folder: Path, tmp_path: Path
+) -> None:
+    model = load(golden_folder)
+    for layer in layers_of(model.network).values():
+        assert layer.weight is None
+        assert layer.integers().dtype == torch.int8
+    model.network.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / SINGLE)
+    scales = {name for name in stored if name.endswith("_scale")}
+    assert len(scales) == len(layers_of(model.network))
+    for name in scales:
+        assert stored[name].dtype == torch.float32
+        assert stored[name.removesuffix("_scale")].dtype == torch.int8
+
+
+def test_it_is_rounded_alike_however_it_is_loaded(golden_folder: Path) -> None:
+    model, later = load(golden_folder), dlm.load(golden_folder, dtype="float32")
+    quantize(later.network, dlm.W8A8Config())
+    assert same(later, model)
+    network = AutoModelForMaskedLM.from_pretrained(
+        golden_folder, dtype=torch.float32, quantization_config=dlm.W8A8Config()
+    )
+    assert same(replace(model, network=network), model)
+    with torch.no_grad():
+        torch.testing.assert_close(network(IDS).logits, model.raw_logits(IDS), rtol=0, atol=0.02)
+
+
+def test_layers_can_be_left_as_they_are(golden_folder: Path, model: Model) -> None:
+    def left(names: list[str], folder: Path | str = golden_folder) -> set[str]:
+        return linear(load(folder, quantization_config=dlm.W8A8Config(names)))
+
+    assert left([]) == set()  # this projection is not tied
+    assert left(["lm_head", "q_proj"]) == {"lm_head"} | {
+        name for name in linear(dlm.load(golden_folder)) if name.endswith("q_proj")
+    }
+    # One that shares its weights with the embedding is never rounded.
+    assert model.network.config.tie_word_embeddings
+    tied = dlm.load(quantization_config=dlm.W8A8Config([]))
+    assert linear(tied) == {"lm_head"}
+    for names in ("lm_head", [""], [3], ("lm_head",)):
+        with pytest.raises(ValueError, match="modules_to_not_convert must be a list of names"):
+            dlm.W8A8Config(names)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quant_method must be 'w8a8', got 'w4a4'"):
+        dlm.W8A8Config(quant_method="w4a4")
+
+
+def test_the_rest_has_the_dtype_that_is_asked_for(golden_folder: Path, tmp_path: Path) -> None:
+    model = load(golden_folder)
+    scales = {name: layer.weight_scale for name, layer in layers_of(model.network).items()}
+    model.network.save_pretrained(tmp_path)
+    for half in (
+        load(golden_folder, dtype="bfloat16"),
+        dlm.load(tmp_path, dtype="bfloat16"),
+    ):
+        assert half.network.dtype == torch.bfloat16
+        assert half.raw_logits(IDS).dtype == torch.bfloat16
+        for layer in layers_of(half.network).values():
+            assert layer.weight_scale.dtype == torch.float32
+    model.network.to(torch.bfloat16)
+    for name, layer in layers_of(model.network).items():
+        assert torch.equal(layer.weight_scale, scales[name])
+    assert model.raw_logits(IDS).dtype == torch.bfloat16
+
+
+def test_weights_that_do_not_fit_are_named(golden_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(golden_folder / SINGLE)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    (tmp_path / "config.json").write_bytes((golden_folder / "config.json").read_bytes())
+
+    def refused(changed: dict[str, Tensor]) -> str:
+        save_file(changed, tmp_path / SINGLE, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="weight") as caught:
+            load(tmp_path)
+        return str(caught.value)
+
+    lacking = refused({key: each for key, each in weights.items() if key != name})
+    assert "do not fit its configuration: missing_keys" in lacking
+    assert "q_proj.weight" in lacking
+    cut = refused(weights | {name: weights[name][:, :-2].contiguous()})
+    assert "q_proj.weight must be [64, 64], got [64, 62] in the files" in cut
+    cut = refused(weights | {name: weights[name][:-2].contiguous()})
+    assert "ignore_mismatched_sizes" in cut or "got [62, 64] in the files" in cut
+
+
+def test_an_adapter_is_merged_first(golden_folder: Path, tmp_path: Path) -> None:
+    plain = dlm.load(golden_folder, dtype="float32")
+    torch.manual_seed(1)
+    wrapped = wrap(plain.network, adapter_config(plain.network, Recipe(rank=3)))
+    with torch.no_grad():
+        for name, weight in plain.network.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    write(wrapped, tmp_path / "adapter", None)
+    merged = dlm.load(golden_folder, dtype="float32", adapter=tmp_path / "adapter", merge=True)
+    quantize(merged.network, dlm.W8A8Config())
+    model = load(golden_folder, adapter=tmp_path / "adapter", merge=True)
+    assert same(model, merged)
+    assert not same(model, load(golden_folder))
+    with pytest.raises(ValueError, match="goes with an adapter that is merged: give merge=True"):
+        load(golden_folder, adapter=tmp_path / "adapter")
+    model.network.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="Int8Linear"):
+        dlm.load(tmp_path / "saved", adapter=tmp_path / "adapter", merge=True)
+
+
+def test_it_stays_on_the_cpu(golden_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"W8A8Config is for a CPU, got device_map .*'cuda'"):
+        load(golden_folder, device_map="cuda")
+    assert load(golden_folder, device="cpu").device.type == "cpu"
+    model = load(golden_folder)
+    model.network.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"8-bit integers \(W8A8Config\) stay on the CPU"):
+        model.network.to("meta")
+    with pytest.raises(ValueError, match=r"direct must be False for .*, whose weights are quant"):
+        dlm.load(tmp_path, direct=True)
+    with pytest.raises(ValueError, match="tensor_parallel_size must be 1 for quantized weights"):
+        dlm.load(tmp_path, tensor_parallel_size=2)
+
+
+def test_a_command_takes_it(folder: str) -> None:
+    args = ["generate", "x", "--model", folder, "--gen-length=6", "--no-stop-at-eos", "--json"]
+    told = CliRunner().invoke(app, [*args, "--quantize=w8a8"])
+    assert told.exit_code == 0, told.output
+    model = load(folder, dtype="auto")
+    options: dict[str, Any] = {"gen_length": 6, "stop_at_eos": False}
+    assert json.loads(told.stdout)["tokens"] == dlm.generate(model, "x", **options).tokens[0]

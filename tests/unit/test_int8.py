@@ -1,0 +1,128 @@
+"""Products of 8-bit integers: bit for bit their reference, row by row, on every processor."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dlm.kernels import int8
+
+SIZES = ((1, 1), (17, 65), (64, 16), (300, 512), (40, 4096))  # rows and columns of weights
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), SIZES)
+def test_it_is_its_reference(rows: int, columns: int, dtype: torch.dtype) -> None:
+    whole, scale = int8.quantized(matrix(rows, columns))
+    packed, x = int8.packed(whole, scale), matrix(9, columns, 1).to(dtype)
+    for bias in (None, matrix(1, rows, 2)[0].to(dtype)):
+        made = int8.product(x, packed, bias)
+        assert made.dtype == dtype
+        assert torch.equal(made, int8.product_reference(x, whole, scale, bias))
+    assert torch.equal(int8.unpacked(packed), whole)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 90),
+    st.integers(1, 12),
+    st.floats(-12, 12),
+    st.integers(0, 9),
+)
+def test_no_value_is_further_off_than_rounding_can_take_it(
+    rows: int, columns: int, count: int, magnitude: float, seed: int
+) -> None:
+    """|error| <= sum_k (s/2 |w| + t/2 |x| + s t / 4), as each factor is off by half a step."""
+    weight, x = matrix(rows, columns, seed), matrix(count, columns, seed + 1) * 10**magnitude
+    whole, scale = int8.quantized(weight)
+    made = int8.product(x, int8.packed(whole, scale)).double()
+    own = x.double().abs().amax(-1, keepdim=True) / int8.steps()
+    most = own / 2 * weight.double().abs().sum(-1)
+    most = most + scale.double() / 2 * x.double().abs().sum(-1, keepdim=True)
+    most = most + own * scale.double() / 4 * columns
+    exact = x.double() @ weight.double().t()
+    assert bool(((made - exact).abs() <= most * (1 + 1e-5)).all())
+
+
+@given(st.integers(1, 12), st.integers(1, 300), st.integers(0, 5))
+def test_a_token_has_the_same_bits_in_every_batch(count: int, columns: int, seed: int) -> None:
+    packed = int8.packed(*int8.quantized(matrix(33, columns, seed)))
+    x = matrix(count, columns, seed + 1) * torch.logspace(-3, 3, count)[:, None]
+    together = int8.product(x, packed)
+    for row in range(count):
+        assert torch.equal(int8.product(x[row : row + 1], packed)[0], together[row])
+
+
+def test_weights_take_all_steps_of_their_rows() -> None:
+    weight = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5], [1e-20, 1e20, 0.0]])
+    whole, scale = int8.quantized(weight)
+    assert whole.tolist() == [[0, 0, 0], [64, -127, 32], [0, 127, 0]]
+    torch.testing.assert_close(scale * 127, torch.tensor([1e-30, 2.0, 1e20]))
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    """In its own row and no other, so that the engine can tell."""
+    packed = int8.packed(*int8.quantized(matrix(8, 16)))
+    x = matrix(4, 16, 1)
+    x[1, 3], x[2, 0] = float("nan"), float("inf")
+    made = int8.product(x, packed)
+    assert made.isfinite().all(-1).tolist() == [True, False, False, True]
+    assert not made[1:3].isfinite().any()
+    spoilt = matrix(8, 16)
+    spoilt[5, 2] = float("nan")
+    made = int8.product(matrix(2, 16, 1), int8.packed(*int8.quantized(spoilt)))
+    assert made.isfinite().all(0).tolist() == [True] * 5 + [False] + [True] * 2
+
+
+def test_rows_of_nothing_give_nothing() -> None:
+    packed = int8.packed(*int8.quantized(matrix(8, 16)))
+    assert int8.product(torch.zeros(2, 16), packed).count_nonzero() == 0
+    assert int8.product(torch.zeros(0, 16), packed).shape == (0, 8)
+
+
+def test_what_a_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = int8.steps.__wrapped__
+    monkeypatch.setattr(int8, "exact", lambda most: most == 63)
+    assert steps() == 63
+    monkeypatch.setattr(int8, "exact", lambda most: False)
+    with pytest.raises(ValueError, match="products of 8-bit integers are not exact on this proc"):
+        steps()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="need a torch with oneDNN, which this one was built wit"):
+        steps()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's levels are those of x86")
+@pytest.mark.parametrize("level", ["AVX512_CORE", "AVX2", "SSE41"])
+def test_a_processor_without_vnni_takes_fewer_steps_and_is_exact(level: str) -> None:
+    """Its sums of pairs are cut off at 16 bits, which 127 steps exceed."""
+    code = (
+        "import torch; from dlm.kernels import int8; torch.manual_seed(0)\n"
+        "assert int8.steps() == 63, int8.steps()\n"
+        "for rows, columns in ((17, 65), (64, 1024)):\n"
+        "    weight = torch.randn(rows, columns).sign()\n"  # the largest sums there are
+        "    whole, scale = int8.quantized(weight)\n"
+        "    packed = int8.packed(whole, scale)\n"
+        "    for count in (1, 7, 40):\n"
+        "        x = weight[:1].repeat(count, 1)\n"
+        "        reference = int8.product_reference(x, whole, scale)\n"
+        "        assert torch.equal(int8.product(x, packed), reference)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
