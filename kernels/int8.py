@@ -13,6 +13,7 @@ bits in every batch. A is `steps`.
 Shapes: M tokens, K columns, N rows of the weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -36,10 +37,10 @@ class Packed:
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers q, int8 [N, K], and scales t, float32 [N], of a matrix [N, K]."""
+    """Integers q, int8 [..., N, K], and scales t, float32 [..., N], of matrices [..., N, K]."""
     weight = weight.float()
     largest = weight.abs().amax(-1).clamp(min=LEAST)
-    return (weight * (WEIGHTS / largest)[:, None]).round_().to(torch.int8), largest / WEIGHTS
+    return (weight * (WEIGHTS / largest)[..., None]).round_().to(torch.int8), largest / WEIGHTS
 
 
 def packed(weight: Tensor, scale: Tensor) -> Packed:
@@ -67,6 +68,21 @@ def product(x: Tensor, matrix: Packed, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         out += bias
     return out.to(x.dtype)
+
+
+def grouped(x: Tensor, matrices: Sequence[Packed], counts: Sequence[int]) -> Tensor:
+    """Products of tokens [M, K] with several matrices, float32 [M, N].
+
+    Args:
+        x: on a CPU.
+        matrices: of `packed`.
+        counts: tokens of each, in the order of the tokens; M in all, and not 0.
+    """
+    most = steps()
+    rounded, scale = tokens(x, most)
+    parts = zip(rounded.split([*counts]), matrices, strict=True)
+    made = [multiply(part, each, most) for part, each in parts if len(part)]
+    return torch.cat(made).mul_(scale)
 
 
 def product_reference(

@@ -10,18 +10,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli.bars import on_terminal
+from dlm.cli.bench_options import (
+    AnswerEvery,
+    BatchSizes,
+    BlockLength,
+    CacheName,
+    DecodedEvery,
+    Device,
+    Dtype,
+    GenLength,
+    Json,
+    Layers,
+    Out,
+    Policy,
+    PromptEvery,
+    PromptLength,
+    Repeats,
+    ShapeName,
+    Steps,
+    Threads,
+)
 from dlm.cli.errors import Commands
 from dlm.cli.inputs import parse_options
 from dlm.cli.lists import print_table
 from dlm.cli.options import (
     COUNT,
-    JSON,
     REAL,
-    WHOLE,
     DecoderOptions,
     RefreshAround,
     decoding,
-    network,
     output,
     run,
 )
@@ -36,46 +53,6 @@ HEAD = ["quantity", "median", "least .. most"]
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Measure speed, against plain baselines."
 )
-
-Device = Annotated[str | None, run(help="Such as cuda.", show_default="cpu")]
-Threads = Annotated[int | None, run(help="CPU threads.", show_default="torch's own", **COUNT)]
-Repeats = Annotated[int, run(help="Rounds; contenders take turns in each.", **COUNT)]
-Out = Annotated[
-    Path | None, output(metavar="FILE", help="Append the JSON lines to this file, too.")
-]
-Json = Annotated[bool, JSON]
-ShapeName = Annotated[
-    str, network("--shape", help="Random weights: llada-8b, dream-7b, 25m or tiny.")
-]
-Layers = Annotated[int | None, network(help="Another depth.", show_default="the shape's", **COUNT)]
-Dtype = Annotated[
-    str,
-    network(help="float32, bfloat16 or float16; auto is float32 on a CPU, else bfloat16."),
-]
-BatchSizes = Annotated[
-    list[int] | None,
-    decoding("--batch-size", help="Prompts at a time; repeatable.", **COUNT),
-]
-PromptLength = Annotated[int, decoding(help="Tokens of a prompt.", **COUNT)]
-GenLength = Annotated[int, decoding(help="Tokens to decode.", **COUNT)]
-BlockLength = Annotated[int, decoding(help="Tokens of a block.", **COUNT)]
-Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see dlm decoders.")]
-Steps = Annotated[
-    int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
-]
-# In `dlm.cli.options` these two are among the options of sampling, of which there are none here.
-AnswerEvery = Annotated[
-    int | None,
-    decoding(
-        help="Forwards until a whole answer is made anew.", show_default="each block", **WHOLE
-    ),
-]
-PromptEvery = Annotated[
-    int | None,
-    decoding(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
-]
-DecodedEvery = Annotated[int | None, decoding(help="Likewise of what is decoded.", **WHOLE)]
-CacheName = Annotated[str, decoding("--cache", help="none, prefix or dual.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +304,28 @@ def cache(  # noqa: PLR0913
     A dual cache is tried with each refresh that is given, too, and with all of them.
     """
     decode_with("cache", locals() | {"batch_size": batch_size or [1]})
+
+
+@app.command("quantize")
+def quantize(  # noqa: PLR0913
+    shape: ShapeName = "25m",
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSizes = None,
+    prompt_length: PromptLength = 64,
+    gen_length: GenLength = 64,
+    block_length: BlockLength = 32,
+    decoder: Policy = "low_confidence",
+    option: DecoderOptions = None,
+    steps: Steps = None,
+    cache: CacheName = "none",
+    repeats: Repeats = 5,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Weights and activations in 8-bit integers (w8a8), on the CPU, against those of --dtype."""
+    decode_with("quantize", locals() | {"batch_size": batch_size or [1, 8]})
 
 
 @app.command("batch")

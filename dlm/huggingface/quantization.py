@@ -1,4 +1,7 @@
-"""W8A8 as transformers knows quantization: a configuration, and what applies it while loading."""
+"""W8A8 as transformers knows quantization: a configuration, and what applies it while loading.
+
+It is imported while transformers still is, so that what needs more of that waits for its call.
+"""
 
 from typing import Any
 
@@ -11,14 +14,13 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dlm.kernels import int8
-from dlm.models.int8 import Int8Linear, linear_layers
 
 METHOD = "w8a8"
 
 
 @register_quantization_config(METHOD)
 class W8A8Config(QuantizationConfigMixin):
-    """Weights and activations of linear layers in 8-bit integers, on a CPU.
+    """Weights and activations of linear layers and experts in 8-bit integers, on a CPU.
 
     Weights have a scale for each output channel, activations one for each token, found as they
     come: see `dlm.kernels.int8`. Nothing is calibrated, and a token's result hangs on no other.
@@ -47,7 +49,7 @@ def all_texts(names: list[Any]) -> bool:
 
 @register_quantizer(METHOD)
 class W8A8Quantizer(HfQuantizer):
-    """Puts `Int8Linear` in the place of linear layers, and rounds each weight as it is read."""
+    """Puts layers of integers in the place of others, and rounds each weight as it is read."""
 
     quantization_config: W8A8Config
 
@@ -64,43 +66,52 @@ class W8A8Quantizer(HfQuantizer):
         int8.steps()
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
+        from dlm.models.int8 import replace
+
         skipped = self.quantization_config.modules_to_not_convert
         if skipped is None:
             skipped = get_keys_to_not_convert(model)
-        for parent, name in linear_layers(model, skipped):
-            setattr(parent, name, Int8Linear(getattr(parent, name), rounded=self.pre_quantized))
+        replace(model, skipped, rounded=self.pre_quantized)
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
         """Whether it is the weight of a layer that is to hold integers."""
+        from dlm.models.int8 import Int8Layer
+
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, Int8Linear) and name == "weight"
+        return isinstance(module, Int8Layer) and name in module.shapes
 
     def get_quantize_ops(self) -> ConversionOps:
         """What rounds a weight."""
         return Rounding()
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        from dlm.models.int8 import layers_of
+
         for name, weight in model.named_parameters():
             if weight.is_floating_point():  # early transformers 5 reads them as they were written
                 weight.data = weight.data.to(self.dtypes[name])
-        for name, layer in layers_of(model).items():
-            if layer.weight is None:
+        for path, layer in layers_of(model).items():
+            if layer.matrices:  # of a network that was rounded in memory
                 continue
-            shape = (layer.out_features, layer.in_features)
-            if layer.weight.shape != shape:  # transformers lets quantized weights have any
-                raise ValueError(
-                    f"{name}.weight must be {[*shape]}, got {[*layer.weight.shape]} in the files"
-                )
-            if layer.weight.dtype == torch.int8:
+            weights = {name: getattr(layer, name) for name in layer.shapes}
+            for name, weight in weights.items():
+                if weight.shape != layer.shapes[name]:  # transformers lets them have any
+                    raise ValueError(
+                        f"{path}.{name} must be {[*layer.shapes[name]]}, got {[*weight.shape]} in "
+                        "the files"
+                    )
+            if all(weight.dtype == torch.int8 for weight in weights.values()):
                 layer.pack()  # one that was not in the files is refused by whoever loads
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All weights, those of quantized layers as integers."""
+        from dlm.models.int8 import layers_of
+
         state = dict(model.state_dict())
-        for name, layer in layers_of(model).items():
-            state[f"{name}.weight"] = layer.integers()
+        for path, layer in layers_of(model).items():
+            state |= {f"{path}.{name}": layer.integers(name) for name in layer.shapes}
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -118,17 +129,13 @@ class Rounding(ConversionOps):
 
     def convert(self, input_dict: dict[str, Any], **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """A weight's integers and scales, by their names."""
+        from dlm.models.int8 import SCALE
+
         made = {}
         for name, found in input_dict.items():
             weight = found[0] if isinstance(found, list) else found
-            made[name], made[f"{name}_scale"] = int8.quantized(weight)
+            made[name], made[name + SCALE] = int8.quantized(weight)
         return made
-
-
-def layers_of(network: Any) -> dict[str, Int8Linear]:
-    """Layers of a network whose weights are integers, by name."""
-    named = network.named_modules()
-    return {name: module for name, module in named if isinstance(module, Int8Linear)}
 
 
 def quantize(network: Any, config: W8A8Config) -> None:
@@ -141,6 +148,8 @@ def quantize(network: Any, config: W8A8Config) -> None:
     Raises:
         ValueError: this machine has no such products.
     """
+    from dlm.models.int8 import layers_of
+
     quantizer = W8A8Quantizer(config, pre_quantized=False)
     quantizer.validate_environment()
     quantizer.preprocess_model(network)

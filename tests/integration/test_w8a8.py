@@ -1,6 +1,8 @@
 """`dlm.W8A8Config`: loaded, saved, merged, refused, and decoded with, in every family."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +18,12 @@ from typer.testing import CliRunner
 import dlm
 from dlm.cli import app
 from dlm.distill.certainty_recipe import Recipe, adapter_config
-from dlm.huggingface.quantization import layers_of, quantize
+from dlm.huggingface.quantization import quantize
+from dlm.kernels import int8
 from dlm.models.adapter import wrap, write
 from dlm.models.families import FAMILIES
 from dlm.models.identity import configuration, fingerprint
+from dlm.models.int8 import Int8Experts, layers_of
 from dlm.models.model import Model
 from dlm.models.weights import SINGLE
 
@@ -36,16 +40,27 @@ def linear(model: Model) -> set[str]:
     return {name for name, module in model.network.named_modules() if type(module) is nn.Linear}
 
 
+def saved(network: Any) -> dict[str, Tensor]:
+    """What is written of a network."""
+    network = getattr(network, "network", network)  # of an encoder
+    state, _ = network.hf_quantizer.get_state_dict_and_metadata(network)
+    return dict(state)
+
+
+def rounded(network: nn.Module) -> dict[str, str]:
+    """Layers of integers, and their kinds."""
+    return {name: type(layer).__name__ for name, layer in layers_of(network).items()}
+
+
 def same(one: Model, other: Model) -> bool:
-    """Whether two hold the same integers and scales.
+    """Whether two hold the same weights, integers and scales.
 
     What they give may differ: a file that is mapped lies elsewhere in memory than one that is read,
     and torch's sums of float32 go by where numbers lie.
     """
-    mine, theirs = layers_of(one.network), layers_of(other.network)
+    mine, theirs = saved(one.network), saved(other.network)
     return mine.keys() == theirs.keys() and all(
-        torch.equal(mine[name].integers(), theirs[name].integers())
-        and torch.equal(mine[name].weight_scale, theirs[name].weight_scale)
+        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
         for name in mine
     )
 
@@ -64,7 +79,11 @@ def test_every_family_decodes(family: str, written: Callable[[str], Path], tmp_p
     model = load(written(family), **asked)
     # All linear layers are rounded but the projection to the vocabulary, which of MDLM is of a
     # class of its own.
-    assert {*layers_of(model.network)} | linear(model) == linear(plain)
+    kinds = rounded(model.network)
+    assert {name for name, kind in kinds.items() if kind == "Int8Linear"} | linear(model) == linear(
+        plain
+    )
+    assert ("Int8Experts" in kinds.values()) == hasattr(model.network.config, "num_experts")
     assert len(linear(model)) == (0 if family in ("mdlm", "bd3lm") else 1)
     exact, made = plain.raw_logits(IDS), model.raw_logits(IDS)
     most = 0.2 if hasattr(model.network.config, "num_experts") else 0.05  # others may be chosen
@@ -89,7 +108,7 @@ def test_it_costs_a_byte_for_each_weight_in_memory_and_on_disk(
     model = load(golden_folder)
     for layer in layers_of(model.network).values():
         assert layer.weight is None
-        assert layer.integers().dtype == torch.int8
+        assert layer.integers("weight").dtype == torch.int8
     model.network.save_pretrained(tmp_path)
     stored = load_file(tmp_path / SINGLE)
     scales = {name for name in stored if name.endswith("_scale")}
@@ -132,7 +151,7 @@ def test_layers_can_be_left_as_they_are(golden_folder: Path, model: Model) -> No
 
 def test_the_rest_has_the_dtype_that_is_asked_for(golden_folder: Path, tmp_path: Path) -> None:
     model = load(golden_folder)
-    scales = {name: layer.weight_scale for name, layer in layers_of(model.network).items()}
+    before = {name: each for name, each in saved(model.network).items() if "_scale" in name}
     model.network.save_pretrained(tmp_path)
     for half in (
         load(golden_folder, dtype="bfloat16"),
@@ -140,11 +159,10 @@ def test_the_rest_has_the_dtype_that_is_asked_for(golden_folder: Path, tmp_path:
     ):
         assert half.network.dtype == torch.bfloat16
         assert half.raw_logits(IDS).dtype == torch.bfloat16
-        for layer in layers_of(half.network).values():
-            assert layer.weight_scale.dtype == torch.float32
+        assert {saved(half.network)[name].dtype for name in before} == {torch.float32}
     model.network.to(torch.bfloat16)
-    for name, layer in layers_of(model.network).items():
-        assert torch.equal(layer.weight_scale, scales[name])
+    after = saved(model.network)
+    assert all(torch.equal(after[name], scale) for name, scale in before.items())
     assert model.raw_logits(IDS).dtype == torch.bfloat16
 
 
@@ -210,3 +228,49 @@ def test_a_command_takes_it(folder: str) -> None:
     model = load(folder, dtype="auto")
     options: dict[str, Any] = {"gen_length": 6, "stop_at_eos": False}
     assert json.loads(told.stdout)["tokens"] == dlm.generate(model, "x", **options).tokens[0]
+
+
+@pytest.mark.parametrize("family", ["llada2", "llada-moe", "sdar-moe", "rnd1"])
+def test_experts_give_what_their_integers_say(family: str, written: Callable[[str], Path]) -> None:
+    """Each is two layers of integers, and the sum over them is in the order of their weights."""
+    model = load(written(family))
+    name, experts = next(
+        (name, each)
+        for name, each in layers_of(model.network).items()
+        if isinstance(each, Int8Experts)
+    )
+    router = model.network.get_submodule(name.removesuffix(".experts")).gate
+    x = torch.randn(9, model.network.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        chosen, weights = router(x)
+        made = experts(x, chosen, weights)
+        for token in range(len(x)):
+            total = torch.zeros_like(x[0], dtype=weights.dtype)
+            for expert, weight in zip(chosen[token], weights[token], strict=True):
+                inner = x[token : token + 1]
+                gate_up = int8.product(inner, experts.matrices["gate_up_proj"][expert])
+                gate, up = gate_up.chunk(2, -1)
+                inner = experts.act_fn(gate) * up
+                total += weight * int8.product(inner, experts.matrices["down_proj"][expert])[0]
+            torch.testing.assert_close(made[token], total.to(x.dtype))
+            alone = experts(
+                x[token : token + 1], *(each[token : token + 1] for each in (chosen, weights))
+            )
+            assert torch.equal(alone[0], made[token])
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize(
+    "first",
+    ["import dlm.models.int8", "import dlm.models.experts", "from dlm import W8A8Config"],
+)
+def test_transformers_knows_it_whatever_is_imported_first(
+    first: str, golden_folder: Path, tmp_path: Path
+) -> None:
+    load(golden_folder).network.save_pretrained(tmp_path)
+    code = (
+        f"{first}; from transformers import AutoModelForMaskedLM\n"
+        f"print(AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.count("Int8Linear") == 7

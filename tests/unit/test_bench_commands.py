@@ -46,7 +46,7 @@ TRIED = {
 }
 
 
-@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve"])
+@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve", "quantize"])
 def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     args = [name, "--shape=tiny", *MINIMAL, f"--out={out}"]
@@ -66,6 +66,10 @@ def test_every_benchmark_of_decodings_runs(name: str, tmp_path: Path) -> None:
         assert all(spread["median"] > 0 for spread in row["seconds"].values())
         if name == "cache":
             assert {*row["seconds"]} >= TRIED
+        if name == "quantize":
+            assert {*row["seconds"]} == {"float32", "w8a8"}
+            whole, rounded = (row["found"][f"bytes of the weights, {n}"] for n in row["seconds"])
+            assert rounded < whole
     equal = [row["found"].get("share of equal tokens", 1.0) for row in found]
     assert equal == [1.0, 1.0]
 
@@ -103,7 +107,7 @@ def test_an_error_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert "on fire" in after
 
 
-@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve"])
+@pytest.mark.parametrize("name", ["step", "decode", "cache", "batch", "serve", "quantize"])
 def test_decoders_take_options(name: str) -> None:
     own = ["--decoder=threshold", "--option=threshold=0"]
     args = [name, "--shape=tiny", *MINIMAL, "--batch-size=1", *own]
