@@ -15,6 +15,7 @@ from dlm.eval.decode import Item
 from dlm.eval.folder import digest
 from dlm.eval.source import load_problems, load_shots
 from dlm.eval.task import AnyTemplate, Problem, Task, Template
+from dlm.models.identity import precision
 from dlm.options import integer, known
 
 NOT_OPTIONS = (
@@ -286,7 +287,7 @@ def settings_of(
         "weights": model.fingerprint(),
         "network": model.identity()["config"],
         "tokens": tokenization(model),
-        "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
+        "dtype": precision(model.network),
         "device": device_name(model),
         "decoder": decoder,
         "decoder_options": options,

@@ -7,8 +7,8 @@ apart; scales of tokens are found as they come, as in ZeroQuant (Yao et al. 2022
     u = round(x / s), s[m] = max_k |x[m, k]| / A
     q = round(w / t), t[n] = max_k |w[n, k]| / 127
 
-The sum is one of integers, and exact: a token's product hangs on no other token, and has the same
-bits in every batch. A is `steps`.
+The sum is one of integers, exact in 32 bits, and is rounded to float32 once: a token's product
+hangs on no other token, and has the same bits in every batch. A is `steps`.
 
 Shapes: M tokens, K columns, N rows of the weights.
 """
@@ -25,6 +25,7 @@ WEIGHTS: Final = 127  # the largest integer that stands for a weight
 ACTIVATIONS: Final = (127, 63)
 """The largest integer that stands for an activation: by what is exact on a processor."""
 LEAST: Final = 1e-30  # of what a row is divided by: its inverse has to be finite
+WIDEST: Final = (2**31 - 1) // (WEIGHTS * ACTIVATIONS[0])  # columns whose sum fits 32 bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +45,16 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(weight: Tensor, scale: Tensor) -> Packed:
-    """A matrix to multiply by: int8 [N, K] on a CPU, and its scales, float32 [N]."""
+    """A matrix to multiply by: int8 [N, K] on a CPU, and its scales, float32 [N].
+
+    Raises:
+        ValueError: K products may exceed 32 bits.
+    """
+    if weight.shape[1] > WIDEST:
+        raise ValueError(f"a layer must have at most {WIDEST} inputs, got {weight.shape[1]}")
     zeros = torch.zeros(len(scale), dtype=torch.int32)
-    return Packed(operations().qlinear_prepack(weight, None), scale, zeros)
+    # oneDNN goes by the shape alone, whatever the strides.
+    return Packed(operations().qlinear_prepack(weight.contiguous(), None), scale, zeros)
 
 
 def unpacked(matrix: Packed) -> Tensor:
@@ -76,13 +84,16 @@ def grouped(x: Tensor, matrices: Sequence[Packed], counts: Sequence[int]) -> Ten
     Args:
         x: on a CPU.
         matrices: of `packed`.
-        counts: tokens of each, in the order of the tokens; M in all, and not 0.
+        counts: tokens of each, in the order of the tokens; M in all.
     """
     most = steps()
     rounded, scale = tokens(x, most)
-    parts = zip(rounded.split([*counts]), matrices, strict=True)
-    made = [multiply(part, each, most) for part, each in parts if len(part)]
-    return torch.cat(made).mul_(scale)
+    made = torch.empty((len(x), len(matrices[0].scale)))
+    parts = zip(rounded.split([*counts]), made.split([*counts]), matrices, strict=True)
+    for part, place, matrix in parts:
+        if len(part):
+            place.copy_(multiply(part, matrix, most))
+    return made.mul_(scale)
 
 
 def product_reference(
@@ -103,7 +114,12 @@ def tokens(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     Args:
         x: [M, K].
         most: A.
+
+    Raises:
+        ValueError: a gradient is asked for: steps have none.
     """
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("products of 8-bit integers have no gradient: use torch.no_grad()")
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True).clamp_(min=LEAST)
     # Each operation rounds alike wherever a value stands; a fused one might not.

@@ -41,7 +41,7 @@ def load_model(
     mask_id, stop_ids, device_map, tensor_parallel_size, attn_implementation.
     """
     if quantize is not None:
-        check_quantize(quantize)
+        check_quantize(quantize, facts.get("tensor_parallel_size") or 1)
     if adapter is not None:
         facts |= {"adapter": adapter, "merge": quantize in (None, "w8a8")}
     console = Console(stderr=True)
@@ -96,13 +96,15 @@ def devices_of(device: str | None, copies: int, facts: Mapping[str, Any]) -> lis
     return [f"cuda:{number}" for number in range(copies)]
 
 
-def check_quantize(width: str) -> None:
+def check_quantize(width: str, parts: int = 1) -> None:
     """Refuse weights that cannot be quantized, before anything is loaded.
 
     Raises:
-        ValueError: an unknown width, or bitsandbytes is not installed.
+        ValueError: an unknown width, weights in several `parts`, or bitsandbytes is not installed.
     """
     known("quantize", width, WIDTHS)
+    if parts != 1:
+        raise ValueError(f"quantize {width!r} does not go with tensor_parallel_size {parts}")
     if width != "w8a8" and find_spec("bitsandbytes") is None:
         raise ValueError(
             f"quantize {width!r} needs bitsandbytes, which is not installed: "

@@ -191,6 +191,7 @@ def starting_point(
         ValueError: weights to start from, and a shape or a tokenizer that is not theirs; or of a
             model that the objective is not for.
     """
+    from dlm.models.int8 import refuse_quantized
     from dlm.models.loading import load
     from dlm.prompts import tokenizer_of
     from dlm.training.run import Shape, new_network
@@ -202,6 +203,7 @@ def starting_point(
         given = [*shape, *(["tokenizer"] if tokenizer is not None else [])]
         raise ValueError(f"--init brings its own shape and tokenizer: leave out {given}")
     model = load(init, dtype="float32")
+    refuse_quantized(model.network, "training")
     check_start(model.spec)
     return model.network, tokenizer_of(model, "training")
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dlm.models.adapter import peft_library
+from dlm.models.int8 import refuse_quantized
 from dlm.options import boolean, integer, known, number
 from dlm.training.seeds import LARGEST_SEED
 
@@ -75,8 +76,9 @@ def adapter_config(network: Any, recipe: Recipe) -> Any:
     """The LoRA of a recipe.
 
     Raises:
-        ValueError: the network has no such layer.
+        ValueError: the network has no such layer, or its weights are 8-bit integers.
     """
+    refuse_quantized(network, "an adapter")
     wanted = LAYERS if recipe.layers is None else recipe.layers
     linear = {n for n, module in network.named_modules() if isinstance(module, nn.Linear)}
     found = {name for name in linear if name.rpartition(".")[2] in wanted}

@@ -3,10 +3,9 @@
 It is imported while transformers still is, so that what needs more of that waits for its call.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
@@ -14,8 +13,11 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dlm.kernels import int8
+from dlm.options import known
 
-METHOD = "w8a8"
+METHOD: Final = "w8a8"
+STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that come to a CPU where there is nothing else."""
 
 
 @register_quantization_config(METHOD)
@@ -27,12 +29,21 @@ class W8A8Config(QuantizationConfigMixin):
 
     Args:
         modules_to_not_convert: patterns of names of layers that stay as they are, as in
-            transformers; the vocabulary projection if absent. What is tied stays in any case.
+            transformers, such as "q_proj"; the vocabulary projection alone if absent, which a list
+            has to name as well. What is tied stays in any case.
+
+    Raises:
+        ValueError: no list of names; when a network is loaded, a pattern that stands for no layer.
     """
 
     def __init__(
-        self, modules_to_not_convert: list[str] | None = None, quant_method: str = METHOD
+        self,
+        modules_to_not_convert: list[str] | None = None,
+        quant_method: str = METHOD,
+        **others: Any,
     ) -> None:
+        for name in others:  # of a file, whose keys come here one by one
+            known("option of W8A8Config", name, ("modules_to_not_convert", "quant_method"))
         if quant_method != METHOD:
             raise ValueError(f"quant_method must be {METHOD!r}, got {quant_method!r}")
         names = modules_to_not_convert
@@ -61,17 +72,16 @@ class W8A8Quantizer(HfQuantizer):
         """
         where = options.get("device_map")
         devices = where.values() if isinstance(where, dict) else (where,)
-        if any(each is not None and str(each) != "cpu" for each in devices):
+        if any(str(each).partition(":")[0] not in ("None", "cpu", *STRATEGIES) for each in devices):
             raise ValueError(f"W8A8Config is for a CPU, got device_map {where!r}")
         int8.steps()
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
-        from dlm.models.int8 import replace
+        from dlm.models.int8 import check_skipped, replace
 
         skipped = self.quantization_config.modules_to_not_convert
-        if skipped is None:
-            skipped = get_keys_to_not_convert(model)
-        replace(model, skipped, rounded=self.pre_quantized)
+        check_skipped(model, skipped or ())
+        replace(model, get_keys_to_not_convert(model) if skipped is None else skipped)
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
@@ -88,31 +98,48 @@ class W8A8Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         from dlm.models.int8 import layers_of
 
-        for name, weight in model.named_parameters():
-            if weight.is_floating_point():  # early transformers 5 reads them as they were written
-                weight.data = weight.data.to(self.dtypes[name])
+        model.requires_grad_(False)  # so that a forward needs no `torch.no_grad`
+        if self.pre_quantized:
+            self.cast(model)
         for path, layer in layers_of(model).items():
             if layer.matrices:  # of a network that was rounded in memory
                 continue
-            weights = {name: getattr(layer, name) for name in layer.shapes}
-            for name, weight in weights.items():
-                if weight.shape != layer.shapes[name]:  # transformers lets them have any
-                    raise ValueError(
-                        f"{path}.{name} must be {[*layer.shapes[name]]}, got {[*weight.shape]} in "
-                        "the files"
-                    )
-            if all(weight.dtype == torch.int8 for weight in weights.values()):
-                layer.pack()  # one that was not in the files is refused by whoever loads
+            for name in layer.shapes:
+                self.check(f"{path}.{name}", layer, name)
+            layer.pack()
         return model
 
-    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All weights, those of quantized layers as integers."""
-        from dlm.models.int8 import layers_of
+    def cast(self, model: Any) -> None:
+        """Give weights their dtype, which early transformers 5 reads as they were written."""
+        wide = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point() and not wide.intersection(name.split(".")):
+                weight.data = weight.data.to(self.dtypes[name])
 
-        state = dict(model.state_dict())
-        for path, layer in layers_of(model).items():
-            state |= {f"{path}.{name}": layer.integers(name) for name in layer.shapes}
-        return state, {}
+    def check(self, path: str, layer: Any, name: str) -> None:
+        """Refuse a weight that transformers lets pass, as it is to be rounded.
+
+        Raises:
+            ValueError: it was not in the files, has another shape, lies on no CPU, or is not of the
+                dtype that it should be of; or its scales are not.
+        """
+        from dlm.models.int8 import scale_of
+
+        weight, scale = getattr(layer, name), getattr(layer, scale_of(name))
+        if weight.device.type != "cpu":
+            raise ValueError(f"W8A8Config is for a CPU, got {path} on {weight.device}")
+        if weight.shape != layer.shapes[name]:
+            raise ValueError(
+                f"{path} must be {[*layer.shapes[name]]}, got {[*weight.shape]} in the files"
+            )
+        if weight.dtype != torch.int8 and not self.pre_quantized:  # a new head, for example
+            raise ValueError(
+                f"{path} is not in the files: name it in modules_to_not_convert if it is to be new"
+            )
+        if weight.dtype != torch.int8:
+            raise ValueError(f"{path} must be int8 in the files, got {weight.dtype}, or none there")
+        if scale.dtype != torch.float32:
+            raise ValueError(f"scales of {path} must be float32 in the files, got {scale.dtype}")
 
     def is_serializable(self) -> bool:
         """Whether it can be saved."""
@@ -129,12 +156,13 @@ class Rounding(ConversionOps):
 
     def convert(self, input_dict: dict[str, Any], **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """A weight's integers and scales, by their names."""
-        from dlm.models.int8 import SCALE
+        from dlm.models.int8 import scale_of
 
         made = {}
         for name, found in input_dict.items():
             weight = found[0] if isinstance(found, list) else found
-            made[name], made[name + SCALE] = int8.quantized(weight)
+            path, _, own = name.rpartition(".")
+            made[name], made[f"{path}.{scale_of(own)}"] = int8.quantized(weight)
         return made
 
 
@@ -146,10 +174,15 @@ def quantize(network: Any, config: W8A8Config) -> None:
         config: what to round.
 
     Raises:
-        ValueError: this machine has no such products.
+        ValueError: this machine has no such products, weights lie elsewhere than on the CPU, or are
+            integers already.
     """
-    from dlm.models.int8 import layers_of
+    from dlm.models.int8 import layers_of, refuse_quantized
 
+    refuse_quantized(network, "quantize")
+    elsewhere = {weight.device for weight in network.parameters()} - {torch.device("cpu")}
+    if elsewhere:
+        raise ValueError(f"W8A8Config is for a CPU, got weights on {elsewhere.pop()}")
     quantizer = W8A8Quantizer(config, pre_quantized=False)
     quantizer.validate_environment()
     quantizer.preprocess_model(network)
@@ -157,3 +190,25 @@ def quantize(network: Any, config: W8A8Config) -> None:
         layer.round()
     network.hf_quantizer = quantizer
     quantizer.postprocess_model(network)
+
+
+def asked(config: Any, given: Any) -> Any:
+    """The quantization to load a checkpoint with; None leaves it to the checkpoint.
+
+    Args:
+        config: of the network.
+        given: what was asked for.
+
+    Raises:
+        ValueError: weights were rounded already, otherwise than is asked for.
+    """
+    written = getattr(config, "quantization_config", None)
+    if not isinstance(given, W8A8Config) or written is None:
+        return given
+    written = written if isinstance(written, dict) else written.to_dict()
+    if written != given.to_dict():
+        raise ValueError(
+            f"quantization_config must be left away, or be that of the checkpoint, {written}, "
+            f"got {given.to_dict()}"
+        )
+    return None

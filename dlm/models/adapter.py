@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlm.models.conversions import renamed
 from dlm.models.files import absent, cached
+from dlm.models.int8 import refuse_quantized
 from dlm.models.weights import ADAPTED
 from dlm.options import integer, number
 
@@ -56,9 +57,11 @@ def attach(network: Any, source: str, *, merge: bool) -> Any:
         merge: put W + (alpha / r) B A in the place of W instead: no extra work in a forward.
 
     Raises:
-        ValueError: no adapter, another kind than LoRA, or one of another network.
+        ValueError: no adapter, another kind than LoRA, or one of another network; weights that are
+            8-bit integers.
     """
     library = peft_library()
+    refuse_quantized(network, "an adapter")
     if any(weight.is_meta for weight in network.parameters()):
         raise ValueError(
             "an adapter needs every weight on a device of its own: leave out a device_map that "

@@ -71,6 +71,11 @@ class Encoder(nn.Module):
         module: nn.Module = self.network.get_input_embeddings()
         return module
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The projection to the vocabulary."""
+        module: nn.Module | None = self.network.get_output_embeddings()
+        return module
+
     def save_pretrained(self, *args: Any, **options: Any) -> None:
         """Write the network as transformers does.
 

@@ -5,6 +5,8 @@ import zlib
 from hashlib import sha256
 from typing import Any
 
+from dlm.kernels import int8
+
 PROBED = 256  # values of each weight that a fingerprint reads
 VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 """Keys of a configuration that differ by how it was read or written, not by the network."""
@@ -25,15 +27,39 @@ def fingerprint(network: Any) -> str:
     Raises:
         ValueError: a weight is not in memory.
     """
+    samples: dict[str, bytes] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        own: dict[str, Any] = {}  # of one module at a time: some make what they save of it
+        module._save_to_state_dict(own, f"{path}." if path else "", False)
+        samples |= {name: sample(name, weight) for name, weight in own.items()}
     crc = 0
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            raise ValueError(f"weights must be in memory for their digest, got {name} elsewhere")
-        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-        flat = whole.detach().flatten()
-        some = flat[:: max(1, flat.numel() // PROBED)].float().cpu().contiguous()
-        crc = zlib.crc32(name.encode() + some.numpy().tobytes(), crc)
+    for name in sorted(samples):
+        crc = zlib.crc32(name.encode() + samples[name], crc)
     return f"{crc:08x}"
+
+
+def sample(name: str, weight: Any) -> bytes:
+    """Some values of a weight, float32.
+
+    Raises:
+        ValueError: it is not in memory.
+    """
+    if weight.is_meta:
+        raise ValueError(f"weights must be in memory for their digest, got {name} elsewhere")
+    whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    flat = whole.detach().flatten()
+    some = flat[:: max(1, flat.numel() // PROBED)].float().cpu().contiguous()
+    made: bytes = some.numpy().tobytes()
+    return made
+
+
+def precision(network: Any) -> str:
+    """The dtype of a network's weights, and how they are quantized if they are."""
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    method = getattr(getattr(network.config, "quantization_config", None), "quant_method", None)
+    if method == "w8a8" and int8.steps() != int8.ACTIVATIONS[0]:
+        return f"{dtype}, w8a8 of {int8.steps()} steps"  # another processor has more
+    return dtype if method is None else f"{dtype}, {getattr(method, 'value', method)}"
 
 
 def rules(tokenizer: Any) -> str:

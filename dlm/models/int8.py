@@ -3,7 +3,7 @@
 Shapes: N tokens, D model width, F expert width, E experts, K experts of a token.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,15 +13,14 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from dlm.kernels import int8
 from dlm.models.buffers import WideBuffers
 from dlm.models.experts import Experts
-
-SCALE = "_scale"  # behind a weight's name: its scales
+from dlm.options import known
 
 
 class Int8Layer(WideBuffers):
     """Weights as integers, and their scales, float32 by output channel.
 
-    What is loaded into the weights and `<weight>_scale` is laid out anew by `pack`. From then on a
-    weight is None: it is held once.
+    What is loaded into the weights and their scales is laid out anew by `pack`. From then on a
+    weight is None: it is held once. What is saved or copied has it again.
     """
 
     def __init__(self) -> None:
@@ -29,21 +28,20 @@ class Int8Layer(WideBuffers):
         self.shapes: dict[str, torch.Size] = {}  # of weights, as they are loaded
         self.matrices: dict[str, list[int8.Packed]] = {}
 
-    def take(self, name: str, weight: Tensor, rounded: bool) -> None:
-        """Have a weight [..., N, K] of this name; `rounded` where integers will be loaded."""
+    def take(self, name: str, weight: Tensor) -> None:
+        """Have a weight [..., N, K] of this name, to be rounded or loaded."""
         weight = weight.detach()
-        whole = weight.to(torch.int8) if rounded else weight
         self.shapes[name] = weight.shape
-        self.register_parameter(name, nn.Parameter(whole, requires_grad=False))
+        self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
         scale = torch.empty(weight.shape[:-1], dtype=torch.float32, device=weight.device)
-        self.register_buffer(name + SCALE, scale)
+        self.register_buffer(scale_of(name), scale)
 
     def round(self) -> None:
         """Round the weights to integers, and lay them out."""
         for name in self.shapes:
             whole, scale = int8.quantized(getattr(self, name).detach())
-            setattr(self, name, nn.Parameter(whole, requires_grad=False))
-            setattr(self, name + SCALE, scale)
+            self.hold(name, whole)
+            setattr(self, scale_of(name), scale)
         self.pack()
 
     def pack(self) -> None:
@@ -51,10 +49,20 @@ class Int8Layer(WideBuffers):
         for name in self.shapes:
             rows, columns = self.shapes[name][-2:]
             weights = getattr(self, name).detach().view(-1, rows, columns)
-            scales = getattr(self, name + SCALE).view(-1, rows)
+            scales = getattr(self, scale_of(name)).view(-1, rows)
             pairs = zip(weights, scales, strict=True)
             self.matrices[name] = [int8.packed(*pair) for pair in pairs]
             setattr(self, name, None)
+
+    def unpack(self) -> None:
+        """Have the weights as they were before `pack`."""
+        for name in self.matrices:
+            self.hold(name, self.integers(name))
+        self.matrices = {}
+
+    def hold(self, name: str, whole: Tensor) -> None:
+        """Have a weight of integers, int8 [..., N, K], as a parameter."""
+        setattr(self, name, nn.Parameter(whole, requires_grad=False))
 
     def integers(self, name: str) -> Tensor:
         """A weight, int8 [..., N, K]."""
@@ -66,20 +74,49 @@ class Int8Layer(WideBuffers):
             raise ValueError("weights in 8-bit integers (W8A8Config) stay on the CPU")
         return super()._apply(fn, recurse)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: self.integers(name) for name in self.matrices})
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *told: Any) -> None:
+        packed = bool(self.matrices)
+        self.unpack()
+        for name in self.shapes:
+            given = state_dict.get(prefix + name)
+            if packed and given is not None and given.dtype != torch.int8:
+                told[-1].append(f"{prefix}{name} must be int8, got {given.dtype}")
+                state_dict = {key: each for key, each in state_dict.items() if key != prefix + name}
+        super()._load_from_state_dict(state_dict, prefix, *told)
+        if packed:
+            self.pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As before `pack`: what oneDNN lays out can be neither copied nor pickled."""
+        weights = {name: self.integers(name) for name in self.matrices}
+        parameters = {n: nn.Parameter(each, requires_grad=False) for n, each in weights.items()}
+        return {**self.__dict__, "matrices": {}, "_parameters": self._parameters | parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As after `pack`, where that was done."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if all(getattr(self, name).dtype == torch.int8 for name in self.shapes):
+            self.pack()
+
 
 class Int8Linear(Int8Layer):
     """A linear layer in the place of torch's."""
 
-    def __init__(self, linear: nn.Linear, *, rounded: bool = False) -> None:
-        """Take over a layer; `rounded` where integers will be loaded."""
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take over a layer, whose weight is still to be rounded or loaded."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.take("weight", linear.weight, rounded)
+        self.take("weight", linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        made = int8.product(x.flatten(0, -2), self.matrices["weight"][0], self.bias)
+        tokens = x.reshape(-1, self.in_features)
+        made = int8.product(tokens, self.matrices["weight"][0], self.bias)
         return made.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -90,12 +127,12 @@ class Int8Linear(Int8Layer):
 class Int8Experts(Int8Layer):
     """E SwiGLU networks in the place of `Experts`, one after the other."""
 
-    def __init__(self, experts: Experts, *, rounded: bool = False) -> None:
-        """Take over all experts; `rounded` where integers will be loaded."""
+    def __init__(self, experts: Experts) -> None:
+        """Take over all experts, whose weights are still to be rounded or loaded."""
         super().__init__()
         self.num_experts = experts.num_experts
-        self.take("gate_up_proj", experts.gate_up_proj, rounded)
-        self.take("down_proj", experts.down_proj, rounded)
+        self.take("gate_up_proj", experts.gate_up_proj)
+        self.take("down_proj", experts.down_proj)
         self.act_fn = experts.act_fn
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
@@ -105,7 +142,7 @@ class Int8Experts(Int8Layer):
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)
         own = int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)
-        made = torch.empty_like(own).index_copy_(0, order, own).view(*experts.shape, -1)
+        made = torch.empty_like(own).index_copy_(0, order, own).view(*experts.shape, x.shape[-1])
         return (made * weights[..., None]).sum(1).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -113,34 +150,66 @@ class Int8Experts(Int8Layer):
         return f"{self.num_experts}, {', '.join(map(str, self.shapes['down_proj'][1:]))}"
 
 
-KINDS: dict[type[nn.Module], type[Int8Layer]] = {nn.Linear: Int8Linear, Experts: Int8Experts}
+KINDS: dict[type[nn.Module], Callable[[Any], Int8Layer]] = {
+    nn.Linear: Int8Linear,
+    Experts: Int8Experts,
+}
 """What takes the place of what."""
 
 
-def replace(network: Any, skipped: Iterable[str], *, rounded: bool) -> None:
-    """Put layers of integers in the place of all that `places` finds."""
-    for parent, name, kind in list(places(network, skipped)):
-        setattr(parent, name, kind(getattr(parent, name), rounded=rounded))
+def scale_of(name: str) -> str:
+    """What the scales of a weight are called.
+
+    transformers 5.17 would take `gate_up_proj_scale` apart by expert, as it does `gate_up_proj`.
+    """
+    return f"scale_of_{name}"
 
 
-def places(
-    network: Any, skipped: Iterable[str]
-) -> Iterator[tuple[nn.Module, str, Callable[..., Int8Layer]]]:
-    """Layers that can be rounded: each as its parent, its name there, and what takes its place.
+def replace(network: Any, skipped: Sequence[str]) -> None:
+    """Put layers of integers in the place of linear ones and of experts.
 
     Args:
-        network: of transformers; layers whose weights are tied to others are left out.
-        skipped: patterns of names to leave out, as `modules_to_not_convert` of transformers.
+        network: of transformers; layers whose weights are tied to others stay.
+        skipped: patterns of names that stay, as `modules_to_not_convert` of transformers.
     """
     tied = network.all_tied_weights_keys
-    weights, patterns = {*tied.keys(), *tied.values()}, [*skipped]
-    for path, parent in network.named_modules():
-        for name, child in parent.named_children():
-            whole = f"{path}.{name}" if path else name
-            if type(child) not in KINDS or f"{whole}.weight" in weights:
-                continue
-            if should_convert_module(whole, patterns):
-                yield parent, name, KINDS[type(child)]
+    shared = {name.removesuffix(".weight") for name in (*tied.keys(), *tied.values())}
+    for name in candidates(network):
+        if name not in shared and should_convert_module(name, [*skipped]):
+            path, _, own = name.rpartition(".")
+            parent, layer = network.get_submodule(path), network.get_submodule(name)
+            setattr(parent, own, KINDS[type(layer)](layer))
+
+
+def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:
+    """Refuse a pattern of names that stands for no layer.
+
+    Raises:
+        ValueError: there is one.
+    """
+    names = candidates(network)
+    own = {name.rpartition(".")[2] for name in names}
+    for pattern in skipped:
+        if all(should_convert_module(name, [pattern]) for name in names):
+            known("pattern of modules_to_not_convert", pattern, own)
+
+
+def candidates(network: nn.Module) -> list[str]:
+    """Names of all layers of the kinds that can be rounded."""
+    return [name for name, module in network.named_modules() if type(module) in KINDS]
+
+
+def refuse_quantized(network: Any, what: str) -> None:
+    """Refuse what needs the weights as they were.
+
+    Raises:
+        ValueError: there are layers of integers.
+    """
+    if layers_of(network):
+        raise ValueError(
+            f"{what} needs weights that are not quantized, and those of this model are 8-bit "
+            "integers: start from the checkpoint that they were made of"
+        )
 
 
 def layers_of(network: nn.Module) -> dict[str, Int8Layer]:

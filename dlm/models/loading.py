@@ -115,6 +115,8 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         )
         backend = attn_implementation or (None if found is ENCODER else "sdpa")
         check_attention(backend, spec)
+        from dlm.huggingface.quantization import asked, quantize
+
         with contextlib.nullcontext() if sys.stderr.isatty() else silence():
             if direct:
                 check_direct(source, config, found)
@@ -129,7 +131,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
                     where,
                     dtype=wanted,
                     attn_implementation=backend,
-                    quantization_config=None if late else quantization_config,
+                    quantization_config=None if late else asked(config, quantization_config),
                     **maps,
                 )
         if found is not ENCODER:
@@ -139,8 +141,6 @@ def load(  # noqa: PLR0913 (what users choose about a model)
         if addition is not None:
             network = attach(network, addition, merge=merge)
             if late:
-                from dlm.huggingface.quantization import quantize
-
                 quantize(network.network if found is ENCODER else network, quantization_config)
         return Model(network, tokenizer, spec)
 

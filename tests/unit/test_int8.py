@@ -90,6 +90,35 @@ def test_rows_of_nothing_give_nothing() -> None:
     assert int8.product(torch.zeros(0, 16), packed).shape == (0, 8)
 
 
+def test_it_goes_by_values_and_not_by_where_they_lie() -> None:
+    across, x = matrix(16, 33).t(), matrix(16, 9, 1).t()
+    whole, scale = int8.quantized(across)
+    assert not whole.is_contiguous()
+    packed = int8.packed(whole, scale)
+    assert torch.equal(int8.unpacked(packed), whole)
+    for each in (x, matrix(9, 32, 1)[:, ::2]):
+        assert torch.equal(int8.product(each, packed), int8.product_reference(each, whole, scale))
+
+
+def test_sums_that_may_exceed_32_bits_are_refused() -> None:
+    columns = int8.WIDEST
+    whole, scale = torch.full((2, columns), 127, dtype=torch.int8), torch.ones(2)
+    made = int8.product(torch.ones(1, columns), int8.packed(whole, scale)) * int8.steps()
+    torch.testing.assert_close(made, torch.full((1, 2), 127.0 * columns * int8.steps()))
+    with pytest.raises(ValueError, match=r"must have at most 133144 inputs, got 133145"):
+        int8.packed(torch.zeros(2, columns + 1, dtype=torch.int8), scale)
+
+
+def test_a_gradient_is_refused() -> None:
+    """What is left of one would be that of the scale alone."""
+    packed = int8.packed(*int8.quantized(matrix(8, 16)))
+    x = matrix(4, 16, 1).requires_grad_()
+    with pytest.raises(ValueError, match=r"have no gradient: use torch.no_grad\(\)"):
+        int8.product(x, packed)
+    with torch.no_grad():
+        assert not int8.product(x, packed).requires_grad
+
+
 def test_what_a_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = int8.steps.__wrapped__
     monkeypatch.setattr(int8, "exact", lambda most: most == 63)

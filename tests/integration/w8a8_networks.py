@@ -1,0 +1,45 @@
+"""Networks in 8-bit integers, and what they are compared by."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dlm
+from dlm.models.int8 import layers_of
+from dlm.models.model import Model
+
+IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14], [15, 16, 17, 18, 19, 5, 6, 7]])
+
+
+def load(folder: Path | str, **options: Any) -> Model:
+    asked = {"dtype": "float32", "quantization_config": dlm.W8A8Config()} | options
+    return dlm.load(folder, **asked)
+
+
+def linear(model: Model) -> set[str]:
+    return {name for name, module in model.network.named_modules() if type(module) is nn.Linear}
+
+
+def saved(network: Any) -> dict[str, Tensor]:
+    """What is written of a network."""
+    return dict(network.state_dict())
+
+
+def rounded(network: nn.Module) -> dict[str, str]:
+    """Layers of integers, and their kinds."""
+    return {name: type(layer).__name__ for name, layer in layers_of(network).items()}
+
+
+def same(one: Model, other: Model) -> bool:
+    """Whether two hold the same weights, integers and scales.
+
+    What they give may differ: a file that is mapped lies elsewhere in memory than one that is read,
+    and torch's sums of float32 go by where numbers lie.
+    """
+    mine, theirs = saved(one.network), saved(other.network)
+    return mine.keys() == theirs.keys() and all(
+        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
+        for name in mine
+    )
