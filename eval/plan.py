@@ -15,7 +15,6 @@ from dlm.eval.decode import Item
 from dlm.eval.folder import digest
 from dlm.eval.source import load_problems, load_shots
 from dlm.eval.task import AnyTemplate, Problem, Task, Template
-from dlm.models.identity import precision
 from dlm.options import integer, known
 
 NOT_OPTIONS = (
@@ -287,7 +286,7 @@ def settings_of(
         "weights": model.fingerprint(),
         "network": model.identity()["config"],
         "tokens": tokenization(model),
-        "dtype": precision(model.network),
+        "dtype": model.precision(),
         "device": device_name(model),
         "decoder": decoder,
         "decoder_options": options,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlm.cache import Reuse, View
-from dlm.models.identity import configuration, digest, fingerprint, rules
+from dlm.models.identity import configuration, digest, fingerprint, precision, rules
 from dlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class Model:
         if self.leader is not None:
             return str(self.leader.call(self, "fingerprint"))
         return fingerprint(self.network)
+
+    def precision(self) -> str:
+        """The dtype of the weights, and how they are quantized if they are."""
+        return precision(self.network)
 
     def hidden(
         self,
