@@ -30,6 +30,7 @@ test-oldest: .venv/dev
 	PYTHONPATH=build/oldest OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL) \
 	  tests/golden tests/integration/families tests/integration/test_families_* \
 	  tests/integration/test_loading* tests/integration/test_huggingface* tests/unit/test_families* \
+  tests/integration/test_w8a8* \
 	  tests/unit/test_huggingface* tests/unit/test_configs.py tests/unit/test_experts.py tests/laws/test_every_family.py \
 	  tests/laws/test_execution.py tests/integration/test_parallel*
 bench: .venv/dev

@@ -88,7 +88,7 @@ def grouped(x: Tensor, matrices: Sequence[Packed], counts: Sequence[int]) -> Ten
     """
     most = steps()
     rounded, scale = tokens(x, most)
-    made = torch.empty((len(x), len(matrices[0].scale)))
+    made = torch.empty((len(x), len(matrices[0].scale)), dtype=torch.float32)
     parts = zip(rounded.split([*counts]), made.split([*counts]), matrices, strict=True)
     for part, place, matrix in parts:
         if len(part):
@@ -170,7 +170,7 @@ def exact(most: int) -> bool:
     """Whether products with activations of up to so many steps are exact, at their largest."""
     weight = torch.full((32, 256), WEIGHTS, dtype=torch.int8)
     weight[::2] = -WEIGHTS
-    matrix = packed(weight, torch.ones(32))
+    matrix = packed(weight, torch.ones(32, dtype=torch.float32))
     rounded = torch.full((32, 256), zero(most) + most, dtype=torch.uint8)
     expected = (rounded.long() - zero(most)) @ weight.long().t()
     return torch.equal(multiply(rounded, matrix, most), expected.float())

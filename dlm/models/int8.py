@@ -138,6 +138,7 @@ class Int8Experts(Int8Layer):
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
         order = experts.flatten().argsort(stable=True)
+        # On a CPU nothing waits for these numbers.
         counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)

@@ -20,13 +20,12 @@ from dlm.cli import app
 from dlm.distill.certainty_recipe import Recipe, adapter_config
 from dlm.huggingface.quantization import quantize
 from dlm.kernels import int8
-from dlm.models.adapter import wrap, write
 from dlm.models.families import FAMILIES
 from dlm.models.identity import configuration, fingerprint
 from dlm.models.int8 import layers_of
 from dlm.models.model import Model
 from dlm.models.weights import SINGLE
-from tests.integration.w8a8_networks import IDS, linear, load, rounded, same, saved
+from tests.integration.w8a8_networks import IDS, linear, load, rounded, same, write_adapter
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]  # below 5 lie an encoder's special tokens
 
@@ -124,7 +123,7 @@ def test_layers_can_be_left_as_they_are(golden_folder: Path, model: Model) -> No
 
 def test_the_rest_has_the_dtype_that_is_asked_for(golden_folder: Path, tmp_path: Path) -> None:
     model = load(golden_folder)
-    before = {name: each for name, each in saved(model.network).items() if "scale_of" in name}
+    before = {name: each for name, each in model.network.state_dict().items() if "scale_of" in name}
     model.network.save_pretrained(tmp_path)
     for half in (
         load(golden_folder, dtype="bfloat16"),
@@ -132,9 +131,9 @@ def test_the_rest_has_the_dtype_that_is_asked_for(golden_folder: Path, tmp_path:
     ):
         assert half.network.dtype == torch.bfloat16
         assert half.raw_logits(IDS).dtype == torch.bfloat16
-        assert {saved(half.network)[name].dtype for name in before} == {torch.float32}
+        assert {half.network.state_dict()[name].dtype for name in before} == {torch.float32}
     model.network.to(torch.bfloat16)
-    after = saved(model.network)
+    after = model.network.state_dict()
     assert all(torch.equal(after[name], scale) for name, scale in before.items())
     assert model.raw_logits(IDS).dtype == torch.bfloat16
 
@@ -160,13 +159,7 @@ def test_weights_that_do_not_fit_are_named(golden_folder: Path, tmp_path: Path) 
 
 def test_an_adapter_is_merged_first(golden_folder: Path, tmp_path: Path) -> None:
     plain = dlm.load(golden_folder, dtype="float32")
-    torch.manual_seed(1)
-    wrapped = wrap(plain.network, adapter_config(plain.network, Recipe(rank=3)))
-    with torch.no_grad():
-        for name, weight in plain.network.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    write(wrapped, tmp_path / "adapter", None)
+    write_adapter(plain, Recipe(rank=3), tmp_path / "adapter")
     merged = dlm.load(golden_folder, dtype="float32", adapter=tmp_path / "adapter", merge=True)
     quantize(merged.network, dlm.W8A8Config())
     model = load(golden_folder, adapter=tmp_path / "adapter", merge=True)
@@ -236,6 +229,10 @@ def test_what_is_written_is_not_rounded_again(
     save_file(state | {name: state[name].float()}, tmp_path / SINGLE, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"q_proj.weight must be int8 in the files, got torch.fl"):
         dlm.load(tmp_path)
+    name = name.replace(".weight", ".scale_of_weight")
+    save_file(state | {name: state[name].int()}, tmp_path / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"scales of .*q_proj.weight must be float32 in the files"):
+        dlm.load(tmp_path)
 
 
 def test_training_does_not_begin_with_it(tmp_path: Path) -> None:
@@ -271,14 +268,7 @@ def test_a_new_head_is_not_rounded(written: Callable[[str], Path]) -> None:
 
 def test_an_encoder_takes_an_adapter(written: Callable[[str], Path], tmp_path: Path) -> None:
     plain = dlm.load(written("encoder"), dtype="float32")
-    recipe = Recipe(rank=2, layers=("query",))
-    torch.manual_seed(1)
-    wrapped = wrap(plain.network, adapter_config(plain.network, recipe))
-    with torch.no_grad():
-        for name, weight in plain.network.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    write(wrapped, tmp_path, None)
+    write_adapter(plain, Recipe(rank=2, layers=("query",)), tmp_path)
     options: dict[str, Any] = {"adapter": tmp_path, "merge": True}
     merged = dlm.load(written("encoder"), dtype="float32", **options)
     torch.testing.assert_close(merged.raw_logits(IDS), plain.raw_logits(IDS), atol=1e-4, rtol=1e-4)

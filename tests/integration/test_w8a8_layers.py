@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import dlm
-from dlm.huggingface.quantization import quantize
+from dlm.huggingface.quantization import W8A8Quantizer, quantize
 from dlm.kernels import int8
 from dlm.models.identity import fingerprint
 from dlm.models.int8 import KINDS, Int8Experts, Int8Linear, layers_of, scale_of
@@ -109,3 +110,7 @@ def test_a_network_is_rounded_once_and_on_a_cpu(golden_folder: Path) -> None:
     plain = dlm.load(golden_folder)
     with pytest.raises(ValueError, match="W8A8Config is for a CPU, got weights on meta"):
         quantize(plain.network.to("meta"), dlm.W8A8Config())
+    # What a map took elsewhere is noticed when it is there.
+    layer, quantizer = Int8Linear(nn.Linear(2, 3, device="meta")), W8A8Quantizer(dlm.W8A8Config())
+    with pytest.raises(ValueError, match=r"W8A8Config is for a CPU, got head.weight on meta"):
+        quantizer.check("head.weight", layer, "weight")

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dlm
+from dlm.distill.certainty_recipe import Recipe, adapter_config
+from dlm.models.adapter import wrap, write
 from dlm.models.int8 import layers_of
 from dlm.models.model import Model
 
@@ -22,11 +24,6 @@ def linear(model: Model) -> set[str]:
     return {name for name, module in model.network.named_modules() if type(module) is nn.Linear}
 
 
-def saved(network: Any) -> dict[str, Tensor]:
-    """What is written of a network."""
-    return dict(network.state_dict())
-
-
 def rounded(network: nn.Module) -> dict[str, str]:
     """Layers of integers, and their kinds."""
     return {name: type(layer).__name__ for name, layer in layers_of(network).items()}
@@ -38,8 +35,19 @@ def same(one: Model, other: Model) -> bool:
     What they give may differ: a file that is mapped lies elsewhere in memory than one that is read,
     and torch's sums of float32 go by where numbers lie.
     """
-    mine, theirs = saved(one.network), saved(other.network)
+    mine, theirs = one.network.state_dict(), other.network.state_dict()
     return mine.keys() == theirs.keys() and all(
         mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
         for name in mine
     )
+
+
+def write_adapter(model: Model, recipe: Recipe, folder: Path) -> None:
+    """Put an adapter that changes something into a network, and write it down."""
+    torch.manual_seed(1)
+    wrapped = wrap(model.network, adapter_config(model.network, recipe))
+    with torch.no_grad():
+        for name, weight in model.network.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    write(wrapped, folder, None)

@@ -109,6 +109,18 @@ def test_sums_that_may_exceed_32_bits_are_refused() -> None:
         int8.packed(torch.zeros(2, columns + 1, dtype=torch.int8), scale)
 
 
+def test_it_does_not_go_by_the_default_dtype() -> None:
+    packed, x = int8.packed(*int8.quantized(matrix(8, 16))), matrix(5, 16, 1)
+    before = int8.grouped(x, [packed, packed], [2, 3])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert int8.steps.__wrapped__() == int8.steps()
+        assert torch.equal(int8.grouped(x, [packed, packed], [2, 3]), before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, int8.product(x, packed))
+
+
 def test_a_gradient_is_refused() -> None:
     """What is left of one would be that of the scale alone."""
     packed = int8.packed(*int8.quantized(matrix(8, 16)))
