@@ -17,6 +17,8 @@ Lines = Tensor | slice
 EVERY: Final = slice(None)
 Parts = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values."""
+Masked = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Queries, keys, values and a mask of the attention backend."""
 
 
 class Cache:
@@ -81,6 +83,39 @@ def runs(lengths: Sequence[int]) -> list[tuple[slice, int]]:
     return found
 
 
+def cut(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    width: int,
+    lengths: Sequence[tuple[slice, int]],
+) -> list[Masked]:
+    """What attention works on of some rows at a time, without their padding.
+
+    Args:
+        query: [B, H, Q, E].
+        key: [B, G, L, E], or with shadows of all rows behind the L.
+        value: like `key`.
+        mask: [B or 1, 1, Q or 1, as many].
+        width: L.
+        lengths: rows, and how many columns they have.
+    """
+
+    def seen(part: Tensor, columns: int, length: int) -> Tensor:
+        shadows = part.shape[columns] - width
+        own = part.narrow(columns, 0, length)
+        return torch.cat((own, part.narrow(columns, width, shadows)), columns) if shadows else own
+
+    made: list[Masked] = []
+    for rows, length in lengths:
+        keys, values = (seen(part[rows], 2, length) for part in (key, value))
+        shown = mask if mask is None or len(mask) == 1 else mask[rows]
+        shown = None if shown is None else seen(shown, 3, length)
+        made.append((query[rows], keys, values, shown))
+    return made
+
+
 class View:
     """What stands between a layer and its attention."""
 
@@ -88,8 +123,10 @@ class View:
         """Attention of its own, [B, L, H, E], of [B, H, L, E] each; None leaves it to others."""
         return None
 
-    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
-        """What attention works on, as `enter` but row by row and without a mask.
+    def apart(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
+    ) -> list[Masked] | None:
+        """What attention works on, as `enter` but row by row and without their padding.
 
         None where rows are not taken apart.
         """
@@ -128,6 +165,29 @@ class Refresh(View):
         return key, value
 
 
+class Padded(View):
+    """A forward of whole rows of unlike lengths, padded, and of their shadows."""
+
+    def __init__(self, keep: View | None, width: int, lengths: Sequence[int]) -> None:
+        """Take what keeps keys and values, the columns of all rows, and those of each."""
+        self.keep = keep
+        self.width = width
+        self.runs = runs(lengths)
+
+    def apart(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
+    ) -> list[Masked] | None:
+        """Each row with the columns that it has, and all queries."""
+        if not by_rows(query):
+            return None
+        key, value = self.update(key, value, layer)
+        return cut(query, key, value, mask, self.width, self.runs)
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Hand on what is to be kept."""
+        return (key, value) if self.keep is None else self.keep.update(key, value, layer)
+
+
 class Reuse(View):
     """A forward of some positions, which attend to all positions of their rows."""
 
@@ -138,6 +198,8 @@ class Reuse(View):
         length: int,
         lines: Lines = EVERY,
         lengths: Sequence[int] | None = None,
+        *,
+        whole: bool = True,
     ) -> None:
         """Take what is computed afresh, and how many columns there are to attend to.
 
@@ -146,23 +208,24 @@ class Reuse(View):
             places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
             length: columns of each row.
             lines: where the rows of the forward lie.
-            lengths: columns that the rows attend to, all queries alike; None where masks tell.
+            lengths: columns that the rows have; None where masks alone tell.
+            whole: whether queries attend to all of these.
         """
         self.cache = cache
         self.places = places
         self.length = length
         self.lines = lines
         self.runs = None if lengths is None else runs(lengths)
+        self.whole = whole
 
-    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
-        """Each row with the columns that it attends to; neighbours of one length together."""
+    def apart(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
+    ) -> list[Masked] | None:
+        """Each row with the columns that it has; neighbours of one length together."""
         if self.runs is None or not by_rows(query):
             return None
         key, value = self.update(key, value, layer)
-        return [
-            (query[rows], key[rows, :, :length], value[rows, :, :length])
-            for rows, length in self.runs
-        ]
+        return cut(query, key, value, None if self.whole else mask, self.length, self.runs)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""

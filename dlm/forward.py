@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.cache import Cache, Lines, Refresh, Reuse, View
+from dlm.cache import Cache, Lines, Padded, Refresh, Reuse, View
 from dlm.canvas import Canvas
 from dlm.horizon import Horizon
 from dlm.kernels import canvas as plain
@@ -60,8 +60,8 @@ class Forward:
         self.renewal = Renewal(self.topology, settings, shift=self.shift)
         self.branches = traits.branches
         self.cache: Cache | None = None
-        packs = getattr(model.network, "packs_rows", False)
-        self.packs = packs and model.takes_masks and not self.topology.shadowed
+        self.takes_views = getattr(model.network, "packs_rows", False) and model.takes_masks
+        self.packs = self.takes_views and not self.topology.shadowed
 
     def follow(
         self, other: "Forward", index: Tensor, rows: int, first: int, shape: tuple[int, int]
@@ -181,6 +181,8 @@ class Forward:
         columns = torch.arange(width, device=canvas.tokens.device)
         padded = lengths is None or min(lengths) < width
         valid = columns < canvas.length[:, None] if padded else None
+        if padded and lengths is not None and self.takes_views and not self.static:
+            keep = Padded(keep, width, [*lengths] * (1 + self.guided))
         states = self.evaluate(
             canvas, view, canvas.tokens, columns[None], ~canvas.blank, valid, keep
         )
@@ -216,12 +218,13 @@ class Forward:
             width: columns of the canvas.
             copies: of each row, behind each other.
         """
-        alone = len(lengths) == 1 and self.mode != "none"
+        alone = self.static and len(lengths) == 1 and self.mode != "none"
         varies = self.static and self.horizon.window is not None  # from block to block
-        if alone or varies or not (self.packs and worthwhile(lengths, width)):
+        device = self.model.device
+        if alone or varies or not (self.packs and worthwhile(lengths, width, device)):
             return None
         each = [length for length in lengths for _ in range(copies)]
-        return Packing.of([*each, *each] if self.guided else each, width, self.model.device)
+        return Packing.of([*each, *each] if self.guided else each, width, device)
 
     def part(
         self,
@@ -265,9 +268,9 @@ class Forward:
         valid, sees = None, None
         if lengths is None or min(lengths) < length:
             valid = torch.arange(length, device=tokens.device) < canvas.length[:, None]
-            if lengths is not None and self.topology.open and not self.static:
+            if lengths is not None and not self.static:
                 sees = [*lengths] * (1 + self.guided)
-        reused = Reuse(cache, slots, length, lines, sees)
+        reused = Reuse(cache, slots, length, lines, sees, whole=self.topology.open)
         states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
         own = states[:, ahead + (stretch.lead or 0) : count]
         if stretch.lead is None:

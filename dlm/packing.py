@@ -3,14 +3,14 @@
 Shapes: B rows, L their common width, N real tokens of all, H heads, E head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
 
-from dlm.cache import Parts, View
+from dlm.cache import Masked, Parts, View
 from dlm.host import send
 from dlm.varlen import by_rows, kernel, suits
 
@@ -54,9 +54,10 @@ class Packing:
         return torch.as_tensor(spread.unflatten(1, (batch, width)).transpose(0, 1))
 
 
-def worthwhile(lengths: Sequence[int], width: int) -> bool:
-    """Whether rows hold enough padding."""
-    return sum(lengths) < (1 - LEAST) * width * len(lengths)
+def worthwhile(lengths: Sequence[int], width: int, device: torch.device) -> bool:
+    """Whether rows hold enough padding; on a CPU any, as a row has other bits beside it."""
+    least = 0.0 if device.type == "cpu" else LEAST
+    return sum(lengths) < (1 - least) * width * len(lengths)
 
 
 class Packed(View):
@@ -81,14 +82,21 @@ class Packed(View):
         bounds = self.packing.bounds.to(q.device)
         return run(q, k, v, bounds, self.packing.place.shape[1], scaling)[None]
 
-    def apart(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> list[Parts] | None:
+    def apart(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
+    ) -> list[Masked] | None:
         """Each row's tokens, [1, H, L, E] of its own L, of [1, H, N, E]."""
-        if not self.whole or not by_rows(query):
+        if not by_rows(query):
             return None
         if self.keep is not None:
             self.keep.update(self.packing.heads(key), self.packing.heads(value), layer)
-        split = (part.split(self.packing.lengths, 2) for part in (query, key, value))
-        return list(zip(*split, strict=True))
+        lengths = self.packing.lengths
+        split = (part.split(lengths, 2) for part in (query, key, value))
+        masks: Iterable[Tensor | None] = repeat(None, len(lengths))
+        if mask is not None and not self.whole:
+            each = mask.expand(len(lengths), -1, -1, -1).split(1)
+            masks = (m[..., :n, :n] for m, n in zip(each, lengths, strict=True))
+        return list(zip(*split, masks, strict=True))
 
     def join(self, rows: list[Tensor]) -> Tensor:
         """[1, L, H, E] each -> [1, N, H, E]."""

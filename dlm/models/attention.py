@@ -3,10 +3,12 @@
 Shapes: B rows, L tokens of each, H heads, E head width.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -46,6 +48,31 @@ def of_backend(config: Any, x: Tensor, sees: Tensor) -> Tensor:
     return sees
 
 
+def in_fours(
+    backend: Callable[..., Any],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """What a backend makes of queries, [B, L, H, E].
+
+    On a CPU the sums of a few last queries hang on how many there are: they are made a multiple of
+    4 there, and a query has the same bits whatever others it is computed with.
+    """
+    count = query.shape[2]
+    more = -count % 4 if query.device.type == "cpu" and not torch.is_grad_enabled() else 0
+    if more:
+        query = F.pad(query, (0, 0, 0, more))
+        if mask is not None and mask.shape[2] > 1:
+            mask = F.pad(mask, (0, 0, 0, more), value=True)
+    out: Tensor = backend(
+        *(module, query, key, value, mask), dropout=0.0, scaling=module.scaling, is_causal=False
+    )[0]
+    return out[:, :count]
+
+
 def attention(
     module: Any,
     query: Tensor,
@@ -67,13 +94,13 @@ def attention(
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
-    run = partial(backend, module, dropout=0.0, scaling=module.scaling, is_causal=False)
+    run = partial(in_fours, backend, module)
     if cache is None:
-        return torch.as_tensor(run(query, key, value, mask)[0])
+        return run(query, key, value, mask)
     direct = cache.attend(query, key, value, module.scaling)
     if direct is not None:
         return direct
-    rows = cache.apart(query, key, value, module.layer_idx)
+    rows = cache.apart(query, key, value, mask, module.layer_idx)
     if rows is not None:
-        return cache.join([run(*row, None)[0] for row in rows])
-    return cache.leave(run(*cache.enter(query, key, value, module.layer_idx), mask)[0])
+        return cache.join([run(*row) for row in rows])
+    return cache.leave(run(*cache.enter(query, key, value, module.layer_idx), mask))

@@ -28,10 +28,13 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
+from dlm.kernels import linear as by
 from dlm.kernels.layers import turn
 from dlm.models.attention import attention, mask_of
 from dlm.models.buffers import WideBuffers
 from dlm.models.dit_configs import Bd3lmConfig, DitConfig, MdlmConfig
+from dlm.models.linear import Linear
+from dlm.models.model import untouched
 from dlm.models.outputs import keeps_states, masked_loss, output
 
 ROPE_THETA = 10000.0
@@ -61,7 +64,7 @@ class Embedding(nn.Module):
         return self.embedding[tokens]
 
 
-class ZeroLinear(nn.Linear):
+class ZeroLinear(Linear):
     """A linear map that is 0 before training: branches it gates leave the residual stream alone."""
 
 
@@ -118,6 +121,21 @@ class Norm(nn.Module):
         return (normal * (1 + at_least_float32(scale)) + shift).to(x.dtype)
 
 
+class Mlp(nn.Sequential):
+    """W2 gelu(W1 x), [..., D] -> [..., D]."""
+
+    def __init__(self, width: int) -> None:
+        activation = nn.GELU(approximate="tanh")
+        super().__init__(Linear(width, 4 * width), activation, Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        first, activation, last = self
+        if type(first) is Linear and untouched(first) and untouched(activation):
+            return torch.as_tensor(last(by.linear(x, first.weight, first.bias, "gelu_tanh")))
+        return torch.as_tensor(last(activation(first(x))))
+
+
 class Block(GradientCheckpointingLayer):
     """Gated attention and gated MLP, both behind a norm that the noise level modulates."""
 
@@ -131,12 +149,10 @@ class Block(GradientCheckpointingLayer):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.norm1 = Norm(width)
-        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attn_out = nn.Linear(width, width, bias=False)
+        self.attn_qkv = Linear(width, 3 * width, bias=False)
+        self.attn_out = Linear(width, width, bias=False)
         self.norm2 = Norm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        self.mlp = Mlp(width)
         self.adaLN_modulation = ZeroLinear(config.cond_dim, 6 * width)
 
     def forward(

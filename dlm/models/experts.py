@@ -13,7 +13,10 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.utils.generic import maybe_autocast
 
+from dlm.kernels import linear as by
 from dlm.models.buffers import WideBuffers
+from dlm.models.linear import SILU, Linear, opened
+from dlm.models.model import untouched
 
 
 class SoftmaxRouter(nn.Module):
@@ -31,7 +34,7 @@ class SoftmaxRouter(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts, int64 [N, K], and their weights [N, K], of tokens [N, D]."""
-        probability = F.linear(x, self.weight).softmax(-1, dtype=torch.float32)
+        probability = by.linear(x, self.weight).softmax(-1, dtype=torch.float32)
         weights, experts = probability.topk(self.chosen, -1)
         if self.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -58,7 +61,7 @@ class GroupedSigmoidRouter(WideBuffers):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts, int64 [N, K], and their weights, float32 [N, K], of tokens [N, D]."""
         with maybe_autocast(x.device.type, enabled=False):
-            score = F.linear(x.float(), self.weight.float()).sigmoid()
+            score = by.linear(x.float(), self.weight.float()).sigmoid()
         ranked = (score + self.expert_bias).unflatten(-1, (self.groups, -1))
         group_score = ranked.topk(2, -1).values.sum(-1)
         kept = torch.zeros_like(group_score, dtype=torch.bool)
@@ -81,7 +84,8 @@ class Experts(nn.Module):
 
     `config._experts_implementation` chooses: `grouped_mm`, the default of transformers,
     `batched_mm`, or `eager`, which is the `forward` below. All add up a token's experts in the
-    dtype of the weights or wider, and cast the sum to that of the token.
+    dtype of the weights or wider, and cast the sum to that of the token. Where `covers` holds,
+    `SparseMlp` asks for `one_by_one` whatever was chosen.
     """
 
     def __init__(self, config: Any) -> None:
@@ -93,16 +97,31 @@ class Experts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], expert after expert."""
+        """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
+        return self.one_by_one(x, experts, weights)
+
+    def one_by_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """The same, expert after expert."""
         out = torch.zeros_like(x, dtype=weights.dtype)
         for expert in experts.unique().tolist():
             if expert == self.num_experts:  # expert parallelism: an expert of another device
                 continue
             token, slot = (experts == expert).nonzero(as_tuple=True)
-            gate, up = F.linear(x[token], self.gate_up_proj[expert]).chunk(2, -1)
-            result = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            inner = self.opened(x[token], self.gate_up_proj[expert])
+            result = by.linear(inner, self.down_proj[expert])
             out.index_add_(0, token, (result * weights[token, slot, None]).to(out.dtype))
         return out.to(x.dtype)
+
+    def opened(self, x: Tensor, gate_up: Tensor) -> Tensor:
+        """silu(W x) (V x) [N, F] of tokens [N, D], and W and V on each other, [2 F, D]."""
+        if by.covers(x, gate_up) and type(self.act_fn) is SILU:
+            return by.gated(x, *gate_up.chunk(2))
+        gate, up = F.linear(x, gate_up).chunk(2, -1)
+        return torch.as_tensor(self.act_fn(gate) * up)
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether `one_by_one` gives tokens [N, D] the same bits in every batch."""
+        return by.covers(x, self.gate_up_proj, self.down_proj) and untouched(self)
 
 
 class SharedExperts(nn.Module):
@@ -114,14 +133,14 @@ class SharedExperts(nn.Module):
             config.hidden_size,
             config.moe_intermediate_size * config.num_shared_experts,
         )
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate_proj = Linear(width, inner, bias=False)
+        self.up_proj = Linear(width, inner, bias=False)
+        self.down_proj = Linear(inner, width, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
-        return torch.as_tensor(self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+        return torch.as_tensor(self.down_proj(opened(self, x)))
 
 
 class SparseMlp(nn.Module):
@@ -141,7 +160,8 @@ class SparseMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         tokens = x.flatten(0, -2)
-        out = self.experts(tokens, *self.gate(tokens))
+        own = type(self.experts) is Experts and self.experts.covers(tokens)
+        out = (self.experts.one_by_one if own else self.experts)(tokens, *self.gate(tokens))
         if self.shared_experts is not None:
             out = out + self.shared_experts(tokens)
         return torch.as_tensor(out.view_as(x))

@@ -11,18 +11,16 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import Reuse, View, among
 from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
+from dlm.models.linear import Linear, Mlp, is_plain
 from dlm.models.model import untouched
 from dlm.models.rotary import Angles
 
-OURS: Final = (nn.Linear, nn.RMSNorm)
-SILU: Final = type(ACT2FN["silu"])
+OURS: Final = (Linear, nn.RMSNorm)
 
 
 def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
@@ -54,8 +52,8 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
     inner = [*attention.children(), layer.input_layernorm, layer.post_attention_layernorm]
     matrices = [*projections(attention), attention.o_proj]
     around = [layer, attention]
-    if type(mlp) is LlamaMLP:
-        if mlp.gate_proj.bias is not None or type(mlp.act_fn) is not SILU:
+    if type(mlp) is Mlp:
+        if not is_plain(mlp):
             return False
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         inner += matrices[-3:]
@@ -94,7 +92,7 @@ def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: Vie
 
 def feed(mlp: Any, x: Tensor) -> Tensor:
     """What an MLP adds to tokens [M, D], in parts [P, M, D]."""
-    if type(mlp) is not LlamaMLP:
+    if type(mlp) is not Mlp:
         return torch.as_tensor(mlp(x))[None]
     inner = kernels.gated(x, mlp.gate_proj.weight, mlp.up_proj.weight)
     return kernels.product(inner, [mlp.down_proj.weight], [mlp.down_proj.bias])

@@ -13,6 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from dlm.kernels import int8
 from dlm.models.buffers import WideBuffers
 from dlm.models.experts import Experts
+from dlm.models.linear import Linear
 from dlm.options import known
 
 
@@ -153,6 +154,7 @@ class Int8Experts(Int8Layer):
 
 KINDS: dict[type[nn.Module], Callable[[Any], Int8Layer]] = {
     nn.Linear: Int8Linear,
+    Linear: Int8Linear,
     Experts: Int8Experts,
 }
 """What takes the place of what."""

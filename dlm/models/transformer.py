@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
@@ -24,6 +23,7 @@ from dlm.models import fused
 from dlm.models.attention import attention, mask_of
 from dlm.models.experts import SparseMlp, initialise
 from dlm.models.families import family_of
+from dlm.models.linear import Linear, Mlp
 from dlm.models.outputs import keeps_states, masked_loss, output
 from dlm.models.rotary import Angles, RotaryEmbedding
 
@@ -48,12 +48,12 @@ class Attention(nn.Module):
         narrow = config.num_key_value_heads * self.head_dim
         self.widths = (wide, narrow, narrow)
         if self.fused:
-            self.qkv_proj = nn.Linear(width, wide + 2 * narrow, bias=bias)
+            self.qkv_proj = Linear(width, wide + 2 * narrow, bias=bias)
         else:
-            self.q_proj = nn.Linear(width, wide, bias=bias)
-            self.k_proj = nn.Linear(width, narrow, bias=bias)
-            self.v_proj = nn.Linear(width, narrow, bias=bias)
-        self.o_proj = nn.Linear(wide, width, bias=config.o_bias)
+            self.q_proj = Linear(width, wide, bias=bias)
+            self.k_proj = Linear(width, narrow, bias=bias)
+            self.v_proj = Linear(width, narrow, bias=bias)
+        self.o_proj = Linear(wide, width, bias=config.o_bias)
         if self.normed:
             self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -95,7 +95,7 @@ class Layer(GradientCheckpointingLayer):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = SparseMlp(config) if config.is_sparse(layer) else LlamaMLP(config)
+        self.mlp = SparseMlp(config) if config.is_sparse(layer) else Mlp(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -222,7 +222,7 @@ class TransformerForMaskedLM(Bidirectional):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = TransformerModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.embedding_size, bias=False)
         # By it Trainer counts labels: all of them, or those behind the first of a row. transformers
         # would go by the name of the class.
         self.loss_type = "ForCausalLM" if family_of(config).shift else "ForMaskedLM"

@@ -30,7 +30,8 @@ HERE = {
 
 def same(model: Model, golden: Model) -> None:
     ids = torch.tensor([[1, 2, 300]])
-    assert torch.equal(model.raw_logits(ids), golden.raw_logits(ids))
+    # Modules that are sent for are called one by one, and an activation is then torch's own.
+    torch.testing.assert_close(model.raw_logits(ids), golden.raw_logits(ids), rtol=1e-5, atol=1e-5)
     every: list[dict[str, Any]] = [
         {},
         {"decoder": "threshold", "cache": "dual", "temperature": 0.7},

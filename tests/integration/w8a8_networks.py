@@ -10,6 +10,7 @@ import dlm
 from dlm.distill.certainty_recipe import Recipe, adapter_config
 from dlm.models.adapter import wrap, write
 from dlm.models.int8 import layers_of
+from dlm.models.linear import Linear
 from dlm.models.model import Model
 
 IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14], [15, 16, 17, 18, 19, 5, 6, 7]])
@@ -21,7 +22,8 @@ def load(folder: Path | str, **options: Any) -> Model:
 
 
 def linear(model: Model) -> set[str]:
-    return {name for name, module in model.network.named_modules() if type(module) is nn.Linear}
+    layers = model.network.named_modules()
+    return {name for name, module in layers if type(module) in (nn.Linear, Linear)}
 
 
 def rounded(network: nn.Module) -> dict[str, str]:

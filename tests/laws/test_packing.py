@@ -66,9 +66,11 @@ def test_layers_may_be_on_other_devices() -> None:
 
 
 def test_rows_of_one_length_are_left_alone() -> None:
-    assert not worthwhile([7, 7, 7], 7)
-    assert not worthwhile([99, 100], 100)
-    assert worthwhile([50, 100], 100)
+    meta = torch.device("meta")
+    assert not worthwhile([7, 7, 7], 7, CPU)
+    assert worthwhile([99, 100], 100, CPU)
+    assert not worthwhile([99, 100], 100, meta)
+    assert worthwhile([50, 100], 100, meta)
 
 
 def test_keys_are_kept_by_row() -> None:
@@ -125,9 +127,9 @@ def test_rows_attend_one_by_one_as_behind_masks(
     fresh = query[:, :, :2], torch.randn(4, 3, 2, 8), torch.randn(4, 3, 2, 8)
     reuse = Reuse(cache, places, width, lengths=lengths)
     apart = attention(module, *fresh, None, reuse)
-    rows = reuse.apart(*fresh, 0)
+    rows = reuse.apart(*fresh, None, 0)
     assert rows is not None
-    assert [tuple(seen.shape) for _, seen, _ in rows] == [(1, 3, 5, 8), (2, 3, 2, 8), (1, 3, 7, 8)]
+    assert [tuple(row[1].shape) for row in rows] == [(1, 3, 5, 8), (2, 3, 2, 8), (1, 3, 7, 8)]
     one_by_one(False)
     behind = attention(module, *fresh, mask, reuse)
     torch.testing.assert_close(apart, behind, rtol=1e-5, atol=1e-6)
@@ -221,7 +223,7 @@ def test_packed_rows_decode_as_padded_ones(
 ) -> None:
     options = {**USUAL, **decoding(decoder), "cache": cache, **more}
     packed = dlm.generate(golden, ROWS, **options)
-    monkeypatch.setattr("dlm.forward.worthwhile", lambda lengths, width: False)
+    monkeypatch.setattr("dlm.forward.worthwhile", lambda lengths, width, device: False)
     padded = dlm.generate(golden, ROWS, **options)
     assert (packed.tokens, packed.order) == (padded.tokens, padded.order)
     assert (packed.forwards, packed.query_tokens) == (padded.forwards, padded.query_tokens)

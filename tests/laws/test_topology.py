@@ -1,7 +1,6 @@
 """Families that predict the next token, and families whose attention is block-causal."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -110,23 +109,17 @@ def test_a_block_causal_cache_is_exact(
     assert sum(cached.query_tokens) < sum(plain.query_tokens)
 
 
+@pytest.mark.usefixtures("stands_alone")
 @pytest.mark.parametrize("known", FACTS, ids=str)
-def test_a_block_causal_cache_gives_the_same_bits(golden: Model, known: dict[str, Any]) -> None:
-    """Every statistic, to the last bit, of a network whose own sums are exact to more than that.
-
-    In float32 the library multiplies matrices of other shapes in another order, which is all that
-    differs: the network computes in float64 here, and its logits are rounded to float32.
-    """
-    network = deepcopy(golden.network).double()
-    model = Rounded(network, None, replace(golden.spec, **known))
-    for row in ROWS:
-        plain, cached = (run(model, [row], cache=cache) for cache in ("none", "dual"))
-        assert repr(plain.trajectory) == repr(cached.trajectory)
-
-
-class Rounded(Model):
-    def logits(self, hidden: Tensor) -> Tensor:
-        return Model.logits(self, hidden).float()
+@pytest.mark.parametrize("decoder", ["low_confidence", "threshold", "klass", "remdm", "local_leap"])
+def test_a_block_causal_cache_gives_the_same_bits(
+    golden: Model, decoding: Decoding, decoder: str, known: dict[str, Any]
+) -> None:
+    """Every statistic, to the last bit of float32; of more decoders in `test_bits.py`."""
+    model = facts(golden, **known)
+    options = {**decoding(decoder), "row_keys": KEYS, "temperature": 1.0}
+    plain, cached = (run(model, ROWS, cache=cache, **options) for cache in ("none", "dual"))
+    assert repr(plain.trajectory) == repr(cached.trajectory)
 
 
 @pytest.mark.parametrize("known", [FACTS[0], CAUSAL, BEHIND], ids=str)

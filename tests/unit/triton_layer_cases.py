@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 import dlm
 from dlm.kernels import fused_layers, layers
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models import fused
+from dlm.models.linear import Mlp
 from dlm.models.model import Model
 from dlm.models.transformer import Attention, Layer
 
@@ -277,7 +277,7 @@ def swaps(network: Any) -> Iterator[tuple[Any, str, Any]]:
     yield layer, "__class__", type("Mine", (type(layer),), {})
     yield attention.o_proj, "weight", torch.nn.Parameter(Quantised(128, 128), requires_grad=False)
     yield network.config, "_attn_implementation", "eager"
-    if isinstance(network.layers[0].mlp, LlamaMLP):
+    if isinstance(network.layers[0].mlp, Mlp):
         yield network.layers[0].mlp, "act_fn", torch.nn.Tanh()
 
 

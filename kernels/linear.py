@@ -1,0 +1,123 @@
+"""Products with the matrices of a network: those of torch, and on a CPU those of oneDNN.
+
+torch takes products of float32 to the BLAS that it was built with, and one can see from a token's
+what stands beside it: MKL adds up the last tokens in another order where there are few. An
+activation behind them is another pass, in which what is left over at the end of a thread's share
+goes through another exponential than the rest. By oneDNN, which torch brings along, a token has the
+same bits in every batch, the activation is applied as the product is written, and large matrices
+are multiplied faster where MKL does not know the processor. Small ones it is slower to begin with:
+they go to the BLAS, in numbers of tokens which it adds up alike.
+
+`torch.backends.mkldnn.enabled = False` leaves all of it to torch.
+
+Shapes: M tokens, K columns, N rows of the weights, F rows of a gate.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: Final[dict[str, tuple[Callable[[Tensor], Tensor], str, str]]] = {
+    "silu": (F.silu, "swish", ""),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), "gelu", "tanh"),
+}
+"""What may stand behind a product: as torch has it, and oneDNN's name and algorithm for it."""
+
+SMALL: Final = 1 << 17
+"""Elements of a matrix below which oneDNN takes longer than what it saves."""
+LINE: Final = 16
+"""Where tokens are no such lines of memory, or rows fewer, MKL goes by where they lie."""
+FOURS: Final = 12
+"""Tokens from which it adds up the same way whatever their number; below, multiples of 4 alone."""
+
+_PLAIN: Final = (torch.nn.Parameter, Tensor)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """f(x W^T + b), [..., N] in the dtype of `x`.
+
+    Args:
+        x: [..., K].
+        weight: W, [N, K].
+        bias: b, [N].
+        activation: f, one of `ACTIVATIONS`; None for none.
+    """
+    if not covers(x, weight):
+        return linear_reference(x, weight, bias, activation)
+    rows, columns = weight.shape
+    if activation is not None or rows * columns >= SMALL or rows < LINE or columns % LINE:
+        return _by_onednn(x, weight, bias, activation)
+    tokens = x.numel() // columns
+    if tokens >= FOURS or tokens % 4 == 0:
+        return F.linear(x, weight, bias)
+    padded = F.pad(x.reshape(tokens, columns), (0, 0, 0, -tokens % 4))
+    return F.linear(padded, weight, bias)[:tokens].view(*x.shape[:-1], rows)
+
+
+def linear_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """`linear` by torch."""
+    made = F.linear(x, weight, bias)
+    return made if activation is None else ACTIVATIONS[activation][0](made)
+
+
+def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """`layers.gated`, of tokens [..., K]."""
+    if covers(x, gate, up):
+        return _by_onednn(x, up, factor=_by_onednn(x, gate, activation="silu"))
+    return F.silu(F.linear(x, gate)) * F.linear(x, up)
+
+
+def covers(x: Tensor, *weights: Tensor) -> bool:
+    """Whether oneDNN multiplies tokens [..., K] by such matrices: on a CPU, and no gradient is due.
+
+    A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype not in _dtypes():
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    for each in (x, *weights):
+        if type(each) not in _PLAIN or each.dtype != x.dtype or each.device.type != "cpu":
+            return False
+        if not (each is x or each.is_contiguous()):
+            return False
+    return bool(torch.backends.mkldnn.enabled) and x.numel() > 0
+
+
+@cache
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Those that oneDNN multiplies on this processor; none where torch was built without it."""
+    operations: Any = torch.ops.mkldnn
+    if not (torch.backends.mkldnn.is_available() and hasattr(operations, "_linear_pointwise")):
+        return ()
+    half = operations._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+def _by_onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """f(x W^T + b), or by a factor [..., N] where one is given."""
+    if x.numel() == x.shape[-1]:  # one token alone takes another way: it is multiplied twice
+        pair = x.reshape(1, -1).expand(2, -1)
+        factor = None if factor is None else factor.reshape(1, -1).expand(2, -1)
+        return _by_onednn(pair, weight, bias, activation, factor)[:1].view(*x.shape[:-1], -1)
+    operation: Any = torch.ops.mkldnn._linear_pointwise
+    if factor is not None:
+        product: Tensor = operation.binary(x, factor, weight, bias, "mul")
+        return product
+    _, name, algorithm = ("", "none", "") if activation is None else ACTIVATIONS[activation]
+    made: Tensor = operation.default(x, weight, bias, name, [], algorithm)
+    return made

@@ -1,0 +1,98 @@
+"""A row has the same bits in every batch on a CPU: confidences, too, to the last one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dlm
+from dlm.decoders import DECODERS
+from dlm.models.model import Model
+from dlm.traits import Traits
+
+pytestmark = pytest.mark.usefixtures("stands_alone")
+
+Decoding = Callable[[str], dict[str, Any]]
+
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [1, 2, 3, 4]]
+LENGTHS = (2, 41, 42, 150)
+FAMILIES = (
+    *("llada", "illada", "dream", "dream-reasoner", "sdar", "sdar-moe", "fast-dllm-v2"),
+    *("a2d-qwen2", "a2d-qwen3", "a2d-llama", "nemotron-labs-diffusion"),
+    *("llada2", "mdlm", "bd3lm", "llada-moe", "rnd1"),
+)
+FACTS: list[dict[str, Any]] = [
+    *({}, {"block_size": 8}),
+    *({"block_size": 8, "causal": True}, {"block_size": 8, "anchored": True, "shift": True}),
+]
+PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
+
+
+def record(model: Model, rows: list[list[int]], keys: list[int], **options: Any) -> list[str]:
+    """Canvases, commits and confidences of each row, every digit of them."""
+    usual: dict[str, Any] = {"stop_at_eos": False, "seed": 3, "return_trajectory": True}
+    made = dlm.generate(model, rows, row_keys=keys, **{**usual, **options})
+    assert made.trajectory is not None
+    return [repr(each) for each in made.trajectory]
+
+
+def check(model: Model, rows: list[list[int]], **options: Any) -> list[str]:
+    """Together and one by one."""
+    keys = [*range(40, 40 + len(rows))]
+    together = record(model, rows, keys, **options)
+    for row, key, expected in zip(rows, keys, together, strict=True):
+        assert record(model, [row], [key], **options) == [expected]
+    return together
+
+
+@pytest.mark.one_in(12)
+@pytest.mark.parametrize("facts", FACTS, ids=str)
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "cfg_scale": 0.7}], ids=str)
+@pytest.mark.parametrize(("decoder", "cache"), PAIRS)
+def test_a_row_has_the_same_bits_alone(
+    golden: Model,
+    decoding: Decoding,
+    decoder: str,
+    cache: str,
+    more: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    model = Model(golden.network, None, replace(golden.spec, **facts))
+    options = {**decoding(decoder), "cache": cache, "gen_length": 13, "block_length": 4, **more}
+    if model.spec.causal and Traits.of(DECODERS[decoder]()).ahead:
+        options["decoder_options"] = {"blocks": 1}
+    if model.spec.shift and decoder == "wino":
+        pytest.skip("wino asks what a family that predicts the next token cannot answer")
+    together = check(model, ROWS, **options)
+    assert record(model, ROWS, [40, 41, 42, 43], batch_size=2, **options) == together
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("decoder", ["low_confidence", "wino"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_row_of_every_family_has_the_same_bits(
+    written: Callable[[str], Path], name: str, decoder: str, threads: int
+) -> None:
+    """With every cache; one that is exact gives those that are computed without it."""
+    model = dlm.load(written(name), dtype="float32")
+    refused = {*model.spec.banned, model.spec.mask_id}
+    usable = [token for token in range(model.spec.vocab_size) if token not in refused]
+    most = model.spec.max_length - 9
+    rows = [[usable[7 * i % len(usable)] for i in range(min(n, most))] for n in LENGTHS]
+    options = {"decoder": decoder, "gen_length": 9, "temperature": 1.0}
+    if decoder == "wino" and model.spec.shift:
+        pytest.skip("wino asks what a family that predicts the next token cannot answer")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        plain = check(model, rows, **options)
+        for cache in ("prefix", "dual") if model.spec.caches else ():
+            if cache in Traits.of(DECODERS[decoder]()).caches:
+                cached = check(model, rows, cache=cache, **options)
+                assert model.spec.block_size is None or cached == plain
+    finally:
+        torch.set_num_threads(before)
