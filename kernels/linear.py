@@ -80,14 +80,16 @@ def covers(x: Tensor, *weights: Tensor) -> bool:
 
     A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype not in _dtypes():
+    # The least that can be asked, as it is of every matrix in every forward.
+    if not x.is_cpu or torch.is_grad_enabled() or type(x) not in _PLAIN:
         return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    dtype = x.dtype
+    if dtype not in _dtypes() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    for each in (x, *weights):
-        if type(each) not in _PLAIN or each.dtype != x.dtype or each.device.type != "cpu":
+    for each in weights:
+        if type(each) not in _PLAIN or each.dtype != dtype or not each.is_cpu:
             return False
-        if not (each is x or each.is_contiguous()):
+        if not each.is_contiguous():
             return False
     return bool(torch.backends.mkldnn.enabled) and x.numel() > 0
 

@@ -44,9 +44,10 @@ class Mlp(nn.Module):
 
 def opened(mlp: Any, x: Tensor) -> Tensor:
     """silu(W1 x) W2 x, [..., F], of a SwiGLU network's modules and tokens [..., D]."""
-    if is_plain(mlp) and all(map(untouched, (mlp.gate_proj, mlp.up_proj, mlp.act_fn))):
-        return by.gated(x, mlp.gate_proj.weight, mlp.up_proj.weight)
-    return torch.as_tensor(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    gate, up, activation = mlp.gate_proj, mlp.up_proj, mlp.act_fn
+    if is_plain(mlp) and untouched(gate) and untouched(up) and untouched(activation):
+        return by.gated(x, gate.weight, up.weight)
+    return torch.as_tensor(activation(gate(x)) * up(x))
 
 
 def is_plain(mlp: Any) -> bool:
