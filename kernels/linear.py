@@ -81,10 +81,12 @@ def covers(x: Tensor, *weights: Tensor) -> bool:
     A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
     """
     # The least that can be asked, as it is of every matrix in every forward.
-    if not x.is_cpu or torch.is_grad_enabled() or type(x) not in _PLAIN:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return False
+    if not x.is_cpu or torch.is_grad_enabled():
         return False
     dtype = x.dtype
-    if dtype not in _dtypes() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if dtype not in _dtypes() or type(x) not in _PLAIN or torch.is_autocast_enabled("cpu"):
         return False
     for each in weights:
         if type(each) not in _PLAIN or each.dtype != dtype or not each.is_cpu:

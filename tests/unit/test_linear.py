@@ -172,6 +172,18 @@ def test_all_else_is_left_to_torch(x: Tensor, weight: Tensor, context: Callable[
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("rows", [24, LARGE])
+def test_what_is_traced_or_exported_holds_products_of_torch(rows: int) -> None:
+    layer, x = Linear(256, rows), normal(3, 256)
+    expected = F.linear(x, layer.weight, layer.bias)
+    assert torch.equal(torch.jit.trace(layer, x)(x), expected)
+    program = torch.export.export(layer, (x,))
+    assert "mkldnn" not in str(program.graph)
+    assert torch.equal(program.module()(x), expected)
+
+
+@torch.no_grad()
 def test_what_is_put_in_the_place_of_a_gate_is_called() -> None:
     config = SimpleNamespace(
         hidden_size=64, intermediate_size=96, mlp_bias=False, hidden_act="silu"
