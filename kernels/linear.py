@@ -20,9 +20,11 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ACTIVATIONS: Final[dict[str, tuple[Callable[[Tensor], Tensor], str, str]]] = {
     "silu": (F.silu, "swish", ""),
+    "sigmoid": (torch.sigmoid, "sigmoid", ""),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), "gelu", "tanh"),
 }
 """What may stand behind a product: as torch has it, and oneDNN's name and algorithm for it."""
@@ -30,9 +32,11 @@ ACTIVATIONS: Final[dict[str, tuple[Callable[[Tensor], Tensor], str, str]]] = {
 SMALL: Final = 1 << 17
 """Elements of a matrix below which oneDNN takes longer than what it saves."""
 LINE: Final = 16
-"""Where tokens are no such lines of memory, or rows fewer, MKL goes by where they lie."""
-FOURS: Final = 12
-"""Tokens from which it adds up the same way whatever their number; below, multiples of 4 alone."""
+"""MKL is asked where K is a multiple of this and N no less: else it goes by memory addresses."""
+FOUR: Final = 4
+"""It takes tokens so many at a time, and those left over in another way, if they are few:"""
+ENOUGH: Final = 12
+"""tokens from which there is no other way."""
 
 _PLAIN: Final = (torch.nn.Parameter, Tensor)
 
@@ -48,16 +52,16 @@ def linear(
         bias: b, [N].
         activation: f, one of `ACTIVATIONS`; None for none.
     """
-    if not covers(x, weight):
-        return linear_reference(x, weight, bias, activation)
     rows, columns = weight.shape
+    if not covers(x, weight) or x.shape[-1] != columns:
+        return linear_reference(x, weight, bias, activation)
     if activation is not None or rows * columns >= SMALL or rows < LINE or columns % LINE:
         return _by_onednn(x, weight, bias, activation)
-    tokens = x.numel() // columns
-    if tokens >= FOURS or tokens % 4 == 0:
-        return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(tokens, columns), (0, 0, 0, -tokens % 4))
-    return F.linear(padded, weight, bias)[:tokens].view(*x.shape[:-1], rows)
+    flat = x.reshape(-1, columns)  # torch multiplies what is strided in batches
+    tokens = len(flat)
+    if tokens < ENOUGH and tokens % FOUR:
+        flat = F.pad(flat, (0, 0, 0, -tokens % FOUR))
+    return F.linear(flat, weight, bias)[:tokens].view(*x.shape[:-1], rows)
 
 
 def linear_reference(
@@ -68,22 +72,27 @@ def linear_reference(
     return made if activation is None else ACTIVATIONS[activation][0](made)
 
 
-def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    """`layers.gated`, of tokens [..., K]."""
-    if covers(x, gate, up):
-        return _by_onednn(x, up, factor=_by_onednn(x, gate, activation="silu"))
-    return F.silu(F.linear(x, gate)) * F.linear(x, up)
+def gated(
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+) -> Tensor:
+    """`layers.gated` of tokens [..., K], with biases [F] of both matrices."""
+    if covers(x, gate, up) and x.shape[-1] == gate.shape[-1] == up.shape[-1]:
+        opened = _by_onednn(x, gate, gate_bias, "silu")
+        return _by_onednn(x, up, up_bias, factor=opened)
+    return F.silu(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
 
 
 def covers(x: Tensor, *weights: Tensor) -> bool:
-    """Whether oneDNN multiplies tokens [..., K] by such matrices: on a CPU, and no gradient is due.
+    """Whether tokens [..., K] and matrices are multiplied here: on a CPU, where no gradient is due.
 
     A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
     """
     # The least that can be asked, as it is of every matrix in every forward.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
-        return False
-    if not x.is_cpu or torch.is_grad_enabled():
+    if not x.is_cpu or torch.is_grad_enabled() or _transformed():
         return False
     dtype = x.dtype
     if dtype not in _dtypes() or type(x) not in _PLAIN or torch.is_autocast_enabled("cpu"):
@@ -94,6 +103,16 @@ def covers(x: Tensor, *weights: Tensor) -> bool:
         if not each.is_contiguous():
             return False
     return bool(torch.backends.mkldnn.enabled) and x.numel() > 0
+
+
+def _transformed() -> bool:
+    """Whether it is what is done that is asked for, or its derivative, and not its result."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 @cache

@@ -15,6 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from dlm.cache import View
+from dlm.kernels.linear import FOUR
+from dlm.models.model import MASKED
 
 
 def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
@@ -58,11 +60,12 @@ def in_fours(
 ) -> Tensor:
     """What a backend makes of queries, [B, L, H, E].
 
-    On a CPU the sums of a few last queries hang on how many there are: they are made a multiple of
-    4 there, and a query has the same bits whatever others it is computed with.
+    On a CPU the sums of a few last queries hang on how many there are: they come in fours there,
+    and a query has the same bits whatever others it is computed with.
     """
-    count = query.shape[2]
-    more = -count % 4 if query.device.type == "cpu" and not torch.is_grad_enabled() else 0
+    count, masks = query.shape[2], module.config._attn_implementation in MASKED
+    on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
+    more = -count % FOUR if on_cpu and masks else 0
     if more:
         query = F.pad(query, (0, 0, 0, more))
         if mask is not None and mask.shape[2] > 1:

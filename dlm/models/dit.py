@@ -131,7 +131,8 @@ class Mlp(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         first, activation, last = self
-        if type(first) is Linear and untouched(first) and untouched(activation):
+        tanh = type(activation) is nn.GELU and activation.approximate == "tanh"
+        if tanh and type(first) is Linear and untouched(first) and untouched(activation):
             return torch.as_tensor(last(by.linear(x, first.weight, first.bias, "gelu_tanh")))
         return torch.as_tensor(last(activation(first(x))))
 

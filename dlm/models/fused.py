@@ -53,7 +53,7 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
     matrices = [*projections(attention), attention.o_proj]
     around = [layer, attention]
     if type(mlp) is Mlp:
-        if not is_plain(mlp):
+        if not is_plain(mlp) or mlp.gate_proj.bias is not None:
             return False
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         inner += matrices[-3:]

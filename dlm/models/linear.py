@@ -46,16 +46,10 @@ def opened(mlp: Any, x: Tensor) -> Tensor:
     """silu(W1 x) W2 x, [..., F], of a SwiGLU network's modules and tokens [..., D]."""
     gate, up, activation = mlp.gate_proj, mlp.up_proj, mlp.act_fn
     if is_plain(mlp) and untouched(gate) and untouched(up) and untouched(activation):
-        return by.gated(x, gate.weight, up.weight)
+        return by.gated(x, gate.weight, up.weight, gate.bias, up.bias)
     return torch.as_tensor(activation(gate(x)) * up(x))
 
 
 def is_plain(mlp: Any) -> bool:
-    """Whether a SwiGLU network is what `kernels` have a function for."""
-    gate, up = mlp.gate_proj, mlp.up_proj
-    return (
-        type(gate) is type(up) is Linear
-        and gate.bias is None
-        and up.bias is None
-        and type(mlp.act_fn) is SILU
-    )
+    """Whether nothing else stands in the place of a SwiGLU network's modules."""
+    return type(mlp.gate_proj) is type(mlp.up_proj) is Linear and type(mlp.act_fn) is SILU

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from dlm.cache import Reuse, View
 from dlm.models.identity import configuration, digest, fingerprint, precision, rules
@@ -236,4 +237,4 @@ def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) ->
 def untouched(module: nn.Module) -> bool:
     """Whether a call of a module does what its class says and nothing else."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return not hooked
+    return not (hooked or hooks._global_forward_hooks or hooks._global_forward_pre_hooks)

@@ -350,3 +350,12 @@ def test_bad_mask_ids(golden_folder: Path, mask_id: Any) -> None:
 def test_bad_raw_inputs(golden: Model, ids: Any) -> None:
     with pytest.raises(ValueError, match="input_ids must"):
         golden.raw_logits(ids)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and transformers at odds
+def test_flex_attention_takes_rows_of_any_length(golden: Model, golden_folder: Path) -> None:
+    """On a CPU, where queries are counted in fours for other backends."""
+    model = dlm.load(golden_folder, dtype="float32", attn_implementation="flex_attention")
+    rows = [[5, 6, 7, 8, 9], [12], [13, 14, 15]]
+    expected = dlm.generate(golden, rows, gen_length=9).tokens
+    assert dlm.generate(model, rows, gen_length=9).tokens == expected

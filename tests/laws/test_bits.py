@@ -70,6 +70,35 @@ def test_a_row_has_the_same_bits_alone(
     assert record(model, ROWS, [40, 41, 42, 43], batch_size=2, **options) == together
 
 
+@pytest.mark.parametrize("name", [None, "llada"])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+@pytest.mark.parametrize("block_length", [1, 2, 3, 5])
+def test_rows_of_one_length_and_narrow_windows(
+    golden: Model, name: str | None, cache: str, block_length: int
+) -> None:
+    """So that a layer is given what lies apart in memory, of fewer tokens than it takes at once."""
+    model = golden if name else dlm.load(dtype="float32")
+    rows = [[20 + i, 21, 22] for i in range(5)]
+    options = {"block_length": block_length, "gen_length": 6, "temperature": 1.0, "cache": cache}
+    together = check(model, rows, **options)
+    assert record(model, rows, [*range(40, 45)], batch_size=2, **options) == together
+    check(model, [[25], [26], [27]], gen_length=2, cache=cache)
+    near = [[20 + i] * (140 + i % 2) for i in range(5)]  # hardly padded
+    check(model, near, gen_length=2, cache=cache)
+
+
+@pytest.mark.parametrize("inner", [52, 100])
+@pytest.mark.parametrize("name", ["illada", "dream", "sdar-moe"])
+def test_an_inner_width_may_be_any(
+    family_cases: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, inner: int
+) -> None:
+    """Where an activation of torch's would have elements left over."""
+    monkeypatch.setitem(family_cases.CASES[name].write.__globals__, "INNER", inner)
+    family_cases.CASES[name].write(tmp_path / "model")
+    model = dlm.load(tmp_path / "model", dtype="float32")
+    check(model, ROWS, gen_length=9, temperature=1.0)
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("decoder", ["low_confidence", "wino"])

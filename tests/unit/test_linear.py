@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dlm.kernels import linear as by
 from dlm.kernels.layers import gated as gated_reference
+from dlm.models import dit
 from dlm.models.attention import attention
 from dlm.models.linear import Linear, Mlp, opened
 
@@ -64,6 +66,9 @@ def test_a_gate_is_that_of_torch(dtype: torch.dtype, rows: int) -> None:
     for shape in ((1, 1, 256), (7, 256), (2, 9, 256)):
         x, gate, up = normal(*shape, dtype=dtype), *(matrix(rows, 256, dtype, s) for s in (1, 2))
         close(by.gated(x, gate, up), gated_reference(x.double(), gate.double(), up.double()))
+        biases = [normal(rows, dtype=dtype, seed=seed) for seed in (3, 4)]
+        wide = [each.double() for each in (x, gate, up, *biases)]
+        close(by.gated(x, gate, up, *biases), by.gated(*wide))
 
 
 @pytest.mark.usefixtures("stands_alone")
@@ -90,6 +95,7 @@ def test_a_token_has_the_same_bits_whatever_stands_beside_it(
         lambda x: by.linear(x, gate),
         lambda x: by.linear(x, gate, up[:, 0].contiguous(), "silu"),
         lambda x: by.linear(x, gate, None, "gelu_tanh"),
+        lambda x: by.linear(x, gate, None, "sigmoid"),
         lambda x: by.gated(x, gate, up),
     ]
     with with_threads(threads):
@@ -97,6 +103,9 @@ def test_a_token_has_the_same_bits_whatever_stands_beside_it(
             assert torch.equal(way(x[some]), way(x)[some])
             first = data.draw(st.integers(0, tokens - 1))
             assert torch.equal(way(x[first:]), way(x)[first:])  # where it lies in memory
+            strided = torch.stack((x, x))[:, first:]  # as attention leaves them
+            assert torch.equal(way(strided)[1], way(x)[first:])
+            assert torch.equal(way(torch.cat((x, x), 1)[first:, columns:]), way(x)[first:])
 
 
 @contextmanager
@@ -184,19 +193,72 @@ def test_what_is_traced_or_exported_holds_products_of_torch(rows: int) -> None:
 
 
 @torch.no_grad()
-def test_what_is_put_in_the_place_of_a_gate_is_called() -> None:
-    config = SimpleNamespace(
-        hidden_size=64, intermediate_size=96, mlp_bias=False, hidden_act="silu"
-    )
-    mlp, x = Mlp(config), normal(5, 64)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at the first of all
+@pytest.mark.parametrize("rows", [24, LARGE])
+def test_derivatives_forward_and_many_at_once_are_torchs(rows: int) -> None:
+    layer, x = Linear(256, rows), normal(3, 256)
+    tangent = torch.func.jvp(layer, (x,), (x,))[1]
+    torch.testing.assert_close(tangent, F.linear(x, layer.weight))
+    with forward_ad.dual_level():
+        made = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x)))
+    assert made.tangent is not None
+    torch.testing.assert_close(made.tangent, tangent)
+    seen: list[bool] = []
+
+    def probe(x: Tensor) -> Tensor:
+        seen.append(by.covers(x, layer.weight))
+        return torch.as_tensor(layer(x))
+
+    torch.testing.assert_close(torch.func.vmap(probe)(x), layer(x))
+    assert seen == [False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [24, LARGE])
+@pytest.mark.parametrize("columns", [128, 255])
+def test_tokens_of_another_width_are_refused_as_by_torch(columns: int, rows: int) -> None:
+    x, weight = normal(4, columns), matrix(rows, 256)
+    for way in (by.linear, lambda x, weight: by.gated(x, weight, weight)):
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            way(x, weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_put_in_the_place_of_a_gate_is_called(bias: bool) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    mlp, x = Mlp(SimpleNamespace(**sizes, mlp_bias=bias, hidden_act="silu")), normal(5, 64)
     plain = opened(mlp, x)
+    torch.testing.assert_close(plain, F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
     seen: list[int] = []
     handle = mlp.gate_proj.register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(opened(mlp, x), plain)
     assert seen == [1]
     handle.remove()
+    with global_hook(seen):
+        opened(mlp, x)
+    assert seen == [1, 1, 1, 1]  # gate, activation and up
     mlp.act_fn = nn.Tanh()
     torch.testing.assert_close(opened(mlp, x), mlp.gate_proj(x).tanh() * mlp.up_proj(x))
+
+
+@contextmanager
+def global_hook(seen: list[int]) -> Iterator[None]:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def test_what_is_put_in_the_place_of_a_gelu_is_called() -> None:
+    mlp, x = dit.Mlp(64), normal(5, 64)
+    first, last = mlp[0], mlp[2]
+    torch.testing.assert_close(mlp(x), last(F.gelu(first(x), approximate="tanh")))
+    for other in (nn.ReLU(), nn.GELU()):
+        mlp[1] = other
+        torch.testing.assert_close(mlp(x), last(other(first(x))))
 
 
 @pytest.mark.usefixtures("stands_alone")
