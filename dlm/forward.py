@@ -218,13 +218,12 @@ class Forward:
             width: columns of the canvas.
             copies: of each row, behind each other.
         """
-        alone = self.static and len(lengths) == 1 and self.mode != "none"
+        alone = len(lengths) == 1 and self.mode != "none"
         varies = self.static and self.horizon.window is not None  # from block to block
-        device = self.model.device
-        if alone or varies or not (self.packs and worthwhile(lengths, width, device)):
+        if alone or varies or not (self.packs and worthwhile(lengths, width)):
             return None
         each = [length for length in lengths for _ in range(copies)]
-        return Packing.of([*each, *each] if self.guided else each, width, device)
+        return Packing.of([*each, *each] if self.guided else each, width, self.model.device)
 
     def part(
         self,

@@ -54,10 +54,9 @@ class Packing:
         return torch.as_tensor(spread.unflatten(1, (batch, width)).transpose(0, 1))
 
 
-def worthwhile(lengths: Sequence[int], width: int, device: torch.device) -> bool:
-    """Whether rows hold enough padding; on a CPU any, as a row has other bits beside it."""
-    least = 0.0 if device.type == "cpu" else LEAST
-    return sum(lengths) < (1 - least) * width * len(lengths)
+def worthwhile(lengths: Sequence[int], width: int) -> bool:
+    """Whether rows hold enough padding."""
+    return sum(lengths) < (1 - LEAST) * width * len(lengths)
 
 
 class Packed(View):

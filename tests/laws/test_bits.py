@@ -83,7 +83,7 @@ def test_rows_of_one_length_and_narrow_windows(
     together = check(model, rows, **options)
     assert record(model, rows, [*range(40, 45)], batch_size=2, **options) == together
     check(model, [[25], [26], [27]], gen_length=2, cache=cache)
-    near = [[20 + i] * (140 + i % 2) for i in range(5)]  # hardly padded
+    near = [[20 + i] * (102 + i % 2) for i in range(5)]  # hardly padded
     check(model, near, gen_length=2, cache=cache)
 
 
