@@ -83,8 +83,9 @@ def test_rows_of_one_length_and_narrow_windows(
     together = check(model, rows, **options)
     assert record(model, rows, [*range(40, 45)], batch_size=2, **options) == together
     check(model, [[25], [26], [27]], gen_length=2, cache=cache)
-    near = [[20 + i] * (102 + i % 2) for i in range(5)]  # hardly padded
-    check(model, near, gen_length=2, cache=cache)
+    near = [[20 + i] * (187 + i) for i in range(5)]  # hardly padded
+    if name is None:
+        check(model, near, gen_length=2, cache=cache)
 
 
 @pytest.mark.parametrize("inner", [52, 100])
