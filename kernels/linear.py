@@ -34,9 +34,9 @@ SMALL: Final = 1 << 17
 LINE: Final = 16
 """MKL is asked where K is a multiple of this and N no less: else it goes by memory addresses."""
 FOUR: Final = 4
-"""It takes tokens so many at a time, and those left over in another way, if they are few:"""
+"""Tokens that MKL takes at a time; what is left over of few it adds up in another order."""
 ENOUGH: Final = 12
-"""tokens from which there is no other way."""
+"""Tokens from which it does not, whatever their number."""
 
 _PLAIN: Final = (torch.nn.Parameter, Tensor)
 
