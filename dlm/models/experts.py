@@ -15,7 +15,7 @@ from transformers.utils.generic import maybe_autocast
 
 from dlm.kernels import linear as by
 from dlm.models.buffers import WideBuffers
-from dlm.models.linear import SILU, Linear, opened
+from dlm.models.linear import SILU, Mlp
 from dlm.models.model import untouched
 
 
@@ -78,6 +78,15 @@ ROUTERS = {"softmax": SoftmaxRouter, "sigmoid": GroupedSigmoidRouter}
 """Router by the configuration's `scoring`."""
 
 
+def by_expert(experts: Tensor, count: int) -> tuple[Tensor, list[int]]:
+    """Places of tokens' choices [N, K], expert after expert, int64 [N K], and how many each has.
+
+    On a CPU nothing waits for these numbers. A last one is of what is no expert of `count`.
+    """
+    chosen = experts.flatten()
+    return chosen.argsort(stable=True), chosen.bincount(minlength=count).tolist()
+
+
 @use_experts_implementation
 class Experts(nn.Module):
     """E SwiGLU networks in two tensors, so that one grouped product serves all tokens.
@@ -103,8 +112,7 @@ class Experts(nn.Module):
     def one_by_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """The same, expert after expert."""
         out = torch.zeros_like(x, dtype=weights.dtype)
-        order = experts.flatten().argsort(stable=True)
-        counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
+        order, counts = by_expert(experts, self.num_experts)
         tokens = (order // experts.shape[1]).split(counts)
         shares = weights.flatten()[order, None].split(counts)
         # Behind them all: expert parallelism has the tokens of experts of another device there.
@@ -125,30 +133,11 @@ class Experts(nn.Module):
     def covers(self, x: Tensor) -> bool:
         """Whether `one_by_one` is what tokens [N, D] are best multiplied by: in float32 on a CPU.
 
-        A token has the same bits there in every batch, and half the wait. In half precision
-        `grouped_mm` is faster.
+        It is faster there, and a token has the same bits in every batch; in half precision, where
+        it has them as it is, `grouped_mm` is (`docs/benchmarks/2026-11-30-cpu.md`).
         """
         covered = x.dtype == torch.float32 and by.covers(x, self.gate_up_proj, self.down_proj)
         return covered and untouched(self)
-
-
-class SharedExperts(nn.Module):
-    """The SwiGLU network that every token passes, `num_shared_experts` experts wide."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        width, inner = (
-            config.hidden_size,
-            config.moe_intermediate_size * config.num_shared_experts,
-        )
-        self.gate_proj = Linear(width, inner, bias=False)
-        self.up_proj = Linear(width, inner, bias=False)
-        self.down_proj = Linear(inner, width, bias=False)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, D]."""
-        return torch.as_tensor(self.down_proj(opened(self, x)))
 
 
 class SparseMlp(nn.Module):
@@ -163,7 +152,9 @@ class SparseMlp(nn.Module):
         super().__init__()
         self.gate = ROUTERS[config.scoring](config)
         self.experts = Experts(config)
-        self.shared_experts = SharedExperts(config) if config.num_shared_experts else None
+        shared, inner = config.num_shared_experts, config.moe_intermediate_size
+        every = Mlp(config.hidden_size, shared * inner, config.hidden_act) if shared else None
+        self.shared_experts = every  # one network that every token passes, as wide as all of them
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""

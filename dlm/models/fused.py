@@ -16,7 +16,7 @@ from dlm.cache import Reuse, View, among
 from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
-from dlm.models.linear import Linear, Mlp, is_plain
+from dlm.models.linear import Linear, Mlp
 from dlm.models.model import untouched
 from dlm.models.rotary import Angles
 
@@ -53,7 +53,7 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
     matrices = [*projections(attention), attention.o_proj]
     around = [layer, attention]
     if type(mlp) is Mlp:
-        if not is_plain(mlp) or mlp.gate_proj.bias is not None:
+        if not mlp.is_plain or mlp.gate_proj.bias is not None:
             return False
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         inner += matrices[-3:]

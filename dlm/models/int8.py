@@ -12,7 +12,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from dlm.kernels import int8
 from dlm.models.buffers import WideBuffers
-from dlm.models.experts import Experts
+from dlm.models.experts import Experts, by_expert
 from dlm.models.linear import Linear
 from dlm.options import known
 
@@ -138,9 +138,7 @@ class Int8Experts(Int8Layer):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
-        order = experts.flatten().argsort(stable=True)
-        # On a CPU nothing waits for these numbers.
-        counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
+        order, counts = by_expert(experts, self.num_experts)
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)
         own = int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)

@@ -3,7 +3,7 @@
 Shapes: D model width, F inner width.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +24,28 @@ class Linear(nn.Linear):
 
 
 class Mlp(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): W3 (silu(W1 x) W2 x), [..., D] -> [..., D].
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): W3 (silu(W1 x) W2 x), [..., D] -> [..., D]."""
 
-    Reads of the configuration: `hidden_size`, `intermediate_size`, `mlp_bias`, `hidden_act`.
-    """
-
-    def __init__(self, config: Any) -> None:
+    def __init__(self, width: int, inner: int, activation: str, *, bias: bool = False) -> None:
+        """Take D, F, what transformers calls the activation, and whether there are biases."""
         super().__init__()
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = Linear(width, inner, bias=bias)
         self.up_proj = Linear(width, inner, bias=bias)
         self.down_proj = Linear(inner, width, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = ACT2FN[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return torch.as_tensor(self.down_proj(opened(self, x)))
+        return torch.as_tensor(self.down_proj(self.opened(x)))
 
+    def opened(self, x: Tensor) -> Tensor:
+        """silu(W1 x) W2 x, [..., F] of [..., D]."""
+        gate, up, activation = self.gate_proj, self.up_proj, self.act_fn
+        if self.is_plain and untouched(gate) and untouched(up) and untouched(activation):
+            return by.gated(x, gate.weight, up.weight, gate.bias, up.bias)
+        return torch.as_tensor(activation(gate(x)) * up(x))
 
-def opened(mlp: Any, x: Tensor) -> Tensor:
-    """silu(W1 x) W2 x, [..., F], of a SwiGLU network's modules and tokens [..., D]."""
-    gate, up, activation = mlp.gate_proj, mlp.up_proj, mlp.act_fn
-    if is_plain(mlp) and untouched(gate) and untouched(up) and untouched(activation):
-        return by.gated(x, gate.weight, up.weight, gate.bias, up.bias)
-    return torch.as_tensor(activation(gate(x)) * up(x))
-
-
-def is_plain(mlp: Any) -> bool:
-    """Whether nothing else stands in the place of a SwiGLU network's modules."""
-    return type(mlp.gate_proj) is type(mlp.up_proj) is Linear and type(mlp.act_fn) is SILU
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing else stands in the place of what makes the gate."""
+        return type(self.gate_proj) is type(self.up_proj) is Linear and type(self.act_fn) is SILU

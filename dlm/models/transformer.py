@@ -89,13 +89,19 @@ class Attention(nn.Module):
         return rearrange(part, "b l (h e) -> b h l e", e=self.head_dim)
 
 
+def mlp_of(config: Any) -> Mlp:
+    """That of a layer without experts."""
+    sizes = config.hidden_size, config.intermediate_size
+    return Mlp(*sizes, config.hidden_act, bias=config.mlp_bias)
+
+
 class Layer(GradientCheckpointingLayer):
     """Pre-norm attention, then SwiGLU or a mixture of such experts."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = SparseMlp(config) if config.is_sparse(layer) else Mlp(config)
+        self.mlp: nn.Module = SparseMlp(config) if config.is_sparse(layer) else mlp_of(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
