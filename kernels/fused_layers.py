@@ -80,8 +80,8 @@ def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
         return _by_torch(x, weights, biases, rows)
     from dlm.kernels.triton_layers import product_kernel
 
-    parts, room = split(rows, columns), _room(tokens)
-    some, stages = (ROWS, 8) if parts > 1 else _tile(room, weights, (6, 4, 6))
+    parts, room = split(rows, columns), power(tokens)
+    some, stages = (ROWS, 8) if parts > 1 else tile(room, weights, (6, 4, 6))
     out = x.new_empty((parts, tokens, rows), dtype=x.dtype if parts == 1 else torch.float32)
     matrices, added = [*weights, *weights, *weights][:3], [*biases, *biases, *biases][:3]
     second = len(weights[1]) if len(weights) > 1 else 0
@@ -113,15 +113,15 @@ def _by_torch(
     return out
 
 
-def split(rows: int, columns: int) -> int:
-    """Parts of a product [M, K] [N, K]^T, whatever M is."""
+def split(rows: int, columns: int, block: int = BLOCK) -> int:
+    """Parts of a product [M, K] [N, K]^T, whatever M is, by so many columns at a time."""
     parts = 1
-    while rows // ROWS * parts < ENOUGH and parts < 4 and columns % (2 * parts * BLOCK) == 0:
+    while rows // ROWS * parts < ENOUGH and parts < 4 and columns % (2 * parts * block) == 0:
         parts *= 2
     return parts
 
 
-def _tile(room: int, weights: Sequence[Tensor], stages: tuple[int, int, int]) -> tuple[int, int]:
+def tile(room: int, weights: Sequence[Tensor], stages: tuple[int, int, int]) -> tuple[int, int]:
     """Rows that a program takes of matrices that are not split, and blocks in flight.
 
     Args:
@@ -144,8 +144,8 @@ def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
         return torch.nn.functional.silu(opened).mul_(torch.nn.functional.linear(x, up))
     from dlm.kernels.triton_layers import gated_kernel
 
-    out, room = x.new_empty((tokens, len(gate))), _room(tokens)
-    some, stages = _tile(room, [gate], (4, 3, 4))
+    out, room = x.new_empty((tokens, len(gate))), power(tokens)
+    some, stages = tile(room, [gate], (4, 3, 4))
     with torch.cuda.device_of(x):
         gated_kernel[(len(gate) // some,)](
             *(x, gate, up, out, tokens, len(gate)),
@@ -259,7 +259,7 @@ def _attend(
             HEADS=heads,
             GROUPS=keys.shape[2],
             WIDTH=width,
-            QUERIES=_room(queries),
+            QUERIES=power(queries),
             SKIP=mask is not None and batch * heads * parts > AT_ONCE,
             num_warps=4,
         )
@@ -272,6 +272,6 @@ def _attend(
         )
 
 
-def _room(count: int) -> int:
+def power(count: int) -> int:
     """A power of 2 that is at least 16 and at least the count."""
     return max(16, 1 << (count - 1).bit_length())

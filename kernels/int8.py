@@ -1,4 +1,4 @@
-"""Products of 8-bit integers on a CPU: weights scaled by output channel, activations by token.
+"""Products of 8-bit integers: weights scaled by output channel, activations by token.
 
 The vector-wise scheme of Dettmers et al. 2022 (arXiv:2208.07339, section 3.1) with no outliers kept
 apart; scales of tokens are found as they come, as in ZeroQuant (Yao et al. 2022, arXiv:2206.01861):
@@ -8,7 +8,8 @@ apart; scales of tokens are found as they come, as in ZeroQuant (Yao et al. 2022
     q = round(w / t), t[n] = max_k |w[n, k]| / 127
 
 The sum is one of integers, exact in 32 bits, and is rounded to float32 once: a token's product
-hangs on no other token, and has the same bits in every batch. A is `steps`.
+hangs on no other token, and has the same bits in every batch. A is `steps` on a CPU, and 127
+elsewhere.
 
 Shapes: M tokens, K columns, N rows of the weights.
 """
@@ -19,13 +20,25 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 WEIGHTS: Final = 127  # the largest integer that stands for a weight
 ACTIVATIONS: Final = (127, 63)
 """The largest integer that stands for an activation: by what is exact on a processor."""
 LEAST: Final = 1e-30  # of what a row is divided by: its inverse has to be finite
+FEWEST: Final = 32  # tokens that are multiplied on a GPU at least, as torch takes no less than 17
+MULTIPLE: Final = 8  # of which K and N have to be one there
 WIDEST: Final = (2**31 - 1) // (WEIGHTS * ACTIVATIONS[0])  # columns whose sum fits 32 bits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """A matrix of integers as it is loaded, for a GPU."""
+
+    weight: Tensor  # int8 [N, K], q
+    scale: Tensor  # float32 [N], t
+    bias: Tensor | None  # [N]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +63,20 @@ def packed(weight: Tensor, scale: Tensor) -> Packed:
     Raises:
         ValueError: K products may exceed 32 bits.
     """
-    if weight.shape[1] > WIDEST:
-        raise ValueError(f"a layer must have at most {WIDEST} inputs, got {weight.shape[1]}")
+    check_width(weight.shape[1])
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     # oneDNN goes by the shape alone, whatever the strides.
     return Packed(operations().qlinear_prepack(weight.contiguous(), None), scale, zeros)
+
+
+def check_width(columns: int) -> None:
+    """Refuse sums of so many products, which may exceed 32 bits.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if columns > WIDEST:
+        raise ValueError(f"a layer must have at most {WIDEST} inputs, got {columns}")
 
 
 def unpacked(matrix: Packed) -> Tensor:
@@ -75,6 +97,22 @@ def product(x: Tensor, matrix: Packed, bias: Tensor | None = None) -> Tensor:
     out = multiply(rounded, matrix, most).mul_(scale)
     if bias is not None:
         out += bias
+    return out.to(x.dtype)
+
+
+def product_unpacked(x: Tensor, matrix: Matrix) -> Tensor:
+    """`product` with a matrix as it is loaded, by torch, which multiplies so on a GPU.
+
+    Args:
+        x: [M, K], K and N multiples of `MULTIPLE` on a GPU.
+        matrix: on the same device.
+    """
+    rounded, scale = integers(x, ACTIVATIONS[0])
+    padded = F.pad(rounded.to(torch.int8), (0, 0, 0, max(0, FEWEST - len(x))))
+    sums: Tensor = torch._int_mm(padded, matrix.weight.t())[: len(x)]
+    out = sums.float().mul_(matrix.scale).mul_(scale)
+    if matrix.bias is not None:
+        out += matrix.bias
     return out.to(x.dtype)
 
 
@@ -107,7 +145,13 @@ def product_reference(
 
 
 def tokens(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Integers u + A + 1 of tokens, uint8 [M, K], and their scales s, float32 [M, 1].
+    """Integers u + A + 1 of tokens, uint8 [M, K], and their scales, as `integers`."""
+    rounded, scale = integers(x, most)
+    return rounded.add_(zero(most)).to(torch.uint8), scale
+
+
+def integers(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Integers u of tokens, float32 [M, K], and their scales s, float32 [M, 1].
 
     Of a token that is not finite the scale is not finite either.
 
@@ -123,7 +167,7 @@ def tokens(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True).clamp_(min=LEAST)
     # Each operation rounds alike wherever a value stands; a fused one might not.
-    return (x * (most / largest)).round_().add_(zero(most)).to(torch.uint8), largest / most
+    return (x * (most / largest)).round_(), largest / most
 
 
 def zero(most: int) -> int:

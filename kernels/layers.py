@@ -150,4 +150,6 @@ def attend(
 
 def whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum of parts [P, ...] in float32, rounded."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
     return parts.float().sum(0).to(dtype)

@@ -1,4 +1,4 @@
-"""What 8-bit integers save on a CPU.
+"""What 8-bit integers save.
 
 How much of a result they leave is for `dlm eval` to say: of random weights it says nothing.
 """
@@ -52,6 +52,6 @@ def compare(work: Work, plain: Model, rounded: Model, batch: int) -> Result:
 
 def size(model: Model) -> int:
     """Bytes of all weights; transformers counts what are parameters and buffers of modules."""
-    layers = layers_of(model.network).values()
+    layers = [each for each in layers_of(model.network).values() if each.matrices]
     whole = sum(shape.numel() for layer in layers for shape in layer.shapes.values())
     return int(model.network.get_memory_footprint()) + whole

@@ -319,12 +319,13 @@ def quantize(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     cache: CacheName = "none",
+    device: Device = None,
     repeats: Repeats = 5,
     threads: Threads = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Weights and activations in 8-bit integers (w8a8), on the CPU, against those of --dtype."""
+    """Weights and activations in 8-bit integers (w8a8) against those of --dtype."""
     decode_with("quantize", locals() | {"batch_size": batch_size or [1, 8]})
 
 

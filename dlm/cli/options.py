@@ -132,7 +132,7 @@ Quantize = Annotated[
     str | None,
     source(
         metavar="w8a8|8bit|4bit",
-        help="Smaller weights: w8a8 for a CPU, the others by bitsandbytes.",
+        help="Smaller weights: w8a8 by dlm, the others by bitsandbytes.",
     ),
 ]
 Dtype = Annotated[

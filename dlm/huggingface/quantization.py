@@ -17,12 +17,14 @@ from dlm.options import known
 
 METHOD: Final = "w8a8"
 STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Device maps that come to a CPU where there is nothing else."""
+"""Device maps that transformers turns into places."""
+PLACES: Final = frozenset({"cpu", "cuda", "auto"})
+"""Types of devices that multiply integers, and any of these strategies."""
 
 
 @register_quantization_config(METHOD)
 class W8A8Config(QuantizationConfigMixin):
-    """Weights and activations of linear layers and experts in 8-bit integers, on a CPU.
+    """Weights and activations of linear layers in 8-bit integers, and of experts on a CPU.
 
     Weights have a scale for each output channel, activations one for each token, found as they
     come: see `dlm.kernels.int8`. Nothing is calibrated, and a token's result hangs on no other.
@@ -53,6 +55,14 @@ class W8A8Config(QuantizationConfigMixin):
         self.modules_to_not_convert = modules_to_not_convert
 
 
+def place_of(device: Any) -> str:
+    """The type of a device as a device map names it; "auto" of a strategy."""
+    if isinstance(device, int):
+        return "cuda"
+    name = "cpu" if device is None else str(device).partition(":")[0]
+    return "auto" if name in STRATEGIES else name
+
+
 def all_texts(names: list[Any]) -> bool:
     """Whether all are texts that say something."""
     return all(isinstance(name, str) and name for name in names)
@@ -68,20 +78,28 @@ class W8A8Quantizer(HfQuantizer):
         """Refuse what has no such products.
 
         Raises:
-            ValueError: weights go elsewhere than to a CPU, or they are not exact on this one.
+            ValueError: weights go elsewhere than to a CPU or to GPUs, or products are not exact on
+                this CPU.
         """
         where = options.get("device_map")
         devices = where.values() if isinstance(where, dict) else (where,)
-        if any(str(each).partition(":")[0] not in ("None", "cpu", *STRATEGIES) for each in devices):
-            raise ValueError(f"W8A8Config is for a CPU, got device_map {where!r}")
-        int8.steps()
+        kinds = {place_of(each) for each in devices}
+        if len(kinds) != 1 or not kinds <= PLACES:
+            named = ", ".join(sorted({str(each) for each in devices}))
+            raise ValueError(f"W8A8Config is for a CPU or for GPUs, got weights on {named}")
+        self.place = kinds.pop()
+        if self.place == "cpu":
+            int8.steps()
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
-        from dlm.models.int8 import check_skipped, replace
+        from dlm.models.int8 import check_place, check_skipped, chosen, replace
 
         skipped = self.quantization_config.modules_to_not_convert
         check_skipped(model, skipped or ())
-        replace(model, get_keys_to_not_convert(model) if skipped is None else skipped)
+        names = chosen(model, get_keys_to_not_convert(model) if skipped is None else skipped)
+        for name in names:
+            check_place(name, model.get_submodule(name), self.place)
+        replace(model, names)
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
@@ -101,7 +119,10 @@ class W8A8Quantizer(HfQuantizer):
         model.requires_grad_(False)  # so that a forward needs no `torch.no_grad`
         if self.pre_quantized:
             self.cast(model)
-        for path, layer in layers_of(model).items():
+        layers = layers_of(model)
+        if len({layer.place for layer in layers.values()}) > 1:
+            raise ValueError("W8A8Config is for a CPU or for GPUs, got weights on both")
+        for path, layer in layers.items():
             if layer.matrices:  # of a network that was rounded in memory
                 continue
             for name in layer.shapes:
@@ -120,14 +141,13 @@ class W8A8Quantizer(HfQuantizer):
         """Refuse a weight that transformers lets pass, as it is to be rounded.
 
         Raises:
-            ValueError: it was not in the files, has another shape, lies on no CPU, or is not of the
-                dtype that it should be of; or its scales are not.
+            ValueError: it was not in the files, has another shape, lies where it cannot be
+                multiplied, or is not of the dtype that it should be of; or its scales are not.
         """
-        from dlm.models.int8 import scale_of
+        from dlm.models.int8 import check_place, scale_of
 
         weight, scale = getattr(layer, name), getattr(layer, scale_of(name))
-        if weight.device.type != "cpu":
-            raise ValueError(f"W8A8Config is for a CPU, got {path} on {weight.device}")
+        check_place(path, layer, weight.device.type)
         if weight.shape != layer.shapes[name]:
             raise ValueError(
                 f"{path} must be {[*layer.shapes[name]]}, got {[*weight.shape]} in the files"
@@ -170,21 +190,19 @@ def quantize(network: Any, config: W8A8Config) -> None:
     """Round a network in memory, layer by layer, and leave it as if it had been loaded so.
 
     Args:
-        network: of transformers, on a CPU.
+        network: of transformers, on a CPU or on GPUs.
         config: what to round.
 
     Raises:
-        ValueError: this machine has no such products, weights lie elsewhere than on the CPU, or are
-            integers already.
+        ValueError: this machine has no such products, weights lie elsewhere than on the CPU or on
+            GPUs, or are integers already.
     """
     from dlm.models.int8 import layers_of, refuse_quantized
 
     refuse_quantized(network, "quantize")
-    elsewhere = {weight.device for weight in network.parameters()} - {torch.device("cpu")}
-    if elsewhere:
-        raise ValueError(f"W8A8Config is for a CPU, got weights on {elsewhere.pop()}")
+    places = {name: weight.device for name, weight in network.named_parameters()}
     quantizer = W8A8Quantizer(config, pre_quantized=False)
-    quantizer.validate_environment()
+    quantizer.validate_environment(device_map=places)
     quantizer.preprocess_model(network)
     for layer in layers_of(network).values():
         layer.round()

@@ -100,7 +100,7 @@ class NoiseLevel(nn.Module):
 
     def forward(self) -> Tensor:
         """[1, C]."""
-        like = next(self.mlp.parameters())
+        like = next(each for each in self.mlp.parameters() if each.is_floating_point())
         half = TIME_FEATURES // 2
         # Cosines, then sines, of frequencies times the level: 1 and 0, as the level is 0.
         features = torch.cat((like.new_ones(1, half), like.new_zeros(1, half)), -1)

@@ -1,8 +1,8 @@
 """The layers of a decoder-shaped transformer by the kernels of `dlm.kernels.fused_layers`.
 
 The modules keep the weights, and are asked for them at every forward: what is loaded, merged or
-moved later is used as it is. Where somebody has put something in their place, an adapter or a
-quantised matrix, or has hooked into one of them, they are called instead.
+moved later is used as it is. Where somebody has put something in their place, such as an adapter,
+or has hooked into one of them, they are called instead.
 
 Shapes: B rows, L tokens of each, M = B L, D model width, H heads, G of keys, E head width.
 """
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dlm.cache import Reuse, View, among
+from dlm.kernels import fused_int8
 from dlm.kernels import fused_layers as kernels
 from dlm.kernels.layers import Heads, Norms, Slots
 from dlm.models.attention import attention
-from dlm.models.linear import Linear, Mlp
+from dlm.models.int8 import Int8Linear
+from dlm.models.linear import SILU, Linear, Mlp
 from dlm.models.model import untouched
 from dlm.models.rotary import Angles
 
-OURS: Final = (Linear, nn.RMSNorm)
+OURS: Final[tuple[type[nn.Module], ...]] = (Linear, Int8Linear, nn.RMSNorm)
 
 
 def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
@@ -50,20 +52,23 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
         return False
     attention, mlp = layer.self_attn, layer.mlp
     inner = [*attention.children(), layer.input_layernorm, layer.post_attention_layernorm]
-    matrices = [*projections(attention), attention.o_proj]
+    products = [projections(attention), [attention.o_proj]]
     around = [layer, attention]
     if type(mlp) is Mlp:
-        if not mlp.is_plain or mlp.gate_proj.bias is not None:
+        if type(mlp.act_fn) is not SILU or mlp.gate_proj.bias is not None:
             return False
-        matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        inner += matrices[-3:]
+        products += [[mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
+        inner += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         around += [mlp, mlp.act_fn]
+    if not all(type(part) in OURS for part in inner):
+        return False
+    plain = [m.weight for each in products for m in each if type(m) is Linear]
+    rounded = [m.weight for each in products for m in each if type(m) is Int8Linear]
     return (
-        all(type(part) in OURS for part in inner)
+        all(len({type(m) for m in each}) == 1 for each in products)
         and all(map(untouched, (*inner, *around)))
-        and kernels.fits(
-            attention.layout, attention.rotary_dim, dtype, *(m.weight for m in matrices)
-        )
+        and kernels.fits(attention.layout, attention.rotary_dim, dtype, *plain)
+        and fused_int8.fits(*rounded)
     )
 
 
@@ -94,8 +99,17 @@ def feed(mlp: Any, x: Tensor) -> Tensor:
     """What an MLP adds to tokens [M, D], in parts [P, M, D]."""
     if type(mlp) is not Mlp:
         return torch.as_tensor(mlp(x))[None]
-    inner = kernels.gated(x, mlp.gate_proj.weight, mlp.up_proj.weight)
-    return kernels.product(inner, [mlp.down_proj.weight], [mlp.down_proj.bias])
+    gate, up = mlp.gate_proj, mlp.up_proj
+    if isinstance(gate, Int8Linear) and isinstance(up, Int8Linear):
+        return product(fused_int8.gated(x, gate.matrix, up.matrix), [mlp.down_proj])
+    return product(kernels.gated(x, gate.weight, up.weight), [mlp.down_proj])
+
+
+def product(x: Tensor, layers: list[Any]) -> Tensor:
+    """Products of tokens [M, K] with the matrices of up to three layers of a kind, [P, M, N]."""
+    if isinstance(layers[0], Int8Linear):
+        return fused_int8.product(x, [each.matrix for each in layers])
+    return kernels.product(x, [each.weight for each in layers], [each.bias for each in layers])
 
 
 def attend(
@@ -108,8 +122,7 @@ def attend(
 ) -> Tensor:
     """What attention adds to tokens [M, D], in parts [P, M, D]."""
     heads: Heads = module.layout
-    matrices = projections(module)
-    parts = kernels.product(x, [m.weight for m in matrices], [m.bias for m in matrices])
+    parts = product(x, projections(module))
     norms = None
     if module.normed:
         norms = Norms(module.q_norm.weight, module.k_norm.weight, module.q_norm.eps)
@@ -126,7 +139,7 @@ def attend(
         keys, values = (among(part, cache.lines) for part in (key, value))
         out = kernels.attend(rows, keys, values, cache.length, mask, module.scaling)
     out = out.reshape(len(x), -1)
-    return kernels.product(out, [module.o_proj.weight], [module.o_proj.bias])
+    return product(out, [module.o_proj])
 
 
 def slots_of(

@@ -57,7 +57,8 @@ def precision(network: Any) -> str:
     """The dtype of a network's weights, and how they are quantized if they are."""
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     method = getattr(getattr(network.config, "quantization_config", None), "quant_method", None)
-    if method == "w8a8" and int8.steps() != int8.ACTIVATIONS[0]:
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    if method == "w8a8" and on_cpu and int8.steps() != int8.ACTIVATIONS[0]:
         return f"{dtype}, w8a8 of {int8.steps()} steps"  # another processor has more
     return dtype if method is None else f"{dtype}, {getattr(method, 'value', method)}"
 

@@ -1,4 +1,4 @@
-"""Layers whose weights are 8-bit integers, for a CPU: see `dlm.kernels.int8`.
+"""Layers whose weights are 8-bit integers: see `dlm.kernels.int8`.
 
 Shapes: N tokens, D model width, F expert width, E experts, K experts of a token.
 """
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from dlm.kernels import int8
+from dlm.kernels import fused_int8, fused_layers, int8
+from dlm.kernels.layers import whole
 from dlm.models.buffers import WideBuffers
 from dlm.models.experts import Experts, by_expert
 from dlm.models.linear import Linear
@@ -20,8 +21,8 @@ from dlm.options import known
 class Int8Layer(WideBuffers):
     """Weights as integers, and their scales, float32 by output channel.
 
-    What is loaded into the weights and their scales is laid out anew by `pack`. From then on a
-    weight is None: it is held once. What is saved or copied has it again.
+    What is loaded into the weights and their scales is laid out anew by `pack` on a CPU. From then
+    on a weight is None: it is held once. What is saved, copied or moved to a GPU has it again.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,12 @@ class Int8Layer(WideBuffers):
         self.pack()
 
     def pack(self) -> None:
-        """Lay the weights out for products, integers by now, and let go of them as they were."""
+        """Lay the weights out for products, integers by now, and let go of them as they were.
+
+        On a GPU they stay as they are.
+        """
+        if self.place != "cpu":
+            return
         for name in self.shapes:
             rows, columns = self.shapes[name][-2:]
             weights = getattr(self, name).detach().view(-1, rows, columns)
@@ -70,25 +76,44 @@ class Int8Layer(WideBuffers):
         parts = [int8.unpacked(matrix) for matrix in self.matrices[name]]
         return torch.stack(parts).view(self.shapes[name])
 
+    @property
+    def place(self) -> str:
+        """The type of the device that the weights are on."""
+        weight = getattr(self, next(iter(self.shapes)))
+        return "cpu" if weight is None else str(weight.device.type)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether all weights are integers."""
+        held = (getattr(self, name) for name in self.shapes)
+        return bool(self.matrices) or all(weight.dtype == torch.int8 for weight in held)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self.matrices and fn(torch.empty(0)).device.type != "cpu":
-            raise ValueError("weights in 8-bit integers (W8A8Config) stay on the CPU")
-        return super()._apply(fn, recurse)
+        target = fn(torch.empty(0)).device.type
+        if self.matrices and target != "cpu":
+            if target != "meta":
+                check_place("a layer", self, target)
+            self.unpack()
+        before = self.place
+        super()._apply(fn, recurse)
+        if before != "cpu" and self.is_rounded:
+            self.pack()
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: self.integers(name) for name in self.matrices})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *told: Any) -> None:
-        packed = bool(self.matrices)
+        rounded = self.is_rounded
         self.unpack()
         for name in self.shapes:
             given = state_dict.get(prefix + name)
-            if packed and given is not None and given.dtype != torch.int8:
+            if rounded and given is not None and given.dtype != torch.int8:
                 told[-1].append(f"{prefix}{name} must be int8, got {given.dtype}")
                 state_dict = {key: each for key, each in state_dict.items() if key != prefix + name}
         super()._load_from_state_dict(state_dict, prefix, *told)
-        if packed:
+        if rounded:
             self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,12 +125,14 @@ class Int8Layer(WideBuffers):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As after `pack`, where that was done."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if all(getattr(self, name).dtype == torch.int8 for name in self.shapes):
+        if self.is_rounded:
             self.pack()
 
 
 class Int8Linear(Int8Layer):
     """A linear layer in the place of torch's."""
+
+    weight: Any  # None where it is laid out for a CPU
 
     def __init__(self, linear: nn.Linear) -> None:
         """Take over a layer, whose weight is still to be rounded or loaded."""
@@ -117,8 +144,18 @@ class Int8Linear(Int8Layer):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         tokens = x.reshape(-1, self.in_features)
-        made = int8.product(tokens, self.matrices["weight"][0], self.bias)
+        if self.matrices:
+            made = int8.product(tokens, self.matrices["weight"][0], self.bias)
+        elif fused_layers.covers(x) and fused_int8.fits(self.weight):
+            made = whole(fused_int8.product(tokens.contiguous(), [self.matrix]), x.dtype)
+        else:
+            made = int8.product_unpacked(tokens, self.matrix)
         return made.view(*x.shape[:-1], self.out_features)
+
+    @property
+    def matrix(self) -> int8.Matrix:
+        """What it multiplies by, on a GPU."""
+        return int8.Matrix(self.weight, getattr(self, scale_of("weight")), self.bias)
 
     def extra_repr(self) -> str:
         """Its sizes, where the network is printed."""
@@ -126,7 +163,7 @@ class Int8Linear(Int8Layer):
 
 
 class Int8Experts(Int8Layer):
-    """E SwiGLU networks in the place of `Experts`, one after the other."""
+    """E SwiGLU networks in the place of `Experts`, one after the other, on a CPU."""
 
     def __init__(self, experts: Experts) -> None:
         """Take over all experts, whose weights are still to be rounded or loaded."""
@@ -166,20 +203,54 @@ def scale_of(name: str) -> str:
     return f"scale_of_{name}"
 
 
-def replace(network: Any, skipped: Sequence[str]) -> None:
-    """Put layers of integers in the place of linear ones and of experts.
+def chosen(network: Any, skipped: Sequence[str]) -> list[str]:
+    """Names of the layers to round.
 
     Args:
-        network: of transformers; layers whose weights are tied to others stay.
-        skipped: patterns of names that stay, as `modules_to_not_convert` of transformers.
+        network: of transformers; layers whose weights are tied to others stay as they are.
+        skipped: patterns of names that stay, too, as `modules_to_not_convert` of transformers.
     """
     tied = network.all_tied_weights_keys
     shared = {name.removesuffix(".weight") for name in (*tied.keys(), *tied.values())}
-    for name in candidates(network):
-        if name not in shared and should_convert_module(name, [*skipped]):
-            path, _, own = name.rpartition(".")
-            parent, layer = network.get_submodule(path), network.get_submodule(name)
-            setattr(parent, own, KINDS[type(layer)](layer))
+    names = [name for name in candidates(network) if name not in shared]
+    return [name for name in names if should_convert_module(name, [*skipped])]
+
+
+def replace(network: Any, names: Sequence[str]) -> None:
+    """Put layers of integers in the place of linear ones and of experts."""
+    for name in names:
+        path, _, own = name.rpartition(".")
+        parent, layer = network.get_submodule(path), network.get_submodule(name)
+        setattr(parent, own, KINDS[type(layer)](layer))
+
+
+def check_place(name: str, layer: Any, place: str) -> None:
+    """Refuse a layer whose products in integers torch does not have on a type of device.
+
+    Args:
+        name: of the layer, or of its weight.
+        layer: to be rounded, or of integers.
+        place: the type; anything that is none is known later.
+
+    Raises:
+        ValueError: it has none there.
+    """
+    if place in ("cpu", "auto"):
+        return
+    if place != "cuda":
+        raise ValueError(f"W8A8Config is for a CPU or for GPUs, got {name} on {place!r}")
+    if isinstance(layer, Experts | Int8Experts):
+        raise ValueError(
+            f"experts in 8-bit integers are for a CPU, got {name} on a GPU: "
+            "name them in modules_to_not_convert"
+        )
+    sizes = [layer.out_features, layer.in_features]
+    if any(size % int8.MULTIPLE for size in sizes):
+        raise ValueError(
+            f"the sizes of a layer of 8-bit integers must be multiples of {int8.MULTIPLE} on a "
+            f"GPU, got {sizes} of {name}: name it in modules_to_not_convert"
+        )
+    int8.check_width(layer.in_features)
 
 
 def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:

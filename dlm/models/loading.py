@@ -65,7 +65,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             absent, for networks of transformers' own what they have.
         device_map: as in transformers, to spread a large model; excludes `device`.
         quantization_config: as in transformers, such as a `BitsAndBytesConfig`; or a
-            `dlm.W8A8Config`, 8-bit integers for a CPU.
+            `dlm.W8A8Config`, 8-bit integers.
         direct: read the weights without transformers' loader, the same bits: for one device.
         tensor_parallel_size: cut every layer over so many GPUs, "cuda" 0 to N - 1, or processes of
             a CPU. This process starts the others; the same calls are made as with a whole model.

@@ -63,6 +63,10 @@ def check_placement(
             'device_map must be a strategy such as "auto", a device, or a mapping of modules to '
             f"devices, got {device_map!r}"
         )
+    if names_cuda(device_map) and not torch.cuda.is_available():
+        raise ValueError(
+            f"device_map {device_map!r} was asked for, but torch sees no CUDA device here"
+        )
     if quantization_config is not None:
         from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -99,6 +103,12 @@ def is_map(device_map: Any) -> bool:
         return place(device_map)
     named = all(isinstance(name, str) and place(value) for name, value in device_map.items())
     return named and bool(device_map)
+
+
+def names_cuda(device_map: Any) -> bool:
+    """Whether a place of a device map is a CUDA device by its name."""
+    places = device_map.values() if isinstance(device_map, Mapping) else (device_map,)
+    return any(str(place).partition(":")[0] == "cuda" for place in places)
 
 
 def check_parts(config: Any, size: int) -> None:

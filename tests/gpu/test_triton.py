@@ -37,7 +37,7 @@ pytestmark = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FOLDER = Path(__file__).parent.parent / "unit"
 FIELDS = ("sampled", "maximum", *sorted(STATISTICS))
-PARTS = ("noise_", "canvas_", "cut_", "temperature_", "", "attention_", "layer_")
+PARTS = ("noise_", "canvas_", "cut_", "temperature_", "", "attention_", "layer_", "int8_")
 CASES = tuple(FOLDER / f"triton_{name}cases.py" for name in PARTS)
 FILTERS: tuple[dict[str, Any], ...] = (
     {},

@@ -174,16 +174,22 @@ def test_an_adapter_is_merged_first(golden_folder: Path, tmp_path: Path) -> None
         adapter_config(model.network, Recipe())
 
 
-def test_it_stays_on_the_cpu(golden_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"W8A8Config is for a CPU, got device_map .*'cuda'"):
-        load(golden_folder, device_map="cuda")
+def test_it_is_for_a_cpu_or_for_gpus(golden_folder: Path, tmp_path: Path) -> None:
+    for places, named in (
+        ("mps", "mps"),
+        ({"": "cpu", "lm_head": 1}, "1, cpu"),
+        ({"": 0, "lm_head": "disk"}, "0, disk"),
+    ):
+        with pytest.raises(ValueError, match=f"for a CPU or for GPUs, got weights on {named}$"):
+            load(golden_folder, device_map=places)
     if not torch.cuda.is_available():
+        for place in ("cuda", {"": "cuda:1"}, {"": torch.device("cuda")}):
+            with pytest.raises(ValueError, match="torch sees no CUDA device here"):
+                load(golden_folder, device_map=place)
         assert same(load(golden_folder, device_map="auto"), load(golden_folder))
     assert load(golden_folder, device="cpu").device.type == "cpu"
     model = load(golden_folder)
     model.network.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"8-bit integers \(W8A8Config\) stay on the CPU"):
-        model.network.to("meta")
     with pytest.raises(ValueError, match=r"direct must be False for .*, whose weights are quant"):
         dlm.load(tmp_path, direct=True)
     with pytest.raises(ValueError, match="tensor_parallel_size must be 1 for quantized weights"):

@@ -14,7 +14,14 @@ import dlm
 from dlm.huggingface.quantization import W8A8Quantizer, quantize
 from dlm.kernels import int8
 from dlm.models.identity import fingerprint
-from dlm.models.int8 import KINDS, Int8Experts, Int8Linear, layers_of, scale_of
+from dlm.models.int8 import (
+    KINDS,
+    Int8Experts,
+    Int8Linear,
+    check_place,
+    layers_of,
+    scale_of,
+)
 from tests.integration.w8a8_networks import IDS, load, same
 
 
@@ -72,9 +79,12 @@ def test_a_state_is_whole(family: str, written: Callable[[str], Path]) -> None:
     assert same(other, model)
     torch.testing.assert_close(other.raw_logits(IDS), model.raw_logits(IDS), rtol=0, atol=0.02)
     whole = dlm.load(written(family), dtype="float32").network.state_dict()
-    with pytest.raises(RuntimeError, match=r"must be int8, got torch.float32"):
-        model.network.load_state_dict(whole, strict=False)
-    assert same(other, model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"must be int8, got torch.float32"):
+            model.network.load_state_dict(whole, strict=False)
+        assert same(other, model)
+        for layer in layers_of(model.network).values():
+            layer.unpack()  # as on a GPU
 
 
 @pytest.mark.parametrize("family", ["llada", "llada2"])
@@ -103,14 +113,68 @@ def test_layers_take_what_others_take(written: Callable[[str], Path]) -> None:
     raise AssertionError("no experts")
 
 
-def test_a_network_is_rounded_once_and_on_a_cpu(golden_folder: Path) -> None:
+def test_a_network_is_rounded_once_and_where_it_can_be_run(golden_folder: Path) -> None:
     model = load(golden_folder)
     with pytest.raises(ValueError, match="quantize needs weights that are not quantized"):
         quantize(model.network, dlm.W8A8Config())
-    plain = dlm.load(golden_folder)
-    with pytest.raises(ValueError, match="W8A8Config is for a CPU, got weights on meta"):
-        quantize(plain.network.to("meta"), dlm.W8A8Config())
+    plain = dlm.load(golden_folder).network.to("meta")
+    with pytest.raises(ValueError, match=r"for a CPU or for GPUs, got weights on meta$"):
+        quantize(plain, dlm.W8A8Config())
+    assert not layers_of(plain)
     # What a map took elsewhere is noticed when it is there.
     layer, quantizer = Int8Linear(nn.Linear(2, 3, device="meta")), W8A8Quantizer(dlm.W8A8Config())
-    with pytest.raises(ValueError, match=r"W8A8Config is for a CPU, got head.weight on meta"):
+    with pytest.raises(ValueError, match=r"for a CPU or for GPUs, got head.weight on 'meta'"):
         quantizer.check("head.weight", layer, "weight")
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "mdlm", "encoder"])
+def test_integers_are_the_same_as_they_are_loaded_and_as_they_are_laid_out(
+    family: str, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU they stay as they are loaded, and give the bits that a CPU gives."""
+    model = load(written(family))
+    if int8.steps() != int8.ACTIVATIONS[0]:
+        pytest.skip("fewer steps on this processor than on a GPU")
+    before = model.raw_logits(IDS)
+    out = dlm.generate(model, [[5, 6, 7], [8]], gen_length=6, temperature=0.5)
+    for layer in layers_of(model.network).values():
+        layer.unpack()
+    monkeypatch.setattr(int8, "product", None)
+    assert torch.equal(model.raw_logits(IDS), before)
+    again = dlm.generate(model, [[5, 6, 7], [8]], gen_length=6, temperature=0.5)
+    assert again.tokens == out.tokens
+
+
+def test_a_network_moves(written: Callable[[str], Path]) -> None:
+    """What leaves a CPU has its integers as they were loaded, and is laid out when it is back."""
+    model, other = load(written("llada")), load(written("llada"))
+    model.network.to("meta")
+    for layer in layers_of(model.network).values():
+        assert not layer.matrices
+        assert layer.get_parameter("weight").dtype == torch.int8
+    model.network.to_empty(device="cpu")
+    assert all(layer.matrices for layer in layers_of(model.network).values())
+    model.network.load_state_dict(other.network.state_dict())
+    assert same(model, other)
+
+
+def test_what_a_gpu_cannot_multiply_is_named(written: Callable[[str], Path]) -> None:
+    model = load(written("llada2"))
+    experts = next(
+        each for each in layers_of(model.network).values() if isinstance(each, Int8Experts)
+    )
+    with pytest.raises(ValueError, match=r"experts in 8-bit integers are for a CPU, got mlp on a"):
+        check_place("mlp", experts, "cuda")
+    with pytest.raises(ValueError, match=r"must be multiples of 8 on a GPU, got \[9, 16\] of head"):
+        check_place("head", nn.Linear(16, 9), "cuda")
+    with pytest.raises(ValueError, match="must have at most 133144 inputs, got 133152"):
+        check_place("head", nn.Linear(133152, 8, device="meta"), "cuda")
+    check_place("head", Int8Linear(nn.Linear(16, 8)), "cuda")
+    with pytest.raises(ValueError, match="got head on 'mps'"):
+        check_place("head", nn.Linear(16, 8), "mps")
+    # Before anything is read, or put in the place of something.
+    quantizer, plain = W8A8Quantizer(dlm.W8A8Config()), dlm.load(written("llada2"))
+    quantizer.validate_environment(device_map={"": 0})
+    with pytest.raises(ValueError, match=r"experts in 8-bit integers are for a CPU, got .*experts"):
+        quantizer.preprocess_model(plain.network)
+    assert not layers_of(plain.network)

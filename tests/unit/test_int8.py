@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -30,6 +31,28 @@ def test_it_is_its_reference(rows: int, columns: int, dtype: torch.dtype) -> Non
         assert made.dtype == dtype
         assert torch.equal(made, int8.product_reference(x, whole, scale, bias))
     assert torch.equal(int8.unpacked(packed), whole)
+
+
+@pytest.fixture
+def all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference as of a GPU, whatever this processor has."""
+    monkeypatch.setattr(int8, "steps", lambda: int8.ACTIVATIONS[0])
+
+
+@pytest.mark.usefixtures("all_steps")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), SIZES)
+def test_weights_as_they_are_loaded_give_the_same(
+    rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    """By torch's product of integers, which is that of a GPU, for few tokens and for many."""
+    whole, scale = int8.quantized(matrix(rows, columns))
+    x = matrix(40, columns, 1).to(dtype)
+    for bias in (None, matrix(1, rows, 2)[0].to(dtype)):
+        for tokens in (x[:0], x[:1], x[3:12], x):
+            made = int8.product_unpacked(tokens, int8.Matrix(whole, scale, bias))
+            assert made.dtype == dtype
+            assert torch.equal(made, int8.product_reference(tokens, whole, scale, bias))
 
 
 @given(
@@ -76,8 +99,10 @@ def test_what_is_not_finite_stays_so() -> None:
     x = matrix(4, 16, 1)
     x[1, 3], x[2, 0] = float("nan"), float("inf")
     made = int8.product(x, packed)
-    assert made.isfinite().all(-1).tolist() == [True, False, False, True]
-    assert not made[1:3].isfinite().any()
+    whole, scale = int8.quantized(matrix(8, 16))
+    for each in (made, int8.product_unpacked(x, int8.Matrix(whole, scale, None))):
+        assert each.isfinite().all(-1).tolist() == [True, False, False, True]
+        assert not each[1:3].isfinite().any()
     spoilt = matrix(8, 16)
     spoilt[5, 2] = float("nan")
     made = int8.product(matrix(2, 16, 1), int8.packed(*int8.quantized(spoilt)))
@@ -125,8 +150,10 @@ def test_a_gradient_is_refused() -> None:
     """What is left of one would be that of the scale alone."""
     packed = int8.packed(*int8.quantized(matrix(8, 16)))
     x = matrix(4, 16, 1).requires_grad_()
-    with pytest.raises(ValueError, match=r"have no gradient: use torch.no_grad\(\)"):
-        int8.product(x, packed)
+    plain = int8.Matrix(*int8.quantized(matrix(8, 16)), None)
+    for by in (partial(int8.product, x, packed), partial(int8.product_unpacked, x, plain)):
+        with pytest.raises(ValueError, match=r"have no gradient: use torch.no_grad\(\)"):
+            by()
     with torch.no_grad():
         assert not int8.product(x, packed).requires_grad
 

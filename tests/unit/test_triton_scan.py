@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 QUICK, SLOW = "not slow", "slow"
 PARTS = (
-    ("attention_", "layer_", "noise_", "temperature_"),
+    ("attention_", "int8_", "layer_", "noise_", "temperature_"),
     ("", "cut_", "canvas_"),
 )  # to start a process takes seconds
 CASES: list[Any] = [(parts, QUICK) for parts in PARTS]

@@ -1,0 +1,113 @@
+"""Products of 8-bit integers by Triton kernels: those of `int8` on a GPU, and of `fused_layers`.
+
+A token's sums are exact, so that unlike products in half precision these give it the same bits
+however many tokens there are, and there are kernels for many as for few.
+
+Shapes: M tokens, K columns, N rows of the weights, P parts, F rows of a gate.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dlm.kernels.fused_layers import FEW, ROWS, power, split, tile
+from dlm.kernels.int8 import LEAST, WEIGHTS, WIDEST, Matrix
+
+BLOCK: Final = 128
+"""Columns at a time, or half of it: the least that those of a matrix divide into."""
+_PLAIN: Final = (torch.nn.Parameter, Tensor)
+
+
+def fits(*weights: Tensor | None) -> bool:
+    """Whether matrices are integers such as the kernels take; None is one that is elsewhere."""
+    for weight in weights:
+        if weight is None:
+            return False
+        rows, columns = weight.shape
+        plain = type(weight) in _PLAIN and weight.dtype == torch.int8 and weight.is_contiguous()
+        if not plain or rows % ROWS or columns % (BLOCK // 2) or columns > WIDEST:
+            return False
+    return True
+
+
+def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers u of tokens, int8 [M, K], and their scales s, float32 [M], of [M, K]."""
+    from dlm.kernels.triton_int8 import round_kernel
+
+    count, columns = x.shape
+    rounded = torch.empty_like(x, dtype=torch.int8)
+    scale = x.new_empty(count, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        round_kernel[(count,)](
+            *(x, rounded, scale, LEAST),
+            COLUMNS=columns,
+            ROOM=1 << (columns - 1).bit_length(),
+            STEPS=WEIGHTS,
+            num_warps=8,
+            enable_fp_fusion=False,  # a product is rounded before it is rounded to an integer
+        )
+    return rounded, scale
+
+
+def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+    """`layers.product` of tokens [M, K] and up to three matrices, [P, M, N].
+
+    Parts are float32 where there are several. Biases are those of all matrices, or of none.
+    """
+    from dlm.kernels.triton_int8 import int8_product_kernel
+
+    rounded, own = tokens(x)
+    (count, columns), rows = x.shape, sum(len(each.weight) for each in matrices)
+    block = block_of(columns)
+    parts = split(rows, columns, block)
+    room, weights = min(FEW, power(count)), [each.weight for each in matrices]
+    some, stages = (ROWS, 6) if parts > 1 else tile(room, weights, (6, 4, 4))
+    dtype = x.dtype if parts == 1 else torch.float32
+    out = x.new_empty((parts, count, rows), dtype=dtype)
+    three = [*matrices, *matrices, *matrices][:3]
+    second = len(matrices[1].weight) if len(matrices) > 1 else 0
+    with torch.cuda.device_of(x):
+        int8_product_kernel[(-(-count // room), rows // some, parts)](
+            *(rounded, own),
+            *(each.weight for each in three),
+            *(each.scale for each in three),
+            *(each.bias for each in three),
+            *(len(matrices[0].weight), second, out, count, rows),
+            COLUMNS=columns,
+            TOKENS=room,
+            ROWS=some,
+            BLOCK=block,
+            PARTS=parts,
+            STAGES=stages,
+            num_warps=some // 16,
+        )
+    return out
+
+
+def gated(x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
+    """`layers.gated` of tokens [M, K] and matrices without biases, [M, F]."""
+    from dlm.kernels.triton_int8 import int8_gated_kernel
+
+    rounded, own = tokens(x)
+    (count, columns), rows = x.shape, len(gate.weight)
+    out = x.new_empty((count, rows))
+    room = min(FEW, power(count))
+    some, stages = tile(room, [gate.weight], (4, 3, 3))
+    with torch.cuda.device_of(x):
+        int8_gated_kernel[(-(-count // room), rows // some)](
+            *(rounded, own, gate.weight, up.weight, gate.scale, up.scale, out, count, rows),
+            COLUMNS=columns,
+            TOKENS=room,
+            ROWS=some,
+            BLOCK=block_of(columns),
+            STAGES=stages,
+            num_warps=some // 16,
+        )
+    return out
+
+
+def block_of(columns: int) -> int:
+    """Columns at a time."""
+    return BLOCK if columns % BLOCK == 0 else BLOCK // 2

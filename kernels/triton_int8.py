@@ -1,0 +1,151 @@
+"""Products of 8-bit integers for few tokens and for many, as Triton kernels.
+
+A step that decodes a window is as fast as weights are read, and of a byte each they are read in
+half the time. Tokens are rounded by a kernel of their own, and multiplied by tensor cores, which
+add up in 32 bits. All that is rounded is rounded as `int8.product_reference` does it, but for a
+product in parts: each of them is rounded to float32, and what comes next adds them up.
+
+Shapes: M tokens, K columns, N rows of the weights, P parts.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def round_kernel(  # type: ignore[no-untyped-def]
+    x, rounded, scale, least, COLUMNS: tl.constexpr, ROOM: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Integers of one token, u = round(x / s) with s = max |x| / A.
+
+    Args:
+        x: Pointer to floats [M, K].
+        rounded: Pointer to int8 [M, K], written: u.
+        scale: Pointer to float32 [M], written: s; NaN where the token has one.
+        least: float32, of max |x|.
+        COLUMNS: K.
+        ROOM: K rounded up to a power of 2.
+        STEPS: A.
+    """
+    token, column = tl.program_id(0).to(tl.int64), tl.arange(0, ROOM)
+    live = column < COLUMNS
+    place = token * COLUMNS + column
+    value = tl.load(x + place, mask=live, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(value), 0), least)
+    # A maximum leaves NaN out. Of what is not finite the scale tells, and integers are 0.
+    spoilt = tl.max((value != value).to(tl.int32), 0) > 0
+    largest = tl.where(spoilt, float("nan"), largest)
+    finite = largest < float("inf")
+    steps = tl.full((), STEPS, tl.float32)
+    far: tl.constexpr = 12582912.0  # 1.5 2^23, beside which float32 has no fractions
+    # torch, too, takes the inverse first where it divides a number by a tensor.
+    inverse = tl.div_rn(tl.full((), 1.0, tl.float32), largest)
+    factor = tl.where(finite, inverse * steps, 0.0)
+    whole = (tl.where(finite, value, 0.0) * factor + far) - far
+    tl.store(rounded + place, whole.to(tl.int8), mask=live)
+    tl.store(scale + token, tl.div_rn(largest, steps))
+
+
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
+def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    x, own, first, second, third, first_scale, second_scale, third_scale,
+    first_bias, second_bias, third_bias, first_rows, second_rows, out, tokens, rows,
+    COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The product s t u q^T + b of some tokens and some rows of up to three matrices, or a part.
+
+    Args:
+        x: Pointer to int8 [M, K], u.
+        own: Pointer to float32 [M], s.
+        first: Pointer to the first rows of q, int8 [N1, K]; a program is in one matrix.
+        second: Pointer to those behind them, [N2, K].
+        third: Pointer to the rest.
+        first_scale: Pointer to their t, float32 [N1].
+        second_scale: Pointer to [N2].
+        third_scale: Pointer to the rest.
+        first_bias: Pointer to b, [N1], or None, as all biases are then.
+        second_bias: Pointer to [N2].
+        third_bias: Pointer to the rest.
+        first_rows: N1, a multiple of ROWS.
+        second_rows: N2, a multiple of ROWS.
+        out: Pointer to [P, M, N], written; float32 if P > 1.
+        tokens: M.
+        rows: N.
+        COLUMNS: K, a multiple of BLOCK P.
+        TOKENS: Tokens of a program, a power of 2, at least 16.
+        ROWS: Rows of a program.
+        BLOCK: Columns at a time.
+        PARTS: P.
+        STAGES: Blocks in flight.
+    """
+    row = tl.program_id(1) * ROWS
+    part = tl.program_id(2)
+    if row < first_rows:
+        weight, scale, bias, inner = first, first_scale, first_bias, row
+    elif row < first_rows + second_rows:
+        weight, scale, bias, inner = second, second_scale, second_bias, row - first_rows
+    else:
+        inner = row - first_rows - second_rows
+        weight, scale, bias = third, third_scale, third_bias
+    line, token = tl.arange(0, ROWS), tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = part * (COLUMNS // PARTS) + tl.arange(0, BLOCK)
+    live = token[None, :] < tokens
+    places = weight + (inner + line).to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    given = x + token.to(tl.int64)[None, :] * COLUMNS + column[:, None]
+    total = tl.zeros((ROWS, TOKENS), tl.int32)
+    for start in tl.range(0, COLUMNS // PARTS, BLOCK, num_stages=STAGES):
+        ours = tl.load(places + start)
+        total = tl.dot(ours, tl.load(given + start, mask=live, other=0), total, out_dtype=tl.int32)
+    made = total.to(tl.float32) * tl.load(scale + inner + line)[:, None]
+    made *= tl.load(own + token, mask=token < tokens, other=0.0)[None, :]
+    if first_bias is not None:  # noqa: SIM102 (only this is known when it is compiled)
+        if part == 0:
+            made += tl.load(bias + inner + line).to(tl.float32)[:, None]
+    place = (part * tokens + token).to(tl.int64)[None, :] * rows + (row + line)[:, None]
+    tl.store(out + place, made.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
+def int8_gated_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    x, own, gate, up, gate_scale, up_scale, out, tokens, rows,
+    COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """SwiGLU of tokens, of which a program takes some, and some rows of both matrices.
+
+    Args:
+        x: Pointer to int8 [M, K], u.
+        own: Pointer to float32 [M], s.
+        gate: Pointer to int8 [N, K].
+        up: Pointer to int8 [N, K].
+        gate_scale: Pointer to float32 [N].
+        up_scale: Pointer to float32 [N].
+        out: Pointer to half precision [M, N], written.
+        tokens: M.
+        rows: N, a multiple of ROWS.
+        COLUMNS: K, a multiple of BLOCK.
+        TOKENS: Tokens of a program, a power of 2, at least 16.
+        ROWS: Rows of a program.
+        BLOCK: Columns at a time.
+        STAGES: Blocks in flight.
+    """
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    token, column = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BLOCK)
+    live = token[None, :] < tokens
+    place = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    given = x + token.to(tl.int64)[None, :] * COLUMNS + column[:, None]
+    opened = tl.zeros((ROWS, TOKENS), tl.int32)
+    passed = tl.zeros((ROWS, TOKENS), tl.int32)
+    for start in tl.range(0, COLUMNS, BLOCK, num_stages=STAGES):
+        block = tl.load(given + start, mask=live, other=0)
+        opened = tl.dot(tl.load(gate + place + start), block, opened, out_dtype=tl.int32)
+        passed = tl.dot(tl.load(up + place + start), block, passed, out_dtype=tl.int32)
+    kind = out.dtype.element_ty
+    own = tl.load(own + token, mask=token < tokens, other=0.0)[None, :]
+    gates = opened.to(tl.float32) * tl.load(gate_scale + row)[:, None] * own
+    ups = passed.to(tl.float32) * tl.load(up_scale + row)[:, None] * own
+    gates = gates.to(kind).to(tl.float32)
+    gates = (gates / (1 + tl.exp(-gates))).to(kind).to(tl.float32)
+    made = (gates * ups.to(kind).to(tl.float32)).to(kind)
+    tl.store(out + token.to(tl.int64)[None, :] * rows + row[:, None], made, mask=live)
