@@ -139,6 +139,7 @@ def test_it_is_what_a_plain_loop_makes_of_it(
         assert found.query_tokens[number] == computed
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decoded_every", [2, LONG])
 @pytest.mark.parametrize(("every", "block_length"), [(None, 4), (3, 4), (None, 2), (2, 1)])
 @pytest.mark.parametrize("grid", [4, 8])
@@ -201,6 +202,7 @@ def test_a_row_does_not_depend_on_its_batch(
             assert getattr(alone, name)[0] == getattr(joining, name)[number], name
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("facts", [
     {}, {"shift": True}, {"block_size": 4}, {"block_size": 4, "anchored": True},
     {"block_size": 4, "causal": True},
