@@ -149,3 +149,53 @@ def int8_gated_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kerne
     gates = (gates / (1 + tl.exp(-gates))).to(kind).to(tl.float32)
     made = (gates * ups.to(kind).to(tl.float32)).to(kind)
     tl.store(out + token.to(tl.int64)[None, :] * rows + row[:, None], made, mask=live)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def int8_grouped_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
+    x, own, order, weight, scale, expert, begin, end, out,
+    EACH: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr, TOKENS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The products s t u q^T of some choices of one expert with some rows of its matrix.
+
+    Choices are sorted by expert. A program whose tile is empty has nothing to do.
+
+    Args:
+        x: Pointer to int8 [M, K], u.
+        own: Pointer to float32 [M], s.
+        order: Pointer to int64 [R]: choice r is of token order[r] // EACH; None for r itself.
+        weight: Pointer to int8 [E, N, K], q.
+        scale: Pointer to float32 [E, N], t.
+        expert: Pointer to int64 [T], of each tile of choices.
+        begin: Pointer to int64 [T], its first choice.
+        end: Pointer to int64 [T], behind the last choice of its expert.
+        out: Pointer to float32 [R, N], written.
+        EACH: Choices of a token.
+        COLUMNS: K, a multiple of BLOCK.
+        N: A multiple of ROWS.
+        TOKENS: Choices of a tile, a power of 2, at least 16.
+        ROWS: Rows of a program.
+        BLOCK: Columns at a time.
+        STAGES: Blocks in flight.
+    """
+    tile = tl.program_id(0)
+    first, last = tl.load(begin + tile), tl.load(end + tile)
+    if first >= last:
+        return
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    choice, column = first + tl.arange(0, TOKENS), tl.arange(0, BLOCK)
+    live = choice < last
+    token = choice
+    if order is not None:
+        token = tl.load(order + choice, mask=live, other=0) // EACH
+    which = tl.load(expert + tile)
+    places = weight + (which * N + row)[:, None] * COLUMNS + column[None, :]
+    given = x + token[None, :] * COLUMNS + column[:, None]
+    total = tl.zeros((ROWS, TOKENS), tl.int32)
+    for start in tl.range(0, COLUMNS, BLOCK, num_stages=STAGES):
+        block = tl.load(given + start, mask=live[None, :], other=0)
+        total = tl.dot(tl.load(places + start), block, total, out_dtype=tl.int32)
+    made = total.to(tl.float32) * tl.load(scale + which * N + row)[:, None]
+    made *= tl.load(own + token, mask=live, other=0.0)[None, :]
+    tl.store(out + choice[None, :] * N + row[:, None], made, mask=live[None, :])

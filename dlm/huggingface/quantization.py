@@ -24,7 +24,7 @@ PLACES: Final = frozenset({"cpu", "cuda", "auto"})
 
 @register_quantization_config(METHOD)
 class W8A8Config(QuantizationConfigMixin):
-    """Weights and activations of linear layers in 8-bit integers, and of experts on a CPU.
+    """Weights and activations of linear layers and experts in 8-bit integers.
 
     Weights have a scale for each output channel, activations one for each token, found as they
     come: see `dlm.kernels.int8`. Nothing is calibrated, and a token's result hangs on no other.

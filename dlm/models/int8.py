@@ -4,13 +4,14 @@ Shapes: N tokens, D model width, F expert width, E experts, K experts of a token
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from dlm.kernels import fused_int8, fused_layers, int8
+from dlm.kernels import fused_experts, fused_int8, fused_layers, int8
 from dlm.kernels.layers import whole
 from dlm.models.buffers import WideBuffers
 from dlm.models.experts import Experts, by_expert
@@ -163,7 +164,10 @@ class Int8Linear(Int8Layer):
 
 
 class Int8Experts(Int8Layer):
-    """E SwiGLU networks in the place of `Experts`, one after the other, on a CPU."""
+    """E SwiGLU networks in the place of `Experts`: on a CPU one after the other."""
+
+    gate_up_proj: Any  # None where they are laid out for a CPU
+    down_proj: Any
 
     def __init__(self, experts: Experts) -> None:
         """Take over all experts, whose weights are still to be rounded or loaded."""
@@ -175,12 +179,25 @@ class Int8Experts(Int8Layer):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
+        order, own = (self.laid_out if self.matrices else self.loaded)(x, experts)
+        made = torch.empty_like(own).index_copy_(0, order, own).view(*experts.shape, x.shape[-1])
+        return (made * weights[..., None]).sum(1).to(x.dtype)
+
+    def laid_out(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of choices, expert after expert, int64 [N K], and what each gives, on a CPU."""
         order, counts = by_expert(experts, self.num_experts)
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)
-        own = int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)
-        made = torch.empty_like(own).index_copy_(0, order, own).view(*experts.shape, x.shape[-1])
-        return (made * weights[..., None]).sum(1).to(x.dtype)
+        return order, int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)
+
+    def loaded(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on a GPU."""
+        by, scales = fused_experts.tiles(experts, self.num_experts), map(scale_of, self.shapes)
+        first, second = (getattr(self, scale) for scale in scales)
+        made = fused_experts.grouped(x, self.gate_up_proj, first, by, experts.shape[1])
+        gate, up = made.chunk(2, -1)
+        inner = self.act_fn(gate) * up
+        return by.order, fused_experts.grouped(inner, self.down_proj, second, by)
 
     def extra_repr(self) -> str:
         """Its sizes, where the network is printed."""
@@ -239,18 +256,29 @@ def check_place(name: str, layer: Any, place: str) -> None:
         return
     if place != "cuda":
         raise ValueError(f"W8A8Config is for a CPU or for GPUs, got {name} on {place!r}")
-    if isinstance(layer, Experts | Int8Experts):
+    one_by_one = isinstance(layer, Experts | Int8Experts)
+    least = fused_layers.ROWS if one_by_one else int8.MULTIPLE
+    for rows, columns in sizes_of(layer):
+        if rows % least or columns % least:
+            raise ValueError(
+                f"the sizes of a layer of 8-bit integers must be multiples of {least} on a GPU, "
+                f"got {[rows, columns]} of {name}: name it in modules_to_not_convert"
+            )
+        int8.check_width(columns)
+    if one_by_one and find_spec("triton") is None:
         raise ValueError(
-            f"experts in 8-bit integers are for a CPU, got {name} on a GPU: "
+            f"experts in 8-bit integers need triton on a GPU, which is not installed, got {name}: "
             "name them in modules_to_not_convert"
         )
-    sizes = [layer.out_features, layer.in_features]
-    if any(size % int8.MULTIPLE for size in sizes):
-        raise ValueError(
-            f"the sizes of a layer of 8-bit integers must be multiples of {int8.MULTIPLE} on a "
-            f"GPU, got {sizes} of {name}: name it in modules_to_not_convert"
-        )
-    int8.check_width(layer.in_features)
+
+
+def sizes_of(layer: Any) -> list[torch.Size]:
+    """Rows and columns of the matrices of a layer, to be rounded or of integers."""
+    if isinstance(layer, Int8Layer):
+        return [shape[-2:] for shape in layer.shapes.values()]
+    if isinstance(layer, Experts):
+        return [layer.gate_up_proj.shape[-2:], layer.down_proj.shape[-2:]]
+    return [layer.weight.shape]
 
 
 def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:

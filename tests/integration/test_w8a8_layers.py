@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 import dlm
 from dlm.huggingface.quantization import W8A8Quantizer, quantize
 from dlm.kernels import int8
+from dlm.models import int8 as int8_layers
+from dlm.models.experts import Experts
 from dlm.models.identity import fingerprint
 from dlm.models.int8 import (
     KINDS,
@@ -158,13 +161,24 @@ def test_a_network_moves(written: Callable[[str], Path]) -> None:
     assert same(model, other)
 
 
-def test_what_a_gpu_cannot_multiply_is_named(written: Callable[[str], Path]) -> None:
+def test_what_a_gpu_cannot_multiply_is_named(
+    written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(written("llada2"))
     experts = next(
         each for each in layers_of(model.network).values() if isinstance(each, Int8Experts)
     )
-    with pytest.raises(ValueError, match=r"experts in 8-bit integers are for a CPU, got mlp on a"):
+    with pytest.raises(ValueError, match=r"be multiples of 64 on a GPU, got \[\d+, \d+\] of mlp"):
         check_place("mlp", experts, "cuda")
+    fits = SimpleNamespace(
+        num_experts=2, hidden_size=64, moe_intermediate_size=64, hidden_act="silu"
+    )
+    for layer in (Experts(fits), Int8Experts(Experts(fits))):
+        check_place("mlp", layer, "cuda")
+        with monkeypatch.context() as patched:
+            patched.setattr(int8_layers, "find_spec", lambda name: None)
+            with pytest.raises(ValueError, match="need triton on a GPU, which is not installed"):
+                check_place("mlp", layer, "cuda")
     with pytest.raises(ValueError, match=r"must be multiples of 8 on a GPU, got \[9, 16\] of head"):
         check_place("head", nn.Linear(16, 9), "cuda")
     with pytest.raises(ValueError, match="must have at most 133144 inputs, got 133152"):
@@ -175,6 +189,6 @@ def test_what_a_gpu_cannot_multiply_is_named(written: Callable[[str], Path]) -> 
     # Before anything is read, or put in the place of something.
     quantizer, plain = W8A8Quantizer(dlm.W8A8Config()), dlm.load(written("llada2"))
     quantizer.validate_environment(device_map={"": 0})
-    with pytest.raises(ValueError, match=r"experts in 8-bit integers are for a CPU, got .*experts"):
+    with pytest.raises(ValueError, match=r"be multiples of 64 on a GPU, got .* of .*experts"):
         quantizer.preprocess_model(plain.network)
     assert not layers_of(plain.network)

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from dlm.kernels import fused_int8
+from dlm.kernels import fused_experts, fused_int8
 from dlm.kernels.int8 import WIDEST, Matrix
 
 pytest.importorskip("triton")
 
 ARCHITECTURES = (80, 90, 100)
-KINDS = ("round_kernel", "int8_product_kernel", "int8_gated_kernel")
+KINDS = ("round_kernel", "int8_product_kernel", "int8_gated_kernel", "int8_grouped_kernel")
 
 
 @pytest.fixture
@@ -34,6 +34,12 @@ def layer(tokens: int, width: int, narrow: int, inner: int, *, biased: bool = Fa
     fused_int8.product(x, [matrix(width, width)])
     made = fused_int8.gated(x, matrix(inner, width), matrix(inner, width))
     fused_int8.product(made, [matrix(width, inner)])
+    # Of LLaDA2's experts, of which there are 256 with 512 columns inside.
+    by = fused_experts.tiles(torch.arange(8).expand(tokens, -1), 16)
+    x = torch.zeros(tokens, 2048, dtype=x.dtype)
+    for tokens_of, rows, each in ((x, 1024, 8), (torch.zeros(len(by.order), 512), 2048, 0)):
+        weight = torch.zeros(16, rows, tokens_of.shape[1], dtype=torch.int8)
+        fused_experts.grouped(tokens_of, weight, torch.zeros(16, rows), by, each)
 
 
 @pytest.mark.one_in(3)

@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from torch import Tensor
 
 import dlm
 from dlm.cache import Cache, Refresh, Reuse
-from dlm.kernels import fused_int8, fused_layers, int8
+from dlm.kernels import fused_experts, fused_int8, fused_layers, int8
 from dlm.kernels.int8 import Matrix
 from dlm.models import fused
-from dlm.models.int8 import Int8Linear, layers_of
+from dlm.models.experts import Experts
+from dlm.models.int8 import Int8Experts, Int8Linear, layers_of
 from dlm.models.linear import Linear
 from dlm.models.model import Model
 
@@ -117,6 +119,50 @@ def test_a_token_has_the_same_bits_in_every_batch() -> None:
 
 
 LONG = pytest.mark.slow  # seconds under the interpreter
+
+
+@pytest.mark.parametrize(
+    ("tokens", "each", "experts", "size"),
+    [(1, 2, 4, 16), (5, 3, 8, 16), (40, 4, 6, 32), (150, 2, 3, 128), (7, 1, 300, 16)],
+)
+def test_experts(tokens: int, each: int, experts: int, size: int) -> None:
+    """Few choices for many experts, many for few, experts that nobody chose, and all for two."""
+    x = normal(tokens, 64)
+    many = matrices([64] * experts, 64, HALF[0], biased=False)
+    weight, scale = (torch.stack([getattr(m, n) for m in many]) for n in ("weight", "scale"))
+    chosen = normal(tokens, experts, dtype=torch.float32).topk(each).indices
+    if tokens == 150:
+        chosen = torch.tensor([[2, 0]], device=DEVICE).expand(tokens, -1)
+    by = fused_experts.tiles(chosen, experts)
+    assert by.size == size
+    token, expert = by.order.cpu() // each, chosen.flatten()[by.order].cpu()
+    assert expert.tolist() == sorted(chosen.flatten().tolist())
+    rows = x.float()[token.to(DEVICE)]
+    plain = torch.stack([exact(row[None], many[e])[0] for row, e in zip(rows, expert, strict=True)])
+    assert torch.equal(fused_experts.grouped(x, weight, scale, by, each).cpu(), plain)
+    assert torch.equal(fused_experts.grouped(rows, weight, scale, by).cpu(), plain)
+
+
+@torch.inference_mode()
+def test_layers_of_experts_give_the_bits_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "steps", lambda: int8.ACTIVATIONS[0])
+    if not int8.exact(int8.steps()):
+        pytest.skip("products of so many steps are not exact on this processor")
+    sizes = {"num_experts": 5, "hidden_size": 128, "moe_intermediate_size": 64}
+    layer = Int8Experts(Experts(SimpleNamespace(**sizes, hidden_act="silu")))
+    for name in layer.shapes:
+        layer.get_parameter(name).normal_(generator=torch.Generator().manual_seed(1))
+    layer.round()
+    x, weights = normal(9, 128).cpu(), normal(9, 2).cpu().softmax(-1)
+    chosen = normal(9, 5, dtype=torch.float32).cpu().topk(2).indices
+    plain = layer(x, chosen, weights)
+    layer.unpack()
+    layer.to(DEVICE)
+    found = layer(x.to(DEVICE), chosen.to(DEVICE), weights.to(DEVICE)).cpu()
+    if DEVICE == "cpu":
+        assert torch.equal(found, plain)
+    else:  # whose exponential may be another, and then a step
+        assert (found - plain).abs().mean() <= 0.01 * plain.std()
 
 
 @pytest.fixture(params=["dream", *(pytest.param(name, marks=LONG) for name in ("sdar", "llada2"))])

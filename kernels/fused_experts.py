@@ -1,0 +1,76 @@
+"""Products of 8-bit integers with the matrices of many experts, of which each token has some.
+
+Choices are sorted by expert, and cut into tiles of one expert each. How many an expert has only the
+device knows: there are programs for as many tiles as there can be.
+
+Shapes: M tokens, K columns, E experts, C choices of a token, R = M C, N rows of a matrix, T tiles.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.kernels.fused_int8 import block_of, tokens
+from dlm.kernels.fused_layers import FEW, ROWS, power
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """Choices, expert after expert, in tiles of one each."""
+
+    order: Tensor  # int64 [R], where in [M, C] they stand
+    expert: Tensor  # int64 [T]
+    begin: Tensor  # int64 [T], among the sorted choices
+    end: Tensor  # int64 [T], behind the last choice of the expert; no more than `begin` if empty
+    size: int  # choices of a tile
+
+
+def tiles(experts: Tensor, count: int) -> Tiles:
+    """Tiles of the choices of tokens, int64 [M, C], among so many experts.
+
+    The host waits for none of it.
+    """
+    chosen = experts.flatten()
+    order = chosen.argsort(stable=True)
+    size = power(min(FEW, len(chosen) // count + 1))
+    every = torch.arange(count + 1, device=chosen.device)
+    starts = torch.searchsorted(chosen[order], every)
+    filled = (starts.diff() + size - 1) // size
+    ends = filled.cumsum(0)
+    most = min(count, len(chosen)) + len(chosen) // size
+    tile = torch.arange(most, device=chosen.device)
+    expert = torch.searchsorted(ends, tile, right=True).clamp(max=count - 1)
+    begin = starts[expert] + (tile - ends[expert] + filled[expert]) * size
+    return Tiles(order, expert, begin, starts[expert + 1], size)
+
+
+def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) -> Tensor:
+    """Products of each choice with the matrix of its expert, float32 [R, N] as they are sorted.
+
+    Args:
+        x: tokens [M, K], or with no `each` what is to be multiplied of each choice, sorted [R, K].
+        weight: int8 [E, N, K], such as `fused_int8.fits` admits.
+        scale: float32 [E, N].
+        by: of the choices.
+        each: C.
+    """
+    from dlm.kernels.triton_int8 import int8_grouped_kernel
+
+    rounded, own = tokens(x)
+    rows, columns = weight.shape[1:]
+    out = x.new_empty((len(by.order), rows), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        int8_grouped_kernel[(len(by.expert), rows // ROWS)](
+            *(rounded, own, by.order if each else None, weight, scale),
+            *(by.expert, by.begin, by.end, out),
+            EACH=max(1, each),
+            COLUMNS=columns,
+            N=rows,
+            TOKENS=by.size,
+            ROWS=ROWS,
+            BLOCK=block_of(columns),
+            STAGES=4,
+            num_warps=4,
+        )
+    return out
