@@ -1,5 +1,7 @@
 """Networks of 8-bit integers on a GPU: where they go, what they give, and how their steps run."""
 
+import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.filterwarnings("error::RuntimeWarning"),
 ]
-EXPERTS = Path(__file__).parent.parent / "golden" / "families" / "llada2"
+FAMILIES = runpy.run_path(str(Path(__file__).parent.parent / "family_cases.py"))["CASES"]
 LAYERS = 2
 SHAPE = Shape(256, LAYERS, 4, 2, 320, 512, 256, 10000.0)
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
@@ -38,10 +40,11 @@ WINDOW_STEP = {
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16", "experts"])
-def model(request: pytest.FixtureRequest) -> Model:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     if request.param == "experts":
-        config = dlm.W8A8Config()
-        return dlm.load(EXPERTS, device="cuda", dtype="bfloat16", quantization_config=config)
+        folder, config = tmp_path_factory.mktemp("networks") / "model", dlm.W8A8Config()
+        replace(FAMILIES["sdar-moe"], width=128, head=32).write(folder)
+        return dlm.load(folder, device="cuda", dtype="bfloat16", quantization_config=config)
     made = build(SHAPE, "cuda", request.param)
     quantize(made.network, dlm.W8A8Config())
     return made
