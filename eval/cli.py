@@ -43,7 +43,7 @@ from dlm.cli.options import (
     sampling,
     source,
 )
-from dlm.cli.results import note, print_json
+from dlm.cli.results import note, print_json, try_file
 from dlm.eval.listing import describe
 from dlm.eval.lm_eval_cli import lm_eval
 from dlm.eval.names import Tasks
@@ -368,8 +368,8 @@ def report(
     if markdown and out is not None:
         raise ValueError(f"--markdown prints a table and writes no page: leave --out {out} away")
     page = out or Path("report.html")
-    if page.is_dir() and not markdown:
-        raise ValueError(f"--out must be a file to write, got the folder {str(page)!r}")
+    if not markdown:
+        try_file("--out", page)
     runs = [read_run(folder) for folder in folders]
     found = tuple(pass_at or ())
     if markdown:

@@ -282,9 +282,12 @@ def test_runs_are_compared_and_reported(dlm_eval: Run, tmp_path: Path) -> None:
     assert "low_confidence" in compared.stdout
     for told in ("exact McNemar test", "response / forward: response tokens", "batch size 16"):
         assert told in " ".join(compared.stderr.split())
-    refused = dlm_eval("report", *folders, "--out", str(tmp_path))
-    assert refused.exit_code == 2
-    assert "--out must be a file to write, got the folder" in refused.stderr
+    for out, why in ((tmp_path, "Is a directory"), (tmp_path / "new" / "x", "No such file")):
+        refused = dlm_eval("report", *folders, "--out", str(out))
+        assert refused.exit_code == 2
+        assert "--out must be a file that can be written, got" in refused.stderr
+        assert why in " ".join(refused.stderr.split())
+        assert not out.with_name("new").exists()
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
     page = tmp_path / "page.html"
     assert dlm_eval("report", *folders, "--out", str(page)).exit_code == 0
