@@ -28,7 +28,7 @@ COUNT = 500
 
 _ROW = r"[0-9](?:[ \t|,]*[0-9]){3}"
 _BETWEEN = r"[\s|,;+\[\]-]+"
-_GRID = re.compile(rf"(?<![0-9])(?:[0-9]{{16}}|{_ROW}(?:{_BETWEEN}{_ROW}){{3}})(?![0-9])")
+_GRID = re.compile(rf"(?<![0-9])(?:[0-9]{{16}}|{_ROW}(?:{_BETWEEN}{_ROW}){{3,}})(?![0-9])")
 
 
 def problem(number: int, example: Example) -> Problem:
@@ -59,9 +59,12 @@ def local() -> list[Problem]:
 
 
 def grid(problem: Problem, output: str) -> str | None:
-    """The last 16 digits that stand together, or as four rows of four."""
+    """The last 16 digits that stand together, or the last four of rows of four.
+
+    More rows may stand in front of these: the puzzle, or the numbers of columns over a table.
+    """
     found = last_match(_GRID, output)
-    return None if found is None else re.sub("[^0-9]", "", found.group())
+    return None if found is None else re.sub("[^0-9]", "", found.group())[-16:]
 
 
 def solved(problem: Problem, extracted: str) -> bool:
@@ -86,7 +89,7 @@ Answer with the 16 digits of the completed grid, row by row, and nothing else.""
 
 TASK = Task(
     name="sudoku",
-    version=1,
+    version=2,  # 1: a row of digits over the grid, as tables have, was its first one
     summary="Complete 4x4 sudokus.",
     paper="Huang et al. 2025, arXiv:2508.13021",
     licence="Apache-2.0 where generated, MIT where published",
