@@ -11,9 +11,10 @@ last `\boxed{}` with the reference as strings.
 
 Checked against the original:
 - all 500 references, in a box, are verified against themselves, also by math-verify alone;
-- differs from lm-eval 0.4.13, tasks/minerva_math: what is compared is the last box, or the last
-  line where there is none, with the reference answer, not whole outputs with whole solutions; the
-  four solved examples are problems of our own.
+- so they are without one, as `The answer is $X$.` and the words in which minerva_math wants them;
+- differs from lm-eval 0.4.13, tasks/minerva_math: what is compared is the last box, or what the
+  last line states where there is none (`dlm.eval.stated`), with the reference answer, not whole
+  outputs with whole solutions; the four solved examples are problems of our own.
 """
 
 import re
@@ -23,6 +24,7 @@ from pathlib import Path
 from dlm.eval.extract import last_boxed
 from dlm.eval.presets import published
 from dlm.eval.source import Record, hub_records, read_records, unique
+from dlm.eval.stated import stated
 from dlm.eval.task import Metric, Problem, Source, Task, Template
 from dlm.eval.verify import verifier
 
@@ -98,11 +100,11 @@ def boxed(problem: Problem, output: str) -> str | None:
 
 
 def final(problem: Problem, output: str) -> str | None:
-    r"""The last `\boxed{}`, else the last line that is not blank."""
+    r"""The last `\boxed{}`, else one around what the last line states."""
     inside = last_boxed(output)
-    if inside is not None:
-        return rf"\boxed{{{inside}}}"
-    return output.rstrip().rpartition("\n")[2].strip() or None
+    if inside is None:
+        inside = stated(output, equation="=" in problem.answer)
+    return None if inside is None else rf"\boxed{{{inside}}}"
 
 
 def normalised(text: str) -> str:
@@ -136,7 +138,9 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    version=3,  # 2: any base would do. 1: an empty box hid the answer in front of it
+    # 3: without a box the first number of an expression was the answer. 2: any base would do. 1: an
+    # empty box hid the answer in front of it
+    version=4,
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
     licence="MIT",
