@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dlm.eval.fields import misfit
+from dlm.eval.record import Record
 from dlm.eval.sample import Key, Sample
 
 FORMAT = "dlm-eval"
@@ -83,6 +85,9 @@ def read_run(folder: Path) -> Run:
             raise ValueError(
                 f"{str(folder)!r} is damaged: it has samples of template {each.template!r}"
             )
+    metrics = {tuple(each.scores) for each in samples.values()}
+    if len(metrics) > 1:
+        raise ValueError(f"{str(folder)!r} is damaged: its samples have metrics {sorted(metrics)}")
     return Run(
         folder=folder,
         settings=record["settings"],
@@ -105,16 +110,19 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}") from None
     known = isinstance(record, dict) and record.get("format") == FORMAT
     if not known or record.get("version") != VERSION:
         raise ValueError(f'{path} must have "format": "{FORMAT}" and "version": {VERSION}')
-    if not {"settings", "hash", "problems", "launches"} <= set(record):
-        raise ValueError(f"{path} is damaged: it lacks settings, hash, problems or launches")
+    record.setdefault("samples", 1)  # before there were several, none told how many
+    told = misfit("a run", record, Record)
+    if told is None and not (record["problems"] and record["samples"]):
+        told = "a run must have problems, and samples of them"
+    if told is not None:
+        raise ValueError(f"{path} is damaged: {told}")
     if digest(record["settings"]) != record["hash"]:
         raise ValueError(f"{path} was changed by hand: its settings do not have the hash it names")
-    record.setdefault("samples", 1)  # before there were several, none told how many
     return record
 
 
@@ -152,7 +160,7 @@ def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
         for number, line in enumerate(lines, start=1):
             try:
                 sample = Sample.of(json.loads(line))
-            except (TypeError, ValueError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number} is damaged: {error}") from None
             if sample.settings != settings:
                 raise ValueError(

@@ -4,13 +4,21 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
+
+from dlm.eval.fields import misfit
 
 Key = tuple[str, int, int]
 """Template, index of the problem, and number of its sample: what tells samples of a run apart."""
 
 Prompt = tuple[str, int]
 """Template and index of the problem: what the samples of one prompt share."""
+
+BOUNDS: dict[str, tuple[float, ...]] = {
+    "order": (-1,), "seed": (-(1 << 63),), "scores": (0, 1), "score": (0, 1)
+}  # fmt: skip
+"""Least number of a field, and most, where it is not 0 and none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +30,7 @@ class Sample:
     id: str  # of the problem
     index: int  # of the problem in its data set
     repeat: int = field(default=0, kw_only=True)  # which of the problem's samples, from 0
-    prompt: Any  # text or chat messages
+    prompt: str | list[dict[str, str]]  # text or chat messages
     prompt_tokens: int
     output: str  # up to the first stop token, and the template's stop texts; all that fills blanks
     tokens: list[int]  # the generated span
@@ -35,7 +43,7 @@ class Sample:
     answer: str  # reference
     extracted: dict[str, str | None]  # what each metric read
     vote: str | None = field(default=None, kw_only=True)  # what the first read, as votes count it
-    scores: dict[str, float]  # 0 to 1 by metric; the first is 0 or 1
+    scores: dict[str, float]  # 0 to 1 by metric
     score: float  # of the first metric
     detail: str  # how running the code ended; "" where none is run
     seed: int
@@ -77,19 +85,24 @@ class Sample:
         if set(record) != names:
             missing, more = sorted(names - set(record)), sorted(set(record) - names)
             raise ValueError(f"a sample must have its fields, missing {missing}, unknown {more}")
-        numbers = (
-            "index",
-            "repeat",
-            "forwards",
-            "query_tokens",
-            "response_tokens",
-            "seconds",
-            "score",
-        )
-        for name in numbers:
-            if not isinstance(record[name], int | float):
-                raise ValueError(f"{name!r} of a sample must be a number, got {record[name]!r}")
+        for name, hint in kinds().items():
+            told = misfit(f"{name!r} of a sample", record[name], hint, *BOUNDS.get(name, ()))
+            if told is not None:
+                raise ValueError(told)
+        first = next(iter(record["scores"].values()), None)
+        if record["score"] != first or set(record["scores"]) != set(record["extracted"]):
+            raise ValueError(
+                "'score' of a sample must be the first of 'scores', which are of what was "
+                f"'extracted', got {record['score']} and metrics {[*record['scores']]} of "
+                f"{[*record['extracted']]}"
+            )
         return cls(**record)
+
+
+@cache
+def kinds() -> dict[str, Any]:
+    """The types of a sample's fields."""
+    return get_type_hints(Sample)
 
 
 def by_prompt(samples: Iterable[Sample]) -> dict[Prompt, list[Sample]]:

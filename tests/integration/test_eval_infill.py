@@ -174,7 +174,7 @@ def test_blanks_that_grow_have_outputs_of_their_own_lengths(
         assert each.order == []
         assert each.decoded_tokens == len(each.tokens)
         assert each.output == talker.tokenizer.decode(each.tokens, skip_special_tokens=True)
-        before, behind = each.prompt.split("[MASK:4]")
+        before, behind = str(each.prompt).split("[MASK:4]")
         assert each.extracted["pass@1"] == before + each.output + behind
     assert found.settings["generation"]["max_gen_length"] == 9
     fixed = run(talker, plan(data, temperature=1.0, samples=8), tmp_path / "b")

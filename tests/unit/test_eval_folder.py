@@ -28,7 +28,9 @@ LAUNCH = {"started": "2026-01-01T00:00:00Z", "batch_size": 4}
 def settings(**more: Any) -> dict[str, Any]:
     return {
         "task": "sudoku", "templates": ["plain", "words"], "decoder": "threshold",
-        "decoder_options": {"threshold": 0.9}, "seed": 0,
+        "decoder_options": {"threshold": 0.9}, "seed": 0, "task_version": 1, "model": "tiny",
+        "data": {"sha256": "aa"}, "dtype": "float32", "device": "cpu", "dlm": "0.9",
+        "generation": {"seed": 0},
     } | more  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def test_a_folder_from_before_there_were_several_samples_goes_on(tmp_path: Path)
     record = json.loads((tmp_path / SETTINGS).read_text())
     del record["samples"]
     (tmp_path / SETTINGS).write_text(json.dumps(record))
-    line = json.loads(sample(0, extracted={"solved": "x", "cells": "y"}).line())
+    line = json.loads(sample(0).line())
     del line["repeat"], line["vote"]
     (tmp_path / SAMPLES).write_text(json.dumps(line) + "\n")
     run = read_run(tmp_path)
@@ -203,10 +205,13 @@ def test_a_folder_from_before_there_were_several_samples_goes_on(tmp_path: Path)
 
 def test_samples_of_another_time_vote_as_those_to_come(tmp_path: Path) -> None:
     begin(tmp_path, problems=2)
-    old = json.loads(sample(0, extracted={"flexible": "$1,000.", "strict": None}).line())
+    scores = {"flexible": 1.0, "strict": 0.0}
+    told = {"flexible": "$1,000.", "strict": None}
+    old = json.loads(sample(0, extracted=told, scores=scores).line())
     del old["repeat"], old["vote"]
-    raw = sample(0, extracted={"flexible": "1,000", "strict": None}, repeat=1, vote="1,000")
-    none = sample(1, extracted={"flexible": None, "strict": "7"})
+    again = {"flexible": "1,000", "strict": None}
+    raw = sample(0, extracted=again, scores=scores, repeat=1, vote="1,000")
+    none = sample(1, extracted={"flexible": None, "strict": "7"}, scores=scores)
     (tmp_path / SAMPLES).write_text(json.dumps(old) + "\n" + raw.line() + none.line())
     vote = TASKS["gsm8k"].metrics[0].vote
     with Folder(tmp_path) as folder:

@@ -335,7 +335,7 @@ def test_samples_stand_beside_each_other() -> None:
 def test_what_prompts_share_is_written_once() -> None:
     shots = "Question: solved\nAnswer: 1\n\n" * 10
     one = run("low", {"chat": [1, 0]})
-    long = [replace(each, prompt=shots + each.prompt) for each in one.samples]
+    long = [replace(each, prompt=f"{shots}{each.prompt}") for each in one.samples]
     found = browser_data(view([replace(one, samples=long)]), 9)
     assert found["prefixes"] == {"chat": shots}
     assert [each["prompt"] for each in found["items"]] == ["What is 0?", "What is 1?"]

@@ -1,0 +1,49 @@
+"""What `run.json` holds, as far as it is read again."""
+
+from typing import Any, NotRequired, TypedDict
+
+
+class Data(TypedDict):
+    """What the problems are."""
+
+    sha256: str
+
+
+class Generation(TypedDict):
+    """Options of `dlm.generate`."""
+
+    seed: Any
+
+
+class Execution(TypedDict):
+    """What ran generated code."""
+
+    python: Any
+    sandbox: Any
+
+
+class Settings(TypedDict):
+    """What decides the results, as far as it is read again."""
+
+    task: str
+    task_version: int
+    data: Data
+    templates: list[str]
+    model: str
+    dtype: str
+    device: str
+    decoder: str
+    decoder_options: dict[str, Any]
+    generation: Generation
+    dlm: str
+    execution: NotRequired[Execution]
+
+
+class Record(TypedDict):
+    """What `run.json` holds beside its format."""
+
+    settings: Settings
+    hash: str
+    problems: int
+    samples: int
+    launches: list[dict[str, str | int | None]]
