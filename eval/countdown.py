@@ -100,9 +100,9 @@ Answer with the steps alone, as equations with a comma between them, like 3*4=12
 
 TASK = Task(
     name="countdown",
-    # 3: parentheses around a number or a left side hid equations. 2: so did \\times and x. 1: so
-    # did emphasis and signs of print; 50.5 was 50
-    version=4,
+    # 4: thoughts were read. 3: parentheses around a number or a left side hid equations. 2: so did
+    # \\times and x. 1: so did emphasis and signs of print; 50.5 was 50
+    version=5,
     summary="Reach a number from three others.",
     paper="Gandhi et al. 2024, arXiv:2404.03683",
     licence="Apache-2.0 where generated, MIT where published",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 INDENT = "    "
 PYTHON = ("python", "python3", "py")
+THINKS, THOUGHT = "<think>", "</think>"
 
 _BOX = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -35,6 +36,17 @@ class Block:
     language: str  # lower case; "" where the fence names none
     text: str  # without the indentation that all of its lines share
     closed: bool
+
+
+def without_thoughts(text: str) -> str:
+    """What a model answers: not what is between `<think>` and `</think>`.
+
+    Of one that a prompt has opened the beginning is not in the text; one that nothing closes stays,
+    as it may hold all that there is.
+    """
+    *closed, answer = text.split(THOUGHT)
+    starts = (each.partition(THINKS) for each in closed)
+    return "".join(before for before, opened, _ in starts if opened) + answer
 
 
 def last_boxed(text: str) -> str | None:

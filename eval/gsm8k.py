@@ -127,9 +127,9 @@ def _base(shots: int) -> Template:
 
 TASK = Task(
     name="gsm8k",
-    # 2: boxed_or_flexible took the power of a unit for the answer. 1: it compared texts, and a
-    # reference with a newline matched nothing.
-    version=3,
+    # 3: thoughts were read. 2: boxed_or_flexible took the power of a unit for the answer. 1: it
+    # compared texts, and a reference with a newline matched nothing.
+    version=4,
     summary="Grade-school maths word problems.",
     paper="Cobbe et al. 2021, arXiv:2110.14168",
     licence="MIT",

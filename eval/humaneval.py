@@ -141,7 +141,9 @@ Complete the function below. Answer with the whole function, its imports include
 
 TASK = Task(
     name="humaneval",
-    version=3,  # 2: a function bound by an assignment was lost. 1: so were unfenced statements
+    # 3: code of a thought was run. 2: a function bound by an assignment was lost. 1: so were
+    # unfenced statements
+    version=4,
     summary="Complete Python functions; outputs are executed.",
     paper="Chen et al. 2021, arXiv:2107.03374",
     licence="MIT",

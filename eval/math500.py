@@ -138,9 +138,9 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    # 3: without a box the first number of an expression was the answer. 2: any base would do. 1: an
-    # empty box hid the answer in front of it
-    version=4,
+    # 4: thoughts were read. 3: without a box the first number of an expression was the answer. 2:
+    # any base would do. 1: an empty box hid the answer in front of it
+    version=5,
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
     licence="MIT",

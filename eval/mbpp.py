@@ -155,9 +155,9 @@ BASE = "Task: {prompt} The Python code must pass:\n\n{tests}\n" + BEGIN + "\n"
 
 TASK = Task(
     name="mbpp",
-    # 2: a block without what another one binds by an assignment. 1: a word in front of code was
-    # code, checks timed out by others.
-    version=3,
+    # 3: code of a thought was run. 2: a block without what another one binds by an assignment. 1: a
+    # word in front of code was code, checks timed out by others.
+    version=4,
     summary="Write small Python functions; outputs are executed.",
     paper="Austin et al. 2021, arXiv:2108.07732",
     licence="CC-BY-4.0",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dlm.eval.extract import without_thoughts
 from dlm.eval.task import Check, Metric, Problem, Task
 
 NOTHING = "no code found"
@@ -54,7 +55,8 @@ def score(
 ) -> list[Verdict]:
     """Score an output for each problem; all code runs in one call of `run_all`.
 
-    No output raises. One in which a metric finds nothing scores 0, and nothing of it is run.
+    No output raises. One in which a metric finds nothing scores 0, and nothing of it is run. What
+    a model thought is no part of its answer; of what fills blanks nothing is left out.
 
     Args:
         task: what the problems are of.
@@ -62,9 +64,10 @@ def score(
         outputs: texts of a model, cut at stop texts.
         run_all: runs checks in a sandbox, one outcome each, in order.
     """
+    answers = outputs if task.infills else [without_thoughts(each) for each in outputs]
     table = [
-        [_read(metric, problem, output) for metric in task.metrics]
-        for problem, output in zip(problems, outputs, strict=True)
+        [_read(metric, problem, answer) for metric in task.metrics]
+        for problem, answer in zip(problems, answers, strict=True)
     ]
     checks = [each.check for row in table for each in row if each.check is not None]
     outcomes = list(run_all(checks)) if checks else []

@@ -89,7 +89,7 @@ Answer with the 16 digits of the completed grid, row by row, and nothing else.""
 
 TASK = Task(
     name="sudoku",
-    version=2,  # 1: a row of digits over the grid, as tables have, was its first one
+    version=3,  # 2: thoughts were read. 1: a row of digits over the grid was its first one
     summary="Complete 4x4 sudokus.",
     paper="Huang et al. 2025, arXiv:2508.13021",
     licence="Apache-2.0 where generated, MIT where published",

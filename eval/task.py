@@ -147,7 +147,7 @@ class Metric:
     """One way to read an output and to score what was read; exactly one of the last two is set."""
 
     name: str
-    extract: Callable[[Problem, str], str | None]  # the answer in an output, if there is one
+    extract: Callable[[Problem, str], str | None]  # the answer in an output without its thoughts
     is_correct: Callable[[Problem, str], float] | None = None  # of what was extracted; 0 to 1
     check: Callable[[Problem, str], Check] | None = None  # of code that was extracted
     spell: Callable[[str], str] | None = None  # one spelling of what is one answer, for votes

@@ -61,7 +61,7 @@ def _task(name: str, count: int, metric: Metric, length: int, reported: str) -> 
 
     return Task(
         name=name,
-        version=1,
+        version=2,  # 1: thoughts were read
         summary=make_task(name).description,
         paper=OURS,
         licence="Apache-2.0",

@@ -21,6 +21,7 @@ from dlm.eval.extract import (
     parsed,
     whole_module,
     without_tail,
+    without_thoughts,
 )
 
 ADD = "def add(a, b):\n    return a + b"
@@ -58,6 +59,19 @@ def test_last_boxed(text: str, inside: str | None) -> None:
 def test_a_closed_box_at_the_end_is_always_found(before: str, number: int) -> None:
     text = before.replace("\\", "") + rf" \boxed{{{number}}}"
     assert last_boxed(text) == str(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>1</think>2", "2"), ("1<think>2\n</think>\n3", "1\n3"), ("1</think>2", "2"),
+        ("<think>1</think>2<think>3</think>4", "24"), ("<think>1<think>2</think>3", "3"),
+        ("1</think>2</think>3", "3"), ("<think>1", "<think>1"), ("1", "1"), ("", ""),
+        ("<think></think>", ""), ("<think>1</think>2<think>3", "2<think>3"),
+    ],
+)  # fmt: skip
+def test_thoughts_are_no_part_of_an_answer(text: str, answer: str) -> None:
+    assert without_thoughts(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -244,11 +258,25 @@ def test_every_reader_takes_any_text(text: str) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["\\boxed{", "{", "```\n", "```python\n", "def add():\n", "    ", "$.,", "-", "a\n", "`"],
+    [
+        "<think>",
+        "</think>",
+        "\\boxed{",
+        "{",
+        "```\n",
+        "```python\n",
+        "def add():\n",
+        "    ",
+        "$.,",
+        "-",
+        "a\n",
+        "`",
+    ],
 )
 def test_time_is_linear_in_the_text(piece: str) -> None:
     text = piece * (200_000 // len(piece))
     began = time.process_time()
+    without_thoughts(text)
     last_boxed(text)
     last_number(text)
     block_defining(text, ("add",))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dlm.eval import gsm8k, humaneval, math500, mbpp
+from dlm.eval import gsm8k, humaneval, humaneval_infill, math500, mbpp
 from dlm.eval.score import NOTHING, Verdict, score
 from dlm.eval.source import Record
 from dlm.eval.task import Check, Problem, Task, Template
@@ -340,6 +340,23 @@ def test_mathematics_works_in_a_thread() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: math500.verified(FORMULA, rf"\boxed{{{n}/8}}"), range(8)))
     assert found == [n == 4 for n in range(8)]
+
+
+def test_no_task_reads_thoughts_but_those_that_fill_blanks() -> None:
+    wrong = "```python\ndef twice(x):\n    return 3 * x\n```"
+    outputs = {
+        "gsm8k": (QUESTION, "18", "#### 17"), "math500": (FORMULA, "1/2", r"\boxed{1}"),
+        "humaneval": (FUNCTION, f"```python\n{WHOLE}\n```", wrong),
+        "mbpp": (SENTENCE, WHOLE, wrong),
+    }  # fmt: skip
+    for name, (problem, answer, other) in outputs.items():
+        output = f"<think>\n{other}\n</think>\n\n{answer}"
+        assert verdict(TASKS[name], problem, output).score == 1
+        assert verdict(TASKS[name], problem, output.removeprefix("<think>\n")).score == 1
+        assert verdict(TASKS[name], problem, f"<think>{answer}</think>{other}").score == 0
+    whole = next(humaneval_infill.cut(FUNCTION, "X", humaneval_infill.single))
+    text = "    return '<think></think>' and 2 * x\n"
+    assert verdict(TASKS["humaneval_infill"], whole, text).extracted["exact match"] == text
 
 
 def test_code_is_run_in_one_call() -> None:
