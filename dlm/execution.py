@@ -188,8 +188,10 @@ def loops_over_experts(network: Any) -> bool:
 
     transformers notes "eager" in the configuration of networks without experts, too.
     """
-    packs = getattr(network, "packs_experts", False)
-    return packs and getattr(network.config, "_experts_implementation", None) == "eager"
+    if not getattr(network, "packs_experts", False):
+        return False
+    chosen = getattr(network.config, "_experts_implementation", None)
+    return chosen == "eager" or network.dtype == torch.float64
 
 
 def lanes_of(model: Model) -> Lanes:

@@ -61,7 +61,6 @@ class DiffusionGenerationMixin:
     config: Any
     device: Any
     dtype: Any
-    set_experts_implementation: Any
     output_modalities = ("text",)
     _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
     _tokenizer: Any = UNREAD  # read from there once it is needed; None where there is none
@@ -276,7 +275,6 @@ class DiffusionGenerationMixin:
         """Take over what lies beside the weights; transformers calls this once they are loaded.
 
         That is `generation_config.json`, and the block size that the checkpoint's name may tell.
-        Experts in float64 are set to the one implementation that has it.
 
         Raises:
             ValueError: the file is corrupt, or the block size is none.
@@ -293,8 +291,6 @@ class DiffusionGenerationMixin:
             if options is not None:
                 self.generation_config = DiffusionGenerationConfig.from_dict(options)
         self._declared = ids(self.generation_config.eos_token_id)
-        if self.dtype == torch.float64 and getattr(self, "packs_experts", False):
-            self.set_experts_implementation("eager")  # torch's grouped products take no float64
 
 
 @names_checked

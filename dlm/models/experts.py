@@ -88,13 +88,12 @@ def by_expert(experts: Tensor, count: int) -> tuple[Tensor, list[int]]:
 
 
 @use_experts_implementation
-class Experts(nn.Module):
-    """E SwiGLU networks in two tensors, so that one grouped product serves all tokens.
+class ChosenExperts(nn.Module):
+    """`Experts` as transformers puts its functions in the place of their `forward`.
 
     `config._experts_implementation` chooses: `grouped_mm`, the default of transformers,
     `batched_mm`, or `eager`, which is the `forward` below. All add up a token's experts in the
-    dtype of the weights or wider, and cast the sum to that of the token. Where `covers` holds,
-    `SparseMlp` asks for `one_by_one` whatever was chosen.
+    dtype of the weights or wider, and cast the sum to that of the token.
     """
 
     def __init__(self, config: Any) -> None:
@@ -138,6 +137,19 @@ class Experts(nn.Module):
         """
         covered = x.dtype == torch.float32 and by.covers(x, self.gate_up_proj, self.down_proj)
         return covered and untouched(self)
+
+
+class Experts(ChosenExperts):
+    """E SwiGLU networks in two tensors, so that one grouped product serves all tokens.
+
+    Where `covers` holds, `SparseMlp` asks for `one_by_one` whatever was chosen.
+    """
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """As chosen, but for float64, which torch's grouped products do not take."""
+        if x.dtype == torch.float64:
+            return self.one_by_one(x, experts, weights)
+        return super().forward(x, experts, weights)
 
 
 class SparseMlp(nn.Module):

@@ -215,6 +215,18 @@ def test_bfloat16_is_close_to_float32(folder: str, experts: str) -> None:
         assert far.median() < 0.06
 
 
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm", "eager"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_float64_after_loading(folder: str, experts: str) -> None:
+    """Whatever experts were chosen: not every one of transformers' functions takes it."""
+    network = load(folder, experts_implementation=experts).to(torch.float64)
+    for record in read(folder, "logits.json"):
+        found = logits(network, record)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found.float(), torch.tensor(record["logits"]), atol=1e-4, rtol=0)
+    assert network.config._experts_implementation == experts
+
+
 @pytest.mark.parametrize("direct", [False, True], ids=["transformers", "direct"])
 def test_the_bias_that_selects_stays_in_float32(direct: bool) -> None:
     network = dlm.load(GOLDEN / "llada2", dtype="bfloat16", direct=direct).network

@@ -15,7 +15,7 @@ import torch
 
 import dlm
 from dlm.decoders import DECODERS
-from dlm.execution import Execution, lanes_of
+from dlm.execution import Execution, lanes_of, loops_over_experts
 from dlm.models.model import Model
 from dlm.progress import Scope
 from dlm.runtime import Loop, Outcome
@@ -286,3 +286,14 @@ def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch
     assert records(model())
     refused = ({"attention": "flash_attention_2"}, {"experts": True}, {"caches": False})
     assert not any(records(model(**changes)) for changes in refused)
+
+
+def test_experts_that_are_looped_over_are_not_recorded() -> None:
+    def loops(chosen: str, dtype: torch.dtype, *, packs: bool = True) -> bool:
+        config = SimpleNamespace(_experts_implementation=chosen)
+        return loops_over_experts(SimpleNamespace(config=config, dtype=dtype, packs_experts=packs))
+
+    assert loops("eager", torch.bfloat16)
+    assert loops("grouped_mm", torch.float64)
+    assert not loops("grouped_mm", torch.bfloat16)
+    assert not loops("eager", torch.float64, packs=False)

@@ -232,7 +232,6 @@ def test_networks(model: Model, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
     most = 0.02
     if getattr(model.network, "packs_experts", False):
         most = 1.0  # near ties of experts fall to either side in half precision
-        model.network.set_experts_implementation("eager")  # no other takes float64
     model.network.double()
     near(found, plain, states(model, cache), most)
 

@@ -53,8 +53,6 @@ def test_logits_written_a_second_time(
     model = dlm.load(
         written(case.family), dtype=torch.float64, attn_implementation=attention, **asked
     )
-    if case.experts:
-        model.network.set_experts_implementation("eager")  # no other takes float64
     ids, expected = question(case)
     found = model.raw_logits(ids)
     assert found.dtype == torch.float64
