@@ -41,6 +41,9 @@ HELD = ("disable_compile", "renormalize_logits")
 """Options that ask for what is so anyway: nothing is compiled, probabilities add up to 1."""
 
 NOT_A_LOOP = "it belongs to decoding from left to right"
+NEUTRAL = {"guidance_scale": 1.0}
+"""Values that change nothing, of options that transformers has None for unless they are stated."""
+
 INSTEAD = {
     "assistant_model": "no other model drafts tokens here; see the decoders for doing with fewer "
     "forwards",
@@ -155,7 +158,7 @@ def refuse(options: Layer) -> None:
         ValueError: an unknown name, with the close match; or an option of transformers that
             cannot work with masked diffusion, at another value than its neutral one.
     """
-    neutral = GenerationConfig._get_default_generation_params()
+    neutral = GenerationConfig._get_default_generation_params() | NEUTRAL
     for name, value in options.items():
         if name in MEANT or name in HELD or name in own():
             continue

@@ -137,6 +137,7 @@ def test_neutral_values_of_transformers_pass() -> None:
             "min_new_tokens": 0,
             "no_repeat_ngram_size": 0,
             "typical_p": 1.0,
+            "guidance_scale": 1.0,
             "early_stopping": False,
             "output_scores": False,
             "num_assistant_tokens": 20,
