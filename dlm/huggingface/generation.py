@@ -118,6 +118,7 @@ class DiffusionGenerationMixin:
             )
         if not getattr(self, "_hf_peft_config_loaded", False):
             refuse_adapted(self)
+        family_of(self.config).settle(self.config)  # one that was read nowhere has a size, too
         super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
+from dlm.models.family import settled_by
 from dlm.options import integer, number
 
 LOCAL = ("attn_implementation", "auto_map", "model_type")
@@ -165,6 +166,7 @@ class DecoderConfig(PreTrainedConfig):
                 f"got {architecture!r}"
             )
         kept = {k: v for k, v in with_dtypes(config_dict).items() if k not in LOCAL}
+        kept |= settled_by(kwargs)
         rotary = kept.pop("rope_parameters", None)
         if rotary is not None:
             kept |= cls.read_rotary(rotary)

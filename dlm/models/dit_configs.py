@@ -8,6 +8,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from dlm.models.configs import with_dtypes
+from dlm.models.family import settled_by
 from dlm.options import integer
 
 SUBS = {"parameterization": "subs", "scale_by_sigma": False}
@@ -69,7 +70,7 @@ class DitConfig(PreTrainedConfig):
                     f"{name} must be {value!r} for a mask predictor, got {config_dict[name]!r}"
                 )
         kept = {k: v for k, v in with_dtypes(config_dict).items() if k != "auto_map"}
-        config: Self = super().from_dict(kept, **kwargs)
+        config: Self = super().from_dict(kept | settled_by(kwargs), **kwargs)
         return config
 
 

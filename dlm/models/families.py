@@ -12,7 +12,7 @@ from dlm.options import known
 
 QWEN3_ROWS = (151936,)
 LING_ROWS = (157184,)
-SDAR_NAMES = ((r"^sdar-.*-b(\d+)$", None),)
+SDAR_NAMES = ((r"^sdar-[\d.]+b(?:-a\d+b)?-(?:chat|sci)-b(8|16|32|64)$", None),)
 A2D_NAMES = ((r"-diffusion-bd3lm", 32),)
 
 FAMILIES = {

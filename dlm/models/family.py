@@ -1,6 +1,7 @@
 """What is true of all checkpoints of one family, and how one of them tells its block size."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,9 @@ from dlm.options import integer, is_folder
 
 HUB_CACHE = r"models--(?:[^/]+?--)?([^/]+)/snapshots/[0-9a-f]+/?$"
 """Where the Hub's cache keeps a checkpoint; its last part is no name."""
+
+SETTLED = "block_size_settled"
+"""Key of a configuration whose block size, the family's too, goes before what any name tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,15 @@ class Family:
     def block_of(self, config: Any, *names: str) -> int | None:
         """Block size of a checkpoint: its configuration's own, else its name's, else the family's.
 
-        Releases of other block sizes were seen to keep the family's in their file. Of several
-        names the first that tells a size counts.
+        Releases of other block sizes were seen to keep the family's in their file, which is the
+        configuration's own only where it is `SETTLED`. Of several names the first that tells a
+        size counts.
 
         Raises:
             ValueError: that of the configuration is none.
         """
         written = self.written_block(config)
-        if written != self.block_size:
+        if written != self.block_size or getattr(config, SETTLED, False):
             return written
         return next((size for size in map(self.named_block, names) if size), written)
 
@@ -88,6 +93,12 @@ class Family:
         """Keep the block size in the configuration, so that what is saved has it under any name."""
         if self.block_field is not None and size is not None:
             setattr(config, self.block_field, size)
+        self.settle(config)
+
+    def settle(self, config: Any) -> None:
+        """Have the block size of a configuration count, whatever the name of the checkpoint."""
+        if self.block_names:
+            setattr(config, SETTLED, True)
 
     def config_class(self) -> Any:
         """The class of its configuration."""
@@ -96,6 +107,11 @@ class Family:
     def network_class(self) -> Any:
         """The class of its network."""
         return named(self.network)
+
+
+def settled_by(options: Mapping[str, Any]) -> dict[str, bool]:
+    """What a `config.json` says beside its own if a block size is given in its place."""
+    return {} if options.get("block_size") is None else {SETTLED: True}
 
 
 def named(path: str) -> Any:

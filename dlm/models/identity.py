@@ -6,9 +6,11 @@ from hashlib import sha256
 from typing import Any
 
 from dlm.kernels import int8
+from dlm.models.family import SETTLED
 
 PROBED = 256  # values of each weight that a fingerprint reads
-VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+READ_SO = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+VOLATILE = (*READ_SO, SETTLED)
 """Keys of a configuration that differ by how it was read or written, not by the network."""
 
 

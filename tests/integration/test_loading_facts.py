@@ -14,6 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 import dlm
 from dlm.distill.certainty_targets import check_family
 from dlm.distill.schedule_states import Layout
+from dlm.models.family import SETTLED
+from dlm.models.identity import configuration
 from dlm.models.model import Model
 
 NAME = "SDAR-4B-Chat-b16"
@@ -94,6 +96,43 @@ def test_what_is_saved_keeps_it_under_any_name(
     assert dlm.load(tmp_path / "mine").spec.block_size == block
     dlm.load(tmp_path / name, block_size=2).network.save_pretrained(tmp_path / "other")
     assert dlm.load(tmp_path / "other").spec.block_size == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("sdar", NAME), ("bd3lm", "bd3lm-owt-block_size16"), ("a2d-qwen3", "Qwen3-diffusion-bd3lm")],
+)
+def test_what_is_saved_keeps_it_under_the_name_of_another_size(
+    family: str, name: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Also that of the family, which a released file may hold in vain."""
+    shutil.copytree(written(family), tmp_path / "model")
+    network: Any = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    size = block_of(network)
+    stated = {k: v for k, v in network.config.to_dict().items() if k != SETTLED}
+    made: Any = AutoModelForMaskedLM.from_config(type(network.config)(**stated))
+    for count, each in enumerate((network, made)):
+        folder = tmp_path / str(count) / name
+        each.save_pretrained(folder)
+        again = AutoModelForMaskedLM.from_pretrained(folder)
+        assert (dlm.load(folder).spec.block_size, block_of(again)) == (size, size)
+        assert configuration(again) == configuration(made) == configuration(each)
+
+
+def test_a_size_that_loading_is_told_goes_before_the_name(named: Path, tmp_path: Path) -> None:
+    """The family's, too: in memory, and in what is saved."""
+    for number, network in enumerate(
+        (
+            AutoModelForCausalLM.from_pretrained(named, block_size=4),
+            AutoModelForCausalLM.from_pretrained(
+                named, config=dlm.load(named, block_size=4).network.config
+            ),
+            dlm.load(named, block_size=4).network,
+        )
+    ):
+        assert (network.config.block_size, block_of(network)) == (4, 4)
+        network.save_pretrained(tmp_path / str(number) / NAME)
+        assert dlm.load(tmp_path / str(number) / NAME).spec.block_size == 4
 
 
 def test_a_folder_of_no_name_takes_none_from_where_it_is_used(

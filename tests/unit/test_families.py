@@ -10,6 +10,7 @@ import torch
 from dlm.models.catalog import CHECKPOINTS
 from dlm.models.facts import resolve
 from dlm.models.families import ENCODER, FAMILIES, family_of, find
+from dlm.models.family import SETTLED
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,9 +112,15 @@ def test_what_is_no_family_is_refused(
         ("sdar", "JetLM/SDAR-8B-Chat-b32", {"block_size": 4}, 32),
         ("sdar", "/models/SDAR-1.7B-Chat-b8/", {"block_size": 4}, 8),
         ("sdar", "/models/my-b8", {"block_size": 4}, 4),
+        ("sdar", "/models/sdar-gsm8k-b16", {"block_size": 4}, 4),
+        ("sdar", "/models/SDAR-8B-Chat-b16-3ep", {"block_size": 4}, 4),
+        ("sdar", "/models/sdar-8b-chat-b12", {"block_size": 4}, 4),
+        ("sdar", "JetLM/SDAR-8B-Chat-b64", {"block_size": 4, SETTLED: True}, 4),
+        ("sdar-moe", "JetLM/SDAR-30B-A3B-Sci-b64", {}, 64),
         ("sdar-moe", "JetLM/SDAR-30B-A3B-Chat-b16", {}, 16),
         ("a2d-qwen3", "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1", {}, 32),
         ("a2d-qwen3", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", {}, None),
+        ("a2d-qwen3", "Qwen3-diffusion-bd3lm", {SETTLED: True}, None),
         ("a2d-qwen2", "bd3lm/other", {}, None),
         ("fast-dllm-v2", "", {"bd_size": 16}, 16),
         ("llada2", "", {}, 32),

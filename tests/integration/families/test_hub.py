@@ -18,7 +18,7 @@ REVISION = "0" * 40
 LOAD = """
 import dlm, torch
 ids = torch.tensor([[5, 6, 7, 8, 9]])
-found = [dlm.load("someone/SDAR-tiny-b2", direct=direct) for direct in (False, True)]
+found = [dlm.load("someone/SDAR-4B-Chat-b8", direct=direct) for direct in (False, True)]
 print([model.spec.block_size for model in found], found[0].tokenizer)
 print(torch.allclose(found[0].raw_logits(ids), found[1].raw_logits(ids), atol=1e-4))
 """
@@ -27,14 +27,14 @@ print(torch.allclose(found[0].raw_logits(ids), found[1].raw_logits(ids), atol=1e
 @pytest.mark.slow
 def test_an_id_is_read_from_the_cache(written: Callable[[str], Path], tmp_path: Path) -> None:
     """And its name tells the block size."""
-    home = tmp_path / "hub" / "models--someone--SDAR-tiny-b2"
+    home = tmp_path / "hub" / "models--someone--SDAR-4B-Chat-b8"
     shutil.copytree(written("sdar"), home / "snapshots" / REVISION)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(REVISION)
     out = subprocess.run(
         [sys.executable, "-c", LOAD], capture_output=True, text=True, env=offline(tmp_path)
     )
-    assert out.stdout.split("\n")[:2] == ["[2, 2] None", "True"], out.stderr
+    assert out.stdout.split("\n")[:2] == ["[8, 8] None", "True"], out.stderr
 
 
 ABSENT = """
@@ -60,18 +60,18 @@ def offline(home: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_an_id_without_an_owner(written: Callable[[str], Path], tmp_path: Path) -> None:
-    home = tmp_path / "hub" / "models--SDAR-tiny-b2"
+    home = tmp_path / "hub" / "models--SDAR-4B-Chat-b8"
     shutil.copytree(written("sdar"), home / "snapshots" / REVISION)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(REVISION)
-    assert dlm.load(home / "snapshots" / REVISION).spec.block_size == 2
+    assert dlm.load(home / "snapshots" / REVISION).spec.block_size == 8
     out = subprocess.run(
         [sys.executable, "-c", LOAD.replace("someone/", "")],
         capture_output=True,
         text=True,
         env=offline(tmp_path),
     )
-    assert out.stdout.split("\n")[:2] == ["[2, 2] None", "True"], out.stderr
+    assert out.stdout.split("\n")[:2] == ["[8, 8] None", "True"], out.stderr
 
 
 @pytest.mark.slow
