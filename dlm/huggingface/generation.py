@@ -17,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from dlm.generation import finish
 from dlm.huggingface import batch, streamers
+from dlm.huggingface.adapters import refuse_learned_prompts, refuse_partial
 from dlm.huggingface.checkpoint import Origin
 from dlm.huggingface.config import DiffusionGenerationConfig, left_aside
 from dlm.huggingface.options import (
@@ -120,6 +121,23 @@ class DiffusionGenerationMixin:
             refuse_adapted(self)
         family_of(self.config).settle(self.config)  # one that was read nowhere has a size, too
         super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
+
+    def load_adapter(
+        self,
+        peft_model_id: str | os.PathLike[str] | None = None,
+        adapter_name: str | None = None,
+        *others: Any,
+        **options: Any,
+    ) -> Any:
+        """As in transformers, if the network has a place for all of the adapter.
+
+        Raises:
+            ValueError: it has none for some, whose layers may bear names of the released code.
+        """
+        source, name = peft_model_id, adapter_name
+        report = super().load_adapter(source, name, *others, **options)  # type: ignore[misc]
+        refuse_partial(self, source, name or "default", report)
+        return report
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
         """Inputs of a forward in transformers' own loop: peft wants every network to have this.
@@ -342,20 +360,6 @@ def as_model(
     )
     spec = with_stops(spec, written, told)
     return Model(network, tokenizer, spec, leader=network._leader)
-
-
-def refuse_learned_prompts(network: Any) -> None:
-    """Refuse a network whose inputs peft would prepare: nothing here asks for that.
-
-    Raises:
-        ValueError: its `prepare_inputs_for_generation` is another's.
-    """
-    found = getattr(network.prepare_inputs_for_generation, "__self__", None)
-    if found is not network:
-        raise ValueError(
-            "prepare_inputs_for_generation must be the network's own: prompts that peft learned "
-            f"have no place on a canvas of token ids, got that of a {type(found).__name__}"
-        )
 
 
 def tell(aside: Collection[str]) -> None:
