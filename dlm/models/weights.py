@@ -1,7 +1,7 @@
 """Networks with their weights: through transformers, or from safetensors directly."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ INDEX = "model.safetensors.index.json"
 NOT_READ = re.compile(r"rotary_emb\.inv_freq$")  # of old checkpoints; the configuration tells it
 ADAPTED = ".base_layer."  # in the names of weights whose layers peft adapts
 ELSEWHERE = ("device_map", "distributed_config")  # options that say where weights go
+PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8")
+"""Dtypes of safetensors that have one number to the element: others pack several, of fewer bits."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -63,7 +65,11 @@ def read_network(
             **options,
         )
     except (OSError, SafetensorError, RuntimeError, ImportError) as error:
+        if isinstance(error, RuntimeError):  # which names no tensor of another shape
+            refuse(source, {"mismatched": mismatched(source, config, family, where)})
         raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
+    if getattr(network, "hf_quantizer", None) is not None:  # with which early ones look at no shape
+        refuse(source, {"mismatched": mismatched(source, config, family, where)})
     if family is ENCODER:
         from dlm.models.encoder import OTHER_HEADS, Encoder
 
@@ -144,9 +150,34 @@ def refuse_adapted(network: Any) -> None:
         )
 
 
+def mismatched(source: str, config: Any, family: Family, where: Mapping[str, Any]) -> list[str]:
+    """What to say of each weight that has another shape in the files than in the network."""
+    from transformers import AutoModelForMaskedLM
+
+    made = AutoModelForMaskedLM.from_config if family is ENCODER else family.network_class()
+    with torch.device("meta"):
+        network = made(config)
+    weights = network.state_dict()
+    told = []
+    for path in weight_files(source, **where):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                found, held = place(name, network, weights), file.get_slice(name)
+                if found is None or held.get_dtype() not in PLAIN:
+                    continue
+                if [*found[1].shape] != held.get_shape():
+                    told.append(misfit(name, found[1].shape, held.get_shape()))
+    return told
+
+
+def misfit(name: str, wanted: Sequence[int], found: Sequence[int]) -> str:
+    """What to say of a weight that has another shape."""
+    return f"{name} must be {[*wanted]}, got {[*found]} in the files"
+
+
 def refuse(source: str, wrong: dict[str, list[str]]) -> None:
     """Refuse weights that do not fit, with the first few of each kind."""
-    if wrong:
+    if any(wrong.values()):
         listed = "; ".join(f"{kind}: {', '.join(keys[:4])}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"the weights of {source!r} do not fit its configuration: {listed}")
 
@@ -258,7 +289,7 @@ def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list
             if not NOT_READ.search(name):
                 wrong["unexpected"].append(name)
         elif found[1].shape != tensor.shape:
-            wrong["mismatched"].append(name)
+            wrong["mismatched"].append(misfit(name, found[1].shape, tensor.shape))
         else:
             found[1].copy_(tensor)
             # By the place, as one that is filled twice stands for no other.
