@@ -5,6 +5,7 @@ Shapes: S states.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
@@ -82,9 +83,27 @@ def signs(letters: str) -> Expression:
     return OneOf(frozenset(letters.encode("ascii")))
 
 
+BYTES: Final = tuple(OneOf(frozenset({byte})) for byte in range(256))
+"""Each by itself: long texts share them."""
+
+
 def text(letters: str) -> Expression:
     """A text as it stands."""
-    return Series(tuple(OneOf(frozenset({byte})) for byte in letters.encode()))
+    return Series(tuple(BYTES[byte] for byte in letters.encode()))
+
+
+def nodes_of(expression: Expression) -> int:
+    """How many nodes `Net.add` makes of one, or one less."""
+    if isinstance(expression, OneOf):
+        return 2
+    if isinstance(expression, Series):
+        return sum(map(nodes_of, expression.parts))
+    if isinstance(expression, Either):
+        return 1 + sum(map(nodes_of, expression.parts))
+    if isinstance(expression, Joined):
+        return 1 + nodes_of(expression.part) + nodes_of(expression.between)
+    copies = expression.least + 1 if expression.most is None else expression.most
+    return 1 + max(copies, expression.least) * nodes_of(expression.part)
 
 
 @dataclass(slots=True)

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from dlm.constraints.apart import refuse_common
 from dlm.constraints.expressions import (
+    NODES,
     Either,
     Expression,
     Repeated,
     either,
     maybe,
+    nodes_of,
     series,
     signs,
     text,
@@ -83,6 +85,7 @@ class Schemas:
 
     root: Any
     parts: int = 0  # read so far
+    nodes: int = 0  # that those come to, but for what lies between them
 
     def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
         """What a part allows.
@@ -103,6 +106,7 @@ class Schemas:
             raise ValueError(f"{where} must be an object, got {schema!r}")
         for name in schema:
             known(f"keyword of {where}", name, KEYWORDS)
+        self.spend(sum(len(value) for value in schema.values() if isinstance(value, list)))
         ways = [name for name in SAYING[1:] if name in schema]
         if not ways:
             return self.typed(schema, where, inside)
@@ -121,6 +125,24 @@ class Schemas:
         }
         return made[ways[0]](schema, where, inside)
 
+    def spend(self, nodes: int) -> None:
+        """Count nodes while parts are read: one that is named often is put together as often.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        self.nodes += nodes
+        if self.nodes > NODES:
+            raise ValueError(
+                f"the schema must come to at most {NODES} nodes, two for each byte of a text that "
+                "it has, and parts named again count again"
+            )
+
+    def counted(self, made: Expression) -> Expression:
+        """The same, which has no part of the schema in it."""
+        self.spend(nodes_of(made))
+        return made
+
     def by_const(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """One value."""
         return self.by_enum({**schema, "enum": [schema["const"]]}, where, inside)
@@ -132,7 +154,7 @@ class Schemas:
             raise ValueError(f"enum of {where} must be a list, got {values!r}")
         fits = [TYPES[name] for name in types_of(schema, where)] if "type" in schema else [any_type]
         kept = [value for value in values if any(fit(value) for fit in fits)]
-        return Either(tuple(map(written, kept)))
+        return Either(tuple(self.counted(written(value)) for value in kept))
 
     def by_any(
         self, schema: Mapping[str, Any], where: str, inside: Any, name: str = "anyOf"
@@ -195,7 +217,7 @@ class Schemas:
             if name in inner:
                 found.append(inner[name](schema, where, inside))
             elif name in makers:
-                found.append(makers[name](schema, where))
+                found.append(self.counted(makers[name](schema, where)))
             else:
                 found += {"boolean": [text("true"), text("false")], "null": [text("null")]}[name]
         return Either(tuple(found))
@@ -223,7 +245,7 @@ class Schemas:
             return listed("{", member(STRING, value), 0, None, "}")
         members = [
             (
-                member(written(name), self.read(value, f"{name} of {where}", inside)),
+                member(self.counted(written(name)), self.read(value, f"{name} of {where}", inside)),
                 name in needed,
             )
             for name, value in named.items()

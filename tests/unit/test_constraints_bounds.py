@@ -1,0 +1,73 @@
+"""Bounds on what a constraint may cost before it is refused, whatever it is made of."""
+
+import json
+from typing import Any
+
+import pytest
+
+from dlm.constraints import schemas
+from dlm.constraints.expressions import Net, automaton_of, nodes_of, text
+from dlm.constraints.schemas import expression_of
+
+INTEGERS = {"type": "integer", "minimum": 0, "maximum": 999}
+
+
+def doubled(part: Any, times: int) -> Any:
+    """A part that is named 2^times times."""
+    named, name = {"z": part}, "z"
+    for time in range(times):
+        named[str(time)] = {"anyOf": [{"$ref": f"#/$defs/{name}"}] * 2}
+        name = str(time)
+    return {"$ref": f"#/$defs/{name}", "$defs": named}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"const": "x" * 20_000},
+        {"type": "object", "properties": {"x" * 20_000: {}}},
+        INTEGERS,
+        {"type": "null", "enum": [1] * 30_000},  # none of which fits
+        {"type": "string", "maxLength": 10**12},
+    ],
+    ids=lambda part: json.dumps(part)[:50],
+)
+def test_parts_that_are_named_again_are_counted_as_they_are_read(
+    part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once all of them are put together: here 2048 times."""
+    texts: list[str] = []
+
+    def noted(letters: str) -> Any:
+        texts.append(letters)
+        return text(letters)
+
+    monkeypatch.setattr(schemas, "text", noted)
+    with pytest.raises(ValueError, match="the schema must come to at most 262144 nodes"):
+        expression_of(doubled(part, 11))
+    assert sum(map(len, texts)) < 1 << 19
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        INTEGERS,
+        {"enum": ["a", 1, None, "\u00e9"]},
+        {"type": "string", "minLength": 2, "maxLength": 5},
+        {"type": "string", "minLength": 2},
+        {"type": "array", "items": {"type": "number"}},
+        {"type": "array", "items": {"type": "number"}, "minItems": 3},
+        {"type": ["object", "string"], "format": "date-time"},
+    ],
+)
+def test_nodes_are_counted_as_they_are_made(schema: Any) -> None:
+    expression, net = expression_of(schema), Net()
+    net.add(expression, net.node())
+    assert len(net.free) == 1 + nodes_of(expression)
+
+
+def test_a_long_text_is_still_one_of_a_schema() -> None:
+    """And its bytes share what they stand for."""
+    expression = expression_of(doubled({"const": "x" * 700}, 3))
+    assert len(automaton_of(expression).accepting) == 704
+    assert len({id(part) for part in text("abab" * 9).parts}) == 2  # type: ignore[union-attr]
