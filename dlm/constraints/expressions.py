@@ -3,7 +3,7 @@
 Shapes: S states.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,9 @@ RAW = 2 * STATES
 """Most states before those that no text tells apart are one."""
 NODES = 1 << 18
 """Most nodes of what is put together: each copy of a part that repeats has its own."""
+WORK = 1 << 22
+"""Most nodes that are looked at while sets of them are followed: some seconds' worth. Few texts can
+tell thousands of parts apart by pieces, and each set of them would be a state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Net:
 
     free: list[list[int]] = field(default_factory=list)  # where a node leads without a byte
     taken: list[tuple[frozenset[int], int] | None] = field(default_factory=list)
+    work: int = 0  # nodes that were looked at
 
     def node(self) -> int:
         """Another node.
@@ -166,21 +170,63 @@ class Net:
             self.free[begin].append(end)
         return end
 
-    def closed(self, nodes: Iterable[int]) -> frozenset[int]:
-        """All that is reached from some nodes without a byte, and matters: steps and ends."""
-        found, todo = set(nodes), list(nodes)
-        while todo:
-            more = [node for node in self.free[todo.pop()] if node not in found]
+    def closed(self, nodes: Iterable[int]) -> tuple[int, ...]:
+        """All that is reached from some nodes without a byte, and matters: steps and ends.
+
+        Raises:
+            ValueError: too many were looked at.
+        """
+        todo = [*nodes]
+        found = set(todo)
+        for node in todo:  # which grows
+            more = [each for each in self.free[node] if each not in found]
             found.update(more)
             todo += more
-        return frozenset(node for node in found if self.taken[node] or not self.free[node])
+        self.spend(len(todo))
+        return tuple(sorted(node for node in found if self.taken[node] or not self.free[node]))
+
+    def spend(self, nodes: int) -> None:
+        """Count nodes that were looked at: not time, as what is refused must always be.
+
+        Raises:
+            ValueError: they are too many.
+        """
+        self.work += nodes
+        if self.work > WORK:
+            raise ValueError(f"it takes more than {WORK} steps to follow")
+
+    def behind(
+        self, nodes: Iterable[int], places: Mapping[frozenset[int], Sequence[int]]
+    ) -> dict[int, tuple[int, ...]]:
+        """Where a byte leads from some nodes, by the group of the byte; nowhere by others.
+
+        Args:
+            nodes: those of a state.
+            places: groups of bytes that sets of them are made of.
+        """
+        targets: dict[frozenset[int], set[int]] = {}
+        for node in nodes:
+            step = self.taken[node]
+            if step:
+                targets.setdefault(step[0], set()).add(step[1])
+        ways: dict[int, list[frozenset[int]]] = {}
+        for some in targets:
+            self.spend(len(places[some]))
+            for place in places[some]:
+                ways.setdefault(place, []).append(some)
+        # Groups that the same sets have lead alike from here, as most of a string's do.
+        reached: dict[tuple[frozenset[int], ...], tuple[int, ...]] = {}
+        for sets in map(tuple, ways.values()):
+            if sets not in reached:
+                reached[sets] = self.closed(set().union(*(targets[some] for some in sets)))
+        return {place: reached[tuple(sets)] for place, sets in sorted(ways.items())}
 
 
 def automaton_of(expression: Expression) -> ByteAutomaton:
     """The smallest automaton of an expression, by sets of nodes.
 
     Raises:
-        ValueError: it takes too many nodes or states, or it is nested too deep.
+        ValueError: it takes too many nodes, states or steps, or it is nested too deep.
     """
     net = Net()
     start = net.node()
@@ -190,21 +236,20 @@ def automaton_of(expression: Expression) -> ByteAutomaton:
         raise ValueError("it is nested too deep") from None
     last = net.node()
     net.free[end].append(last)
-    groups = alike([step[0] for step in net.taken if step])
+    sets = dict.fromkeys(step[0] for step in net.taken if step)
+    groups = alike([*sets])
+    places = {some: [n for n, group in enumerate(groups) if group[0] in some] for some in sets}
     found = {net.closed([start]): 0}
     todo, rows = list(found), []
     for nodes in todo:  # which grows
-        row = []
-        for group in groups:
-            steps = (net.taken[node] for node in nodes)
-            targets = {step[1] for step in steps if step and group[0] in step[0]}
-            reached = net.closed(targets) if targets else None
-            if reached is not None and reached not in found:
+        row = [-1] * len(groups)
+        for place, reached in net.behind(nodes, places).items():
+            if reached not in found:
                 if len(found) == RAW:
                     raise ValueError(f"it has more than {STATES} states")
                 found[reached] = len(found)
                 todo.append(reached)
-            row.append(-1 if reached is None else found[reached])
+            row[place] = found[reached]
         rows.append(row)
     following = torch.full((len(rows) + 1, 256), len(rows))
     for group, column in zip(groups, zip(*rows, strict=True), strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dlm.constraints import schemas
+from dlm.constraints import expressions, schemas
 from dlm.constraints.expressions import Net, automaton_of, nodes_of, text
 from dlm.constraints.schemas import expression_of
 
@@ -71,3 +71,17 @@ def test_a_long_text_is_still_one_of_a_schema() -> None:
     expression = expression_of(doubled({"const": "x" * 700}, 3))
     assert len(automaton_of(expression).accepting) == 704
     assert len({id(part) for part in text("abab" * 9).parts}) == 2  # type: ignore[union-attr]
+
+
+def test_sets_of_parts_that_are_all_unlike_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each object is out as soon as its own member is another: 2^16 sets of them."""
+    count, names = 40, [f"{n:x}" for n in range(16)]
+    ways = [
+        {name: {"const": 0} if n % 16 == k else {"enum": [0, 1]} for n, name in enumerate(names)}
+        for k in range(count)
+    ]
+    letters = "".join(chr(0x80 + 65 * n) for n in range(28)) + "abcdefghijklmnopqrstuvwxyz"
+    objects = [{"type": "object", "properties": named} for named in ways]
+    monkeypatch.setattr(expressions, "WORK", 1 << 16)  # or it takes seconds
+    with pytest.raises(ValueError, match="it takes more than 65536 steps to follow"):
+        automaton_of(expression_of({"anyOf": [*objects, {"const": letters}]}))
