@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlm.constraints.lists import Lists
+from dlm.constraints.minimal import kinds_of
 from dlm.options import writable
 
 MEMORY = 2 << 30  # bytes, of what reads a pattern
@@ -32,23 +34,14 @@ class ByteAutomaton:
     start: int
 
     def smallest(self) -> "ByteAutomaton":
-        """The same language with fewest states (Moore 1956): those that no text tells apart merge.
+        """The same language with fewest states : those that no text tells apart merge.
 
         Kinds of states are told by sums of random words, and the result is proven: it leads where
         this one does.
         """
-        kind, count = self.accepting.long(), 0
         # Bytes that lead alike from everywhere count once.
-        letters = self.following.unique(dim=1)
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            size = len(letters), letters.shape[1] + 1
-            words = torch.randint(-(1 << 62), 1 << 62, size, generator=generator)
-            mark = words[kind, -1] + words[kind[letters], torch.arange(size[1] - 1)].sum(1)
-            names, kind = mark.unique(return_inverse=True)
-            if len(names) == count:
-                break
-            count = len(names)
+        kind = kinds_of(self.following.unique(dim=1), self.accepting)
+        count = int(kind.max()) + 1
         # The dead state last.
         kind = (kind - int(kind[-1]) - 1) % count
         one = torch.empty(count, dtype=torch.int64).scatter_(0, kind, torch.arange(len(kind)))
@@ -61,12 +54,14 @@ class ByteAutomaton:
     @property
     def live(self) -> Tensor:
         """States from which a text can still be ended, bool [S + 1]."""
-        live = self.accepting
-        while True:
-            more = live | live[self.following].any(1)
-            if torch.equal(more, live):
-                return live
-            live = more
+        letters = self.following.unique(dim=1)
+        into, live = Lists.grouped(letters.flatten(), len(letters)), self.accepting.clone()
+        more = live.nonzero()[:, 0]
+        while len(more):
+            source = (into.of(more)[0] // letters.shape[1]).unique()
+            more = source[~live[source]]
+            live[more] = True
+        return live
 
 
 def of_pattern(pattern: str) -> ByteAutomaton:
