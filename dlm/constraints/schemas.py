@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 from dlm.constraints.apart import refuse_common
 from dlm.constraints.expressions import (
@@ -106,6 +107,7 @@ class Schemas:
             raise ValueError(f"{where} must be an object, got {schema!r}")
         for name in schema:
             known(f"keyword of {where}", name, KEYWORDS)
+        self.refuse_id(schema, where)
         self.spend(sum(len(value) for value in schema.values() if isinstance(value, list)))
         ways = [name for name in SAYING[1:] if name in schema]
         if not ways:
@@ -190,16 +192,34 @@ class Schemas:
         return self.read(self.named(name, where), name, {**inside, name: times + 1})
 
     def named(self, name: Any, where: str) -> Any:
-        """The part of that name."""
+        """The part of that name: a JSON pointer behind "#", as in addresses (RFC 6901, 6).
+
+        Raises:
+            ValueError: there is none.
+        """
         found = self.root
-        if not isinstance(name, str) or name[:1] != "#":
+        if not isinstance(name, str) or (name != "#" and name[:2] != "#/"):
             raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
-        for step in name[1:].split("/")[1:]:
+        for step in unquote(name[1:]).split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(found, Mapping) or step not in found:
                 raise ValueError(f"$ref of {where} must name a part of the schema, got {name!r}")
             found = found[step]
+            if isinstance(found, Mapping) and isinstance(found.get("$id"), str):
+                self.refuse_id(found, name)
         return found
+
+    def refuse_id(self, schema: Mapping[str, Any], where: str) -> None:
+        """Refuse a part that is a schema of its own, whose references start from itself.
+
+        Raises:
+            ValueError: it has an address, and is not the schema as a whole.
+        """
+        if "$id" in schema and schema is not self.root:
+            raise ValueError(
+                f"{where} must be without $id, which only the schema as a whole may have, "
+                f"got {schema['$id']!r}"
+            )
 
     def typed(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """Values of a type, or of several; of any where none is named."""

@@ -149,6 +149,7 @@ SCHEMAS: list[Any] = [
     },
     {"anyOf": [{"type": "null"}, {"allOf": [{"const": "x"}]}]},
     {"$ref": "#/$defs/n", "$defs": {"n": NODE}},
+    {"$ref": "#/$defs/n", "$id": "https://example.com/node", "$defs": {"n": NODE}},
     {
         "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}, {"type": "null"}],
         "discriminator": {"propertyName": "kind"},
@@ -208,6 +209,14 @@ def test_what_names_itself_is_nested_three_times() -> None:
     for depth in range(1, 5):
         written = f'{{"v":1,"next":{written}}}'
         assert takes(automaton, written) == (depth <= 3)
+
+
+def test_names_of_parts_are_pointers_in_an_address() -> None:
+    """As of classes whose names have brackets and spaces."""
+    named = {"a b": {"const": 1}, "c/d~%": {"const": 2}, "$id": {"const": 3}}
+    for name, written in (("a%20b", "1"), ("a b", "1"), ("c~1d~0%25", "2"), ("$id", "3")):
+        automaton = compiled({"$ref": f"#/$defs/{name}", "$defs": named})
+        assert [takes(automaton, n) for n in "123"] == [n == written for n in "123"], name
 
 
 def test_members_come_in_order_and_some_may_be_missing() -> None:
@@ -284,6 +293,15 @@ def test_strings_of_a_format(format_: str, read: Any, some: list[str]) -> None:
         ({"enum": "ab"}, "enum of the schema must be a list"),
         ({"$ref": "other.json"}, "$ref of the schema must name a part of the schema"),
         ({"$ref": "#/$defs/a"}, "$ref of the schema must name a part of the schema"),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#a"}]}, "must name a part of the schema, got '#a'"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$id": "b", "type": "null"}}}, "without $id, which"),
+        (
+            {
+                "$ref": "#/$defs/a/properties/b",
+                "$defs": {"a": {"$id": "c", "properties": {"b": {"type": "null"}}}},
+            },
+            "#/$defs/a/properties/b must be without $id, which only the schema as a whole may",
+        ),
         ({"type": "object", "properties": []}, "properties of the schema must be an object"),
         ({"type": "object", "required": ["a"]}, "required of the schema must name properties"),
         ({"type": "object", "required": [["a"]]}, "required of the schema must name properties"),
