@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+ANCHORS = ("^", "$", r"\A", r"\z", r"\b", r"\B", r"\<", r"\>")
 ENDS = 256  # stands for the end of a text beside the bytes
 MARK = "\U0010ffff"
 """Stands behind every text. outlines-core 0.2.14 drops the byte that goes on from a text that is
@@ -51,9 +52,9 @@ def states(core: Any, pattern: str, most: int) -> dict[str, Any]:
     """States with the bytes that lead from each to another, and those in which a text may end.
 
     Raises:
-        ValueError: there are more than `most` states, or a group ends that did not begin.
+        ValueError: there are more than `most` states, or as `check_signs`.
     """
-    check_groups(pattern)
+    check_signs(pattern)
     letters = core.Vocabulary(ENDS, {bytes([byte]): [byte] for byte in range(ENDS)})
     # Where spaces mean nothing a comment goes on to the end of its line.
     end = "\n" if re.search(r"\(\?[a-zA-Z]*x", pattern) else ""
@@ -81,11 +82,23 @@ def behind(transitions: dict[int, dict[int, int]], state: int | None) -> int | N
     return state
 
 
-def check_groups(pattern: str) -> None:
-    """Refuse a group that ends before it begins, which would end the one around the pattern."""
+def check_signs(pattern: str) -> None:
+    """Refuse what the mark behind the pattern would change the meaning of.
+
+    A group that ends before it begins would end the one around the pattern, and the end of a text
+    is none in front of the mark: the alternative that asks for it would be lost.
+
+    Raises:
+        ValueError: there is such a group, or an anchor, in a comment too.
+    """
     open_, depth, place = 0, 0, 0
     while place < len(pattern):
         sign = pattern[place]
+        if not depth and pattern.startswith(ANCHORS, place):
+            raise ValueError(
+                f"its anchor at character {place + 1} is not followed: "
+                "a text is held from its first character to its last"
+            )
         if sign == "\\":
             place += 1
         elif sign == "[":

@@ -32,8 +32,13 @@ PATTERNS = (
     "a(12|0-)?|a12-|no|no?0",
     "(?i:THE )*(.|[^)(])",
     r"[]\]a)(]*0?",
+    r"[$^a-]|-\$\^|[^$]\\A",
 )
-PIECES = (*"a0-.éüz\n()]\\", "yes", "no", "12", "the ", "The ", "answer ", "is", "= ", "日本")
+ANCHORED = (
+    *("a$", "^a", r"\Aa", r"(?:a\z|b)", "x(?:$|y)", "yes$|no", "(?m:a$|b)", "(?x) a # of $"),
+    *(r"a(?-u:\b)|b", r"\b{start}a|b", r"a\<|b", r"(?-u:a\B)", r"a\>"),
+)
+PIECES = (*"a0$^A-.éüz\n()]\\", "yes", "no", "12", "the ", "The ", "answer ", "is", "= ", "日本")
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
@@ -138,7 +143,9 @@ def test_automata_are_the_smallest(pattern: str) -> None:
     [
         ("regex", "(", "regex must be a regular expression"),
         ("regex", "a(?=b)", "without looking around"),
-        ("regex", "a$", "no text of it can be ended"),
+        ("regex", "[a&&b]", "no text of it can be ended"),
+        *(("regex", each, "is not followed: a text is held from its first") for each in ANCHORED),
+        ("regex", r"[$]\\\\$", "its anchor at character 8 is not followed"),
         ("regex", "(?P<a[>x))|(?:b", "its group at character 10 ends before it begins"),
         ("regex", "a)|(b", "its group at character 2 ends before it begins"),
         ("regex", r"[)\]]\)[^])](a))", "its group at character 16 ends before it begins"),
