@@ -47,7 +47,7 @@ PARTS: Final = 10_000  # of a schema
 
 TYPES: Final[dict[str, Callable[[Any], bool]]] = {
     "string": lambda value: isinstance(value, str),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "integer": lambda value: TYPES["number"](value) and value % 1 == 0,  # 1.0 is one
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
@@ -343,10 +343,11 @@ def number(schema: Mapping[str, Any], where: str) -> Expression:
     """Numbers: all, or those from 0 on."""
     whole = series(WHOLE, BEHIND_POINT, POWER)
     beyond = {"exclusiveMinimum", "maximum", "exclusiveMaximum"} & set(schema)
-    if beyond or schema.get("minimum", 0) != 0:
+    least = schema.get("minimum", 0)
+    if beyond or least != 0 or isinstance(least, bool):
         raise ValueError(
             f"bounds of {where} must be a minimum of 0 for numbers that need not be whole, "
-            f"got {', '.join(sorted(beyond)) or schema['minimum']}"
+            f"got {', '.join(sorted(beyond)) or least}"
         )
     return whole if "minimum" in schema else series(maybe(text("-")), whole)
 

@@ -211,6 +211,12 @@ def test_what_names_itself_is_nested_three_times() -> None:
         assert takes(automaton, written) == (depth <= 3)
 
 
+def test_a_number_without_a_fraction_is_an_integer() -> None:
+    automaton = compiled({"type": "integer", "enum": [1.0, 2.5, 3, True, "4", 1e300]})
+    for written in ("1.0", "2.5", "3", "true", '"4"', "1e+300"):
+        assert takes(automaton, written) == (written in ("1.0", "3", "1e+300")), written
+
+
 def test_names_of_parts_are_pointers_in_an_address() -> None:
     """As of classes whose names have brackets and spaces."""
     named = {"a b": {"const": 1}, "c/d~%": {"const": 2}, "$id": {"const": 3}}
@@ -270,6 +276,7 @@ def test_strings_of_a_format(format_: str, read: Any, some: list[str]) -> None:
         ({"type": "integer", "minimum": 0, "maximum": 5000}, "at most 1000 values up to a maximum"),
         ({"type": "integer", "minimum": 0.5}, "minimum of the schema must be an int, got 0.5"),
         ({"type": "number", "minimum": 1}, "must be a minimum of 0 for numbers that need not"),
+        ({"type": "number", "minimum": False}, "that need not be whole, got False"),
         ({"type": ["integer", "number"], "minimum": 0, "maximum": 5}, "not be whole, got maximum"),
         ({"exclusiveMaximum": 5, "minimum": 0}, "not be whole, got exclusiveMaximum"),
         ({"enum": [float("nan")]}, "Out of range float values are not JSON compliant"),
