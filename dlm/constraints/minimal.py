@@ -123,4 +123,5 @@ class Parts:
         edges, whose = self.into.of(states)
         source, label = edges // len(self.words), edges % len(self.words)
         self.mark.index_add_(0, source, self.words[label] * change[whose])
-        return source.unique()
+        behind: Tensor = source.unique()
+        return behind
