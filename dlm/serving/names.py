@@ -138,10 +138,28 @@ REASONS: Mapping[str, str] = {
 }
 """Why some of them are not taken, or what takes their place."""
 
+_STREAMED = ("callback_on_step_end", "generation_tokens_hook_func", "step_callback", "streamer")
+_STOP_IDS = ("eos_id", "eos_token_id", "stopping_criteria_idx")
+_OF_SERVER = ("mask_id", "mask_token_id", "tokenizer", "device", "dtype")
+_OF_BLANKS = ("broadcast_deletion", "expand_budget", "max_gen_length", "pad_delete_to_right")
 FOREIGN: Mapping[str, str] = {
     **foreign.OPTIONS,
     **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
     **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
     "num_return_sequences": "n is the number of choices",
+    **dict.fromkeys(("constraint", "regex"), 'it is structured_outputs: {"regex": ...}'),
+    "json_schema": 'it is structured_outputs: {"json": ...}, or response_format',
+    **dict.fromkeys(("choice", "choices"), 'it is structured_outputs: {"choice": [...]}'),
+    **dict.fromkeys(GRAMMARS, REASONS["grammar"]),
+    **dict.fromkeys(_STREAMED, "stream true sends text as it is settled"),
+    **dict.fromkeys(("input_ids", "attention_mask"), "token ids are a prompt, without padding"),
+    **dict.fromkeys(_STOP_IDS, REASONS["stop_token_ids"]),
+    **dict.fromkeys(_OF_SERVER, "it is a fact of what is served"),
+    **dict.fromkeys(_OF_BLANKS, "blanks and max_tokens are for those of a suffix"),
+    **dict.fromkeys(("output_history", "mc_num"), "the server has no like: the library has"),
+    "return_dict_in_generate": "answers are objects",
+    "generator": "seed is what draws start from",
+    "logits_eos_inf": "suppress_tokens has ids of tokens, such as that of end of text",
+    "block_size": "block_length is what is decoded at a time",
 }
-"""What to say of fields that are none."""
+"""What to say of fields that are none: what a request can have, not what a program could call."""

@@ -12,6 +12,8 @@ from dlm.serving.tools import Called
 
 OWNER = "dlm"
 LONGEST = 600  # characters of a message: it may quote what a body held
+LISTED = " Known: "  # begins what ends a message: a list of ours, of names
+LONGEST_LIST = 3000  # characters of it: what a body held may have that word, too
 
 
 def dumped(value: Any) -> bytes:
@@ -25,10 +27,16 @@ def error_object(message: str, kind: str, param: str | None, code: str | None) -
 
 
 def shortened(message: str) -> str:
-    """A message without what lies between its beginning and its end, if it is long."""
-    if len(message) <= LONGEST:
-        return message
-    return f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
+    """A message without what lies between its beginning and its end, if it is long.
+
+    A list of names at its end is left as it is.
+    """
+    told, known, names = message.rpartition(LISTED)
+    if not known or len(names) > LONGEST_LIST:
+        told, known, names = message, "", ""
+    if len(told) > LONGEST:
+        told = f"{told[: LONGEST // 2]} ... {told[-LONGEST // 3 :]}"
+    return f"{told}{known}{names}"
 
 
 def model_object(name: str, created: int, most: int) -> dict[str, Any]:

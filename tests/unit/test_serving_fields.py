@@ -1,6 +1,7 @@
 """Fields that are no field here, or not what they should be, and bodies that are none."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 import dlm
 from dlm.models.model import Model
+from dlm.serving import names, replies
 from dlm.serving.protocol import Asked, read_request
 from dlm.serving.refusals import field_of
 
@@ -316,11 +318,33 @@ def test_bodies_that_are_none(tiny: Model, data: bytes, message: str) -> None:
         ("remasking", "in dlm it is decoder='low_confidence'"),
         ("num_return_sequences", "n is the number of choices"),
         ("stop_strings", "stop has texts"),
+        ("regex", r'it is structured_outputs: \{"regex": ...\}'),
+        ("json_schema", r'it is structured_outputs: \{"json": ...\}, or response_format'),
+        ("choice", r'it is structured_outputs: \{"choice": \[...\]\}'),
+        ("grammar", "regular expressions and JSON schemas are what there is"),
     ],
 )
 def test_names_of_other_programs_are_told_what_to_be(ask: Ask, name: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"unknown field '{name}': {text}.*Known: begin_"):
         ask(**{name: 1})
+
+
+def test_fields_that_are_none_are_told_of_no_program() -> None:
+    """A client cannot call one."""
+    fields = {*names.COMPLETION, *names.CHAT}
+    for name, text in names.FOREIGN.items():
+        if name not in fields:
+            assert not re.search(r"dlm[.]|model[.]|out[.]|row_keys|return_", text), name
+
+
+def test_lists_of_names_are_not_cut() -> None:
+    known = ", ".join(sorted(names.CHAT))
+    assert replies.shortened(f"unknown field 'a'. Known: {known}").endswith(f"'a'. Known: {known}")
+    cut = replies.shortened(f"unknown field {'a' * 5000!r}. Known: {known}")
+    assert cut.endswith(f"aa'. Known: {known}")
+    assert " ... " in cut
+    for given in (f"{'a' * 9000}", f"b Known: {'a' * 9000}", f"{'a' * 9000} Known: "):
+        assert len(replies.shortened(f"prompt must be a text, got {given!r}")) < 700
 
 
 def test_decoders_of_other_programs_are_told_what_to_be(ask: Ask) -> None:
