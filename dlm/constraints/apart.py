@@ -1,28 +1,28 @@
 """Whether JSON schemas have no value in common, where that is plain to see."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations, count
+from itertools import combinations
 from typing import Any, Final
 
 KINDS: Final = {"integer": "number"}  # whole numbers are numbers
 EVERY: Final = frozenset(("string", "number", "boolean", "null", "array", "object"))
 DEEP: Final = 8  # members in each other that are looked at
-PAIRS: Final = 100_000  # of schemas that are held against each other
+PAIRS: Final = 100_000  # of schemas that are held against each other, and of values that they list
 Named = Callable[[Any, str], Any]
 
 
-def refuse_common(parts: Sequence[Any], where: str, named: Named) -> None:
+def refuse_common(parts: Sequence[Any], where: str, named: Named, pairs: Iterator[int]) -> None:
     """Refuse schemas of which two may have a value in common: `oneOf` would not take it.
 
     Args:
         parts: the schemas, which are known to be some.
         where: they stand, for messages.
         named: what a reference names.
+        pairs: counts what is held against each other.
 
     Raises:
         ValueError: two of them may, or they are too many.
     """
-    pairs = count(1)
     for (one, left), (other, right) in combinations(enumerate(parts), 2):
         if not apart(left, right, named, pairs):
             raise ValueError(
@@ -38,8 +38,7 @@ def apart(one: Any, other: Any, named: Named, pairs: Iterator[int], deep: int = 
     Raises:
         ValueError: `pairs`, which counts what is held against each other, has come too far.
     """
-    if next(pairs) > PAIRS:
-        raise ValueError(f"oneOf must be of at most {PAIRS} pairs of schemas, in each other, too")
+    counted(pairs, 1)
     one, other = (resolved(each, named) for each in (one, other))
     if one is False or other is False:
         return True
@@ -53,12 +52,23 @@ def apart(one: Any, other: Any, named: Named, pairs: Iterator[int], deep: int = 
         return True
     left, right = values(one), values(other)
     if left is not None and right is not None:
+        counted(pairs, len(left) + len(right) - 2)
         return set(map(known_by, left)).isdisjoint(map(known_by, right))
     if kinds(one) | kinds(other) != {"object"}:
         return False
     parts, more = one.get("properties", {}), other.get("properties", {})
     both = set(one.get("required", ())) & set(other.get("required", ()))
     return any(apart(parts[name], more[name], named, pairs, deep - 1) for name in both)
+
+
+def counted(pairs: Iterator[int], more: int) -> None:
+    """Count what is looked at.
+
+    Raises:
+        ValueError: it has come too far.
+    """
+    if any(next(pairs) > PAIRS for _ in range(more)):
+        raise ValueError(f"oneOf must be of at most {PAIRS} pairs of schemas, in each other, too")
 
 
 def resolved(schema: Any, named: Named) -> Any:

@@ -5,8 +5,9 @@ refused. The members of an object come in the order of `properties`, and others 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -87,6 +88,8 @@ class Schemas:
     root: Any
     parts: int = 0  # read so far
     nodes: int = 0  # that those come to, but for what lies between them
+    pairs: Iterator[int] = field(default_factory=lambda: count(1))  # that were held to be apart
+    apart: set[int] = field(default_factory=set)  # lists of parts that are, by their ids
 
     def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
         """What a part allows.
@@ -171,7 +174,9 @@ class Schemas:
     def by_one(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
         """One of some schemas, of which no two have a value in common."""
         made = self.by_any(schema, where, inside, "oneOf")
-        refuse_common(schema["oneOf"], where, self.named)
+        if id(schema["oneOf"]) not in self.apart:  # it may be named again
+            refuse_common(schema["oneOf"], where, self.named, self.pairs)
+            self.apart.add(id(schema["oneOf"]))
         return made
 
     def by_all(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:

@@ -12,7 +12,15 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dlm.constraints.expressions import Either, Repeated, automaton_of, series, text
+from dlm.constraints.expressions import (
+    NODES,
+    Either,
+    Repeated,
+    automaton_of,
+    nodes_of,
+    series,
+    text,
+)
 from dlm.constraints.language import ByteAutomaton
 from dlm.constraints.schemas import expression_of
 from dlm.models.model import Model
@@ -141,7 +149,7 @@ def calls_of(told: str) -> ByteAutomaton:
         ValueError: a schema cannot be followed, or all of them have too many parts.
     """
     several, functions = json.loads(told)
-    ways = []
+    ways, nodes = [], 0
     for place, name, parameters in functions:
         where = f"tools[{place}].function.parameters"
         if parameters.get("type", "object") != "object":
@@ -150,6 +158,9 @@ def calls_of(told: str) -> ByteAutomaton:
             arguments = expression_of({"type": "object", **parameters})
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{where} must be one that can be followed ({error})") from None
+        nodes += nodes_of(arguments)  # before others are read: each has a bound of its own
+        if nodes > NODES:
+            raise ValueError(f"tools must be of fewer parts: they come to more than {NODES} nodes")
         ways.append(series(text(f'"{name}", "arguments": '), arguments))
     call = series(text(f'{BEGIN}\n{{"name": '), Either(tuple(ways)), text(f"}}\n{END}"))
     more = Repeated(series(text("\n"), call), 0, None if several else 0)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from dlm.constraints import expressions, schemas
+from dlm.constraints import apart, expressions, schemas
 from dlm.constraints.expressions import Net, automaton_of, nodes_of, text
 from dlm.constraints.schemas import expression_of
+from dlm.serving import tools
 
 INTEGERS = {"type": "integer", "minimum": 0, "maximum": 999}
 
@@ -71,6 +72,34 @@ def test_a_long_text_is_still_one_of_a_schema() -> None:
     expression = expression_of(doubled({"const": "x" * 700}, 3))
     assert len(automaton_of(expression).accepting) == 704
     assert len({id(part) for part in text("abab" * 9).parts}) == 2  # type: ignore[union-attr]
+
+
+def test_alternatives_are_held_apart_once_and_counted_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apart, "PAIRS", 400)
+    listed = [{"const": n} for n in range(25)]
+    expression_of(doubled({"oneOf": listed}, 6))  # 300 pairs
+    several = {str(n): {"oneOf": [*listed]} for n in range(2)}
+    values = [{"enum": [*range(n, n + 90)]} for n in range(0, 270, 90)]
+    for schema in ({"type": "object", "properties": several}, {"oneOf": values}):
+        with pytest.raises(ValueError, match="oneOf must be of at most 400 pairs of schemas"):
+            expression_of(schema)
+
+
+def test_functions_share_the_bound_of_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def noted(schema: Any) -> Any:
+        read.append(schema)
+        return expression_of(schema)
+
+    monkeypatch.setattr(tools, "expression_of", noted)
+    parameters = {"properties": {"a": {"type": "string", "maxLength": 1500}}}
+    functions = [(n, f"f{n}", parameters) for n in range(50)]
+    with pytest.raises(ValueError, match="tools must be of fewer parts: they come to more than"):
+        tools.calls_of(json.dumps([False, functions]))
+    assert len(read) < 6
 
 
 def test_sets_of_parts_that_are_all_unlike_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
