@@ -34,7 +34,7 @@ class ByteAutomaton:
     start: int
 
     def smallest(self) -> "ByteAutomaton":
-        """The same language with fewest states : those that no text tells apart merge.
+        """The same language with fewest states: those that no text tells apart merge.
 
         Kinds of states are told by sums of random words, and the result is proven: it leads where
         this one does.
