@@ -23,6 +23,7 @@ from dlm.horizon import Horizon
 from dlm.kernels import (
     Bonus,
     NoiseKey,
+    Suppressed,
     TokenStatistics,
     fused_canvas,
     gumbel,
@@ -89,12 +90,17 @@ class Meter:
         self.keeps_path = traits.has_path and settings.draws and not (languages or looks)
         self.bias = Bias.of(settings.biases, device)
         self.begin = ids(settings.begin_suppress_tokens, device)
-        self.suppressed = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
-        self.suppressed[ids((*model.spec.banned, *settings.suppress_tokens), device)] = True
-        self.wordless = self.suppressed.index_fill(0, ids(model.spec.stop_ids, device), True)
+        self.filters = settings.filters
+        never = (*model.spec.banned, *settings.suppress_tokens)
+        banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
+        banned[ids(never, device)] = True
+        self.suppressed = Suppressed.of(banned)
+        self.wordless: Suppressed | None = None  # the same with stop tokens
+        if looks:
+            stops = ids(model.spec.stop_ids, device)
+            self.wordless = Suppressed.of(banned.index_fill(0, stops, True))
         self.joint = None
         if languages:
-            never = (*model.spec.banned, *settings.suppress_tokens)
             free = everything(model.spec) if None in languages else None
             made = (free if one is None else one.automaton for one in languages)
             automata = [each.without(never) for each in made if each is not None]
@@ -196,7 +202,7 @@ class Meter:
             drawn = self.draw(logits, adjustment, view, places, drawing)
         made: dict[str, Any] = {}
         if "logits" in self.traits.needs:
-            banned = self.bias.added(logits).masked_fill(self.suppressed, -torch.inf)
+            banned = self.bias.added(logits).masked_fill(self.suppressed.mask, -torch.inf)
             made["logits"] = places.spread(banned, view.masked)
         if hidden.shadows is not None:
             made["leave_one_out"] = self.leave_one_out(hidden.shadows, canvas, view)
@@ -263,7 +269,7 @@ class Meter:
             wanted=self.statistics,
             law=self.traits.scores,
             draws=settings.draws,
-            filters=settings.filters,
+            filters=self.filters,
             top=self.top,
             scale=adjustment.scale,
             scale_statistics=adjustment.scale_statistics,
@@ -282,7 +288,7 @@ class Meter:
         scale = None if adjustment.scale is None else adjustment.scale[places.row]
         options: dict[str, Any] = {
             **drawing,
-            **self.settings.filters,
+            **self.filters,
             "scale": scale,
             "scale_statistics": adjustment.scale_statistics,
             "bonus": self.bonus(adjustment, places, len(logits)),
@@ -310,6 +316,7 @@ class Meter:
         """Measure as if stop tokens did not exist; a position that drew one is the least sure."""
         if self.traits.scores == "model":  # whose statistics no sampling option changes
             options = {name: options[name] for name in ADJUSTMENTS}
+        assert self.wordless is not None
         ranked = token_statistics(
             logits,
             self.statistics | {"token_probability"},
@@ -317,7 +324,7 @@ class Meter:
             tokens=drawn.sampled,
             **options,
         )
-        ends = self.wordless[drawn.sampled]
+        ends = self.wordless.mask[drawn.sampled]
         margin, entropy = ranked.margin, ranked.entropy
         # What was drawn may lie outside of the top-p of the law without stop tokens.
         least = torch.finfo(torch.float32).tiny

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm.guidance import guided
-from dlm.kernels import token_statistics
+from dlm.kernels import Suppressed, token_statistics
 from dlm.models.model import Model, block_causal, causal_context
 from dlm.options import number
 from dlm.settings import LARGEST_SCALE
@@ -46,8 +46,9 @@ class Reader:
         """
         self.model = model
         self.cfg_scale = number("cfg_scale", cfg_scale, least=-1.0, most=LARGEST_SCALE)
-        self.banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
-        self.banned[torch.tensor(model.spec.banned, device=model.device)] = True
+        banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
+        banned[torch.tensor(model.spec.banned, device=model.device)] = True
+        self.banned = Suppressed.of(banned)
 
     def __call__(self, rows: ScoredRows, line: Tensor, column: Tensor, token: Tensor) -> Scores:
         """Score the tokens `token` at places of rows, int64 [K] all three."""

@@ -11,7 +11,7 @@ from dlm.kernels.noise import (
 )
 from dlm.kernels.reference import token_statistics_reference
 from dlm.kernels.statistics import STATISTICS, categorical, token_statistics
-from dlm.kernels.tiles import TILE, Bonus
+from dlm.kernels.tiles import TILE, Bonus, Suppressed
 
 # transformers 5.0 to 5.12 takes any importable `kernels` for the Hugging Face package of that
 # name and dies unless it finds a version to parse, which happens with the repository on sys.path.
@@ -22,6 +22,7 @@ __all__ = [
     "TILE",
     "Bonus",
     "NoiseKey",
+    "Suppressed",
     "TokenStatistics",
     "categorical",
     "exponential_from_bits",

@@ -18,7 +18,7 @@ from dlm.kernels.checks import (
     check_wanted,
 )
 from dlm.kernels.noise import NoiseKey
-from dlm.kernels.tiles import Bonus
+from dlm.kernels.tiles import Bonus, Suppressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Call:
     temperature: float | Tensor = 0.0  # or float32 [N]
     top_k: int | None = None
     top_p: float | None = None
-    suppressed: Tensor | None = None  # bool [V]
+    suppressed: Tensor | Suppressed | None = None  # bool [V]
     tokens: Tensor | None = None  # int64 [N]
     key: NoiseKey | None = None
     law: Literal["model", "sampling"] = "model"
@@ -74,6 +74,11 @@ class Call:
             self.scale,
         )
         check_bonus(self.logits, self.bonus)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The suppressed tokens, bool [V]."""
+        return self.suppressed.mask if isinstance(self.suppressed, Suppressed) else self.suppressed
 
     @property
     def draws(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm.kernels.noise import NoiseKey
-from dlm.kernels.tiles import Bonus
+from dlm.kernels.tiles import Bonus, Suppressed
 
 STATISTICS = frozenset(
     {
@@ -81,7 +81,7 @@ def check_tensors(
     logits: Tensor,
     wanted: Collection[str],
     temperature: float | Tensor,
-    suppressed: Tensor | None,
+    suppressed: Tensor | Suppressed | None,
     tokens: Tensor | None,
     key: NoiseKey | None,
     scale: Tensor | None,
@@ -97,10 +97,11 @@ def check_tensors(
     if logits.dim() != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(f"logits must be floating point of shape [N, V], got {_found(logits)}")
     num_rows, vocabulary = logits.shape
-    _check_shape("suppressed", suppressed, torch.bool, vocabulary)
+    mask = suppressed.mask if isinstance(suppressed, Suppressed) else suppressed
+    _check_shape("suppressed", mask, torch.bool, vocabulary)
     _check_shape("tokens", tokens, torch.int64, num_rows)
     _check_shape("scale", scale, torch.float32, num_rows)
-    if suppressed is not None and suppressed.device.type == "cpu":
+    if suppressed is not None and mask is not None and mask.device.type == "cpu":
         check_left(suppressed)
     check_positive("scale", scale)
     each = temperature if isinstance(temperature, Tensor) else None
@@ -117,14 +118,21 @@ def check_tensors(
         raise ValueError(f"key must have one entry a row, {num_rows}, got {len(key)}")
 
 
-def check_left(suppressed: Tensor) -> None:
+def check_left(suppressed: Tensor | Suppressed) -> None:
     """Refuse bool [V] on the CPU that leaves no token to draw.
 
     Raises:
         ValueError: If all are suppressed.
     """
-    if suppressed.view(torch.uint8).amin():  # microseconds; `all` of bool takes twenty times that
-        raise ValueError(f"suppressed must leave a token, got all of {suppressed.numel()}")
+    if isinstance(suppressed, Suppressed):
+        vocabulary, some = len(suppressed.mask), suppressed.ids
+        full = some is not None and len(some) == vocabulary
+    else:
+        vocabulary = len(suppressed)
+        # Microseconds; `all` of bool takes twenty times that.
+        full = bool(suppressed.view(torch.uint8).amin())
+    if full:
+        raise ValueError(f"suppressed must leave a token, got all of {vocabulary}")
 
 
 def check_positive(name: str, value: Tensor | None) -> None:

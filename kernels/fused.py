@@ -243,7 +243,7 @@ def _logits(call: Call) -> tuple[Any, ...]:
     """Logits and what changes them, as the kernels take them."""
     num_rows, vocabulary = call.logits.shape
     shape = (num_rows, vocabulary, tile_count(vocabulary))
-    return call.logits, *call.logits.stride(), *shape, *_adjustments(call.suppressed, call.bonus)
+    return call.logits, *call.logits.stride(), *shape, *_adjustments(call.mask, call.bonus)
 
 
 def _adjustments(suppressed: Tensor | None, bonus: Bonus | None) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from dlm.kernels.call import Call, TokenStatistics
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseKey, NoiseStream
-from dlm.kernels.tiles import TILE, Bonus
+from dlm.kernels.tiles import TILE, Bonus, Suppressed
 
 
 def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed path)
@@ -23,7 +23,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     top_p: float | None = None,
     key: NoiseKey | None = None,
     *,
-    suppressed: Tensor | None = None,
+    suppressed: Tensor | Suppressed | None = None,
     tokens: Tensor | None = None,
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
@@ -78,7 +78,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
     raised = logits.double()
     if bonus is not None:
         raised = raised.scatter_add(1, bonus.tokens, bonus.values.double())
-    raw = _cleaned(raised, suppressed)
+    raw = _cleaned(raised, call.mask)
     scaled = raw if scale is None else raw * scale.double()[:, None]
     seen = scaled if scale_statistics else raw  # by the statistics
     used = temperature[:, None] if isinstance(temperature, Tensor) else temperature or 1.0
@@ -100,7 +100,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         "token_probability": None if tokens is None else p.gather(1, tokens[:, None])[:, 0],
         "sampled_log_probability": log_q.gather(1, sampled[:, None])[:, 0],
     }
-    likeliest = _order(raw, suppressed)[:, :top] if top else None
+    likeliest = _order(raw, call.mask)[:, :top] if top else None
     return TokenStatistics(
         sampled,
         raw.amax(1),

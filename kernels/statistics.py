@@ -16,7 +16,7 @@ from dlm.kernels.fused import FusedLaw, fused_statistics
 from dlm.kernels.noise import NoiseKey
 from dlm.kernels.race import race_tiles, race_tokens
 from dlm.kernels.scan import Filters, Law, Plan, Scan
-from dlm.kernels.tiles import Bonus, Temperature, TiledLogits, bounded, over
+from dlm.kernels.tiles import Bonus, Suppressed, Temperature, TiledLogits, bounded, over
 
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
@@ -29,7 +29,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
     top_p: float | None = None,
     key: NoiseKey | None = None,
     *,
-    suppressed: Tensor | None = None,
+    suppressed: Tensor | Suppressed | None = None,
     tokens: Tensor | None = None,
     law: Literal["model", "sampling"] = "model",
     scale: Tensor | None = None,
@@ -71,7 +71,8 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
         key: The noise of the rows; needed when T is above 0.
         suppressed: bool [V], tokens of probability 0. At least one must be left (checked on the
-            CPU only, as a GPU would have to wait).
+            CPU only, as a GPU would have to wait). `Suppressed.of` prepares it for many calls, of
+            which each takes longer otherwise: on the CPU by the search for the few ids.
         tokens: int64 [N], for `token_probability` and `token_log_probability`.
         law: What the statistics describe: the "model", or the law of "sampling", where dropped
             tokens have probability 0. `sampled_log_probability` is of the latter always, with 0
@@ -167,7 +168,7 @@ def categorical(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    suppressed: Tensor | None = None,
+    suppressed: Tensor | Suppressed | None = None,
     key: NoiseKey | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample a token of each row; `token_statistics` says how.

@@ -79,27 +79,41 @@ class Bonus(NamedTuple):
     values: Tensor  # float32 [N, J], 0 for an entry that means nothing
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Suppressed:
+    """Tokens of probability 0, as calls read them: made once for all that suppress the same."""
+
+    mask: Tensor  # bool [V], not to be changed any more
+    ids: Tensor | None  # int64, the same on the CPU, ascending; elsewhere None
+    ends: list[int]  # how many of them come before each tile, and before the end
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Suppressed":
+        """Prepare bool [V]."""
+        # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
+        if mask.device.type != "cpu":
+            return cls(mask, None, [])
+        ids = mask.nonzero()[:, 0]
+        starts = torch.arange(tile_count(len(mask)) + 1) * TILE
+        return cls(mask, ids, torch.searchsorted(ids, starts).tolist())
+
+
 @dataclass(frozen=True)
 class TiledLogits:
     """Logits as float32 with suppressed tokens and -inf replaced, without a copy of the whole."""
 
     logits: Tensor  # float of any kind [N, V]
-    suppressed: Tensor | None  # bool [V]
-    suppressed_ids: Tensor | None  # int64, the same on the CPU, ascending; elsewhere None
-    suppressed_ends: list[int]  # how many of them come before each tile, and before the end
-    bonus: "Bonus | None" = None
+    suppressed: Suppressed | None
+    bonus: Bonus | None = None
 
     @classmethod
     def of(
-        cls, logits: Tensor, suppressed: Tensor | None, bonus: "Bonus | None" = None
+        cls, logits: Tensor, suppressed: Tensor | Suppressed | None, bonus: Bonus | None = None
     ) -> "TiledLogits":
         """Prepare logits [N, V] and the bool [V] of tokens that have probability 0."""
-        # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
-        if suppressed is None or logits.device.type != "cpu":
-            return cls(logits, suppressed, None, [], bonus)
-        ids = suppressed.nonzero()[:, 0]
-        starts = torch.arange(tile_count(logits.shape[1]) + 1) * TILE
-        return cls(logits, suppressed, ids, torch.searchsorted(ids, starts).tolist(), bonus)
+        if isinstance(suppressed, Tensor):
+            suppressed = Suppressed.of(suppressed)
+        return cls(logits, suppressed, bonus)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -156,12 +170,8 @@ class TiledLogits:
             values.copy_(given).clamp_(min=LOWEST)
         if self.bonus is not None:
             self._add_bonus(values, rows, start)
-        if self.suppressed_ids is not None:
-            first, last = (self.suppressed_ends[tile] for tile in (tiles.start, tiles.stop))
-            if last > first:
-                values.index_fill_(1, self.suppressed_ids[first:last] - start, SUPPRESSED)
-        elif self.suppressed is not None:
-            values.masked_fill_(self.suppressed[start:stop], SUPPRESSED)
+        if self.suppressed is not None:
+            self._suppress(values, tiles, start)
         if stop < tiles.stop * self.width:
             block[:, stop - start :].fill_(PADDING)
 
@@ -189,8 +199,18 @@ class TiledLogits:
         if self.bonus is not None:
             self._add_bonus(values, rows, ids[:, :1])
         if self.suppressed is not None:
-            values.masked_fill_(self.suppressed[ids], SUPPRESSED)
+            values.masked_fill_(self.suppressed.mask[ids], SUPPRESSED)
         return values
+
+    def _suppress(self, values: Tensor, tiles: slice, start: int) -> None:
+        """Replace suppressed tokens among those of some tiles, float32 [R, C], from `start` on."""
+        assert self.suppressed is not None
+        mask, ids, ends = self.suppressed.mask, self.suppressed.ids, self.suppressed.ends
+        if ids is None:
+            values.masked_fill_(mask[start : start + values.shape[1]], SUPPRESSED)
+        elif ends[tiles.stop] > ends[tiles.start]:
+            some = ids[ends[tiles.start] : ends[tiles.stop]]
+            values.index_fill_(1, some - start, SUPPRESSED)
 
     def _add_bonus(self, values: Tensor, rows: slice, start: Tensor | int) -> None:
         """Add to consecutive tokens of some rows, float32 [R, C], that begin at `start`."""

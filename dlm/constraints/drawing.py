@@ -23,7 +23,7 @@ from dlm.constraints.chain import (
 )
 from dlm.constraints.segments import Segments, chosen
 from dlm.constraints.stack import Stack
-from dlm.kernels import Bonus, NoiseKey, TokenStatistics, token_statistics
+from dlm.kernels import Bonus, NoiseKey, Suppressed, TokenStatistics, token_statistics
 from dlm.places import Places
 from dlm.progress import Progress
 from dlm.tree import mapped, tensors
@@ -59,17 +59,17 @@ class Joint:
     """
 
     def __init__(
-        self, automata: Sequence[Automaton], suppressed: Tensor, *, cross_block: bool
+        self, automata: Sequence[Automaton], suppressed: Suppressed, *, cross_block: bool
     ) -> None:
         """Take the languages `without` tokens never sampled, these, and whether windows reach back.
 
         Args:
             automata: the languages, of which a canvas says which one is that of each row.
-            suppressed: bool [V], on the device.
+            suppressed: those, on the device.
             cross_block: whether windows begin where the row does.
         """
         members = Segments.stacked([one.by_class for one in automata])
-        there = suppressed.device
+        there = suppressed.mask.device
         self.automata = mapped(lambda part: part.to(there), Stack.of(automata))
         self.members = mapped(lambda part: part.to(there), members)
         self.suppressed = suppressed
@@ -92,7 +92,7 @@ class Joint:
             places: the columns that were measured; all that are open are.
             asked: what to draw and measure.
         """
-        wide = logits.to(torch.float32, copy=True).masked_fill_(self.suppressed, -torch.inf)
+        wide = logits.to(torch.float32, copy=True).masked_fill_(self.suppressed.mask, -torch.inf)
         if asked.bonus is not None:
             wide.scatter_add_(1, asked.bonus.tokens, asked.bonus.values)
         automata = self.automata.of_rows(canvas.language)

@@ -20,7 +20,6 @@ from dlm.canvas import Canvas
 from dlm.execution import Execution
 from dlm.host import Mailbox, send
 from dlm.kernels import checks
-from dlm.kernels.tiles import TiledLogits
 from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.packing import Packing
@@ -316,9 +315,7 @@ def unwaiting() -> Iterator[None]:
         return asked
 
     with pytest.MonkeyPatch.context() as patch, Refuse():  # type: ignore[no-untyped-call]
-        patch.setattr(TiledLogits, "of", on_a_cpu(TiledLogits.of))
-        for check in ("check_left", "check_positive"):
-            patch.setattr(checks, check, on_a_cpu(getattr(checks, check)))
+        patch.setattr(checks, "check_positive", on_a_cpu(checks.check_positive))
         for name in WAITS:
             patch.setattr(Tensor, name, refuse(name))
         for make in (torch.tensor, torch.as_tensor):

@@ -16,6 +16,7 @@ from torch import Tensor
 from dlm.canvas import build
 from dlm.constraints.automaton import NEVER, Arrows, Automaton
 from dlm.constraints.drawing import Asked, Joint
+from dlm.kernels import Suppressed
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.places import Places
@@ -130,7 +131,7 @@ class Scene:
         suppressed = torch.zeros(spec.vocab_size, dtype=torch.bool)
         suppressed[[MASK, *self.never]] = True
         here = self.automaton.without((*spec.banned, *self.never))
-        joint = Joint([here, *beside], suppressed, cross_block=False)
+        joint = Joint([here, *beside], Suppressed.of(suppressed), cross_block=False)
         places = Places.all(torch.ones_like(window.masked), window.positions)
         logits = self.logits.repeat(rows, 1)
         return joint.statistics(logits, canvas, progress, places, asked)

@@ -173,9 +173,9 @@ def test_the_check_reaches_all_that_the_kernels_adjust() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_rounding_moves_the_cuts_of_the_check(dtype: torch.dtype) -> None:
     *_, call = selfcheck.calls(CPU, dtype)
-    assert call.suppressed is not None
+    assert call.mask is not None
     assert call.scale is not None
-    values = call.logits.double().masked_fill(call.suppressed, -torch.inf)
+    values = call.logits.double().masked_fill(call.mask, -torch.inf)
     assert isinstance(call.temperature, torch.Tensor)
     for scale in (call.scale, 1.0):  # of the drawn law, and of the scored one
         speed = (scale / call.temperature)[:, None]
