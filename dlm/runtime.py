@@ -6,7 +6,6 @@ Shapes: B rows, L canvas, W window (the active block of each row), V vocabulary.
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -27,6 +26,7 @@ from dlm.measure import Measured, Meter, ids
 from dlm.models.model import Model
 from dlm.opening import Opening
 from dlm.progress import Due, Progress, Scope, Tally, going_along
+from dlm.report import After, Report
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import AnyDecoder, Decision, StepView
@@ -42,7 +42,7 @@ class Outcome:
     progress: Progress
     view: StepView
     decision: Decision
-    report: Tensor  # int64, what the host has to know: `Loop.read`
+    report: Tensor  # int64, what the host has to know: `Report`
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,13 @@ class Loop:
         # Where attention is in blocks a cache holds what is final, and no row is made again.
         self.exact = self.spec.block_size is not None and settings.caching != "none"
         self.mailbox = Mailbox()
-        self.rules = (Violation.NAN, *rules(self.traits), Violation.BOUND)
+        self.report = Report(
+            (Violation.NAN, *rules(self.traits), Violation.BOUND),
+            self.renewal,
+            self.opening,
+            caching=settings.caching != "none",
+            sees=self.horizon.window is not None,
+        )
 
     def stops_of(self, stop_ids: Tensor) -> Stops:
         """When one of these tokens ends a row."""
@@ -247,7 +253,7 @@ class Loop:
             progress=going,
             view=seen.view,
             decision=decision,
-            report=self.report(broken, after, going),
+            report=self.report.write(After(broken, after, self.horizon.seen(after, going), going)),
         )
 
     def advance(
@@ -286,49 +292,23 @@ class Loop:
         )
         return self.opening(canvas, going)
 
-    def report(self, broken: dict[Violation, Tensor], canvas: Canvas, progress: Progress) -> Tensor:
-        """Rules broken, rows done and what the next forward computes, int64."""
-        done, guess = progress.done, progress.guess
-        flags = [*(broken[rule][None] for rule in self.rules), done]
-        if guess is not None:
-            tries = guess.marks.any(-1).any(-1) & ~done
-            flags.insert(-1, tries.any()[None])
-        told = [torch.cat(flags).long()]
-        seen = self.horizon.seen(canvas, progress)
-        if self.settings.caching != "none":
-            told += [progress.scopes, self.renewal.reach(seen, progress)]
-        if progress.open is not None:
-            told.append(self.opening.most(progress))
-        if self.renewal.decoded_every:
-            told.append(self.renewal.spared(canvas, progress))
-        if self.horizon.window is not None:
-            told.append(seen.length)
-        return told[0] if len(told) == 1 else torch.cat(told)
-
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
         """Rules broken, rows done and what is due: the one wait for the device."""
-        told, batch = iter(self.mailbox.read(outcome.report)), len(due.lengths)  # as `report` wrote
-        flags = islice(told, len(self.rules))
-        broken = [rule for rule, bad in zip(self.rules, flags, strict=True) if bad]
-        tries = self.traits.branches > 1 and bool(next(told))
-        done = [bool(flag) for flag in islice(told, batch)]
-        scopes, reach, width, spared, sees = due.scopes, due.reach, due.width, 0, due.sees
-        if self.settings.caching != "none":
-            each = [Scope(scope) for scope in islice(told, batch)]
-            scopes, reach = scopes if self.exact else going_along(each, done), next(told)
-        if self.traits.open is not None:
-            width = self.opening.whole(next(told))
-        if self.renewal.decoded_every:
-            spared = next(told)
-        if self.horizon.window is not None:
-            sees = [*islice(told, batch)]
+        told = self.report.read(self.mailbox.read(outcome.report), len(due.lengths))
+        scopes, width = due.scopes, due.width
+        if "scopes" in told.numbers and not self.exact:
+            scopes = going_along([Scope(each) for each in told.numbers["scopes"]], told.done)
+        if "most" in told.numbers:
+            width = self.opening.whole(told.one("most", 0))
+        reach, spared = told.one("reach", due.reach), told.one("spared", 0)
         if (scopes, reach, width, spared) != (due.scopes, due.reach, due.width, due.spared):
             due = replace(due, scopes=scopes, reach=reach, width=width, spared=spared)
-        alike = not tries and self.shares(due.scope)
+        alike = not told.one("tries", 0) and self.shares(due.scope)
+        sees = told.numbers.get("sees", due.sees)
         if (alike, sees) != (due.alike, due.sees):
             width = outcome.canvas.tokens.shape[1]
             due = self.packed(replace(due, alike=alike, sees=sees), width)
-        return broken, done, due
+        return told.broken, told.done, due
 
     def shares(self, scope: Scope | None) -> bool:
         """Whether one branch of each row is computed for all, as long as none tries anything.
