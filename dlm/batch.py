@@ -10,15 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dlm.blame import culprits
 from dlm.canvas import Canvas, active_length
 from dlm.constraints.constraint import Constraint
+from dlm.contract import Violation
 from dlm.execution import Execution
 from dlm.host import send
 from dlm.lanes import Lane, Workspace
 from dlm.models.model import Model
 from dlm.progress import Due, Progress, going_along
 from dlm.prompt_cache import PromptCache
-from dlm.runtime import Loop, Step
+from dlm.runtime import Loop, Outcome, Step
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.tree import kinds, stacked
@@ -99,7 +101,8 @@ def denoise(
         prompt_cache: what rows take from and leave to others, with a cache and without guidance.
 
     Raises:
-        ValueError: the decoder broke its contract, or the network returned NaN.
+        ValueError: the decoder broke its contract, or the network returned NaN: of which row, and
+            at which of its forwards, counted from 0. No row goes on.
         ChildProcessError: a process that has a part of the model has ended.
     """
     leader = terms.model.leader
@@ -226,8 +229,7 @@ class Batch:
         )
         broken, finished, due = self.work.loop.read(outcome, self.due)
         if broken:
-            name = self.work.loop.traits.name
-            raise ValueError(f"{name} at forward {self.number}: {broken[0].value}")
+            raise self.error(broken[0], outcome)
         live = self.live
         if self.prompt_cache is not None:
             known = finished if self.number else live  # prompts after their first forward
@@ -254,6 +256,19 @@ class Batch:
             self.expect(due)
         self.number += 1
         return made
+
+    def error(self, rule: Violation, outcome: Outcome) -> ValueError:
+        """What to raise where a step broke a rule: of which row, and at which of its forwards."""
+        traits = self.work.loop.traits
+        lines = 1 if self.asked.alike else traits.branches
+        found = culprits(rule, outcome, traits, lines)
+        found = [line for line in found if self.live[line]] or found
+        where = f"forward {self.number}"
+        if found:
+            where = f"forward {self.made[found[0]]} of row {self.names[found[0]]}"
+        if rule is Violation.NAN:
+            return ValueError(f"{rule.value} at {where}")
+        return ValueError(f"{traits.name} at {where}: {rule.value}")
 
     def drop(self, names: frozenset[int]) -> None:
         """Give rows up."""

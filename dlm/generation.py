@@ -156,7 +156,9 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
             None decodes all together. Changes no row, but for what a prompt cache has for it.
 
     Raises:
-        ValueError: a bad option or prompt, named in the message.
+        ValueError: a bad option or prompt, named in the message; or the network returned NaN, or
+            the decoder broke a rule: at which forward of which row, both from 0. No row is given
+            then, those that were done included: `generate_each` has yielded them.
     """
     options = {name: value for name, value in locals().items() if name in NAMES}
     options, lengths = lengths_apart(options)
@@ -203,7 +205,8 @@ def generate_each(
         The number of a prompt, and the generation of its row alone.
 
     Raises:
-        ValueError: as in `generate`, when called.
+        ValueError: as in `generate`, when called; where a forward fails, instead of the next row:
+            those that were done before it have been yielded.
     """
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)

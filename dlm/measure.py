@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dlm.bias import Bias
+from dlm.blame import Peaks
 from dlm.canvas import Canvas
 from dlm.constraints.automaton import everything
 from dlm.constraints.constraint import Constraint
@@ -206,10 +207,12 @@ class Meter:
             made["logits"] = places.spread(banned, view.masked)
         if hidden.shadows is not None:
             made["leave_one_out"] = self.leave_one_out(hidden.shadows, canvas, view)
+        peaks = Peaks(drawn.maximum, places)
         return Measured(
             state=state,
             view=self.filled(view, drawn, places, **made),
-            finite=places.every(drawn.maximum.abs() < torch.inf),  # `isfinite` launches four
+            finite=places.every(peaks.finite),
+            peaks=peaks,
             log_probability=places.spread(drawn.sampled_log_probability, view.masked),
             queries=hidden.queries,
         )
@@ -376,6 +379,7 @@ class Measured:
     state: Any  # of the decoder, after it adjusted logits
     view: StepView
     finite: Tensor  # bool scalar, whether every logit the view rests on was finite
+    peaks: Peaks  # of those logits, to find out which were not; of every branch
     log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the law it was drawn from
     queries: Tensor  # int64 [B], positions the network was evaluated at
 

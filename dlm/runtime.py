@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm import lookahead
+from dlm.blame import Peaks
 from dlm.cache import Cache
 from dlm.canvas import Canvas
 from dlm.constraints.constraint import Constraint
@@ -43,6 +44,7 @@ class Outcome:
     view: StepView
     decision: Decision
     report: Tensor  # int64, what the host has to know: `Report`
+    peaks: Peaks  # of the logits of every branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,7 @@ class Loop:
             view=seen.view,
             decision=decision,
             report=self.report.write(After(broken, after, self.horizon.seen(after, going), going)),
+            peaks=seen.peaks,
         )
 
     def advance(

@@ -120,7 +120,9 @@ def test_a_stop_token_in_a_held_block_is_not_final(toy: Toy) -> None:
 def test_a_declared_bound_is_kept(toy: Toy, extra: int) -> None:
     """One that never commits is stopped at the forwards it declares, not run forever."""
     idle = Reaching(lambda view: Decision(torch.zeros_like(view.masked)), extra=extra)
-    with pytest.raises(ValueError, match=f"forward {1 + extra}: kept decoding .* max_forwards"):
+    with pytest.raises(
+        ValueError, match=f"forward {1 + extra} of row 0: kept decoding .* max_forwards"
+    ):
         dlm.generate(toy(), [[1]], decoder=idle, gen_length=2, stop_at_eos=False)
 
 
