@@ -17,13 +17,13 @@ from dlm.types import Decision, StepView
 class D2F(Policy):
     """Commit c > `threshold` in all open blocks, one at least where the preceding one is decoded.
 
-    c is the confidence. The active block is open; at each forward the block after the last open one
-    opens if that is decoded to a share of `block_add_threshold`. Of an open block whose preceding
-    block is decoded to a share of `decoded_token_threshold` at least one mask is committed, the
-    most confident one if none is above the threshold; of others it may be none. A block without
-    blanks is decoded. A `steps` budget counts for the active block. Pipelined decoding of discrete
-    diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for block-causal networks; others see
-    all of the row.
+    c is confidence by the tempered and filtered law. The active block is open; at each forward the
+    block after the last open one opens if that is decoded to a share of `block_add_threshold`. Of
+    an open block whose preceding block is decoded to a share of `decoded_token_threshold` at least
+    one mask is committed, the most confident one if none is above the threshold; of others it may
+    be none. A block without blanks is decoded. A `steps` budget counts for the active block.
+    Pipelined decoding of discrete diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for
+    block-causal networks; others see all of the row.
 
     Args:
         threshold: of confidence; `skip_threshold` in the authors' code.

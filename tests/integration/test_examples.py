@@ -134,8 +134,10 @@ def test_fine_tuning(run: Callable[..., str], tmp_path: Path) -> None:
     assert dlm.generate(dlm.load(tmp_path / "tuned"), "12+3=", gen_length=16).texts == ["75"]
 
 
-def test_documented_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The blocks of docs/huggingface.md, in order, in one namespace."""
+def test_documented_code_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of docs/huggingface.md, in order, in one namespace; pipelines answer."""
     page = (EXAMPLES.parent / "docs" / "huggingface.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) >= 5
@@ -145,3 +147,5 @@ def test_documented_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with silence():
         for block in blocks:
             exec(block, names)
+    answer = "[{'generated_text': '60/5=12. 14*7=98. 30+14=44. 50/5=10.'}]"
+    assert answer in capsys.readouterr().out
