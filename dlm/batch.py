@@ -90,8 +90,10 @@ def denoise(
 
     Rows are independent: each has its own active block, and leaves the batch when it is done.
     Every forward commits more than it remasks, or the decoder declares how many forwards a block
-    may take at most: either way the loop is bounded. Once a step the host waits for one report of
-    it, and for nothing else.
+    may take at most: either way the loop is bounded. Once a step the host reads one report of it;
+    where steps are not recorded it waits once more, for the number of columns to measure. It also
+    reads the rows that leave something in a prompt cache. Whoever looks for texts of `stop` in a
+    step waits for its tokens.
 
     Args:
         terms: of all rows, those that join included.

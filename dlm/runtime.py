@@ -335,7 +335,7 @@ class Loop:
         if seen.log_probability is None:
             return None
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
-        # In order, as a plain sum depends on the padding; on a GPU up to 32 columns are.
+        # In order, as a plain sum depends on the padding: on a GPU `cumsum` is, up to 32 columns.
         total = chosen.cumsum(-1)[:, -1]
         return total.masked_fill((tokens != drawn).any(-1), torch.nan)
 

@@ -1,7 +1,7 @@
 """Which calls the fused Triton kernels answer, and their launch.
 
 This is the one place that decides. The kernels take what `covers` says; every other call takes
-the torch path of `statistics.py`, whose answers are the same:
+the torch path of `statistics.py`, whose answers are the same but for rounding:
 
 - a device other than CUDA, an NVIDIA GPU below compute capability 8.0, an AMD GPU, or no triton;
 - float64 logits, or no rows;
