@@ -7,6 +7,9 @@ from dlm.types import Facts
 MOST_BRANCHES: Final = 64
 """Branches of a row: each is evaluated, and keeps keys of its own where there is a cache."""
 
+MOST_BLOCKS: Final = 64
+"""Blocks that are open at a time: each is computed at every forward."""
+
 
 class Policy:
     """The usual declarations: one block at a time, only commits, and may look at what was sampled.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlm.decoders.base import Policy
+from dlm.decoders.base import MOST_BLOCKS, Policy
 from dlm.decoders.select import at_least
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
@@ -45,7 +45,7 @@ class D2F(Policy):
         number("threshold", self.threshold, least=0.0, most=1.0)
         number("block_add_threshold", self.block_add_threshold, least=0.0, most=1.0)
         number("decoded_token_threshold", self.decoded_token_threshold, least=0.0, most=1.0)
-        integer("blocks", self.blocks, least=1, most=64)
+        integer("blocks", self.blocks, least=1, most=MOST_BLOCKS)
 
     @property
     def ahead(self) -> int:

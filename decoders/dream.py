@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import Policy
-from dlm.decoders.select import fresh, soonest, top
+from dlm.decoders.select import certainty, fresh, soonest, top
 from dlm.options import known
 from dlm.types import Decision, StepView
 
@@ -73,9 +73,8 @@ class Dream(Policy):
             index, commit = self.reveal(index, steps, delta, view)
         else:
             index, count = self.count(index, steps, masks)
-            scores = view.want(ALGORITHMS[self.alg])
-            scores = -scores if self.alg == "entropy" else scores
-            commit = top(view.tempered(scores), view.masked, count)
+            scores = view.tempered(certainty(view, ALGORITHMS[self.alg]))
+            commit = top(scores, view.masked, count)
         after = index + 1
         time = (1 - after * delta).masked_fill(after >= steps, 0.0)
         return (after, steps), Decision(commit, time=time.float())

@@ -6,11 +6,9 @@ from typing import ClassVar
 import torch
 
 from dlm.decoders.base import Stateless
-from dlm.decoders.select import descending, prefix, top
+from dlm.decoders.select import SCORES, certainty, descending, prefix, top
 from dlm.options import known, number
 from dlm.types import Decision, StepView
-
-ERRORS = ("entropy", "confidence", "margin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class EntropyBound(Stateless):
 
     def __post_init__(self) -> None:
         number("gamma", self.gamma, least=0.0)
-        known("order", self.order, ERRORS)
+        known("order", self.order, SCORES)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -43,8 +41,7 @@ class EntropyBound(Stateless):
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """The longest prefix of ranked positions that satisfies the bound."""
-        error = view.want(self.order)
-        scores = view.tempered(-error if self.order == "entropy" else error)
+        scores = view.tempered(certainty(view, self.order))
         entropy = view.want("entropy").double().gather(-1, descending(scores, view.masked))
         dependence = entropy.cumsum(-1) - entropy.cummax(-1).values
         count = prefix(dependence <= self.gamma, view.masked)

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import MOST_BRANCHES, Policy
-from dlm.decoders.select import at_least, rank, top, total
+from dlm.decoders.select import SCORES, at_least, certainty, rank, top, total
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
-
-SCORES = ("confidence", "margin", "entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +58,13 @@ class LoPA(Policy):
         """The score, beside what the threshold reads."""
         return frozenset({"confidence", "position_noise", self.score})
 
-    def certainty(self, view: StepView) -> Tensor:
-        """How certain each position is, float32."""
-        value = view.want(self.score)
-        return -value if self.score == "entropy" else value
-
     def init_state(self, batch: int, length: int) -> Tensor:
         """Score of what each branch filled, float32 [B, C]."""
         return torch.ones(batch, self.branches)
 
     def choose(self, state: Tensor, view: StepView) -> Tensor:
         """The branch with the largest weighted score, int64 [B]."""
-        scores, masked = self.certainty(view), view.masked
+        scores, masked = certainty(view, self.score), view.masked
         masks = masked.sum(-1)
         count = (masks.double() * self.share).long().clamp(min=1)
         lowest = top(-scores.flatten(0, 1), masked.flatten(0, 1), count.flatten())
@@ -81,7 +74,7 @@ class LoPA(Policy):
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
         """All at or above the threshold, one at least; then a branch for each of the next best."""
-        scores = self.certainty(view)
+        scores = certainty(view, self.score)
         sure = view.masked & (view.want("confidence") >= self.threshold)
         commit = at_least(sure, view.tempered(scores), view.masked, view.quota)
         if self.branches == 1:

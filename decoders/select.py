@@ -1,4 +1,4 @@
-"""Selection rules that decoders share: pure functions of scores and a mask.
+"""Selection rules that decoders share: pure functions of scores and a mask, or of a view.
 
 Shapes: B rows, W window. Ties go to the lower position.
 """
@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from dlm.kernels import fused_ranking, ranking
+from dlm.types import StepView
+
+SCORES = ("confidence", "margin", "entropy")
+"""Statistics that say how certain a position is."""
 
 NEVER = 1 << 40
 """A step or an index that no block reaches."""
@@ -80,6 +84,12 @@ def total(values: Tensor, where: Tensor) -> Tensor:
     Shapes [..., W] to [...].
     """
     return exact_sum(values / _LARGEST, where) * _LARGEST
+
+
+def certainty(view: StepView, score: str) -> Tensor:
+    """One of `SCORES` as what the most certain position has most of: minus the entropy; float32."""
+    value = view.want(score)
+    return -value if score == "entropy" else value
 
 
 def log_margin(likeliest: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dlm.decoders.base import MOST_BRANCHES, Stateless
-from dlm.decoders.select import at_least, rank
+from dlm.decoders.select import SCORES, at_least, certainty, rank
 from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
-SCORES = ("confidence", "margin", "entropy", "position")
+ORDERS = (*SCORES, "position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class SSD(Stateless):
 
     def __post_init__(self) -> None:
         integer("branches", self.branches, least=1, most=MOST_BRANCHES)
-        known("score", self.score, SCORES)
+        known("score", self.score, ORDERS)
         if self.threshold is not None:
             number("threshold", self.threshold, least=0.0)
 
@@ -64,14 +64,14 @@ class SSD(Stateless):
 
     def now(self, view: StepView) -> tuple[Tensor, Tensor]:
         """What the plain rule commits, and what it ranks by; of the shape of `view.masked`."""
-        masked, sign = view.masked, -1 if self.score in ("entropy", "position") else 1
-        of = view.positions.float() if self.score == "position" else view.want(self.score)
+        masked, left = view.masked, self.score == "position"
+        scores = -view.positions.float() if left else certainty(view, self.score)
         sure = torch.zeros_like(masked)
         if self.threshold is not None:
             sure = masked & (view.want("confidence") >= self.threshold)
         least = self.due(view, masked.sum(-1), masked.new_ones(1, dtype=torch.int64)).flatten()
-        sure, scores, lines = (each.flatten(0, -2) for each in (sure, sign * of, masked))
-        return at_least(sure, scores, lines, least).view(masked.shape), sign * of
+        now, by, lines = (each.flatten(0, -2) for each in (sure, scores, masked))
+        return at_least(now, by, lines, least).view(masked.shape), scores
 
     def choose(self, state: None, view: StepView) -> Tensor:
         """The last branch that the plain rule is seen to reach, int64 [B]."""

@@ -1,6 +1,7 @@
 """The selection rules decoders share."""
 
 import math
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.decoders.select import at_least, rank, top, total
+from dlm.decoders.select import SCORES, at_least, certainty, rank, top, total
+from dlm.types import StepView
 
 scores_and_masks = st.integers(1, 9).flatmap(
     lambda width: st.tuples(
@@ -72,3 +74,13 @@ def test_a_total_of_what_floats_round_away_is_the_same_in_any_order() -> None:
     everywhere = torch.ones(1, 3, dtype=torch.bool)
     assert values.double().sum(-1) != values.flip(1).double().sum(-1)
     assert torch.equal(total(values, everywhere), total(values.flip(1), everywhere))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_most_certain_position_scores_most(
+    view_of: Callable[..., StepView], score: str
+) -> None:
+    """The last one, whose entropy is the least."""
+    rising, falling = [0.1, 0.2, 0.9], [2.0, 1.0, 0.5]
+    view = view_of(confidence=rising, margin=rising, entropy=falling)
+    assert certainty(view, score).argsort(-1).tolist() == [[0, 1, 2]]
