@@ -8,21 +8,19 @@ from numbers import Integral
 from operator import itemgetter
 from typing import Any
 
-import torch
-
 from dlm.constraints.constraint import Constraint
-from dlm.endings import ended
+from dlm.endings import End, StopTexts, ended
 from dlm.given import Array, listed
 from dlm.inferring import inferring
 from dlm.job import Job, generation_job
 from dlm.models.model import Model
+from dlm.notes import Notes
 from dlm.options import integers, names_checked
 from dlm.outputs import Generation, Snapshot
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
 from dlm.runtime import Step, heard, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
-from dlm.trajectory import Recorder, Written, mark, standing
 from dlm.types import AnyDecoder
 
 
@@ -273,50 +271,40 @@ def outcomes(
         text_of: how a row's tokens read.
         tell: is told of each forward, and ends the job by an exception.
     """
-    model = job.model
-    recorder = Recorder(job.spans) if job.settings.return_trajectory else None
-    top = job.settings.return_top_tokens
-    written = Written(top) if top else None
-    order = torch.full_like(job.canvas.tokens, -1) if job.settings.return_order else None
-    stopping = job.stop_texts()
+    notes, stopping = Notes(job), job.stop_texts()
     for step in job.steps(stopping.change):
         tell(step)
-        if order is not None:
-            mark(order, step)
-        if recorder is not None:
-            recorder.add(step)
-        if written is not None:
-            written.add(step, range(len(job.rows)))
+        notes.add(step)
         for row, end in ended(step, stopping.look(step)):
-            begin, stop = job.spans[row]
-            blanks = job.rows[row].count(model.spec.mask_id)
-            tokens, path = end.tokens[begin:stop], end.path_of(blanks)
-            text = None if model.tokenizer is None else text_of(model, tokens)
-            if job.settings.stops:
-                text, cut = stopping.read(row, tokens)
-                if cut is not None:
-                    tokens, path = cut, None
-            numbers = tops = None
-            if order is not None:
-                decoded = end.tokens[begin:stop]
-                numbers = [standing(order[row, begin:stop].tolist(), decoded, tokens)]
-            if written is not None:
-                tops = [written.top_tokens(row, begin, tokens)]
-                written.forget(row)
-            yield (
-                row,
-                Generation(
-                    tokens=[tokens],
-                    texts=None if text is None else [text],
-                    decoded=[end.decoded],
-                    forwards=[end.forwards],
-                    query_tokens=[end.queries],
-                    trajectory=None if recorder is None else [recorder.trajectory(row)],
-                    order=numbers,
-                    path_log_probability=None if step.tally.path is None else [path],
-                    top_tokens=tops,
-                ),
-            )
+            yield row, alone(job, row, end, stopping, notes, text_of)
+
+
+def alone(
+    job: Job,
+    row: int,
+    end: End,
+    stopping: StopTexts,
+    notes: Notes,
+    text_of: Callable[[Model, Sequence[int]], str],
+) -> Generation:
+    """The generation of one row, which has ended."""
+    model, (begin, stop) = job.model, job.spans[row]
+    decoded = tokens = end.tokens[begin:stop]
+    path = end.path_of(job.rows[row].count(model.spec.mask_id))
+    text = None if model.tokenizer is None else text_of(model, tokens)
+    if job.settings.stops:
+        text, cut = stopping.read(row, tokens)
+        if cut is not None:
+            tokens, path = cut, None
+    return Generation(
+        tokens=[tokens],
+        texts=None if text is None else [text],
+        decoded=[end.decoded],
+        forwards=[end.forwards],
+        query_tokens=[end.queries],
+        path_log_probability=None if end.path is None else [path],
+        **notes.of(row, decoded, tokens),
+    )
 
 
 @inferring
