@@ -18,7 +18,7 @@ from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
 from dlm.progress import Due, Progress, Scope, select_rows
-from dlm.remainder import Remainder
+from dlm.remainder import Queries, Remainder
 from dlm.renewal import Renewal, Stretch
 from dlm.settings import Settings
 from dlm.topology import Topology
@@ -244,25 +244,13 @@ class Forward:
             cache: with as many rows, or their branches behind each other.
             some: int64, where it has these rows, with guidance both halves of them.
         """
-        length, window = canvas.tokens.shape[1], view.positions.shape[1]
-        ahead = int(self.shift)  # the state that predicts the first token stands in front of it
-        count = stretch.count + ahead
-        begin = stretch.begin - ahead if ahead else stretch.begin
-        by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
-        tokens, places, given, slots, inside = by.stretch(
-            canvas.tokens, canvas.blank, begin, stretch.end, count, cache.length, 1 + self.guided
-        )
-        left, offset = None, view.block_start - stretch.begin
-        if stretch.settled is not None:
-            inner = slots[: len(tokens)] % (cache.length + 1) < cache.length
-            most = max(1 + ahead, count - stretch.spared)
-            left = Remainder.of(inner, stretch.settled, offset + ahead, most)
-            tokens, places, given = (left.take(each) for each in (tokens, places, given))
-            slots, inside = left.slots(slots, cache.length), left.counts.sum(-1)
-        lines: Lines = slice(None, None, cache.rows // slots.shape[0]) if some is None else some
-        if some is not None or cache.rows != slots.shape[0]:  # the first branch of each row
+        length, ahead = canvas.tokens.shape[1], int(self.shift)
+        asked = self.asked(canvas, view, stretch, cache.length)
+        tokens, slots = asked.tokens, asked.slots
+        lines: Lines = slice(None, None, cache.rows // len(slots)) if some is None else some
+        if some is not None or cache.rows != len(slots):  # the first branch of each row
             found = torch.arange(cache.rows, device=slots.device)[lines]
-            apart = found - torch.arange(slots.shape[0], device=slots.device)
+            apart = found - torch.arange(len(slots), device=slots.device)
             slots = slots + apart[:, None] * (cache.length + 1)
         valid, sees = None, None
         if lengths is None or min(lengths) < length:
@@ -270,17 +258,43 @@ class Forward:
             if lengths is not None and not self.static:
                 sees = [*lengths] * (1 + self.guided)
         reused = Reuse(cache, slots, length, lines, sees, whole=self.topology.open)
-        states = self.evaluate(canvas, view, tokens, places, given, valid, reused)
-        own = states[:, ahead + (stretch.lead or 0) : count]
+        states = self.evaluate(canvas, view, tokens, asked.places, asked.given, valid, reused)
+        count = stretch.count + ahead
+        own, window = states[:, ahead + (stretch.lead or 0) : count], view.positions.shape[1]
         if stretch.lead is None:
-            # Of the columns as they lie in front of the tokens that they predict.
-            index = offset[:, None] + torch.arange(window, device=offset.device)
-            index = index.clamp(max=stretch.count - 1)
-            index = index if left is None else left.of_columns(index).clamp(max=own.shape[1] - 1)
-            index = index.repeat(2 if self.guided else 1, 1)
-            own = own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
-        shadows = self.behind(states, count)
-        return Hidden(own[:, :window], shadows, True, self.count(view, inside))
+            own = self.by_window(own, view, stretch, asked.left)
+        return Hidden(
+            own[:, :window], self.behind(states, count), True, self.count(view, asked.inside)
+        )
+
+    def asked(self, canvas: Canvas, view: StepView, stretch: Stretch, room: int) -> Queries:
+        """The queries of a stretch, whose keys and values go to a cache of `room` columns."""
+        ahead = int(self.shift)  # the state that predicts the first token stands in front of it
+        count = stretch.count + ahead
+        begin = stretch.begin - ahead if ahead else stretch.begin
+        by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
+        tokens, places, given, slots, inside = by.stretch(
+            canvas.tokens, canvas.blank, begin, stretch.end, count, room, 1 + self.guided
+        )
+        if stretch.settled is None:
+            return Queries(tokens, places, given, slots, inside, None)
+        inner = slots[: len(tokens)] % (room + 1) < room
+        offset, most = view.block_start - begin, max(1 + ahead, count - stretch.spared)
+        left = Remainder.of(inner, stretch.settled, offset, most)
+        tokens, places, given = (left.take(each) for each in (tokens, places, given))
+        return Queries(tokens, places, given, left.slots(slots, room), left.counts.sum(-1), left)
+
+    def by_window(
+        self, own: Tensor, view: StepView, stretch: Stretch, left: Remainder | None
+    ) -> Tensor:
+        """States of a stretch at the columns of the window, which begins elsewhere in each row."""
+        offset, window = view.block_start - stretch.begin, view.positions.shape[1]
+        # Of the columns as they lie in front of the tokens that they predict.
+        index = offset[:, None] + torch.arange(window, device=offset.device)
+        index = index.clamp(max=stretch.count - 1)
+        index = index if left is None else left.of_columns(index).clamp(max=own.shape[1] - 1)
+        index = index.repeat(2 if self.guided else 1, 1)
+        return own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
 
     def evaluate(
         self,

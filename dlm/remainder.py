@@ -1,10 +1,10 @@
 """What is left to compute of stretches of rows, where some columns keep their keys and values.
 
-Shapes: B rows, S columns of a stretch, W window, R columns that are left.
+Shapes: B rows, S columns of a stretch, W window, R columns that are left, Q queries.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -56,3 +56,14 @@ class Remainder:
     def of_columns(self, columns: Tensor) -> Tensor:
         """Where columns of the stretch, int64 [B, N], are among those that are left."""
         return self.rank.gather(1, columns)
+
+
+class Queries(NamedTuple):
+    """The columns of a stretch, with the one in front of it where that predicts the first."""
+
+    tokens: Tensor  # int64 [B, Q]
+    places: Tensor  # int64 [B, Q], on the canvas
+    given: Tensor  # bool [B, Q], what an unconditional row does not see
+    slots: Tensor  # int64 [B, Q], where keys go; [2 B, Q] with guidance
+    inside: Tensor  # int64 [B], how many of them count
+    left: Remainder | None  # which columns they are; None where they are all
