@@ -13,6 +13,7 @@ from torch.nn.modules import module as hooks
 
 from dlm.canvas import Canvas
 from dlm.lanes import Budget, Lane, Lanes, Workspace
+from dlm.models.experts import Experts
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
 from dlm.progress import Due, Progress, Scope
@@ -188,7 +189,7 @@ def loops_over_experts(network: Any) -> bool:
 
     transformers notes "eager" in the configuration of networks without experts, too.
     """
-    if not getattr(network, "packs_experts", False):
+    if not any(isinstance(module, Experts) for module in network.modules()):
         return False
     chosen = getattr(network.config, "_experts_implementation", None)
     return chosen == "eager" or network.dtype == torch.float64

@@ -7,12 +7,18 @@ Shapes: M tokens, K columns, E experts, C choices of a token, R = M C, N rows of
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from dlm.kernels.capability import capability
 from dlm.kernels.fused_int8 import block_of, tokens
 from dlm.kernels.fused_layers import FEW, ROWS, power
+
+LEAST: Final = (8, 0)
+"""Compute capability whose tensor cores Triton gives integers to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +52,9 @@ def tiles(experts: Tensor, count: int) -> Tiles:
 
 
 def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) -> Tensor:
-    """Products of each choice with the matrix of its expert, float32 [R, N] as they are sorted.
+    """Products of each choice with the matrix of its expert, float32 [R, N].
+
+    They are sorted; with no `each` they are where the choices stand in [M, C].
 
     Args:
         x: tokens [M, K], or with no `each` what is to be multiplied of each choice, sorted [R, K].
@@ -57,14 +65,15 @@ def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) 
     """
     from dlm.kernels.triton_int8 import int8_grouped_kernel
 
-    rounded, own = tokens(x)
     rows, columns = weight.shape[1:]
+    assert x.shape[1] == columns
+    rounded, own = tokens(x)
     out = x.new_empty((len(by.order), rows), dtype=torch.float32)
     with torch.cuda.device_of(x):
         int8_grouped_kernel[(len(by.expert), rows // ROWS)](
-            *(rounded, own, by.order if each else None, weight, scale),
+            *(rounded, own, by.order, weight, scale),
             *(by.expert, by.begin, by.end, out),
-            EACH=max(1, each),
+            EACH=each,
             COLUMNS=columns,
             N=rows,
             TOKENS=by.size,
@@ -72,5 +81,14 @@ def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) 
             BLOCK=block_of(columns),
             STAGES=4,
             num_warps=4,
+            enable_fp_fusion=False,
         )
     return out
+
+
+def runs_here() -> bool:
+    """Whether all CUDA devices of this machine have the kernel; true where there are none."""
+    if find_spec("triton") is None:
+        return False
+    found = (capability(index) for index in range(torch.cuda.device_count()))
+    return all(each is not None and each >= LEAST for each in found)

@@ -1,7 +1,7 @@
 """Products of 8-bit integers by Triton kernels: those of `int8` on a GPU, and of `fused_layers`.
 
-A token's sums are exact, so that unlike products in half precision these give it the same bits
-however many tokens there are, and there are kernels for many as for few.
+A token's sums are exact, and so it has the same bits however many there are: of few tokens the
+parts of a product are for what comes next to add up, of many the kernel adds them.
 
 Shapes: M tokens, K columns, N rows of the weights, P parts, F rows of a gate.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlm.kernels.fused_layers import FEW, ROWS, power, split, tile
-from dlm.kernels.int8 import LEAST, WEIGHTS, WIDEST, Matrix
+from dlm.kernels.int8 import LEAST, WEIGHTS, WIDEST, Matrix, check_gradient
 
 BLOCK: Final = 128
 """Columns at a time, or half of it: the least that those of a matrix divide into."""
@@ -33,20 +33,26 @@ def fits(*weights: Tensor | None) -> bool:
 
 
 def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers u of tokens, int8 [M, K], and their scales s, float32 [M], of [M, K]."""
+    """Integers u of tokens, int8 [M, K], and their scales s, float32 [M], of [M, K].
+
+    Raises:
+        ValueError: a gradient is asked for: steps have none.
+    """
     from dlm.kernels.triton_int8 import round_kernel
 
-    count, columns = x.shape
-    rounded = torch.empty_like(x, dtype=torch.int8)
+    check_gradient(x)
+    x, (count, columns) = x.contiguous(), x.shape
+    room = 1 << (columns - 1).bit_length()
+    rounded = x.new_empty(x.shape, dtype=torch.int8)
     scale = x.new_empty(count, dtype=torch.float32)
     with torch.cuda.device_of(x):
         round_kernel[(count,)](
             *(x, rounded, scale, LEAST),
             COLUMNS=columns,
-            ROOM=1 << (columns - 1).bit_length(),
+            ROOM=room,
             STEPS=WEIGHTS,
-            num_warps=8,
-            enable_fp_fusion=False,  # a product is rounded before it is rounded to an integer
+            num_warps=min(8, max(1, room // 512)),
+            enable_fp_fusion=False,
         )
     return rounded, scale
 
@@ -54,22 +60,25 @@ def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     """`layers.product` of tokens [M, K] and up to three matrices, [P, M, N].
 
-    Parts are float32 where there are several. Biases are those of all matrices, or of none.
+    Parts are float32 where there are several: of few tokens. Biases are those of all matrices, or
+    of none.
     """
     from dlm.kernels.triton_int8 import int8_product_kernel
 
     rounded, own = tokens(x)
     (count, columns), rows = x.shape, sum(len(each.weight) for each in matrices)
+    assert len({each.bias is None for each in matrices}) == 1
     block = block_of(columns)
     parts = split(rows, columns, block)
+    each = parts if count > FEW else 1
     room, weights = min(FEW, power(count)), [each.weight for each in matrices]
-    some, stages = (ROWS, 6) if parts > 1 else tile(room, weights, (6, 4, 4))
-    dtype = x.dtype if parts == 1 else torch.float32
-    out = x.new_empty((parts, count, rows), dtype=dtype)
+    some, stages = (ROWS, 6) if parts > each else tile(room, weights, (6, 4, 4))
+    dtype = x.dtype if parts == each else torch.float32
+    out = x.new_empty((parts // each, count, rows), dtype=dtype)
     three = [*matrices, *matrices, *matrices][:3]
     second = len(matrices[1].weight) if len(matrices) > 1 else 0
     with torch.cuda.device_of(x):
-        int8_product_kernel[(-(-count // room), rows // some, parts)](
+        int8_product_kernel[(-(-count // room), rows // some, parts // each)](
             *(rounded, own),
             *(each.weight for each in three),
             *(each.scale for each in three),
@@ -80,8 +89,10 @@ def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
             ROWS=some,
             BLOCK=block,
             PARTS=parts,
+            EACH=each,
             STAGES=stages,
             num_warps=some // 16,
+            enable_fp_fusion=False,
         )
     return out
 
@@ -92,6 +103,7 @@ def gated(x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
 
     rounded, own = tokens(x)
     (count, columns), rows = x.shape, len(gate.weight)
+    assert gate.weight.shape == up.weight.shape == (rows, columns)
     out = x.new_empty((count, rows))
     room = min(FEW, power(count))
     some, stages = tile(room, [gate.weight], (4, 3, 3))
@@ -104,6 +116,7 @@ def gated(x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
             BLOCK=block_of(columns),
             STAGES=stages,
             num_warps=some // 16,
+            enable_fp_fusion=False,
         )
     return out
 

@@ -54,7 +54,8 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Integers q, int8 [..., N, K], and scales t, float32 [..., N], of matrices [..., N, K]."""
     weight = weight.float()
     largest = weight.abs().amax(-1).clamp(min=LEAST)
-    return (weight * (WEIGHTS / largest)[..., None]).round_().to(torch.int8), largest / WEIGHTS
+    whole = (weight * (WEIGHTS / largest)[..., None]).round_().to(torch.int8)
+    return whole, steps_of(largest, WEIGHTS)
 
 
 def packed(weight: Tensor, scale: Tensor) -> Packed:
@@ -162,12 +163,27 @@ def integers(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a gradient is asked for: steps have none.
     """
-    if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("products of 8-bit integers have no gradient: use torch.no_grad()")
+    check_gradient(x)
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True).clamp_(min=LEAST)
     # Each operation rounds alike wherever a value stands; a fused one might not.
-    return (x * (most / largest)).round_(), largest / most
+    return (x * (most / largest)).round_(), steps_of(largest, most)
+
+
+def steps_of(largest: Tensor, most: int) -> Tensor:
+    """The size of a step, of so many up to the largest value."""
+    # By a tensor: a GPU divides by a number as it multiplies by the inverse, which rounds twice.
+    return largest / torch.full_like(largest, most)
+
+
+def check_gradient(x: Tensor) -> None:
+    """Refuse tokens whose gradient is asked for.
+
+    Raises:
+        ValueError: it is: steps have none.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("products of 8-bit integers have no gradient: use torch.no_grad()")
 
 
 def zero(most: int) -> int:

@@ -3,7 +3,8 @@
 A step that decodes a window is as fast as weights are read, and of a byte each they are read in
 half the time. Tokens are rounded by a kernel of their own, and multiplied by tensor cores, which
 add up in 32 bits. All that is rounded is rounded as `int8.product_reference` does it, but for a
-product in parts: each of them is rounded to float32, and what comes next adds them up.
+product in parts: each of them is rounded to float32 before they are added up. Nothing is contracted
+(`enable_fp_fusion`), so that a product is rounded before something is added to it.
 
 Shapes: M tokens, K columns, N rows of the weights, P parts.
 """
@@ -51,9 +52,11 @@ def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
     x, own, first, second, third, first_scale, second_scale, third_scale,
     first_bias, second_bias, third_bias, first_rows, second_rows, out, tokens, rows,
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    PARTS: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, EACH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The product s t u q^T + b of some tokens and some rows of up to three matrices, or a part.
+
+    A program takes one of the parts of K, or all of them one after the other.
 
     Args:
         x: Pointer to int8 [M, K], u.
@@ -69,7 +72,7 @@ def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
         third_bias: Pointer to the rest.
         first_rows: N1, a multiple of ROWS.
         second_rows: N2, a multiple of ROWS.
-        out: Pointer to [P, M, N], written; float32 if P > 1.
+        out: Pointer to [P / EACH, M, N], written; float32 if there are several.
         tokens: M.
         rows: N.
         COLUMNS: K, a multiple of BLOCK P.
@@ -77,10 +80,11 @@ def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
         ROWS: Rows of a program.
         BLOCK: Columns at a time.
         PARTS: P.
+        EACH: Parts of a program, 1 or P.
         STAGES: Blocks in flight.
     """
     row = tl.program_id(1) * ROWS
-    part = tl.program_id(2)
+    first_part = tl.program_id(2) * EACH
     if row < first_rows:
         weight, scale, bias, inner = first, first_scale, first_bias, row
     elif row < first_rows + second_rows:
@@ -89,21 +93,27 @@ def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
         inner = row - first_rows - second_rows
         weight, scale, bias = third, third_scale, third_bias
     line, token = tl.arange(0, ROWS), tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    column = part * (COLUMNS // PARTS) + tl.arange(0, BLOCK)
+    column = first_part * (COLUMNS // PARTS) + tl.arange(0, BLOCK)
     live = token[None, :] < tokens
     places = weight + (inner + line).to(tl.int64)[:, None] * COLUMNS + column[None, :]
     given = x + token.to(tl.int64)[None, :] * COLUMNS + column[:, None]
-    total = tl.zeros((ROWS, TOKENS), tl.int32)
-    for start in tl.range(0, COLUMNS // PARTS, BLOCK, num_stages=STAGES):
-        ours = tl.load(places + start)
-        total = tl.dot(ours, tl.load(given + start, mask=live, other=0), total, out_dtype=tl.int32)
-    made = total.to(tl.float32) * tl.load(scale + inner + line)[:, None]
-    made *= tl.load(own + token, mask=token < tokens, other=0.0)[None, :]
-    if first_bias is not None:  # noqa: SIM102 (only this is known when it is compiled)
-        if part == 0:
-            made += tl.load(bias + inner + line).to(tl.float32)[:, None]
-    place = (part * tokens + token).to(tl.int64)[None, :] * rows + (row + line)[:, None]
-    tl.store(out + place, made.to(out.dtype.element_ty), mask=live)
+    rates = tl.load(scale + inner + line)[:, None]
+    owns = tl.load(own + token, mask=token < tokens, other=0.0)[None, :]
+    summed = tl.zeros((ROWS, TOKENS), tl.float32)
+    for part in tl.static_range(EACH):
+        total = tl.zeros((ROWS, TOKENS), tl.int32)
+        for step in tl.range(0, COLUMNS // PARTS, BLOCK, num_stages=STAGES):
+            start = step + part * (COLUMNS // PARTS)
+            theirs = tl.load(given + start, mask=live, other=0)
+            total = tl.dot(tl.load(places + start), theirs, total, out_dtype=tl.int32)
+        made = total.to(tl.float32) * rates * owns
+        if part == 0 and first_bias is not None:  # noqa: SIM102 (only this is known early)
+            if first_part == 0:
+                made += tl.load(bias + inner + line).to(tl.float32)[:, None]
+        summed += made
+    token = (tl.program_id(2) * tokens + token).to(tl.int64)
+    place = token[None, :] * rows + (row + line)[:, None]
+    tl.store(out + place, summed.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
@@ -159,19 +169,20 @@ def int8_grouped_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
 ):  # fmt: skip
     """The products s t u q^T of some choices of one expert with some rows of its matrix.
 
-    Choices are sorted by expert. A program whose tile is empty has nothing to do.
+    Choices are sorted by expert. A program whose tile is empty has nothing to do. Tokens are
+    gathered and products stay sorted, or what is sorted is multiplied and put where it belongs.
 
     Args:
-        x: Pointer to int8 [M, K], u.
-        own: Pointer to float32 [M], s.
-        order: Pointer to int64 [R]: choice r is of token order[r] // EACH; None for r itself.
+        x: Pointer to int8 [M, K], u; or sorted [R, K].
+        own: Pointer to float32 [M] or [R], s.
+        order: Pointer to int64 [R], where each choice belongs: of token order[r] // EACH.
         weight: Pointer to int8 [E, N, K], q.
         scale: Pointer to float32 [E, N], t.
         expert: Pointer to int64 [T], of each tile of choices.
         begin: Pointer to int64 [T], its first choice.
         end: Pointer to int64 [T], behind the last choice of its expert.
         out: Pointer to float32 [R, N], written.
-        EACH: Choices of a token.
+        EACH: Choices of a token; 0 where what is multiplied is sorted.
         COLUMNS: K, a multiple of BLOCK.
         N: A multiple of ROWS.
         TOKENS: Choices of a tile, a power of 2, at least 16.
@@ -186,9 +197,11 @@ def int8_grouped_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     choice, column = first + tl.arange(0, TOKENS), tl.arange(0, BLOCK)
     live = choice < last
-    token = choice
-    if order is not None:
+    token, place = choice, choice
+    if EACH > 0:
         token = tl.load(order + choice, mask=live, other=0) // EACH
+    else:
+        place = tl.load(order + choice, mask=live, other=0)
     which = tl.load(expert + tile)
     places = weight + (which * N + row)[:, None] * COLUMNS + column[None, :]
     given = x + token[None, :] * COLUMNS + column[:, None]
@@ -198,4 +211,4 @@ def int8_grouped_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
         total = tl.dot(tl.load(places + start), block, total, out_dtype=tl.int32)
     made = total.to(tl.float32) * tl.load(scale + which * N + row)[:, None]
     made *= tl.load(own + token, mask=live, other=0.0)[None, :]
-    tl.store(out + choice[None, :] * N + row[:, None], made, mask=live[None, :])
+    tl.store(out + place[None, :] * N + row[:, None], made, mask=live[None, :])

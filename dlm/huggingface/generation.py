@@ -32,6 +32,7 @@ from dlm.huggingface.options import (
 from dlm.job import generation_job
 from dlm.models.facts import Overrides, ids, is_released, resolve, with_stops
 from dlm.models.families import family_of
+from dlm.models.int8 import check_move
 from dlm.models.model import Model
 from dlm.models.weights import refuse_adapted, refuse_pickles
 from dlm.options import integer, names_checked
@@ -68,6 +69,10 @@ class DiffusionGenerationMixin:
     _declared: list[int] | None = None  # stop ids read there, while `generation_config` may change
     _overrides: Overrides = Overrides()  # facts that hold instead of those read there
     _leader: Any = None  # a `dlm.parallel.leader.Leader` of processes that have other parts
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        check_move(self, fn)  # type: ignore[arg-type]
+        return super()._apply(fn, recurse)  # type: ignore[misc]
 
     @classmethod
     def can_generate(cls) -> bool:

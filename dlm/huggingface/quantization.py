@@ -97,8 +97,9 @@ class W8A8Quantizer(HfQuantizer):
         skipped = self.quantization_config.modules_to_not_convert
         check_skipped(model, skipped or ())
         names = chosen(model, get_keys_to_not_convert(model) if skipped is None else skipped)
+        place = "cuda" if self.place == "auto" and torch.cuda.is_available() else self.place
         for name in names:
-            check_place(name, model.get_submodule(name), self.place)
+            check_place(name, model.get_submodule(name), place)
         replace(model, names)
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 
@@ -108,6 +109,10 @@ class W8A8Quantizer(HfQuantizer):
 
         module, name = get_module_from_name(model, param_name)
         return isinstance(module, Int8Layer) and name in module.shapes
+
+    def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
+        """Bytes of a value once it is rounded, by which transformers plans what goes where."""
+        return 1 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> ConversionOps:
         """What rounds a weight."""

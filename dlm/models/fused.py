@@ -55,7 +55,8 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
     products = [projections(attention), [attention.o_proj]]
     around = [layer, attention]
     if type(mlp) is Mlp:
-        if type(mlp.act_fn) is not SILU or mlp.gate_proj.bias is not None:
+        biased = any(each.bias is not None for each in (mlp.gate_proj, mlp.up_proj))
+        if type(mlp.act_fn) is not SILU or biased:
             return False
         products += [[mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
         inner += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]

@@ -4,7 +4,6 @@ Shapes: N tokens, D model width, F expert width, E experts, K experts of a token
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
@@ -147,11 +146,16 @@ class Int8Linear(Int8Layer):
         tokens = x.reshape(-1, self.in_features)
         if self.matrices:
             made = int8.product(tokens, self.matrices["weight"][0], self.bias)
-        elif fused_layers.covers(x) and fused_int8.fits(self.weight):
-            made = whole(fused_int8.product(tokens.contiguous(), [self.matrix]), x.dtype)
+        elif self.by_kernel(x):
+            made = whole(fused_int8.product(tokens, [self.matrix]), x.dtype)
         else:
             made = int8.product_unpacked(tokens, self.matrix)
         return made.view(*x.shape[:-1], self.out_features)
+
+    def by_kernel(self, x: Tensor) -> bool:
+        """Whether the kernels take tokens that are on no CPU; torch's own may be traced."""
+        traced = torch.compiler.is_compiling()
+        return not traced and fused_layers.covers(x) and fused_int8.fits(self.weight)
 
     @property
     def matrix(self) -> int8.Matrix:
@@ -179,25 +183,25 @@ class Int8Experts(Int8Layer):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
-        order, own = (self.laid_out if self.matrices else self.loaded)(x, experts)
-        made = torch.empty_like(own).index_copy_(0, order, own).view(*experts.shape, x.shape[-1])
+        made = (self.laid_out if self.matrices else self.loaded)(x, experts)
+        made = made.view(*experts.shape, x.shape[-1])
         return (made * weights[..., None]).sum(1).to(x.dtype)
 
-    def laid_out(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of choices, expert after expert, int64 [N K], and what each gives, on a CPU."""
+    def laid_out(self, x: Tensor, experts: Tensor) -> Tensor:
+        """What each choice of a token gives, float32 [N K, D], on a CPU."""
         order, counts = by_expert(experts, self.num_experts)
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)
-        return order, int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)
+        own = int8.grouped(self.act_fn(gate) * up, self.matrices["down_proj"], counts)
+        return torch.empty_like(own).index_copy_(0, order, own)
 
-    def loaded(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """The same on a GPU."""
+    def loaded(self, x: Tensor, experts: Tensor) -> Tensor:
+        """The same on a GPU, by Triton alone, which nothing traces."""
         by, scales = fused_experts.tiles(experts, self.num_experts), map(scale_of, self.shapes)
         first, second = (getattr(self, scale) for scale in scales)
         made = fused_experts.grouped(x, self.gate_up_proj, first, by, experts.shape[1])
         gate, up = made.chunk(2, -1)
-        inner = self.act_fn(gate) * up
-        return by.order, fused_experts.grouped(inner, self.down_proj, second, by)
+        return fused_experts.grouped(self.act_fn(gate) * up, self.down_proj, second, by)
 
     def extra_repr(self) -> str:
         """Its sizes, where the network is printed."""
@@ -265,10 +269,11 @@ def check_place(name: str, layer: Any, place: str) -> None:
                 f"got {[rows, columns]} of {name}: name it in modules_to_not_convert"
             )
         int8.check_width(columns)
-    if one_by_one and find_spec("triton") is None:
+    if one_by_one and not fused_experts.runs_here():
+        needed = ".".join(map(str, fused_experts.LEAST))
         raise ValueError(
-            f"experts in 8-bit integers need triton on a GPU, which is not installed, got {name}: "
-            "name them in modules_to_not_convert"
+            "experts in 8-bit integers need triton on a GPU, and one of compute capability "
+            f"{needed} or more, got {name}: name them in modules_to_not_convert"
         )
 
 
@@ -279,6 +284,23 @@ def sizes_of(layer: Any) -> list[torch.Size]:
     if isinstance(layer, Experts):
         return [layer.gate_up_proj.shape[-2:], layer.down_proj.shape[-2:]]
     return [layer.weight.shape]
+
+
+def check_move(network: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse to move a network of which a layer cannot follow, before anything is moved.
+
+    Args:
+        network: some of its layers may be of integers.
+        fn: what is done to each of its tensors.
+
+    Raises:
+        ValueError: there is such a layer.
+    """
+    layers = layers_of(network)
+    target = fn(torch.empty(0)).device.type if layers else "cpu"
+    for name, layer in layers.items():
+        if layer.matrices and target != "meta":
+            check_place(name, layer, target)
 
 
 def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:

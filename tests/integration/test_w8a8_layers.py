@@ -13,8 +13,7 @@ from torch import nn
 
 import dlm
 from dlm.huggingface.quantization import W8A8Quantizer, quantize
-from dlm.kernels import int8
-from dlm.models import int8 as int8_layers
+from dlm.kernels import fused_experts, int8
 from dlm.models.experts import Experts
 from dlm.models.identity import fingerprint
 from dlm.models.int8 import (
@@ -161,6 +160,32 @@ def test_a_network_moves(written: Callable[[str], Path]) -> None:
     assert same(model, other)
 
 
+def test_a_network_that_cannot_follow_moves_nowhere(written: Callable[[str], Path]) -> None:
+    """Not in part, either: the layer is named before anything is moved."""
+    network, moved = load(written("llada2")).network, []
+
+    def moving(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.numel())
+        return SimpleNamespace(device=torch.device("cuda"))  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match=r"got .* of model.layers.1.mlp.experts: name it"):
+        network._apply(moving)
+    assert moved == [0]
+
+
+def test_devices_are_planned_by_bytes_of_integers(written: Callable[[str], Path]) -> None:
+    model = load(written("llada"), dtype="bfloat16")
+    quantizer, sizes = model.network.hf_quantizer, set()
+    for name, weight in dlm.load(written("llada")).network.named_parameters():
+        sizes.add(
+            (
+                name.endswith("_proj.weight"),
+                quantizer.param_element_size(model.network, name, weight),
+            )
+        )
+    assert sizes == {(True, 1), (False, 4)}
+
+
 def test_what_a_gpu_cannot_multiply_is_named(
     written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,9 +201,14 @@ def test_what_a_gpu_cannot_multiply_is_named(
     for layer in (Experts(fits), Int8Experts(Experts(fits))):
         check_place("mlp", layer, "cuda")
         with monkeypatch.context() as patched:
-            patched.setattr(int8_layers, "find_spec", lambda name: None)
-            with pytest.raises(ValueError, match="need triton on a GPU, which is not installed"):
-                check_place("mlp", layer, "cuda")
+            for capability in (None, (7, 5), (8, 0)):  # of the GPUs here
+                patched.setattr(torch.cuda, "device_count", lambda: 2)
+                patched.setattr(fused_experts, "capability", lambda index, it=capability: it)
+                if capability == (8, 0):
+                    check_place("mlp", layer, "cuda")
+                    continue
+                with pytest.raises(ValueError, match=r"triton on a GPU, and one of .*8.0"):
+                    check_place("mlp", layer, "cuda")
     with pytest.raises(ValueError, match=r"must be multiples of 8 on a GPU, got \[9, 16\] of head"):
         check_place("head", nn.Linear(16, 9), "cuda")
     with pytest.raises(ValueError, match="must have at most 133144 inputs, got 133152"):

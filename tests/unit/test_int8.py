@@ -86,6 +86,17 @@ def test_a_token_has_the_same_bits_in_every_batch(count: int, columns: int, seed
         assert torch.equal(int8.product(x[row : row + 1], packed)[0], together[row])
 
 
+def test_steps_are_divided_by_tensors() -> None:
+    """As a GPU multiplies by the inverse of a number, and rounds twice."""
+    largest = torch.rand(4096, generator=torch.Generator().manual_seed(0)) + 1e-3
+    exact = (largest.double() / 127).float()
+    assert torch.equal(int8.steps_of(largest, 127), exact)
+    assert not torch.equal(largest * (1 / 127), exact)
+    _, scale = int8.quantized(largest[:, None])
+    assert torch.equal(scale, exact)
+    assert torch.equal(int8.integers(largest[:, None], 127)[1][:, 0], exact)
+
+
 def test_weights_take_all_steps_of_their_rows() -> None:
     weight = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5], [1e-20, 1e20, 0.0]])
     whole, scale = int8.quantized(weight)

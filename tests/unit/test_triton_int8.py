@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlm.kernels import fused_experts, fused_int8
+from dlm.kernels import fused_experts, fused_int8, fused_layers
 from dlm.kernels.int8 import WIDEST, Matrix
 
 pytest.importorskip("triton")
@@ -79,6 +79,15 @@ def test_what_only_machine_code_shows(recorders: dict[str, Any]) -> None:
             assert "cp.async.cg.shared.global" in text
             assert "cp.async.ca" not in text
             assert "ld.global.b8" not in text
+
+
+@pytest.mark.parametrize("tokens", [32, 512])
+def test_what_is_added_was_rounded_before(recorders: dict[str, Any], tokens: int) -> None:
+    """Biases and parts: contracted to one operation they would be other bits."""
+    layer(tokens, 4096, 4096, 12288, biased=True)
+    for one in recorders["int8_product_kernel"].launches.values():
+        assert "fma." not in one.compile(90).asm["ptx"]
+        assert one.given["EACH"] == (1 if tokens <= fused_layers.FEW else one.given["PARTS"])
 
 
 def test_many_tokens_are_cut_and_few_are_not(recorders: dict[str, Any]) -> None:

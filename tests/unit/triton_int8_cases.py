@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dlm
 from dlm.cache import Cache, Refresh, Reuse
-from dlm.kernels import fused_experts, fused_int8, fused_layers, int8
+from dlm.kernels import fused_experts, fused_int8, fused_layers, int8, layers
 from dlm.kernels.int8 import Matrix
 from dlm.models import fused
 from dlm.models.experts import Experts
@@ -88,14 +88,15 @@ def test_products(rows: tuple[int, ...], columns: int, tokens: int, dtype: torch
     assert fused_int8.fits(*(each.weight for each in some))
     found = fused_int8.product(x, some).cpu()
     parts = fused_layers.split(sum(rows), columns, fused_int8.block_of(columns))
-    assert found.shape == (parts, tokens, sum(rows))
+    several = parts > 1 and tokens <= fused_layers.FEW
+    assert found.shape == (parts if several else 1, tokens, sum(rows))
+    assert found.dtype == (torch.float32 if several else dtype)
     plain = torch.cat([exact(x, each) for each in some], 1)
     if parts == 1:
         assert torch.equal(found[0], plain)
     else:  # a sum in two parts is rounded twice
-        assert found.dtype == torch.float32
-        unit = torch.finfo(dtype).eps
-        torch.testing.assert_close(found.sum(0).to(dtype), plain, rtol=unit, atol=1e-5)
+        unit, made = torch.finfo(dtype).eps, layers.whole(found, dtype)
+        torch.testing.assert_close(made, plain, rtol=unit, atol=1e-5)
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 64), (33, 64), (65, 192), (129, 128)])
@@ -109,12 +110,33 @@ def test_gates(dtype: torch.dtype, tokens: int, rows: int) -> None:
     torch.testing.assert_close(found, plain, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
+def added(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """One after the other, as kernels do it."""
+    made = parts[0]
+    for part in parts[1:]:
+        made = made + part
+    return made.to(dtype)
+
+
+def test_strides_and_gradients_are_none_of_the_kernels() -> None:
+    x, (one,) = normal(256, 9).t(), matrices((64,), 256, HALF[0], biased=False)
+    wide = normal(9, 512)[:, ::2]
+    for tokens in (x, wide, wide[:1].expand(9, -1)):
+        found, plain = fused_int8.product(tokens, [one]), exact(tokens, one)
+        torch.testing.assert_close(added(found, HALF[0]).cpu(), plain, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="products of 8-bit integers have no gradient"):
+        fused_int8.product(x.clone().requires_grad_(), [one])
+
+
 def test_a_token_has_the_same_bits_in_every_batch() -> None:
-    x, some = normal(200, 256), matrices((192, 64), 256, HALF[0], biased=True)
-    every = fused_int8.product(x, some)
+    """Also in parts, which of many tokens the kernel adds up, and of few what comes next."""
+    x, some = normal(140, 512), matrices((64, 64), 512, HALF[0], biased=True)
+    assert fused_layers.split(128, 512, fused_int8.block_of(512)) == 4
+    every = fused_int8.product(x, some)[0]
     gates = fused_int8.gated(x, some[0], some[0])
-    for one in (slice(4, 5), slice(0, 17), slice(3, 36), slice(0, 65), slice(130, 200)):
-        assert torch.equal(fused_int8.product(x[one], some), every[:, one])
+    for one in (slice(4, 5), slice(3, 36), slice(10, 138)):
+        made = fused_int8.product(x[one], some)
+        assert torch.equal(added(made, HALF[0]), every[one])
         assert torch.equal(fused_int8.gated(x[one], some[0], some[0]), gates[one])
 
 
@@ -140,7 +162,8 @@ def test_experts(tokens: int, each: int, experts: int, size: int) -> None:
     rows = x.float()[token.to(DEVICE)]
     plain = torch.stack([exact(row[None], many[e])[0] for row, e in zip(rows, expert, strict=True)])
     assert torch.equal(fused_experts.grouped(x, weight, scale, by, each).cpu(), plain)
-    assert torch.equal(fused_experts.grouped(rows, weight, scale, by).cpu(), plain)
+    placed = fused_experts.grouped(rows, weight, scale, by).cpu()
+    assert torch.equal(placed[by.order.cpu()], plain)
 
 
 @torch.inference_mode()
