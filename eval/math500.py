@@ -100,11 +100,9 @@ def boxed(problem: Problem, output: str) -> str | None:
 
 
 def final(problem: Problem, output: str) -> str | None:
-    r"""The last `\boxed{}`, else one around what the last line states."""
+    r"""The last `\boxed{}`, else what the last line states."""
     inside = last_boxed(output)
-    if inside is None:
-        inside = stated(output, equation="=" in problem.answer)
-    return None if inside is None else rf"\boxed{{{inside}}}"
+    return stated(output) if inside is None else rf"\boxed{{{inside}}}"
 
 
 def normalised(text: str) -> str:
@@ -138,8 +136,8 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    # 4: thoughts were read. 3: without a box the first number of an expression was the answer. 2:
-    # any base would do. 1: an empty box hid the answer in front of it
+    # 4: thoughts were read. 3: the first number of a bare expression was the answer. 2: any base
+    # would do. 1: an empty box hid the answer in front of it
     version=5,
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
