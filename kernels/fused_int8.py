@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dlm.kernels.fused_layers import FEW, ROWS, power, split, tile
+from dlm.kernels.fused_layers import FEW, MANY, ROWS, power, split, tile
 from dlm.kernels.int8 import LEAST, WEIGHTS, WIDEST, Matrix, check_gradient
 
 BLOCK: Final = 128
@@ -71,7 +71,9 @@ def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     block = block_of(columns)
     parts = split(rows, columns, block)
     each = parts if count > FEW else 1
-    room, weights = min(FEW, power(count)), [each.weight for each in matrices]
+    # Four parts one after the other leave no registers for more tokens.
+    room = min(MANY if each > 2 else FEW, power(count))
+    weights = [one.weight for one in matrices]
     some, stages = (ROWS, 6) if parts > each else tile(room, weights, (6, 4, 4))
     dtype = x.dtype if parts == each else torch.float32
     out = x.new_empty((parts // each, count, rows), dtype=dtype)

@@ -2,9 +2,10 @@
 
 A step that decodes a window is as fast as weights are read, and of a byte each they are read in
 half the time. Tokens are rounded by a kernel of their own, and multiplied by tensor cores, which
-add up in 32 bits. All that is rounded is rounded as `int8.product_reference` does it, but for a
-product in parts: each of them is rounded to float32 before they are added up. Nothing is contracted
-(`enable_fp_fusion`), so that a product is rounded before something is added to it.
+add up in 32 bits. With 127 steps to an activation all is rounded as in `int8.product_reference`,
+but for a product in parts: each of them is rounded to float32 before they are added up. Nothing is
+contracted (`enable_fp_fusion`), so that a product is rounded before something is added to it. The
+exponential of a gate is the device's.
 
 Shapes: M tokens, K columns, N rows of the weights, P parts.
 """

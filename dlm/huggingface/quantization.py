@@ -97,9 +97,8 @@ class W8A8Quantizer(HfQuantizer):
         skipped = self.quantization_config.modules_to_not_convert
         check_skipped(model, skipped or ())
         names = chosen(model, get_keys_to_not_convert(model) if skipped is None else skipped)
-        place = "cuda" if self.place == "auto" and torch.cuda.is_available() else self.place
         for name in names:
-            check_place(name, model.get_submodule(name), place)
+            check_place(name, model.get_submodule(name), self.place)
         replace(model, names)
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 

@@ -6,12 +6,14 @@ can decode with them as they are (Wang and Cho 2019, arXiv:1902.04094).
 Shapes: B rows, L tokens, Q queries, N positions, D model width, V vocabulary.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from dlm.cache import View
+from dlm.models.int8 import check_move
 from dlm.models.spec import ModelSpec
 from dlm.models.weights import refuse_adapted
 from dlm.options import integer
@@ -59,6 +61,10 @@ class Encoder(nn.Module):
         self.config = network.config
         self.family = network.config.model_type
         self.projection = PROJECTIONS.get(self.family)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        check_move(self, fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def dtype(self) -> torch.dtype:

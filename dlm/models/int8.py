@@ -89,7 +89,7 @@ class Int8Layer(WideBuffers):
         return bool(self.matrices) or all(weight.dtype == torch.int8 for weight in held)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        target = fn(torch.empty(0)).device.type
+        target = fn(torch.empty(0, device="cpu")).device.type
         if self.matrices and target != "cpu":
             if target != "meta":
                 check_place("a layer", self, target)
@@ -153,7 +153,7 @@ class Int8Linear(Int8Layer):
         return made.view(*x.shape[:-1], self.out_features)
 
     def by_kernel(self, x: Tensor) -> bool:
-        """Whether the kernels take tokens that are on no CPU; torch's own may be traced."""
+        """Whether tokens on a GPU are multiplied by kernels, and not by torch."""
         traced = torch.compiler.is_compiling()
         return not traced and fused_layers.covers(x) and fused_int8.fits(self.weight)
 
@@ -196,7 +196,7 @@ class Int8Experts(Int8Layer):
         return torch.empty_like(own).index_copy_(0, order, own)
 
     def loaded(self, x: Tensor, experts: Tensor) -> Tensor:
-        """The same on a GPU, by Triton alone, which nothing traces."""
+        """The same on a GPU, by kernels alone: `torch.compile` breaks its graph here."""
         by, scales = fused_experts.tiles(experts, self.num_experts), map(scale_of, self.shapes)
         first, second = (getattr(self, scale) for scale in scales)
         made = fused_experts.grouped(x, self.gate_up_proj, first, by, experts.shape[1])
@@ -297,7 +297,7 @@ def check_move(network: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
         ValueError: there is such a layer.
     """
     layers = layers_of(network)
-    target = fn(torch.empty(0)).device.type if layers else "cpu"
+    target = fn(torch.empty(0, device="cpu")).device.type if layers else "cpu"
     for name, layer in layers.items():
         if layer.matrices and target != "meta":
             check_place(name, layer, target)

@@ -13,7 +13,7 @@ from dlm.bench.shapes import Shape, build
 from dlm.execution import Execution
 from dlm.huggingface.quantization import quantize
 from dlm.job import generation_job
-from dlm.kernels import fused_layers, int8
+from dlm.kernels import fused_int8, fused_layers, int8
 from dlm.models import fused
 from dlm.models.int8 import Int8Linear, layers_of
 from dlm.models.model import Model
@@ -129,8 +129,9 @@ def test_it_is_rounded_alike_on_both(tmp_path: Path) -> None:
 def test_layers_by_kernels_are_near_those_by_torch(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = torch.arange(5, 105, device="cuda").view(2, 50)
+    ids = torch.arange(5, 85, device="cuda").view(2, 40)
     found = model.raw_logits(ids).float()
     monkeypatch.setattr(fused, "covers", lambda *_: False)
+    monkeypatch.setattr(fused_int8, "fits", lambda *_: False)
     plain = model.raw_logits(ids).float()
     assert (found - plain).abs().mean() <= 0.05 * plain.std()

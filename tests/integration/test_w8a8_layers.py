@@ -160,17 +160,34 @@ def test_a_network_moves(written: Callable[[str], Path]) -> None:
     assert same(model, other)
 
 
-def test_a_network_that_cannot_follow_moves_nowhere(written: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("family", "layer"), [("llada2", "layers.1.mlp.experts"), ("encoder", "attention.self.query")]
+)
+def test_a_network_that_cannot_follow_moves_nowhere(
+    family: str,
+    layer: str,
+    written: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Not in part, either: the layer is named before anything is moved."""
-    network, moved = load(written("llada2")).network, []
+    network, moved = load(written(family)).network, []
+    if family == "encoder":  # all of whose sizes a GPU takes
+        monkeypatch.setattr(int8, "MULTIPLE", 1 << 20)
 
     def moving(tensor: torch.Tensor) -> torch.Tensor:
         moved.append(tensor.numel())
         return SimpleNamespace(device=torch.device("cuda"))  # type: ignore[return-value]
 
-    with pytest.raises(ValueError, match=r"got .* of model.layers.1.mlp.experts: name it"):
+    with pytest.raises(ValueError, match=rf"got .* of \S*{layer}: name it"):
         network._apply(moving)
     assert moved == [0]
+
+
+def test_layers_are_laid_out_wherever_tensors_are_made(written: Callable[[str], Path]) -> None:
+    network = load(written("llada")).network
+    with torch.device("meta"):
+        network.to(torch.bfloat16)
+    assert all(layer.matrices for layer in layers_of(network).values())
 
 
 def test_devices_are_planned_by_bytes_of_integers(written: Callable[[str], Path]) -> None:

@@ -16,6 +16,8 @@ import torch
 import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution, lanes_of, loops_over_experts
+from dlm.models.experts import Experts
+from dlm.models.int8 import Int8Experts
 from dlm.models.model import Model
 from dlm.progress import Scope
 from dlm.runtime import Loop, Outcome
@@ -267,7 +269,8 @@ def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch
         network.config = copy.copy(network.config)
         network.config._attn_implementation = changes.pop("attention", "sdpa")
         network.config._experts_implementation = "eager"  # as transformers notes without experts
-        network.packs_experts = changes.pop("experts", False)
+        if changes.pop("experts", False):
+            network.modules = lambda: iter([experts()])
         network.parameters = lambda recurse=True: [gpu]
         return Model(network, None, replace(golden.spec, **changes))
 
@@ -288,12 +291,19 @@ def test_who_is_recorded_on_a_gpu(golden: Model, monkeypatch: pytest.MonkeyPatch
     assert not any(records(model(**changes)) for changes in refused)
 
 
-def test_experts_that_are_looped_over_are_not_recorded() -> None:
-    def loops(chosen: str, dtype: torch.dtype, *, packs: bool = True) -> bool:
-        config = SimpleNamespace(_experts_implementation=chosen)
-        return loops_over_experts(SimpleNamespace(config=config, dtype=dtype, packs_experts=packs))
+def experts() -> Experts:
+    sizes = {"num_experts": 2, "hidden_size": 64, "moe_intermediate_size": 64}
+    return Experts(SimpleNamespace(**sizes, hidden_act="silu"))
 
-    assert loops("eager", torch.bfloat16)
-    assert loops("grouped_mm", torch.float64)
-    assert not loops("grouped_mm", torch.bfloat16)
-    assert not loops("eager", torch.float64, packs=False)
+
+def test_experts_that_are_looped_over_are_not_recorded() -> None:
+    def loops(chosen: str, dtype: torch.dtype, module: torch.nn.Module) -> bool:
+        config = SimpleNamespace(_experts_implementation=chosen)
+        network = SimpleNamespace(config=config, dtype=dtype, modules=lambda: [module])
+        return loops_over_experts(network)
+
+    assert loops("eager", torch.bfloat16, experts())
+    assert loops("grouped_mm", torch.float64, experts())
+    assert not loops("grouped_mm", torch.bfloat16, experts())
+    for module in (torch.nn.Linear(2, 2), Int8Experts(experts())):
+        assert not loops("eager", torch.float64, module)

@@ -68,6 +68,7 @@ class Recorder:
             given = dict(zip(names, arguments, strict=False)) | flags
             assert list(given) == names
             options = {name: value for name, value in more.items() if name not in names}
-            self.launches[str(flags)] = Launch(self.kernel, given, options)
+            kinds = [getattr(value, "dtype", value is None) for value in arguments]
+            self.launches[str((flags, kinds))] = Launch(self.kernel, given, options)
 
         return launch

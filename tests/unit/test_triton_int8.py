@@ -1,5 +1,7 @@
 """That kernels of 8-bit integers compile, and what to; `triton_int8_cases.py` has answers."""
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from dlm.kernels import fused_experts, fused_int8, fused_layers
 from dlm.kernels.int8 import WIDEST, Matrix
 
-pytest.importorskip("triton")
+compiler = pytest.importorskip("triton.compiler")
 
 ARCHITECTURES = (80, 90, 100)
 KINDS = ("round_kernel", "int8_product_kernel", "int8_gated_kernel", "int8_grouped_kernel")
@@ -46,8 +48,13 @@ def layer(tokens: int, width: int, narrow: int, inner: int, *, biased: bool = Fa
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("tokens", "width", "narrow", "inner", "biased"),
-    [(32, 4096, 4096, 12288, False), (33, 3584, 512, 18944, True), (512, 4096, 1024, 12288, False)],
-    ids=["llada", "dream", "many rows"],
+    [
+        (32, 4096, 4096, 12288, False),
+        (33, 3584, 512, 18944, True),
+        (512, 4096, 1024, 12288, False),
+        (512, 3584, 512, 18944, True),
+    ],
+    ids=["llada", "dream", "llada, many rows", "dream, many rows"],
 )
 def test_kernels_compile(
     recorders: dict[str, Any],
@@ -82,12 +89,20 @@ def test_what_only_machine_code_shows(recorders: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("tokens", [32, 512])
-def test_what_is_added_was_rounded_before(recorders: dict[str, Any], tokens: int) -> None:
-    """Biases and parts: contracted to one operation they would be other bits."""
-    layer(tokens, 4096, 4096, 12288, biased=True)
+def test_what_is_added_was_rounded_before(
+    recorders: dict[str, Any], tokens: int, tmp_path: Path
+) -> None:
+    """Biases and parts: contracted to one operation they would be other bits. No stack."""
+    layer(tokens, 3584, 512, 18944, biased=True)
+    binary, tool = tmp_path / "product.cubin", Path(compiler.__file__).parent.parent
+    tool = tool / "backends" / "nvidia" / "bin" / "cuobjdump"
     for one in recorders["int8_product_kernel"].launches.values():
-        assert "fma." not in one.compile(90).asm["ptx"]
+        built = one.compile(90)
+        assert "fma." not in built.asm["ptx"]
         assert one.given["EACH"] == (1 if tokens <= fused_layers.FEW else one.given["PARTS"])
+        binary.write_bytes(built.asm["cubin"])
+        used = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True)
+        assert " STACK:0 " in used.stdout, used
 
 
 def test_many_tokens_are_cut_and_few_are_not(recorders: dict[str, Any]) -> None:
