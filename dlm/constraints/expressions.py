@@ -58,7 +58,15 @@ class Joined:
     between: "Expression"
 
 
-Expression = OneOf | Series | Either | Repeated | Joined
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Parts in order, at least one and those that are needed (True), something between each two."""
+
+    parts: tuple[tuple["Expression", bool], ...]
+    between: "Expression"
+
+
+Expression = OneOf | Series | Either | Repeated | Joined | Picked
 
 
 def series(*parts: Expression) -> Expression:
@@ -105,6 +113,10 @@ def nodes_of(expression: Expression) -> int:
         return 1 + sum(map(nodes_of, expression.parts))
     if isinstance(expression, Joined):
         return 1 + nodes_of(expression.part) + nodes_of(expression.between)
+    if isinstance(expression, Picked):
+        gaps = max(0, len(expression.parts) - 1)
+        parts = sum(1 + nodes_of(part) for part, _ in expression.parts)
+        return 1 + parts + gaps * nodes_of(expression.between)
     copies = expression.least + 1 if expression.most is None else expression.most
     return 1 + max(copies, expression.least) * nodes_of(expression.part)
 
@@ -152,6 +164,8 @@ class Net:
             end = self.add(expression.part, again)
             self.free[self.add(expression.between, end)].append(again)
             return end
+        if isinstance(expression, Picked):
+            return self.pick(expression, begin)
         return self.repeat(expression, begin)
 
     def repeat(self, expression: Repeated, begin: int) -> int:
@@ -168,6 +182,26 @@ class Net:
         for _ in range(expression.most - expression.least):
             begin = self.add(expression.part, begin)
             self.free[begin].append(end)
+        return end
+
+    def pick(self, expression: Picked, begin: int) -> int:
+        """What parts that may be missing lead to.
+
+        What may come next is one node, whichever part came before it: copies of all that follows,
+        for each part that may be the first, have states that are the square of these.
+        """
+        parts, end = expression.parts, self.node()
+        nexts = [self.node() for _ in parts]
+        self.free[begin] += nexts[:1]
+        last = max((place for place, (_, needed) in enumerate(parts) if needed), default=0)
+        for place, (part, needed) in enumerate(parts):
+            behind, after = self.add(part, nexts[place]), nexts[place + 1 : place + 2]
+            if after:
+                self.free[self.add(expression.between, behind)] += after
+            if not needed:
+                self.free[nexts[place]] += after
+            if place >= last:
+                self.free[behind].append(end)
         return end
 
     def closed(self, nodes: Iterable[int]) -> tuple[int, ...]:
@@ -246,7 +280,7 @@ def automaton_of(expression: Expression) -> ByteAutomaton:
         for place, reached in net.behind(nodes, places).items():
             if reached not in found:
                 if len(found) == RAW:
-                    raise ValueError(f"it has more than {STATES} states")
+                    raise ValueError(f"it has more than {RAW} states before alike ones are one")
                 found[reached] = len(found)
                 todo.append(reached)
             row[place] = found[reached]

@@ -16,8 +16,8 @@ from dlm.constraints.expressions import (
     NODES,
     Either,
     Expression,
+    Picked,
     Repeated,
-    either,
     maybe,
     nodes_of,
     series,
@@ -285,14 +285,8 @@ def written(value: Any) -> Expression:
 
 def in_order(members: Sequence[tuple[Expression, bool]]) -> Expression:
     """Members one behind the other, those that are not needed (False) or not; commas between."""
-    rest: Expression = series()  # behind one that is there
-    none: Expression = series()  # where none is yet
-    for part, needed in reversed(members):
-        here = series(SPACE, part, rest)
-        none = here if needed else either(here, none)
-        more = series(SPACE, text(","), SPACE, part)
-        rest = series(more if needed else maybe(more), rest)
-    return none
+    some = series(SPACE, Picked(tuple(members), series(SPACE, text(","), SPACE)))
+    return some if any(needed for _, needed in members) else maybe(some)
 
 
 def types_of(schema: Mapping[str, Any], where: str) -> list[str]:

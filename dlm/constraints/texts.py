@@ -55,33 +55,36 @@ def hexes(count: int) -> Expression:
     return Repeated(signs("0123456789abcdef"), count, count)
 
 
-def days(last: str) -> Expression:
-    """Days of a month that has so many: at least 28."""
-    ones = series(text("0"), signs("123456789")), series(text("1"), DIGIT)
-    if last == "28":
-        return either(*ones, series(text("2"), signs("012345678")))
-    return either(*ones, series(text("2"), DIGIT), series(text("3"), signs(f"0{last[1]}")))
-
-
-YEAR: Final = either(*(series(text("0" * n), signs("123456789"), digits(3 - n)) for n in range(4)))
-"""From 0001 on."""
+SOME: Final = either(series(text("0"), signs("123456789")), series(signs("123456789"), DIGIT))
+"""01 to 99."""
 FOURTH: Final = either(
     series(text("0"), signs("48")),
     series(signs("2468"), signs("048")),
     series(signs("13579"), signs("26")),
 )
-"""What 4 divides, of 01 to 99."""
+"""What 4 divides of them."""
+YEAR: Final = either(series(digits(2), SOME), series(SOME, text("00")))
+"""From 0001 on."""
 LEAP: Final = either(series(digits(2), FOURTH), series(FOURTH, text("00")))
+MONTH: Final = either(series(text("0"), signs("123456789")), series(text("1"), signs("012")))
 LONG: Final = either(series(text("0"), signs("13578")), series(text("1"), signs("02")))
 SHORT: Final = either(series(text("0"), signs("469")), text("11"))
+EVERY: Final = either(
+    series(text("0"), signs("123456789")),
+    series(text("1"), DIGIT),
+    series(text("2"), signs("012345678")),
+)
+"""Days that every month has."""
 HOUR: Final = either(series(signs("01"), DIGIT), series(text("2"), signs("0123")))
 SIXTY: Final = series(signs("012345"), DIGIT)
-DATE: Final = either(
-    series(YEAR, text("-"), LONG, text("-"), days("31")),
-    series(YEAR, text("-"), SHORT, text("-"), days("30")),
-    series(YEAR, text("-02-"), days("28")),
-    series(LEAP, text("-02-29")),
+# Months differ in what they have beyond 28 days: written so, they share states for the others.
+MOST: Final = either(
+    series(MONTH, text("-"), EVERY),
+    series(either(LONG, SHORT), text("-"), either(text("29"), text("30"))),
+    series(LONG, text("-31")),
 )
+"""Days of every year."""
+DATE: Final = either(series(YEAR, text("-"), MOST), series(LEAP, text("-02-29")))
 """Days that there are."""
 ZONE: Final = either(text("Z"), series(signs("+-"), HOUR, text(":"), SIXTY))
 TIME: Final = series(HOUR, text(":"), SIXTY, text(":"), SIXTY, BEHIND_POINT, ZONE)

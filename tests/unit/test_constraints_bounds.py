@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from dlm.constraints import apart, expressions, schemas
-from dlm.constraints.expressions import Net, automaton_of, nodes_of, text
+from dlm.constraints.expressions import (
+    Net,
+    Repeated,
+    automaton_of,
+    either,
+    nodes_of,
+    series,
+    text,
+)
 from dlm.constraints.schemas import expression_of
 from dlm.serving import tools
 
@@ -59,12 +67,26 @@ def test_parts_that_are_named_again_are_counted_as_they_are_read(
         {"type": "array", "items": {"type": "number"}},
         {"type": "array", "items": {"type": "number"}, "minItems": 3},
         {"type": ["object", "string"], "format": "date-time"},
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {"a": INTEGERS, "b": {"const": 1}, "c": {}}},
+        {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["b"]},
     ],
 )
 def test_nodes_are_counted_as_they_are_made(schema: Any) -> None:
     expression, net = expression_of(schema), Net()
     net.add(expression, net.node())
     assert len(net.free) == 1 + nodes_of(expression)
+
+
+def test_what_is_refused_for_its_states_is_told_the_bound_that_it_met() -> None:
+    """A set of nodes for each way to have met 14 letters, all of which are states."""
+    letter = either(text("a"), text("b"))
+    far = series(Repeated(letter), text("a"), Repeated(letter, 14, 14))
+    with pytest.raises(ValueError, match="it has more than 16384 states before alike ones are"):
+        automaton_of(far)
+    near = series(Repeated(letter), text("a"), Repeated(letter, 13, 13))
+    with pytest.raises(ValueError, match="it has 16385 states, and at most 8192 are followed"):
+        automaton_of(near)
 
 
 def test_a_long_text_is_still_one_of_a_schema() -> None:

@@ -3,10 +3,11 @@
 import json
 from calendar import monthrange
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 
-from dlm.constraints.expressions import automaton_of
+from dlm.constraints.expressions import automaton_of, nodes_of
 from dlm.constraints.language import ByteAutomaton
 from dlm.constraints.schemas import expression_of
 
@@ -39,3 +40,39 @@ def test_every_day_of_some_centuries_is_one() -> None:
         assert all(takes(automaton, str(first + timedelta(days=n))) for n in range(1000))
     leap = [year for year in range(10_000) if takes(automaton, f"{year:04}-02-29")]
     assert leap == [y for y in range(1, 10_000) if y % 4 == 0 and (y % 100 or y % 400 == 0)]
+
+
+TEXT, MOMENT = {"type": "string"}, {"type": "string", "format": "date-time"}
+
+
+def or_null(schema: Any) -> Any:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+@pytest.mark.parametrize(
+    ("members", "states"),
+    [
+        ([or_null(TEXT)] * 18 + [or_null(MOMENT)] * 6, 845),
+        ([MOMENT] * 20, 1273),
+        ([TEXT] * 14 + [MOMENT] * 10, 941),
+        ([or_null(TEXT)] * 14 + [or_null(MOMENT)] * 10, 1013),
+    ],
+    ids=["6 of 24", "20", "10 of 24", "10 of 24 or null"],
+)
+def test_objects_may_have_many_moments(
+    members: list[Any], states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that may be missing cost states of their own alone before any are one."""
+    monkeypatch.setattr("dlm.constraints.expressions.RAW", 5 * states // 4 + 10)
+    named = {f"f_{n}": member for n, member in enumerate(members)}
+    made = automaton_of(expression_of({"type": "object", "properties": named}))
+    assert len(made.accepting) == states
+
+
+def test_dates_are_followed_in_hardly_more_states_than_they_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expression = expression_of(MOMENT)
+    assert nodes_of(expression) < 220
+    monkeypatch.setattr("dlm.constraints.expressions.RAW", 56)
+    assert len(automaton_of(expression).accepting) == 54
