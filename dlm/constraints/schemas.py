@@ -5,13 +5,12 @@ refused. The members of an object come in the order of `properties`, and others 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Final
 from urllib.parse import unquote
 
-from dlm.constraints.apart import refuse_common
+from dlm.constraints.apart import Seen, refuse_common
 from dlm.constraints.expressions import (
     NODES,
     Either,
@@ -88,7 +87,7 @@ class Schemas:
     root: Any
     parts: int = 0  # read so far
     nodes: int = 0  # that those come to, but for what lies between them
-    pairs: Iterator[int] = field(default_factory=lambda: count(1))  # that were held to be apart
+    seen: Seen = field(default_factory=Seen)  # of what was held to be apart
     apart: set[int] = field(default_factory=set)  # lists of parts that are, by their ids
 
     def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
@@ -175,7 +174,7 @@ class Schemas:
         """One of some schemas, of which no two have a value in common."""
         made = self.by_any(schema, where, inside, "oneOf")
         if id(schema["oneOf"]) not in self.apart:  # it may be named again
-            refuse_common(schema["oneOf"], where, self.named, self.pairs)
+            refuse_common(schema["oneOf"], where, self.named, self.seen)
             self.apart.add(id(schema["oneOf"]))
         return made
 

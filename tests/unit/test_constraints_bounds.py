@@ -96,17 +96,42 @@ def test_a_long_text_is_still_one_of_a_schema() -> None:
     assert len({id(part) for part in text("abab" * 9).parts}) == 2  # type: ignore[union-attr]
 
 
+def tagged(tag: Any, **others: Any) -> Any:
+    """An object that its last member tells from others."""
+    members = {**others, "tag": {"const": tag}}
+    return {"type": "object", "properties": members, "required": [*members]}
+
+
 def test_alternatives_are_held_apart_once_and_counted_in_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(apart, "PAIRS", 400)
-    listed = [{"const": n} for n in range(25)]
-    expression_of(doubled({"oneOf": listed}, 6))  # 300 pairs
-    several = {str(n): {"oneOf": [*listed]} for n in range(2)}
+    tags = [tagged(n) for n in range(15)]
+    expression_of(doubled({"oneOf": tags}, 6))  # 105 pairs, of tags too
+    several = {str(n): {"oneOf": [*tags]} for n in range(2)}
     values = [{"enum": [*range(n, n + 90)]} for n in range(0, 270, 90)]
     for schema in ({"type": "object", "properties": several}, {"oneOf": values}):
         with pytest.raises(ValueError, match="oneOf must be of at most 400 pairs of schemas"):
             expression_of(schema)
+
+
+def test_values_of_alternatives_are_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each pair of them."""
+    monkeypatch.setattr(apart, "PAIRS", 4 * 330)
+    members = {name: {"oneOf": [{"const": f"{name}{n}"} for n in range(330)]} for name in "ab"}
+    expression_of({"type": "object", "properties": members})
+
+
+def test_alternatives_are_told_by_the_member_that_lists_fewest_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the order of a set of names is in this process."""
+    monkeypatch.setattr(apart, "PAIRS", 3 * 435 + 30)
+    enum = {"enum": [f"C{n:03}" for n in range(30)]}
+    others = {f"{name}{n}": enum for n in range(4) for name in ("a", "currency", "z")}
+    expression_of({"oneOf": [tagged(n, **others) for n in range(30)]})
+    named = {f"m{n}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for n in range(9)}
+    expression_of({"oneOf": [tagged(n, **named) for n in range(30)]})
 
 
 def test_functions_share_the_bound_of_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
