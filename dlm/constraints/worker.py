@@ -101,6 +101,8 @@ def check_signs(pattern: str) -> None:
             )
         if sign == "\\":
             place += 1
+            if pattern.startswith(("p{", "P{"), place):  # a name
+                place = max(place, pattern.find("}", place))
         elif sign == "[":
             depth += 1
             place += pattern.startswith("^", place + 1)

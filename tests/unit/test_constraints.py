@@ -149,6 +149,8 @@ def test_automata_are_the_smallest(pattern: str) -> None:
         ("regex", "(?P<a[>x))|(?:b", "its group at character 10 ends before it begins"),
         ("regex", "a)|(b", "its group at character 2 ends before it begins"),
         ("regex", r"[)\]]\)[^])](a))", "its group at character 16 ends before it begins"),
+        ("regex", r"\p{$}\\p{L}$", "its anchor at character 12 is not followed"),
+        ("regex", r"\p{)}\P{L})", "its group at character 11 ends before it begins"),
         ("regex", 3, "regex must be a text, got 3"),
         ("regex", "\ud800", "regex must be text that UTF-8 can hold"),
         ("regex", "(a|b)*a(a|b){13}", "at most 8192 are followed"),
