@@ -1,5 +1,8 @@
 """Names of fields: those that are taken, and what to say of others."""
 
+import json
+import re
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,12 +141,21 @@ REASONS: Mapping[str, str] = {
 }
 """Why some of them are not taken, or what takes their place."""
 
+GIVEN = re.compile(r"\b(\w+)=('[^']*'|\{[^}]*\}|[0-9]+(?:\.[0-9]+)?|True|False|None)")
+"""An option with its value, as Python writes it."""
+
+
+def in_json(told: str) -> str:
+    """What is said of options, with their values as a body of a request has them."""
+    return GIVEN.sub(lambda found: f"{found[1]}: {json.dumps(literal_eval(found[2]))}", told)
+
+
 _STREAMED = ("callback_on_step_end", "generation_tokens_hook_func", "step_callback", "streamer")
 _STOP_IDS = ("eos_id", "eos_token_id", "stopping_criteria_idx")
 _OF_SERVER = ("mask_id", "mask_token_id", "tokenizer", "device", "dtype")
 _OF_BLANKS = ("broadcast_deletion", "expand_budget", "max_gen_length", "pad_delete_to_right")
 FOREIGN: Mapping[str, str] = {
-    **foreign.OPTIONS,
+    **{name: in_json(told) for name, told in foreign.OPTIONS.items()},
     **dict.fromkeys((*foreign.LENGTHS, "gen_length"), "max_tokens says how many are decoded"),
     **dict.fromkeys(foreign.TEXTS, "stop has texts that end a choice"),
     "num_return_sequences": "n is the number of choices",
