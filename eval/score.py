@@ -55,14 +55,18 @@ def score(
 ) -> list[Verdict]:
     """Score an output for each problem; all code runs in one call of `run_all`.
 
-    No output raises. One in which a metric finds nothing scores 0, and nothing of it is run. What
-    a model thought is no part of its answer; of what fills blanks nothing is left out.
+    No output raises, but a metric whose score is none does. One in which a metric finds nothing
+    scores 0, and nothing of it is run. What a model thought is no part of its answer; of what fills
+    blanks nothing is left out.
 
     Args:
         task: what the problems are of.
         problems: one for each output.
         outputs: texts of a model, cut at stop texts.
         run_all: runs checks in a sandbox, one outcome each, in order.
+
+    Raises:
+        ValueError: a metric gives a score out of [0, 1], or `run_all` another number of outcomes.
     """
     answers = outputs if task.infills else [without_thoughts(each) for each in outputs]
     table = [
@@ -93,7 +97,13 @@ def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
     if metric.check is not None:
         return _Reading(metric, extracted, 0.0, metric.check(problem, extracted))
     assert metric.is_correct is not None, f"{metric.name} has no rule"
-    return _Reading(metric, extracted, float(metric.is_correct(problem, extracted)), None)
+    worth = float(metric.is_correct(problem, extracted))
+    if not 0 <= worth <= 1:  # NaN neither; a file with it would be called damaged once it is read
+        raise ValueError(
+            f"is_correct of the metric {metric.name!r} must give a score in [0, 1], got {worth} "
+            f"for problem {problem.id!r}"
+        )
+    return _Reading(metric, extracted, worth, None)
 
 
 def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Verdict:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from dlm.eval import gsm8k, humaneval, humaneval_infill, math500, mbpp
 from dlm.eval.score import NOTHING, Verdict, score
 from dlm.eval.source import Record
-from dlm.eval.task import Check, Problem, Task, Template
+from dlm.eval.task import Check, Metric, Problem, Task, Template
 from dlm.eval.tasks import TASKS
 from dlm.eval.verify import Verifier, verifier
 
@@ -82,6 +82,15 @@ def refuse(checks: list[Check]) -> list[Ran]:
 
 def verdict(task: Task, problem: Problem, output: str) -> Verdict:
     return score(task, [problem], [output], here)[0]
+
+
+@pytest.mark.parametrize("worth", [2, -0.5, float("nan"), float("inf")])
+def test_a_score_that_is_none_is_told_as_it_is_made(worth: float) -> None:
+    own = Metric("own", lambda problem, output: output, lambda problem, extracted: worth)
+    task = replace(TASKS["gsm8k"], metrics=(own,))
+    said = rf"metric 'own' must give a score in \[0, 1\], got {float(worth)} for problem '0'"
+    with pytest.raises(ValueError, match=said):
+        verdict(task, QUESTION, "18")
 
 
 # GSM8K.
