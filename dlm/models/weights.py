@@ -282,25 +282,31 @@ def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list
     """
     weights = network.state_dict(keep_vars=True)
     filled: dict[str, set[tuple[int, int]]] = {name: set() for name in weights}
+    misshapen: dict[str, set[tuple[int, int]]] = {name: set() for name in weights}
     wrong: dict[str, list[str]] = {"unexpected": [], "mismatched": []}
     for name, tensor in released:
         found = place(name, network, weights)
         if found is None:
             if not NOT_READ.search(name):
                 wrong["unexpected"].append(name)
-        elif found[1].shape != tensor.shape:
+            continue
+        # By the place, as one that is filled twice stands for no other.
+        part = int(found[1].storage_offset()), found[1].numel()
+        if found[1].shape != tensor.shape:
             wrong["mismatched"].append(misfit(name, found[1].shape, tensor.shape))
+            misshapen[found[0]].add(part)
         else:
             found[1].copy_(tensor)
-            # By the place, as one that is filled twice stands for no other.
-            filled[found[0]].add((int(found[1].storage_offset()), tensor.numel()))
+            filled[found[0]].add(part)
     missing = {name for name, parts in filled.items() if not covers(parts, weights[name])}
     network.tie_weights(missing_keys=missing, recompute_mapping=False)  # as transformers' loader
     optional = network._keys_to_ignore_on_load_missing or ()
     wrong["missing"] = [
         name
         for name in weights
-        if name in missing and not any(re.search(pattern, name) for pattern in optional)
+        if name in missing
+        and not covers(filled[name] | misshapen[name], weights[name])  # those are told above
+        and not any(re.search(pattern, name) for pattern in optional)
     ]
     return {kind: names for kind, names in wrong.items() if names}
 

@@ -41,8 +41,23 @@ def test_it_is_named(family: str, how: str, written: Callable[[str], Path], tmp_
     # What rounds weights names them as they are called here, where transformers leaves it to that.
     called = r"\S+" if how == "w8a8" else f"do not fit its configuration: mismatched: {name}"
     said = re.escape(f" must be {[*wanted]}, got {[*cut.shape]} in the files")
-    with pytest.raises(ValueError, match=called + said):
+    end = "$" if how == "direct" else ""  # as missing it would be told twice
+    with pytest.raises(ValueError, match=called + said + end):
         dlm.load(tmp_path / "model", **HOW[how])
+
+
+def test_an_expert_that_is_missing_beside_it_is_told(
+    written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Experts are one weight here, of which the part of another shape is not the whole."""
+    shutil.copytree(written("sdar-moe"), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / SINGLE)
+    name = "model.layers.0.mlp.experts.{}.down_proj.weight"
+    del weights[name.format(1)]
+    weights[name.format(2)] = weights[name.format(2)][:-2].contiguous()
+    save_file(weights, tmp_path / "model" / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"mismatched: .*\.2\.down_proj.*; missing: .*experts"):
+        dlm.load(tmp_path / "model", direct=True)
 
 
 def test_another_error_is_told_as_it_is(
