@@ -28,7 +28,11 @@ COUNT = 500
 
 _ROW = r"[0-9](?:[ \t|,]*[0-9]){3}"
 _BETWEEN = r"[\s|,;+\[\]-]+"
-_GRID = re.compile(rf"(?<![0-9])(?:[0-9]{{16}}|{_ROW}(?:{_BETWEEN}{_ROW}){{3,}})(?![0-9])")
+_BEGIN = r"(?:(?<![0-9][ \t])|(?![0-9][ \t]))"  # a row with blanks is not cut out of a longer one
+_END = r"(?!(?<=[ \t][0-9])[ \t]+[0-9])"
+_GRID = re.compile(
+    rf"(?<![0-9])(?:[0-9]{{16}}|{_BEGIN}{_ROW}(?:{_BETWEEN}{_ROW}){{3,}}{_END})(?![0-9])"
+)
 
 
 def problem(number: int, example: Example) -> Problem:
@@ -59,12 +63,17 @@ def local() -> list[Problem]:
 
 
 def grid(problem: Problem, output: str) -> str | None:
-    """The last 16 digits that stand together, or the last four of rows of four.
+    """The last 16 digits that stand together, or four of rows of four, one after the other.
 
-    More rows may stand in front of these: the puzzle, or the numbers of columns over a table.
+    More rows may stand around these: the puzzle, the numbers of columns over a table, a year. The
+    last four that are a valid grid are taken, else the last four.
     """
     found = last_match(_GRID, output)
-    return None if found is None else re.sub("[^0-9]", "", found.group())[-16:]
+    if found is None:
+        return None
+    digits = re.sub("[^0-9]", "", found.group())
+    windows = [digits[end - 16 : end] for end in range(len(digits), 15, -4)]
+    return next(filter(sudoku.is_grid, windows), windows[0])
 
 
 def solved(problem: Problem, extracted: str) -> bool:
@@ -89,7 +98,9 @@ Answer with the 16 digits of the completed grid, row by row, and nothing else.""
 
 TASK = Task(
     name="sudoku",
-    version=3,  # 2: thoughts were read. 1: a row of digits over the grid was its first one
+    # 3: a row of digits under the grid was its last one. 2: thoughts were read. 1: a row of digits
+    # over the grid was its first one
+    version=4,
     summary="Complete 4x4 sudokus.",
     paper="Huang et al. 2025, arXiv:2508.13021",
     licence="Apache-2.0 where generated, MIT where published",
