@@ -12,8 +12,8 @@ Checked against the original:
   comparison with the reference string, takes one way out of many;
 - differs: the prompts are ours, and so is how equations are found in a longer text: signs of
   print and of LaTeX count as those of a keyboard, as does an x between numbers; parentheses around
-  a number or a left side add nothing; Markdown's emphasis is no operator; a result with a decimal
-  part that is not zero is no equation.
+  a left side or a number beside a sign add nothing, but no product is read out of 2(5) + 3 = 8;
+  Markdown's emphasis is no operator; a result with a decimal part that is not zero is no equation.
 """
 
 import re
@@ -38,9 +38,14 @@ _MARKS = re.compile(  # an operator, with blanks on both sides or on none, or Ma
     r"([0-9)](?:[^\S\n]*\*[^\S\n]*|\*+|[^\S\n]+\*+[^\S\n]+)(?=[-(0-9]))|[*_`]+"
 )
 _OPERAND = r"-?[0-9]{1,9}"
-_ALONE = re.compile(  # a number in parentheses, behind a sign or a negative one in front of it
+_ALONE = re.compile(  # a number in parentheses, behind a sign or in front of it
     rf"([-+*/=]\s{{0,2}})\(\s{{0,2}}({_OPERAND})\s{{0,2}}\)(?![0-9])"
     r"|\(\s{0,2}(-[0-9]{1,9})\s{0,2}\)(?=\s{0,2}[-+*/=])"
+    # A positive one may count steps, as in (1) -29+79=50: it must begin a left side, and be no
+    # argument or factor.
+    r"|(?<![0-9a-zA-Z)])(?<![0-9][^\S\n])(?<![0-9][^\S\n]{2})"
+    r"\(\s{0,2}([0-9]{1,9})\s{0,2}\)"
+    rf"(?=[^\S\n]{{0,2}}[-+*/]\s{{0,2}}\(?\s{{0,2}}{_OPERAND}[\s)]{{0,4}}=)"
 )
 _SIDE = re.compile(  # a left side in parentheses; behind an operand it is a part of a longer one
     r"([0-9)](?:[^\S\n]{0,2}[-+*/][^\S\n]{0,2})?)?"
@@ -74,7 +79,7 @@ def equations(problem: Problem, output: str) -> str | None:
     needed = len(problem.fields["numbers"].split(",")) - 1
     text = _NAMED.sub(lambda found: _WORDS[found[0]], output.translate(_SIGNS))
     text = _MARKS.sub(lambda found: found[1] or "", _LETTER.sub(r"\1*\2", text))
-    text = _ALONE.sub(lambda found: f"{found[1] or ''}{found[2] or found[3]}", text)
+    text = _ALONE.sub(lambda found: f"{found[1] or ''}{found[2] or found[3] or found[4]}", text)
     text = _SIDE.sub(lambda found: found[0] if found[1] else found[2], text)
     found = [f"{a}{how}{b}={c}" for a, how, b, c in _EQUATION.findall(text)]
     if len(found) > needed:
@@ -100,9 +105,10 @@ Answer with the steps alone, as equations with a comma between them, like 3*4=12
 
 TASK = Task(
     name="countdown",
-    # 4: thoughts were read. 3: parentheses around a number or a left side hid equations. 2: so did
-    # \\times and x. 1: so did emphasis and signs of print; 50.5 was 50
-    version=5,
+    # 5: parentheses around a positive number in front of a sign hid equations. 4: thoughts were
+    # read. 3: parentheses around other numbers or a left side hid equations. 2: so did \\times and
+    # x. 1: so did emphasis and signs of print; 50.5 was 50
+    version=6,
     summary="Reach a number from three others.",
     paper="Gandhi et al. 2024, arXiv:2404.03683",
     licence="Apache-2.0 where generated, MIT where published",

@@ -62,6 +62,11 @@ def test_sudoku(output: str, solved: int, cells: float) -> None:
         ("1) (44 - 15) = 29\n2. (79 - (29)) = (50)", 1, 1),
         ("- (44-15) = 29\n- (79-29) = 50", 1, 1), ("(1) 44-15=29\n(2) 79-29=50", 1, 1),
         ("(1)44-15=29\n- (2)79-29=50", 1, 1), ("2(44-15)=29, 79-29=50", 0, 0),
+        ("44-15=29, (79) - (29) = 50", 1, 1), ("(44)-(15)=29, ( 79 )-29=50", 1, 1),
+        ("((44) - (15)) = 29\nThen (79) - 29 = (50)", 1, 1), ("(44)-15=29\n- (79)-29=50", 1, 1),
+        ("15-44=-29, (1) -29+79=50", 1, 0), ("44-15=29, (1)\n- 79-29=50", 1, 1),
+        ("44-15=29, f(79)-29=50", 0, 0), ("44-15=29, 2(79)-29=50", 0, 0),
+        ("44-15=29, 2 (79)-29=50", 0, 0), ("44-15=29, (1+1)(79)-29=50", 0, 0),
         ("44-15=29, 1 + (79-29)=50", 0, 0), ("44-15=29, (1+79)-29=50", 0, 0),
     ],
 )  # fmt: skip
@@ -69,6 +74,16 @@ def test_countdown(output: str, valid: int, exact: int) -> None:
     fields = {"prompt": "Countdown: 15,44,79,50", "numbers": "15, 44, 79", "target": "50"}
     found = verdict(TASKS["countdown"], Problem("0", fields, "44-15=29,79-29=50"), output)
     assert found.scores == {"valid": valid, "exact": exact}
+
+
+def test_countdown_counts_each_equation_with_parentheses() -> None:
+    """Those that are not read would leave a right answer of the others alone."""
+    fields = {"prompt": "Countdown: 1,1,2,4", "numbers": "1, 1, 2", "target": "4"}
+    told = verdict(TASKS["countdown"], Problem("0", fields, ""), "(5)+(3)=8, 1+1=2, 2+2=4")
+    assert told.extracted["valid"] == "1+1=2,2+2=4"
+    fields |= {"numbers": "1, 1, 2, 5"}
+    told = verdict(TASKS["countdown"], Problem("0", fields, ""), "(5)+(3)=8, 1+1=2, 2+2=4")
+    assert told.extracted["valid"] == "5+3=8,1+1=2,2+2=4"
 
 
 @pytest.mark.parametrize(
