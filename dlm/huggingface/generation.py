@@ -6,6 +6,7 @@ Shapes: B rows, P columns of prompt, N new tokens.
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from dlm.generation import finish
-from dlm.huggingface import batch, streamers
-from dlm.huggingface.adapters import refuse_learned_prompts, refuse_partial
+from dlm.huggingface import adapters, batch, streamers
 from dlm.huggingface.checkpoint import Origin
 from dlm.huggingface.config import DiffusionGenerationConfig, left_aside
 from dlm.huggingface.options import (
@@ -137,11 +137,14 @@ class DiffusionGenerationMixin:
         """As in transformers, if the network has a place for all of the adapter.
 
         Raises:
-            ValueError: it has none for some, whose layers may bear names of the released code.
+            ValueError: it has none for some, whose layers may bear names of the released code. The
+                network is as it was.
         """
-        source, name = peft_model_id, adapter_name
-        report = super().load_adapter(source, name, *others, **options)  # type: ignore[misc]
-        refuse_partial(self, source, name or "default", report)
+        load = super().load_adapter  # type: ignore[misc]
+        told = signature(load).bind(peft_model_id, adapter_name, *others, **options)
+        adapters.refuse_misplaced(self, told.arguments)
+        report = load(*told.args, **told.kwargs)
+        adapters.refuse_partial(peft_model_id, report.unexpected_keys)  # what names could not tell
         return report
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
@@ -182,7 +185,7 @@ class DiffusionGenerationMixin:
         Raises:
             ValueError: a bad option or prompt, named in the message.
         """
-        refuse_learned_prompts(self)
+        adapters.refuse_learned_prompts(self)
         input_ids = batch.named_so(input_ids, options)
         config, arguments = self._prepare_generation_config(generation_config, **options)
         refuse_arguments(arguments)
