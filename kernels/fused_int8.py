@@ -70,28 +70,27 @@ def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     assert len({each.bias is None for each in matrices}) == 1
     block = block_of(columns)
     parts = split(rows, columns, block)
-    each = parts if count > FEW else 1
-    # Four parts one after the other leave no registers for more tokens.
-    room = min(MANY if each > 2 else FEW, power(count))
-    weights = [one.weight for one in matrices]
-    some, stages = (ROWS, 6) if parts > each else tile(room, weights, (6, 4, 4))
-    dtype = x.dtype if parts == each else torch.float32
-    out = x.new_empty((parts // each, count, rows), dtype=dtype)
+    turns = parts if count > FEW else 1  # parts that a program takes, one after the other
+    # Four of them leave no registers for more tokens.
+    room, weights = min(MANY if turns > 2 else FEW, power(count)), [m.weight for m in matrices]
+    some, stages = (ROWS, 6) if parts > turns else tile(room, weights, (6, 4, 4))
+    dtype = x.dtype if parts == turns else torch.float32
+    out = x.new_empty((parts // turns, count, rows), dtype=dtype)
     three = [*matrices, *matrices, *matrices][:3]
     second = len(matrices[1].weight) if len(matrices) > 1 else 0
     with torch.cuda.device_of(x):
-        int8_product_kernel[(-(-count // room), rows // some, parts // each)](
+        int8_product_kernel[(-(-count // room), rows // some, parts // turns)](
             *(rounded, own),
-            *(each.weight for each in three),
-            *(each.scale for each in three),
-            *(each.bias for each in three),
+            *(m.weight for m in three),
+            *(m.scale for m in three),
+            *(m.bias for m in three),
             *(len(matrices[0].weight), second, out, count, rows),
             COLUMNS=columns,
             TOKENS=room,
             ROWS=some,
             BLOCK=block,
             PARTS=parts,
-            EACH=each,
+            EACH=turns,
             STAGES=stages,
             num_warps=some // 16,
             enable_fp_fusion=False,
