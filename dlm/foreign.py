@@ -158,6 +158,10 @@ OPTIONS: Final[dict[str, str]] = {
     "generator": "in dlm it is seed, and row_keys for each row: no generator is drawn from",
     "return_dict_in_generate": "it is always so: out.tokens, out.texts, out.forwards",
     "eos_id": "it is a fact of the model: dlm.load has stop_ids",
+    "shift": "it is a fact of the model's family",
+    # DiffuLLaMA
+    "logits_temp": "in dlm it is temperature=0.9",
+    "topp_temp": "in dlm it is top_p=0.9, beside temperature=0.9",
     "eos_token_id": "it is a fact of the model: dlm.load has stop_ids",
     "input_ids": _IDS,
     "attention_mask": _IDS,

@@ -21,6 +21,7 @@ import dlm
 from dlm.cache import View
 from dlm.decoders.artefact import ModelFacts, ScheduleArtefact
 from dlm.decoders.resample import fractions
+from dlm.models.families import FAMILIES
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 
@@ -193,6 +194,13 @@ def stands_alone() -> None:
 def family_cases() -> SimpleNamespace:
     """What `family_cases.py` defines: how to write a small checkpoint of a family."""
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "family_cases.py")))
+
+
+@pytest.fixture(scope="session")
+def asks() -> Callable[[str], dict[str, str]]:
+    """What has to be said of a family to load it: its name, where its files are another's."""
+    named = {name for name, family in FAMILIES.items() if family.opt_in}
+    return lambda name: {"family": name} if name in named else {}
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ class Case:
     projection: str = "lm_head"
     stretch: dict[str, Any] = field(default_factory=dict)  # `rope_parameters` of YaRN
     more: dict[str, Any] = field(default_factory=dict)
+    omits: tuple[str, ...] = ()  # what the release does not say
 
     def config(self) -> dict[str, Any]:
         """As a release writes it."""
@@ -126,7 +127,8 @@ class Case:
             "eos_token_id": EOS,
             "torch_dtype": "float32",
         }
-        return common | sizes | self.more
+        told = common | sizes | self.more
+        return {key: value for key, value in told.items() if key not in self.omits}
 
     def name(self, ours: str) -> str:
         """The released name of `embed_tokens`, `layers.1.mlp.up_proj` and the like."""
@@ -286,6 +288,8 @@ class Case:
 
 
 QWEN2: dict[str, Any] = {"qkv_bias": True, "more": {"use_sliding_window": False}}
+CODA = {"attention_kernel": "flash_attention", "mask_block_sizes": [4, 8], "sampling_eps": [0.1, 1]}
+"""What its files say of training."""
 QWEN3: dict[str, Any] = {"qk_norm": True, "head": 16, "more": {"attention_bias": False}}
 CASES = {
     case.family: case
@@ -345,6 +349,24 @@ CASES = {
             more={"bd_size": 8, "layer_types": ["full_attention"] * LAYERS},
         ),
         Case("qwen2", "Qwen2ForCausalLM", "open-dcoder", shift=True, tied=True, **QWEN2),
+        Case(
+            "CoDA",
+            "CoDALanguageModel",
+            "coda",
+            shift=True,
+            qk_norm=True,
+            more={"attention_bias": False, "sliding_window": None, **CODA},
+            omits=("tie_word_embeddings",),
+        ),
+        Case("llama", "LlamaForCausalLM", "diffullama", theta=1e4, eps=1e-5, shift=True),
+        Case(
+            "llama",
+            "StableDiffcoderForCausalLM",
+            "stable-diffcoder",
+            theta=5e5,
+            block=4,
+            more={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+        ),
         Case("a2d-qwen2", "A2DQwen2LMHeadModel", "a2d-qwen2", tied=True, **QWEN2),
         Case("a2d-qwen3", "A2DQwen3LMHeadModel", "a2d-qwen3", tied=True, **QWEN3),
         Case("a2d-llama", "A2DLlamaLMHeadModel", "a2d-llama", theta=5e5, eps=1e-5, tied=True),

@@ -8,7 +8,10 @@ LOGITS = "official logits, at a small size"
 EQUATIONS = "published equations, at a small size"
 CARD = "see its card"
 MINISTRAL = "Ministral 3 of transformers, at a small size"
+QWEN3 = "Qwen3 of transformers, at a small size"
+LLAMA = "Llama of transformers, at a small size"
 ASK = "load it with family='open-dcoder'"
+ORDINARY = "load it with family='diffullama'; its mask is a token of text, which no prompt may hold"
 EDITS = "its own loop also edits tokens"
 SEEDS = "its own loop takes the first token of a block from a causal pass"
 
@@ -31,6 +34,8 @@ QWEN3_4B = 4_411_424_256
 QWEN3_8B = 8_190_735_360
 QWEN3_30B = 30_532_122_624
 LLADA_MOE_7B = 7_356_880_896
+CODA = 2_031_739_904
+SEED_CODER = 8_250_462_208
 LLADA2_MINI = 16_255_643_392
 LLADA2_FLASH = 102_889_705_216
 NEMOTRON_3B = 3_831_659_520
@@ -49,6 +54,11 @@ CHECKPOINTS = (
     Checkpoint("inclusionAI/LLaDA-MoE-7B-A1B-Instruct", "llada-moe", LLADA_MOE_7B, CARD, LOGITS),
     Checkpoint("inclusionAI/LLaDA2.0-mini", "llada2", LLADA2_MINI, CARD, LOGITS),
     Checkpoint("inclusionAI/LLaDA2.0-flash", "llada2", LLADA2_FLASH, CARD, LOGITS),
+    *(
+        Checkpoint(f"inclusionAI/LLaDA2.0-{size}-{kind}", "llada2", parameters, CARD, LOGITS)
+        for size, parameters in (("mini", LLADA2_MINI), ("flash", LLADA2_FLASH))
+        for kind in ("preview", "CAP")
+    ),
     Checkpoint("inclusionAI/LLaDA2.1-mini", "llada2", LLADA2_MINI, CARD, LOGITS, EDITS),
     Checkpoint("inclusionAI/LLaDA2.1-flash", "llada2", LLADA2_FLASH, CARD, LOGITS, EDITS),
     Checkpoint("Dream-org/Dream-v0-Base-7B", "dream", DREAM_7B, "Apache-2.0", LOGITS),
@@ -83,6 +93,15 @@ CHECKPOINTS = (
     Checkpoint("Efficient-Large-Model/Fast_dLLM_v2_1.5B", "fast-dllm-v2", None, CARD, EQUATIONS),
     Checkpoint("Efficient-Large-Model/Fast_dLLM_v2_7B", "fast-dllm-v2", DREAM_7B, CARD, EQUATIONS),
     Checkpoint("fredzzp/open-dcoder-0.5B", "open-dcoder", 494_032_768, CARD, EQUATIONS, ASK),
+    Checkpoint("Salesforce/CoDA-v0-Base", "coda", CODA, "CC-BY-NC-4.0", QWEN3),
+    Checkpoint("Salesforce/CoDA-v0-Instruct", "coda", CODA, CARD, QWEN3),
+    Checkpoint(
+        "ByteDance-Seed/Stable-DiffCoder-8B-Base", "stable-diffcoder", SEED_CODER, "MIT", LLAMA
+    ),
+    Checkpoint(
+        "ByteDance-Seed/Stable-DiffCoder-8B-Instruct", "stable-diffcoder", SEED_CODER, "MIT", LLAMA
+    ),
+    Checkpoint("diffusionfamily/diffullama", "diffullama", 6_738_415_616, CARD, LLAMA, ORDINARY),
     Checkpoint(
         "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", "a2d-qwen3", 596_049_920, CARD, EQUATIONS
     ),

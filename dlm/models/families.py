@@ -168,6 +168,43 @@ FAMILIES = {
             opt_in=True,
         ),
         Family(
+            "coda",
+            "CoDA",
+            ("CoDALanguageModel",),
+            "dlm.models.qwen_configs:CodaConfig",
+            "dlm.models.qwen:CoDALanguageModel",
+            vocabularies=QWEN3_ROWS,
+            mask_id=151669,
+            stop_ids=(151643, 151645),
+            tokens=151670,
+            shift=True,
+        ),
+        Family(  # before others of its model type: what declares no architecture is a Llama
+            "diffullama",
+            "llama",
+            ("LlamaForCausalLM",),
+            "dlm.models.qwen_configs:DiffuLlamaConfig",
+            "dlm.models.qwen:LlamaForCausalLM",
+            vocabularies=(32000,),
+            mask_id=811,  # a token of Llama 2, whose vocabulary was not extended
+            stop_ids=(2,),
+            shift=True,
+            opt_in=True,
+        ),
+        Family(
+            "stable-diffcoder",
+            "llama",
+            ("StableDiffcoderForCausalLM",),
+            "dlm.models.qwen_configs:StableDiffCoderConfig",
+            "dlm.models.qwen:StableDiffcoderForCausalLM",
+            vocabularies=(155136,),
+            mask_id=5,
+            mask_token="<[MASK_TOKEN]>",
+            stop_ids=(2,),
+            block_size=4,
+            block_field="block_size",
+        ),
+        Family(
             "a2d-qwen2",
             "a2d-qwen2",
             ("A2DQwen2LMHeadModel", "A2DQwen2Model"),
@@ -317,7 +354,7 @@ def other(model_type: str, architecture: str) -> Family:
 
         if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             return ENCODER
-    listed = ", ".join(sorted({f.model_type for f in FAMILIES.values() if not f.opt_in}))
+    listed = ", ".join(FAMILIES)
     hint = " (an autoregressive network?)" if "ForCausalLM" in architecture else ""
     raise ValueError(
         f"model_type {model_type!r} with architectures[0] {architecture!r}{hint} is not a "

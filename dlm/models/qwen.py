@@ -1,4 +1,4 @@
-"""The families in the shape of Qwen2 and Qwen3, under the class names their checkpoints declare.
+"""The families in the shape of Qwen and Llama, under the class names their checkpoints declare.
 
 All but the biases and norms of attention is in their configurations; weights bear the names of
 `dlm.models.transformer` already.
@@ -8,11 +8,14 @@ from dlm.models.qwen_configs import (
     A2dLlamaConfig,
     A2dQwen2Config,
     A2dQwen3Config,
+    CodaConfig,
+    DiffuLlamaConfig,
     DreamConfig,
     DreamReasonerConfig,
     FastDllmQwenConfig,
     OpenDcoderConfig,
     SdarConfig,
+    StableDiffCoderConfig,
 )
 from dlm.models.transformer import TransformerForMaskedLM
 
@@ -45,6 +48,24 @@ class Qwen2ForCausalLM(TransformerForMaskedLM):
     """Open-dCoder."""
 
     config_class = OpenDcoderConfig
+
+
+class CoDALanguageModel(TransformerForMaskedLM):
+    """CoDA."""
+
+    config_class = CodaConfig
+
+
+class LlamaForCausalLM(TransformerForMaskedLM):
+    """DiffuLLaMA."""
+
+    config_class = DiffuLlamaConfig
+
+
+class StableDiffcoderForCausalLM(TransformerForMaskedLM):
+    """Stable-DiffCoder."""
+
+    config_class = StableDiffCoderConfig
 
 
 class A2DQwen2LMHeadModel(TransformerForMaskedLM):

@@ -173,37 +173,94 @@ class A2dQwen3Config(Qwen3ShapedConfig):
     tie_word_embeddings: bool = True
 
 
-class A2dLlamaConfig(DecoderConfig):
-    """Llama made bidirectional (dllm 2025)."""
+class CodaConfig(Qwen3ShapedConfig):
+    """CoDA-1.7B (Salesforce 2025, arXiv:2510.03270), from Qwen3-1.7B, its projection untied.
 
-    model_type = "a2d-llama"
-    title = "A2D-Llama"
-    declared = ("A2DLlamaLMHeadModel", "A2DLlamaModel")
+    `tie_word_embeddings` is in no released file, and the released code ties nothing.
+    """
+
+    model_type = "CoDA"
+    title = "CoDA"
+    declared = ("CoDALanguageModel",)
+    hidden_size: int = 2048
+    intermediate_size: int = 6144
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 40960
+
+
+class LlamaShapedConfig(DecoderConfig):
+    """What the families in the shape of Llama share; not one itself."""
+
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
         "attention_bias": (False,),
         "attention_dropout": (0,),
         "mlp_bias": (False,),
         "pretraining_tp": (1,),
     }
-    nullable = ("head_dim",)
-    block_size: int | None = None  # of its own saving; releases tell it by their name
-    hidden_size: int = 2048
-    intermediate_size: int = 8192
-    num_hidden_layers: int = 16
+    nullable = ("head_dim", "num_key_value_heads")
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int = 8
+    num_key_value_heads: int | None = 8  # type: ignore[assignment]  # as many as heads if null
     head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` over heads if null
     vocab_size: int = 128256
-    max_position_embeddings: int = 131072
-    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 500000.0
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False  # type: ignore[misc]
     pretraining_tp: int = 1
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool = False
 
     def fill(self) -> None:
         """Give sizes that the file leaves null the value that this stands for."""
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+
+
+class A2dLlamaConfig(LlamaShapedConfig):
+    """Llama made bidirectional (dllm 2025)."""
+
+    model_type = "a2d-llama"
+    title = "A2D-Llama"
+    declared = ("A2DLlamaLMHeadModel", "A2DLlamaModel")
+    block_size: int | None = None  # of its own saving; releases tell it by their name
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 16
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+
+
+class DiffuLlamaConfig(LlamaShapedConfig):
+    """DiffuLLaMA-7B (Gong et al. 2024, arXiv:2410.17891): its files are those of Llama 2."""
+
+    model_type = "llama"
+    title = "DiffuLLaMA"
+    declared = ("LlamaForCausalLM",)
+    intermediate_size: int = 11008
+    num_key_value_heads: int | None = None
+    vocab_size: int = 32000
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+
+class StableDiffCoderConfig(LlamaShapedConfig):
+    """Stable-DiffCoder-8B (ByteDance Seed 2026, arXiv:2601.15892), from Seed-Coder-8B.
+
+    Its files say `llama`, and nothing of its blocks of 4.
+    """
+
+    model_type = "stable_diffcoder"
+    title = "Stable-DiffCoder"
+    released_type = "llama"
+    declared = ("StableDiffcoderForCausalLM",)
+    block_size: int = 4  # of its own saving
+    vocab_size: int = 155136

@@ -154,6 +154,29 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         "there the forward that sees a block of 32 complete commits the first token of the next",
     ),
     Recommended(
+        ("Salesforce/CoDA-v0-Instruct",),
+        {
+            "decoder": "dream", "decoder_options": {"alg": "entropy"}, **lengths(256),
+            "steps": 128, "temperature": 0.0, "position_temperature": 0.1,
+        },
+        "README of SalesforceAIResearch/CoDA, what its server starts with",
+        "its benchmarks take one token a forward, of at most 768",
+    ),
+    Recommended(
+        ("ByteDance-Seed/Stable-DiffCoder-8B-Instruct",),
+        {**GREEDY, **lengths(512, 4), **EXACT},
+        "README of ByteDance-Seed/Stable-DiffCoder",
+    ),
+    Recommended(
+        ("diffusionfamily/diffullama",),
+        {
+            "decoder": "ancestral", "temperature": 0.9, "top_p": 0.9, "steps": 64,
+            **lengths(2047), "stop_at_eos": False,
+        },
+        "inf_diffullama.py of HKUNLP/DiffuLLaMA",
+        "behind a begin of text: 2,048 tokens in all",
+    ),
+    Recommended(
         ("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",),
         {**GREEDY, **lengths(128, 64)},
         "its card",

@@ -38,8 +38,13 @@ def decode(model: Model, rows: list[list[int]], keys: list[int]) -> list[list[in
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "encoder"])
-def test_every_family_decodes(family: str, written: Callable[[str], Path], tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"family": family} if family == "open-dcoder" else {}
+def test_every_family_decodes(
+    family: str,
+    written: Callable[[str], Path],
+    asks: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    asked = asks(family)
     plain = dlm.load(written(family), dtype="float32", **asked)
     model = load(written(family), **asked)
     # All linear layers are rounded but the projection to the vocabulary, which of MDLM is of a

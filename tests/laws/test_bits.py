@@ -22,6 +22,7 @@ LENGTHS = (2, 41, 42, 150)
 FAMILIES = (
     *("llada", "illada", "dream", "dream-reasoner", "sdar", "sdar-moe", "fast-dllm-v2"),
     *("a2d-qwen2", "a2d-qwen3", "a2d-llama", "nemotron-labs-diffusion", "open-dcoder"),
+    *("coda", "diffullama", "stable-diffcoder"),
     *("llada2", "mdlm", "bd3lm", "llada-moe", "rnd1"),
 )
 FACTS: list[dict[str, Any]] = [
@@ -108,11 +109,14 @@ def test_an_inner_width_may_be_any(
 @pytest.mark.parametrize("decoder", ["low_confidence", "wino"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_row_of_every_family_has_the_same_bits(
-    written: Callable[[str], Path], name: str, decoder: str, threads: int
+    written: Callable[[str], Path],
+    asks: Callable[[str], dict[str, Any]],
+    name: str,
+    decoder: str,
+    threads: int,
 ) -> None:
     """With every cache; one that is exact gives those that are computed without it."""
-    asked: dict[str, Any] = {"family": name} if name == "open-dcoder" else {}
-    model = dlm.load(written(name), dtype="float32", **asked)
+    model = dlm.load(written(name), dtype="float32", **asks(name))
     refused = {*model.spec.banned, model.spec.mask_id}
     usable = [token for token in range(model.spec.vocab_size) if token not in refused]
     most = model.spec.max_length - 9

@@ -15,10 +15,13 @@ from dlm.traits import Traits
 NAMES = (
     *("llada", "illada", "llada-moe", "llada2", "dream", "dream-reasoner", "sdar", "sdar-moe"),
     *("rnd1", "fast-dllm-v2", "open-dcoder", "a2d-qwen2", "a2d-qwen3", "a2d-llama", "mdlm"),
-    *("bd3lm", "nemotron-labs-diffusion", "encoder"),
+    *("bd3lm", "nemotron-labs-diffusion", "coda", "diffullama", "stable-diffcoder", "encoder"),
 )
-SHIFTED = {"dream", "rnd1", "fast-dllm-v2", "open-dcoder"}
-BLOCK_CAUSAL = {"bd3lm", "dream-reasoner", "fast-dllm-v2", "llada2", "sdar", "sdar-moe"}
+SHIFTED = {"coda", "diffullama", "dream", "rnd1", "fast-dllm-v2", "open-dcoder"}
+BLOCK_CAUSAL = {
+    *("bd3lm", "dream-reasoner", "fast-dllm-v2", "llada2", "sdar", "sdar-moe"),
+    "stable-diffcoder",
+}
 BLOCKS = BLOCK_CAUSAL | {"nemotron-labs-diffusion"}
 """Families whose caches are exact: of the last what is before a block is causal."""
 ROWS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]  # below 5 lie an encoder's special tokens
@@ -30,14 +33,13 @@ Load = Callable[[str], Model]
 
 
 @pytest.fixture(scope="module")
-def load(written: Callable[[str], Path]) -> Load:
+def load(written: Callable[[str], Path], asks: Callable[[str], dict[str, Any]]) -> Load:
     """The small checkpoint of a family."""
     kept: dict[str, Model] = {}
 
     def read(name: str) -> Model:
         if name not in kept:
-            asked: dict[str, Any] = {"family": name} if name == "open-dcoder" else {}
-            kept[name] = dlm.load(written(name), dtype="float32", **asked)
+            kept[name] = dlm.load(written(name), dtype="float32", **asks(name))
         return kept[name]
 
     return read

@@ -74,8 +74,15 @@ def test_masked_language_models_of_transformers(model_type: str, architecture: s
 @pytest.mark.parametrize(
     ("files", "family", "message"),
     [
-        ({}, None, "not a masked-diffusion family known here. Known: Dream, Fast_dLLM_Qwen, a2d-"),
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, None, "autoregressive"),
+        ({}, None, "not a masked-diffusion family known here. Known: llada, illada, llada-moe, "),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, None, "='diffullama'"),
+        ({"model_type": "llama"}, None, "autoregressive network unless .*='diffullama'"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            "stable-diffcoder",
+            "of StableDiffcoderForCausalLM, got 'llama' and 'LlamaForCausalLM'",
+        ),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, None, "an autoreg"),
         ({"model_type": "bert", "architectures": ["BertForCausalLM"]}, None, "autoregressive"),
         (
             {"model_type": "llada", "architectures": ["Other"]},
@@ -165,6 +172,9 @@ def facts(family: str, given: Any = None, stops: tuple[int, ...] = (), **options
         ("rnd1", 151669, (151645,), True, None, 151670),
         ("fast-dllm-v2", 151665, (151645,), True, 32, 151666),
         ("open-dcoder", 151665, (151643, 151645), True, None, 151666),
+        ("coda", 151669, (151643, 151645), True, None, 151670),
+        ("diffullama", 811, (2,), True, None, 32000),
+        ("stable-diffcoder", 5, (2,), False, 4, 155136),
         ("mdlm", 50257, (50256,), False, None, 50258),
         ("bd3lm", 50257, (50256,), False, 4, 50258),
     ],
@@ -314,6 +324,9 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
     ("rnd1", {}, 30_532_122_624),
     ("fast-dllm-v2", {}, 7_615_616_512),
     ("open-dcoder", {}, 494_032_768),
+    ("coda", {}, 2_031_739_904),
+    ("diffullama", {}, 6_738_415_616),
+    ("stable-diffcoder", {}, 8_250_462_208),
     ("a2d-qwen2", {}, 494_032_768),
     ("a2d-qwen3", {}, 596_049_920),
     ("mdlm", {}, 169_627_218),

@@ -43,9 +43,9 @@ def folder(name: str, written: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def asked(name: str) -> dict[str, Any]:
+def asked(name: str, asks: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """What a user has to say to load it."""
-    return {"family": name} if name == "open-dcoder" else {}
+    return asks(name)
 
 
 @pytest.fixture(scope="session")

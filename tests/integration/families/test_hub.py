@@ -100,5 +100,7 @@ def test_the_list_has_the_facts_of_each_family(capsys: pytest.CaptureFixture[str
     assert rows["Dream-org/Dream-v0-Instruct-7B"]["shift"] is True
     assert rows["kuleshov-group/bd3lm-owt-block_size16"]["block_size"] == 16
     asking = {name for name, row in rows.items() if row["asks_for_family"]}
-    assert asking == {"fredzzp/open-dcoder-0.5B"}
+    assert asking == {"fredzzp/open-dcoder-0.5B", "diffusionfamily/diffullama"}
+    assert "family='diffullama'" in rows["diffusionfamily/diffullama"]["note"]
+    assert rows["ByteDance-Seed/Stable-DiffCoder-8B-Base"]["block_size"] == 4
     assert "family='open-dcoder'" in rows["fredzzp/open-dcoder-0.5B"]["note"]

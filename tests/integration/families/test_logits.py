@@ -47,11 +47,16 @@ def question(case: Any) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_written_a_second_time(
-    case: Any, written: Callable[[str], Path], attention: str
+    case: Any,
+    written: Callable[[str], Path],
+    asks: Callable[[str], dict[str, Any]],
+    attention: str,
 ) -> None:
-    asked = {"family": case.family} if case.family == "open-dcoder" else {}
     model = dlm.load(
-        written(case.family), dtype=torch.float64, attn_implementation=attention, **asked
+        written(case.family),
+        dtype=torch.float64,
+        attn_implementation=attention,
+        **asks(case.family),
     )
     ids, expected = question(case)
     found = model.raw_logits(ids)
@@ -75,9 +80,10 @@ def test_experts_written_a_second_time(
         assert (question(other)[1] - expected).abs().max() > 0.5
 
 
-def test_facts_of_the_random_checkpoints(case: Any, written: Callable[[str], Path]) -> None:
-    asked = {"family": case.family} if case.family == "open-dcoder" else {}
-    spec = dlm.load(written(case.family), **asked).spec
+def test_facts_of_the_random_checkpoints(
+    case: Any, written: Callable[[str], Path], asks: Callable[[str], dict[str, Any]]
+) -> None:
+    spec = dlm.load(written(case.family), **asks(case.family)).spec
     assert spec.family == case.family
     assert spec.shift == case.shift
     assert spec.block_size == case.block

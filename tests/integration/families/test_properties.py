@@ -16,8 +16,16 @@ import dlm
 from dlm.models.model import Model
 from dlm.models.weights import check_rotary
 
-SHIFTED = {"dream", "rnd1", "fast-dllm-v2", "open-dcoder"}
-BLOCKS = {"llada2": 8, "sdar": 4, "sdar-moe": 4, "dream-reasoner": 8, "fast-dllm-v2": 8, "bd3lm": 4}
+SHIFTED = {"coda", "diffullama", "dream", "rnd1", "fast-dllm-v2", "open-dcoder"}
+BLOCKS = {
+    "llada2": 8,
+    "sdar": 4,
+    "sdar-moe": 4,
+    "dream-reasoner": 8,
+    "fast-dllm-v2": 8,
+    "bd3lm": 4,
+    "stable-diffcoder": 4,
+}
 ANYWHERE = {"nemotron-labs-diffusion": 8}
 """Families whose blocks begin where decoding has them begin, and how long they are."""
 
