@@ -33,6 +33,7 @@ from dlm.decoders.saber import Saber
 from dlm.decoders.schedule import Schedule
 from dlm.decoders.ssd import SSD
 from dlm.decoders.threshold import Factor, Threshold
+from dlm.decoders.wedlm import WeDLM
 from dlm.decoders.wino import Wino
 from dlm.foreign import DECODERS as THEIRS
 from dlm.foreign import OF_DECODERS
@@ -75,6 +76,7 @@ __all__ = [
     "Saber",
     "Schedule",
     "Threshold",
+    "WeDLM",
     "Wino",
     "make",
 ]
@@ -102,6 +104,7 @@ DECODERS: dict[str, type[AnyDecoder]] = {
     "d2f": D2F,
     "deferred_commitment": DeferredCommitment,
     "adaptive_block": AdaptiveBlock,
+    "wedlm": WeDLM,
     "ssd": SSD,
     "lopa": LoPA,
     "info_gain": InfoGain,

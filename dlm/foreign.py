@@ -56,6 +56,10 @@ _PC = "in dlm it is decoder='pc_sampler' with decoder_options={'lambda_': 0.25}"
 _LESS = (
     "in dlm it is decoder='mutual_stability' with decoder_options={'drift': 0.04, 'patience': 2}"
 )
+_STREAM = (
+    "in dlm it is decoder='wedlm' with decoder_options={'threshold': 0.4, 'penalty': 0.02, "
+    "'window': 16} and block_length=None"
+)
 _SLOW_FAST = "the nearest is decoder='threshold' with suffix_window, the masks behind a block"
 _COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"
 _STEPS = "in dlm it is steps, the forwards of a row in all blocks together"
@@ -161,6 +165,10 @@ OPTIONS: Final[dict[str, str]] = {
     "shift": "it is a fact of the model's family",
     # DiffuLLaMA
     "logits_temp": "in dlm it is temperature=0.9",
+    # WeDLM
+    **dict.fromkeys(
+        ("wedlm_entropy_threshold", "wedlm_pos_penalty_factor", "wedlm_window_size"), _STREAM
+    ),
     "topp_temp": "in dlm it is top_p=0.9, beside temperature=0.9",
     "eos_token_id": "it is a fact of the model: dlm.load has stop_ids",
     "input_ids": _IDS,
@@ -258,6 +266,7 @@ DECODERS: Final[dict[str, str]] = {
     **dict.fromkeys(("adablock", "ada_block", "adablock_dllm"), _ADAPTIVE),
     **dict.fromkeys(("dcd", "deferred_commitment_decoding", "sliding_window"), _DEFERRED),
     "less": "in dlm it is decoder='mutual_stability'",
+    **dict.fromkeys(("streaming", "streaming_parallel_decoding"), "in dlm it is decoder='wedlm'"),
     "dus": "in dlm it is decoder='dilated'",
     # MDLM, BD3LM, ReMDM
     **dict.fromkeys(("fhs", "first_hitting_sampler"), "in dlm it is decoder='first_hitting'"),
@@ -286,6 +295,16 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
             ("block_length", "block_size"), "it is block_length, an option of dlm.generate"
         ),
         "complete_threshold": "in dlm it is decoded_token_threshold=0.95",
+    },
+    "wedlm": {
+        **dict.fromkeys(
+            ("entropy_threshold", "wedlm_entropy_threshold"), "in dlm it is threshold=0.4, nats"
+        ),
+        **dict.fromkeys(
+            ("pos_penalty_factor", "wedlm_pos_penalty_factor"),
+            "in dlm it is penalty=0.02, nats for each position",
+        ),
+        **dict.fromkeys(("wedlm_window_size", "window_size"), "in dlm it is window=16"),
     },
     "mutual_stability": {
         "conf_threshold": "in dlm it is threshold=0.75",

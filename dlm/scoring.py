@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlm.guidance import guided
 from dlm.kernels import Suppressed, token_statistics
-from dlm.models.model import Model, block_causal, causal_context
+from dlm.models.model import Model, block_causal, causal_context, masks_last
 from dlm.options import number
 from dlm.settings import LARGEST_SCALE
 
@@ -46,6 +46,8 @@ class Reader:
         """
         self.model = model
         self.cfg_scale = number("cfg_scale", cfg_scale, least=-1.0, most=LARGEST_SCALE)
+        if model.spec.reordered and self.cfg_scale:
+            raise ValueError(f"cfg_scale must be 0 for {model.spec.family}, got {cfg_scale}")
         banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=model.device)
         banned[torch.tensor(model.spec.banned, device=model.device)] = True
         self.banned = Suppressed.of(banned)
@@ -64,7 +66,11 @@ class Reader:
             seen = seen & valid[:, None]
 
         def logits(tokens: Tensor) -> Tensor:
-            hidden = self.model.hidden(tokens, columns, valid, attend=seen)
+            attend = seen
+            if seen is not None and spec.reordered:
+                masked = tokens == spec.mask_id
+                attend = seen & masks_last(columns, columns, masked, masked)
+            hidden = self.model.hidden(tokens, columns, valid, attend=attend)
             return self.model.logits(hidden[line, column])
 
         made = logits(rows.tokens)

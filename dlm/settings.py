@@ -331,11 +331,17 @@ class Settings:
                 f"decoder must decode one block at a time for {spec.family}, where one block of a "
                 f"row sees all of itself, got {self.decoder!r}, which decodes {1 + traits.ahead}"
             )
-        if spec.shift and "leave_one_out" in traits.needs:
+        if (spec.shift or spec.reordered) and "leave_one_out" in traits.needs:
+            why = "predicts a token from the one before it" if spec.shift else "has masks seen last"
             raise ValueError(
                 f"decoder must not ask about a token with a mask in its place for {spec.family}, "
-                f"which predicts a token from the one before it, got {self.decoder!r}: "
+                f"which {why}, got {self.decoder!r}: "
                 "'saber', 'remdm' and 'block_refinement' take tokens back without asking"
+            )
+        if spec.reordered and self.cfg_scale:
+            raise ValueError(
+                f"cfg_scale must be 0 for {spec.family}, where a prompt of masks would be seen by "
+                f"masks alone, got {self.cfg_scale}"
             )
 
     def check_tokens(self, spec: ModelSpec) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm.canvas import Canvas, active_length
-from dlm.models.model import Model, block_causal, causal_context
+from dlm.models.model import Model, block_causal, causal_context, masks_last
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import StepView
@@ -23,6 +23,7 @@ class Topology:
     final: bool  # whether what is before a block stays as it is
     size: int | None  # tokens of a block of attention; None where those are blocks to decode
     causal: bool  # whether what is before the block that is decoded sees nothing behind itself
+    reordered: int | None  # the mask id, where masks are seen by masks alone
     anchored: bool  # whether blocks of attention are counted from a row's first blank
     block_length: int | None  # tokens of a block that is decoded; None is the whole row
     shadowed: bool  # whether a mask stands in the shadow of every blank of the window
@@ -35,6 +36,7 @@ class Topology:
             final=spec.block_size is not None,
             size=None if spec.causal else spec.block_size,
             causal=spec.causal,
+            reordered=spec.mask_id if spec.reordered else None,
             anchored=spec.anchored,
             block_length=active_length(settings.block_length, spec),
             shadowed="leave_one_out" in traits.needs,
@@ -101,6 +103,10 @@ class Topology:
         else:  # the window may reach back to earlier blocks
             end = self.block_end(canvas, view.block_start)
             attend = causal_context(positions, keys, view.positions[:, 0], end)
+        if self.reordered is not None:
+            masked = canvas.tokens == self.reordered
+            asked = positions.expand(len(masked), -1).clamp(max=masked.shape[1] - 1)
+            attend = attend & masks_last(positions, keys, masked.gather(1, asked), masked)
         return attend if valid is None else attend & valid[:, None]
 
     def with_shadows(

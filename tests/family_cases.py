@@ -1,8 +1,8 @@
 """Small checkpoints of the families, and the decoder-shaped networks written a second time.
 
 Checkpoints of some families were written by the official code, and come with its logits; the
-others are random tensors under the released names. `reference` is plain torch in float64: it knows
-the published equations and the released names, and nothing of the package.
+others are random tensors under the released names. `reference` is plain torch in float64 and knows
+the published equations and the released names alone.
 
 Shapes: B rows, L tokens, D model width, H heads, E head width.
 """
@@ -73,6 +73,7 @@ class Case:
     tied: bool = False
     block: int | None = None
     causal: bool = False  # whether blocks begin where decoding has them begin
+    reordered: bool = False  # whether a token sees what is before it once masks stand last
     shift: bool = False
     eps: float = 1e-6
     experts: int = 0  # of every layer, `chosen` of which a token takes; 0 for a dense MLP
@@ -291,6 +292,7 @@ QWEN2: dict[str, Any] = {"qkv_bias": True, "more": {"use_sliding_window": False}
 CODA = {"attention_kernel": "flash_attention", "mask_block_sizes": [4, 8], "sampling_eps": [0.1, 1]}
 """What its files say of training."""
 QWEN3: dict[str, Any] = {"qk_norm": True, "head": 16, "more": {"attention_bias": False}}
+WEDLM: dict[str, Any] = QWEN3 | {"more": {"attention_bias": False, "qk_norm": True}}
 CASES = {
     case.family: case
     for case in (
@@ -367,6 +369,7 @@ CASES = {
             block=4,
             more={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
         ),
+        Case("wedlm", "WeDLMForCausalLM", "wedlm", block=128, causal=True, reordered=True, **WEDLM),
         Case("a2d-qwen2", "A2DQwen2LMHeadModel", "a2d-qwen2", tied=True, **QWEN2),
         Case("a2d-qwen3", "A2DQwen3LMHeadModel", "a2d-qwen3", tied=True, **QWEN3),
         Case("a2d-llama", "A2DLlamaLMHeadModel", "a2d-llama", theta=5e5, eps=1e-5, tied=True),

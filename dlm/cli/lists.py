@@ -209,6 +209,7 @@ def describe_model(row: dict[str, Any]) -> dict[str, Any]:
         "shift": family.shift,
         "block_size": family.named_block(row["name"]) or family.block_size,
         "causal": family.causal,
+        "reordered": family.reordered,
         "asks_for_family": family.opt_in,
         "recommended": advice(row["name"]),
     }
@@ -242,13 +243,17 @@ def advice_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def model_cells(row: dict[str, Any]) -> list[str]:
     """A checkpoint for people, column by column."""
-    blocks = "both ways" if row["block_size"] is None else f"blocks of {row['block_size']}"
+    attention = "both ways" if row["block_size"] is None else f"blocks of {row['block_size']}"
+    if row["reordered"]:
+        attention = "causal, masks last"
+    elif row["causal"]:
+        attention += ", causal before"
     return [
         row["name"],
         row["family"],
         size(row["parameters"]),
         "the next token" if row["shift"] else "the token itself",
-        f"{blocks}, causal before" if row["causal"] else blocks,
+        attention,
         row["licence"],
         row["verified"],
         row["note"],

@@ -14,7 +14,7 @@ from dlm.canvas import active_length
 from dlm.decoders.schedule import RANKS
 from dlm.decoders.select import descending
 from dlm.kernels import token_statistics
-from dlm.models.model import Model, block_causal, causal_context
+from dlm.models.model import Model, block_causal, causal_context, masks_last
 
 BASES = ("entropy", "left_to_right", "low_confidence", "margin")
 """Base policies whose ranking is a function of the state."""
@@ -98,6 +98,9 @@ class Layout:
         attend = None
         if spec.causal:  # padding lies behind all that is
             attend = causal_context(columns, columns, at[:, 0], at[:, -1] + 1)
+            if spec.reordered:
+                masked = (tokens == spec.mask_id).to(device)
+                attend = attend & masks_last(columns, columns, masked, masked)
         elif spec.anchored and spec.block_size is not None:  # likewise
             given = torch.tensor([len(self.prompts[row]) for row in rows], device=device)
             attend = block_causal(columns, columns, spec.block_size, given)

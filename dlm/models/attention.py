@@ -33,6 +33,15 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
 
 
+def causal_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Bool [B, L, L]: no token sees a later one, or padding; a mask for every query stays."""
+    if attention_mask is not None and attention_mask.dim() > 2:
+        return attention_mask
+    length = x.shape[1]
+    sees = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None]
+    return sees if attention_mask is None else sees & attention_mask.bool()[:, None]
+
+
 def of_backend(config: Any, x: Tensor, sees: Tensor) -> Tensor:
     """What the attention backend takes for a mask of every query, bool [B, 1, L, K].
 

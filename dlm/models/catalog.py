@@ -8,6 +8,7 @@ LOGITS = "official logits, at a small size"
 EQUATIONS = "published equations, at a small size"
 CARD = "see its card"
 MINISTRAL = "Ministral 3 of transformers, at a small size"
+QWEN2 = "Qwen2 of transformers, at a small size"
 QWEN3 = "Qwen3 of transformers, at a small size"
 LLAMA = "Llama of transformers, at a small size"
 ASK = "load it with family='open-dcoder'"
@@ -133,6 +134,11 @@ CHECKPOINTS = (
         )
         for size, parameters in (("3B", NEMOTRON_3B), ("8B", NEMOTRON_8B), ("14B", None))
         for kind in ("-Base", "")
+    ),
+    *(
+        Checkpoint(f"tencent/WeDLM-{size}-{kind}", "wedlm", parameters, "Apache-2.0", verified)
+        for size, parameters, verified in (("7B", DREAM_7B, QWEN2), ("8B", QWEN3_8B, QWEN3))
+        for kind in ("Base", "Instruct")
     ),
     Checkpoint("kuleshov-group/mdlm-owt", "mdlm", DIT, "Apache-2.0", LOGITS),
     Checkpoint("kuleshov-group/bd3lm-owt-block_size4", "bd3lm", DIT, "Apache-2.0", LOGITS),

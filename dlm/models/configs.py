@@ -65,6 +65,7 @@ class DecoderConfig(PreTrainedConfig):
     mlp_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False  # RMSNorm of each head of queries and keys, before rotation
     fused_qkv: ClassVar[bool] = False  # one projection, rows in the order query, key, value
+    autoregressive: ClassVar[bool] = False  # whether it is causal without a mask for every query
     rope_full_precision: ClassVar[bool] = False  # whether queries and keys rotate in float32
     yarn: ClassVar[bool] = False  # whether slow rotations are stretched, as `rope_parameters` say
     query_scale: ClassVar[tuple[float, int] | None] = None  # by position: `RotaryEmbedding.scale`

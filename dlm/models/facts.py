@@ -144,6 +144,7 @@ def resolve(
         shift=family.shift,
         block_size=size,
         causal=family.causal,
+        reordered=family.reordered,
         anchored=size is not None and family.anchors,
         never=tuple(sorted(gaps - {mask})),
         expand_id=expand_of(tokenizer, family),
@@ -154,12 +155,15 @@ def resolve(
 
 def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
     """Tokens of a block of attention, None for attention both ways."""
+    if family.reordered and asked is None:
+        return int(config.max_position_embeddings)  # blocks to decode may be of any length
     if asked is None:
         return family.block_of(config, str(config.name_or_path or ""))
     if not (family.blocks or family.anchors):
+        looks = "is causal" if family.reordered else "looks both ways"
         raise ValueError(
-            f"block_size goes with families whose attention is in blocks, and {family.name} looks "
-            f"both ways, got {asked!r}"
+            f"block_size goes with families whose attention is in blocks, and {family.name} "
+            f"{looks}, got {asked!r}"
         )
     return integer("block_size", asked, least=1)
 

@@ -251,6 +251,16 @@ FAMILIES = {
             causal=True,
         ),
         Family(
+            "wedlm",
+            "wedlm",
+            ("WeDLMForCausalLM",),
+            "dlm.models.qwen_configs:WeDLMConfig",
+            "dlm.models.qwen:WeDLMForCausalLM",
+            stop_tokens=("<|im_end|>",),
+            causal=True,
+            reordered=True,
+        ),
+        Family(
             "mdlm",
             "mdlm",
             ("MDLM",),

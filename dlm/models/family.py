@@ -37,6 +37,7 @@ class Family:
     block_field: str | None = None  # where a configuration holds the block size
     block_switch: str | None = None  # the field that turns it on, where there is one
     causal: bool = False  # whether what is before a block sees nothing behind itself
+    reordered: bool = False  # whether attention is causal once all masks stand behind all tokens
     anchors: bool = False  # whether adapters are released that put blocks behind the prompt (D2F)
     block_names: tuple[tuple[str, int | None], ...] = ()
     """Patterns in the name of a checkpoint, and the block size each stands for; None for what the

@@ -146,13 +146,18 @@ class Model:
                 raise ValueError("cache must be None for a model that is cut over processes")
             made = self.leader.call(self, "states", tokens, positions, valid, attend=attend)
             return torch.as_tensor(made)
-        if attend is None and self.spec.grid is not None and not isinstance(cache, Reuse):
-            attend = block_causal(positions, positions, self.spec.grid)
-            attend = attend if valid is None else attend & valid[:, None]
-        elif attend is None and valid is not None and self.takes_masks:
-            attend = valid[:, None]  # transformers makes the same of it, but waits for the device
+        if attend is None:
+            sees = None if isinstance(cache, Reuse) else self.own_topology(tokens, positions)
+            attend = valid_keys(sees, valid) if sees is not None or self.takes_masks else None
         mask = valid if attend is None else self.attention_mask(attend)
         return torch.as_tensor(self.network.states(tokens, mask, positions, cache))
+
+    def own_topology(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Bool [B or 1, L, L]: which tokens of whole rows see which; None where all see all."""
+        if self.spec.reordered:
+            return masks_last(positions, positions, *2 * [tokens == self.spec.mask_id])
+        grid = self.spec.grid
+        return None if grid is None else block_causal(positions, positions, grid)
 
     @property
     def takes_masks(self) -> bool:
@@ -232,6 +237,26 @@ def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) ->
     begin, end = begin[:, None], end[:, None]
     inside = (queries >= begin) & (queries < end)
     return (keys[:, None] <= queries[..., None]) | (inside[..., None] & (keys < end)[:, None])
+
+
+def masks_last(queries: Tensor, keys: Tensor, asks: Tensor, masked: Tensor) -> Tensor:
+    """Causal attention of a row whose masks stand behind all its tokens, in their order.
+
+    Of positions i and j, with m where a mask is: a query sees a key if j <= i and (not m_j or m_i),
+    or if m_i and not m_j (topological reordering of WeDLM, Liu et al. 2025, arXiv:2512.22737).
+
+    Bool [B, Q, K] of int64 [B or 1, Q] and [B or 1, K], and m of both, bool [B, Q] and [B, K].
+    """
+    asks, known = asks[..., None], ~masked[:, None]
+    before = keys[:, None] <= queries[..., None]
+    return (before & (known | asks)) | (asks & known)
+
+
+def valid_keys(sees: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """Keys that are seen, bool [B, L or 1, L], without those at padding; None where all are."""
+    if valid is None:
+        return sees
+    return valid[:, None] if sees is None else sees & valid[:, None]
 
 
 def untouched(module: nn.Module) -> bool:

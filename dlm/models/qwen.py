@@ -16,6 +16,7 @@ from dlm.models.qwen_configs import (
     OpenDcoderConfig,
     SdarConfig,
     StableDiffCoderConfig,
+    WeDLMConfig,
 )
 from dlm.models.transformer import TransformerForMaskedLM
 
@@ -66,6 +67,12 @@ class StableDiffcoderForCausalLM(TransformerForMaskedLM):
     """Stable-DiffCoder."""
 
     config_class = StableDiffCoderConfig
+
+
+class WeDLMForCausalLM(TransformerForMaskedLM):
+    """WeDLM, causal by itself: decoding gives every forward the mask of `masks_last`."""
+
+    config_class = WeDLMConfig
 
 
 class A2DQwen2LMHeadModel(TransformerForMaskedLM):

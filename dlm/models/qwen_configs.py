@@ -141,6 +141,29 @@ class FastDllmQwenConfig(Qwen7bConfig):
     bd_size: int = 32
 
 
+class WeDLMConfig(QwenConfig):
+    """WeDLM (Tencent 2025, arXiv:2512.22737): 7B from Qwen2.5, 8B from Qwen3, by its switches.
+
+    Defaults are those of the released code, which leaves them out of its files.
+    """
+
+    model_type = "wedlm"
+    title = "WeDLM"
+    declared = ("WeDLMForCausalLM",)
+    autoregressive = True
+    intermediate_size: int = 22016
+    num_hidden_layers: int = 32
+    num_key_value_heads: int = 32
+    rope_theta: float = 10000.0
+    attention_bias: bool = True
+    qk_norm: bool = False  # type: ignore[misc]
+
+    @property
+    def qkv_bias(self) -> bool:  # type: ignore[override]
+        """Whether queries, keys and values have a bias."""
+        return self.attention_bias
+
+
 class OpenDcoderConfig(QwenHalfBillionConfig):
     """Open-dCoder-0.5B: its files are those of an autoregressive Qwen2."""
 

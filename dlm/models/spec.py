@@ -18,6 +18,8 @@ class ModelSpec:
     shift: bool = False  # whether the network's output at i predicts token i + 1
     block_size: int | None = None  # tokens that see each other and what is before; None: all do
     causal: bool = False  # whether what is before a block sees nothing behind itself
+    reordered: bool = False
+    """Whether attention is causal with all masks behind all tokens, see `masks_last`."""
     anchored: bool = False
     """Whether blocks of attention are counted from the first blank of a row; what is before is
     one."""

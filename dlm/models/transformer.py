@@ -20,7 +20,7 @@ from dlm.cache import View
 from dlm.huggingface.generation import DiffusionGenerationMixin
 from dlm.kernels.layers import Heads, turn
 from dlm.models import fused
-from dlm.models.attention import attention, mask_of
+from dlm.models.attention import attention, causal_mask, mask_of
 from dlm.models.experts import SparseMlp, initialise
 from dlm.models.families import family_of
 from dlm.models.linear import Linear, Mlp
@@ -194,6 +194,8 @@ class TransformerModel(Bidirectional):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = self.places(x, attention_mask)
+        if self.config.autoregressive:
+            attention_mask = causal_mask(x, attention_mask)
         mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
         if not output_hidden_states and fused.covers(self, x, (Layer, Attention)):

@@ -188,6 +188,13 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
         "there blocks begin where the prompt ends; here, as in training, at multiples of 32",
     ),
     Recommended(
+        ("tencent/WeDLM-7B-Instruct", "tencent/WeDLM-8B-Instruct"),
+        {"decoder": "wedlm", **lengths(512), "temperature": 0.0, **EXACT},
+        "README of Tencent/WeDLM, with what its engine does by default",
+        "there all that is decoded without a gap is cached, here the prompt; with block_length=64 "
+        "a cache holds earlier blocks too, and a window ends with its block",
+    ),
+    Recommended(
         ("kuleshov-group/mdlm-owt",),
         {
             "decoder": "ancestral", "temperature": 1.0, "steps": 1000, **lengths(1023),

@@ -108,6 +108,10 @@ SETTINGS: dict[str, list[Way]] = {
         *ways("deferred_commitment", {"window": 4}, {"window": 8}, {"window": 16}),
         *ways("deferred_commitment", {"window": 8, "threshold": 0.7}),
     ],
+    "wedlm": [
+        *ways("wedlm", {"window": 8}, {}, {"threshold": 0.1}),
+        *ways("wedlm", {"penalty": 0.1}),
+    ],
     "adaptive_block": [
         *ways("adaptive_block", {"sub_block_length": 8, **DELIMITED}),
         *ways("adaptive_block", {"sub_block_length": 8, "delimiter_threshold": 1.0, **DELIMITED}),

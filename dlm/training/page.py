@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("threshold", "entropy_threshold", "local_leap", "hierarchical", "block_refinement"),
             *("mean_field", "multi_block", "d2f", "deferred_commitment", "adaptive_block"),
+            "wedlm",
         ),
     ),
     "as many as a bound allows": ("#56B4E9", ("factor", "frechet", "entropy_bound")),

@@ -55,7 +55,7 @@ BLIND: dict[str, dict[str, Any]] = {
 def test_the_blind_decoders_are_these() -> None:
     assert {*BLIND} >= {
         "random", "left_to_right", "entropy", "margin", "dilated", "first_hitting", "ancestral",
-        "dream", "entropy_bound", "entropy_threshold",
+        "dream", "entropy_bound", "entropy_threshold", "wedlm",
     }  # fmt: skip
 
 

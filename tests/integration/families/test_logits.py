@@ -41,8 +41,10 @@ def question(case: Any) -> tuple[Tensor, Tensor]:
     """Ids, int64 [2, 21], and their logits, float64 [2, 21, V]."""
     ids = torch.randint(90, (2, 21), generator=torch.Generator().manual_seed(1))
     ids[:, 5::3] = 91
-    block = torch.arange(21) // (21 if case.causal else case.block or 21)
-    return ids, case.reference(case.weights(), ids, block[:, None] >= block)
+    place = torch.arange(21) // (21 if case.causal else case.block or 21)
+    if case.reordered:  # where each would stand, all masks behind all tokens
+        place = (100 * (ids == 91) + torch.arange(21)).argsort(-1).argsort(-1)[:, None]
+    return ids, case.reference(case.weights(), ids, place[..., None] >= place[..., None, :])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

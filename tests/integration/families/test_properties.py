@@ -26,7 +26,7 @@ BLOCKS = {
     "bd3lm": 4,
     "stable-diffcoder": 4,
 }
-ANYWHERE = {"nemotron-labs-diffusion": 8}
+ANYWHERE = {"nemotron-labs-diffusion": 8, "wedlm": 128}
 """Families whose blocks begin where decoding has them begin, and how long they are."""
 
 
@@ -57,6 +57,8 @@ def test_the_engine_reads_a_token_where_it_is_predicted(name: str, model: Model)
 
 
 def test_every_token_sees_every_token_without_blocks(model: Model) -> None:
+    if model.spec.reordered:
+        pytest.skip("its tokens see no later ones")
     ids = tokens()
     changed = ids.clone()
     changed[0, -1] += 1
@@ -102,7 +104,7 @@ def test_padding_does_not_change_a_row(name: str, model: Model, side: str) -> No
     among = model.logits(model.states(whole, columns, valid))[:, kept]
     torch.testing.assert_close(among, alone, atol=1e-4, rtol=0)
     seen = model.logits(both_ways(model).states(whole, columns, None))[:, kept]
-    assert (seen - alone).abs().max() > 1e-3
+    assert ((seen - alone).abs().max() > 1e-3) == (side == "left" or not model.spec.reordered)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
