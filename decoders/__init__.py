@@ -1,4 +1,4 @@
-"""Unmasking policies: which masked positions to commit after a forward."""
+"""Unmasking policies: which masked positions to commit after each forward pass."""
 
 from dataclasses import fields
 from typing import Any
@@ -122,11 +122,12 @@ DECODERS: dict[str, type[AnyDecoder]] = {
 
 
 def make(name: str, **options: Any) -> AnyDecoder:
-    """The decoder `name` with hyperparameters `options`.
+    """Build the decoder `name` with hyperparameters `options`.
 
     Raises:
-        ValueError: unknown name or option (the message has what to give instead of another
-            program's name, or the close match, and the list), or a value out of its rule.
+        ValueError: The name or an option is unknown, or a value is invalid. For an unknown name the
+            message gives the equivalent of another program's name or the closest match, and the
+            list of known names.
     """
     decoder = DECODERS[known("decoder", name, DECODERS, THEIRS)]
     names = [field.name for field in fields(decoder)]  # type: ignore[arg-type]

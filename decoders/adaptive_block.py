@@ -1,4 +1,4 @@
-"""Decode in sub-blocks that end where a step of the text does."""
+"""Decode in sub-blocks that end at a delimiter, such as a line feed."""
 
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -16,19 +16,20 @@ from dlm.types import Decision, Facts, StepView
 class AdaptiveBlock(Policy):
     """Commit p(sampled) >= `threshold` in sub-blocks that end with a delimiter.
 
-    AdaBlock-dLLM of Lu et al. 2025 (arXiv:2509.26432): once a sub-block is decoded the next one
-    begins at the first mask L. It ends with the likeliest delimiter sampled at the masks of
-    [L, L + floor(`look` N)), N positions from the row's first blank to its last, if that has p >=
-    `delimiter_threshold`; otherwise it is of `sub_block_length` positions. Each forward commits one
-    of it at least; a `steps` budget reaches beyond it where it is too short.
+    AdaBlock-dLLM of Lu et al. 2025 (arXiv:2509.26432). When a sub-block is decoded, the next one
+    begins at the first mask L. The delimiter candidates are the masks of [L, L + floor(`look` N))
+    whose sampled token is a delimiter; N is the number of positions from the row's first blank to
+    its last. The sub-block ends at the most confident candidate if its confidence is at least
+    `delimiter_threshold`; otherwise it has `sub_block_length` positions. Each forward pass commits
+    at least one position. A `steps` budget may commit beyond a sub-block that is too short.
 
     Args:
-        threshold: of confidence.
-        sub_block_length: positions. Give `block_length=None`, or one that holds several.
-        delimiter_threshold: of a delimiter's confidence.
-        delimiter_ids: tokens that end a sub-block; 198 is a line feed of LLaDA and Dream. Ids that
-            the vocabulary does not have end none.
-        look: share of the row in which a delimiter is looked for.
+        threshold: minimum confidence to commit.
+        sub_block_length: positions. Set `block_length=None`, or to several sub-blocks.
+        delimiter_threshold: minimum confidence of a delimiter.
+        delimiter_ids: tokens that end a sub-block; 198 is the line feed of LLaDA and Dream. Ids
+            outside the vocabulary have no effect.
+        look: fraction of the row that is searched for a delimiter.
     """
 
     threshold: float = 0.9
@@ -45,31 +46,31 @@ class AdaptiveBlock(Policy):
         number("delimiter_threshold", self.delimiter_threshold, least=0.0)
         number("look", self.look, least=0.0, most=1.0)
         ids = integers("delimiter_ids", self.delimiter_ids, least=0)
-        object.__setattr__(self, "delimiter_ids", tuple(ids))  # values compare and hash
+        object.__setattr__(self, "delimiter_ids", tuple(ids))  # decoders compare and hash
 
     def bind(self, facts: Facts) -> "Delimited":
-        """With the delimiters on the device of the model."""
+        """Move the delimiters to the device of the model."""
         options = {option.name: getattr(self, option.name) for option in fields(AdaptiveBlock)}
         ids = torch.tensor(self.delimiter_ids, dtype=torch.int64, device=facts.device)
         return Delimited(**options, ids=ids)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """One past the end of the sub-block, int64 [B]; 0 before the first."""
+        """One past the end of the sub-block, int64 [B]; 0 before the first sub-block."""
         return torch.zeros(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """Needs the delimiters where the model is: `bind` gives the decoder that has them."""
+        """Always raise: only the decoder that `bind` returns can decode."""
         raise ValueError("adaptive_block must be bound to a model before it decodes: call bind")
 
 
 @dataclass(frozen=True, slots=True)
 class Delimited(AdaptiveBlock):
-    """AdaBlock with its delimiters at hand."""
+    """AdaBlock with its delimiters on the device of the model."""
 
     ids: Tensor | None = field(default=None, compare=False, repr=False)  # int64 [D]
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """All of the sub-block at or above the threshold, and no fewer of the best than one."""
+        """Commit positions of the sub-block at or above the threshold, at least `quota`."""
         confidence, masked = view.want("confidence"), view.masked
         first = view.positions.masked_fill(~masked, NEVER).amin(-1)
         end = fresh(view.step, state, 0)
@@ -80,7 +81,7 @@ class Delimited(AdaptiveBlock):
         return end, Decision(at_least(sure, scores, masked, view.quota))
 
     def end(self, first: Tensor, view: StepView) -> Tensor:
-        """One past the end of a sub-block that begins at `first`, int64 [B] both."""
+        """One past the end of a sub-block that begins at `first`; both int64 [B]."""
         assert self.ids is not None
         reach = first + (self.look * (view.row_stop - view.row_start).double()).long()
         near = view.masked & (view.positions < reach[:, None])

@@ -1,8 +1,9 @@
-"""Masking schedules alpha(t), in the form that first hitting needs: lambda(t) = ln(1 - alpha(t)).
+"""Masking schedules alpha(t), given as lambda(t) = ln(1 - alpha(t)) for first-hitting sampling.
 
-A token of the data survives to time t with probability alpha(t): t = 1 is noise, t = 0 data. Given
-that a position is masked at t, it unmasks at T with P(T <= s) = (1 - alpha(s)) / (1 - alpha(t)),
-whatever it holds and whatever the network says: lambda(T) = lambda(t) + ln U, U uniform.
+A data token is still unmasked at time t with probability alpha(t); t = 1 is noise, t = 0 is data.
+Given that a position is masked at t, its unmasking time T has P(T <= s) = (1 - alpha(s)) /
+(1 - alpha(t)), whatever its token and whatever the network predicts. Hence
+lambda(T) = lambda(t) + ln U with U uniform.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FLOOR = 1e-3  # what the log-linear schedule of MDLM leaves unmasked at t = 1
+FLOOR = 1e-3  # fraction that the log-linear schedule of MDLM leaves unmasked at t = 1
 
 
 def _cosine_log(t: Tensor) -> Tensor:
@@ -30,19 +31,19 @@ ALPHAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
         lambda log_masked: (log_masked - math.log1p(-FLOOR)).exp(),
     ),
 }
-"""Name -> (lambda(t), t(lambda)), float64 to float64."""
+"""Maps each name to (lambda(t), t(lambda)), both float64 to float64."""
 
 
 def hitting_time(alpha: str, time: Tensor, uniform: Tensor) -> Tensor:
-    """When masked positions unmask: t(lambda(time) + ln(1 - u)), float64.
+    """Times at which masked positions unmask: t(lambda(time) + ln(1 - u)), float64.
 
-    1 - u, not u: with many positions the next one unmasks almost at once, and float32 noise is
-    fine only near 0.
+    The formula uses 1 - u instead of u: with many positions the next one unmasks almost at once,
+    and float32 noise has fine resolution only near 0.
 
     Args:
         alpha: name of the schedule.
-        time: float64, where the positions are still masked.
-        uniform: float32 noise that broadcasts with it.
+        time: float64, a time at which the positions are still masked.
+        uniform: float32 noise that broadcasts with `time`.
     """
     log_masked, time_of = ALPHAS[alpha]
     return time_of(log_masked(time) + torch.log1p(-uniform.double()))

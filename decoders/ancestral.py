@@ -1,4 +1,4 @@
-"""The reverse process on a grid of times."""
+"""Ancestral sampling: the reverse process on a grid of times."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -14,9 +14,9 @@ from dlm.types import Decision, StepView
 
 
 class Clock(NamedTuple):
-    """Where each row stands in its block."""
+    """Progress of each row within its block."""
 
-    grid: Tensor  # int64 [B], grid steps taken
+    grid: Tensor  # int64 [B], number of grid steps taken
     time: Tensor  # float64 [B], diffusion time reached
 
 
@@ -24,16 +24,17 @@ class Clock(NamedTuple):
 class Ancestral(Policy):
     """Commit each masked position with probability rho = (a_s - a_t) / (1 - a_t), from t to s.
 
-    The grid is t_k = 1 - k / N, N the `steps` of the block; a_t = alpha(t). Ancestral sampling of
-    Sahoo et al. 2024 (MDLM, arXiv:2406.07524), eq. 7, split in two: whether a position is revealed
-    (in no race with V tokens, where float32 noise sharpens the law) and, for those, which token.
-    Without a budget N goes to infinity, which is `first_hitting`.
+    The grid is t_k = 1 - k / N with a_t = alpha(t); N is the block's `steps` budget. This is
+    ancestral sampling of Sahoo et al. 2024 (MDLM, arXiv:2406.07524), eq. 7, in two draws: first
+    whether a position is revealed, then its token. One draw over the mask and all V tokens with
+    float32 noise would sharpen the distribution. Without a budget N goes to infinity, which is
+    `first_hitting`.
 
     Args:
         alpha: "linear", "cosine" or "log_linear".
-        cached: pass over times at which no position of the row is revealed, as nothing changes
-            for a network that takes no time (MDLM's `ddpm_cache`): N (1 - (1 - 1/N)^L) forwards
-            on average in place of N.
+        cached: skip grid times at which no position of the row is revealed: a network without a
+            time input would predict the same again (`ddpm_cache` of MDLM). For L blanks this takes
+            N (1 - (1 - 1/N)^L) forward passes on average instead of N.
     """
 
     alpha: str = "linear"
@@ -47,7 +48,7 @@ class Ancestral(Policy):
         boolean("cached", self.cached)
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """N, of which the cached variant makes at most one a blank."""
+        """N, or the number of blanks without a budget; with `cached` at most one per blank."""
         steps = torch.where(limit > 0, limit, blanks)
         return torch.minimum(steps, blanks) if self.cached else steps
 
@@ -56,7 +57,7 @@ class Ancestral(Policy):
         return Clock(torch.zeros(batch, dtype=torch.int64), torch.ones(batch, dtype=torch.float64))
 
     def step(self, state: Clock, view: StepView) -> tuple[Clock, Decision]:
-        """All positions whose hitting time falls into the next grid interval that has any."""
+        """Commit all positions that unmask in the next grid interval in which any does."""
         noise = view.want("uniform")
         index, time = fresh(view.step, state.grid, 0), fresh(view.step, state.time, 1.0)
         steps = view.limit.clamp(min=1)[:, None]

@@ -1,8 +1,8 @@
-"""The file of a distilled decoding schedule: how many tokens each forward reveals, how sharply.
+"""The file of a distilled decoding schedule: reveal counts and logit scales per forward pass.
 
-For Learnable Sampler Distillation (arXiv:2509.19962); the paper has no file, this one is ours. One
-line of JSON: sorted keys, no spaces, ASCII, floats as their shortest text, so that equal schedules
-are equal bytes.
+For Learnable Sampler Distillation (arXiv:2509.19962). The paper defines no file; this format is
+ours: one line of JSON with sorted keys, no spaces, ASCII, and floats as their shortest text, so
+that equal schedules are equal bytes.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ FLOAT32 = torch.finfo(torch.float32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """The model a schedule was made for."""
+    """The model that a schedule was made for."""
 
     vocab: int  # rows of the logits
     mask_id: int
@@ -52,30 +52,30 @@ class ModelFacts:
 class ScheduleArtefact:
     """A decoding schedule: forward k scales the logits by a_k and reveals n_k tokens.
 
-    Learnable Sampler Distillation, specialised to masks. N = len(reveal) forwards decode one
-    block, or with scope "generation" all of it; steps = N x blocks is the budget of the whole.
-    The counts of another number of masks follow from `cum_fraction` (`dlm.decoders.resample`).
+    Learnable Sampler Distillation, specialised to masks. N = len(reveal) forward passes decode one
+    block, or the whole generation with scope "generation"; steps = N x blocks is the total budget.
+    Counts for another number of masks follow from `cum_fraction` (`dlm.decoders.resample`).
 
     Raises:
-        ValueError: a field out of its rule; the message has the field, the rule and the value.
+        ValueError: A field is invalid; the message has the field, the rule and the value.
     """
 
     format: str = FORMAT
     version: int = VERSION
     kind: str = "lsd"  # "lsd": a is learned; "lsd+": n too
     model: ModelFacts
-    base_policy: str = "low_confidence"  # the decoder that ranks; its player knows which do
+    base_policy: str = "low_confidence"  # the decoder that ranks; `Schedule.bind` checks the name
     gen_length: int  # tokens
     block_length: int  # tokens
-    steps: int  # forwards, N x ceil(gen_length / block_length), or N for scope "generation"
+    steps: int  # forward passes, N x ceil(gen_length / block_length), or N by scope
     scope: str = "block"
     reveal: tuple[int, ...]  # [N] n, tokens, sums to block_length, or gen_length by scope
     cum_fraction: tuple[float, ...]  # [N] c, strictly increasing to 1, rounds to `reveal`
     logit_scale: tuple[float, ...]  # [N] a > 0
-    scale_confidence: bool = True  # whether a also counts in what the base policy ranks by
-    temperature: float = 0.0  # it was learned at; like `training` a record, not played
-    training: str = "{}"  # JSON object, free; kept in canonical form
-    checksum: str = field(init=False, compare=False)  # sha256 of the canonical rest, hex
+    scale_confidence: bool = True  # whether the scores of the base policy see the scale a
+    temperature: float = 0.0  # at which it was learned; a record like `training`, no effect here
+    training: str = "{}"  # any JSON object; kept in canonical form
+    checksum: str = field(init=False, compare=False)  # sha256 of all else in canonical form, hex
 
     def __post_init__(self) -> None:
         _check_header(self.format, self.version)
@@ -100,24 +100,24 @@ class ScheduleArtefact:
 
     @property
     def length(self) -> int:
-        """Masks that `reveal` is for: block_length, or gen_length by scope (tokens)."""
+        """Number of masks that `reveal` is for: block_length, or gen_length by scope (tokens)."""
         return self.block_length if self.scope == "block" else self.gen_length
 
     @classmethod
     def identity(cls, length: int, vocab: int, mask_id: int, steps: int | None = None) -> Self:
         """The schedule that changes nothing: a = 1, n_k = m // S + 1[k < m mod S].
 
-        LLaDA's quota (Nie et al. 2025, arXiv:2502.09992). Forwards that would reveal nothing,
+        LLaDA's quota (Nie et al. 2025, arXiv:2502.09992). Forward passes that would reveal nothing,
         where S > m, are left out.
 
         Args:
-            length: m, tokens of the one block.
+            length: m, tokens of the single block.
             vocab: rows of the logits.
-            mask_id: id of the mask.
-            steps: S, forwards; m if absent, which is one token a forward.
+            mask_id: id of the mask token.
+            steps: S, forward passes; by default m, which is one token per forward pass.
 
         Raises:
-            ValueError: an argument out of its rule.
+            ValueError: An argument is invalid.
         """
         length = integer("length", length, least=1, most=MAX_LENGTH)
         budget = length if steps is None else integer("steps", steps, least=1)
@@ -136,14 +136,14 @@ class ScheduleArtefact:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a schedule and check all of it, and the checksum where one is stated.
+        """Read a schedule and check all of it, including the checksum if one is given.
 
-        Spaces, the order of keys and 1 for 1.0 are free; the checksum is of the canonical form.
+        Whitespace, key order and 1 for 1.0 may vary; the checksum is that of the canonical form.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no schedule, has a key too many or too few, a value out of its rule,
-                or another checksum. The message has the file, the key, the rule and the value.
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a schedule, misses a key, or has an unknown key, an invalid
+                value or a wrong checksum. The message has the file, the key, the rule and the value.
         """
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):
             raise ValueError(f"path must be the path of a schedule file, got {path!r}")
@@ -160,10 +160,10 @@ class ScheduleArtefact:
             raise ValueError(f"the schedule {shown} does not fit: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the schedule; whoever reads meanwhile finds the old file or the new, whole.
+        """Write the schedule atomically: readers find the complete old file or the new one.
 
         Raises:
-            OSError: the folder is not there or cannot be written.
+            OSError: The folder does not exist or cannot be written to.
         """
         target = Path(path).expanduser()
         part = target.with_name(f"{target.name}.{uuid4().hex}.part")
@@ -181,11 +181,11 @@ class ScheduleArtefact:
         return canonical(self._rest() | {"checksum": self.checksum}) + "\n"
 
     def check_model(self, vocab: int, mask_id: int) -> None:
-        """Refuse to play for a model with other token ids.
+        """Refuse a model with other token ids.
 
         Args:
             vocab: rows of that model's logits.
-            mask_id: its mask.
+            mask_id: id of its mask token.
 
         Raises:
             ValueError: `vocab` or `mask_id` is not the schedule's; the message has both.
@@ -201,8 +201,8 @@ class ScheduleArtefact:
     def counts(self, length: int) -> tuple[int, ...]:
         """The n_k for `length` masks: min(N, length) ints >= 1 that sum to it (tokens).
 
-        Where there are more forwards than masks, each reveals one and the last are dropped. At the
-        schedule's own length this is `reveal`, by the rule that `cum_fraction` rounds to it.
+        With more forward passes than masks, each reveals one and the last ones are dropped. At the
+        schedule's own length this is `reveal`, as `cum_fraction` must round to it.
 
         Raises:
             ValueError: `length` is not an int in [0, MAX_LENGTH].
@@ -211,7 +211,7 @@ class ScheduleArtefact:
         return apportion(self.cum_fraction, masks)
 
     def plan(self, length: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """(n, a) for `length` masks; a forward that is dropped takes its scale along.
+        """(n, a) for `length` masks; the scales of dropped forward passes are dropped too.
 
         Raises:
             ValueError: `length` is not an int in [0, MAX_LENGTH].
@@ -220,7 +220,7 @@ class ScheduleArtefact:
         return counts, self.logit_scale[: len(counts)]
 
     def counts_table(self, max_length: int) -> Tensor:
-        """Row m is `counts(m)`, then zeros. int64 [max_length + 1, N], on the CPU.
+        """Row m is `counts(m)`, padded with zeros. int64 [max_length + 1, N], on the CPU.
 
         Raises:
             ValueError: `max_length` is not an int in [0, MAX_LENGTH].
@@ -241,12 +241,12 @@ class ScheduleArtefact:
 
     @classmethod
     def _from_json(cls, data: object) -> Self:
-        """The schedule of a parsed file."""
+        """Build the schedule of a parsed file."""
         if not isinstance(data, dict):
             raise ValueError(f"a schedule must be a JSON object, got {type(data).__name__}")
-        # Another version may have other keys; saying which is more use than naming them.
+        # Another version may have other keys: naming the version says more than naming a key.
         _check_header(data.get("format", FORMAT), data.get("version", VERSION))
-        data.setdefault("checksum", None)  # of one that was written by hand
+        data.setdefault("checksum", None)  # absent from a file written by hand
         _check_keys("the schedule", data, (f.name for f in fields(cls)))
         if not isinstance(data["model"], dict):
             raise ValueError(f"model must be a JSON object, got {data['model']!r}")
@@ -262,13 +262,13 @@ class ScheduleArtefact:
         return artefact
 
     def _rest(self) -> dict[str, Any]:
-        """All of the file but the checksum."""
+        """Everything in the file except the checksum."""
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "checksum"}
         model = {f.name: getattr(self.model, f.name) for f in fields(ModelFacts)}
         return rest | {"model": model, "training": json.loads(self.training)}
 
     def _check_lengths(self) -> None:
-        """Lengths and sums that must agree."""
+        """Check the lengths and sums that must agree."""
         if self.block_length > self.gen_length:
             raise ValueError(
                 f"block_length must be <= gen_length {self.gen_length}, got {self.block_length}"
@@ -294,7 +294,7 @@ class ScheduleArtefact:
             )
 
     def _check_fractions(self) -> None:
-        """`cum_fraction` increases to 1 and rounds to `reveal`."""
+        """Check that `cum_fraction` increases to 1 and rounds to `reveal`."""
         for k, (before, now) in enumerate(pairwise((0.0, *self.cum_fraction))):
             if not before < now:
                 raise ValueError(f"cum_fraction[{k}] must be > {before!r}, got {now!r}")
@@ -309,16 +309,16 @@ class ScheduleArtefact:
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys, no spaces, in ASCII, floats as their shortest text.
+    """JSON with sorted keys, no spaces, in ASCII, and floats as their shortest text.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _parse(text: str) -> object:
-    """JSON, but no key twice, of which the checksum would see only one."""
+    """Parse JSON and refuse duplicate keys: the checksum would cover only one of them."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -350,7 +350,7 @@ def _check_keys(where: str, data: Mapping[str, object], names: Iterable[str]) ->
 
 
 def _training(text: object) -> str:
-    """`text` in canonical form, if it is a JSON object."""
+    """Return `text` in canonical form if it is a JSON object."""
     rule = "training must be a JSON object (text, where it is given in Python)"
     if not isinstance(text, str):
         raise ValueError(f"{rule}, got {text!r}")
@@ -371,19 +371,19 @@ def _text(name: str, value: object) -> str:
 
 
 def _tuple(name: str, values: object, check: Callable[[str, object], Any]) -> tuple[Any, ...]:
-    """`values` as a tuple, each one checked under its own index."""
+    """Return `values` as a tuple, each one checked under its own index."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
         raise ValueError(f"{name} must be a list of numbers, one or more, got {values!r}")
     return tuple(check(f"{name}[{k}]", value) for k, value in enumerate(values))
 
 
 def _real(name: str, value: object) -> float:
-    """`value` as a float if it is finite and >= 0."""
+    """Return `value` as a float if it is finite and >= 0."""
     return number(name, value, least=0)
 
 
 def _scale(name: str, value: object) -> float:
-    """`value` if the decoder's float32 holds it as finite and > 0."""
+    """Return `value` if it is finite and > 0 in the decoder's float32."""
     scale = _real(name, value)
     if not FLOAT32.tiny <= scale <= FLOAT32.max:
         raise ValueError(f"{name} must be finite and > 0 in float32, got {value!r}")

@@ -1,33 +1,33 @@
-"""What decoders declare unless they say otherwise."""
+"""Default declarations of decoders."""
 
 from typing import Final, Self
 
 from dlm.types import Facts
 
 MOST_BRANCHES: Final = 64
-"""Branches of a row: each is evaluated, and keeps keys of its own where there is a cache."""
+"""Most branches per row. Each branch is evaluated, and has its own keys in a KV cache."""
 
 MOST_BLOCKS: Final = 64
-"""Blocks that are open at a time: each is computed at every forward."""
+"""Most blocks open at the same time. Every forward pass computes all of them."""
 
 
 class Policy:
-    """The usual declarations: one block at a time, only commits, and may look at what was sampled.
+    """Default declarations: one active block, commits only, positions may depend on the samples.
 
-    Others have defaults without a base: `reads_committed`, `scores`, `top`, `caches`,
-    `max_forwards` (`dlm.traits.Traits`).
+    `reads_committed`, `scores`, `top`, `caches` and `max_forwards` are not declared here; their
+    defaults are in `dlm.traits.Traits`.
     """
 
     __slots__ = ()
 
     @property
     def needs(self) -> frozenset[str]:
-        """No statistic."""
+        """No statistics."""
         return frozenset()
 
     @property
     def mutates_committed(self) -> bool:
-        """What is committed stays."""
+        """Committed tokens never change."""
         return False
 
     @property
@@ -41,14 +41,14 @@ class Policy:
         return False
 
     def bind(self, facts: Facts) -> Self:
-        """The same policy, ready for one model."""
+        """Return the same policy, ready for one model."""
         return self
 
 
 class Stateless(Policy):
-    """A policy that carries nothing from one forward to the next."""
+    """A policy that carries no state from one forward pass to the next."""
 
     __slots__ = ()
 
     def init_state(self, batch: int, length: int) -> None:
-        """No state."""
+        """Return no state."""

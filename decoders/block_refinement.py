@@ -1,4 +1,4 @@
-"""Fill a block, and keep editing it until it stands still."""
+"""Fill a block, then keep editing it until nothing changes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,16 +16,19 @@ from dlm.types import Decision, StepView
 class BlockRefinement(Policy):
     """Commit c > `threshold` (`quota` at least), and edit tokens the model has changed its mind on.
 
-    Gamma = {i masked: c_i > threshold}, filled up to `quota`; Delta = {i committed: the predicted
-    token differs and c_i > editing_threshold} takes the new token. A full block goes on for at
-    most `max_post_steps` forwards, until one edits nothing. c is of the tempered and filtered law,
-    as in the authors' code. LLaDA2.0 (arXiv:2512.15745) without,
-    LLaDA2.1 (arXiv:2602.08676) with editing.
+    - Commit: {i masked: c_i > threshold}, filled up to `quota`.
+
+    - Edit: {i committed: the predicted token differs and c_i > editing_threshold} takes the
+      predicted token.
+
+    A full block continues for at most `max_post_steps` forward passes, or until one edits
+    nothing. c is the confidence under the tempered and filtered law, as in the authors' code. This
+    is LLaDA2.0 (arXiv:2512.15745) without editing and LLaDA2.1 (arXiv:2602.08676) with editing.
 
     Args:
-        threshold: of masked positions.
-        editing_threshold: of committed ones; None never edits.
-        max_post_steps: forwards on a full block, with editing.
+        threshold: minimum confidence of masked positions, exclusive.
+        editing_threshold: minimum confidence of an edit, exclusive; None never edits.
+        max_post_steps: most forward passes on a full block, with editing.
     """
 
     threshold: float = 0.95
@@ -43,20 +46,20 @@ class BlockRefinement(Policy):
 
     @property
     def mutates_committed(self) -> bool:
-        """Whether it edits."""
+        """Whether committed tokens are edited."""
         return self.editing_threshold is not None
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """One a blank and those of the full block, within the budget."""
+        """The budget; without one, one per blank plus those on the full block."""
         extra = self.max_post_steps * (blanks > 0) if self.mutates_committed else 0
         return torch.where(limit > 0, limit, blanks + extra)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Forwards made on the full block, int64 [B]."""
+        """Forward passes spent on the full block, int64 [B]."""
         return torch.zeros(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """Commit and edit at once."""
+        """Commit and edit in the same forward pass."""
         confidence = view.want("confidence")
         sure = view.masked & (confidence > self.threshold)
         commit = at_least(sure, view.tempered(confidence), view.masked, view.quota)

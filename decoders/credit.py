@@ -1,4 +1,4 @@
-"""Let evidence for a token add up over forwards."""
+"""Accumulate evidence for tokens over forward passes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -12,7 +12,7 @@ from dlm.options import boolean, integer, number
 from dlm.types import Adjustment, Decision, StepView
 
 MOST_STRENGTH = 1e6  # a logit must stay finite
-MOST_SLOTS = 4096  # every position has memory for all of them
+MOST_SLOTS = 4096  # every position allocates memory for all slots
 
 
 class Credits(NamedTuple):
@@ -26,19 +26,20 @@ class Credits(NamedTuple):
 class Credit(Policy):
     """Threshold decoding of logits l + strength ln(1 + C), C credit of tokens predicted before.
 
-    At every forward C decays by `decay`, and the best token of each masked position gains
-    c^exponent; then c >= `threshold` under the fused logits are committed, `quota` at least. Wang
-    et al. 2025 (CreditDecoding, arXiv:2510.06133), eq. 5 to 7. The credits belong to the row and
-    its block; each position keeps its `slots` largest, and a new token takes the smallest.
+    In every forward pass C decays by the factor `decay`, and the best token of each masked position
+    gains c^exponent. Then positions with c >= `threshold` under the adjusted logits are committed,
+    at least `quota`. Wang et al. 2025 (CreditDecoding, arXiv:2510.06133), eq. 5 to 7. Credit is
+    kept per row and block. Each position remembers its `slots` largest credits; a new token
+    replaces the smallest.
 
     Args:
-        threshold: of the fused confidence.
-        strength: weight of credit in the logits.
-        decay: factor on old credit at every forward.
-        exponent: of the confidence that is credited.
-        adaptive: the paper's form without parameters: strength and decay are 1 - masks / blanks of
+        threshold: minimum confidence under the adjusted logits.
+        strength: weight of the credit in the logits.
+        decay: factor on existing credit in every forward pass.
+        exponent: exponent of the confidence that is credited.
+        adaptive: use the paper's parameter-free form: strength and decay are 1 - masks / blanks of
             the block, and the exponent is 1.
-        slots: tokens a position remembers.
+        slots: number of tokens that a position remembers.
     """
 
     threshold: float = 0.9
@@ -66,7 +67,7 @@ class Credit(Policy):
         return Credits(tokens, torch.zeros(shape, dtype=torch.float32))
 
     def adjust(self, state: Credits, view: StepView) -> tuple[Credits, Adjustment]:
-        """Credit the best tokens, and fuse."""
+        """Credit the best tokens, and return the bonus for the logits."""
         masks, committed = view.masked.sum(-1), view.editable.sum(-1)
         seen = (committed.float() / (masks + committed).clamp(min=1))[:, None, None]
         decay, strength = (seen, seen) if self.adaptive else (self.decay, self.strength)
@@ -74,7 +75,7 @@ class Credit(Policy):
         credit = fresh(view.step, state.credit, 0.0) * decay
         best = view.sampled[..., None]
         own = (state.tokens == best) & (credit > 0)
-        # The best token's own slot, else the one with the least credit.
+        # Use the slot that already holds the best token, else the one with the least credit.
         slot = torch.where(own, -1.0, credit).argmin(-1, keepdim=True)
         before = (credit * own).sum(-1, keepdim=True)
         gain = view.want("confidence")[..., None] ** exponent
@@ -84,7 +85,7 @@ class Credit(Policy):
         return state, Adjustment(tokens=tokens, bonus=strength * credit.log1p())
 
     def step(self, state: Credits, view: StepView) -> tuple[Credits, Decision]:
-        """All above the threshold, the best ones at least."""
+        """Commit positions at or above the threshold, at least `quota`."""
         confidence = view.want("confidence")
         sure = view.masked & (confidence >= self.threshold)
         scores = view.tempered(confidence)

@@ -1,4 +1,4 @@
-"""Decode several blocks in a pipeline: a block begins before the preceding ones are done."""
+"""Decode blocks in a pipeline: a block begins before the preceding ones are complete."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,20 +17,20 @@ from dlm.types import Decision, StepView
 class D2F(Policy):
     """Commit c > `threshold` in all open blocks, one at least where the preceding one is decoded.
 
-    c is confidence by the tempered and filtered law. The active block is open; at each forward the
-    block after the last open one opens if that is decoded to a share of `block_add_threshold`. Of
-    an open block whose preceding block is decoded to a share of `decoded_token_threshold` at least
-    one mask is committed, the most confident one if none is above the threshold; of others it may
-    be none. A block without blanks is decoded. A `steps` budget counts for the active block.
+    c is the confidence under the tempered and filtered law. The active block is open. Before a
+    forward pass, the next block opens if the last open one is decoded to the fraction
+    `block_add_threshold`. An open block commits at least its most confident mask if its preceding
+    block is decoded to the fraction `decoded_token_threshold`; other open blocks may commit
+    nothing. A block without blanks counts as decoded. A `steps` budget applies to the active block.
     Pipelined decoding of discrete diffusion forcing (Wang et al. 2025, arXiv:2508.09192), for
-    block-causal networks; others see all of the row.
+    block-causal networks; other networks attend to the whole row.
 
     Args:
-        threshold: of confidence; `skip_threshold` in the authors' code.
-        block_add_threshold: share of a block's blanks, from 0 to 1; 1 is one block at a time.
-        decoded_token_threshold: share of the preceding block's blanks.
-        blocks: most blocks open at a time, of `block_length` tokens; in the authors' code there is
-            no bound. No forward computes more than are open.
+        threshold: minimum confidence, exclusive; `skip_threshold` in the authors' code.
+        block_add_threshold: fraction of a block's blanks, 0 to 1; 1 decodes one block at a time.
+        decoded_token_threshold: fraction of the preceding block's blanks.
+        blocks: most blocks open at a time, of `block_length` tokens each; unbounded in the authors'
+            code. A forward pass computes only the open blocks.
     """
 
     threshold: float = 0.9
@@ -49,7 +49,7 @@ class D2F(Policy):
 
     @property
     def ahead(self) -> int:
-        """Blocks behind the active one that may change with it."""
+        """Number of blocks after the active one that may change with it."""
         return self.blocks - 1
 
     def init_state(self, batch: int, length: int) -> Tensor:
@@ -57,7 +57,7 @@ class D2F(Policy):
         return torch.zeros(batch, dtype=torch.int64)
 
     def open(self, state: Tensor, view: StepView) -> tuple[Tensor, Tensor]:
-        """One block more where the last open one is far enough, and one at least."""
+        """Open one more block if the last open one is decoded enough; at least one is open."""
         size, share = view.block_length, shares(view)
         most = share.shape[1]
         count = (state - view.block_start) // size
@@ -67,8 +67,8 @@ class D2F(Policy):
         return view.block_start + columns, columns
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """The confident ones of the open blocks, one of each that is far enough."""
-        # Of the first block one is committed anyway, and what is behind the last is not there.
+        """Commit confident positions of the open blocks, at least one where a block requires it."""
+        # Block n looks at block n - 1; the first has none, and gets its quota below.
         relies = pad(shares(view)[:, :-1] >= self.decoded_token_threshold, (1, 0))
         masks = of_blocks(view.masked, view)
         confidence = view.want("confidence")
@@ -82,7 +82,7 @@ class D2F(Policy):
 
 
 def of_blocks(columns: Tensor, view: StepView) -> Tensor:
-    """Columns of a window, bool [B, W], apart by the block that they are of, bool [B, N, W]."""
+    """Split window columns, bool [B, W], by the block they belong to, bool [B, N, W]."""
     width = columns.shape[1]
     column = torch.arange(width, device=columns.device)
     each = torch.arange(-(-width // view.block_length), device=columns.device)
@@ -90,7 +90,7 @@ def of_blocks(columns: Tensor, view: StepView) -> Tensor:
 
 
 def shares(view: StepView) -> Tensor:
-    """Blanks that are filled among those of each block, float64 [B, N]; 1 where there are none."""
+    """Fraction of each block's blanks that is decoded, float64 [B, N]; 1 without blanks."""
     masks, editable = (of_blocks(part, view).sum(-1) for part in (view.masked, view.editable))
     blanks = masks + editable
     return (editable.double() / blanks.clamp(min=1)).masked_fill(blanks == 0, 1.0)

@@ -1,4 +1,4 @@
-"""Slide a window over the masks, so that nothing is decoded at the edge of what it rests on."""
+"""Slide a window over the masks, so that positions are committed with context on both sides."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,19 +15,19 @@ from dlm.types import Decision, StepView
 class DeferredCommitment(Stateless):
     """Commit p(sampled) >= `threshold` among the first `window` masks, one of those at least.
 
-    Deferred commitment decoding of Shu et al. 2026 (DCD, arXiv:2601.02076), for networks that see
-    both ways: in place of blocks, whose last positions must be decoded before anything behind them
-    is, a window moves with the first mask L,
+    Deferred commitment decoding of Shu et al. 2026 (DCD, arXiv:2601.02076), for bidirectional
+    networks. With blocks, the last positions of a block are decoded before anything after them.
+    This decoder instead uses a window that moves with the first mask L:
         {i: i is mask, i < L + max_window, at most `window` masks are in [L, i]}.
-    It holds at least what a `steps` budget needs. Give `block_length=None`, or one that holds
-    several windows: the window stays in the block. The authors make caches anew after so many
-    tokens, `refresh_every` after so many forwards; their blocks that grow, for networks that see
-    block by block, are left out.
+    The window holds at least as many masks as a `steps` budget requires. It stays within the block,
+    so set `block_length=None`, or to several windows. The authors refresh caches after a number of
+    tokens; here `refresh_every` counts forward passes. Their growing blocks, for block-causal
+    networks, are not implemented.
 
     Args:
-        threshold: of confidence.
-        window: masks.
-        max_window: positions from the first mask on; None for any number.
+        threshold: minimum confidence to commit.
+        window: most masks in the window.
+        max_window: most positions from the first mask on; None for no limit.
     """
 
     threshold: float = 0.9
@@ -43,7 +43,7 @@ class DeferredCommitment(Stateless):
             integer("max_window", self.max_window, least=1)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All of the window at or above the threshold, and no fewer of the best than the quota."""
+        """Commit positions of the window at or above the threshold, at least `quota`."""
         confidence, masked = view.want("confidence"), view.masked
         count = masked.cumsum(-1)
         inside = count <= self.window

@@ -1,4 +1,4 @@
-"""Commit on a grid that gets finer, whatever the model says."""
+"""Commit on a grid that gets finer, independently of the model's predictions."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,10 +16,10 @@ from dlm.types import Decision, StepView
 class Dilated(Stateless):
     """Commit index k of a block in the first round t with k mod ceil(K / base^t) = 0.
 
-    A block of K positions takes ceil(log_base K) rounds (one at least), the last with stride 1, so
-    that what is committed together lies far apart: K = 32 commits 2, 2, 4, 8, 16. At least
-    `quota`, the next rounds first. Dilated unmasking of Luxembourg et al. 2025 (DUS,
-    arXiv:2506.19037).
+    A block of K positions takes ceil(log_base K) rounds, at least one; the last round has stride 1.
+    Positions that are committed together lie far apart: K = 32 commits 2, 2, 4, 8, 16. Each forward
+    pass commits at least `quota` positions, taking those of the next rounds first. Dilated
+    unmasking of Luxembourg et al. 2025 (DUS, arXiv:2506.19037).
     """
 
     base: int = 2
@@ -30,13 +30,17 @@ class Dilated(Stateless):
         integer("base", self.base, least=2)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """The earliest round that still has masks."""
+        """Commit the masks of the earliest round that still has any."""
         later = self.rounds(view.masked | view.editable).masked_fill(~view.masked, NEVER)
         now = view.masked & (later == later.amin(-1, keepdim=True))
         return None, Decision(at_least(now, -later, view.masked, view.quota))
 
     def rounds(self, inside: Tensor) -> Tensor:
-        """Round of each column, int64 [B, W], of blocks that end at their last blank [B, W]."""
+        """Round of each column, int64 [B, W].
+
+        Args:
+            inside: bool [B, W], columns of the block's blanks; the block ends at its last blank.
+        """
         column = torch.arange(inside.shape[-1], device=inside.device)
         length = ((column + 1) * inside).amax(-1, keepdim=True)
         found = torch.full(inside.shape, NEVER, device=inside.device)

@@ -1,4 +1,4 @@
-"""The algorithms that Dream decodes with."""
+"""The decoding algorithms of Dream."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,20 +17,20 @@ ALGORITHMS = {
     "topk_margin": "margin",
     "entropy": "entropy",
 }
-GRAIN = 1000  # the grid of times ends at 1 / GRAIN
+GRAIN = 1000  # the time grid ends at 1 / GRAIN
 
 
 @dataclass(frozen=True, slots=True)
 class Dream(Policy):
     """Commit floor(m (1 - s / t)) of m masks from time t to s, and all of them at the last.
 
-    The grid is t_k = 1 - k (1 - 1e-3) / N, N the `steps` of the block (its blanks without a
-    budget). Positions are ranked by the probability of the sampled token ("maskgit_plus"), the
-    margin ("topk_margin") or the negative entropy ("entropy") of the tempered and filtered law;
-    "origin" reveals each mask with probability 1 - s / t instead. Ye et al. 2025 (Dream,
-    arXiv:2508.15487) and its released code, whose `alg_temp` is `position_temperature`. Counts are
-    of each row's own masks (the code takes the batch mean), times that would reveal nothing are
-    passed over, and of `top_k` and `top_p`, given both, k cuts first, as everywhere here.
+    The grid is t_k = 1 - k (1 - 1e-3) / N; N is the block's `steps` budget, or its number of blanks
+    without one. Positions are ranked under the tempered and filtered law, by the probability of the
+    sampled token ("maskgit_plus"), the margin ("topk_margin") or the negative entropy ("entropy");
+    "origin" instead reveals each mask with probability 1 - s / t. Ye et al. 2025 (Dream,
+    arXiv:2508.15487) and its released code, whose `alg_temp` is `position_temperature`. Three
+    differences: counts use each row's own masks (the code takes the batch mean), grid times that
+    would reveal nothing are skipped, and top-k applies before top-p when both are given.
     """
 
     alg: str = "entropy"
@@ -42,17 +42,17 @@ class Dream(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the algorithm ranks by."""
+        """The statistic that the algorithm ranks by."""
         statistic = ALGORITHMS[self.alg]
         return frozenset({statistic} if self.alg == "origin" else {statistic, "position_noise"})
 
     @property
     def blind(self) -> bool:
-        """Whether the score says nothing of the sampled token."""
+        """Whether the score is independent of the sampled token."""
         return self.alg != "maskgit_plus"
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """N, of which at most one a blank reveals anything."""
+        """N forward passes, at most one per blank."""
         return torch.where(limit > 0, limit.minimum(blanks), blanks)
 
     def init_state(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Dream(Policy):
     def step(
         self, state: tuple[Tensor, Tensor], view: StepView
     ) -> tuple[tuple[Tensor, Tensor], Decision]:
-        """Pass over empty grid steps, then reveal."""
+        """Skip empty grid steps, then reveal."""
         index, steps = state
         masks = view.masked.sum(-1)
         fitted = torch.where(view.limit > 0, view.limit, masks)
@@ -81,8 +81,8 @@ class Dream(Policy):
 
     @staticmethod
     def count(index: Tensor, steps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The next grid step that reveals any, and how many; int64 [B] each."""
-        # m (1 - s / t_k) = 999 m / (1000 N - 999 k) in whole numbers, at least 1 from a first k on.
+        """The next grid step that reveals any position, and how many; int64 [B] each."""
+        # m (1 - s / t_k) = 999 m / (1000 N - 999 k) in integers; at least 1 from k = `first` on.
         due, end = (GRAIN - 1) * masks, GRAIN * steps
         first = -((due - end) // (GRAIN - 1))
         index = torch.maximum(index, first).minimum(steps - 1)

@@ -1,4 +1,4 @@
-"""Parallel commits whose joint dependence is bounded."""
+"""Parallel commits with a bound on the dependence between the committed tokens."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +15,10 @@ from dlm.types import Decision, StepView
 class EntropyBound(Stateless):
     """Commit the longest prefix U of an order with sum_U H - max_U H <= `gamma`, nats.
 
-    The order is by ascending error proxy: `order` "entropy", or descending "confidence" or
-    "margin". One position at least, and at least `quota`. EB-Sampler of Ben-Hamu et al. 2025
-    (arXiv:2505.24857), eq. 10: the left side bounds the dependence among the tokens of U. It
-    grows with U, so the prefix search is exact.
+    Positions are ordered by increasing error proxy: ascending entropy, or descending confidence or
+    margin, as `order` says. At least one position and at least `quota` positions are committed.
+    EB-Sampler of Ben-Hamu et al. 2025 (arXiv:2505.24857), eq. 10: the left side bounds the
+    dependence among the tokens of U. It grows with U, so the prefix search is exact.
     """
 
     gamma: float = 0.1
@@ -31,16 +31,16 @@ class EntropyBound(Stateless):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Entropy, and the error proxy."""
+        """Entropy and the error proxy."""
         return frozenset({"entropy", self.order, "position_noise"})
 
     @property
     def blind(self) -> bool:
-        """Entropies and margins are the model's own; confidence is that of the sampled token."""
+        """Entropy and margin do not depend on the sampled token; confidence does."""
         return self.order != "confidence"
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """The longest prefix of ranked positions that satisfies the bound."""
+        """Commit the longest prefix of ranked positions that satisfies the bound."""
         scores = view.tempered(certainty(view, self.order))
         entropy = view.want("entropy").double().gather(-1, descending(scores, view.masked))
         dependence = entropy.cumsum(-1) - entropy.cummax(-1).values

@@ -1,4 +1,4 @@
-"""Commit all that is certain enough."""
+"""Commit every position whose entropy is low enough."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,8 @@ class EntropyThreshold(Stateless):
     """Commit every position of entropy at most `threshold` nats, and at least `quota`.
 
     {i: H_i <= threshold} and the position of lowest entropy. Decoding of dParallel (Chen et al.
-    2025, arXiv:2509.26488), which fine-tunes models to be certain early; it works with any.
+    2025, arXiv:2509.26488), which fine-tunes models to become certain early; the rule works with
+    any model.
     """
 
     threshold: float = 0.5
@@ -26,7 +27,7 @@ class EntropyThreshold(Stateless):
         number("threshold", self.threshold, least=0.0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All below the threshold, the least uncertain ones at least."""
+        """Commit positions at or below the threshold, at least `quota`, lowest entropy first."""
         entropy = view.want("entropy")
         sure = view.masked & (entropy <= self.threshold)
         return None, Decision(at_least(sure, view.tempered(-entropy), view.masked, view.quota))

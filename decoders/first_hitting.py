@@ -1,4 +1,4 @@
-"""Exact sampling of a masked diffusion, one forward a token."""
+"""Exact sampling of a masked diffusion model with one forward pass per token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from dlm.types import Adjustment, Decision, StepView
 
 
 class Hitting(NamedTuple):
-    """Where each row stands."""
+    """Diffusion time of each row, and what extrapolation remembers."""
 
     time: Tensor  # float64 [B], diffusion time of the last unmasking
-    before: Summary | None  # the prediction of the forward before, for order 2
-    gap: Tensor | None  # int64 [B], positions committed since that forward
+    before: Summary | None  # prediction of the previous forward pass, for order 2
+    gap: Tensor | None  # int64 [B], positions committed since that forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class FirstHitting(Policy):
-    """Commit the `quota` positions that unmask next in the reverse process: J uniform.
+    """Commit the `quota` positions that unmask next in the reverse process, chosen uniformly.
 
-    With n masked positions at time tau the next unmasking has lambda(tau') = lambda(tau) - E / n,
-    E ~ Exp(1), lambda = ln(1 - alpha), at a uniformly random position (Zheng et al. 2024,
-    arXiv:2409.02908, section 4.1; first-hitting sampler). At temperature 1 and one token a forward
-    this samples the model exactly: it is the ancestral sampler in the limit of infinitely many
-    steps, for one forward a token. A network that takes no time never sees tau, so `alpha` only
-    sets the times that decisions report (`Decision.time`).
+    First-hitting sampler of Zheng et al. 2024 (arXiv:2409.02908), section 4.1. With n masked
+    positions at time tau, the next one unmasks at lambda(tau') = lambda(tau) - E / n, E ~ Exp(1),
+    lambda = ln(1 - alpha), at a uniformly random position. At temperature 1 and one token per
+    forward pass this samples the model exactly: it is ancestral sampling in the limit of infinitely
+    many steps, at the cost of one forward pass per token. A network without a time input never sees
+    tau, so `alpha` only sets the times that decisions report (`Decision.time`).
 
-    A `steps` budget commits groups of fixed size per forward (its parallel variant). For groups by
-    a grid of times see `ancestral`.
+    With a `steps` budget each forward pass commits a group of fixed size (the paper's parallel
+    variant). For groups from a grid of times see `ancestral`.
 
     Args:
         alpha: schedule of the times, "linear", "cosine" or "log_linear".
         order: 2 extrapolates the log-probabilities of a group's later tokens linearly from the
-            last two forwards, which takes a `steps` budget: a group of one has no later token.
-            Experimental: derived here, the paper's own form is not public. Reads the logits twice,
-            and keeps the 64 likeliest tokens of every position.
+            last two forward passes. This needs a `steps` budget, as a group of one has no later
+            token. Experimental: derived here, as the paper's own form is not public. It reads the
+            logits twice, and keeps the 64 likeliest tokens of every position.
     """
 
     alpha: str = "linear"
@@ -59,7 +59,7 @@ class FirstHitting(Policy):
 
     @property
     def adjust(self) -> Callable[..., Any] | None:
-        """Extrapolation, where asked for."""
+        """Extrapolation, for order 2 only."""
         return self.extrapolate if self.order == 2 else None
 
     def init_state(self, batch: int, length: int) -> Hitting:
@@ -83,7 +83,7 @@ class FirstHitting(Policy):
         return Hitting(state.time, now, gap), Adjustment(tokens=now.tokens, bonus=bonus)
 
     def step(self, state: Hitting, view: StepView) -> tuple[Hitting, Decision]:
-        """The smallest noise unmasks first, and its value tells when."""
+        """Commit the positions with the smallest noise; its value gives the hitting time."""
         noise = view.want("uniform")
         count = torch.minimum(view.quota, view.masked.sum(-1)).clamp(min=1)
         order = descending(-noise, view.masked)

@@ -1,6 +1,6 @@
-"""Background token frequencies of PC-Sampler, from a file, a list or a tensor.
+"""Background token frequencies for PC-Sampler, from a file, a list or a tensor.
 
-V vocabulary.
+Shapes: V vocabulary.
 """
 
 import json
@@ -17,11 +17,11 @@ from dlm.options import integer
 
 TOTAL = "num_token"
 COUNTS = ("p_baseline_dict", "token_frequency_dict")
-"""Where the authors' files keep their counts: their loader reads the first, their builder writes
-the second."""
+"""Keys of the counts in the authors' files: their loader reads the first, their builder writes the
+second."""
 
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,17}")
-MOST_IDS = 2**24  # no vocabulary has more; a stray id must not allocate terabytes
+MOST_IDS = 2**24  # more than any vocabulary has; a stray id must not allocate terabytes
 
 
 def read_frequencies(
@@ -29,22 +29,24 @@ def read_frequencies(
 ) -> Tensor:
     """Relative frequency of every token in a background corpus. float32 [V] on the CPU.
 
-    f(v) = count(v) / num_token, and 1 / num_token for a token that is not listed. A list or a
-    tensor holds f itself. Source: PC-Sampler (arXiv:2508.13021), `load_baseline` of the released
-    code, which fixes V at 126464 and checks nothing.
+    For the authors' counts, f(v) = count(v) / num_token, and 1 / num_token for a token that is not
+    listed. A list or a tensor holds f itself. Source: PC-Sampler (arXiv:2508.13021),
+    `load_baseline` of the released code, which fixes V at 126464 and checks nothing.
 
     Args:
-        source: a JSON file with a list of V frequencies, or with the authors' object, `num_token`
-            and `p_baseline_dict` or `token_frequency_dict` (token id as text -> count); or the
-            frequencies themselves, a sequence of numbers or a floating tensor [V].
-        vocab_size: V, the rows of the model's vocabulary. A longer list is cut if what is cut is
-            padding: one value throughout, and no token of the rest is rarer. None takes a list as
-            long as it is, and the authors' object up to the largest id that it lists.
+        source: path of a JSON file, or the frequencies themselves as a sequence of numbers or a
+            floating-point tensor [V]. The file holds a list of V frequencies, or the authors'
+            object with `num_token` and `p_baseline_dict` or `token_frequency_dict` (token id as
+            text -> count).
+        vocab_size: V, the rows of the model's vocabulary. A longer list is truncated if the removed
+            part is padding: all its values are equal, and no kept token has a smaller one. With
+            None a list keeps its length, and the authors' object ends at its largest listed id.
 
     Raises:
-        ValueError: no readable JSON file; a count that is no int >= 0; counts beyond `num_token`;
-            an id that is none or not below `vocab_size`; fewer frequencies than `vocab_size`, or
-            more that are no padding; a frequency outside [0, 1]; nothing above 0.
+        ValueError: The file is not readable JSON; a count is not an int >= 0; the counts exceed
+            `num_token`; an id is invalid or not below `vocab_size`; there are fewer frequencies
+            than `vocab_size`, or more that are not padding; a frequency is outside [0, 1]; or no
+            frequency is above 0.
     """
     if vocab_size is not None:
         integer("vocab_size", vocab_size, least=1)
@@ -59,10 +61,10 @@ def read_frequencies(
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file of frequencies holds.
+    """Parse a JSON file of frequencies.
 
     Raises:
-        ValueError: the file cannot be read, or it is not JSON.
+        ValueError: The file cannot be read, or is not JSON.
     """
     where = f"frequencies {str(path)!r}"
     try:
@@ -74,15 +76,15 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_counts(given: Mapping[str, Any], where: str) -> tuple[int, dict[int, int]]:
-    """`num_token` and the counts by token id of the authors' object.
+    """Read `num_token` and the counts by token id from the authors' object.
 
     Args:
         given: the object, with either name of the counts; other keys are ignored.
-        where: what to call it in an error.
+        where: how error messages refer to it.
 
     Raises:
-        ValueError: a key is missing, both names with different counts, an id that is no int, a
-            count that is no int >= 0, no count above 0, or more counts than `num_token`.
+        ValueError: A key is missing; both names are given with different counts; an id is not an
+            int; a count is not an int >= 0; no count is above 0; or the counts exceed `num_token`.
     """
     named = [key for key in COUNTS if key in given]
     if TOTAL not in given or not named:
@@ -109,7 +111,7 @@ def parse_counts(given: Mapping[str, Any], where: str) -> tuple[int, dict[int, i
 
 
 def _divide(total: int, counts: dict[int, int], vocab_size: int | None, where: str) -> Tensor:
-    """f(v) = count(v) / num_token, 1 / num_token where there is no count."""
+    """f(v) = count(v) / num_token, and 1 / num_token where there is no count."""
     largest = max(counts)
     most = MOST_IDS if vocab_size is None else vocab_size
     if largest >= most:
@@ -123,7 +125,7 @@ def _divide(total: int, counts: dict[int, int], vocab_size: int | None, where: s
 
 
 def _as_vector(given: Any, where: str) -> Tensor:
-    """Numbers as a new float32 [V]."""
+    """Convert numbers to a new float32 tensor [V]."""
     rule = f"{where} must be a path, a sequence of numbers or a floating tensor [V], got"
     if isinstance(given, Tensor):
         if given.ndim != 1 or not given.is_floating_point():
@@ -141,7 +143,7 @@ def _as_vector(given: Any, where: str) -> Tensor:
 
 
 def _fit(frequencies: Tensor, vocab_size: int | None, where: str) -> Tensor:
-    """Frequencies of `vocab_size` tokens, each one checked."""
+    """Check the frequencies and cut them to `vocab_size`."""
     bad = ~((frequencies >= 0) & (frequencies <= 1))  # true of a NaN as well
     if bad.any():
         token = int(bad.nonzero()[0])

@@ -1,4 +1,4 @@
-"""Spread commits over the gaps."""
+"""Spread commits over the gaps between decoded tokens."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,16 +17,16 @@ from dlm.types import Decision, StepView
 class Hierarchical(Stateless):
     """Commit c > `threshold`, and the best of every run of masks if c > `low_threshold`.
 
-    A run is a maximal stretch of masked positions: its best one splits it, so that tokens
-    committed together stand apart. The best position of all and `quota` at least. Qi et al. 2025
-    (hierarchical decoding, arXiv:2510.08666), Alg. 1.
+    A run is a maximal sequence of consecutive masked positions. Its best position splits it, so
+    tokens committed together lie apart. The best position overall is always committed, and at least
+    `quota` positions. Qi et al. 2025 (hierarchical decoding, arXiv:2510.08666), Alg. 1.
 
     Args:
-        threshold: of confidence, anywhere.
-        low_threshold: of confidence, for the best of a run.
-        remask: also doubt committed positions where the model's confidence is now below
-            `low_threshold`: they count as masks, so that runs span them, and those that are not
-            chosen again turn into masks. One more is chosen than doubted.
+        threshold: minimum confidence of any position, exclusive.
+        low_threshold: minimum confidence of the best position of a run, exclusive.
+        remask: also reconsider committed positions whose confidence is now below `low_threshold`.
+            They count as masks, so runs extend over them, and those not chosen again are remasked.
+            The number of chosen positions exceeds the number reconsidered by at least one.
     """
 
     threshold: float = 0.9
@@ -42,11 +42,11 @@ class Hierarchical(Stateless):
 
     @property
     def mutates_committed(self) -> bool:
-        """Whether it remasks."""
+        """Whether committed tokens are remasked."""
         return self.remask
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Sure ones, the best of each run, the best of all."""
+        """Commit confident positions, the best of each run and the best overall."""
         confidence = view.want("confidence")
         open_, count = view.masked, view.quota
         if self.remask:
@@ -63,9 +63,9 @@ class Hierarchical(Stateless):
 
 
 def best_of_run(scores: Tensor, masked: Tensor) -> Tensor:
-    """The highest score of each maximal run of masked columns, the first among equals. bool."""
+    """Mark the best column of each maximal run of masked columns, the first among equals. bool."""
     begins = masked & ~pad(masked[:, :-1], (1, 0))
-    run = begins.cumsum(-1)  # from 1; a gap carries the number of the run before it
+    run = begins.cumsum(-1)  # numbered from 1; a gap has the number of the run before it
     place = rank(scores, masked)
     behind = masked.shape[-1]
     best = torch.full((*place.shape[:-1], behind + 1), behind, device=place.device)

@@ -1,4 +1,4 @@
-"""What a position predicted before, kept as its likeliest tokens and the rest of the mass.
+"""Earlier predictions of a position, kept as its likeliest tokens and the remaining mass.
 
 Shapes: B rows, W window, K listed tokens.
 """
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from dlm.types import StepView
 
-TINY = 1e-7  # what rounding leaves in a bucket that holds nothing
+TINY = 1e-7  # mass that rounding leaves in an empty bucket
 LN2: Final = math.log(2)
 
 
 class Summary(NamedTuple):
-    """The listed tokens of each position; what no token of the list holds is one last bucket.
+    """The listed tokens of each position; all unlisted tokens form one last bucket.
 
-    Divergences of two summaries are those of the distributions where the vocabulary is no longer
-    than the list.
+    If the vocabulary is no longer than the list, divergences of two summaries equal those of the
+    full distributions.
     """
 
     tokens: Tensor  # int64 [B, W, K], -1 where there is none
@@ -38,11 +38,11 @@ class Summary(NamedTuple):
 
 
 def shared(now: Summary, before: Summary) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both distributions on the partition by the tokens that both list.
+    """Both distributions, restricted to the tokens that both list.
 
     Returns:
         p and q of each token of `now`, 0 where `before` does not list it, float32 [B, W, K]; and
-        the mass of the rest in each, float32 [B, W].
+        the remaining mass of each distribution, float32 [B, W].
     """
     same = now.tokens[..., :, None] == before.tokens[..., None, :]
     both = same.any(-1)
@@ -57,14 +57,15 @@ def _relative(p: Tensor, q: Tensor) -> Tensor:
 
 
 def kl_divergence(now: Summary, before: Summary) -> Tensor:
-    """KL(now || before), nats, float32 [B, W]: the least that fits both lists.
+    """KL(now || before) in nats, float32 [B, W]: a lower bound computed from both lists.
 
-    At most that of the distributions, by the data processing inequality.
+    It is at most the divergence of the full distributions, by the data processing inequality.
 
-    Tokens in both lists count on their own. A token that only `now` lists had at most the least
-    probability that `before` lists: those that now have more are one bucket S with
-    q(S) <= min(|S| q_least, its share of the rest), and all else is another. Both steps can only
-    lower the divergence, and a token that comes from nowhere still raises it.
+    Tokens in both lists are compared one by one. A token that only `now` lists had at most the
+    smallest probability that `before` lists. Those whose probability is now larger than that form
+    one bucket S with q(S) <= min(|S| q_least, its share of the remaining mass); all other tokens
+    form another. Both steps can only lower the divergence, and a token that newly appears still
+    raises it.
     """
     p, q, rest_p, rest_q = shared(now, before)
     least = before.probabilities.amin(-1)
@@ -81,15 +82,15 @@ def kl_divergence(now: Summary, before: Summary) -> Tensor:
 def js_divergence(now: Summary, before: Summary) -> Tensor:
     """Jensen-Shannon divergence of the lists, in [0, ln 2] nats, float32 [B, W].
 
-    A token that only one of them has counts as one of no probability in the other, whose rest it
-    may have been in: what comes into a list, or leaves it, is drift.
+    A token that only one list has counts as probability 0 in the other, although it may be part of
+    the other's remaining mass: a token that enters or leaves a list counts as drift.
     """
     same = now.tokens[..., :, None] == before.tokens[..., None, :]
     came = (now.probabilities * ~same.any(-1)).sum(-1)
     gone = (before.probabilities * ~same.any(-2)).sum(-1)
     p, q = now.probabilities * same.any(-1), (same * before.probabilities[..., None, :]).sum(-1)
     rest_p, rest_q = ((1 - x.probabilities.sum(-1)).clamp(min=0.0) for x in (now, before))
-    # TINY in both: half of the least number that there is would be none.
+    # TINY in both: half of the smallest float would underflow to 0.
     middle, rest = (p + q).clamp(min=TINY) / 2, (rest_p + rest_q).clamp(min=TINY) / 2
     first = _relative(p, middle).sum(-1) + _relative(rest_p, rest)
     second = _relative(q, middle).sum(-1) + _relative(rest_q, rest)
@@ -97,12 +98,12 @@ def js_divergence(now: Summary, before: Summary) -> Tensor:
 
 
 def log_ratio(now: Summary, before: Summary) -> Tensor:
-    """Each ln p - ln q of the tokens of `now`, 0 where `before` lists none; float32 [B, W, K]."""
+    """Log ratio ln p - ln q of the tokens of `now`, 0 where `before` lists none; float32 [B, W, K]."""
     p, q, _, _ = shared(now, before)
     return torch.where((p > 0) & (q > 0), p.log() - q.log(), 0.0)
 
 
 def counted(streak: Tensor, holds: Tensor, view: StepView) -> Tensor:
-    """A streak one longer where the condition holds and the block has an earlier forward."""
+    """The streak plus one where the condition holds, else 0; 0 where a block begins."""
     longer = (streak + 1) * holds
     return longer.masked_fill((view.step == 0)[:, None], 0)

@@ -1,4 +1,4 @@
-"""Try several choices of positions, and keep the one that tells most about the rest."""
+"""Try several sets of positions, and keep the one that is most informative about the rest."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,31 +12,32 @@ from dlm.options import integer, known, number
 from dlm.types import Decision, StepView
 
 VARIANTS = ("info_gain", "lookum")
-LEAST = 1e-3  # of a temperature: below it scores have no bits left beside the noise
+LEAST = 1e-3  # of a temperature: below it float32 scores have too few bits left for the noise
 
 
 @dataclass(frozen=True, slots=True)
 class InfoGain(Policy):
     """Commit those `quota` positions, of `branches` choices, that leave the least uncertain rest.
 
-    Information gain sampling (arXiv:2602.18176). Choice 0 are the most confident positions, the
+    Information gain sampling (arXiv:2602.18176). Choice 0 is the most confident positions; the
     others are drawn without replacement from softmax(confidence / `candidate_temperature`). The
-    next forward evaluates the canvas after each, and the row goes on with the largest
+    next forward pass evaluates the canvas after each choice, and the row continues with the largest
         J = -H' - C,   H' = mean of H_i over the masks left,   C = sum of H_i over those committed,
-    entropies in nats, C by the forward before ("lookum" is J = -H'); the first on a tie. The first
-    forward of a block commits nothing, and the last one what is left: in all at most as many as
-    without branches, of C times the tokens (`query_tokens`). Where masks are sure, c >=
-    `threshold`, the most confident `quota` of those are committed at once, and nothing is tried.
+    entropies in nats, C from the previous forward pass ("lookum" is J = -H'); ties go to the first.
+    A block's first forward pass commits nothing, and its last one all that is left. A block takes
+    at most as many forward passes as without branches, each over `branches` times the tokens
+    (`query_tokens`). If any masks are certain, c >= `threshold`, the most confident `quota` of them
+    are committed at once, and no choices are tried.
 
-    As in the authors' code but for H', there of all masks of the row, here of the block's; and at
-    a temperature choices share the tokens drawn, so that J compares positions alone. The
-    `block_length=None` of `generate` takes all masks.
+    Differences from the authors' code: H' averages over the masks of the block, not of the row
+    (`block_length=None` of `generate` makes them equal); and at a temperature all choices share the
+    sampled tokens, so that J compares positions alone.
 
     Args:
-        threshold: of confidence, from which on a mask needs no choices; above 1 all do.
-        branches: choices, up to 64; 1 is `low_confidence`.
-        candidate_temperature: that choices are drawn at (there `position_temperature`).
-        variant: "info_gain", or "lookum", which asks what is left and not what it cost.
+        threshold: confidence at which masks need no choices; above 1 all do.
+        branches: number of choices, up to 64; 1 is `low_confidence`.
+        candidate_temperature: temperature of the choices (there `position_temperature`).
+        variant: "info_gain", or "lookum", which ignores the cost C.
     """
 
     threshold: float = 0.8
@@ -53,16 +54,16 @@ class InfoGain(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What choices are made and judged by."""
+        """The statistics that choices are drawn and judged by."""
         return frozenset({"confidence", "entropy", "branch_noise"} - self.idle)
 
     @property
     def idle(self) -> set[str]:
-        """What one branch has no use for."""
+        """Statistics that a single branch does not use."""
         return {"entropy", "branch_noise"} if self.branches == 1 else set()
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """One for each blank at most: the first commits nothing, the last what is left."""
+        """At most one per blank: the first commits nothing, the last all that is left."""
         return blanks
 
     def init_state(self, batch: int, length: int) -> Tensor:
@@ -77,7 +78,7 @@ class InfoGain(Policy):
         return (-cost - mean).argmax(-1)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """What is sure, or all that is left where no more is due; else choices for the next."""
+        """Commit certain positions, or all that is left at the end; else propose choices."""
         confidence, masked = view.want("confidence"), view.masked
         if self.branches == 1:
             return state, Decision(top(confidence, masked, view.quota))

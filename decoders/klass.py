@@ -1,4 +1,4 @@
-"""Commit what is sure and has stopped moving."""
+"""Commit positions whose prediction is confident and stable."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -14,7 +14,7 @@ from dlm.types import Decision, StepView
 
 
 class Streak(NamedTuple):
-    """What each position predicted last, and for how many forwards it has been stable."""
+    """Each position's previous prediction, and for how many forward passes it has been stable."""
 
     before: Summary
     stable: Tensor  # int64 [B, W]
@@ -24,10 +24,11 @@ class Streak(NamedTuple):
 class Klass(Policy):
     """Commit c > `threshold` whose last `history` divergences are below `kl_threshold`, nats.
 
-    {i: c_i > threshold, KL(p_t || p_{t-1}) < kl_threshold at each of the last `history` forwards
-    of the block}, filled up to `quota` by confidence. Kim et al. 2025 (KLASS, arXiv:2511.05664),
-    Alg. 1. Distributions are the model's own at every temperature, and are compared by their 64
-    likeliest tokens: the first forward of a block has nothing to be compared with.
+    {i: c_i > threshold, KL(p_t || p_{t-1}) < kl_threshold in each of the last `history` forward
+    passes of the block}, filled up to `quota` by confidence. Kim et al. 2025 (KLASS,
+    arXiv:2511.05664), Alg. 1. Distributions are the model's own at every temperature, and are
+    compared by their 64 likeliest tokens. The first forward pass of a block has no predecessor to
+    compare with.
     """
 
     threshold: float = 0.9
@@ -43,12 +44,12 @@ class Klass(Policy):
         integer("history", self.history, least=1)
 
     def init_state(self, batch: int, length: int) -> Streak:
-        """Nothing seen."""
+        """No earlier prediction."""
         stable = torch.zeros(batch, length, dtype=torch.int64)
         return Streak(Summary.empty(batch, length, self.top), stable)
 
     def step(self, state: Streak, view: StepView) -> tuple[Streak, Decision]:
-        """The sure and stable ones, the surest at least."""
+        """Commit the confident and stable positions, at least `quota`."""
         confidence, now = view.want("confidence"), Summary.of(view)
         still = kl_divergence(now, state.before) < self.kl_threshold
         stable = counted(state.stable, still, view)

@@ -1,4 +1,4 @@
-"""Relax the threshold around positions that are very sure."""
+"""Relax the threshold around very confident positions."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,8 @@ class LocalLeap(Stateless):
 
     With A = {i masked: c_i >= threshold}, commits A and {i masked: c_i >= relaxed_threshold,
     |i - a| <= radius for some a in A}. Kong et al. 2025 (LocalLeap, arXiv:2510.07081), Alg. 1.
-    Anchors are masked positions of the block; what was just relaxed anchors nothing.
+    Anchors are masked positions of the block; positions committed by the relaxed threshold are not
+    anchors.
     """
 
     threshold: float = 0.9
@@ -32,7 +33,7 @@ class LocalLeap(Stateless):
         integer("radius", self.radius, least=0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Anchors, their sure enough neighbours, the best ones at least."""
+        """Commit anchors and their sufficiently confident neighbours, at least `quota`."""
         confidence = view.want("confidence")
         anchors = view.masked & (confidence >= self.threshold)
         radius = min(self.radius, anchors.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Try several filling orders at once, and go on with the one that leaves the most certain rest."""
+"""Try several filling orders at once, and keep the one that leaves the most certain rest."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,26 +16,26 @@ from dlm.types import Decision, StepView
 class LoPA(Policy):
     """Commit p(sampled) >= `threshold`, and of `branches` continuations keep the most certain one.
 
-    Lookahead parallel decoding of Xu et al. 2025 (LoPA, arXiv:2512.16229). What is committed is the
-    anchor; branch b = 1, ..., C - 1 also fills the b-th best position left, and all are evaluated
-    by the next forward. Each row goes on with the largest
-        alpha a_b + (1 - alpha) F_b,
-    where F_b is the mean over the least certain `share` of the branch's masks (1 without any), a_b
-    the score of what the branch filled when it did, and a_0 = 1; on a tie with the first b, the
-    anchor last. A forward evaluates C times as many tokens (`query_tokens`), which costs least
-    where it waits for weights: a row alone on a GPU.
+    Lookahead parallel decoding of Xu et al. 2025 (LoPA, arXiv:2512.16229). The committed tokens
+    form the anchor, branch 0. Branch b = 1, ..., C - 1 also fills the b-th best remaining position.
+    The next forward pass evaluates all branches, and each row continues with the largest
+        alpha a_b + (1 - alpha) F_b.
+    F_b is the mean score over the least certain `share` of the branch's masks (1 without masks).
+    a_b is the score of the position that the branch filled, when it was filled; a_0 = 1. Ties go to
+    the lowest b, with the anchor last. A forward pass evaluates C times as many tokens
+    (`query_tokens`). This costs least where it is bound by reading weights: one row on a GPU.
 
-    score, alpha and share are by default as in the authors' code, which keep to the anchor unless
-    another is clearly better; their experiments have "entropy", alpha = 0 and share = 1, and 2 to
-    14 branches. There a threshold is exceeded, here met.
+    The defaults of score, alpha and share are those of the authors' code, which keep the anchor
+    unless another branch is clearly better. Their experiments use "entropy", alpha = 0, share = 1
+    and 2 to 14 branches. Their threshold is exclusive, this one inclusive.
 
     Args:
-        threshold: of confidence.
-        branches: C, the anchor included, up to 64; 1 is `threshold`, ranking by `score`.
-        score: what positions are ranked and branches judged by: "confidence", "margin", or minus
-            "entropy" (nats).
-        alpha: weight of what the branch filled, from 0 to 1.
-        share: of a branch's masks, above 0, up to 1; at least one counts.
+        threshold: minimum confidence to commit.
+        branches: C, including the anchor, up to 64; 1 is `threshold` with ranking by `score`.
+        score: what ranks positions and judges branches: "confidence", "margin", or "entropy"
+            (negated, nats).
+        alpha: weight of the score of the filled position, 0 to 1.
+        share: fraction of a branch's masks, above 0 and up to 1; at least one mask counts.
     """
 
     threshold: float = 0.9
@@ -55,11 +55,11 @@ class LoPA(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The score, beside what the threshold reads."""
+        """The score, and what the threshold reads."""
         return frozenset({"confidence", "position_noise", self.score})
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Score of what each branch filled, float32 [B, C]."""
+        """Score of the position that each branch filled, float32 [B, C]."""
         return torch.ones(batch, self.branches)
 
     def choose(self, state: Tensor, view: StepView) -> Tensor:
@@ -73,7 +73,7 @@ class LoPA(Policy):
         return (value.roll(-1, 1).argmax(-1) + 1) % self.branches
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """All at or above the threshold, one at least; then a branch for each of the next best."""
+        """Commit positions at or above the threshold, at least one, and propose branches."""
         scores = certainty(view, self.score)
         sure = view.masked & (view.want("confidence") >= self.threshold)
         commit = at_least(sure, view.tempered(scores), view.masked, view.quota)
@@ -82,6 +82,6 @@ class LoPA(Policy):
         rest = view.masked & ~commit
         place = rank(scores, rest)[:, None] + 1
         tries = (place == torch.arange(self.branches, device=place.device)[:, None]) & rest[:, None]
-        made = scores[:, None].masked_fill(~tries, 0.0).sum(-1)  # of one position each
+        made = scores[:, None].masked_fill(~tries, 0.0).sum(-1)  # one position per branch
         made[:, 0] = 1.0
         return made, Decision(commit, lookahead=tries)

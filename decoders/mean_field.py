@@ -1,4 +1,4 @@
-"""Commit what is sure, unless its like is committed beside it."""
+"""Commit confident positions, unless positions with similar predictions compete with them."""
 
 import math
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from dlm.decoders.select import at_least, exact_sum, log_margin
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
 
-PAIRS = 1 << 22  # pairs of listed tokens that are compared at a time
+PAIRS = 1 << 22  # most pairs of listed tokens that are compared at once
 GRAIN = 2.0**20
-"""Couplings and strengths are rounded to multiples of 1 / GRAIN, so that their products add up
-exactly in float64, whatever the order."""
+"""Couplings and strengths are rounded to multiples of 1 / GRAIN, so that sums of their products are
+exact in float64, whatever the order."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeanField(Stateless):
     """Commit every position of strength q_i >= `threshold`, and at least `quota`.
 
-    q_i = sigma(b_i) at first, then `iterations` times q_i <- sigma(b_i - sum_{j != i} D_ij q_j)
-    over the masks of the block: b = ln p_(1) - ln p_(2), D_ij = 1 - JS(p_i, p_j) / ln 2. Positions
-    that predict the same hold each other back. Zoabi et al. 2026 (mean-field parallel decoding,
-    arXiv:2606.15805), Alg. 1.
+    q_i starts as sigma(b_i). Then, `iterations` times, q_i <- sigma(b_i - sum_{j != i} D_ij q_j)
+    over the masks of the block, with b = ln p_(1) - ln p_(2) and D_ij = 1 - JS(p_i, p_j) / ln 2.
+    Positions that predict the same tokens suppress each other. Zoabi et al. 2026 (mean-field
+    parallel decoding, arXiv:2606.15805), Alg. 1.
 
-    The authors' code was not to be had: the first q and the threshold are those of a reproduction,
-    which also divides D by its largest and says that the paper does, as is not done here.
+    The authors' code was not available. The initial q and the threshold come from a reproduction.
+    That reproduction also divides D by its maximum, and says that the paper does; this does not.
 
-    Distributions are compared by the 8 likeliest tokens of each: a token that one list lacks has no
-    probability there, and the rests count as one token.
+    Distributions are compared by the 8 likeliest tokens of each. A token that a list lacks has
+    probability 0 there, and all unlisted tokens count as one token.
     """
 
     threshold: float = 0.9
@@ -47,13 +47,13 @@ class MeanField(Stateless):
         integer("iterations", self.iterations, least=0, most=1000)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All that stay strong beside the others, the strongest at least."""
+        """Commit positions that stay strong beside the others, at least `quota`."""
         strength = self.strength(view)
         sure = view.masked & (strength >= self.threshold)
         return None, Decision(at_least(sure, view.tempered(strength), view.masked, view.quota))
 
     def strength(self, view: StepView) -> Tensor:
-        """The q after the last iteration, float32 [B, W]."""
+        """Strengths q after the last iteration, float32 [B, W]."""
         alone = log_margin(view.want("top_probabilities"))
         strength = alone.sigmoid()
         if not self.iterations:
@@ -67,9 +67,9 @@ class MeanField(Stateless):
 
 
 def coupled(now: Summary, masked: Tensor) -> Tensor:
-    """D of the masks of a block, 0 elsewhere and on the diagonal; float64 [B, W, W].
+    """D between the masks of a block, 0 elsewhere and on the diagonal; float64 [B, W, W].
 
-    The lists are compared some columns at a time: all at once would be K^2 times as large.
+    Columns are compared in chunks: all at once would take K^2 times the memory.
     """
     batch, width, count = now.tokens.shape
     some = max(1, PAIRS // (batch * width * count**2))

@@ -1,4 +1,4 @@
-"""Decode several sub-blocks at once, each begun before the one in front of it is done."""
+"""Decode several sub-blocks at once: each begins before the preceding one is complete."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,21 +18,22 @@ VARIANTS = ("llada", "dream")
 class MultiBlock(Policy):
     """Commit H <= `threshold` nats in sub-blocks that open while those in front are decoded.
 
-    A block is cut into sub-blocks. The first one is open; at each forward the one behind the last
-    open one opens if that is decoded to a share of `block_add_threshold`. Of the masks of open ones
-    {i: H_i <= threshold} are committed, the least uncertain one of all, and the least uncertain one
-    of the first sub-block with masks if it has no other. In the authors' code for Dream, "dream",
-    they are {i: H_i < threshold}, and only the first sub-block with masks has to have one. A
-    `steps` budget reaches beyond the open ones where they are too few. Multi-block decoding of
-    d3LLM (Qian et al. 2026, arXiv:2601.07568). `decoded_token_threshold` is left out: it says
-    which sub-blocks must commit one, of which their code takes the first with masks, whose share
-    in front is 1 always.
+    A block is cut into sub-blocks, of which the first is open. In each forward pass, the sub-block
+    after the last open one opens if that one is decoded to the fraction `block_add_threshold`. Of
+    the masks in open sub-blocks, {i: H_i <= threshold} are committed, the one of lowest entropy
+    overall, and the one of lowest entropy in the first sub-block with masks if it has no other.
+    The variant "dream" follows the authors' code for Dream: it commits {i: H_i < threshold}, and
+    only the first sub-block with masks must commit one. A `steps` budget may commit beyond the open
+    sub-blocks if they have too few masks. Multi-block decoding of d3LLM (Qian et al. 2026,
+    arXiv:2601.07568). Its option `decoded_token_threshold` is left out: it says which sub-blocks
+    must commit one. The authors' code requires it of the first sub-block with masks only, whose
+    predecessors are always fully decoded.
 
     Args:
-        threshold: of entropy, nats.
-        block_add_threshold: share of blanks decoded, from 0 to 1; 1 is one sub-block at a time.
-        sub_block_length: tokens. Give `block_length=None`, or one that holds several.
-        variant: "llada" or "dream", the network whose code of the authors it is.
+        threshold: maximum entropy to commit, nats.
+        block_add_threshold: fraction of blanks decoded, 0 to 1; 1 is one sub-block at a time.
+        sub_block_length: tokens. Set `block_length=None`, or to several sub-blocks.
+        variant: "llada" or "dream", the network for which the authors' code is followed.
     """
 
     threshold: float = 0.5
@@ -50,16 +51,16 @@ class MultiBlock(Policy):
         known("variant", self.variant, VARIANTS)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Open sub-blocks, int64 [B]."""
+        """Number of open sub-blocks, int64 [B]."""
         return torch.ones(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """The certain ones of the open sub-blocks, one of the first at least."""
+        """Commit certain positions of the open sub-blocks, at least one of the first."""
         entropy = view.want("entropy")
         place = (view.positions - view.block_start[:, None]) // self.sub_block_length
         first = place.masked_fill(~view.masked, NEVER).amin(-1)
         count = self.opened(fresh(view.step, state, 1), place, view)
-        # Between blanks that stand apart there are sub-blocks without any.
+        # Given tokens between blanks can fill whole sub-blocks, which have no blank.
         count = torch.where(first < NEVER, count.maximum(first + 1), count)
         open_ = view.masked & (place < count[:, None])
         scores = view.tempered(-entropy)
@@ -73,12 +74,12 @@ class MultiBlock(Policy):
         return count, Decision(at_least(sure, scores, view.masked, view.quota))
 
     def opened(self, count: Tensor, place: Tensor, view: StepView) -> Tensor:
-        """Sub-blocks open after one more may have been added, int64 [B].
+        """Number of open sub-blocks, after one more may have opened, int64 [B].
 
         Args:
-            count: of those open so far, int64 [B].
+            count: number open so far, int64 [B].
             place: sub-block of each column, int64 [B, W].
-            view: of the step.
+            view: view of the step.
         """
         last = place == count[:, None] - 1
         blanks = (last & (view.masked | view.editable)).sum(-1)

@@ -1,4 +1,4 @@
-"""Orders that ignore or replace confidence: the baselines every comparison needs."""
+"""Orders that ignore or replace confidence: baselines for every comparison."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +20,7 @@ class Random(Stateless):
     blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Top-q by fresh noise."""
+        """Commit the top `quota` positions by fresh noise."""
         return None, Decision(top(-view.want("uniform"), view.masked, view.quota))
 
 
@@ -28,7 +28,7 @@ class Random(Stateless):
 class LeftToRight(Stateless):
     """Commit the `quota` leftmost positions: top-q of minus the position.
 
-    The order of an autoregressive model; with one token a forward and greedy sampling it is
+    The order of an autoregressive model. With one token per forward pass and greedy sampling it is
     left-to-right greedy decoding.
     """
 
@@ -37,7 +37,7 @@ class LeftToRight(Stateless):
     blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Top-q by position."""
+        """Commit the top `quota` positions by position."""
         return None, Decision(top(-view.positions, view.masked, view.quota))
 
 
@@ -45,7 +45,7 @@ class LeftToRight(Stateless):
 class Entropy(Stateless):
     """Commit the `quota` positions of lowest entropy: top-q of sum_v p_v ln p_v.
 
-    The entropy order of Ye et al. 2025 (Dream, arXiv:2508.15487), nats.
+    The entropy order of Ye et al. 2025 (Dream, arXiv:2508.15487), in nats.
     """
 
     paper: ClassVar[str] = "arXiv:2508.15487"
@@ -53,7 +53,7 @@ class Entropy(Stateless):
     blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Top-q by negative entropy."""
+        """Commit the top `quota` positions by negative entropy."""
         return None, Decision(top(view.tempered(-view.want("entropy")), view.masked, view.quota))
 
 
@@ -69,5 +69,5 @@ class Margin(Stateless):
     blind: ClassVar[bool] = True
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Top-q by margin."""
+        """Commit the top `quota` positions by margin."""
         return None, Decision(top(view.tempered(view.want("margin")), view.masked, view.quota))

@@ -1,4 +1,4 @@
-"""Weigh confidence by how telling a token is, and by where it stands."""
+"""Weight confidence by how informative a token is and by its position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -16,7 +16,7 @@ from dlm.types import Decision, Facts, StepView
 
 ORIGINS = ("block", "generation")
 WEIGHTS = ("exponential", "linear")
-GUARD = 1e-9  # keeps the logarithm of a token that never occurs finite
+GUARD = 1e-9  # keeps the logarithm finite for a token that never occurs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +24,24 @@ class PCSampler(Stateless):
     """Commit the `quota` best by exp(-lambda_ j) min(-c ln f(token), alpha).
 
     j is the index of the position in its block, c = p(sampled), f the background frequency of the
-    sampled token: frequent tokens tell little, and early positions go first. Huang et al. 2025
-    (PC-Sampler, arXiv:2508.13021), eq. 6. The clamp comes before the position weight, as in the
-    authors' code.
+    sampled token: frequent tokens carry little information, and early positions go first. Huang et
+    al. 2025 (PC-Sampler, arXiv:2508.13021), eq. 6. The clamp applies before the position weight, as
+    in the authors' code.
 
     Args:
         lambda_: strength of the preference for early positions; the paper uses 0 for sudoku, 0.25
             for GSM8K, MATH, HumanEval, MBPP and GPQA, 0.5 for countdown.
         alpha: largest content score.
         frequencies: path of a JSON file (a list, or the authors' counts), the V frequencies
-            themselves, or "model" for the model's mean prediction on a canvas of masks (stop tokens
-            apart from the others).
-        weight: "linear" ranks by (1 - lambda_) minmax(s) + lambda_ (L - j) / L, L one more than
-            the largest j of the block, s = min(-c ln f, alpha) and the range that of all its
-            positions: for a committed one c of what is predicted and f of what stands there
-            (`linear_position` of the authors' code).
-        position_origin: where j counts from, "block" or "generation". It moves all scores of a
-            block alike, which changes draws at a position temperature and the linear weight.
+            themselves, or "model" for the model's mean prediction on a canvas of masks (stop
+            tokens are averaged apart from the others).
+        weight: "exponential" is the formula above. "linear" ranks by
+            (1 - lambda_) minmax(s) + lambda_ (L - j) / L, s = min(-c ln f, alpha), L one more than
+            the largest j of the block (`linear_position` of the authors' code). minmax scales by
+            the range of s over all positions of the block. For a committed position, c is the
+            confidence of the predicted token and f the frequency of the committed one.
+        position_origin: where j counts from, "block" or "generation". It shifts j of a whole block
+            alike, which changes draws at a position temperature, and the linear weight.
     """
 
     lambda_: float = 0.25
@@ -62,7 +63,7 @@ class PCSampler(Stateless):
             if given != "model":
                 file("frequencies", given)
         elif isinstance(given, Tensor | Sequence) and not isinstance(given, bytes):
-            # Values compare and hash, tensors and lists do not.
+            # A tuple, as tensors and lists do not hash.
             object.__setattr__(self, "frequencies", tuple(read_frequencies(given).tolist()))
         else:
             raise ValueError(
@@ -75,28 +76,28 @@ class PCSampler(Stateless):
         return self.weight == "linear"
 
     def bind(self, facts: Facts) -> "Weighted":
-        """With the frequencies read, on the device of the model."""
+        """Read the frequencies, and move them to the device of the model."""
         if self.frequencies == "model":
             table = facts.background()
         else:
             table = read_frequencies(self.frequencies, facts.vocab_size).to(facts.device)
         options = {option.name: getattr(self, option.name) for option in fields(PCSampler)}
-        options["frequencies"] = "model"  # the table says it, and as Python's numbers it is large
+        options["frequencies"] = "model"  # the table holds them; as a tuple they are large
         return Weighted(**options, table=table)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Needs the frequencies: `bind` gives the decoder that has them."""
+        """Always raise: only the decoder that `bind` returns can decode."""
         raise ValueError("pc_sampler must be bound to a model before it decodes: call bind")
 
 
 @dataclass(frozen=True, slots=True)
 class Weighted(PCSampler):
-    """PC-Sampler with its frequencies at hand."""
+    """PC-Sampler with its frequencies on the device of the model."""
 
     table: Tensor | None = field(default=None, compare=False, repr=False)  # float32 [V]
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """Top-q by the weighted, calibrated confidence."""
+        """Commit the top `quota` positions by the weighted, calibrated confidence."""
         scores = self.linear(view) if self.weight == "linear" else self.exponential(view)
         return None, Decision(top(view.tempered(scores), view.masked, view.quota))
 
@@ -116,7 +117,7 @@ class Weighted(PCSampler):
         """exp(-lambda_ j) min(-c ln f, alpha)."""
         index = self.index(view)
         if view.position_noise is None:
-            # From the row's first mask on: the same order, and exp does not run out of digits.
+            # Count from the row's first mask: the order is the same, and exp does not underflow.
             index = index - index.masked_fill(~view.masked, NEVER).amin(-1, keepdim=True)
         return self.content(view) * torch.exp(-self.lambda_ * index.double().clamp(min=0))
 

@@ -1,4 +1,4 @@
-"""Commit the rest at once where the answer is settled."""
+"""Commit all remaining masks once the answer is settled."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,31 +11,32 @@ from dlm.decoders.select import exact_sum, log_margin, top
 from dlm.options import integer, number
 from dlm.types import Decision, StepView
 
-EARLY, LATE = 0.33, 0.67  # progress at which the second and the third threshold begin
-MOST = 128.0  # no margin is larger, nats
+EARLY, LATE = 0.33, 0.67  # progress at which the second and third thresholds begin
+MOST = 128.0  # nats; no margin is larger
 
 
 @dataclass(frozen=True, slots=True)
 class Prophet(Stateless):
     """Commit the `quota` most confident positions, and all masks once the answer is clear.
 
-    It is when the mean over the answer region A of ln p_(1) - ln p_(2), nats, is at least a
-    threshold for the progress t / T: `early_threshold` below 0.33, `mid_threshold` below 0.67,
-    then `late_threshold`. Li et al. 2025 (Prophet, arXiv:2508.19982), numbers of the authors'
-    code: the model's own law, t from 1 on, committed positions of A averaged like masks.
+    The answer is clear if the mean over the answer region A of ln p_(1) - ln p_(2), nats, is at
+    least a threshold set by the progress t / T: `early_threshold` below 0.33, `mid_threshold`
+    below 0.67, then `late_threshold`. Li et al. 2025 (Prophet, arXiv:2508.19982), with the numbers
+    of the authors' code: the model's own distribution, t counted from 1, committed positions of A
+    averaged like masks.
 
-    There t and T are of the generation, and all that is left of it is committed. Here both go by
-    the block: t is its forwards, T those it may take, or as many as it has blanks without `steps`.
-    With `block_length=None` that is the same. Of A what lies in the block is averaged; a block with
-    none of it keeps to its quota.
+    There t and T are of the generation, and all that is left of it is committed. Here both are of
+    the block: t counts its forward passes, and T is how many it may take, or its number of blanks
+    without `steps`. With `block_length=None` this is the same. The mean is over the part of A in
+    the block; a block without any part of A keeps to its quota.
 
     Args:
         early_threshold: nats.
         mid_threshold: nats.
         late_threshold: nats.
-        answer_start: where A begins, counted from the first blank of the row. None takes all masks
-            of the block for A; the authors' code then never commits early.
-        answer_length: positions of A.
+        answer_start: where A begins, counted from the first blank of the row. With None, A is all
+            masks of the block; the authors' code then never commits early.
+        answer_length: number of positions of A.
     """
 
     early_threshold: float = 7.5
@@ -61,7 +62,7 @@ class Prophet(Stateless):
         return self.answer_start is not None
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All masks of rows with a clear answer, top-q by confidence of the others."""
+        """Commit all masks of rows with a clear answer, and the top `quota` of the others."""
         count = view.quota.where(~self.clear(view), view.masked.shape[-1])
         scores = view.tempered(view.want("confidence"))
         return None, Decision(top(scores, view.masked, count))

@@ -1,4 +1,4 @@
-"""Remask with the rate of a diffusion that may go back."""
+"""Remask committed tokens at the rate of a diffusion process that may remask."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,29 +22,29 @@ LOOP_ALPHA = 0.9
 class ReMDM(Policy):
     """Remask committed tokens at rate sigma, and reveal masks at the rate that makes up for it.
 
-    From t to s a committed token is remasked with probability sigma and a mask revealed with
-    (a_s - (1 - sigma) a_t) / (1 - a_t), alpha(t) = 1 - t on a grid of the block's `steps` (its
-    blanks without a budget). Wang et al. 2025 (ReMDM, arXiv:2503.00307), eq. 6 and section 4:
-    sigma_max = min(1, (1 - a_s) / a_t), and sigma is
+    From time t to s a committed token is remasked with probability sigma, and a mask is revealed
+    with probability (a_s - (1 - sigma) a_t) / (1 - a_t). The grid has alpha(t) = 1 - t and the
+    block's `steps` (its number of blanks without a budget). Wang et al. 2025 (ReMDM,
+    arXiv:2503.00307), eq. 6 and section 4: sigma_max = min(1, (1 - a_s) / a_t), and sigma is
 
     - "cap": min(eta, sigma_max)
     - "rescale": eta sigma_max
     - "conf": eta sigma_max softmax(-c) over committed tokens, c their confidence at commitment,
       and 0 for masks (the one variant that does not keep the marginals)
-    - "loop": min(eta, sigma_max) while alpha rests at 0.9 (t from 0.55 to 0.05), else 0
+    - "loop": min(eta, sigma_max) while alpha stays at 0.9 (t from 0.55 to 0.05), else 0
 
-    Two forms for LLaDA draw no positions: commit `unmask_k` a forward up to `init_unmask_ratio` of
-    the block, loop `loop_steps` times, and commit the rest.
+    Two variants for LLaDA draw no positions. They commit `unmask_k` tokens per forward pass up to
+    the fraction `init_unmask_ratio` of the block, loop `loop_steps` times, and commit the rest.
 
-    - "llada": a loop remasks the `unmask_k` least probable tokens, and commits as many by the next
-      forward. That of the code of PC-Sampler (arXiv:2508.13021) and Saber.
-    - "llada_remdm": a loop remasks the `unmask_k` tokens that were least confident when they were
-      committed, before the forward that commits as many; tokens are samples at `temperature=1.0`.
-      That of the authors' own code, for one token a forward; for more it counts otherwise.
+    - "llada": a loop remasks the `unmask_k` least probable tokens, and the next forward pass
+      commits as many. From the code of PC-Sampler (arXiv:2508.13021) and Saber.
+    - "llada_remdm": a loop remasks the `unmask_k` tokens that were least confident at commitment,
+      before the forward pass that commits as many; tokens are samples at `temperature=1.0`. From
+      the authors' own code, for one token per forward pass; for more that code counts differently.
 
-    Every block has loops of its own. A `steps` budget cuts loops; a block of no more than
-    `unmask_k` blanks takes none, as they would only repeat its one forward, nor one of which the
-    ratio is less than a token.
+    Every block has its own loops. A `steps` budget cuts them short. A block has no loops if it has
+    at most `unmask_k` blanks, as they would only repeat its one forward pass, or if the ratio is
+    less than one token of it.
     """
 
     variant: str = "llada"
@@ -67,7 +67,7 @@ class ReMDM(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Those for LLaDA rank; the others draw."""
+        """The variants for LLaDA rank positions; the others draw them."""
         if self.variant in LOOPED:
             probable = {"token_probability"} if self.variant == "llada" else set()
             return frozenset({"confidence", "position_noise"} | probable)
@@ -79,24 +79,24 @@ class ReMDM(Policy):
         return self.variant not in (*LOOPED, "conf")
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """The budget; else the grid, or the commits and the loops."""
+        """The budget; without one, the grid, or the commits and the loops."""
         each = {"llada": 2, "llada_remdm": 1}.get(self.variant, 0)
         return torch.where(limit > 0, limit, blanks + each * self.loop_steps * (blanks > 0))
 
     def init_state(self, batch: int, length: int) -> Remasking:
-        """No move made."""
+        """No loop moves made."""
         moves = torch.zeros(batch, dtype=torch.int64)
         return Remasking(moves, torch.zeros(batch, length, dtype=torch.float32))
 
     def step(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
-        """Loop or draw."""
+        """Loop, or draw positions."""
         if self.variant not in LOOPED:
             return self.draw(state, view)
         loops = Loops(self.init_unmask_ratio, self.unmask_k, self.loop_steps)
         return (loops.probable if self.variant == "llada" else loops.remembered)(state, view)
 
     def draw(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
-        """Flip each position with its rate from this grid time to the next."""
+        """Reveal or remask each position at its rate from this grid time to the next."""
         noise = view.want("uniform")
         blanks = view.masked.sum(-1) + view.editable.sum(-1)
         steps = torch.where(view.limit > 0, view.limit, blanks)
@@ -114,7 +114,7 @@ class ReMDM(Policy):
         return Remasking(state.moves, kept), decision
 
     def alpha(self, time: Tensor) -> Tensor:
-        """Survival probability at times t, float64: 1 - t, or with a rest on the way."""
+        """Survival probability at times t, float64: 1 - t, or with a plateau for "loop"."""
         if self.variant != "loop":
             return 1 - time
         on, off = LOOP_TIMES

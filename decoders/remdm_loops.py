@@ -1,4 +1,4 @@
-"""The loops by which ReMDM goes back on LLaDA: fill some, take back and fill again, fill the rest.
+"""The remasking loops of ReMDM for LLaDA: fill a part, remask and refill, fill the rest.
 
 Shapes: B rows, W window.
 """
@@ -12,26 +12,26 @@ from torch import Tensor
 from dlm.decoders.select import fresh, top
 from dlm.types import Decision, StepView
 
-UNLIMITED = 1 << 30  # forwards of a row without a budget
+UNLIMITED = 1 << 30  # forward passes of a row without a budget
 
 
 class Remasking(NamedTuple):
-    """Where each row stands in its block."""
+    """Progress of each row within its block."""
 
-    moves: Tensor  # int64 [B], made by loops
+    moves: Tensor  # int64 [B], number of loop moves made
     confidence: Tensor  # float32 [B, W], of each token when it was committed
 
 
 @dataclass(frozen=True, slots=True)
 class Loops:
-    """`count` loops over `size` tokens, begun at a share `ratio` of the block."""
+    """`count` loops over `size` tokens, which start at the fraction `ratio` of the block."""
 
     ratio: float
     size: int
     count: int
 
     def probable(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
-        """A forward finds the least probable tokens, which go back, and another fills as many."""
+        """One forward pass remasks the least probable tokens, and the next fills as many."""
         moves = fresh(view.step, state.moves, 0)
         masks, committed = view.masked.sum(-1), view.editable.sum(-1)
         target, left = self.target(masks + committed), forwards_left(view)
@@ -52,9 +52,9 @@ class Loops:
         return state, Decision(commit, remask=remask, hold=full & again & ~remasking)
 
     def remembered(self, state: Remasking, view: StepView) -> tuple[Remasking, Decision]:
-        """What a forward fills makes up for the least confident tokens, which go back behind it.
+        """Remask the least confident tokens after each fill, so that a fill makes up for them.
 
-        A token that would go back at once is not committed.
+        A token that would be remasked at once is not committed.
         """
         moves = fresh(view.step, state.moves, 0)
         masks, committed = view.masked.sum(-1), view.editable.sum(-1)
@@ -67,7 +67,7 @@ class Loops:
         commit = top(view.tempered(confidence), view.masked, count)
         kept = torch.where(commit, confidence, state.confidence)
         over = masks - count.minimum(masks)
-        # The forwards behind this one have to fill what is over and what goes back.
+        # The later forward passes have to fill the masks left over and those remasked now.
         time = (left - 1) * torch.maximum(view.quota, torch.full_like(left, self.size))
         back = (moves < self.count) & (committed + count >= target) & (target > 0)
         back &= (blanks > self.size) & (time >= over + self.size)
@@ -76,10 +76,10 @@ class Loops:
         return Remasking(moves, kept), Decision(commit & ~remask, remask=remask & ~commit)
 
     def target(self, blanks: Tensor) -> Tensor:
-        """Tokens committed before the first loop, int64 [B]; of none there is nothing to loop."""
+        """Tokens committed before the first loop, int64 [B]; 0 means no loops."""
         return (self.ratio * blanks.double()).floor().long()
 
 
 def forwards_left(view: StepView) -> Tensor:
-    """Of each row's block, this one included, int64 [B]."""
+    """Forward passes left for each row's block, including this one, int64 [B]."""
     return torch.where(view.limit > 0, view.limit - view.step, UNLIMITED)

@@ -1,17 +1,18 @@
-"""Reveal counts of a schedule, for any number of masks.
+"""Resample the reveal counts of a schedule to any number of masks.
 
-A schedule of N forwards is known by its cumulative fractions c_1 < ... < c_N = 1. For m masks:
+A schedule of N forward passes is given by its cumulative fractions c_1 < ... < c_N = 1. For m
+masks:
 
     w_k = c_k - c_(k-1)
     q_k = max(1, lambda w_k), lambda such that sum_k q_k = m       where m >= N
     n_k = floor(q_k) + 1[q_k is among the largest remainders]      so that sum_k n_k = m
     n_k = 1[k <= m]                                                where m < N
 
-As N stays, the monotone interpolation of c at its own knots is c itself. The floor of 1 comes
-before the rounding, so that n is within one token of q and a larger w never gets fewer tokens.
-For equal w this is LLaDA's quota: m // N, and one more for the first m mod N forwards.
+N stays the same, so the monotone interpolation of c at its own knots is c itself. The lower bound
+of 1 applies before the rounding, so n is within one token of q, and a larger w never gets fewer
+tokens. For equal w this is LLaDA's quota: m // N, and one more in the first m mod N forward passes.
 
-Shapes: M mask counts, N forwards.
+Shapes: M mask counts, N forward passes.
 """
 
 from collections.abc import Sequence
@@ -38,28 +39,28 @@ def fractions(counts: Sequence[int]) -> tuple[float, ...]:
 
 
 def apportion(cum_fraction: Sequence[float], length: int) -> tuple[int, ...]:
-    """Counts of the forwards that are left for `length` masks: min(N, length) ints >= 1 (tokens).
+    """Reveal counts of each forward pass for `length` masks: min(N, length) ints >= 1 (tokens).
 
     Args:
         cum_fraction: c, strictly increasing in (0, 1], the last 1.
-        length: masks, in [0, MAX_LENGTH].
+        length: number of masks, in [0, MAX_LENGTH].
     """
     row: list[int] = _counts(cum_fraction, torch.tensor([length]))[0].tolist()
     return tuple(row[: min(len(row), length)])
 
 
 def apportion_table(cum_fraction: Sequence[float], max_length: int) -> Tensor:
-    """Counts for every number of masks, 0 where there is none. int64 [max_length + 1, N].
+    """Reveal counts for every number of masks, 0 where there is none. int64 [max_length + 1, N].
 
     Args:
         cum_fraction: as in `apportion`; row m equals `apportion(cum_fraction, m)`.
-        max_length: most masks, in [0, MAX_LENGTH].
+        max_length: largest number of masks, in [0, MAX_LENGTH].
     """
     return _counts(cum_fraction, torch.arange(max_length + 1))
 
 
 def _counts(cum_fraction: Sequence[float], masks: Tensor) -> Tensor:
-    """The counts for `masks` [M]. int64 [M, N]."""
+    """Reveal counts for `masks` [M]. int64 [M, N]."""
     reached = torch.tensor(cum_fraction, dtype=torch.float64)
     weights = torch.diff(reached, prepend=reached.new_zeros(1))
     steps = weights.numel()
@@ -72,8 +73,9 @@ def _counts(cum_fraction: Sequence[float], masks: Tensor) -> Tensor:
 def _quotas(weights: Tensor, masks: Tensor) -> Tensor:
     """Real counts q = max(1, lambda w) with sum_k q_k = m, for m >= N. float64 [M, N].
 
-    With the j largest weights above the floor of 1, lambda_j = (m - (N - j)) / (their sum). The
-    j that fit (lambda_j w_(j) >= 1) are 1 .. J, and J is the one.
+    If the j largest weights are above the lower bound of 1, then
+    lambda_j = (m - (N - j)) / (their sum). Exactly j = 1 .. J satisfy lambda_j w_(j) >= 1, and J
+    is the solution.
     """
     steps = weights.numel()
     largest = weights.sort(descending=True).values
@@ -84,8 +86,8 @@ def _quotas(weights: Tensor, masks: Tensor) -> Tensor:
 
 
 def _largest_remainder(quotas: Tensor, masks: Tensor) -> Tensor:
-    """Round rows to ints that sum to `masks`, ties to the earlier forward. int64 [M, N]."""
-    # Without this, equal weights differ in their last bit and the tie goes to a random forward.
+    """Round rows to ints that sum to `masks`, ties to the earlier forward pass. int64 [M, N]."""
+    # Without this, equal weights differ in their last bit, and a tie goes to a random forward pass.
     snapped = (quotas * REMAINDER_UNIT).round() / REMAINDER_UNIT
     whole = snapped.floor()
     left = masks - whole.sum(-1).long()

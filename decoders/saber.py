@@ -1,4 +1,4 @@
-"""Faster as context builds up, and back where confidence fell."""
+"""Commit more as context builds up, and remask where confidence fell."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -13,14 +13,14 @@ from dlm.types import Decision, StepView
 
 
 class Preset(NamedTuple):
-    """Where the authors' code, their paper and cache-safe decoding differ."""
+    """Differences between the authors' code, their paper and cache-safe decoding."""
 
     round_up: bool  # remask max(n // 2, ceil(a / mu)), else max(1, a // mu)
     own_token: bool  # a committed position's confidence is that of its token, else of the best
-    current: bool  # the threshold averages over committed positions, else over all that ever were
+    current: bool  # the threshold averages over committed positions, else over all ever committed
     drops_only: bool  # remask only where confidence fell
     everywhere: bool  # remask in earlier blocks too
-    spare_new: bool  # never remask what this forward committed
+    spare_new: bool  # never remask what this forward pass committed
 
 
 PRESETS = {
@@ -31,30 +31,31 @@ PRESETS = {
 
 
 class Confidences(NamedTuple):
-    """Per column of the window, and of the blocks that it has left behind."""
+    """Confidences of the window's columns, and sums over the blocks before it."""
 
-    last: Tensor  # float32 [B, W], at the forward before; -inf where there was none
-    committed: Tensor  # float32 [B, W], when it was last committed; -1 where it never was
-    behind: Tensor  # float64 [B], sum of those of earlier blocks; 0 while the window holds them
-    earlier: Tensor  # int64 [B], how many those are
+    last: Tensor  # float32 [B, W], in the previous forward pass; -inf where there was none
+    committed: Tensor  # float32 [B, W], at the last commit; -1 where never committed
+    behind: Tensor  # float64 [B], sum over earlier blocks; 0 while the window includes them
+    earlier: Tensor  # int64 [B], number of terms in that sum
 
 
 @dataclass(frozen=True, slots=True)
 class Saber(Policy):
     """Commit c > mean confidence of past commits, n at least; remask the r that fell most.
 
-    Adaptive acceleration: A = {i masked: c_i > tau}, tau the mean confidence that committed
-    positions had when they were committed (1 at first), or the `n` best where A is smaller.
-    Backtracking: of the committed positions the r = min(max(n // 2, ceil(a / mu)), a - 1) with the
-    largest drop in confidence since the last forward turn into masks again, a = |A|. Dong et al.
-    2025 (Saber, arXiv:2510.18165), Alg. 1. Every forward gains a position.
+    Adaptive acceleration: commit A = {i masked: c_i > tau}, or the `n` best where A is smaller. tau
+    is the mean confidence that committed positions had when they were committed (1 at first).
+
+    Backtracking: remask the r = min(max(n // 2, ceil(a / mu)), a - 1) committed positions whose
+    confidence dropped most since the last forward pass, a = |A|. Dong et al. 2025 (Saber,
+    arXiv:2510.18165), Alg. 1. Every forward pass gains a position.
 
     Args:
-        n: fewest commits of a forward.
+        n: fewest commits of a forward pass.
         mu: a forward that commits mu times as many remasks one more.
-        preset: "reference" follows the authors' code (without its picks beyond the masked
+        preset: "reference" follows the authors' code (except that it never picks beyond the masked
             positions when fewer than n are left), "paper" the paper, "safe" remasks only inside
-            the block and only what fell, so that key-value caches stay valid.
+            the block and only where confidence fell, so that KV caches stay valid.
     """
 
     n: int = 2
@@ -78,7 +79,7 @@ class Saber(Policy):
         return PRESETS[self.preset].everywhere
 
     def init_state(self, batch: int, length: int) -> Confidences:
-        """Confidence 0 before the first forward, as in the authors' code."""
+        """Confidence 0 before the first forward pass, as in the authors' code."""
         last = torch.zeros(batch, length, dtype=torch.float32)
         none = torch.zeros(batch, dtype=torch.int64)
         return Confidences(last, last - 1, none.double(), none)
@@ -103,13 +104,13 @@ class Saber(Policy):
             committed = committed.masked_fill(remask, -1.0)
         inside = view.masked | view.editable
         last = confidence.masked_fill(~inside, -float("inf"))
-        # A position that was committed and remasked in one forward is a mask that stays one.
+        # A position committed and remasked in the same forward pass stays masked.
         both = commit & remask
         state = state._replace(last=last, committed=committed)
         return state, Decision(commit & ~both, remask=remask & ~both)
 
     def accelerate(self, confidence: Tensor, state: Confidences, view: StepView) -> Tensor:
-        """All above the mean confidence of past commits, the n best at least; bool [B, W]."""
+        """Positions above the mean confidence of past commits, at least the n best; bool [B, W]."""
         past = state.committed >= 0
         count = state.earlier + past.sum(-1)
         mean = (state.behind + exact_sum(state.committed, past)) / count.clamp(min=1)
@@ -119,19 +120,19 @@ class Saber(Policy):
         return at_least(sure, view.tempered(confidence), view.masked, least)
 
     def backtrack(self, commit: Tensor, view: StepView) -> Tensor:
-        """How many to remask, int64 [B]: fewer than committed, none once all is committed."""
+        """How many to remask, int64 [B]: fewer than committed, and none once all is committed."""
         accepted = commit.sum(-1)
         if PRESETS[self.preset].round_up:
             count = (-(-accepted // self.mu)).clamp(min=self.n // 2)
         else:
             count = (accepted // self.mu).clamp(min=1)
         count = count.minimum(accepted - 1).clamp(min=0)
-        complete = ~(view.masked & ~commit).any(-1)  # as it is with the last of a budget
+        complete = ~(view.masked & ~commit).any(-1)  # as at the end of a budget
         return count.masked_fill(complete, 0)
 
 
 def moved_on(state: Confidences, view: StepView) -> Confidences:
-    """The same where a block begins: what the window held counts as behind it."""
+    """Add the window's commits to the sums of earlier blocks, for rows that begin a block."""
     past = (state.committed >= 0) & (view.step == 0)[:, None]
     return state._replace(
         committed=state.committed.masked_fill(past, -1.0),

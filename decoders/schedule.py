@@ -1,4 +1,4 @@
-"""Play a learned schedule."""
+"""Decode by a learned schedule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,14 +19,13 @@ from dlm.types import Adjustment, Decision, Facts, StepView
 class Schedule(Policy):
     """Commit the n_k best at forward k of a block, of logits scaled by a_k.
 
-    n_k and a_k come from an artefact (`ScheduleArtefact`): reveal counts, resampled to the masks
-    of each block, and inverse temperatures, learned by distilling a sampler of many steps (LSD,
-    arXiv:2509.19962). Positions are ranked by the artefact's base policy. Never fewer than
-    `quota`.
+    An artefact (`ScheduleArtefact`) holds n_k and a_k: reveal counts, resampled to the masks of
+    each block, and inverse temperatures, learned by distilling a sampler of many steps (LSD,
+    arXiv:2509.19962). The artefact's base policy ranks positions. At least `quota` are committed.
 
     Args:
-        path: of the artefact. None is the identity artefact, one token a forward and no scale,
-            which equals `low_confidence`.
+        path: path of the artefact. None is the identity artefact, one token per forward pass and
+            no scale, which equals `low_confidence`.
     """
 
     path: str | Path | None = None
@@ -34,12 +33,12 @@ class Schedule(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the usual base policy ranks by."""
+        """What the default base policy ranks by."""
         return frozenset({"confidence", "position_noise"})
 
     @property
     def draws(self) -> bool:
-        """Whether positions are drawn at any temperature: the artefact's base policy tells."""
+        """Whether positions are drawn at any temperature, as with the base policy "random"."""
         return self.path is not None and ScheduleArtefact.load(self.path).base_policy == "random"
 
     def __post_init__(self) -> None:
@@ -47,7 +46,7 @@ class Schedule(Policy):
             file("path", self.path)
 
     def bind(self, facts: Facts) -> "Playing":
-        """With the artefact read, checked against the model and laid out as tables."""
+        """Read the artefact, check it against the model and lay it out as tables."""
         if self.path is None:
             return Playing(self.path)
         artefact = ScheduleArtefact.load(self.path)
@@ -64,20 +63,20 @@ class Schedule(Policy):
         return Playing(self.path, artefact, counts, scales)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Masks of the block before its first forward, int64 [B]."""
+        """Masks of the block before its first forward pass, int64 [B]."""
         return torch.zeros(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """Needs the artefact: `bind` gives the decoder that has it."""
+        """Always raise: only the decoder that `bind` returns can decode."""
         raise ValueError("schedule must be bound to a model before it decodes: call bind")
 
 
 @dataclass(frozen=True, slots=True)
 class Playing(Schedule):
-    """A schedule with its artefact at hand."""
+    """A schedule with its artefact loaded."""
 
     artefact: ScheduleArtefact | None = None
-    # By masks of the block and forward: int64 and float32 [K + 1, steps].
+    # Indexed by masks of the block and forward pass: int64 and float32 [K + 1, steps].
     counts: Tensor | None = field(default=None, compare=False, repr=False)
     scales: Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -91,7 +90,7 @@ class Playing(Schedule):
 
     @property
     def blind(self) -> bool:
-        """Whether the base policy is."""
+        """Whether the base policy ignores the sampled tokens."""
         return RANKS[self.base] != "confidence"
 
     @property
@@ -101,7 +100,7 @@ class Playing(Schedule):
 
     @property
     def adjust(self) -> Callable[..., Any] | None:
-        """Scaling, where any scale is not 1."""
+        """Scaling, if any scale is not 1."""
         return None if self.scales is None else self.scale
 
     def scale(self, state: Tensor, view: StepView) -> tuple[Tensor, Adjustment]:
@@ -113,7 +112,7 @@ class Playing(Schedule):
         return state, Adjustment(scale=factor, scale_statistics=self.artefact.scale_confidence)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """Top-n_k by the base policy's score."""
+        """Commit the top n_k positions by the base policy's score, at least `quota`."""
         state = self.masks(state, view)
         count = view.quota
         if self.counts is not None:
@@ -125,7 +124,7 @@ class Playing(Schedule):
 
     @staticmethod
     def masks(state: Tensor, view: StepView) -> Tensor:
-        """Masks that the block began with, int64 [B]."""
+        """Number of masks that the block began with, int64 [B]."""
         return torch.where(view.step == 0, view.masked.sum(-1), state)
 
 
@@ -136,4 +135,4 @@ RANKS = {
     "random": "uniform",
     "left_to_right": "positions",
 }
-"""Base policy -> the field of a view it ranks by."""
+"""Maps a base policy to the field of a view that it ranks by."""

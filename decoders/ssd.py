@@ -1,4 +1,4 @@
-"""A plain rule, several of its steps a forward, proved by the forward that follows."""
+"""Draft several steps of a plain rule, and verify them in the next forward pass."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,24 +16,24 @@ ORDERS = (*SCORES, "position")
 
 @dataclass(frozen=True, slots=True)
 class SSD(Stateless):
-    """Commit what several forwards of a plain rule would by one.
+    """Commit in one forward pass what a plain rule commits in several.
 
-    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), with drafts of our own.
-    The plain rule commits the best by `score`: one, or a step's share of a `steps` budget; with a
-    `threshold` also all p(sampled) >= `threshold`. A branch of the next forward has none filled, or
-    the next best, as many as k = 1, 2, ... such steps take without a threshold, or, but left to
-    right, those with the last one passed over for the next. Where the plain rule comes from a
-    branch to just what another holds, it goes there, too: a row goes on with the last one reached.
+    Self-speculative decoding of Gao et al. 2025 (SSD, arXiv:2510.04147), with our own drafts. The
+    plain rule commits the best by `score`: one, or a step's share of a `steps` budget, and with a
+    `threshold` also all p(sampled) >= `threshold`. A branch of the next forward pass fills nothing,
+    or the next best positions of k = 1, 2, ... steps without a threshold, or (unless the order is
+    left to right) these with the last one replaced by its successor. If the plain rule leads from
+    a branch to exactly what another holds, it reaches that one; the row keeps the last reached.
 
     At temperature 0 tokens are those of `low_confidence`, `margin`, `entropy` or `left_to_right` by
-    name of the score, and with a threshold, "confidence" and no `steps` of `threshold`, up to the
-    rounding of a larger batch and a cache made anew at other steps by `refresh_every`. At others
-    they follow the same law, unless confidence has a say: draws are shared by a forward's steps.
+    score, or of `threshold` with "confidence", a threshold and no `steps`, up to the rounding of a
+    larger batch, and unless `refresh_every` refreshes a cache at other steps. At other temperatures
+    the distribution is the same, unless confidence counts: the steps of a pass share their draws.
 
     Args:
         branches: up to 64; 1 is the plain rule.
-        score: "confidence", "margin", minus "entropy", or "position", from left to right.
-        threshold: of confidence; None has only the best committed.
+        score: "confidence", "margin", "entropy" (negated), or "position" (left to right).
+        threshold: minimum confidence; None commits only the best.
     """
 
     branches: int = 4
@@ -49,7 +49,7 @@ class SSD(Stateless):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What positions are ranked by, and held to."""
+        """What positions are ranked by and compared with the threshold."""
         held = set() if self.threshold is None else {"confidence"}
         return frozenset({self.score} - {"position"} | held)
 
@@ -63,7 +63,7 @@ class SSD(Stateless):
         return ends * size[..., None] + torch.minimum(ends, more[..., None]) - index[..., None]
 
     def now(self, view: StepView) -> tuple[Tensor, Tensor]:
-        """What the plain rule commits, and what it ranks by; of the shape of `view.masked`."""
+        """What the plain rule commits, and its scores; both shaped like `view.masked`."""
         masked, left = view.masked, self.score == "position"
         scores = -view.positions.float() if left else certainty(view, self.score)
         sure = torch.zeros_like(masked)
@@ -74,22 +74,22 @@ class SSD(Stateless):
         return at_least(now, by, lines, least).view(masked.shape), scores
 
     def choose(self, state: None, view: StepView) -> Tensor:
-        """The last branch that the plain rule is seen to reach, int64 [B]."""
+        """The last branch that the plain rule verifiably reaches, int64 [B]."""
         now, before, after = self.now(view)[0], view.masked[:, :, None], view.masked[:, None]
         same = ~now[:, :, None] | (view.sampled[:, :, None] == view.tokens[:, None])
         reached = (same & (after == (before & ~now[:, :, None]))).all(-1)
         stay = torch.arange(self.branches, device=now.device)
         goes = torch.where(reached.any(-1), reached.long().argmax(-1), stay)
-        for _ in range(self.branches.bit_length()):  # twice as far each time
+        for _ in range(self.branches.bit_length()):  # doubles the distance
             goes = goes.gather(1, goes)
         return goes[:, 0]
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """What is due, and drafts of what follows."""
+        """Commit what is due, and draft what follows."""
         commit, scores = self.now(view)
         if self.branches == 1:
             return None, Decision(commit)
-        rest, fixed = view.masked & ~commit, self.score == "position"  # an order without surprises
+        rest, fixed = view.masked & ~commit, self.score == "position"  # a known order
         chain = self.branches - (0 if fixed else max(0, self.branches // 2 - 1))
         branch = torch.arange(self.branches, device=rest.device)
         ahead = torch.where(branch < chain, branch, branch - chain + 1)

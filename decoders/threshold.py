@@ -1,4 +1,4 @@
-"""Commit all that is confident enough, one by one or together."""
+"""Commit all positions that are confident enough, individually or jointly."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +15,9 @@ from dlm.types import Decision, StepView
 class Threshold(Stateless):
     """Commit every position with p(sampled) >= `threshold`, and at least `quota`.
 
-    Confidence-aware parallel decoding of Wu et al. 2025 (Fast-dLLM, arXiv:2505.22618), Alg. 1,
-    with at least one position a forward; a `steps` budget raises that minimum. A threshold above
-    1 commits one position a forward.
+    Confidence-aware parallel decoding of Wu et al. 2025 (Fast-dLLM, arXiv:2505.22618), Alg. 1, with
+    at least one position per forward pass; a `steps` budget raises that minimum. A threshold above
+    1 commits one position per forward pass.
     """
 
     threshold: float = 0.9
@@ -28,7 +28,7 @@ class Threshold(Stateless):
         number("threshold", self.threshold, least=0.0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """All at or above the threshold, and no fewer of the best than the quota."""
+        """Commit positions at or above the threshold, at least `quota`."""
         confidence = view.want("confidence")
         sure = view.masked & (confidence >= self.threshold)
         return None, Decision(at_least(sure, view.tempered(confidence), view.masked, view.quota))
@@ -38,10 +38,11 @@ class Threshold(Stateless):
 class Factor(Stateless):
     """Commit the n most confident positions, n the largest with (n + 1)(1 - c_(n)) < `factor`.
 
-    c_(1) >= c_(2) >= ... are the confidences of the masked positions; one position at least, and
-    at least `quota`. Factor-based parallel decoding of Wu et al. 2025 (Fast-dLLM,
-    arXiv:2505.22618), section 3.3: below 1 the product of the marginal modes is the joint mode.
-    The authors' code commits one position too many where the scan ends; this follows the paper.
+    c_(1) >= c_(2) >= ... are the confidences of the masked positions. At least one position and at
+    least `quota` positions are committed. Factor-based parallel decoding of Wu et al. 2025
+    (Fast-dLLM, arXiv:2505.22618), section 3.3: where the left side is below 1, the product of the
+    marginal modes is the joint mode. The authors' code commits one position too many where the
+    scan ends; this follows the paper.
     """
 
     factor: float = 1.0
@@ -52,7 +53,7 @@ class Factor(Stateless):
         number("factor", self.factor, least=0.0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
-        """The longest prefix of sorted confidences that satisfies the bound."""
+        """Commit the longest prefix of sorted confidences that satisfies the bound."""
         confidence = view.want("confidence")
         best = confidence.gather(-1, descending(confidence, view.masked)).double()
         count = torch.arange(1, best.shape[-1] + 1, device=best.device)

@@ -1,4 +1,4 @@
-"""Draft widely, verify with shadow tokens, take back what does not hold."""
+"""Draft widely, verify with shadow tokens, remask what fails."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,19 +11,21 @@ from dlm.decoders.select import at_least, top
 from dlm.options import number
 from dlm.types import Decision, StepView
 
-SHARE, LEAST, MOST = 0.7, 5, 20  # most drafts of a forward: 70% of the masks, from 5 to 20
+SHARE, LEAST, MOST = 0.7, 5, 20  # most drafts per forward pass: 70% of the masks, from 5 to 20
 
 
 @dataclass(frozen=True, slots=True)
 class Wino(Policy):
     """Commit c > `threshold`; remask committed tokens whose shadow gives them < `threshold_back`.
 
-    Draft: the at most min(max(floor(0.7 |M|), 5), 20) most confident of those above the threshold,
-    the best and `quota` at least. Verify: a mask stands in the shadow of every position of the
-    block and sees all tokens but the one in its place; where more than one was drafted, committed
-    tokens that their shadow finds improbable turn into masks, fewer than the forward before
-    drafted. Hong et al. 2025 (WINO, arXiv:2507.18578), Alg. 1. A block verifies for at most as
-    many forwards as it has blanks, which bounds it by twice as many.
+    Draft: of the masks M, commit the most confident positions above the threshold, at most
+    min(max(floor(0.7 |M|), 5), 20) of them, and at least `quota`.
+
+    Verify: every position of the block has a shadow, a mask that attends to all tokens except the
+    one in its place. If more than one token was drafted, remask the committed tokens that their
+    shadow finds improbable, fewer than the previous forward pass drafted. Hong et al. 2025 (WINO,
+    arXiv:2507.18578), Alg. 1. A block verifies in at most as many forward passes as it has blanks,
+    so it takes at most twice as many.
     """
 
     threshold: float = 0.6
@@ -39,15 +41,15 @@ class Wino(Policy):
         number("threshold_back", self.threshold_back, least=0.0)
 
     def max_forwards(self, blanks: Tensor, limit: Tensor) -> Tensor:
-        """Twice the blanks, within the budget."""
+        """The budget; without one, twice the number of blanks."""
         return torch.where(limit > 0, limit, 2 * blanks)
 
     def init_state(self, batch: int, length: int) -> Tensor:
-        """Drafts of the forward before, int64 [B]; a block's first forward verifies nothing."""
+        """Drafts of the previous forward pass, int64 [B]; a block's first one verifies nothing."""
         return torch.zeros(batch, dtype=torch.int64)
 
     def step(self, state: Tensor, view: StepView) -> tuple[Tensor, Decision]:
-        """Draft, then verify what was there before."""
+        """Draft, then verify what was committed before."""
         confidence = view.want("confidence")
         masks = view.masked.sum(-1)
         most = (SHARE * masks.double()).floor().long().clamp(LEAST, MOST)
