@@ -143,7 +143,7 @@ class ScheduleArtefact:
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The file is not a schedule, misses a key, or has an unknown key, an invalid
-                value or a wrong checksum. The message has the file, the key, the rule and the value.
+                value or a wrong checksum. The message has the file, key, rule and value.
         """
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):
             raise ValueError(f"path must be the path of a schedule file, got {path!r}")

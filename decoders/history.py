@@ -98,7 +98,7 @@ def js_divergence(now: Summary, before: Summary) -> Tensor:
 
 
 def log_ratio(now: Summary, before: Summary) -> Tensor:
-    """Log ratio ln p - ln q of the tokens of `now`, 0 where `before` lists none; float32 [B, W, K]."""
+    """Log ratio ln p - ln q of the tokens of `now`, 0 if `before` lists none; float32 [B, W, K]."""
     p, q, _, _ = shared(now, before)
     return torch.where((p > 0) & (q > 0), p.log() - q.log(), 0.0)
 

@@ -17,7 +17,7 @@ from dlm.types import Adjustment, Decision, Facts, StepView
 
 @dataclass(frozen=True, slots=True)
 class Schedule(Policy):
-    """Commit the n_k best at forward k of a block, of logits scaled by a_k.
+    """Commit the n_k best in forward pass k of a block, from logits scaled by a_k.
 
     An artefact (`ScheduleArtefact`) holds n_k and a_k: reveal counts, resampled to the masks of
     each block, and inverse temperatures, learned by distilling a sampler of many steps (LSD,

@@ -13,8 +13,8 @@ from dlm.kernels.reference import token_statistics_reference
 from dlm.kernels.statistics import STATISTICS, categorical, token_statistics
 from dlm.kernels.tiles import TILE, Bonus, Suppressed
 
-# transformers 5.0 to 5.12 takes any importable `kernels` for the Hugging Face package of that
-# name and dies unless it finds a version to parse, which happens with the repository on sys.path.
+# transformers 5.0 to 5.12 mistakes any importable `kernels` for the Hugging Face package of that
+# name, and fails without a version to parse. This happens with the repository on sys.path.
 __version__ = "0.0.0"
 
 __all__ = [

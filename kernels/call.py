@@ -1,4 +1,4 @@
-"""One call of `token_statistics` as a value, so that every path takes the same.
+"""The arguments and results of `token_statistics` as values, shared by all implementations.
 
 Shapes: N rows, V vocabulary.
 """
@@ -23,10 +23,10 @@ from dlm.kernels.tiles import Bonus, Suppressed
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
-    """One sample a row and what a law of the row, by default the model's own, says about it."""
+    """One sampled token per row, and statistics of the row's law, by default the model's own."""
 
     sampled: Tensor  # int64 [N]
-    maximum: Tensor  # float32 [N], largest logit; not finite where the row is broken
+    maximum: Tensor  # float32 [N], largest logit; not finite in a broken row (NaN, +inf)
     confidence: Tensor | None = None  # float32 [N], p(sampled)
     margin: Tensor | None = None  # float32 [N], largest minus second largest probability
     entropy: Tensor | None = None  # float32 [N], nats
@@ -34,18 +34,18 @@ class TokenStatistics:
     token_log_probability: Tensor | None = None  # float32 [N], ln p(tokens), without underflow
     sampled_log_probability: Tensor | None = None  # float32 [N], ln q(sampled), q the sampling law
     top_tokens: Tensor | None = None  # int64 [N, S], likeliest first
-    top_probabilities: Tensor | None = None  # float32 [N, S], theirs
+    top_probabilities: Tensor | None = None  # float32 [N, S], of `top_tokens`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """The arguments of `token_statistics`, which says what they mean.
+    """The arguments of `token_statistics`, which documents them.
 
     Raises:
         ValueError: If an option, a name, a shape or a dtype breaks its rule.
     """
 
-    logits: Tensor  # float of any kind [N, V]
+    logits: Tensor  # any floating dtype [N, V]
     wanted: Collection[str]
     temperature: float | Tensor = 0.0  # or float32 [N]
     top_k: int | None = None
@@ -82,7 +82,7 @@ class Call:
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn, rather than the likeliest taken."""
+        """Whether tokens are drawn; otherwise the arg max is taken."""
         return isinstance(self.temperature, Tensor) or self.temperature > 0
 
     @property
@@ -92,20 +92,20 @@ class Call:
 
     @property
     def searches(self) -> bool:
-        """Whether top-k or top-p may, whose last token has to be looked for."""
+        """Whether top-k or top-p may drop a token: only they have to search for the last one."""
         drops = self.top_k is not None and self.top_k < self.logits.shape[1]
         return drops or (self.top_p is not None and self.top_p < 1)
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the logits."""
+        """Dtype of the logits."""
         return self.logits.dtype
 
     @property
     def device(self) -> torch.device:
-        """That of the logits."""
+        """Device of the logits."""
         return self.logits.device
 
 
 Path = Callable[[Call], TokenStatistics]
-"""One way to answer."""
+"""An implementation of `token_statistics`."""

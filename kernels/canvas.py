@@ -1,4 +1,4 @@
-"""What a step does to a canvas beside the network, by torch: the reference of `fused_canvas`.
+"""Canvas updates of a denoising step, in plain torch: the reference of `fused_canvas`.
 
 Shapes: B rows, L canvas, W window, N blocks of a row, Q queries, S stop tokens.
 """
@@ -12,25 +12,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Rows of tokens, as `dlm.canvas.Canvas` has them."""
+    """Rows of tokens, as in `dlm.canvas.Canvas`."""
 
     tokens: Tensor  # int64 [B, L]
     blank: Tensor  # bool [B, L], whether a token was a mask at the start
     start: Tensor  # int64 [B], first blank
     origin: Tensor  # int64 [B], where the first block begins
     stop: Tensor  # int64 [B], one past the last blank
-    budget: Tensor  # int64 [B, N], forwards of each block
+    budget: Tensor  # int64 [B, N], forward passes of each block
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stops:
     """When a stop token ends a row."""
 
-    ids: Tensor | None  # int64 [S]; None where none does
-    eos_id: int  # what a row is filled with behind it
+    ids: Tensor | None  # int64 [S]; None if no token ends a row
+    eos_id: int  # fills the rest of the row
     settled: Literal["token", "block", "row"]
-    """What may change no more once nothing left of it is masked: a token by itself, the blocks
-    before the active one, or only the whole row."""
+    """What no longer changes once it has no mask left: each token by itself, the blocks before the
+    active one, or only the whole row."""
 
 
 def write(
@@ -40,14 +40,15 @@ def write(
     changes: tuple[Tensor, Tensor | None, Tensor | None],
     mask_id: int,
 ) -> Tensor:
-    """Tokens [B, L] in which those of a window that are committed, edited or remasked are new.
+    """Tokens [B, L] after a decision: committed, edited and remasked columns are replaced.
 
     Args:
         tokens: int64 [B, L].
-        positions: int64 [B, W], where the columns of the window lie; read is the first of each row.
-        sampled: int64 [B, W], what is committed, or edited in.
-        changes: bool [B, W]: committed, edited and remasked columns, None for no column.
-        mask_id: what a remasked token turns into.
+        positions: int64 [B, W], canvas position of each window column; only the first of each row
+            is read.
+        sampled: int64 [B, W], tokens to commit or edit in.
+        changes: bool [B, W]: committed, edited and remasked columns; None for no column.
+        mask_id: token that replaces a remasked one.
     """
     change, edit, remask = changes
     if edit is not None:
@@ -60,10 +61,10 @@ def write(
 
 
 def covered(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Which canvas positions [B, L] the window covers, and the column of each to gather.
+    """Which canvas positions [B, L] the window covers, and the window column of each.
 
-    Gathering into the canvas, not scattering from the window: the columns of a short last block
-    lie beyond the row, and no canvas position asks for them.
+    This gathers into the canvas instead of scattering from the window: the columns of a short last
+    block lie beyond the row, and no canvas position reads them.
     """
     column = torch.arange(width, device=positions.device) - positions[:, :1]
     inside = (column >= 0) & (column < positions.shape[1])
@@ -73,15 +74,15 @@ def covered(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def stop(
     rows: Rows, begin: Tensor, hold: Tensor, mask_id: int, block_length: int, stops: Stops
 ) -> tuple[Tensor, Tensor]:
-    """Fill rows behind a final stop token; their tokens [B, L], and which rows are done, bool [B].
+    """Fill rows after a final stop token; returns tokens [B, L] and which rows are done, bool [B].
 
-    Done is a row without a mask that does not hold its block, or with a final stop token.
+    A row is done if it has no mask and does not hold its block, or if it has a final stop token.
 
     Args:
-        rows: as they were written.
+        rows: the rows after the decision was written.
         begin: int64 [B], where the active block begins.
         hold: bool [B], rows that stay in their block whether or not it has a mask.
-        mask_id: id that marks a blank.
+        mask_id: id of the mask token.
         block_length: positions of a block.
         stops: which tokens end a row, and when.
     """
@@ -118,22 +119,22 @@ def locate(
 ) -> tuple[Tensor, ...]:
     """The window of each row, at its own offset.
 
-    The active block is the one that holds the row's first mask, but never one before it was.
+    The active block contains the row's first mask, and never lies before the previous active block.
 
     Args:
-        rows: each with a mask if its block is -1.
-        block: int64 [B], the block active so far, -1 before the first forward.
+        rows: rows; each one whose block is -1 has a mask.
+        block: int64 [B], the active block so far, -1 before the first forward pass.
         hold: bool [B], rows that stay in their block whether or not it has a mask.
-        mask_id: id that marks a blank.
+        mask_id: id of the mask token.
         block_length: positions of a block.
         width: W.
-        cross_block: whether the window reaches back to the first blank.
-        ahead: blocks behind the active one that the window holds as well.
+        cross_block: whether the window extends back to the first blank.
+        ahead: number of blocks after the active one that the window includes.
 
     Returns:
-        Active block and where it begins, int64 [B]; positions, clamped to the canvas, and tokens
-        there, int64 [B, W]; masks and blanks within its blocks and the row, bool [B, W]; forwards
-        of the active block, int64 [B].
+        Active block and where it begins, int64 [B]; positions, clamped to the canvas, and their
+        tokens, int64 [B, W]; masks and blanks within the window's blocks and the row, bool [B, W];
+        forward passes of the active block, int64 [B].
     """
     open_ = rows.blank & (rows.tokens == mask_id)
     first = (open_.int().argmax(-1) - rows.origin).div(block_length, rounding_mode="floor")
@@ -163,21 +164,21 @@ def stretch(
     room: int,
     halves: int,
 ) -> tuple[Tensor, ...]:
-    """A stretch of each row, and where a cache keeps it.
+    """A span of each row, and where a cache stores it.
 
     Args:
         tokens: int64 [B, L].
         blank: bool [B, L].
         begin: int64 [B], first column, which may lie before the row.
-        end: int64 [B], one past the last.
-        count: Q; what is not between column 0 and `end` is laid in the last column of the cache.
+        end: int64 [B], one past the last column.
+        count: Q; columns outside 0 to `end` go to the last column of the cache.
         room: the last column of the cache.
-        halves: how many times the rows follow each other in the cache, 2 with guidance.
+        halves: how many copies of the rows follow each other in the cache, 2 with guidance.
 
     Returns:
         Tokens and their columns, clamped to the canvas, int64 [B, Q]; whether they were given,
-        bool [B, Q]; their places among all columns of the cache, int64 [halves B, Q]; how many of
-        a row lie between column 0 and `end`, int64 [B].
+        bool [B, Q]; their slots among all columns of the cache, int64 [halves B, Q]; how many
+        columns of each row lie between column 0 and `end`, int64 [B].
     """
     columns = begin[:, None] + torch.arange(count, device=begin.device)
     inside = (columns >= 0) & (columns < end[:, None])
@@ -191,24 +192,24 @@ def stretch(
 def look(
     masked: Tensor, blank: Tensor, limit: Tensor, spent: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a row must commit now to keep its budget, and what of its window is committed.
+    """What a row must commit now to keep its budget, and which of its window is committed.
 
     Args:
         masked: bool [B, W].
         blank: bool [B, W].
-        limit: int64 [B], forwards the block may take, 0 for no limit.
-        spent: int64 [B], forwards it took.
+        limit: int64 [B], forward passes the block may take, 0 for no limit.
+        spent: int64 [B], forward passes it has taken.
 
     Returns:
-        max(1, masks / forwards left), rounded up, or 1 without a limit, int64 [B]; blanks that are
-        no masks, bool [B, W]; zeros, int64 [B, W].
+        masks / forward passes left, rounded up and at least 1, or 1 without a limit, int64 [B];
+        blanks that are not masked, bool [B, W]; zeros, int64 [B, W].
     """
     nothing = torch.zeros_like(masked, dtype=torch.int64)
     return owed(masked, limit, spent), blank & ~masked, nothing
 
 
 def owed(masked: Tensor, limit: Tensor, spent: Tensor) -> Tensor:
-    """The first of what `look` returns, of the same."""
+    """The first value that `look` returns, from the same arguments."""
     left = (limit - spent).clamp(min=1)
     return torch.where(limit > 0, -(-masked.sum(-1) // left), 1)
 
@@ -219,17 +220,17 @@ def judge(
     editable: Tensor,
     advances: bool,
 ) -> tuple[Tensor, ...]:
-    """Which rules a decision breaks, bool scalars.
+    """Which rules a decision violates, bool scalars.
 
     Args:
-        changes: bool [B, W]: committed, edited and remasked columns, None for no column.
+        changes: bool [B, W]: committed, edited and remasked columns; None for no column.
         masked: bool [B, W].
         editable: bool [B, W].
-        advances: whether the third rule is one.
+        advances: whether the third rule applies.
 
     Returns:
-        Whether a column is committed that is no mask; whether one is edited or remasked that is not
-        editable; whether a row with masks has no more commits than remasks.
+        Whether a column is committed that is not masked; whether one is edited or remasked that is
+        not editable; whether a row with masks has no more commits than remasks.
     """
     commit, edit, remask = changes
     alien = (commit & ~masked).any()
@@ -243,6 +244,6 @@ def judge(
 
 
 def gain(commit: Tensor, remask: Tensor | None) -> Tensor:
-    """Net commits of each row: commits less remasks, int64 [B]."""
+    """Net commits of each row: commits minus remasks, int64 [B]."""
     commits = commit.sum(-1)
     return commits if remask is None else commits - remask.sum(-1)

@@ -1,7 +1,7 @@
-"""Whether the kernels beside the network run on a device and answer as torch does there.
+"""Self check of the canvas and ranking kernels: do they run on a device and agree with torch?
 
-As `selfcheck` for the statistics: where nothing can be compiled, or a compiler is wrong, torch
-takes their place, and a warning says why.
+Like `selfcheck` for the statistics. If nothing can be compiled, or a compiler produces wrong
+results, torch takes their place, and a warning gives the reason.
 """
 
 import warnings
@@ -23,17 +23,17 @@ MASK: Final = 7
 Trial = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
 _FOUND: dict[torch.device, bool] = {}
-"""Answers of this process."""
+"""Results of this process."""
 
 
 def passes(device: torch.device) -> bool:
-    """Whether the kernels are to be trusted on a device, asked once in a process.
+    """Whether the kernels can be trusted on a device, checked once per process.
 
-    A failure is told in a RuntimeWarning, with what went wrong. While a CUDA graph is captured
-    nothing can be asked: the answer is no then, for this once.
+    A failure raises a RuntimeWarning with the reason. While a CUDA graph is captured no check can
+    run: the result is False, and is not remembered.
 
     Raises:
-        torch.OutOfMemoryError: there is none for the few rows of the question.
+        torch.OutOfMemoryError: There is no memory for the few rows of the check.
     """
     found = _FOUND.get(device)
     if found is None:
@@ -53,15 +53,15 @@ def passes(device: torch.device) -> bool:
 
 
 def difference(device: torch.device) -> str | None:
-    """What kernels and torch disagree on, or None."""
+    """What the kernels and torch disagree on, or None."""
     for fast, plain, given in trials(device):
         expected = plain(*given)
         try:
             found = fast(*given)
             wrong = not _same(found, expected)
-        except torch.OutOfMemoryError:  # which says nothing of the kernels
+        except torch.OutOfMemoryError:  # says nothing about the kernels
             raise
-        except Exception as error:  # of a compiler, a driver or a launch: none may end the run
+        except Exception as error:  # compiler, driver and launch errors must not end the run
             return f"{type(error).__name__}: {error}"
         if wrong:
             return f"another answer of {plain.__name__}"
@@ -69,7 +69,7 @@ def difference(device: torch.device) -> str | None:
 
 
 def trials(device: torch.device) -> Iterator[Trial]:
-    """Both forms of each function, and what they are given: two rows, one with nothing to do."""
+    """Both versions of each function, and arguments: two rows, one of them with nothing to do."""
     place = torch.arange(2 * LENGTH, device=device).view(2, LENGTH)
     row = torch.arange(2, device=device)
     tokens = torch.where(place % 3 == 1, MASK, place % 5)

@@ -8,9 +8,9 @@ import torch
 
 @cache
 def capability(index: int) -> tuple[int, int] | None:
-    """Compute capability of a CUDA device for Triton's kernels; None where they do not run.
+    """Compute capability of a CUDA device for Triton kernels; None where they do not run.
 
-    Asked once: no call waits for it.
+    The result is cached, so later calls cost nothing.
     """
     if torch.version.hip is not None or find_spec("triton") is None:
         return None

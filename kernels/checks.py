@@ -1,4 +1,4 @@
-"""Refusals shared by the streamed statistics and their reference.
+"""Argument checks shared by the streamed statistics and their reference.
 
 Shapes: N rows, V vocabulary.
 """
@@ -24,15 +24,15 @@ STATISTICS = frozenset(
         "sampled_log_probability",
     }
 )
-"""What `wanted` may name."""
+"""Names that `wanted` may contain."""
 LAWS = ("model", "sampling")
-"""What `law` may name."""
+"""Values of `law`."""
 
 
 def check_sampling(
     temperature: float | Tensor, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
-    """Refuse options that describe no distribution; `check_tensors` looks at a tensor.
+    """Refuse sampling options that define no distribution; `check_tensors` checks a tensor.
 
     Raises:
         ValueError: If an option breaks its rule.
@@ -50,7 +50,7 @@ def check_sampling(
 
 
 def check_report(law: str, scale_statistics: bool, top: int) -> None:
-    """Refuse options that describe no statistics.
+    """Refuse options that define no statistics.
 
     Raises:
         ValueError: If an option breaks its rule.
@@ -64,10 +64,10 @@ def check_report(law: str, scale_statistics: bool, top: int) -> None:
 
 
 def check_wanted(wanted: Collection[str]) -> None:
-    """Refuse statistics that do not exist.
+    """Refuse unknown statistics.
 
     Raises:
-        ValueError: With the closest name and the list.
+        ValueError: With the closest name and the list of names.
     """
     for name in wanted:
         if name not in STATISTICS:
@@ -86,13 +86,13 @@ def check_tensors(
     key: NoiseKey | None,
     scale: Tensor | None,
 ) -> None:
-    """Refuse tensors of another shape or dtype, and absent ones that are needed.
+    """Refuse tensors of a wrong shape or dtype, and missing ones that are needed.
 
-    The values of `suppressed`, `scale` and `temperature` are looked at on the CPU only: elsewhere
-    the question would sync.
+    The values of `suppressed`, `scale` and `temperature` are checked on the CPU only: on a GPU the
+    check would sync.
 
     Raises:
-        ValueError: Naming the argument, the rule and what was found.
+        ValueError: With the argument, the rule and the value found.
     """
     if logits.dim() != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(f"logits must be floating point of shape [N, V], got {_found(logits)}")
@@ -119,27 +119,27 @@ def check_tensors(
 
 
 def check_left(suppressed: Tensor | Suppressed) -> None:
-    """Refuse bool [V] on the CPU that leaves no token to draw.
+    """Refuse suppression on the CPU, bool [V], that leaves no token to draw.
 
     Raises:
-        ValueError: If all are suppressed.
+        ValueError: If all tokens are suppressed.
     """
     if isinstance(suppressed, Suppressed):
         vocabulary, some = len(suppressed.mask), suppressed.ids
         full = some is not None and len(some) == vocabulary
     else:
         vocabulary = len(suppressed)
-        # Microseconds; `all` of bool takes twenty times that.
+        # This takes microseconds; `all` of bool takes twenty times as long.
         full = bool(suppressed.view(torch.uint8).amin())
     if full:
         raise ValueError(f"suppressed must leave a token, got all of {vocabulary}")
 
 
 def check_positive(name: str, value: Tensor | None) -> None:
-    """Refuse numbers on the CPU that are no factors; those of a GPU would have to be waited for.
+    """Refuse invalid factors on the CPU; on a GPU the check would have to wait for the device.
 
     Raises:
-        ValueError: If one is not finite or not above 0.
+        ValueError: If a value is not finite or not above 0.
     """
     if value is not None and value.device.type == "cpu":
         bad = value[~((value > 0) & (value < torch.inf))].tolist()
@@ -151,7 +151,7 @@ def check_bonus(logits: Tensor, bonus: Bonus | None) -> None:
     """Refuse a bonus that does not fit the logits.
 
     Raises:
-        ValueError: Naming the rule and what was found.
+        ValueError: With the rule and the value found.
     """
     if bonus is None:
         return

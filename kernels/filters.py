@@ -1,4 +1,4 @@
-"""Top-k, top-p and min-p as one bound a row, so that a streamed pass can apply them, and top lists.
+"""Top-k, top-p and min-p as one cut per row, which a streamed pass can apply, and top lists.
 
 Shapes: N rows, V vocabulary, S ranked tokens, K tiles.
 """
@@ -14,16 +14,17 @@ from torch.nn.functional import pad
 from dlm.kernels.tiles import TILE, Temperature
 
 SHORTLISTS: Final = (TILE // 8, 8 * TILE)
-"""Tokens among which a nucleus is looked for first: a full sort costs 40 and 5 times as much."""
+"""Sizes of the shortlists that are searched for a nucleus first: a full sort costs 40 and 5 times
+as much."""
 LAST: Final = 2**31 - 1
-"""A token behind all others."""
+"""A token id after all others."""
 CELL: Final = 64
-"""Tokens of which one maximum says whether any is among the likeliest."""
+"""Tokens per cell; the maximum of a cell tells whether it can hold any of the likeliest tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where the order (logit descending, id ascending) ends: the last token kept, or behind it."""
+    """End of the order (logit descending, id ascending): the last token kept, or a later point."""
 
     value: Tensor  # float32 [N, 1]
     token: Tensor  # int32 [N, 1]
@@ -37,11 +38,11 @@ class Cut:
 
     @classmethod
     def at(cls, floor: Tensor) -> "Cut":
-        """What keeps logits that are not below a floor, float32 [N, 1]."""
+        """The cut that keeps logits not below a floor, float32 [N, 1]."""
         return cls(floor, torch.full_like(floor, LAST, dtype=torch.int32))
 
     def above(self, floor: Tensor) -> "Cut":
-        """Without logits below a floor, float32 [N, 1]."""
+        """This cut, but without logits below a floor, float32 [N, 1]."""
         higher = floor > self.value
         return Cut(floor.where(higher, self.value), self.token.masked_fill(higher, LAST))
 
@@ -55,7 +56,7 @@ def filter_cut(
 ) -> Cut:
     """Where top-k, then top-p among its survivors, and min-p cut the tempered distribution.
 
-    Top-k keeps the k likeliest tokens; top-p keeps the shortest prefix of those whose share of
+    Top-k keeps the k likeliest tokens. Top-p keeps the shortest prefix of those whose fraction of
     their mass is at least p (Holtzman et al. 2020, arXiv:1904.09751). Among equal logits the lower
     id is kept, so exactly the counted number survives. Min-p keeps tokens of at least p times the
     probability of the likeliest one (Nguyen et al. 2024, arXiv:2407.01082).
@@ -80,28 +81,29 @@ def filter_cut(
         ranked, ids = leaders(values, size)
         return Cut(ranked[:, -1:], ids[:, -1:].int())
     ranked, order, count = _nucleus(values, size, temperature, top_p)
-    count.clamp_(max=ranked.shape[1])  # the last tile may be part padding
+    count.clamp_(max=ranked.shape[1])  # the last tile may be partly padding
     last = ranked.gather(1, count - 1)
     if order is not None:
         return Cut(last, order.gather(1, count - 1).int())
     ties_kept = count - (ranked > last).sum(1, keepdim=True)
-    del ranked  # before the running count needs as much memory
+    del ranked  # frees memory for the running count, which is as large
     seen = (values == last).cumsum(1, dtype=torch.int32)
     return Cut(last, torch.searchsorted(seen, ties_kept.int(), out_int32=True))
 
 
 def least_logit(maximum: Tensor, temperature: Temperature, min_p: float) -> Tensor:
-    """M + T ln p: what l is at least where exp(l / T) >= p exp(m / T); float32, of m's shape."""
-    if not isinstance(temperature, Tensor):  # made there: a GPU would wait for one that is sent
+    """Smallest logit min-p keeps, m + T ln p: exp(l / T) >= p exp(m / T); float32, shaped as m."""
+    if not isinstance(temperature, Tensor):  # filled on the device: a copy to a GPU would wait
         temperature = torch.full_like(maximum, temperature)
-    return maximum + temperature * math.log(min_p)  # in float32, whatever told the temperature
+    return maximum + temperature * math.log(min_p)  # float32, however the temperature was given
 
 
 def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The likeliest tokens in the order (logit descending, id ascending).
 
-    `torch.topk` orders equals as it likes, and at its end even chooses among them. What it returns
-    above its last value is right as a set; the rest are the first tokens that equal that value.
+    `torch.topk` orders equal values arbitrarily, and chooses arbitrarily among those equal to its
+    last value. The tokens it returns above the last value are right as a set; the rest are replaced
+    by the first tokens that equal that value.
 
     Args:
         values: float32 [N, V].
@@ -124,10 +126,10 @@ def likeliest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def leaders(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`likeliest`, which looks at a part of the tokens only where there are many.
+    """`likeliest`, but over a part of the tokens if there are many.
 
-    The S likeliest tokens are in the first S cells in the order (maximum descending, index
-    ascending): each cell before that of another token has a token before it.
+    The S likeliest tokens lie in the first S cells in the order (maximum descending, index
+    ascending): every cell that precedes a token's cell contains a token that precedes it.
 
     Args:
         values: float32 [N, V].
@@ -148,7 +150,7 @@ def leaders(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _nucleus(
     values: Tensor, size: int, temperature: Temperature, share: float
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The likeliest tokens in order, and how many of them hold `share` of the mass.
+    """The likeliest tokens in order, and how many of them hold the fraction `share` of the mass.
 
     Args:
         values: float32 [N, V].
@@ -157,15 +159,15 @@ def _nucleus(
         share: In (0, 1].
 
     Returns:
-        Ranked logits, float32 [N, S], their ids, int64 [N, S], or None where ids would double the
-        cost, and a count of at least 1, int64 [N, 1].
+        Ranked logits, float32 [N, S]; their ids, int64 [N, S], or None where computing ids would
+        double the cost; and a count of at least 1, int64 [N, 1].
     """
     top = values.amax(1, keepdim=True)
     if size < values.shape[1]:
         ranked, ids = leaders(values, size)
         ends, weights = _running_mass(ranked, top, temperature)
         return ranked, ids, _prefix_length(ends, weights, share * ends[:, -1:])
-    # The total comes from the unsorted row, so that all paths below give the same count.
+    # The total is that of the unsorted row, so that all paths below give the same count.
     target = share * _running_mass(values, top, temperature)[0][:, -1:]
     for short in SHORTLISTS:
         if size <= short or values.device.type != "cpu":  # elsewhere the question would sync
@@ -183,7 +185,7 @@ def _nucleus(
 
 
 def _running_mass(values: Tensor, top: Tensor, temperature: Temperature) -> tuple[Tensor, Tensor]:
-    """Tempered weights exp((l - top) / T) in tiles, and their running sum at the end of each.
+    """Tempered weights exp((l - top) / T) in tiles, and their running sum at the end of each tile.
 
     Sums run over tiles first: a float32 running sum over V would lose the whole tail, and float64
     is affordable only for one tile.
@@ -204,7 +206,7 @@ def _running_mass(values: Tensor, top: Tensor, temperature: Temperature) -> tupl
 
 
 def _prefix_length(ends: Tensor, tiles: Tensor, target: Tensor) -> Tensor:
-    """Length of the shortest prefix that weighs at least `target`.
+    """Length of the shortest prefix whose mass is at least `target`.
 
     Args:
         ends: float64 [N, K], running sum at the end of each tile.
@@ -214,7 +216,7 @@ def _prefix_length(ends: Tensor, tiles: Tensor, target: Tensor) -> Tensor:
     Returns:
         int64 [N, 1], at least 1.
     """
-    # Rounding may leave the last sum short of the target: the clamps then keep the row's end.
+    # Rounding may leave the last sum short of the target; the clamps then end at the row's end.
     full = (ends < target).sum(1, keepdim=True).clamp_(max=ends.shape[1] - 1)
     start = (ends - tiles.sum(-1)).gather(1, full)
     inside = tiles[torch.arange(len(full), device=full.device), full[:, 0]]

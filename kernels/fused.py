@@ -1,19 +1,19 @@
-"""Which calls the fused Triton kernels answer, and their launch.
+"""Which calls the fused Triton kernels answer, and how they are launched.
 
-This is the one place that decides. The kernels take what `covers` says; every other call takes
-the torch path of `statistics.py`, whose answers are the same but for rounding:
+Only this module decides. The kernels answer the calls that `covers` admits; the torch path of
+`statistics.py` answers all others, with the same results up to rounding:
 
 - a device other than CUDA, an NVIDIA GPU below compute capability 8.0, an AMD GPU, or no triton;
 - float64 logits, or no rows;
-- lists of likeliest tokens, `top` above 0;
-- `top_k`, `top_p` or `min_p` that may drop one of more than 2**22 tokens, whose masses could
-  overflow.
+- lists of the likeliest tokens, `top` above 0;
+- `top_k`, `top_p` or `min_p` that may drop a token, with a vocabulary above 2**22, whose masses
+  could overflow.
 
-Samples come from the same random words. Sums of exponentials are added in another order, with
-the exponential of the hardware, so masses differ in their last bits from those of torch, and two
-clocks of a race that agree to about 1e-6 could change places. So could a top-p cut move where a
-prefix holds the share that is asked for to about 1e-6: it keeps a few tokens more or less then,
-which hold no more than that. Cuts of top-k and min-p are exact.
+Samples use the same random words. Sums of exponentials are added in another order, with the
+exponential of the hardware, so masses differ from those of torch in their last bits. Two clocks
+of a race that agree to about 1e-6 could change places. A top-p cut could move where a prefix
+holds the requested share to about 1e-6: it then keeps a few tokens more or fewer, with no more
+mass than that. Cuts of top-k and min-p are exact.
 
 Shapes: N rows, V vocabulary, K tiles, J bonuses, G programs of a row.
 """
@@ -32,9 +32,9 @@ from dlm.kernels.noise import NoiseKey
 from dlm.kernels.tiles import TILE, Bonus, over, tile_count
 
 ON_CPU = False
-"""Whether CPU tensors take the kernels too. For tests under Triton's interpreter."""
+"""Whether CPU tensors use the kernels too. For tests under Triton's interpreter."""
 ON_CUDA = True
-"""Whether CUDA tensors do, on devices where they pass `selfcheck`."""
+"""Whether CUDA tensors do, on devices that pass `selfcheck`."""
 
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY: Final = (8, 0)
@@ -42,7 +42,7 @@ _MOST_TO_CUT: Final = 1 << 22
 
 
 def covers(call: Call) -> bool:
-    """Whether the kernels answer a call; the list of those that they do not is above."""
+    """Whether the kernels answer a call; the module docstring lists those that they do not."""
     if call.cuts and call.logits.shape[1] > _MOST_TO_CUT:
         return False
     if call.top or call.dtype not in _DTYPES or call.logits.shape[0] == 0:
@@ -72,18 +72,18 @@ def fused_statistics(
 ) -> dict[str, Tensor]:
     """Two launches: the scan, then the race and the statistics. Nothing waits for the device.
 
-    A third has written T of every row, unless that is 0 or 1. A law from which top-k or top-p may
-    drop a token takes the launches of `find_cut` before.
+    A launch before them has filled T of every row, unless T is 0 or 1. A law from which a filter
+    may drop a token first takes the launches of `find_cut`.
 
     Args:
         call: One that `covers` admits.
         drawn: What the sample follows, before the filters; None for the arg max.
-        scored: What the statistics describe, likewise; None if none is wanted.
+        scored: What the statistics describe, before the filters; None if none is wanted.
 
     Returns:
-        `sampled`, `maximum` and what is wanted, as `TokenStatistics` names them.
+        `sampled`, `maximum` and the wanted statistics, with the names of `TokenStatistics`.
     """
-    # Imported here, as triton costs half a second and most machines have no use for it.
+    # Imported here: triton takes half a second to import, and most machines do not need it.
     from dlm.kernels.triton_race import FIELDS, draw_kernel
 
     wanted, num_rows = call.wanted, call.logits.shape[0]
@@ -112,7 +112,7 @@ def fused_statistics(
 
 
 def _distinct(call: Call, drawn: FusedLaw | None, scored: FusedLaw | None) -> list[FusedLaw]:
-    """The laws to weigh with their filters, the drawn one first; equal laws once."""
+    """The laws to weigh, with their filters and the drawn one first; equal laws appear once."""
     if drawn is not None:
         drawn = replace(drawn, filtered=call.cuts)
     if scored is not None:
@@ -125,7 +125,7 @@ def _distinct(call: Call, drawn: FusedLaw | None, scored: FusedLaw | None) -> li
 def _scan(
     call: Call, laws: list[FusedLaw], cuts: dict[FusedLaw, Tensor], entropy: bool
 ) -> tuple[Any, ...]:
-    """Launch the scan, and return its arguments; the last of them is what it writes."""
+    """Launch the scan, and return its arguments; the last one is its output."""
     from dlm.kernels.triton_scan import LOAD, PARTS, ROWS, scan_kernel
 
     num_rows, tiles = call.logits.shape[0], tile_count(call.logits.shape[1])
@@ -149,7 +149,7 @@ def _scan(
 
 
 def find_cut(call: Call, law: FusedLaw) -> Tensor:
-    """`filter_cut`: of the maxima that a scan finds and the last token that a search does.
+    """`filter_cut`, from the maxima that a scan finds and the last token that a search finds.
 
     Args:
         call: One that `covers` admits and that `cuts`.
@@ -173,10 +173,10 @@ def find_cut(call: Call, law: FusedLaw) -> Tensor:
 
 
 def _search(call: Call, law: FusedLaw, maxima: Tensor | None) -> Tensor:
-    """Where top-k and top-p cut, int32 [N, 2], in 5 to 17 launches: passes, and the last token.
+    """Where top-k and top-p cut, int32 [N, 2], in 5 to 17 launches: passes, then the last token.
 
-    Top-k takes 4 passes where 16 bits hold every logit, and 8 elsewhere. So does top-p, which
-    needs the maxima too.
+    Top-k takes 4 passes if all logits fit 16 bits, and 8 otherwise. So does top-p, which also needs
+    the maxima.
     """
     from dlm.kernels import triton_cut as kernel
 
@@ -196,7 +196,7 @@ def _search(call: Call, law: FusedLaw, maxima: Tensor | None) -> Tensor:
         "TILES": _room(tile_count(vocabulary)),
         "enable_fp_fusion": True,
     }
-    # A pass reads what the one before it left, and leaves its own beside that.
+    # Double buffering: a pass reads the results of the previous one while it writes its own.
     state = call.logits.new_empty((2, num_rows, kernel.STATE), dtype=torch.int64).unbind()
     found = call.logits.new_empty((2, num_rows, chunks, kernel.SLOTS), dtype=torch.int64).unbind()
     cut = call.logits.new_empty((num_rows, 2), dtype=torch.int32)
@@ -221,7 +221,7 @@ def _search(call: Call, law: FusedLaw, maxima: Tensor | None) -> Tensor:
 
 
 def _format(call: Call) -> int:
-    """What the logits may be, once a bonus is added; see `triton_cut.py`."""
+    """Format of the logits once a bonus is added; see `triton_cut.py`."""
     from dlm.kernels.triton_cut import BFLOAT16, FLOAT16, FLOAT32
 
     if call.dtype == torch.float32 or (call.bonus is not None and call.bonus.tokens.shape[1]):
@@ -230,26 +230,26 @@ def _format(call: Call) -> int:
 
 
 def _room(count: int) -> int:
-    """A power of 2 that is at least 2 and at least the count."""
+    """The smallest power of 2 that is at least 2 and at least the count."""
     return max(2, 1 << (count - 1).bit_length())
 
 
 def _tempering(law: FusedLaw) -> tuple[Any, ...]:
-    """Temperature and scale, as the kernels take them."""
+    """Temperature and scale as kernel arguments."""
     return tuple(x if x is None else x.contiguous() for x in (law.temperature, law.scale))
 
 
 def _logits(call: Call) -> tuple[Any, ...]:
-    """Logits and what changes them, as the kernels take them."""
+    """Logits, their adjustments and shapes as kernel arguments."""
     num_rows, vocabulary = call.logits.shape
     shape = (num_rows, vocabulary, tile_count(vocabulary))
     return call.logits, *call.logits.stride(), *shape, *_adjustments(call.mask, call.bonus)
 
 
 def _adjustments(suppressed: Tensor | None, bonus: Bonus | None) -> tuple[Any, ...]:
-    """Suppressed tokens and bonus, as the kernels take them."""
+    """Suppressed tokens and bonus as kernel arguments."""
     banned = None if suppressed is None else suppressed.contiguous().view(torch.uint8)
-    if banned is not None and banned.data_ptr() % 16:  # what `suppress` promises the compiler
+    if banned is not None and banned.data_ptr() % 16:  # `suppress` promises alignment
         banned = banned.clone()
     if bonus is None or bonus.tokens.shape[1] == 0:
         return banned, None, None, 0
@@ -257,13 +257,13 @@ def _adjustments(suppressed: Tensor | None, bonus: Bonus | None) -> tuple[Any, .
 
 
 def _noise(key: NoiseKey | None) -> tuple[Tensor | None, ...]:
-    """What keys the noise of the rows."""
+    """The noise keys of the rows as kernel arguments."""
     if key is None:
         return None, None, None, None
     return tuple(part.contiguous() for part in (key.seeds, key.row, key.position, key.draw))
 
 
 def _signed(word: int) -> int:
-    """The int32 of 32 bits. One type for every word: another would compile the kernel again."""
+    """The int32 with these 32 bits. All words get one type: another would recompile the kernel."""
     word &= 0xFFFFFFFF
     return word - (word >> 31 << 32)

@@ -1,7 +1,8 @@
-"""Products of 8-bit integers with the matrices of many experts, of which each token has some.
+"""Products of 8-bit integers with the expert matrices of a mixture of experts.
 
-Choices are sorted by expert, and cut into tiles of one expert each. How many an expert has only the
-device knows: there are programs for as many tiles as there can be.
+A choice is one expert of one token. Choices are sorted by expert, and cut into tiles of one
+expert each. Only the device knows how many choices an expert has, so there are programs for the
+largest possible number of tiles.
 
 Shapes: M tokens, K columns, E experts, C choices of a token, R = M C, N rows of a matrix, T tiles.
 """
@@ -18,24 +19,24 @@ from dlm.kernels.fused_int8 import block_of, tokens
 from dlm.kernels.fused_layers import FEW, ROWS, power
 
 LEAST: Final = (8, 0)
-"""Compute capability whose tensor cores Triton gives integers to."""
+"""Lowest compute capability on which Triton uses tensor cores for integers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tiles:
-    """Choices, expert after expert, in tiles of one each."""
+    """Choices sorted by expert, in tiles of one expert each."""
 
-    order: Tensor  # int64 [R], where in [M, C] they stand
+    order: Tensor  # int64 [R], flat index of each sorted choice in [M, C]
     expert: Tensor  # int64 [T]
-    begin: Tensor  # int64 [T], among the sorted choices
-    end: Tensor  # int64 [T], behind the last choice of the expert; no more than `begin` if empty
-    size: int  # choices of a tile
+    begin: Tensor  # int64 [T], first sorted choice
+    end: Tensor  # int64 [T], one past the expert's last choice; at most `begin` if empty
+    size: int  # most choices of a tile
 
 
 def tiles(experts: Tensor, count: int) -> Tiles:
-    """Tiles of the choices of tokens, int64 [M, C], among so many experts.
+    """Tiles of the choices of tokens, int64 [M, C], among `count` experts.
 
-    The host waits for none of it.
+    The host does not wait for the device.
     """
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)
@@ -54,14 +55,14 @@ def tiles(experts: Tensor, count: int) -> Tiles:
 def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) -> Tensor:
     """Products of each choice with the matrix of its expert, float32 [R, N].
 
-    They are sorted; with no `each` they are where the choices stand in [M, C].
+    With `each` they are in sorted order; without, in the order of [M, C].
 
     Args:
-        x: tokens [M, K], or with no `each` what is to be multiplied of each choice, sorted [R, K].
-        weight: int8 [E, N, K], such as `fused_int8.fits` admits.
+        x: tokens [M, K] with `each`; otherwise one input per choice, sorted [R, K].
+        weight: int8 [E, N, K], admitted by `fused_int8.fits`.
         scale: float32 [E, N].
-        by: of the choices.
-        each: C.
+        by: tiles of the choices.
+        each: C, or 0.
     """
     from dlm.kernels.triton_int8 import int8_grouped_kernel
 
@@ -87,7 +88,7 @@ def grouped(x: Tensor, weight: Tensor, scale: Tensor, by: Tiles, each: int = 0) 
 
 
 def runs_here() -> bool:
-    """Whether all CUDA devices of this machine have the kernel; true where there are none."""
+    """Whether all CUDA devices of this machine can run the kernel; true if there are none."""
     if find_spec("triton") is None:
         return False
     found = (capability(index) for index in range(torch.cuda.device_count()))

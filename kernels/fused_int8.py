@@ -1,7 +1,8 @@
-"""Products of 8-bit integers by Triton kernels: those of `int8` on a GPU, and of `fused_layers`.
+"""Products of 8-bit integers by Triton kernels: `int8` on a GPU, and for `fused_layers`.
 
-A token's sums are exact, and so it has the same bits however many there are: of few tokens the
-parts of a product are for what comes next to add up, of many the kernel adds them.
+The sums of a token are exact, so they have the same bits for every number of tokens. A product
+may be split into parts. For few tokens the next operation adds the parts; for many the kernel
+adds them.
 
 Shapes: M tokens, K columns, N rows of the weights, P parts, F rows of a gate.
 """
@@ -16,12 +17,12 @@ from dlm.kernels.fused_layers import FEW, MANY, ROWS, power, split, tile
 from dlm.kernels.int8 import LEAST, WEIGHTS, WIDEST, Matrix, check_gradient
 
 BLOCK: Final = 128
-"""Columns at a time, or half of it: the least that those of a matrix divide into."""
+"""Columns processed at a time, or half of it; that half must divide the columns of every matrix."""
 _PLAIN: Final = (torch.nn.Parameter, Tensor)
 
 
 def fits(*weights: Tensor | None) -> bool:
-    """Whether matrices are integers such as the kernels take; None is one that is elsewhere."""
+    """Whether the kernels can use these integer matrices; None is a matrix packed for a CPU."""
     for weight in weights:
         if weight is None:
             return False
@@ -33,10 +34,10 @@ def fits(*weights: Tensor | None) -> bool:
 
 
 def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers u of tokens, int8 [M, K], and their scales s, float32 [M], of [M, K].
+    """Quantise tokens [M, K]: integers u, int8 [M, K], and scales s, float32 [M].
 
     Raises:
-        ValueError: a gradient is asked for: steps have none.
+        ValueError: A gradient is required: rounding has none.
     """
     from dlm.kernels.triton_int8 import round_kernel
 
@@ -60,8 +61,8 @@ def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     """`layers.product` of tokens [M, K] and up to three matrices, [P, M, N].
 
-    Parts are float32 where there are several: of few tokens. Biases are those of all matrices, or
-    of none.
+    If there are several parts, which is only for few tokens, they are float32. Either all matrices
+    have a bias or none has.
     """
     from dlm.kernels.triton_int8 import int8_product_kernel
 
@@ -70,8 +71,8 @@ def product(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     assert len({each.bias is None for each in matrices}) == 1
     block = block_of(columns)
     parts = split(rows, columns, block)
-    turns = parts if count > FEW else 1  # parts that a program takes, one after the other
-    # Four of them leave no registers for more tokens.
+    turns = parts if count > FEW else 1  # parts that a program computes one after the other
+    # With four parts per program the registers suffice for at most `MANY` tokens.
     room, weights = min(MANY if turns > 2 else FEW, power(count)), [m.weight for m in matrices]
     some, stages = (ROWS, 6) if parts > turns else tile(room, weights, (6, 4, 4))
     dtype = x.dtype if parts == turns else torch.float32
@@ -123,5 +124,5 @@ def gated(x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
 
 
 def block_of(columns: int) -> int:
-    """Columns at a time."""
+    """Columns processed at a time."""
     return BLOCK if columns % BLOCK == 0 else BLOCK // 2

@@ -1,12 +1,12 @@
-"""Layers by Triton kernels: the functions of `layers`, and what they are for.
+"""Layer operations by Triton kernels: the functions of `layers`, and when they apply.
 
-On an H200 a step of an 8B network with a window of 32 tokens is 950 operations by torch, and half
-of its time is not the reading of weights. These make nine launches of the 30 of a layer:
+On an H200 a step of an 8B network with a window of 32 tokens takes 950 torch operations, and half
+of its time is not spent reading weights. These kernels take nine of the 30 launches of a layer:
 
     product -> rotate -> attend (two) -> product -> add_norm -> gated -> product -> add_norm
 
-`covers` says for what. The products are for few tokens; more of them take those of torch. Sums are
-added in another order than there, all else is rounded alike.
+`covers` says when they apply. `product` and `gated` are for few tokens; torch computes them for
+more. Sums are added in another order than in torch; everything else is rounded alike.
 
 Shapes: as in `layers`.
 """
@@ -21,31 +21,31 @@ from dlm.kernels.capability import capability
 from dlm.kernels.layers import Heads, Norms, Slots
 
 ON_CPU = False
-"""Whether CPU tensors take the kernels. For tests under Triton's interpreter."""
+"""Whether CPU tensors use the kernels. For tests under Triton's interpreter."""
 FEW: Final = 128
 """Most tokens for which `product` and `gated` are no slower than torch."""
 WINDOW: Final = 64
-"""Most queries of a row for `attend`."""
+"""Most queries per row for `attend`."""
 ROWS: Final = 64
-"""Rows of a matrix that a program takes at least, and a divisor of those of every matrix."""
+"""Fewest matrix rows that a program computes; it must divide the rows of every matrix."""
 MANY: Final = 64
-"""Tokens beyond which reading them costs a program more than its 64 rows do: it takes 128 then."""
+"""Tokens beyond which a program reads more of them than of 64 rows: it then takes 128 rows."""
 BLOCK: Final = 64
-"""Columns at a time, and likewise."""
+"""Columns processed at a time; it must divide the columns of every matrix."""
 ENOUGH: Final = 128
-"""Programs that keep the processors of a Hopper GPU reading, of which there are 132."""
+"""Programs that keep all processors of a Hopper GPU (132) busy reading."""
 AT_ONCE: Final = 256
-"""Programs of `attend` beyond which some wait for others: a processor has memory for two."""
+"""Programs of `attend` that run at the same time: the memory of a processor suffices for two."""
 SCRATCH: Final = 1 << 28
-"""Bytes that the parts of `attend` may take at a time."""
+"""Most bytes for the parts of `attend` at a time."""
 
 _PLAIN: Final = (torch.nn.Parameter, Tensor)
 _HALF: Final = (torch.bfloat16, torch.float16)
-_MAJOR: Final = 9  # compute capability; on no other were these kernels ever measured
+_MAJOR: Final = 9  # compute capability; the kernels were never measured on another
 
 
 def covers(x: Tensor) -> bool:
-    """Whether there are kernels for activations of this dtype and device."""
+    """Whether the kernels apply to activations of this dtype and device."""
     if x.dtype not in _HALF:
         return False
     if x.device.type == "cpu":
@@ -54,12 +54,12 @@ def covers(x: Tensor) -> bool:
 
 
 def fits(heads: Heads, rotated: int, dtype: torch.dtype, *weights: Tensor) -> bool:
-    """Whether heads and matrices are such as the kernels take with activations of a dtype."""
+    """Whether the kernels can use these heads and matrices with activations of a dtype."""
     if not 16 <= heads.width <= 128 or heads.width.bit_count() != 1 or rotated % 2:
         return False
     for weight in weights:
         rows, columns = weight.shape
-        # A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
+        # A quantised or sharded matrix may be a Tensor subclass that looks like a plain one.
         plain = type(weight) in _PLAIN and weight.dtype == dtype and weight.is_contiguous()
         if rows % ROWS or columns % BLOCK or not plain:
             return False
@@ -67,13 +67,13 @@ def fits(heads: Heads, rotated: int, dtype: torch.dtype, *weights: Tensor) -> bo
 
 
 def _runs_on(index: int) -> bool:
-    """Whether a CUDA device does."""
+    """Whether a CUDA device can run the kernels."""
     found = capability(index)
     return found is not None and found[0] == _MAJOR
 
 
 def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """`layers.product`. Parts are float32 where there are several."""
+    """`layers.product`. If there are several parts, they are float32."""
     tokens, columns = x.shape
     rows = sum(len(weight) for weight in weights)
     if tokens > FEW:
@@ -102,7 +102,7 @@ def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 def _by_torch(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int
 ) -> Tensor:
-    """The same in one part, each matrix straight to its place."""
+    """The same product in one part, each matrix written directly to its place."""
     out = x.new_empty((1, len(x), rows))
     spans = out[0].split([len(weight) for weight in weights], 1)
     for span, weight, bias in zip(spans, weights, biases, strict=True):
@@ -114,7 +114,13 @@ def _by_torch(
 
 
 def split(rows: int, columns: int, block: int = BLOCK) -> int:
-    """Parts of a product [M, K] [N, K]^T, whatever M is, by so many columns at a time."""
+    """Number of parts of a product [M, K] [N, K]^T, independent of M.
+
+    Args:
+        rows: N.
+        columns: K.
+        block: columns processed at a time.
+    """
     parts = 1
     while rows // ROWS * parts < ENOUGH and parts < 4 and columns % (2 * parts * block) == 0:
         parts *= 2
@@ -122,12 +128,12 @@ def split(rows: int, columns: int, block: int = BLOCK) -> int:
 
 
 def tile(room: int, weights: Sequence[Tensor], stages: tuple[int, int, int]) -> tuple[int, int]:
-    """Rows that a program takes of matrices that are not split, and blocks in flight.
+    """Rows per program for matrices that are not split, and blocks in flight.
 
     Args:
-        room: tokens, rounded up.
+        room: number of tokens, rounded up.
         weights: the matrices.
-        stages: for few tokens; for many, of 64 rows; for many, of 128.
+        stages: blocks in flight for few tokens; for many with 64 rows; for many with 128 rows.
     """
     if room <= MANY:
         return ROWS, stages[0]
@@ -217,11 +223,11 @@ def rotate(
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, seen: int, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """`layers.attend`, of at most `WINDOW` queries."""
+    """`layers.attend`, for at most `WINDOW` queries."""
     from dlm.kernels.triton_attention import parts_of
 
     batch, queries, heads, width = query.shape
-    each = heads * queries * width * parts_of(seen) * 4  # bytes that a row's parts take
+    each = heads * queries * width * parts_of(seen) * 4  # bytes for the parts of one row
     rows = max(1, SCRATCH // each)
     out = torch.empty_like(query)
     for begin in range(0, batch, rows):
@@ -240,7 +246,7 @@ def _attend(
     scaling: float,
     out: Tensor,
 ) -> None:
-    """`attend` of rows whose parts fit into memory together, to `out`."""
+    """`attend` for rows whose parts fit into memory together, written to `out`."""
     from dlm.kernels.triton_attention import attend_kernel, combine_kernel, parts_of
 
     batch, queries, heads, width = query.shape
@@ -273,5 +279,5 @@ def _attend(
 
 
 def power(count: int) -> int:
-    """A power of 2 that is at least 16 and at least the count."""
+    """The smallest power of 2 that is at least 16 and at least the count."""
     return max(16, 1 << (count - 1).bit_length())

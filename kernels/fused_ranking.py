@@ -1,4 +1,4 @@
-"""The functions of `ranking` in one launch each of a Triton kernel, and what it is for.
+"""The functions of `ranking`, each as one launch of a Triton kernel, and when they apply.
 
 Shapes: as in `ranking`.
 """
@@ -11,18 +11,18 @@ from torch import Tensor
 from dlm.kernels import fused_canvas
 
 COLUMNS: Final = 1024
-"""Most columns that are compared each with each."""
+"""Most columns that are compared pairwise."""
 PAIRS: Final = 4096
-"""Pairs of them in a program."""
+"""Pairs that a program compares."""
 
 _FLOATS: Final = (torch.float32, torch.float64)
 
 
 def covers(scores: Tensor, *masks: Tensor, count: Tensor | int = 0) -> bool:
-    """Whether the kernel takes scores, masks of columns, and how many of them are asked for."""
+    """Whether the kernel applies to these scores, masks of columns and counts."""
     if not fused_canvas.covers(scores) or scores.dim() != 2 or scores.numel() == 0:
         return False
-    # Integers have no infinity for columns that are chosen.
+    # Chosen columns score infinity, which integers lack.
     kinds = _FLOATS if len(masks) > 1 else (*_FLOATS, torch.int64)
     if scores.dtype not in kinds or scores.shape[1] > COLUMNS:
         return False
@@ -64,7 +64,7 @@ def _launch(
     count: Tensor | int = 0,
     **flags: Any,
 ) -> Tensor:
-    """The one launch there is."""
+    """Launch the kernel."""
     from dlm.kernels.triton_ranking import rank_kernel
 
     (rows, width), flag = scores.shape, fused_canvas.flags

@@ -1,14 +1,15 @@
-"""Products of 8-bit integers: weights scaled by output channel, activations by token.
+"""Products of 8-bit integers: weights scaled per output channel, activations per token.
 
-The vector-wise scheme of Dettmers et al. 2022 (arXiv:2208.07339, section 3.1) with no outliers kept
-apart; scales of tokens are found as they come, as in ZeroQuant (Yao et al. 2022, arXiv:2206.01861):
+The vector-wise scheme of Dettmers et al. 2022 (arXiv:2208.07339, section 3.1), without separate
+outliers. Scales of tokens are computed dynamically, as in ZeroQuant (Yao et al. 2022,
+arXiv:2206.01861):
 
     y[m, n] = s[m] t[n] sum_k u[m, k] q[n, k] + b[n]
     u = round(x / s), s[m] = max_k |x[m, k]| / A
     q = round(w / t), t[n] = max_k |w[n, k]| / 127
 
-The sum is one of integers, exact in 32 bits, and is rounded to float32 once: a token's product
-hangs on no other token, and has the same bits in every batch. A is `steps` on a CPU, and 127
+The sum of integers is exact in 32 bits and is rounded to float32 once. A token's product therefore
+depends on no other token, and has the same bits in every batch. A is `steps` on a CPU, and 127
 elsewhere.
 
 Shapes: M tokens, K columns, N rows of the weights.
@@ -23,18 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WEIGHTS: Final = 127  # the largest integer that stands for a weight
+WEIGHTS: Final = 127  # largest quantised weight
 ACTIVATIONS: Final = (127, 63)
-"""The largest integer that stands for an activation: by what is exact on a processor."""
-LEAST: Final = 1e-30  # of what a row is divided by: its inverse has to be finite
-FEWEST: Final = 32  # tokens that are multiplied on a GPU at least, as torch takes no less than 17
-MULTIPLE: Final = 8  # of which K and N have to be one there
-WIDEST: Final = (2**31 - 1) // (WEIGHTS * ACTIVATIONS[0])  # columns whose sum fits 32 bits
+"""Largest quantised activation; which of them is exact depends on the processor."""
+LEAST: Final = 1e-30  # smallest divisor of a row, so that its inverse is finite
+FEWEST: Final = 32  # a product on a GPU is padded to this many tokens: torch needs at least 17
+MULTIPLE: Final = 8  # K and N have to be multiples of this on a GPU
+WIDEST: Final = (2**31 - 1) // (WEIGHTS * ACTIVATIONS[0])  # most columns whose sum fits 32 bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """A matrix of integers as it is loaded, for a GPU."""
+    """A quantised matrix as loaded, for a GPU."""
 
     weight: Tensor  # int8 [N, K], q
     scale: Tensor  # float32 [N], t
@@ -43,7 +44,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A matrix as oneDNN lays it out."""
+    """A quantised matrix in the layout of oneDNN."""
 
     weight: Tensor  # int8 [K, N], opaque
     scale: Tensor  # float32 [N], t
@@ -59,22 +60,22 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(weight: Tensor, scale: Tensor) -> Packed:
-    """A matrix to multiply by: int8 [N, K] on a CPU, and its scales, float32 [N].
+    """Pack a matrix for products: int8 [N, K] on a CPU, with its scales, float32 [N].
 
     Raises:
-        ValueError: K products may exceed 32 bits.
+        ValueError: The sum of K products may exceed 32 bits.
     """
     check_width(weight.shape[1])
     zeros = torch.zeros(len(scale), dtype=torch.int32)
-    # oneDNN goes by the shape alone, whatever the strides.
+    # oneDNN looks at the shape alone and ignores strides.
     return Packed(operations().qlinear_prepack(weight.contiguous(), None), scale, zeros)
 
 
 def check_width(columns: int) -> None:
-    """Refuse sums of so many products, which may exceed 32 bits.
+    """Refuse a number of columns whose sum of products may exceed 32 bits.
 
     Raises:
-        ValueError: there are too many.
+        ValueError: There are too many columns.
     """
     if columns > WIDEST:
         raise ValueError(f"a layer must have at most {WIDEST} inputs, got {columns}")
@@ -89,8 +90,8 @@ def product(x: Tensor, matrix: Packed, bias: Tensor | None = None) -> Tensor:
     """The product of tokens [M, K] and a matrix, [M, N] in the dtype of the tokens.
 
     Args:
-        x: on a CPU.
-        matrix: of `packed`.
+        x: tokens on a CPU.
+        matrix: a result of `packed`.
         bias: b, [N].
     """
     most = steps()
@@ -102,7 +103,7 @@ def product(x: Tensor, matrix: Packed, bias: Tensor | None = None) -> Tensor:
 
 
 def product_unpacked(x: Tensor, matrix: Matrix) -> Tensor:
-    """`product` with a matrix as it is loaded, by torch, which multiplies so on a GPU.
+    """`product` with a matrix as loaded, by the integer product that torch has for GPUs.
 
     Args:
         x: [M, K], K and N multiples of `MULTIPLE` on a GPU.
@@ -121,9 +122,9 @@ def grouped(x: Tensor, matrices: Sequence[Packed], counts: Sequence[int]) -> Ten
     """Products of tokens [M, K] with several matrices, float32 [M, N].
 
     Args:
-        x: on a CPU.
-        matrices: of `packed`.
-        counts: tokens of each, in the order of the tokens; M in all.
+        x: tokens on a CPU.
+        matrices: results of `packed`.
+        counts: number of consecutive tokens for each matrix; M in total.
     """
     most = steps()
     rounded, scale = tokens(x, most)
@@ -138,7 +139,7 @@ def grouped(x: Tensor, matrices: Sequence[Packed], counts: Sequence[int]) -> Ten
 def product_reference(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """The same by operations on 64-bit integers, of a matrix int8 [N, K] and its scales."""
+    """`product` by 64-bit integer operations, of a matrix int8 [N, K] and its scales."""
     most = steps()
     rounded, own = tokens(x, most)
     out = ((rounded.long() - zero(most)) @ weight.long().t()).float() * scale * own
@@ -146,7 +147,7 @@ def product_reference(
 
 
 def tokens(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Integers u + A + 1 of tokens, uint8 [M, K], and their scales, as `integers`."""
+    """Integers u + A + 1 of tokens, uint8 [M, K], and their scales as in `integers`."""
     rounded, scale = integers(x, most)
     return rounded.add_(zero(most)).to(torch.uint8), scale
 
@@ -154,40 +155,40 @@ def tokens(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
 def integers(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Integers u of tokens, float32 [M, K], and their scales s, float32 [M, 1].
 
-    Of a token that is not finite the scale is not finite either.
+    If a token is not finite, its scale is not finite either.
 
     Args:
         x: [M, K].
         most: A.
 
     Raises:
-        ValueError: a gradient is asked for: steps have none.
+        ValueError: A gradient is required: rounding has none.
     """
     check_gradient(x)
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True).clamp_(min=LEAST)
-    # Each operation rounds alike wherever a value stands; a fused one might not.
+    # Separate operations round every element alike, whatever its place; a fused one might not.
     return (x * (most / largest)).round_(), steps_of(largest, most)
 
 
 def steps_of(largest: Tensor, most: int) -> Tensor:
-    """The size of a step, of so many up to the largest value."""
-    # By a tensor: a GPU divides by a number as it multiplies by the inverse, which rounds twice.
+    """Quantisation step: the largest value divided by the number of steps."""
+    # Divide by a tensor: a GPU divides by a number by multiplying with its inverse, rounding twice.
     return largest / torch.full_like(largest, most)
 
 
 def check_gradient(x: Tensor) -> None:
-    """Refuse tokens whose gradient is asked for.
+    """Refuse tokens that require a gradient.
 
     Raises:
-        ValueError: it is: steps have none.
+        ValueError: A gradient is required: rounding has none.
     """
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("products of 8-bit integers have no gradient: use torch.no_grad()")
 
 
 def zero(most: int) -> int:
-    """What stands for 0 among activations, which products take unsigned."""
+    """The zero point of activations, as products take them unsigned."""
     return most + 1
 
 
@@ -196,25 +197,25 @@ def multiply(rounded: Tensor, matrix: Packed, most: int) -> Tensor:
     made: Tensor = operations().qlinear_pointwise(
         *(rounded, 1.0, zero(most)),
         *(matrix.weight, matrix.scale, matrix.zeros),
-        *(None, 1.0, 0, torch.float32, "none", [], ""),  # no bias, as they come, nothing behind
+        *(None, 1.0, 0, torch.float32, "none", [], ""),  # no bias, output scale or activation
     )
     return made
 
 
 def operations() -> Any:
-    """What torch has of oneDNN."""
+    """The oneDNN operations of torch."""
     return torch.ops.onednn
 
 
 @cache
 def steps() -> int:
-    """How many integers stand for an activation's size, A: 127, or 63.
+    """Largest quantised activation A that is exact on this processor: 127 or 63.
 
-    Processors without VNNI add up pairs of products in 16 bits, and cut off what does not fit: two
-    products of up to 255 by 127 do not, two of up to 127 by 127 do.
+    Processors without VNNI add pairs of products in 16 bits and saturate. A pair of products of up
+    to 255 by 127 does not fit, a pair of up to 127 by 127 does.
 
     Raises:
-        ValueError: torch has no such products here, or none that are exact.
+        ValueError: torch lacks these products here, or none of them is exact.
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(operations(), "qlinear_pointwise")):
         raise ValueError(
@@ -227,7 +228,7 @@ def steps() -> int:
 
 
 def exact(most: int) -> bool:
-    """Whether products with activations of up to so many steps are exact, at their largest."""
+    """Whether products with activations of up to `most` steps are exact, at their largest."""
     weight = torch.full((32, 256), WEIGHTS, dtype=torch.int8)
     weight[::2] = -WEIGHTS
     matrix = packed(weight, torch.ones(32, dtype=torch.float32))

@@ -1,7 +1,7 @@
-"""What a layer is made of, by operations of torch: the reference of `fused_layers`.
+"""The operations of a transformer layer in plain torch: the reference of `fused_layers`.
 
 Shapes: M tokens, K columns, N rows of the weights, F rows of a gate, P parts, D model width,
-H heads of queries, G of keys, E head width, R rotated of it, B rows, Q queries, S keys.
+H query heads, G key heads, E head width, R rotated columns of it, B rows, Q queries, S keys.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """RMSNorm of each head of queries and keys."""
+    """RMSNorm of each query and key head."""
 
     query: Tensor  # [E], weight
     key: Tensor  # [E]
@@ -32,15 +32,15 @@ class Norms:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
-    """Where keys and values of some tokens go."""
+    """Where the keys and values of some tokens are stored."""
 
     keys: Tensor  # [..., G, E]
     values: Tensor  # [..., G, E]
-    places: Tensor  # int64 [M], among the tokens of both
+    places: Tensor  # int64 [M], token index in both
 
 
 def product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """The product x W^T + b, W of matrices on each other, in parts to be added up, [P, M, N].
+    """The product x W^T + b, W of stacked matrices, in parts to be added up, [P, M, N].
 
     Args:
         x: [M, K].
@@ -64,7 +64,7 @@ def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
 def add_norm(x: Tensor, parts: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Residual and norm: h = x + sum of parts, and h / sqrt(mean h^2 + eps) w, [M, D] each.
 
-    RMSNorm is that of Zhang and Sennrich 2019, arXiv:1910.07467.
+    RMSNorm is from Zhang and Sennrich 2019, arXiv:1910.07467.
 
     Args:
         x: [M, D].
@@ -84,18 +84,18 @@ def rotate(
     slots: Slots | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [M, H, E], keys and values [..., G, E] of projections, norms and rotation done.
+    """Queries [M, H, E], keys and values [..., G, E] from projections, normalised and rotated.
 
-    Queries and keys turn by their token's angle in the first R columns (rotary embedding, Su et
-    al. 2021, arXiv:2104.09864, half-split), in the dtype of the angles.
+    Queries and keys are rotated by their token's angle in the first R columns (rotary embedding, Su
+    et al. 2021, arXiv:2104.09864, half-split), in the dtype of the angles.
 
     Args:
         parts: [P, M, (H + 2 G) E].
-        heads: what it divides into.
-        angles: cosine and sine, [A, R]; token n has those of n mod A.
-        norms: of queries and keys, before they turn.
-        slots: where keys and values go and stay; None for tensors of their own.
-        dtype: of what comes out.
+        heads: how the projections divide into heads.
+        angles: cosine and sine, [A, R]; token n uses row n mod A.
+        norms: of queries and keys, applied before the rotation.
+        slots: where keys and values are stored; None returns new tensors.
+        dtype: of the results.
     """
     split = (heads.queries, heads.keys, heads.keys)
     query, key, value = whole(parts, dtype).unflatten(-1, (-1, heads.width)).split(split, 1)
@@ -114,11 +114,11 @@ def rotate(
 
 
 def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate the first R columns of [..., E] in the dtype of the angles, back in its own.
+    """Rotate the first R columns of [..., E] in the dtype of the angles; returns the dtype of `x`.
 
     Args:
         x: queries or keys.
-        cosine: [..., R], as wide as `x` or less; what stands before R broadcasts.
+        cosine: [..., R], at most as wide as `x`; the leading dimensions broadcast.
         sine: likewise.
     """
     width = cosine.shape[-1]
@@ -138,7 +138,7 @@ def attend(
         keys: [B, S or more, G, E], G a divisor of H.
         values: like `keys`.
         seen: S.
-        mask: bool [B or 1, 1, Q or 1, S], whether a query sees a key; None if each sees all.
+        mask: bool [B or 1, 1, Q or 1, S], whether a query attends to a key; None for all.
         scaling: usually 1 / sqrt(E).
     """
     key, value = (part[:, :seen].transpose(1, 2) for part in (keys, values))
@@ -149,7 +149,7 @@ def attend(
 
 
 def whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of parts [P, ...] in float32, rounded."""
+    """Sum of parts [P, ...] in float32, rounded to `dtype`."""
     if len(parts) == 1:
         return parts[0].to(dtype)
     return parts.float().sum(0).to(dtype)

@@ -1,14 +1,16 @@
-"""Products with the matrices of a network: those of torch, and on a CPU those of oneDNN.
+"""Matrix products of a network: by torch, and on a CPU by oneDNN.
 
-torch takes products of float32 to the BLAS that it was built with, and one can see from a token's
-what stands beside it: MKL adds up the last tokens in another order where there are few. An
-activation behind them is another pass, in which what is left over at the end of a thread's share
-goes through another exponential than the rest. By oneDNN, which torch brings along, a token has the
-same bits in every batch, the activation is applied as the product is written, and large matrices
-are multiplied faster where MKL does not know the processor. Small ones it is slower to begin with:
-they go to the BLAS, in numbers of tokens which it adds up alike.
+For float32 products torch calls the BLAS it was built with. There the result of a token depends on
+how many other tokens there are: MKL adds the last tokens in another order if there are few. A
+separate activation is another pass over the result, in which the remainder at the end of a
+thread's share uses another exponential than the rest.
 
-`torch.backends.mkldnn.enabled = False` leaves all of it to torch.
+oneDNN, which torch includes, gives a token the same bits in every batch. It applies the activation
+as it writes the product, and multiplies large matrices faster if MKL does not know the processor.
+It is slower to start on small matrices: these use the BLAS, with token counts for which it adds in
+the same order.
+
+`torch.backends.mkldnn.enabled = False` uses torch for everything.
 
 Shapes: M tokens, K columns, N rows of the weights, F rows of a gate.
 """
@@ -27,16 +29,17 @@ ACTIVATIONS: Final[dict[str, tuple[Callable[[Tensor], Tensor], str, str]]] = {
     "sigmoid": (torch.sigmoid, "sigmoid", ""),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), "gelu", "tanh"),
 }
-"""What may stand behind a product: as torch has it, and oneDNN's name and algorithm for it."""
+"""Activations that can follow a product: the torch function, and oneDNN's name and algorithm."""
 
 SMALL: Final = 1 << 17
-"""Elements of a matrix below which oneDNN takes longer than what it saves."""
+"""Matrices with fewer elements take oneDNN longer than it saves."""
 LINE: Final = 16
-"""MKL is asked where K is a multiple of this and N no less: else it goes by memory addresses."""
+"""MKL is used if K is a multiple of this and N at least this: otherwise its result depends on
+memory addresses."""
 FOUR: Final = 4
-"""Tokens that MKL takes at a time; what is left over of few it adds up in another order."""
+"""Tokens that MKL processes at a time; with few tokens it adds the remainder in another order."""
 ENOUGH: Final = 12
-"""Tokens from which it does not, whatever their number."""
+"""From this many tokens on MKL adds all in the same order, whatever their number."""
 
 _PLAIN: Final = (torch.nn.Parameter, Tensor)
 
@@ -57,7 +60,7 @@ def linear(
         return linear_reference(x, weight, bias, activation)
     if activation is not None or rows * columns >= SMALL or rows < LINE or columns % LINE:
         return _by_onednn(x, weight, bias, activation)
-    flat = x.reshape(-1, columns)  # torch multiplies what is strided in batches
+    flat = x.reshape(-1, columns)  # torch would multiply a strided tensor in batches
     tokens = len(flat)
     if tokens < ENOUGH and tokens % FOUR:
         flat = F.pad(flat, (0, 0, 0, -tokens % FOUR))
@@ -87,11 +90,12 @@ def gated(
 
 
 def covers(x: Tensor, *weights: Tensor) -> bool:
-    """Whether tokens [..., K] and matrices are multiplied here: on a CPU, where no gradient is due.
+    """Whether `linear` does not leave tokens [..., K] and these matrices to torch as they are.
 
-    A quantised or sharded matrix may hide in a subclass of tensors that says it is neither.
+    They have to be on a CPU, of a dtype that oneDNN multiplies, and need no gradient. A quantised
+    or sharded matrix may be a Tensor subclass that looks like a plain one.
     """
-    # The least that can be asked, as it is of every matrix in every forward.
+    # As few checks as possible: they run for every matrix in every forward pass.
     if not x.is_cpu or torch.is_grad_enabled() or _transformed():
         return False
     dtype = x.dtype
@@ -106,7 +110,7 @@ def covers(x: Tensor, *weights: Tensor) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether it is what is done that is asked for, or its derivative, and not its result."""
+    """Whether the computation is traced, compiled, transformed or differentiated."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
@@ -117,7 +121,7 @@ def _transformed() -> bool:
 
 @cache
 def _dtypes() -> tuple[torch.dtype, ...]:
-    """Those that oneDNN multiplies on this processor; none where torch was built without it."""
+    """Dtypes that oneDNN multiplies on this processor; none if torch was built without it."""
     operations: Any = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(operations, "_linear_pointwise")):
         return ()
@@ -132,8 +136,8 @@ def _by_onednn(
     activation: str | None = None,
     factor: Tensor | None = None,
 ) -> Tensor:
-    """f(x W^T + b), or by a factor [..., N] where one is given."""
-    if x.numel() == x.shape[-1]:  # one token alone takes another way: it is multiplied twice
+    """f(x W^T + b), or x W^T + b times a factor [..., N] if one is given."""
+    if x.numel() == x.shape[-1]:  # oneDNN has another path for one token: multiply two
         pair = x.reshape(1, -1).expand(2, -1)
         factor = None if factor is None else factor.reshape(1, -1).expand(2, -1)
         return _by_onednn(pair, weight, bias, activation, factor)[:1].view(*x.shape[:-1], -1)

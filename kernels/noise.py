@@ -1,4 +1,4 @@
-"""Counter-based noise: a draw depends on (seed, row key, position, draw) and on nothing else.
+"""Counter-based noise: a draw depends only on (seed, row key, position, draw).
 
 Shapes: N rows, C counters of a row.
 """
@@ -21,7 +21,7 @@ _WORD: Final = 0xFFFFFFFF
 _ROUNDS: Final = 10
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
-_ROW_TAG: Final = 0x646C6D31  # sets row keys apart from any other use of the same seed
+_ROW_TAG: Final = 0x646C6D31  # separates row keys from any other use of the same seed
 _BELOW_ONE: Final = 1.0 - 2.0**-24
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -31,7 +31,8 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10, four pseudo-random words for each counter and key.
 
     Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11). The
-    low 64 bits of a product are the same signed and unsigned, so int64 arithmetic is exact.
+    low 64 bits of a product are the same for signed and unsigned integers, so int64 arithmetic is
+    exact.
 
     Args:
         counter: Four int64 tensors that broadcast, holding unsigned 32-bit words.
@@ -42,8 +43,8 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """
     c0, c1, c2, c3, *_ = torch.broadcast_tensors(*counter, *key)
     k0, k1 = key
-    # Sums and products keep bits above the 32 of a word until a mask after the last xor drops
-    # them, and what a round makes is changed in place: small operations cost what they launch.
+    # Sums and products keep bits above the 32 of a word; a mask after the last xor drops them. The
+    # results of a round are changed in place, as the cost of small operations is their launch.
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
@@ -55,7 +56,7 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 @dataclass(frozen=True, slots=True)
 class NoiseStream:
-    """The noise of N rows, once their Philox keys are derived. Slice it to take some rows."""
+    """The noise of N rows after their Philox keys are derived. Slicing selects rows."""
 
     key: tuple[Tensor, Tensor]  # int64 [N, 1], words
     position: Tensor  # int64 [N, 1], words
@@ -70,7 +71,7 @@ class NoiseStream:
 
         Args:
             purpose: `TILE_RACE`, `TOKEN_RACE` or `POSITION_NOISE`.
-            index: int64 [1, C] or [N, C]; item 2i and 2i + 1 share the counter index i.
+            index: int64 [1, C] or [N, C]; items 2i and 2i + 1 of the result share counter index i.
 
         Returns:
             High and low halves, int64 [N, 2C].
@@ -84,17 +85,17 @@ class NoiseStream:
 class NoiseKey:
     """What the noise of N rows depends on.
 
-    The key of a row is the first two words of Philox((row_low, row_high, tag, 0), seed), so that
-    any two (seed, row) pairs have unrelated streams. Positions and draws count modulo 2**32.
+    The key of a row is the first two words of Philox((row_low, row_high, tag, 0), seed), so any two
+    (seed, row) pairs have unrelated streams. Positions and draws count modulo 2**32.
 
     Raises:
-        ValueError: If the seed is no integer in [-2**63, 2**64), or the tensors are not int64 [N].
+        ValueError: If the seed is not an integer in [-2**63, 2**64), or a tensor is not int64 [N].
     """
 
     seed: int | Tensor  # of all rows, or int64 [N] with the same 64 bits
-    row: Tensor  # int64 [N], any 64 bits: which request this is
+    row: Tensor  # int64 [N], any 64 bits that identify the request
     position: Tensor  # int64 [N], canvas index
-    draw: Tensor  # int64 [N], number of the forward
+    draw: Tensor  # int64 [N], number of the forward pass
 
     def __post_init__(self) -> None:
         seed, names = self.seed, ["seed", "row", "position", "draw"]
@@ -132,15 +133,15 @@ class NoiseKey:
 
 
 def signed(bits: int) -> int:
-    """The int64 that has the 64 bits of an integer in [-2**63, 2**64)."""
-    bits = int(bits)  # of numpy they have 64 bits, and no room to subtract
+    """The int64 with the 64 bits of an integer in [-2**63, 2**64)."""
+    bits = int(bits)  # a numpy integer has only 64 bits, and would overflow below
     return bits - (1 << 64) if bits >= 1 << 63 else bits
 
 
 def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of the uniform (k + 1/2) 2**-64 to the nearer end of (0, 1), and which end.
 
-    Either half of the 64-bit integers fits a positive int64, which converts to float32 with
+    Either half of the 64-bit range fits a positive int64, which converts to float32 with
     round-to-nearest: distances keep 24 significant bits down to 2**-65.
     """
     bits = (high << 32).bitwise_or_(low)
@@ -149,45 +150,46 @@ def _near_end(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exponential_from_bits(high: Tensor, low: Tensor) -> Tensor:
-    """Standard exponential variates from 64 random bits, fine where a race is won: near 0.
+    """Standard exponential variates from 64 random bits, fine near 0, where races are won.
 
-    E = -ln(1 - u), u = (k + 1/2) 2**-64, k = high 2**32 + low. Small u goes through log1p and
-    large u through the logarithm of the exact complement, so both tails reach 2**-65 and E is
-    never infinite: an infinite E of the likeliest token, at probability 2**-25, would hand that
-    much mass to the tail.
+    E = -ln(1 - u), u = (k + 1/2) 2**-64, k = high 2**32 + low. Small u go through log1p and large
+    u through the logarithm of the exact complement, so both tails reach 2**-65 and E is never
+    infinite. An infinite E of the likeliest token, at probability 2**-25, would give that much
+    mass to the tail.
 
     Args:
         high: int64 of any shape, words in [0, 2**32).
         low: Likewise.
 
     Returns:
-        float32 of the same shape, in [2**-65, 45.1], rising with k.
+        float32 of the same shape, in [2**-65, 45.1], increasing with k.
     """
     distance, upper = _near_end(high, low)
     return torch.where(upper, distance.log(), distance.neg().log1p_()).neg_()
 
 
 def uniform(key: NoiseKey) -> Tensor:
-    """One U(0, 1) variate a row, for ranking positions; float32 [N], never 0 or 1."""
+    """One U(0, 1) variate per row, for ranking positions; float32 [N], never 0 or 1."""
     high, low = _position_word(key, 0)
     distance, upper = _near_end(high, low)
     return torch.where(upper, (1.0 - distance).clamp_(max=_BELOW_ONE), distance)
 
 
 def gumbel(key: NoiseKey) -> Tensor:
-    """One standard Gumbel variate a row, for ranking positions; float32 [N], in [-3.81, 45.1].
+    """One standard Gumbel variate per row, for ranking positions; float32 [N], in [-3.81, 45.1].
 
-    G = -ln E with the E of `exponential_from_bits`, whose tails are fine at both ends. It takes
-    the second word of the counter that gives `uniform` its first, so that `uniform` and
-    `gumbel` of a key are independent.
+    G = -ln E with the E of `exponential_from_bits`, whose tails are fine at both ends. It uses the
+    second word of the counter whose first word `uniform` uses, so `uniform` and `gumbel` of one key
+    are independent.
     """
     return exponential_from_bits(*_position_word(key, 1)).log_().neg_()
 
 
 def gumbels(key: NoiseKey, count: int) -> Tensor:
-    """Several standard Gumbel variates a row, for ranking positions; float32 [N, `count`].
+    """Several standard Gumbel variates per row, for ranking positions; float32 [N, `count`].
 
-    As `gumbel`, of the counters behind the one that it and `uniform` take: independent of both.
+    Like `gumbel`, but from the counters after the one that `gumbel` and `uniform` use, so they are
+    independent of both.
     """
     index = torch.arange(1, count // 2 + count % 2 + 1, device=key.row.device)[None]
     high, low = key.stream().words(POSITION_NOISE, index)

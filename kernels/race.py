@@ -10,15 +10,16 @@ from dlm.kernels.filters import Cut
 from dlm.kernels.noise import TILE_RACE, TOKEN_RACE, NoiseStream, exponential_from_bits
 from dlm.kernels.tiles import PADDING, TILE, Temperature, TiledLogits, row_blocks, rows_of
 
-# A heat holds about eight int64 temporaries of half a word a contestant; blocks shrink by as much.
+# A heat holds about eight int64 temporaries per contestant of half that many words; blocks are
+# smaller by this factor.
 _HEAT_COST = 8
 
 
 def race(mass: Tensor, high: Tensor, low: Tensor) -> Tensor:
     """Draw an index with probability proportional to `mass`.
 
-    argmax_i mass_i / E_i with E_i standard exponential: the Gumbel-max rule without its
-    logarithms, which would cost digits. Mass 0 never wins while any is positive.
+    argmax_i mass_i / E_i with E_i standard exponential: the Gumbel-max rule without its logarithms,
+    which would lose digits. Mass 0 never wins while any mass is positive.
 
     Args:
         mass: float32 [N, C], non-negative.
@@ -55,15 +56,15 @@ def race_tiles(mass: Tensor, noise: NoiseStream) -> Tensor:
 def race_tokens(
     tiled: TiledLogits, tile: Tensor, temperature: Temperature, cut: Cut | None, noise: NoiseStream
 ) -> Tensor:
-    """Second heat: the token inside the tile of each row.
+    """Second heat: the token inside the chosen tile of each row.
 
     Exact by composition: P(tile) P(token | tile) = P(token).
 
     Args:
         tiled: Logits of N rows.
         tile: int64 [N], winners of the first heat.
-        temperature: Above 0, of all rows or of each.
-        cut: What survives top-k and top-p, or None for every token.
+        temperature: Above 0, one for all rows or one per row.
+        cut: What the filters keep, or None for every token.
         noise: The noise of the N rows.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Ranks of the columns of a row by a score, by torch: the reference of `fused_ranking`.
+"""Ranks of the columns of a row by a score, in plain torch: the reference of `fused_ranking`.
 
-Shapes: B rows, W columns. Ties go to the lower column, and NaN is above all else.
+Shapes: B rows, W columns. Ties go to the lower column, and NaN ranks above everything else.
 """
 
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def descending(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Columns of each row, the best allowed one first, those not allowed last; int64 [B, W].
+    """Columns of each row, best allowed one first, not allowed ones last; int64 [B, W].
 
     Args:
-        scores: [B, W], of any dtype that has an order.
+        scores: [B, W], of any dtype with an order.
         allowed: bool [B, W].
     """
     by_score = scores.argsort(dim=-1, descending=True, stable=True)
@@ -20,19 +20,19 @@ def descending(scores: Tensor, allowed: Tensor) -> Tensor:
 
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Where each column stands in `descending`, int64 [B, W]."""
+    """Index of each column in `descending`, int64 [B, W]."""
     order = descending(scores, allowed)
     columns = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, columns)
 
 
 def top(scores: Tensor, allowed: Tensor, count: Tensor | int) -> Tensor:
-    """Mark the best allowed columns of each row, or all; bool [B, W].
+    """Mark the best allowed columns of each row, or all if there are fewer; bool [B, W].
 
     Args:
         scores: [B, W].
         allowed: bool [B, W].
-        count: how many, int64 [B] or one of all rows.
+        count: how many, int64 [B] or one int for all rows.
     """
     most = count[:, None] if isinstance(count, Tensor) else count
     return allowed & (rank(scores, allowed) < most)

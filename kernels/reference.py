@@ -1,4 +1,4 @@
-"""Token statistics the plain way: float64, everything materialised. The oracle of the tests.
+"""Token statistics without streaming, in float64: the reference for tests.
 
 Shapes: N rows, V vocabulary, K tiles.
 """
@@ -34,8 +34,8 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
 ) -> TokenStatistics:
     """`token_statistics` in float64, with statistics returned in float64.
 
-    It draws from the same random words in the same two heats, so its samples are those of the
-    streamed path but for near-ties within float32 rounding.
+    It uses the same random words in the same two heats, so its samples equal those of the streamed
+    path except for near-ties within float32 rounding.
 
     Args:
         logits: As in `token_statistics`, and so are the other arguments.
@@ -74,13 +74,13 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
         bonus,
         top,
         min_p,
-    )  # refuses what cannot be answered
+    )  # checks the arguments
     raised = logits.double()
     if bonus is not None:
         raised = raised.scatter_add(1, bonus.tokens, bonus.values.double())
     raw = _cleaned(raised, call.mask)
     scaled = raw if scale is None else raw * scale.double()[:, None]
-    seen = scaled if scale_statistics else raw  # by the statistics
+    seen = scaled if scale_statistics else raw  # logits of the statistics
     used = temperature[:, None] if isinstance(temperature, Tensor) else temperature or 1.0
     if key is None or not call.draws:
         sampled = raw.argmax(1)
@@ -111,7 +111,7 @@ def token_statistics_reference(  # noqa: PLR0913 (the signature of the streamed 
 
 
 def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
-    """Suppressed tokens at -inf; rows without a finite logit at 0 elsewhere."""
+    """Logits with suppressed tokens at -inf; rows without a finite logit are 0 elsewhere."""
     nothing_banned = logits.new_zeros(logits.shape[1], dtype=torch.bool)
     banned = nothing_banned if suppressed is None else suppressed
     values = logits.double().masked_fill(banned, -torch.inf)
@@ -120,15 +120,15 @@ def _cleaned(logits: Tensor, suppressed: Tensor | None) -> Tensor:
 
 
 def _order(values: Tensor, suppressed: Tensor | None) -> Tensor:
-    """Tokens by logit, descending, then id, and suppressed ones last; int64 [N, V]."""
-    finite = values.clamp(min=-1e300)  # the only place where a lone -inf and a suppressed differ
+    """Tokens by logit, descending, then by id, and suppressed ones last; int64 [N, V]."""
+    finite = values.clamp(min=-1e300)  # keeps a -inf logit above a suppressed token
     if suppressed is not None:
         finite = finite.masked_fill(suppressed, -torch.inf)
     return finite.sort(dim=1, descending=True, stable=True).indices
 
 
 def _filtered(values: Tensor, call: Call) -> Tensor:
-    """Logits [N, V] with those that fail top-k, top-p and then min-p at -inf."""
+    """Logits [N, V] with -inf for tokens that fail top-k, top-p and then min-p."""
     return values.masked_fill(~_survivors(values, call), -torch.inf)
 
 

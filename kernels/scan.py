@@ -1,8 +1,8 @@
-"""One read of the logits: what it leaves of each row, and the statistics made of that.
+"""One read of the logits: the per-tile results, and the statistics computed from them.
 
-Of each tile the read leaves the maximum m_k and sums of exp((l - m_k) / T), taken from the tile's
+Of each tile the read keeps the maximum m_k and sums of exp((l - m_k) / T), relative to the tile's
 own maximum: a block may be a part of a row, which stays in the cache from its first use to its
-last. What belongs to the row, from its maximum m, is f_k = exp((m_k - m) / T) times those sums.
+last. With the row's maximum m, the sums of the row use the factors f_k = exp((m_k - m) / T).
 
 Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens of a tile, S
 likeliest tokens.
@@ -28,28 +28,28 @@ from dlm.kernels.tiles import (
 )
 
 _FAINTEST: Final = -87.0
-"""Least exponent of a weight: below it `exp` gives no normal number, which takes a CPU many times
-as long, of what is nothing beside the 1 of a tile's maximum."""
+"""Lowest exponent of a weight. Below it `exp` gives subnormal numbers, which take a CPU many times
+as long and are negligible next to the 1 of a tile's maximum."""
 _NOTHING: Final = 1e-29
-"""Nats of entropy: more than weights of `_FAINTEST` add up to in 7 million tokens."""
+"""Nats of entropy: more than the weights of `_FAINTEST` add up to over 7 million tokens."""
 _TILE_COST: Final = 6
-"""What one token of one tile a row takes, in elements: its value, ids in int64 and their copies."""
+"""Elements held for one token of one tile per row: its value, ids in int64 and their copies."""
 
 
 def length(part: slice) -> int:
-    """How many rows or tiles."""
+    """Number of rows or tiles."""
     size: int = part.stop - part.start
     return size
 
 
 def some(each: Tensor, rows: slice, part: slice) -> Tensor:
-    """What belongs to some tiles of some rows, of [N, K]."""
+    """The part of [N, K] for some tiles of some rows."""
     return each[rows] if length(part) == each.shape[1] else each[rows, part]
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which tokens a law keeps: the top k, the top p of those, and what min p leaves of them.
+    """Which tokens a law keeps: the top k, the top p of those, and what min-p leaves of these.
 
     None keeps all.
     """
@@ -61,14 +61,14 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Law:
-    """A distribution of every row: softmax((l - m) / T) of the tokens that its filters keep."""
+    """A distribution of every row: softmax((l - m) / T) over the tokens that its filters keep."""
 
     temperature: Temperature  # above 0; a number or float32 [N, 1]
-    speed: Tensor | None  # float32, 1 / T, of no dimension or [N, 1]; None is 1
+    speed: Tensor | None  # float32, 1 / T, a scalar or [N, 1]; None is 1
     filters: Filters | None
-    mass: Tensor  # float32 [N, K], exp((l - m) / T) of the kept over each tile, once scanned
-    partition: Tensor  # float32 [N, 1], Z, the sum of those, once scanned
-    cut: Cut | None  # what is kept, once scanned; None keeps every token
+    mass: Tensor  # float32 [N, K], sum of exp((l - m) / T) over kept tokens, after the scan
+    partition: Tensor  # float32 [N, 1], Z, the sum of `mass`, after the scan
+    cut: Cut | None  # what is kept, after the scan; None keeps every token
 
     @classmethod
     def of(cls, logits: Tensor, temperature: Temperature, filters: Filters | None) -> "Law":
@@ -93,7 +93,7 @@ class Law:
         return cut
 
     def speeds(self, rows: slice) -> Tensor | None:
-        """1 / T of some rows, of no dimension or [R, 1]; None is 1."""
+        """1 / T of some rows, a scalar or [R, 1]; None is 1."""
         if self.speed is None or not self.speed.dim():
             return self.speed
         return self.speed[rows]
@@ -108,33 +108,33 @@ def exponents(gaps: Tensor, speed: Tensor | None, out: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scan has to find out. Laws that are the same object are weighed once."""
+    """What a scan computes. Laws that are the same object are weighed once."""
 
-    drawn: Law | None = None  # what `sampled` follows; None for the arg max
-    scored: Law | None = None  # what statistics and lists describe; None if none is wanted
+    drawn: Law | None = None  # distribution of `sampled`; None for the arg max
+    scored: Law | None = None  # distribution of statistics and lists; None if none is wanted
     top: int = 0  # S
     entropy: bool = False
 
     @cached_property
     def laws(self) -> list[Law]:
-        """Each once, and `scored` last."""
+        """Each law once, `scored` last."""
         first = [] if self.drawn is None or self.drawn is self.scored else [self.drawn]
         return first if self.scored is None else [*first, self.scored]
 
     @cached_property
     def plain_laws(self) -> list[Law]:
-        """Those without filters."""
+        """The laws without filters."""
         return [law for law in self.laws if law.cut is None]
 
     @property
     def whole(self) -> bool:
-        """Whether filters or a list need all of a row at a time."""
+        """Whether filters or a list need a whole row at a time."""
         return self.top > 0 or any(law.cut is not None for law in self.laws)
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one read of the logits leaves of each row. What no one asked for stays unset."""
+    """Results of one read of the logits, per row. What was not requested stays unset."""
 
     tiled: TiledLogits
     plan: Plan
@@ -160,7 +160,7 @@ class Scan:
             top_tokens=empty(num_rows, plan.top, dtype=torch.int64),
         )
         count = 1 if len(plan.laws) < 2 and not plan.entropy else 2
-        # A race holds as much as two blocks later on.
+        # A later race needs as much memory as two blocks.
         share = count if plan.drawn is None and not plan.whole else 1
         blocks = list(tiled.blocks(share, plan.whole))
         shapes = [(length(rows), length(part), tiled.width) for rows, part in blocks]
@@ -174,17 +174,16 @@ class Scan:
         return scan
 
     def _fill(self, rows: slice, part: slice, values: Tensor, spare: Tensor) -> None:
-        """Fill some tiles of some rows, with sums taken from the maximum of each tile.
+        """Fill some tiles of some rows, with sums relative to the maximum of each tile.
 
-        Works in place: a block, and its weights where the block is needed after them, are all
-        it holds.
+        Works in place: it holds only the block, and its weights if the block is needed after them.
         """
         self.tiled.read(rows, part, values)
         maximum = torch.amax(values, 2, out=some(self.tile_maximum, rows, part))
         if self.plan.top:
             ranked, ids = leaders(values.flatten(1), self.plan.top)
             self.top_values[rows] = ranked
-            self.top_tokens[rows] = ids.clamp_(max=self.tiled.vocabulary - 1)  # only if NaN
+            self.top_tokens[rows] = ids.clamp_(max=self.tiled.vocabulary - 1)  # only after a NaN
         if self.plan.whole:
             cuts = [law.find_cut(values, rows) for law in self.plan.laws]
             for law, cut in zip(self.plan.laws, cuts, strict=True):
@@ -194,7 +193,7 @@ class Scan:
             self._fill_plain(rows, part, values.sub_(maximum[:, :, None]), spare)
 
     def _fill_plain(self, rows: slice, part: slice, gaps: Tensor, spare: Tensor) -> None:
-        """Fill some tiles of some rows by the laws without filters, from gaps that are lost."""
+        """Fill some tiles of some rows for the laws without filters; overwrites `gaps`."""
         laws = self.plan.plain_laws
         for law in laws:
             speed = law.speeds(rows)
@@ -207,10 +206,9 @@ class Scan:
                 torch.sum(powers.mul_(weights), 2, out=some(self.tile_moment, rows, part))
 
     def _fill_kept(self, law: Law, cut: Cut, rows: slice, values: Tensor, spare: Tensor) -> None:
-        """Fill some whole rows, float32 [R, K, W], by a law that drops what comes after the cut.
+        """Fill some whole rows, float32 [R, K, W], for a law that drops everything after the cut.
 
-        Most tiles have nothing that is kept. On the CPU they are left out; elsewhere to count
-        them would sync.
+        Most tiles have no kept token. The CPU skips them; on a GPU counting them would sync.
         """
         maximum, mass = self.tile_maximum[rows], law.mass[rows]
         if values.device.type == "cpu":
@@ -220,7 +218,7 @@ class Scan:
             row, tile = place // self.tiled.tiles, place % self.tiled.tiles
         block, width = values[row, tile], self.tiled.width
         lanes = torch.arange(width, dtype=torch.int32, device=values.device)
-        start = (tile.int() * width)[:, None]  # the cut is moved, as ids of the block are large
+        start = (tile.int() * width)[:, None]  # shift the cut: ids of the block would be large
         dropped = Cut(cut.value[row], cut.token[row] - start).drops(block, lanes)
         gaps = block.sub_(maximum[row, tile][:, None])
         speed = law.speeds(rows)
@@ -232,10 +230,10 @@ class Scan:
             self.tile_moment[rows].zero_()[row, tile] = powers.mul_(weights).sum(1)
 
     def _gather(self) -> None:
-        """Bring all sums to the maximum of the row."""
+        """Rescale all sums to the maximum of the row."""
         gaps = self.tile_maximum - self.maximum[:, None]
         for law in self.plan.laws:
-            # Finite, so that a tile of mass 0 has a moment of 0.
+            # Kept finite, so that a tile of mass 0 has a moment of 0.
             powers = (gaps / law.temperature).clamp_(min=LOWEST)
             factors = powers.exp()
             torch.sum(law.mass.mul_(factors), 1, keepdim=True, out=law.partition)
@@ -266,11 +264,11 @@ class Scan:
         return best
 
     def probability(self, law: Law, tokens: Tensor) -> Tensor:
-        """p(tokens) of int64 [N]; float32 [N]."""
+        """p(tokens) for int64 [N]; float32 [N]."""
         return self._exponent(law, tokens).exp_().div_(law.partition)[:, 0]
 
     def log_probability(self, law: Law, tokens: Tensor) -> Tensor:
-        """Return ln p(tokens) of int64 [N]; float32 [N], -inf for tokens of probability 0."""
+        """Return ln p(tokens) for int64 [N]; float32 [N], -inf for tokens of probability 0."""
         return self._exponent(law, tokens).sub_(law.partition.log())[:, 0]
 
     def top_probabilities(self, law: Law) -> Tensor:
@@ -290,7 +288,7 @@ class Scan:
                 second[rows] = torch.maximum(second[rows], inside)
         gaps = (second - maximum)[:, None].div_(law.temperature)
         if law.cut is not None:
-            # The kept are a prefix of (logit, id): all but one are dropped if it ends at the top.
+            # Kept tokens are a prefix of (logit, id): if it ends at the top, only one is kept.
             alone = law.cut.value == maximum[:, None]
             alone &= law.cut.token == self.arg_max()[:, None]
             alone |= second[:, None] < law.cut.value
@@ -298,7 +296,7 @@ class Scan:
         return -torch.expm1(gaps).div_(law.partition)[:, 0]
 
     def _exponent(self, law: Law, tokens: Tensor) -> Tensor:
-        """(l - m) / T of one token a row, float32 [N, 1]; -inf where the law gives it nothing."""
+        """(l - m) / T of one token per row, float32 [N, 1]; -inf if the law gives it no mass."""
         values = self.tiled.token(tokens)[:, None]
         gaps = values - self.maximum[:, None]
         out = gaps < LOWEST / 2

@@ -1,9 +1,9 @@
-"""Whether a faster path answers as the plain one does on a device, found out before it is used.
+"""Check before first use that a fast path agrees with the plain one on a device.
 
-A kernel that a compiler or a driver gets wrong on one GPU generation gives no error but other
-tokens. So the first call of a process on a device and in a dtype is preceded by three small calls
-that both paths answer. They cost two or three launches each, the last some more, and, once for
-each cache of Triton, a compilation.
+A kernel that a compiler or a driver gets wrong on one GPU generation raises no error; it returns
+wrong tokens. Therefore, before a process first uses a device and dtype, both paths answer three
+small calls. Each costs two or three launches, the last one some more, and one compilation per
+Triton cache.
 
 Shapes: N rows, V vocabulary.
 """
@@ -23,25 +23,25 @@ from dlm.kernels.noise import NoiseKey
 from dlm.kernels.tiles import TILE, Bonus
 
 ROWS: Final = 6
-VOCABULARY: Final = 2 * TILE + 452  # three tiles, the last of them part padding
+VOCABULARY: Final = 2 * TILE + 452  # three tiles, the last one partly padding
 SHARE: Final = 0.8
-"""p of top-p, in the call that has one."""
+"""p of top-p in the call that uses it."""
 TOLERANCE: Final = 2e-5
-"""Of statistics, which are sums in another order. Samples have to be equal."""
+"""For statistics, which are sums in another order. Samples have to be equal."""
 
 _FOUND: dict[tuple[torch.device, torch.dtype], bool] = {}
-"""Answers of this process. The one cache here, as to ask again would cost as much again."""
+"""Results of this process, kept because every check costs as much again."""
 
 
 def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) -> bool:
-    """Whether `fast` is to be trusted on a device: it answered as `plain` did there.
+    """Whether `fast` can be trusted on a device: it gave the same answers as `plain` there.
 
-    Asked once for each device and dtype of a process. A failure is told in a RuntimeWarning, with
-    what went wrong. While a CUDA graph is captured nothing can be asked: the answer is no then,
-    for this once.
+    Checked once per process for each device and dtype. A failure raises a RuntimeWarning with the
+    reason. While a CUDA graph is captured no check can run: the result is False, and is not
+    remembered.
 
     Raises:
-        torch.OutOfMemoryError: there is none for the rows of the question.
+        torch.OutOfMemoryError: There is no memory for the rows of the check.
     """
     found = _FOUND.get((device, dtype))
     if found is None:
@@ -62,10 +62,10 @@ def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) ->
 
 @contextmanager
 def may_wait(device: torch.device) -> Iterator[None]:
-    """The host may wait for a device, whatever `torch.cuda.set_sync_debug_mode` was told.
+    """Allow the host to wait for a device, whatever `torch.cuda.set_sync_debug_mode` is set to.
 
-    An error of that mode would be taken for one of the kernels, and for good. Where it is off it
-    stays untouched: torch warns of whoever sets it first.
+    An error of that mode would count as a kernel failure for the whole process. If the mode is off,
+    it stays untouched: torch warns whenever it is first set.
     """
     mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
     if not mode:
@@ -85,9 +85,9 @@ def difference(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path
         try:
             found = fast(call)
             wrong = _wrong_field(found, expected)
-        except torch.OutOfMemoryError:  # which says nothing of the kernels
+        except torch.OutOfMemoryError:  # says nothing about the kernels
             raise
-        except Exception as error:  # of a compiler, a driver or a launch: none may end the run
+        except Exception as error:  # compiler, driver and launch errors must not end the run
             return f"{type(error).__name__}: {error}"
         if wrong is not None:
             every = call.temperature
@@ -97,9 +97,9 @@ def difference(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path
 
 
 def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
-    """The arg max, a draw with all that a call may adjust, and one from what filters keep.
+    """The arg max, a draw with all possible adjustments, and one from what filters keep.
 
-    The last is at a temperature of each row, as the runtime draws.
+    The last one has a temperature per row, as the runtime draws.
     """
     source = torch.Generator().manual_seed(0)
     drawn = 3 * torch.randn(ROWS, VOCABULARY, generator=source)
@@ -118,7 +118,7 @@ def calls(device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
         scale_statistics=False,
         bonus=Bonus(index[:, None] * 400, torch.full((ROWS, 1), 2.0, device=device)),
     )
-    # No prefix of these rows holds SHARE to 1e-3: the cuts of all paths are the same.
+    # No prefix of these rows has a mass within 1e-3 of SHARE, so all paths cut alike.
     yield Call(
         logits,
         STATISTICS,

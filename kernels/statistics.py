@@ -21,7 +21,7 @@ from dlm.kernels.tiles import Bonus, Suppressed, Temperature, TiledLogits, bound
 __all__ = ["STATISTICS", "TokenStatistics", "categorical", "token_statistics"]
 
 
-def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked of it)
+def token_statistics(  # noqa: PLR0913 (one read computes everything requested)
     logits: Tensor,
     wanted: Collection[str],
     temperature: float | Tensor = 0.0,
@@ -42,18 +42,18 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
 
     With m = max l and Z = sum exp(l - m): confidence = exp(l_sampled - m) / Z, margin =
     (1 - exp(l_second - m)) / Z, entropy = ln Z - sum (l - m) exp(l - m) / Z. All are float32 from
-    upcast logits. Under the model's law neither temperature nor filters change them. Under the
-    sampling law l - m is divided by T first, by 1 if T = 0, and the sums run over the tokens that
-    the filters keep: that is what Dream (Ye et al. 2025, arXiv:2508.15487) scores positions by.
+    upcast logits. Under the law "model" neither temperature nor filters change them. Under the law
+    "sampling" l - m is first divided by T (by 1 if T = 0), and the sums run over the tokens that
+    the filters keep: Dream (Ye et al. 2025, arXiv:2508.15487) scores positions by these.
 
     The sample follows softmax(l / T), restricted by top-k, top-p and min-p. It is drawn by the
-    exponential race of Gumbel-max in two heats, tiles and then tokens of the winning tile, with 64
-    random bits a contestant and the fine end of the uniform where the race is won: float32 noise
-    of 24 bits would drop tokens below e**-16.6 of the top (Zheng et al. 2024, arXiv:2409.02908).
-    A row's sample depends on its own logits and key, not on the rest of the batch. T = 0 is the
-    arg max, the lower id among equals, and takes no noise.
+    exponential race of Gumbel-max in two heats, first over tiles and then over tokens of the
+    winning tile. Each contestant has 64 random bits, and the uniform is finely resolved at the end
+    where the race is won: float32 noise of 24 bits would drop tokens below e**-16.6 of the top
+    (Zheng et al. 2024, arXiv:2409.02908). A row's sample depends on its own logits and key, not on
+    the rest of the batch. T = 0 is the arg max, the lower id among equals, and uses no noise.
 
-    A scale s puts T / s in the place of T, and of the 1 that stands for T in the statistics.
+    A scale s replaces T by T / s, also where the statistics use T = 1.
 
     -inf logits are never drawn while a row has another; a row of nothing else is uniform over its
     unsuppressed tokens. A NaN or +inf logit that is not suppressed makes the row's statistics NaN.
@@ -63,29 +63,29 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
 
     Args:
         logits: Floating point [N, V], read only.
-        wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is there in any case.
+        wanted: Which statistics to compute, out of `STATISTICS`; "sampled" is always returned.
         temperature: T, at least 0; or float32 [N], T of each row, above 0 and finite (checked on
-            the CPU only, too). A number counts as the float32 next to it, so that a row has the
-            bits that the number would give it, on a GPU where the Triton kernels answer.
+            the CPU only). A number is rounded to float32, so that a row gets the same bits from a
+            number as from a tensor, on a GPU where the Triton kernels answer.
         top_k: Keep the k likeliest tokens, the lower id among equals. None keeps all.
         top_p: Keep the fewest likeliest tokens with at least this share. None keeps all.
         key: The noise of the rows; needed when T is above 0.
         suppressed: bool [V], tokens of probability 0. At least one must be left (checked on the
-            CPU only, as a GPU would have to wait). `Suppressed.of` prepares it for many calls, of
-            which each takes longer otherwise: on the CPU by the search for the few ids.
+            CPU only, as a GPU would have to wait). For many calls prepare it with `Suppressed.of`:
+            otherwise each call takes longer, on the CPU by the search for the few ids.
         tokens: int64 [N], for `token_probability` and `token_log_probability`.
-        law: What the statistics describe: the "model", or the law of "sampling", where dropped
-            tokens have probability 0. `sampled_log_probability` is of the latter always, with 0
-            for the arg max of T = 0.
-        scale: float32 [N], above 0 (checked on the CPU only, too), factor on the logits of each
-            row. None is 1.
+        law: What the statistics describe: the "model", or the "sampling" distribution, where
+            dropped tokens have probability 0. `sampled_log_probability` is always that of the
+            latter, and 0 for the arg max of T = 0.
+        scale: float32 [N], above 0 (checked on the CPU only), factor on the logits of each row.
+            None is 1.
         scale_statistics: Whether all statistics but `sampled_log_probability` see the scale too.
-            If not, the statistics of "sampling" are those of the law without it.
+            If not, the statistics of "sampling" are those of the distribution without it.
         bonus: Added to the logits of a few tokens of every row, in float32 and before anything
             else, so that it counts in full whatever the dtype of the logits.
         top: How many of the likeliest tokens to list, at most V; the lower id first among equals,
             suppressed tokens last. 0 lists none.
-        min_p: Keep the tokens of what the other filters leave that have at least this times the
+        min_p: Of the tokens that the other filters keep, keep those with at least this times the
             probability of the likeliest. None and 0 keep all.
 
     Returns:
@@ -116,7 +116,7 @@ def token_statistics(  # noqa: PLR0913 (one read has to learn all that is asked 
 
 
 def by_kernels(call: Call) -> TokenStatistics:
-    """A call that `fused.covers` admits, by the Triton kernels."""
+    """Answer a call that `fused.covers` admits with the Triton kernels."""
     scale = None if call.scale is None else call.scale.detach()
     temperature = _each(call)
     drawn = FusedLaw(temperature, scale) if call.draws else None
@@ -128,7 +128,7 @@ def by_kernels(call: Call) -> TokenStatistics:
 
 
 def _each(call: Call) -> Tensor | None:
-    """T of each row as the kernels take it, float32 [N]; None is 1, which stands for 0 too."""
+    """T of each row for the kernels, float32 [N]; None is 1, which also represents 0."""
     temperature = call.temperature
     if isinstance(temperature, Tensor):
         return temperature.detach()  # the kernels bound it
@@ -138,7 +138,7 @@ def _each(call: Call) -> Tensor | None:
 
 
 def by_torch(call: Call) -> TokenStatistics:
-    """Any call, by operations of torch."""
+    """Answer any call with torch operations."""
     tiled = TiledLogits.of(call.logits, call.suppressed, call.bonus)
     filters = Filters(call.top_k, None if call.top_p == 1 else call.top_p, call.min_p or None)
     laws = _Laws(call.logits, call.temperature, filters, call.scale)
@@ -171,7 +171,7 @@ def categorical(
     suppressed: Tensor | Suppressed | None = None,
     key: NoiseKey | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample a token of each row; `token_statistics` says how.
+    """Sample a token of each row; see `token_statistics`.
 
     Returns:
         Tokens, int64 [N], and their probability under the untempered model, float32 [N].
@@ -191,21 +191,21 @@ def categorical(
 
 
 class _Laws:
-    """The laws of one call, each made once."""
+    """The laws of one call, each created once."""
 
     def __init__(
         self, logits: Tensor, temperature: Temperature, filters: Filters, scale: Tensor | None
     ) -> None:
-        self.logits = logits  # float of any kind [N, V]
+        self.logits = logits  # any floating dtype [N, V]
         if not isinstance(temperature, Tensor):
-            temperature = temperature or 1.0  # what stands for 0 in the statistics
+            temperature = temperature or 1.0  # replaces 0 in the statistics
         self.temperature = temperature  # a number or float32 [N]
         self.filters = None if filters == Filters(None, None, None) else filters
         self.scale = scale  # float32 [N]
         self.made: dict[tuple[bool, bool, bool], Law] = {}
 
     def get(self, *, sampling: bool, scaled: bool) -> Law:
-        """The law of the model or of sampling, with the scale of the rows or without."""
+        """The law of the model or of sampling, with or without the scale of the rows."""
         temperature = self.temperature if sampling else 1.0
         tempered = isinstance(temperature, Tensor) or temperature != 1
         filters = self.filters if sampling else None
@@ -232,7 +232,7 @@ def _measure(name: str, scan: Scan, law: Law, sampled: Tensor, tokens: Tensor | 
     if name == "sampled_log_probability":
         drawn = scan.plan.drawn
         if drawn is None:
-            return scan.maximum - scan.maximum  # 0, but NaN where the row is broken
+            return scan.maximum - scan.maximum  # 0, but NaN in a broken row
         return scan.log_probability(drawn, sampled)
     if name == "entropy":
         return scan.entropy

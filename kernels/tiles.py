@@ -1,4 +1,4 @@
-"""Reading logits: float32 blocks of some tiles of some rows, one tile a row, or one token a row.
+"""Reading logits: float32 blocks of some tiles of some rows, one tile or one token per row.
 
 Shapes: N rows, R rows and C tiles of a block, V vocabulary, K tiles, W tokens of a tile.
 """
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 TILE: Final = 1024
-"""Tokens of a tile. Part of the noise contract: another size draws other samples of one law."""
+"""Tokens per tile. Part of the noise contract: another size gives other samples of the same law."""
 
 CPU_BLOCK = 1 << 17
-"""Elements of the temporaries of a block on the CPU: 0.5 MB of float32, which a cache holds."""
+"""Elements of a block's temporaries on the CPU: 0.5 MB of float32, which fits a cache."""
 CUDA_BLOCK = 1 << 22
-"""The same elsewhere: 16 MB, as smaller kernels cost more to launch than to run."""
+"""The same on other devices: 16 MB, as smaller kernels cost more to launch than to run."""
 CPU_GRAIN: Final = 1 << 15
 """Elements below which torch gives no second thread a part of an operation."""
 CPU_SHARE: Final = 32
-"""A block larger than `CPU_BLOCK`, for many threads, is at most this fraction of the logits."""
+"""A block larger than `CPU_BLOCK`, for many threads, is at most 1 / CPU_SHARE of the logits."""
 
-# Stand-ins for -inf, all with exp(x - maximum) = 0. They are finite so that 0 * (x - maximum) is 0,
-# and apart so that a row without any finite logit is uniform over its unsuppressed tokens.
+# Replacements of -inf, all with exp(x - maximum) = 0. They are finite so that 0 * (x - maximum) is
+# 0, and distinct so that a row without any finite logit is uniform over its unsuppressed tokens.
 LOWEST: Final = -1e38
 SUPPRESSED: Final = -2e38
 PADDING: Final = -3e38
@@ -37,14 +37,14 @@ TEMPERATURES: Final = (1e-30, 1e30)
 
 
 def bounded(temperature: float) -> float:
-    """The float32 next to a temperature above 0, within `TEMPERATURES`."""
+    """The float32 nearest to a temperature above 0, within `TEMPERATURES`."""
     rounded: float
     (rounded,) = unpack("f", pack("f", min(max(temperature, TEMPERATURES[0]), TEMPERATURES[1])))
     return rounded
 
 
 def over(temperature: Temperature, scale: Tensor | None) -> Temperature:
-    """T / s of each row, given a number or float32 [N]."""
+    """T / s of each row, from a number or float32 [N]."""
     if isinstance(temperature, Tensor):
         temperature = temperature.detach().clamp(*TEMPERATURES)
     else:
@@ -61,36 +61,36 @@ def rows_of(temperature: Temperature, rows: slice) -> Temperature:
 
 
 def row_blocks(num_rows: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Split rows of `elements` elements each, so that the temporaries of a block fit the budget."""
+    """Split rows of `elements` elements each, so that a block's temporaries fit the budget."""
     size = max(1, (CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK) // elements)
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
 
 
 def tile_count(vocabulary: int) -> int:
-    """K. A vocabulary below one tile is one tile of its own width."""
+    """K. A vocabulary smaller than a tile is one tile of its own width."""
     return -(-vocabulary // TILE)
 
 
 class Bonus(NamedTuple):
-    """What is added to the logits of a few tokens of every row, after they are float32."""
+    """What is added to the logits of a few tokens of every row, after conversion to float32."""
 
     tokens: Tensor  # int64 [N, J]
-    values: Tensor  # float32 [N, J], 0 for an entry that means nothing
+    values: Tensor  # float32 [N, J], 0 for an unused entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Suppressed:
-    """Tokens of probability 0, as calls read them: made once for all that suppress the same."""
+    """Tokens of probability 0, prepared once for all calls that suppress the same ones."""
 
-    mask: Tensor  # bool [V], not to be changed any more
-    ids: Tensor | None  # int64, the same on the CPU, ascending; elsewhere None
-    ends: list[int]  # how many of them come before each tile, and before the end
+    mask: Tensor  # bool [V], must not change any more
+    ids: Tensor | None  # int64, the suppressed ids in ascending order; None unless on the CPU
+    ends: list[int]  # how many of the ids come before each tile, and before the end
 
     @classmethod
     def of(cls, mask: Tensor) -> "Suppressed":
         """Prepare bool [V]."""
-        # A list of few ids fills 50 times faster than a mask on the CPU; on a GPU it would sync.
+        # On the CPU filling a short list of ids is 50 times faster than a mask; a GPU would sync.
         if mask.device.type != "cpu":
             return cls(mask, None, [])
         ids = mask.nonzero()[:, 0]
@@ -100,9 +100,9 @@ class Suppressed:
 
 @dataclass(frozen=True)
 class TiledLogits:
-    """Logits as float32 with suppressed tokens and -inf replaced, without a copy of the whole."""
+    """Logits as float32, with suppressed tokens and -inf replaced, without a copy of the whole."""
 
-    logits: Tensor  # float of any kind [N, V]
+    logits: Tensor  # any floating dtype [N, V]
     suppressed: Suppressed | None
     bonus: Bonus | None = None
 
@@ -110,7 +110,7 @@ class TiledLogits:
     def of(
         cls, logits: Tensor, suppressed: Tensor | Suppressed | None, bonus: Bonus | None = None
     ) -> "TiledLogits":
-        """Prepare logits [N, V] and the bool [V] of tokens that have probability 0."""
+        """Prepare logits [N, V] and the bool [V] of tokens with probability 0."""
         if isinstance(suppressed, Tensor):
             suppressed = Suppressed.of(suppressed)
         return cls(logits, suppressed, bonus)
@@ -122,7 +122,7 @@ class TiledLogits:
 
     @cached_property
     def width(self) -> int:
-        """W: a vocabulary below one tile is not padded."""
+        """W: a vocabulary smaller than a tile is not padded."""
         return min(TILE, self.vocabulary)
 
     @cached_property
@@ -131,11 +131,11 @@ class TiledLogits:
         return tile_count(self.vocabulary)
 
     def blocks(self, temporaries: int, whole: bool) -> Iterator[tuple[slice, slice]]:
-        """Rows and tiles of each block: some whole rows, or if they may be cut a part of one.
+        """Rows and tiles of each block: several whole rows, or if rows may be cut a part of one.
 
         Args:
-            temporaries: How many of the size of a block are held at a time.
-            whole: Whether a block has all tiles of its rows, even beyond the budget.
+            temporaries: How many tensors of the size of a block are held at a time.
+            whole: Whether a block contains all tiles of its rows, even beyond the budget.
         """
         num_rows, tiles = self.logits.shape[0], self.tiles
         budget = self._budget() // temporaries // self.width
@@ -147,10 +147,10 @@ class TiledLogits:
                 yield slice(row, min(row + step, num_rows)), slice(tile, min(tile + size, tiles))
 
     def _budget(self) -> int:
-        """Elements of the temporaries of a block.
+        """Elements of a block's temporaries.
 
-        On the CPU every thread gets its grain, but what that takes beyond `CPU_BLOCK` has to be
-        a small part of the logits. No result depends on it.
+        On the CPU every thread gets its grain, but what exceeds `CPU_BLOCK` has to be a small part
+        of the logits. Results do not depend on it.
         """
         if self.logits.device.type != "cpu":
             return CUDA_BLOCK
@@ -176,7 +176,7 @@ class TiledLogits:
             block[:, stop - start :].fill_(PADDING)
 
     def tile(self, rows: slice, index: Tensor) -> tuple[Tensor, Tensor]:
-        """One tile of each of some rows.
+        """One tile for each of some rows.
 
         Args:
             rows: Which rows, R of them.
@@ -203,7 +203,7 @@ class TiledLogits:
         return values
 
     def _suppress(self, values: Tensor, tiles: slice, start: int) -> None:
-        """Replace suppressed tokens among those of some tiles, float32 [R, C], from `start` on."""
+        """Replace suppressed tokens in `values` of some tiles, float32, that begin at `start`."""
         assert self.suppressed is not None
         mask, ids, ends = self.suppressed.mask, self.suppressed.ids, self.suppressed.ends
         if ids is None:
@@ -213,7 +213,7 @@ class TiledLogits:
             values.index_fill_(1, some - start, SUPPRESSED)
 
     def _add_bonus(self, values: Tensor, rows: slice, start: Tensor | int) -> None:
-        """Add to consecutive tokens of some rows, float32 [R, C], that begin at `start`."""
+        """Add the bonus to consecutive tokens of some rows, float32, that begin at `start`."""
         assert self.bonus is not None
         column = self.bonus.tokens[rows] - start
         here = (column >= 0) & (column < values.shape[1])

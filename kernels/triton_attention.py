@@ -1,12 +1,14 @@
 """Attention of a few queries of each row to many keys, as Triton kernels.
 
-32 queries of 32 heads are 32 programs, a quarter of the processors of an H100. So a program takes
-some keys only (flash decoding, Dao et al. 2023), and a second kernel brings the parts of a query
-together. The first 512 keys are taken 128 at a time, as behind a short prompt there are too few
-programs, and those behind them 256 at a time, as each leaves something to bring together. So how
-keys are split depends on neither the number of rows nor the longest of them, and a part that a
-query does not see adds nothing: a row has the same bits in every batch. Where there are more
-programs than run at a time, those that no query sees any key of leave at once and read none.
+With 32 heads and 32 queries, one program per head gives 32 programs, a quarter of the processors
+of an H100. So a program computes only some of the keys (flash decoding, Dao et al. 2023), and a
+second kernel combines the parts of a query.
+
+The first 512 keys are split into parts of 128, as a short prompt gives too few programs otherwise.
+Later keys are split into parts of 256, as each part adds to the work of combining. The split
+depends on neither the number of rows nor the longest of them, and a part that a query does not
+see adds nothing, so a row has the same bits in every batch. If there are more programs than can
+run at a time, those whose keys no query sees exit at once and read none.
 
 Shapes: B rows, Q queries of each, H heads, G heads of keys, S keys, E head width, P parts.
 """
@@ -19,14 +21,14 @@ import triton.language as tl
 NEAR: Final = tl.constexpr(4)
 """The first programs of a row and a head, which take few keys."""
 FEW: Final = tl.constexpr(128)
-"""Keys of each of those."""
+"""Keys of each of those programs."""
 MANY: Final = tl.constexpr(256)
-"""Keys of each program behind them."""
+"""Keys of each later program."""
 LOG2_E: Final = tl.constexpr(1.4426950408889634)
 
 
 def parts_of(seen: int) -> int:
-    """Programs that take the keys of a row and a head, of which there are `seen`."""
+    """Number of programs for the keys of a row and a head, of which there are `seen`."""
     few, many = int(FEW.value), int(MANY.value)
     near = min(seen, int(NEAR.value) * few)
     return -(-near // few) + -(-(seen - near) // many)
@@ -37,7 +39,7 @@ def look(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes point
     question, keys, values, mask, scaling, first, seen, live, mask_query,
     GROUPS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """What queries see of some keys of a row and a head: m, sum 2^(s - m), and that times v."""
+    """Attention of queries to some keys of a row and a head: m, sum 2^(s - m), and that times v."""
     queries: tl.constexpr = question.shape[0]
     width: tl.constexpr = question.shape[1]
     asked, column = tl.arange(0, queries), tl.arange(0, width)
@@ -57,7 +59,7 @@ def look(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes point
             known = known & (tl.load(flag, mask=known & live[:, None], other=0) != 0)
         score = tl.where(known, score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
-        # What sees nothing yet has no maximum to take anything from.
+        # A query that has seen no key yet has a maximum of -inf, which must not be subtracted.
         level = tl.where(higher == float("-inf"), 0.0, higher)
         share = tl.exp2(score - level[:, None])
         fade = tl.exp2(top - level)
@@ -74,7 +76,7 @@ def shows(  # type: ignore[no-untyped-def]
     """Whether any query sees any key of a row from `first` up to `end`, int32."""
     index = first + tl.arange(0, CHUNK)
     asked = tl.arange(0, live.shape[0])
-    one = (asked == 0) | (mask_query != 0)  # of queries that all see alike
+    one = (asked == 0) | (mask_query != 0)  # one is enough if all queries see the same keys
     flag = mask + asked[:, None] * mask_query + index[None, :]
     inside = (index < end)[None, :] & (live & one)[:, None]
     return tl.max(tl.max(tl.load(flag, mask=inside, other=0).to(tl.int32), 1), 0)
@@ -86,18 +88,18 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
     SKIP: tl.constexpr,
 ):  # fmt: skip
-    """What the queries of a row and a head see of some keys: m, sum 2^(s - m), and that times v.
+    """Attention of a row's queries in a head to some keys: m, sum 2^(s - m), and that times v.
 
     Args:
         query: Pointer to half precision [B, Q, H, E].
         keys: Pointer to [B, room, G, E].
         values: Pointer to [B, room, G, E].
-        mask: Pointer to uint8 [B, Q or 1, S], 0 at what is not seen, or None.
+        mask: Pointer to uint8 [B, Q or 1, S], 0 at keys that are not seen, or None.
         mask_row: Elements of the mask from row to row.
-        mask_query: Elements from query to query, 0 if all see alike.
-        scaling: float32, of q k.
-        sums: Pointer to float32 [P, B H, Q, 2], written; of parts that are left out m alone, -inf.
-        weighed: Pointer to float32 [P, B H, Q, E], written but for those parts.
+        mask_query: Elements from query to query, 0 if all queries see the same keys.
+        scaling: float32, factor of q k.
+        sums: Pointer to float32 [P, B H, Q, 2], written; for skipped parts only m, as -inf.
+        weighed: Pointer to float32 [P, B H, Q, E], written except for skipped parts.
         queries: Q.
         seen: S.
         room: Keys that a row has memory for.
@@ -105,7 +107,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         GROUPS: G.
         WIDTH: E.
         QUERIES: Q rounded up to a power of 2, at least 16.
-        SKIP: Whether to look at the mask first, and at no key that no query sees.
+        SKIP: Whether to look at the mask first, and skip parts whose keys no query sees.
     """
     program = tl.program_id(0)
     row, head = (program // HEADS).to(tl.int64), program % HEADS
@@ -147,7 +149,7 @@ def combine_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
     sums, weighed, out, queries, parts, every,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
-    """Bring the parts of one query and head together, some at a time.
+    """Combine the parts of one query and head, several at a time.
 
     Args:
         sums: Pointer to float32 [P, B H, Q, 2], as `attend_kernel` wrote it.
@@ -168,12 +170,12 @@ def combine_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
     total = tl.full((), 0.0, tl.float32)
     answer = tl.zeros((WIDTH,), tl.float32)
     part = parts * 0
-    while part < parts:  # no range: the interpreter of Triton 3.6 has none that numpy 2.4 takes
+    while part < parts:  # not range, which fails in Triton 3.6's interpreter with numpy 2.4
         index = part + tl.arange(0, SOME)
         live = index < parts
         places = place + index * step
         tops = tl.load(sums + places * 2, mask=live, other=float("-inf"))
-        live = live & (tops != float("-inf"))  # what else there is was never written
+        live = live & (tops != float("-inf"))  # skipped parts have nothing else
         higher = tl.maximum(top, tl.max(tops, 0))
         level = tl.where(higher == float("-inf"), 0.0, higher)
         fade, shares = tl.exp2(top - level), tl.exp2(tops - level)

@@ -1,10 +1,11 @@
-"""What a step does to a canvas beside the network, as Triton kernels, most of a program a row.
+"""Canvas updates of a denoising step, as Triton kernels, most of them with one program per row.
 
-Each takes the place of some ten operations of torch on a few hundred integers, whose time is that
-of their launches. Flags are bytes, as torch keeps them.
+Each replaces some ten torch operations on a few hundred integers, whose cost is that of their
+launches. Flags are bytes, as torch stores them.
 
-`do_not_specialize` has all arguments but constants: no size of a canvas and no place in memory
-makes another kernel. One that is met first while a CUDA graph is recorded could not be loaded.
+`do_not_specialize` lists all arguments except constants, so no size of a canvas and no memory
+address compiles another kernel. A kernel first compiled while a CUDA graph is recorded could not
+be loaded.
 
 Shapes: B rows, L canvas, W window, N blocks of a row, Q queries, S stop tokens.
 """
@@ -23,7 +24,7 @@ def write_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel tak
     Args:
         tokens: Pointer to int64 [B, L].
         tokens_row: Elements from row to row.
-        positions: Pointer to int64 [B, W], of which the first of each row is read.
+        positions: Pointer to int64 [B, W]; only the first of each row is read.
         sampled: Pointer to int64 [B, W].
         commit: Pointer to uint8 [B, W].
         edit: Pointer to uint8 [B, W], or None.
@@ -31,7 +32,7 @@ def write_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel tak
         out: Pointer to int64 [B, L], written.
         length: L.
         width: W.
-        mask_id: What a remasked token turns into.
+        mask_id: Token that replaces a remasked one.
         BLOCK: Columns of a program.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -53,7 +54,7 @@ def write_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel tak
 
 @triton.jit
 def opened(tokens, blank, place, live, mask_id):  # type: ignore[no-untyped-def]
-    """Tokens of a row, whether they were masks at the start, and whether they are."""
+    """Tokens of a row, whether they were masks at the start, and whether they still are."""
     token = tl.load(tokens + place, mask=live, other=0)
     empty = tl.load(blank + place, mask=live, other=0) != 0
     return token, empty, empty & (token == mask_id)
@@ -65,7 +66,7 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     length, mask_id, eos_id, block_length, stops,
     BY_BLOCK: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fill a row behind a final stop token, and tell whether it is done.
+    """Fill a row after a final stop token, and determine whether it is done.
 
     Args:
         tokens: Pointer to int64 [B, L].
@@ -74,18 +75,18 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         blank_row: Elements from row to row.
         start: Pointer to int64 [B], first blank.
         origin: Pointer to int64 [B], where the first block begins.
-        begin: Pointer to int64 [B], where the active block does.
-        hold: Pointer to uint8 [B], whether the row stays in it.
-        ids: Pointer to int64 [S], or None where no token ends a row.
+        begin: Pointer to int64 [B], where the active block begins.
+        hold: Pointer to uint8 [B], whether the row stays in its block.
+        ids: Pointer to int64 [S], or None if no token ends a row.
         out: Pointer to int64 [B, L], written, or None likewise.
         done: Pointer to uint8 [B], written.
         length: L.
-        mask_id: Id that marks a blank.
-        eos_id: What the row is filled with.
+        mask_id: Id of the mask token.
+        eos_id: Token that fills the rest of the row.
         block_length: Positions of a block.
         stops: S.
-        BY_BLOCK: Whether a stop token is final only once its block is left behind.
-        BY_ROW: Whether it is only in a row without a mask.
+        BY_BLOCK: Whether a stop token is final only after its block is complete.
+        BY_ROW: Whether a stop token is final only in a row without a mask.
         BLOCK: Columns at a time.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -93,7 +94,7 @@ def stop_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     lane = tl.arange(0, BLOCK)
     masks, ends = lane * 0 + length, lane * 0 + length  # the first of each lane
     at = length * 0
-    while at < length:  # no range: the interpreter of Triton 3.6 has none that numpy 2.4 takes
+    while at < length:  # not range, which fails in Triton 3.6's interpreter with numpy 2.4
         place = at + lane
         token, empty, open_ = opened(tokens, blank, place, place < length, mask_id)
         masks = tl.minimum(masks, tl.where(open_, place, length))
@@ -135,7 +136,7 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     length, blocks, width, mask_id, block_length, reach,
     CROSS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The window of a row: the block with its first mask and those behind it, or all up to it.
+    """The window of a row: the block with its first mask and some later ones, or all up to it.
 
     Args:
         tokens: Pointer to int64 [B, L].
@@ -147,7 +148,7 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         stop: Pointer to int64 [B], one past the last blank.
         budget: Pointer to int64 [B, N].
         budget_row: Elements from row to row.
-        block: Pointer to int64 [B], the block so far.
+        block: Pointer to int64 [B], the active block so far.
         hold: Pointer to uint8 [B], whether the row stays in it.
         reached: Pointer to int64 [B], written: the active block.
         opening: Pointer to int64 [B], written: where it begins.
@@ -159,10 +160,10 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         length: L.
         blocks: N.
         width: W.
-        mask_id: Id that marks a blank.
+        mask_id: Id of the mask token.
         block_length: Positions of a block.
-        reach: Those of the active block and of others behind it that the window holds.
-        CROSS: Whether the window reaches back to the first blank.
+        reach: Positions of the active block and of the later blocks in the window.
+        CROSS: Whether the window extends back to the first blank.
         COLUMNS: W rounded up to a power of 2.
         BLOCK: Columns of the canvas at a time.
     """
@@ -177,9 +178,9 @@ def locate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         masks = tl.minimum(masks, tl.where(open_, place, length))
         at += BLOCK
     first = tl.min(masks, 0)
-    first = tl.where(first == length, 0, first)  # as an arg max has it
+    first = tl.where(first == length, 0, first)  # as arg max returns without a mask
     base, active = tl.load(origin + row), tl.load(block + row)
-    # Rounded towards 0, not down: below it the row has no mask, and stays in its block.
+    # This rounds towards 0, not down: a negative value means no mask, and the row keeps its block.
     later = tl.maximum(active, (first - base) // block_length)
     active = tl.where(tl.load(hold + row) != 0, active, later)
     begin = base + active * block_length
@@ -208,7 +209,7 @@ def stretch_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
     length, count, rows, room,
     HALVES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of a stretch of a row, and where a cache keeps them.
+    """Some columns of a span of a row, and where a cache stores them.
 
     Args:
         tokens: Pointer to int64 [B, L].
@@ -221,12 +222,12 @@ def stretch_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
         places: Pointer to int64 [B, Q], written: their columns.
         given: Pointer to uint8 [B, Q], written.
         slots: Pointer to int64 [HALVES B, Q], written.
-        inside: Pointer to int64 [B], written: columns of the stretch that the row has.
+        inside: Pointer to int64 [B], written: how many columns of the span the row has.
         length: L.
         count: Q.
         rows: B.
-        room: Last column of the cache, for what no row has.
-        HALVES: How many times the rows follow each other in the cache.
+        room: Last column of the cache, for columns that no row has.
+        HALVES: How many copies of the rows follow each other in the cache.
         BLOCK: Columns of a program.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -260,8 +261,8 @@ def look_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     Args:
         masked: Pointer to uint8 [B, W].
         blank: Pointer to uint8 [B, W].
-        limit: Pointer to int64 [B], forwards the block may take, 0 for no limit.
-        spent: Pointer to int64 [B], forwards it took.
+        limit: Pointer to int64 [B], forward passes the block may take, 0 for no limit.
+        spent: Pointer to int64 [B], forward passes it has taken.
         quota: Pointer to int64 [B], written.
         editable: Pointer to uint8 [B, W], written.
         nothing: Pointer to int64 [B, W], written: zeros.
@@ -287,7 +288,7 @@ def judge_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel tak
     commit, edit, remask, masked, editable, broken, rows, width,
     COLUMNS: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
-    """Which rules a decision breaks, some rows at a time: one program, as the answer is one.
+    """Which rules a decision violates, several rows at a time; one program, as there is one answer.
 
     Args:
         commit: Pointer to uint8 [B, W].

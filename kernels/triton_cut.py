@@ -1,17 +1,17 @@
 """Top-k and top-p as Triton kernels: the last token kept of every row, without a sort.
 
 The cut's logit is the largest t for which enough comes before it: at least k tokens with l >= t, or
-at least the share p of the mass. Both fall as t rises, so t is found digit by digit. With the
-representable values of the logits numbered in their order, a pass measures what lies above 15
-thresholds that split the present bracket of numbers into 16, which is 4 bits of t: 4 passes find
-any value that 16 bits can hold, 8 one of 32. Then t is exact, and one more launch finds which of
-the tokens that equal it is the last.
+at least the share p of the mass. Both fall as t rises, so t is found digit by digit. The
+representable values of the logits are numbered in their order. A pass measures what lies above 15
+thresholds that split the current bracket of numbers into 16, which determines 4 bits of t: 4
+passes find any value of 16 bits, 8 passes any of 32. Then t is exact, and one more launch finds
+which of the tokens that equal it is the last.
 
-A program measures 4096 tokens of a row and adds up what all programs of the row measured in the
-pass before, so that each comes to the same decision and no pass waits for the host. Masses are
-float32 sums over a program's tokens, and integers, multiples of 2**-40 of the likeliest token's
-weight, across programs: these are exact, whatever their order. Neither depends on N, so a row
-has the same cut in every batch.
+A program measures 4096 tokens of a row, and adds up what all programs of the row measured in the
+previous pass. Every program therefore makes the same decision, and no pass waits for the host.
+Within a program masses are float32 sums over its tokens. Across programs they are integers,
+multiples of 2**-40 of the likeliest token's weight, which add exactly in any order. Neither
+depends on N, so a row has the same cut in every batch.
 
 Shapes: N rows, V vocabulary, K tiles, C = 4096 tokens of a program, G programs of a row.
 """
@@ -25,25 +25,25 @@ from dlm.kernels.triton_noise import value_of
 from dlm.kernels.triton_scan import LOG2_E, LOWEST, PADDING, SUPPRESSED, read, temperature_of
 
 CHUNK: Final = 4096
-"""C, 16 tokens a lane of 8 warps: of 32 compared with 16 thresholds the registers would spill."""
+"""C, 16 tokens per lane of 8 warps: with 32 tokens and 16 thresholds the registers would spill."""
 WARPS: Final = 8
-"""Warps of a program that searches."""
+"""Warps of a search program."""
 SWEEP: Final = 16_384
-"""Tokens at once where a row has one program, of 16 warps."""
+"""Tokens at a time in the kernel with one program per row, of 16 warps."""
 SWEEP_WARPS: Final = 16
-"""Warps of a program that sweeps."""
+"""Warps of a sweep program."""
 DIGIT: Final = 4
-"""Bits of t that a pass finds."""
+"""Bits of t that a pass determines."""
 SLOTS: Final = 1 << DIGIT
-"""Numbers that a program leaves in a pass: one for each threshold, and one more."""
+"""Numbers that a program stores per pass: one for each threshold, and one more."""
 STATE: Final = 5
 """Numbers that a row carries from pass to pass: see `advance`."""
 FLOAT32: Final = 0
-"""Logits are any float32."""
+"""Logits can be any float32."""
 BFLOAT16: Final = 1
-"""Logits are those of bfloat16, `LOWEST` or `SUPPRESSED`."""
+"""Logits are values of bfloat16, `LOWEST` or `SUPPRESSED`."""
 FLOAT16: Final = 2
-"""Likewise of float16."""
+"""Logits are values of float16, `LOWEST` or `SUPPRESSED`."""
 
 LAST_DIGIT: Final = tl.constexpr(SLOTS - 1)
 DIGIT_BITS: Final = tl.constexpr(DIGIT)
@@ -56,10 +56,10 @@ UNIT: Final = tl.constexpr(2.0**40)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def value_at(number, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The float32 with a number, in [-2**31, 2**31) or of 16 bits in [-2**15, 2**15).
+    """The float32 with this number, in [-2**31, 2**31), or with 16 bits in [-2**15, 2**15).
 
-    Numbers have the order of values, and the lowest of 16 bits is `SUPPRESSED`. NaN of the upper
-    end stay NaN, which nothing reaches; those of the lower end are lower than any logit.
+    Numbers are ordered like the values, and the lowest one of 16 bits is `SUPPRESSED`. NaN at the
+    upper end stays NaN, which no value reaches; NaN at the lower end becomes lower than any logit.
     """
     key = number.to(tl.int32)
     if FORMAT == ANY_FLOAT:
@@ -92,7 +92,7 @@ def float64_of(low, high):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def shift_of(step, counting, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How far to the left the digit of a pass is; int64."""
+    """Bit position of the digit of a pass; int64."""
     number = tl.where(step < counting, step, step - counting)
     return (BITS - (number + 1) * DIGIT_BITS).to(tl.int64)
 
@@ -102,24 +102,24 @@ def advance(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes po
     state, found, row, chunk_count, counting, top_k, share_low, share_high, step,
     CHUNKS: tl.constexpr, FORMAT: tl.constexpr,
 ):  # fmt: skip
-    """The state of a row before a pass, with the digit that the pass before it found.
+    """The state of a row before a pass, with the digit that the previous pass determined.
 
     Args:
-        state: Pointer to int64 [N, STATE] of before the last pass.
-        found: Pointer to int64 [N, G, SLOTS], what it measured.
+        state: Pointer to int64 [N, STATE], the state before the previous pass.
+        found: Pointer to int64 [N, G, SLOTS], what the previous pass measured.
         row: Which row.
         chunk_count: G.
-        counting: How many passes count, 0 without top-k; the others weigh.
+        counting: Number of passes that count, 0 without top-k; the others weigh.
         top_k: k.
         share_low: Low half of the float64 p.
         share_high: High half.
         step: Number of the pass.
         CHUNKS: G rounded up to a power of 2.
-        FORMAT: What the logits are.
+        FORMAT: Format of the logits.
 
     Returns:
-        Five int64: the number of t as far as it is found, what was measured above its bracket,
-        what t has to reach, the number of the k-th largest logit, and how many that equal it
+        Five int64: the number of t as far as it is known, what was measured above its bracket,
+        what t has to reach, the number of the k-th largest logit, and how many tokens equal to it
         top-k keeps.
     """
     BITS: tl.constexpr = 32 if FORMAT == ANY_FLOAT else 16
@@ -134,12 +134,12 @@ def advance(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes po
         chunk, slot = tl.arange(0, CHUNKS)[:, None], tl.arange(0, SLOT_COUNT)
         place = (row.to(tl.int64) * chunk_count + chunk) * SLOT_COUNT + slot[None, :]
         measured = tl.sum(tl.load(found + place, mask=chunk < chunk_count, other=0), 0)
-        if step == counting + 1:  # the first that weighed left the total in the spare slot
+        if step == counting + 1:  # the first weighing pass left the total in the spare slot
             total = tl.sum(tl.where(slot == 0, measured, 0), 0)
             share = float64_of(share_low, share_high) * total.to(tl.float64)
             target = tl.ceil(share).to(tl.int64)  # at most the total, as p < 1
         shift = shift_of(step - 1, counting, BITS)
-        # What top-k keeps holds the whole, though sums in two orders may not say so.
+        # The tokens that top-k keeps have all the mass, even if sums in two orders differ.
         reached = (measured >= target) | (number + (slot.to(tl.int64) << shift) <= floor)
         digit = tl.sum(((slot == 0) | reached).to(tl.int32), 0) - 1
         if digit < LAST_DIGIT:
@@ -155,7 +155,7 @@ def advance(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes po
 def weights_of(  # type: ignore[no-untyped-def]
     values, parts, tile_count, temperature, scale, row, live, TILES: tl.constexpr
 ):
-    """exp((l - m) / T) of values of one row, m from the maxima that `scan_kernel` left."""
+    """exp((l - m) / T) of values of one row, with m from the maxima that `scan_kernel` stored."""
     tile = tl.arange(0, TILES)
     places = parts + (row.to(tl.int64) * tile_count + tile) * 4
     maximum = tl.max(tl.load(places, mask=tile < tile_count, other=PADDING), 0)
@@ -184,7 +184,7 @@ def search_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
 ):  # fmt: skip
     """One pass: measure C tokens of a row above each of 15 thresholds.
 
-    The first pass that weighs also leaves the mass of all that top-k keeps.
+    The first weighing pass also stores the mass of all that top-k keeps.
 
     Args:
         logits: As in `scan_kernel`.
@@ -197,9 +197,9 @@ def search_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         bonus_tokens: Likewise.
         bonus_values: Likewise.
         bonus_count: Likewise.
-        temperature: Pointer to float32 [N], T of the law that is cut, or None for 1.
+        temperature: Pointer to float32 [N], T of the law to cut, or None for 1.
         scale: Pointer to float32 [N], or None.
-        parts: What `scan_kernel` wrote, read if there is something to weigh.
+        parts: What `scan_kernel` wrote, read by weighing passes.
         old_state: As in `advance`, and so are the arguments up to `step`.
         old_found: Likewise.
         chunk_count: Likewise.
@@ -210,9 +210,9 @@ def search_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
         step: Likewise.
         state: Pointer to int64 [N, STATE], written.
         found: Pointer to int64 [N, G, SLOTS], written.
-        WEIGH: Whether this pass weighs; else it counts.
+        WEIGH: Whether this pass weighs; otherwise it counts.
         CHUNK: C.
-        FORMAT: What the logits are.
+        FORMAT: Format of the logits.
         CHUNKS: G rounded up to a power of 2, at least 2.
         TILES: K rounded up to a power of 2, at least 2.
     """
@@ -272,7 +272,7 @@ def last_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     WEIGH: tl.constexpr, SWEEP: tl.constexpr, FORMAT: tl.constexpr, CHUNKS: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """What follows the last pass, of one row: the token of the cut.
+    """After the last pass, for one row: the token of the cut.
 
     Args:
         logits: As in `search_kernel`, and so are the others up to `step`.
@@ -298,7 +298,7 @@ def last_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         step: Likewise.
         cut: Pointer to int32 [N, 2], written: bits of t, and the token.
         WEIGH: Whether the last pass weighed.
-        SWEEP: Tokens of the row that are read at once.
+        SWEEP: Tokens of the row that are read at a time.
         FORMAT: As in `search_kernel`.
         CHUNKS: Likewise.
         TILES: Likewise.
@@ -311,7 +311,7 @@ def last_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     )  # fmt: skip
     if WEIGH:
         value = value_at(number, FORMAT)
-        # Beside the likeliest token one may weigh nothing.
+        # Next to the likeliest token this one may have a weight of 0.
         each = weights_of(value, parts, tile_count, temperature, scale, row, live, TILES)
         each = tl.maximum(fixed(each), 1)
         left = (target - above + each - 1) // each
@@ -333,5 +333,5 @@ def last_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         start += SWEEP
         going = (left > 0) & (start < vocabulary)
     tl.store(cut + row * 2, value.to(tl.int32, bitcast=True))
-    # Rounding may ask for more than there are: then all that equal it are kept.
+    # Rounding may require more tokens than equal t: then all of them are kept.
     tl.store(cut + row * 2 + 1, tl.minimum(token, vocabulary - 1))

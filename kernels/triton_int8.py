@@ -1,11 +1,11 @@
 """Products of 8-bit integers for few tokens and for many, as Triton kernels.
 
-A step that decodes a window is as fast as weights are read, and of a byte each they are read in
-half the time. Tokens are rounded by a kernel of their own, and multiplied by tensor cores, which
-add up in 32 bits. With 127 steps to an activation all is rounded as in `int8.product_reference`,
-but for a product in parts: each of them is rounded to float32 before they are added up. Nothing is
-contracted (`enable_fp_fusion`), so that a product is rounded before something is added to it. The
-exponential of a gate is the device's.
+A step that decodes a window is bound by reading weights, and weights of one byte are read in half
+the time. One kernel quantises tokens; others multiply them on tensor cores, which accumulate in 32
+bits. With 127 steps for an activation everything is rounded as in `int8.product_reference`,
+except that each part of a split product is rounded to float32 before the parts are added. No
+multiply-add is fused (`enable_fp_fusion`), so that a product is rounded before something is added
+to it. The exponential of a gate is the device's.
 
 Shapes: M tokens, K columns, N rows of the weights, P parts.
 """
@@ -23,8 +23,8 @@ def round_kernel(  # type: ignore[no-untyped-def]
     Args:
         x: Pointer to floats [M, K].
         rounded: Pointer to int8 [M, K], written: u.
-        scale: Pointer to float32 [M], written: s; NaN where the token has one.
-        least: float32, of max |x|.
+        scale: Pointer to float32 [M], written: s; NaN if the token has one.
+        least: float32, lower bound of max |x|.
         COLUMNS: K.
         ROOM: K rounded up to a power of 2.
         STEPS: A.
@@ -34,13 +34,13 @@ def round_kernel(  # type: ignore[no-untyped-def]
     place = token * COLUMNS + column
     value = tl.load(x + place, mask=live, other=0.0).to(tl.float32)
     largest = tl.maximum(tl.max(tl.abs(value), 0), least)
-    # A maximum leaves NaN out. Of what is not finite the scale tells, and integers are 0.
+    # A maximum ignores NaN. The scale records that a token is not finite; its integers are 0.
     spoilt = tl.max((value != value).to(tl.int32), 0) > 0
     largest = tl.where(spoilt, float("nan"), largest)
     finite = largest < float("inf")
     steps = tl.full((), STEPS, tl.float32)
-    far: tl.constexpr = 12582912.0  # 1.5 2^23, beside which float32 has no fractions
-    # torch, too, takes the inverse first where it divides a number by a tensor.
+    far: tl.constexpr = 12582912.0  # 1.5 2^23; adding it rounds a float32 to an integer
+    # torch also computes the inverse first when it divides a number by a tensor.
     inverse = tl.div_rn(tl.full((), 1.0, tl.float32), largest)
     factor = tl.where(finite, inverse * steps, 0.0)
     whole = (tl.where(finite, value, 0.0) * factor + far) - far
@@ -57,20 +57,20 @@ def int8_product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
 ):  # fmt: skip
     """The product s t u q^T + b of some tokens and some rows of up to three matrices, or a part.
 
-    A program takes one of the parts of K, or all of them one after the other.
+    A program computes one of the parts of K, or all of them one after the other.
 
     Args:
         x: Pointer to int8 [M, K], u.
         own: Pointer to float32 [M], s.
-        first: Pointer to the first rows of q, int8 [N1, K]; a program is in one matrix.
-        second: Pointer to those behind them, [N2, K].
-        third: Pointer to the rest.
-        first_scale: Pointer to their t, float32 [N1].
-        second_scale: Pointer to [N2].
-        third_scale: Pointer to the rest.
-        first_bias: Pointer to b, [N1], or None, as all biases are then.
+        first: Pointer to the first rows of q, int8 [N1, K]; a program is within one matrix.
+        second: Pointer to the rows after those, [N2, K].
+        third: Pointer to the remaining rows.
+        first_scale: Pointer to the scales t of `first`, float32 [N1].
+        second_scale: Pointer to those of `second`, [N2].
+        third_scale: Pointer to the remaining ones.
+        first_bias: Pointer to b, [N1], or None if there are no biases.
         second_bias: Pointer to [N2].
-        third_bias: Pointer to the rest.
+        third_bias: Pointer to the remaining ones.
         first_rows: N1, a multiple of ROWS.
         second_rows: N2, a multiple of ROWS.
         out: Pointer to [P / EACH, M, N], written; float32 if there are several.
@@ -123,7 +123,7 @@ def int8_gated_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kerne
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """SwiGLU of tokens, of which a program takes some, and some rows of both matrices.
+    """SwiGLU; a program computes some tokens and some rows of both matrices.
 
     Args:
         x: Pointer to int8 [M, K], u.
@@ -170,20 +170,21 @@ def int8_grouped_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a ker
 ):  # fmt: skip
     """The products s t u q^T of some choices of one expert with some rows of its matrix.
 
-    Choices are sorted by expert. A program whose tile is empty has nothing to do. Tokens are
-    gathered and products stay sorted, or what is sorted is multiplied and put where it belongs.
+    A choice is one expert of one token; choices are sorted by expert. A program with an empty tile
+    exits. With EACH the kernel gathers the tokens and writes the products in sorted order; without,
+    it reads sorted inputs and writes each product to its original place.
 
     Args:
         x: Pointer to int8 [M, K], u; or sorted [R, K].
         own: Pointer to float32 [M] or [R], s.
-        order: Pointer to int64 [R], where each choice belongs: of token order[r] // EACH.
+        order: Pointer to int64 [R], original place of each choice, of token order[r] // EACH.
         weight: Pointer to int8 [E, N, K], q.
         scale: Pointer to float32 [E, N], t.
-        expert: Pointer to int64 [T], of each tile of choices.
-        begin: Pointer to int64 [T], its first choice.
-        end: Pointer to int64 [T], behind the last choice of its expert.
+        expert: Pointer to int64 [T], expert of each tile of choices.
+        begin: Pointer to int64 [T], first choice of the tile.
+        end: Pointer to int64 [T], one past the last choice of its expert.
         out: Pointer to float32 [R, N], written.
-        EACH: Choices of a token; 0 where what is multiplied is sorted.
+        EACH: Choices of a token; 0 if the inputs are sorted.
         COLUMNS: K, a multiple of BLOCK.
         N: A multiple of ROWS.
         TOKENS: Choices of a tile, a power of 2, at least 16.

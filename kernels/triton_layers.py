@@ -1,16 +1,16 @@
 """Products of few tokens, norms and rotary positions as Triton kernels.
 
-A step that decodes a window multiplies some 32 tokens with every weight: what counts is how fast
-weights are read. A program takes 64 rows of a weight matrix and all tokens, the tokens as the
-narrow side of the product. Where a matrix has too few rows to keep all processors reading, its
-columns are split, and what comes next adds up the parts. Neither the split nor the order of any
-sum depends on the number of tokens.
+A step that decodes a window multiplies some 32 tokens with every weight, so its speed is that of
+reading weights. A program computes 64 rows of a weight matrix and all tokens, with the tokens as
+the narrow side of the product. If a matrix has too few rows to keep all processors reading, its
+columns are split, and the next operation adds up the parts. Neither the split nor the order of
+any sum depends on the number of tokens.
 
-Everything is rounded where the operations of torch would round it: what differs is the order of
-sums, and the last bit of an exponential or a root.
+Everything is rounded where the torch operations would round it. Only the order of sums differs,
+and the last bit of an exponential or a root.
 
-Shapes: M tokens, K columns, N rows of the weights, P parts, D model width, H heads of queries,
-G of keys, E head width, R rotated of it.
+Shapes: M tokens, K columns, N rows of the weights, P parts, D model width, H query heads, G key
+heads, E head width, R rotated columns of it.
 """
 
 import triton
@@ -28,12 +28,12 @@ def product_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel t
 
     Args:
         x: Pointer to half precision [M, K].
-        first: Pointer to the first rows of W, [N1, K]; a program is in one matrix.
-        second: Pointer to those behind them, [N2, K].
-        third: Pointer to the rest.
-        first_bias: Pointer to [N1], or None, as all biases are then.
+        first: Pointer to the first rows of W, [N1, K]; a program is within one matrix.
+        second: Pointer to the rows after those, [N2, K].
+        third: Pointer to the remaining rows.
+        first_bias: Pointer to [N1], or None if there are no biases.
         second_bias: Pointer to [N2].
-        third_bias: Pointer to the rest.
+        third_bias: Pointer to the remaining ones.
         first_rows: N1, a multiple of ROWS.
         second_rows: N2, a multiple of ROWS.
         out: Pointer to [P, M, N], written; float32 if P > 1.
@@ -76,7 +76,7 @@ def gated_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel tak
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """SwiGLU, silu(x W^T) (x V^T), of which a program takes some rows of both matrices.
+    """SwiGLU, silu(x W^T) (x V^T); a program computes some rows of both matrices.
 
     Args:
         x: Pointer to half precision [M, K].
@@ -147,7 +147,7 @@ def add_norm_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def add_up(parts, place, step, live, PARTS: tl.constexpr, kind):  # type: ignore[no-untyped-def]
-    """Sum of what stands at places of each part, rounded to a dtype; float32."""
+    """Sum over the parts at the given places, rounded to a dtype; float32."""
     total = tl.load(parts + place, mask=live, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         total += tl.load(parts + part * step + place, mask=live, other=0.0).to(tl.float32)
@@ -160,19 +160,19 @@ def rotate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, ROTATED: tl.constexpr,
     PARTS: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
-    """Add up projections, norm and rotate queries and keys, and put all where attention reads it.
+    """Add up projections, normalise and rotate queries and keys, and store them for attention.
 
-    A program takes some heads of one token.
+    A program computes some heads of one token.
 
     Args:
         parts: Pointer to [P, M, (H + 2 G) E], heads of queries, keys and values.
-        cosine: Pointer to [A, R]: token n has the angles n mod A.
+        cosine: Pointer to [A, R]: token n uses row n mod A.
         sine: Pointer to [A, R].
         query_norm: Pointer to the weight of queries' RMSNorm, [E], or None for no norms.
         key_norm: Pointer to that of keys.
         epsilon: float32, of the norms.
-        places: Pointer to int64 [M], where among the tokens of `keys` and `values` a token goes;
-            None for its own place.
+        places: Pointer to int64 [M], token index in `keys` and `values` where a token is stored;
+            None for its own index.
         query: Pointer to half precision [M, H, E], written.
         keys: Pointer to [..., G, E], written.
         values: Pointer to [..., G, E], written.
@@ -196,7 +196,7 @@ def rotate_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel ta
     base, step = (token * heads + head) * WIDTH, tokens.to(tl.int64) * heads * WIDTH
     live = (head < heads) & (column < WIDTH)
     own = add_up(parts, base + column, step, live, PARTS, kind)
-    # Read again rather than moved between threads: it is in the nearest cache.
+    # Read again instead of exchanged between threads: the values are in the L1 cache.
     facing = add_up(parts, base + other, step, live, PARTS, kind)
 
     turned, partner = own, facing

@@ -1,7 +1,7 @@
-"""The noise of `noise.py` and the race of `race.py` inside Triton kernels: the same words.
+"""The noise of `noise.py` and the race of `race.py` inside Triton kernels, with the same words.
 
-Counters, keys and the 64-bit words are equal bit for bit. The exponential variates are those of
-`exponential_from_bits` but for the last bit or two of a float32 logarithm.
+Counters, keys and the 64-bit words are equal bit for bit. The exponential variates equal those of
+`exponential_from_bits` up to the last bit or two of a float32 logarithm.
 
 Shapes: C contestants, an even number.
 """
@@ -40,7 +40,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def row_key(seed, row):  # type: ignore[no-untyped-def]
-    """The Philox key of a row, as `NoiseKey.stream` derives it.
+    """The Philox key of a row, derived as in `NoiseKey.stream`.
 
     Args:
         seed: int64.
@@ -61,7 +61,7 @@ def words(purpose: tl.constexpr, index, position, draw, k0, k1):  # type: ignore
     Args:
         purpose: `TILE_RACE` or `TOKEN_RACE` of `noise.py`.
         index: int32 [C / 2].
-        position: int64, of which 32 bits count.
+        position: int64, of which the low 32 bits are used.
         draw: Likewise.
         k0: uint32, first word of the key.
         k1: uint32, second word.
@@ -79,9 +79,9 @@ def words(purpose: tl.constexpr, index, position, draw, k0, k1):  # type: ignore
 def exponential(high, low):  # type: ignore[no-untyped-def]
     """`exponential_from_bits` of uint32 halves; float32 of their shape.
 
-    Triton has no log1p of its own, so with w = 1 - d: -ln(1 - d) = -ln(w) d / (1 - w), where the
-    rounding of w cancels (Kahan's trick, in Goldberg 1991, "What every computer scientist should
-    know about floating-point arithmetic", theorem 4). 1 - w is exact, as w >= 1/2.
+    Triton has no log1p, so with w = 1 - d: -ln(1 - d) = -ln(w) d / (1 - w), where the rounding of w
+    cancels (Kahan's trick, in Goldberg 1991, "What every computer scientist should know about
+    floating-point arithmetic", theorem 4). 1 - w is exact, as w >= 1/2.
     """
     bits = ((high.to(tl.uint64) << 32) | low.to(tl.uint64)).to(tl.int64, bitcast=True)
     upper = bits < 0
@@ -96,7 +96,7 @@ def exponential(high, low):  # type: ignore[no-untyped-def]
 def ordered(values):  # type: ignore[no-untyped-def]
     """int32 keys in the order of float32 values, with -0 equal to 0 and every NaN on top.
 
-    `tl.max` passes over a NaN or not as the hardware likes; of integers it knows only one order.
+    `tl.max` may or may not ignore a NaN, depending on the hardware; integers have only one order.
     """
     bits = tl.where(values == 0.0, 0.0, values).to(tl.int32, bitcast=True)
     return tl.where(values == values, bits ^ ((bits >> 31) & 0x7FFFFFFF), KEY_OF_NAN)
@@ -104,7 +104,7 @@ def ordered(values):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def value_of(key):  # type: ignore[no-untyped-def]
-    """The float32 that has this key."""
+    """The float32 with this key."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 

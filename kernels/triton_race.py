@@ -1,7 +1,7 @@
-"""What follows the scan as one Triton kernel: both heats of the race, and the statistics.
+"""The stage after the scan as one Triton kernel: both heats of the race, and the statistics.
 
-One program of four warps a row. It reads four numbers of each tile, then the tile that wins, the
-tile of the arg max if a margin is asked for, and one or two tokens.
+One program of four warps per row. It reads four numbers of each tile, then the tile that wins, the
+tile of the arg max if the margin is requested, and one or two tokens.
 
 Shapes: N rows, V vocabulary, K tiles, W = 1024 tokens of a tile, J bonuses.
 """
@@ -32,9 +32,9 @@ FIELDS: Final = (
 
 @triton.jit
 def expm1(x):  # type: ignore[no-untyped-def]
-    """exp(x) - 1 of a float32 that is not above 0; Taylor's series where that would lose digits.
+    """exp(x) - 1 of a float32 not above 0; a Taylor series where that would lose digits.
 
-    Nine terms leave less than 4e-10 of the value at -1/2.
+    Nine terms leave an error below 4e-10 of the value at -1/2.
     """
     series = 1.0 + x / 9.0
     for index in tl.static_range(7):
@@ -44,7 +44,7 @@ def expm1(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def exponent(value, token, maximum, temperature, cut, row, live):  # type: ignore[no-untyped-def]
-    """(l - m) / T of one token, -inf where the law gives it nothing."""
+    """(l - m) / T of one token, -inf if the law gives it no mass."""
     gap = value - maximum
     out = gap < LOWEST / 2
     if cut is not None:
@@ -70,9 +70,9 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
     LAWS: tl.constexpr, ENTROPY: tl.constexpr, MARGIN: tl.constexpr, RACE: tl.constexpr,
     TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Sample one row, and turn what the scan left of it into statistics.
+    """Sample one row, and compute its statistics from the results of the scan.
 
-    With f_k = exp((m_k - m) / T), Z = sum f_k s_k of the tiles' sums s_k, and the moment of the
+    With f_k = exp((m_k - m) / T) and the tiles' sums s_k, Z = sum f_k s_k, and the moment of the
     row is sum f_k (moment_k + (m_k - m) s_k).
 
     Args:
@@ -99,11 +99,11 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         key_position: Likewise.
         key_draw: Likewise.
         sampled: Pointer to int64 [N], written.
-        table: Pointer to float32 [FIELDS, N], written where asked for.
+        table: Pointer to float32 [FIELDS, N]; the requested rows are written.
         LAWS: As in `scan_kernel`.
         ENTROPY: Likewise.
-        MARGIN: Whether the margin is asked for.
-        RACE: Whether to sample, by the first law; else the arg max.
+        MARGIN: Whether the margin is requested.
+        RACE: Whether to sample from the first law; otherwise the arg max is taken.
         TILES: K rounded up to a power of 2, at least 2.
         WIDTH: W.
     """
@@ -153,7 +153,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         _, best_lane = first_best(values)
         if not RACE:
             lane = best_lane
-    # A broken row may name a lane beyond the vocabulary.
+    # A broken row may give a lane beyond the vocabulary.
     token = tl.minimum(tile * WIDTH + lane, vocabulary - 1)
     tl.store(sampled + row, token.to(tl.int64))
     value = read(
@@ -164,9 +164,9 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
         power = exponent(value, token, maximum, first, first_cut, row, live)
         tl.store(out + 6 * num_rows, power - tl.log(partition))
     else:
-        tl.store(out + 6 * num_rows, maximum - maximum)  # 0, but NaN where the row is broken
+        tl.store(out + 6 * num_rows, maximum - maximum)  # 0, but NaN in a broken row
 
-    # The statistics, of the law that is scored.
+    # The statistics, of the scored law.
     if LAWS > 0:
         scored, cut = first, first_cut
         if LAWS == 2:
@@ -182,7 +182,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
             inside = tl.max(tl.where(lanes == best_lane, PADDING, values), 0)
             gap = tl.maximum(others, inside) - maximum
             if cut is not None:
-                # The kept are a prefix of (logit, id): all but one are dropped if it ends here.
+                # Kept tokens are a prefix of (logit, id): if it ends here, only one is kept.
                 last_value, last_token = last_of(cut, row, live)
                 alone = (last_value == maximum) & (last_token == best_tile * WIDTH + best_lane)
                 alone |= tl.maximum(others, inside) < last_value
@@ -190,8 +190,8 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
             tl.store(out + 2 * num_rows, -expm1(tl.math.div_rn(gap, scored)) / partition)
         if ENTROPY:
             moments = tl.load(places + 3, mask=exists, other=0.0)
-            # f_k s_k first: 0 where f_k is, while (m_k - m) s_k may be too large for float32, and
-            # finite, as tiles of mass 0 have a moment of 0.
+            # Multiply f_k s_k first: it is 0 where f_k is; (m_k - m) s_k may overflow float32.
+            # The gap is kept finite, as tiles of mass 0 have a moment of 0.
             moment = tl.sum(weights * moments + tl.maximum(gaps, LOWEST) * mass, 0)
             mean = tl.math.div_rn(tl.math.div_rn(moment, partition), scored)
             tl.store(out + 3 * num_rows, tl.log(partition) - mean)
@@ -201,7 +201,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0913 (a kerne
                 logits, row_stride, token_stride, vocabulary, suppressed, bonus_tokens,
                 bonus_values, bonus_count, row, asked,
             )  # fmt: skip
-            # No kernel can raise: a token that does not exist has the probability NaN.
+            # A kernel cannot raise: a token that does not exist gets the probability NaN.
             known = (asked >= 0) & (asked < vocabulary)
             power = exponent(value, asked, maximum, scored, cut, row, live)
             power = tl.where(known, power, float("nan"))

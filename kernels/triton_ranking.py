@@ -1,10 +1,10 @@
-"""Ranks of the columns of a row by comparing each with each, as a Triton kernel.
+"""Ranks of the columns of a row by pairwise comparison, as a Triton kernel.
 
-A window has few columns: to compare them all takes less time than to launch one pass of a sort,
-of which torch takes two and some launches around them.
+A window has few columns: comparing all pairs takes less time than launching one pass of a sort.
+torch launches two passes, and more operations around them.
 
-Neither a width nor where memory begins makes another kernel, as in `triton_canvas`, but powers of
-2 that widths are rounded up to.
+As in `triton_canvas`, neither a width nor a memory address compiles another kernel, except for
+the powers of 2 to which widths are rounded up.
 
 Shapes: B rows, W columns.
 """
@@ -18,21 +18,22 @@ def rank_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     scores, allowed, chosen, count, most, out, width,
     ORDER: tl.constexpr, TOP: tl.constexpr, COLUMNS: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
-    """Rank of some columns of a row: how many stand in front, the allowed ones before the others.
+    """Rank of some columns of a row: how many precede each, allowed columns before the others.
 
-    In front stands a higher score, NaN being above infinity, or an equal one on the left.
+    A column precedes another if its score is higher, NaN being above infinity, or if the scores are
+    equal and it is on the left.
 
     Args:
         scores: Pointer to float32, float64 or int64 [B, W].
         allowed: Pointer to uint8 [B, W].
-        chosen: Pointer to uint8 [B, W], whose columns score infinity and are marked in any case, or
-            None; floats only.
+        chosen: Pointer to uint8 [B, W], or None; floats only. Chosen columns score infinity, and
+            are marked in any case.
         count: Pointer to int64 [B], how many to mark, or None for `most`.
         most: How many to mark in every row.
-        out: Pointer to int64 [B, W], or uint8 where columns are marked, written.
+        out: Pointer to int64 [B, W], or uint8 if columns are marked, written.
         width: W.
-        ORDER: Whether the column of each rank is written, not the rank of each column.
-        TOP: Whether it is written which columns rank among the first.
+        ORDER: Whether to write the column of each rank instead of the rank of each column.
+        TOP: Whether to write which columns rank among the first.
         COLUMNS: W rounded up to a power of 2.
         SOME: Columns of a program.
     """

@@ -1,10 +1,10 @@
-"""The scan as a Triton kernel: one read of the logits leaves four numbers of every tile.
+"""The scan as a Triton kernel: one read of the logits leaves four numbers per tile.
 
-A program takes one tile of four rows. 32 rows of 126,464 bfloat16 tokens are 8 blocks of rows
-times 124 tiles, 992 programs of 8 KB, enough to keep 132 processors loading at once without a
-loop, and a block of rows reads the mask of suppressed tokens once. The four numbers cost 16 bytes
-of a tile's 2048. Neither the shape of a program nor the order of its sums depends on N, so a row
-has the same bits in every batch.
+A program computes one tile of four rows. 32 rows of 126,464 bfloat16 tokens are 8 blocks of rows
+times 124 tiles: 992 programs of 8 KB, enough to keep 132 processors loading at once without a
+loop. A block of rows reads the mask of suppressed tokens once. The four numbers take 16 bytes,
+next to the 2048 of a tile. Neither the shape of a program nor the order of its sums depends on N,
+so a row has the same bits in every batch.
 
 Shapes: N rows, R rows of a program, V vocabulary, K tiles, W = 1024 tokens of a tile, J bonuses,
 P tokens of a warp's load.
@@ -25,16 +25,16 @@ COLDEST: Final = tl.constexpr(tiles.TEMPERATURES[0])
 HOTTEST: Final = tl.constexpr(tiles.TEMPERATURES[1])
 
 PARTS: Final = 4
-"""Numbers of a tile: maximum, mass of the first law, mass and moment of the scored law."""
+"""Numbers per tile: maximum, mass of the first law, mass and moment of the scored law."""
 ROWS: Final = 4
-"""R, and the warps of a program."""
+"""R, and the number of warps of a program."""
 LOAD: Final = 512
-"""Bytes that a warp loads at once, 16 a lane."""
+"""Bytes that a warp loads at once, 16 per lane."""
 
 
 @triton.jit
 def bounded(each):  # type: ignore[no-untyped-def]
-    """Temperatures within `tiles.TEMPERATURES`; NaN stay NaN."""
+    """Temperatures within `tiles.TEMPERATURES`; NaN stays NaN."""
     each = tl.where(each < COLDEST, COLDEST, each)
     return tl.where(each > HOTTEST, HOTTEST, each)
 
@@ -73,16 +73,16 @@ def last_of(cut, rows, live):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def dropped(values, ids, last_value, last_token):  # type: ignore[no-untyped-def]
-    """`Cut.drops`: whether tokens come after the last one kept. No NaN does, so that it shows."""
+    """`Cut.drops`: whether tokens come after the last one kept. NaN never does, so it shows."""
     return (values < last_value) | ((values == last_value) & (ids > last_token))
 
 
 @triton.jit
 def add_bonus(values, ids, bonus_tokens, bonus_values, bonus_count, row):  # type: ignore[no-untyped-def]
-    """Values of tokens `ids` of one row, of any shape, with what the row's bonus adds."""
+    """Values of tokens `ids` of one row, of any shape, plus the row's bonus."""
     place = row.to(tl.int64) * bonus_count
     end = place + bonus_count
-    while place < end:  # no range: the interpreter of Triton 3.6 has none that numpy 2.4 takes
+    while place < end:  # not range, which fails in Triton 3.6's interpreter with numpy 2.4
         token = tl.load(bonus_tokens + place).to(tl.int32)
         extra = tl.load(bonus_values + place)
         values += tl.where(ids == token, extra, 0.0)
@@ -95,7 +95,7 @@ def read(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes point
     logits, row_stride, token_stride, vocabulary, suppressed, bonus_tokens, bonus_values,
     bonus_count, row, ids,
 ):  # fmt: skip
-    """What `TiledLogits` reads: float32 of tokens `ids` of one row, of their shape."""
+    """Read like `TiledLogits`: float32 of tokens `ids` of one row, of their shape."""
     inside = (ids >= 0) & (ids < vocabulary)
     place = row.to(tl.int64) * row_stride + ids.to(tl.int64) * token_stride
     values = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
@@ -112,10 +112,10 @@ def read(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes point
 def add_bonuses(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel takes pointers)
     values, ids, tile, bonus_tokens, bonus_values, bonus_count, rows, live, WIDTH: tl.constexpr
 ):
-    """A tile of several rows, float32 [R W / P, P], with what their bonuses add.
+    """A tile of several rows, float32 [R W / P, P], plus their bonuses.
 
-    Bonuses are few and tiles many, so that most tiles see none: the block is touched only for
-    those that fall into it.
+    There are few bonuses and many tiles, so most tiles have none: the block is changed only by
+    bonuses that fall into it.
     """
     start = rows.to(tl.int64) * bonus_count
     index = bonus_count * 0
@@ -132,8 +132,8 @@ def add_bonuses(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
 @triton.jit  # type: ignore[untyped-decorator]
 def suppress(values, suppressed, ids, inside, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile of several rows, float32 [R W / P, P], with suppressed tokens replaced."""
-    # As many tokens at once as of logits: else the compiler would move the logits between warps,
-    # to where it wants the mask.
+    # Load as many mask tokens at once as logits: otherwise the compiler would move the logits
+    # between warps, to match its layout of the mask.
     each: tl.constexpr = SPAN // 32
     mask = tl.max_contiguous(tl.multiple_of(suppressed + ids, (1, each)), (1, each))
     return tl.where(tl.load(mask, mask=inside, other=0) != 0, SUPPRESSED, values)
@@ -163,23 +163,23 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
     LAWS: tl.constexpr, ENTROPY: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Leave of one tile of R rows: m_k, sum exp((l - m_k) / T) and sum (l - m_k) exp(...).
+    """Compute for one tile of R rows: m_k, sum exp((l - m_k) / T) and sum (l - m_k) exp(...).
 
-    m_k is that of all tokens, sums are over those that the cut of a law keeps.
+    m_k is the maximum of all tokens; sums run over those that the cut of a law keeps.
 
-    Sums are taken from the tile's own maximum, as that of the row is not known yet:
-    `draw_kernel` brings them to one maximum, which costs a multiplication of each tile.
+    Sums are relative to the tile's own maximum, as that of the row is not known yet. `draw_kernel`
+    rescales them to one maximum, at the cost of one multiplication per tile.
 
-    A NaN or +inf logit makes every sum of its tile NaN. `tl.max` may pass over a NaN, so m_k
-    learns of it from the first sum.
+    A NaN or +inf logit makes every sum of its tile NaN. `tl.max` may ignore a NaN, so m_k is set
+    from the first sum.
 
-    A warp of 32 lanes, which load 16 bytes each, spans P tokens. The block is [R W / P, P] with
-    line i of row i mod R, and the compiler deals lines to R warps in turn: a row is one warp's,
-    and a sum needs no other warp. As [W / P, R, P] the lines of a row are summed by each lane
-    before lanes are.
+    A warp of 32 lanes, which load 16 bytes each, spans P tokens. The block is [R W / P, P], where
+    line i belongs to row i mod R, and the compiler assigns lines to R warps in turn. A row thus
+    belongs to one warp, and its sums need no other warp. As [W / P, R, P] each lane sums the lines
+    of a row first, before the sum over lanes.
 
     Args:
-        logits: Pointer to float of any kind [N, V].
+        logits: Pointer to any floating dtype [N, V].
         row_stride: Elements from row to row.
         token_stride: Elements from token to token.
         num_rows: N.
@@ -189,11 +189,11 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
         bonus_tokens: Pointer to int64 [N, J], or None.
         bonus_values: Pointer to float32 [N, J], or None.
         bonus_count: J.
-        first_temperature: Pointer to float32 [N], T of the drawn law, or of the scored one if that
-            is all; or None for 1.
+        first_temperature: Pointer to float32 [N], T of the drawn law, or of the scored one if there
+            is no other; or None for 1.
         first_scale: Pointer to float32 [N], or None.
-        first_cut: Pointer to int32 [N, 2], the last token kept, or None if all are.
-        second_temperature: Likewise, of the scored law if it is another.
+        first_cut: Pointer to int32 [N, 2], the last token kept, or None if all are kept.
+        second_temperature: Likewise, of the scored law if it differs from the drawn one.
         second_scale: Pointer to float32 [N], or None.
         second_cut: Pointer to int32 [N, 2], or None.
         parts: Pointer to float32 [N, K, PARTS], written.
@@ -219,7 +219,7 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
             values, ids, tile, bonus_tokens, bonus_values, bonus_count, line_row, exists, WIDTH
         )
     if suppressed is not None:
-        # Suppressed tokens are few and close together: most tiles only have to learn of none.
+        # Suppressed tokens are few and close together: most tiles only find that they have none.
         flat = tile * WIDTH + tl.arange(0, WIDTH)
         some = tl.max(tl.load(suppressed + flat, mask=flat < vocabulary, other=0).to(tl.int32), 0)
         if some > 0:
@@ -250,10 +250,10 @@ def scan_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913 (a kernel take
             )  # fmt: skip
             other_mass = tl.sum(tl.sum(weights, 0), 1)
         if ENTROPY:
-            # Finite, as weights of 0 have a moment of 0.
+            # Kept finite, so that weights of 0 have a moment of 0.
             moment = tl.sum(tl.sum(tl.maximum(gaps, LOWEST) * weights, 0), 1)
     maximum = tl.where(broken & (maximum < float("inf")), float("nan"), maximum)
-    # One store of 16 bytes a row: four would each wait for all warps of the program.
+    # One store of 16 bytes per row: four stores would each wait for all warps of the program.
     left = tl.reshape(tl.join(tl.join(maximum, other_mass), tl.join(mass, moment)), (ROWS, 4))
     out = (rows.to(tl.int64) * tile_count + tile)[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(parts + out, left, mask=live[:, None])
