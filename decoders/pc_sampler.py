@@ -72,7 +72,7 @@ class PCSampler(Stateless):
 
     @property
     def reads_committed(self) -> bool:
-        """Whether committed positions count."""
+        """Whether scores depend on committed positions."""
         return self.weight == "linear"
 
     def bind(self, facts: Facts) -> "Weighted":

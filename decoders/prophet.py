@@ -58,7 +58,7 @@ class Prophet(Stateless):
 
     @property
     def reads_committed(self) -> bool:
-        """Whether committed positions count."""
+        """Whether the mean margin includes committed positions."""
         return self.answer_start is not None
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:

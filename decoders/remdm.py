@@ -23,14 +23,17 @@ class ReMDM(Policy):
     """Remask committed tokens at rate sigma, and reveal masks at the rate that makes up for it.
 
     From time t to s a committed token is remasked with probability sigma, and a mask is revealed
-    with probability (a_s - (1 - sigma) a_t) / (1 - a_t). The grid has alpha(t) = 1 - t and the
-    block's `steps` (its number of blanks without a budget). Wang et al. 2025 (ReMDM,
+    with probability (a_s - (1 - sigma) a_t) / (1 - a_t), with alpha(t) = 1 - t. The time grid has
+    the block's `steps`, or as many steps as its blanks without a budget. Wang et al. 2025 (ReMDM,
     arXiv:2503.00307), eq. 6 and section 4: sigma_max = min(1, (1 - a_s) / a_t), and sigma is
 
     - "cap": min(eta, sigma_max)
+
     - "rescale": eta sigma_max
+
     - "conf": eta sigma_max softmax(-c) over committed tokens, c their confidence at commitment,
       and 0 for masks (the one variant that does not keep the marginals)
+
     - "loop": min(eta, sigma_max) while alpha stays at 0.9 (t from 0.55 to 0.05), else 0
 
     Two variants for LLaDA draw no positions. They commit `unmask_k` tokens per forward pass up to
@@ -38,6 +41,7 @@ class ReMDM(Policy):
 
     - "llada": a loop remasks the `unmask_k` least probable tokens, and the next forward pass
       commits as many. From the code of PC-Sampler (arXiv:2508.13021) and Saber.
+
     - "llada_remdm": a loop remasks the `unmask_k` tokens that were least confident at commitment,
       before the forward pass that commits as many; tokens are samples at `temperature=1.0`. From
       the authors' own code, for one token per forward pass; for more that code counts differently.

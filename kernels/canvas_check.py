@@ -29,7 +29,7 @@ _FOUND: dict[torch.device, bool] = {}
 def passes(device: torch.device) -> bool:
     """Whether the kernels can be trusted on a device, checked once per process.
 
-    A failure raises a RuntimeWarning with the reason. While a CUDA graph is captured no check can
+    A failure issues a RuntimeWarning with the reason. While a CUDA graph is captured no check can
     run: the result is False, and is not remembered.
 
     Raises:

@@ -170,7 +170,7 @@ def _nucleus(
     # The total is that of the unsorted row, so that all paths below give the same count.
     target = share * _running_mass(values, top, temperature)[0][:, -1:]
     for short in SHORTLISTS:
-        if size <= short or values.device.type != "cpu":  # elsewhere the question would sync
+        if size <= short or values.device.type != "cpu":  # a GPU would have to sync
             continue
         order = None
         if short * CELL < size:

@@ -90,7 +90,7 @@ def gated(
 
 
 def covers(x: Tensor, *weights: Tensor) -> bool:
-    """Whether `linear` does not leave tokens [..., K] and these matrices to torch as they are.
+    """Whether `linear` and `gated` have a path of their own for tokens [..., K] and matrices.
 
     They have to be on a CPU, of a dtype that oneDNN multiplies, and need no gradient. A quantised
     or sharded matrix may be a Tensor subclass that looks like a plain one.

@@ -31,7 +31,7 @@ _FAINTEST: Final = -87.0
 """Lowest exponent of a weight. Below it `exp` gives subnormal numbers, which take a CPU many times
 as long and are negligible next to the 1 of a tile's maximum."""
 _NOTHING: Final = 1e-29
-"""Nats of entropy: more than the weights of `_FAINTEST` add up to over 7 million tokens."""
+"""Nats of entropy: more than the weights of `_FAINTEST` of 7 million tokens add up to."""
 _TILE_COST: Final = 6
 """Elements held for one token of one tile per row: its value, ids in int64 and their copies."""
 

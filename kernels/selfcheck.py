@@ -36,7 +36,7 @@ _FOUND: dict[tuple[torch.device, torch.dtype], bool] = {}
 def passes(device: torch.device, dtype: torch.dtype, fast: Path, plain: Path) -> bool:
     """Whether `fast` can be trusted on a device: it gave the same answers as `plain` there.
 
-    Checked once per process for each device and dtype. A failure raises a RuntimeWarning with the
+    Checked once per process for each device and dtype. A failure issues a RuntimeWarning with the
     reason. While a CUDA graph is captured no check can run: the result is False, and is not
     remembered.
 

@@ -89,7 +89,7 @@ class Suppressed:
 
     @classmethod
     def of(cls, mask: Tensor) -> "Suppressed":
-        """Prepare bool [V]."""
+        """Prepare a mask of suppressed tokens, bool [V]."""
         # On the CPU filling a short list of ids is 50 times faster than a mask; a GPU would sync.
         if mask.device.type != "cpu":
             return cls(mask, None, [])
