@@ -1,4 +1,4 @@
-"""What a model expects where nothing is known: the background frequencies of its tokens.
+"""The background token frequencies a model predicts without context.
 
 Shapes: V vocabulary.
 """
@@ -11,17 +11,19 @@ from torch import Tensor
 from dlm.measure import ids
 from dlm.models.model import Model
 
-LENGTH: Final = 128  # masks
+LENGTH: Final = 128  # masks on the canvas
 
 
 @torch.inference_mode()
 def background(model: Model) -> Tensor:
     """Mean prediction on a canvas of masks, float32 [V]: f(v) = mean_i p_i(v | v is no stop token).
 
-    Stop tokens have their own mean probability: on an empty canvas a model that was fine-tuned on
-    padded answers expects little else, and next to that every word would be equally rare. 128
-    masks, or as many as the model can place; where blocks of attention may begin anywhere all of
-    them are one. Tokens that are never sampled have 0.
+    The canvas has 128 masks, or as many as the model has positions for. Where attention blocks may
+    begin anywhere, all masks form one block.
+
+    Stop tokens have their own mean probability instead: on an empty canvas a model that was
+    fine-tuned on padded answers predicts little else, which would make every other token look
+    equally rare. Tokens that are never sampled have 0.
     """
     length = min(LENGTH, model.spec.max_length)
     tokens = torch.full((1, length), model.spec.mask_id, device=model.device)
@@ -30,7 +32,7 @@ def background(model: Model) -> Tensor:
     total = torch.zeros(model.spec.vocab_size, dtype=torch.float32, device=model.device)
     stops, banned = (ids(t, total.device) for t in (model.spec.stop_ids, model.spec.banned))
     ends = torch.zeros_like(total)[stops]
-    for some in hidden[0].split(16):  # all at once would be a float32 copy of every logit
+    for some in hidden[0].split(16):  # in chunks, to avoid a float32 copy of every logit
         logits = model.logits(some).float().to(total.device)
         logits[:, banned] = -torch.inf
         ends += logits.softmax(-1)[:, stops].sum(0)

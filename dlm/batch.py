@@ -1,4 +1,4 @@
-"""Rows that are decoded together: they leave when they are done, and others may join them.
+"""Continuous batching: finished rows leave the batch, and others may join.
 
 Shapes: B rows.
 """
@@ -29,7 +29,7 @@ from dlm.types import AnyDecoder
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What rows that are decoded together have in common."""
+    """What all rows of a batch share."""
 
     model: Model
     settings: Settings
@@ -47,7 +47,7 @@ class Terms:
         execution: Execution,
         span: int,
     ) -> "Terms":
-        """Those of rows with at most `span` positions from the first block to the last blank."""
+        """The terms of rows with at most `span` positions from the first block to the last blank."""
         block_length = active_length(settings.block_length, model.spec) or span
         traits = Traits.of(decoder)
         width = span if traits.cross_block else min(block_length * (1 + traits.ahead), span)
@@ -56,27 +56,27 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows to decode, laid out."""
+    """Rows to decode, laid out on a canvas."""
 
-    canvas: Canvas  # with at least one blank in each
+    canvas: Canvas  # at least one blank in each row
     lengths: Sequence[int]  # tokens of each
-    names: Sequence[int]  # what a step calls them
-    languages: Sequence[Constraint | None] = ()  # what each text is of; empty where all are free
+    names: Sequence[int]  # identify the rows in each `Step`
+    languages: Sequence[Constraint | None] = ()  # constraint of each row; empty if none has any
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to a batch between two forwards."""
+    """What happens to a batch between two forward passes."""
 
-    leave: frozenset[int] = frozenset()  # names of rows that are given up
-    join: Rows | None = None  # on the same terms
+    leave: frozenset[int] = frozenset()  # names of rows to drop
+    join: Rows | None = None  # rows to add, on the same terms
 
 
 NO_CHANGE = Change()
 
 
 def unchanged() -> Change:
-    """Nothing happens to the batch."""
+    """No change to the batch."""
     return NO_CHANGE
 
 
@@ -86,26 +86,32 @@ def denoise(
     change: Callable[[], Change] = unchanged,
     prompt_cache: PromptCache | None = None,
 ) -> Generator[Step, None, None]:
-    """Fill every blank, block by block, one yield a forward.
+    """Fill every blank, block by block, yielding once per forward pass.
 
-    Rows are independent: each has its own active block, and leaves the batch when it is done.
-    Every forward commits more than it remasks, or the decoder declares how many forwards a block
-    may take at most: either way the loop is bounded. Once a step the host reads one report of it;
-    where steps are not recorded it waits once more, for the number of columns to measure. It also
-    reads the rows that leave something in a prompt cache. Whoever looks for texts of `stop` in a
-    step waits for its tokens.
+    Rows are independent: each has its own active block, and leaves the batch when it is done. The
+    loop is bounded: either every forward pass commits more than it remasks, or the decoder declares
+    how many passes a block may take at most.
+
+    The host waits for the device:
+
+    - once a step, to read one report of it;
+    - once more a step if steps are not recorded, for the number of columns to measure;
+    - to read the rows that leave something in a prompt cache;
+    - for the tokens of a step that are searched for texts of `stop`.
 
     Args:
-        terms: of all rows, those that join included.
-        rows: to begin with.
-        change: asked after every forward. Where a cache is kept the first forward of rows that
-            join is theirs alone, as it computes them from end to end; it is asked after that, too.
-        prompt_cache: what rows take from and leave to others, with a cache and without guidance.
+        terms: shared by all rows, including those that join.
+        rows: the rows to begin with.
+        change: asked after every forward pass. With a key-value cache, rows that join first get a
+            forward pass of their own, as it computes them from end to end; `change` is asked after
+            that one too.
+        prompt_cache: keys and values that rows share across calls; used with a key-value cache and
+            without guidance.
 
     Raises:
-        ValueError: the decoder broke its contract, or the network returned NaN: of which row, and
-            at which of its forwards, counted from 0. No row goes on.
-        ChildProcessError: a process that has a part of the model has ended.
+        ValueError: the decoder broke its contract, or the network returned NaN; names the row and
+            its forward pass, counted from 0. All rows stop.
+        ChildProcessError: a process that holds a part of the model has ended.
     """
     leader = terms.model.leader
     return (alone if leader is None else leader.denoise)(terms, rows, change, prompt_cache)
@@ -114,20 +120,20 @@ def denoise(
 def alone(
     terms: Terms, rows: Rows, change: Callable[[], Change], prompt_cache: PromptCache | None
 ) -> Generator[Step, None, None]:
-    """`denoise` in this process."""
+    """`denoise` within this process."""
     network = terms.model.network
     with terms.execution.lane(network) as lane:
         batch = Batch(terms, lane, rows, prompt_cache)
         while True:
             try:
                 yield batch.step()
-            except GeneratorExit:  # all rows are given up
+            except GeneratorExit:  # the caller dropped all rows
                 batch.leave(batch.live)
                 raise
             now = change()
             batch.drop(now.leave)
             while now.join is not None:
-                # A lane of their own: what is kept in the other one is in use.
+                # In a separate lane, as the workspace of the first one is in use.
                 with terms.execution.lane(network, beside=lane) as other:
                     more, now = Batch(terms, other, now.join, prompt_cache), NO_CHANGE
                     if terms.settings.caching != "none" or not batch.is_like(more):
@@ -148,32 +154,32 @@ def alone(
 
 
 class Batch:
-    """Rows between two forwards."""
+    """The rows being decoded, between two forward passes."""
 
     def __init__(
         self, terms: Terms, lane: Lane, rows: Rows, prompt_cache: PromptCache | None = None
     ) -> None:
-        """Take rows on the terms of all, and what is kept of other batches."""
+        """Lay out rows in a lane's workspace and take over what the prompt cache has of them."""
         self.terms = terms
         self.lane = lane
-        keeps = prompt_cache is not None and prompt_cache.bytes  # 0: there was no room for any
+        keeps = prompt_cache is not None and prompt_cache.bytes  # 0: there was no memory for any
         self.prompt_cache = prompt_cache if keeps else None
         self.names = list(rows.names)
         self.live = [True] * len(self.names)
-        self.made = [0] * len(self.names)  # forwards of each row
-        self.number = 0  # forwards of the batch
+        self.made = [0] * len(self.names)  # forward passes of each row
+        self.number = 0  # forward passes of the batch
         self.languages = list(rows.languages or [None] * len(self.names))
         canvas = rows.canvas.with_blocks(terms.execution.blocks(rows.canvas.shape[-1]))
         canvas = self.numbered(canvas)
         self.work = self.workspace(canvas)
         self.canvas = self.work.lay(canvas)
-        self.reused = [0] * len(self.names)  # tokens of each row that others computed
+        self.reused = [0] * len(self.names)  # tokens of each row taken from the prompt cache
         kept = self.recall()
         self.progress, due = self.work.loop.start(self.canvas, rows.lengths, kept)
         self.expect(due)
 
     def workspace(self, canvas: Canvas) -> Workspace:
-        """What makes forwards of a canvas of this shape."""
+        """The workspace for a canvas of this shape, from the lane or new."""
         terms = self.terms
         options = (terms.execution, terms.block_length, terms.width, tuple(self.distinct))
         make = partial(Loop, terms.model, terms.decoder, terms.settings, *options)
@@ -182,12 +188,12 @@ class Batch:
 
     @property
     def distinct(self) -> list[Constraint | None]:
-        """Languages of the rows, each once, in an order of their own; empty where all are free."""
+        """The distinct constraints of the rows, sorted by key; empty if no row has one."""
         found = set(self.languages)
         return [] if found == {None} else sorted(found, key=lambda one: one.key if one else ())
 
     def numbered(self, canvas: Canvas) -> Canvas:
-        """The same rows, which name their languages by their numbers."""
+        """The same canvas, with each row's constraint given by its index in `distinct`."""
         number = {one: place for place, one in enumerate(self.distinct)}
         if not number:
             return canvas
@@ -195,18 +201,22 @@ class Batch:
         return replace(canvas, language=send(each, canvas.tokens.device))
 
     def expect(self, due: Due) -> None:
-        """Note what the next forward computes, and in which of few shapes it is asked for."""
+        """Set what the next forward pass computes, and the rounded shape that is requested for it."""
         self.due = due
         self.asked = self.terms.execution.rounded(due, self.canvas.tokens.shape[1])
 
     def recall(self) -> Tensor | None:
-        """Take over what is kept of what rows begin with; how many tokens, int64 [B]."""
+        """Copy keys and values of the rows' prefixes from the prompt cache.
+
+        Returns:
+            How many tokens of each row were copied, int64 [B]; None without a prompt cache.
+        """
         if self.prompt_cache is None:
             return None
         canvas, device = self.canvas, self.canvas.tokens.device
-        origins = canvas.origin.tolist()  # of what comes behind keys and values are made anew
+        origins = canvas.origin.tolist()  # keys and values from there on are recomputed
         rows = [row[:end] for row, end in zip(canvas.tokens.tolist(), origins, strict=True)]
-        each = self.work.loop.traits.branches  # every branch has keys and values of its own
+        each = self.work.loop.traits.branches  # every branch has its own keys and values
         rows = [row for row in rows for _ in range(each)]
         recall = partial(self.prompt_cache.recall, rows, partial(self.work.loop.room, canvas))
         used = [(self.lane, self.work)]
@@ -216,16 +226,19 @@ class Batch:
     def keep(
         self, prompt_cache: PromptCache, tokens: Tensor, progress: Progress, lines: list[int]
     ) -> None:
-        """Leave what is final of some rows to others, given the tokens it was computed from."""
+        """Store the final tokens of the rows `lines` in the prompt cache.
+
+        `tokens` are those their keys and values were computed from.
+        """
         if not lines:
             return
         ends, rows = progress.kept[lines].tolist(), tokens[lines].tolist()
-        each = self.work.loop.traits.branches  # which are alike as far as they are final
+        each = self.work.loop.traits.branches  # branches agree on final tokens: keep the first
         final = {line * each: row[:end] for line, row, end in zip(lines, rows, ends, strict=True)}
         prompt_cache.keep(self.work.loop.room(self.canvas), final)
 
     def step(self) -> Step:
-        """One forward of all rows."""
+        """One forward pass of all rows."""
         outcome = self.terms.execution.step(
             self.lane, self.work, self.canvas, self.progress, self.asked
         )
@@ -234,7 +247,7 @@ class Batch:
             raise self.error(broken[0], outcome)
         live = self.live
         if self.prompt_cache is not None:
-            known = finished if self.number else live  # prompts after their first forward
+            known = finished if self.number else live  # prompts, after the first forward pass
             lines = [line for line, goes in enumerate(live) if goes and known[line]]
             self.keep(self.prompt_cache, outcome.before.tokens, outcome.progress, lines)
         self.made = [count + 1 for count in self.made]
@@ -260,7 +273,7 @@ class Batch:
         return made
 
     def error(self, rule: Violation, outcome: Outcome) -> ValueError:
-        """What to raise where a step broke a rule: of which row, and at which of its forwards."""
+        """The exception for a step that broke a rule; names the row and its forward pass."""
         traits = self.work.loop.traits
         lines = 1 if self.asked.alike else traits.branches
         found = culprits(rule, outcome, traits, lines)
@@ -273,7 +286,7 @@ class Batch:
         return ValueError(f"{traits.name} at {where}: {rule.value}")
 
     def drop(self, names: frozenset[int]) -> None:
-        """Give rows up."""
+        """Drop rows by name."""
         if names:
             self.leave([name in names for name in self.names])
             pairs = zip(self.live, self.names, strict=True)
@@ -283,42 +296,42 @@ class Batch:
             self.expect(replace(self.due, scopes=scopes))
 
     def leave(self, gone: Sequence[bool]) -> None:
-        """Leave what rows that are given up have to others."""
+        """Store what dropped rows have for the prompt cache."""
         if self.prompt_cache is not None and self.number:
             pairs = enumerate(zip(self.live, gone, strict=True))
             lines = [line for line, (was, goes) in pairs if was and goes]
             self.keep(self.prompt_cache, self.canvas.tokens, self.progress, lines)
 
     def only_live(self, progress: Progress) -> Progress:
-        """Nothing changes any more in rows that do not count."""
+        """Mark rows that are no longer live as done, so that nothing changes in them."""
         idle = send(torch.tensor([not goes for goes in self.live]), progress.done.device)
         return replace(progress, done=progress.done | idle)
 
     def is_like(self, other: "Batch") -> bool:
-        """Whether decoders' states can be put together: the first need not be like later ones."""
+        """Whether the decoder states of both batches can be stacked; a first state may differ in kind."""
         one, two = (kinds(batch.progress.state) for batch in (self, other))
         return one == two
 
     def shrink(self) -> None:
-        """Let rows go that need no further forward, as far as shapes may change."""
+        """Remove finished rows, as far as shapes may change."""
         stay = self.terms.execution.stay(self.live)
         if stay is not None:
             self.gather([(self, stay)], [self.live[line] for line in stay])
 
     def take(self, other: "Batch") -> None:
-        """Let the rows of another batch join, and those that are done go."""
+        """Merge another batch into this one, removing finished rows."""
         if not any(other.live):
-            return  # their first forward was all they needed
+            return  # they finished in their first forward pass
         here, there = (
             [line for line, goes in enumerate(batch.live) if goes] for batch in (self, other)
         )
         count = len(here) + len(there)
-        spare = self.terms.execution.places(count) - count  # for copies of a row, never looked at
+        spare = self.terms.execution.places(count) - count  # filled with copies of a row that are never read
         live = [True] * len(here) + [False] * spare + [True] * len(there)
         self.gather([(self, here + [0] * spare), (other, there)], live)
 
     def gather(self, parts: Sequence[tuple["Batch", list[int]]], live: list[bool]) -> None:
-        """Go on with some rows of several batches, of which those count that are `live`."""
+        """Continue with the given rows of several batches; `live` tells which of them count."""
         terms, device = self.terms, self.canvas.tokens.device
         batches = [batch for batch, _ in parts]
         lines: list[int] = []
@@ -341,7 +354,7 @@ class Batch:
         for batch, some in parts:
             index, count = send(some, device), len(batch.live)
             follow = partial(loop.follow, batch.work.loop, index, count, first, canvas)
-            if batch.work is work:  # rows change places: a second time would be one too many
+            if batch.work is work:  # rows move in place, which a retry would repeat
                 follow()
             else:
                 terms.execution.in_memory(used, device, follow, follow)

@@ -1,4 +1,4 @@
-"""Decoders made ready for one model and one canvas."""
+"""Binds a decoder to one model and one canvas."""
 
 from dlm.background import background
 from dlm.canvas import Canvas
@@ -13,18 +13,18 @@ def bind(
     block_length: int | None,
     reach: int | None = None,
 ) -> AnyDecoder:
-    """The decoder made ready for one model and one canvas.
+    """Bind a decoder to one model and one canvas, if it has a `bind` method.
 
     Args:
-        decoder: any.
-        model: whose facts it is told.
-        canvas: with the rows to be decoded.
-        block_length: positions of a block, None for one block.
-        reach: positions from the first block to the last blank that rows may come to; None where
+        decoder: the decoder.
+        model: the model whose facts the decoder is told.
+        canvas: the rows to be decoded.
+        block_length: positions of a block; None for one block.
+        reach: most positions from the first block to the last blank that rows may grow to; None if
             they keep their length.
 
     Raises:
-        ValueError: it was made for another model.
+        ValueError: the decoder was made for another model.
     """
     ready = getattr(decoder, "bind", None)
     if ready is None:
@@ -43,7 +43,7 @@ def bind(
 
 
 def extent(canvas: Canvas, block_length: int | None, reach: int | None) -> tuple[int, int]:
-    """Blocks of a row, and positions of a block, that a decoder is made ready for."""
+    """The number of blocks of a row, and the positions of a block, that a decoder is told."""
     span = canvas.span if reach is None else reach
     length = min(block_length or span, span)
     return (canvas.blanks.shape[1] if reach is None else -(-reach // length)), length

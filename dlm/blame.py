@@ -1,4 +1,4 @@
-"""Which rows broke a rule, found out once one is broken: no step that is well is asked.
+"""Finds the rows that broke a rule, once one is broken: steps that succeed pay nothing for it.
 
 Shapes: B rows, N columns measured.
 """
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The largest logits of a forward, which are finite where all are."""
+    """The largest logit at each measured column, finite exactly where all logits are."""
 
     maximum: Tensor  # float32 [N]
-    places: Places  # theirs
+    places: Places  # of the columns
 
     @property
     def finite(self) -> Tensor:
-        """Whether each is, bool [N]."""
-        return self.maximum.abs() < torch.inf  # `isfinite` launches four
+        """Whether the logits of each column are finite, bool [N]."""
+        return self.maximum.abs() < torch.inf  # one kernel; `isfinite` launches four
 
     def broken(self) -> list[int]:
-        """Rows of which one is not, ascending; the host waits."""
+        """Rows with a column that is not finite, ascending; waits for the device."""
         bad, ignored = ~self.finite, self.places.ignored
         bad = bad if ignored is None else bad & ~ignored.flatten()
         found: list[int] = self.places.row[bad].unique().tolist()
@@ -39,11 +39,11 @@ class Peaks:
 
 
 def culprits(rule: Violation, outcome: "Outcome", traits: Traits, lines: int) -> list[int]:
-    """Rows of a step that broke a rule, ascending; none where it does not tell of single rows.
+    """Rows of a step that broke a rule, ascending; empty if no single row is to blame.
 
     Args:
-        rule: one of those that the step broke.
-        outcome: of the step, in its own memory still.
+        rule: a rule that the step broke.
+        outcome: of the step, whose memory must not have been reused yet.
         traits: what the decoder declares.
         lines: branches of a row that were evaluated.
     """
@@ -57,7 +57,7 @@ def culprits(rule: Violation, outcome: "Outcome", traits: Traits, lines: int) ->
 
 
 def alone(rule: Violation, outcome: "Outcome", traits: Traits, row: int) -> bool:
-    """Whether the decision on a row breaks a rule by itself."""
+    """Whether the decision for one row breaks a rule by itself."""
     index = torch.tensor([row], device=outcome.progress.done.device)
     decision, view = select_rows(outcome.decision, index), select_rows(outcome.view, index)
     found = violations(decision, view, traits).get(rule)

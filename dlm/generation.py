@@ -1,4 +1,4 @@
-"""Text in, text out: `generate` and `stream` over the one denoising loop."""
+"""The public text API: `generate`, `generate_each` and `stream` over one denoising loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -25,7 +25,7 @@ from dlm.types import AnyDecoder
 
 
 @partial(names_checked, instead=INSTEAD)
-def generate(  # noqa: PLR0913 (the options users know by these names)
+def generate(  # noqa: PLR0913 (the options that users know by these names)
     model: Model,
     prompts: Prompts,
     *,
@@ -65,98 +65,121 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
 ) -> Generation:
     """Continue every prompt by `gen_length` tokens, decoded block by block.
 
-    A row depends on its prompt, its key and the options alone, never on the rest of the batch.
+    A row's result depends only on its prompt, its key and the options, not on the rest of the
+    batch.
 
     Args:
-        model: what `dlm.load` gave.
-        prompts: text (as it stands), token ids, chat messages (through the chat template), or
-            several of those; token ids in lists, tensors [P] or [B, P], arrays, or as a tokenizer
-            gave them.
-        decoder: name out of `dlm.decoders.DECODERS`, or an instance.
-        decoder_options: hyperparameters for a name.
-        gen_length: tokens to decode, at least 1; or a number for each prompt.
-        block_length: tokens that may be committed at a time, left to right; None for all. Where
-            attention is in blocks it is lowered to a divisor of `model.spec.block_size`, the
-            largest that is no longer; where those may begin anywhere, to `block_size`.
-        steps: forwards budget of a row, shared by its blocks in proportion to their blanks (one
-            each at least); None lets the decoder use as many as it needs. Decoders keep to it by
-            `view.quota`: one of your own that does not read that takes what it takes.
-        temperature: samples from softmax(logits / temperature); 0 takes the arg max.
-        top_k: samples among the k most likely tokens.
-        top_p: samples among the most likely tokens that hold this much probability.
-        min_p: samples among tokens of at least this times the probability of the likeliest. At
-            temperature 0 these three matter to decoders that go by the sampled law alone.
-        position_temperature: adds Gumbel noise of this size to the scores that positions are ranked
-            by, so that they are drawn from softmax(score / position_temperature); 0 takes the best.
-            Thresholds see scores without noise.
-        cfg_scale: guided logits are l_u + (cfg_scale + 1) (l_c - l_u), with the prompt masked
-            in l_u; 0 for none.
-        cache: what the forwards of a block after its first one reuse (Wu et al. 2025, Fast-dLLM,
-            arXiv:2505.22618): "none"; the keys and values in front of the block ("prefix"); or
-            all but those of the block ("dual"). The first forward of a block computes the whole
-            row, but for what the options below leave out. Both are approximations for networks that
-            look both ways. Where attention is in blocks they are one and exact: what is in front of
-            a block is final, and computed once.
-        refresh_every: compute the whole row again after so many forwards of a block; None never.
-            1 is no cache, where the options below leave nothing out.
-        refresh_around: tokens on either side of a block that its forwards compute along with it,
-            those that saw it change most (Ma et al. 2025, dInfer, arXiv:2510.08666, vicinity
-            refresh); 0 computes the block alone. Only where a cache is an approximation.
-        refresh_answer_every: a forward that would compute the whole row computes what the others of
-            the block do, its first one from the last tokens on that were decoded, until the last
-            one that computed all behind the prompt is so many forwards ago; None never.
-        refresh_prompt_every: a forward that computes all behind the prompt leaves out what stands
-            before the first block until the last one that did not is so many forwards ago; None
-            never. Both as in dLLM-Cache (Liu et al. 2025, arXiv:2506.06295, intervals of response
-            and prompt), and only where a cache is an approximation.
-        refresh_decoded_every: the forwards of a block leave out what is decoded of it, and was at
-            the last one, until the last one that did not is so many forwards ago (Ma et al. 2025,
-            dKV-Cache, arXiv:2505.15781); None never. An approximation for every network.
-        suffix_window: masks that a forward sees behind the active block, or behind what is given
-            there (Chen et al. 2025, DPad, arXiv:2508.14148); None sees all. With it a forward
-            costs what is written so far, whatever `gen_length` is. Another canvas for the network,
-            and so another text. Not where attention is in blocks, which see nothing behind them.
-        seed: with a row's key, a position and a forward, decides all noise.
-        row_keys: one 64-bit int for each prompt, its index by default.
-        stop_at_eos: end a row once a stop token has nothing masked left of it, and fill the rest
-            with end of text. Where the decoder may take tokens back that waits for the end of the
-            block, and where it reaches back to earlier blocks for the end of the row.
-        pad_after_eos: fill masks behind a stop token with end of text as soon as it is written,
-            before what is in front of it is decoded, so that forwards are spent on the text alone.
-            The network sees padding there in the place of masks: another text than without, in
-            fewer forwards the more of them commit a fixed number of tokens. Deferred commitment
-            (arXiv:2601.02076) and d3LLM (arXiv:2601.07568) decode so in their authors' code. Not
-            for decoders that take tokens back or look ahead.
-        stop: texts that end a row: once no later forward can change one it is given up. Its text is
-            cut in front of the first, its tokens behind it; end of text follows. Needs a tokenizer.
+        model: the model, from `dlm.load`.
+        prompts: text (tokenized as it stands), token ids, chat messages (passed through the chat
+            template), or a list of those. Token ids may be lists, tensors [P] or [B, P], arrays,
+            or a tokenizer's output.
+        decoder: a name from `dlm.decoders.DECODERS`, or a decoder instance; by default
+            "low_confidence".
+        decoder_options: hyperparameters of a decoder that is given by name.
+        gen_length: tokens to decode, at least 1 and by default 256; or one number for each prompt.
+        block_length: block size in tokens, by default 32. Blocks are decoded left to right; None
+            decodes the whole answer as one block. For block-attention models it is lowered to the
+            largest divisor of `model.spec.block_size` that does not exceed it; where attention
+            blocks may begin anywhere, it is only capped at `block_size`.
+        steps: budget of forward passes for a row, shared by its blocks in proportion to their
+            blanks (at least one each). None, the default, lets the decoder use as many as it needs.
+            Decoders keep the budget by reading `view.quota`; a custom decoder that ignores it may
+            exceed it.
+        temperature: samples from softmax(logits / temperature); 0, the default, takes the arg max.
+        top_k: samples from the k most likely tokens; None keeps all.
+        top_p: samples from the most likely tokens that together hold this probability; None keeps
+            all.
+        min_p: samples from tokens with at least this fraction of the largest probability; None
+            keeps all. At temperature 0, `top_k`, `top_p` and `min_p` affect only decoders that
+            score by the sampling distribution.
+        position_temperature: randomises which positions are unmasked: Gumbel noise of this scale
+            is added to the scores that rank positions, so that positions are drawn from
+            softmax(score / position_temperature). 0, the default, takes the best. Thresholds are
+            compared with scores without noise.
+        cfg_scale: classifier-free guidance. Guided logits are l_u + (cfg_scale + 1) (l_c - l_u),
+            where l_u sees the prompt masked; 0, the default, disables it.
+        cache: which keys and values the later forward passes of a block reuse (Wu et al. 2025,
+            Fast-dLLM, arXiv:2505.22618): "none", the default; those before the block ("prefix"); or
+            all but those of the block ("dual", which computes least). The first forward pass of a
+            block computes the whole row, unless the options below exclude parts of it. Both caches
+            are approximations for bidirectional models. For block-attention models the two are the
+            same and exact: everything before a block is final and is computed once.
+        refresh_every: recompute the whole row at every n-th forward pass of a block, to bound how
+            stale the cache gets; None, the default, only at the first. 1 equals no cache, unless
+            the options below exclude parts of the row.
+        refresh_around: tokens on either side of the block that its forward passes recompute along
+            with it, as their keys go stale first (vicinity refresh of Ma et al. 2025, dInfer,
+            arXiv:2510.08666); 0, the default, computes the block alone. Only where the cache is an
+            approximation.
+        refresh_answer_every: fewest forward passes between two recomputations of the whole answer.
+            A pass that is due to compute the whole row sooner computes only what the block's other
+            passes do; the first pass of a block also starts at the tokens decoded last, which no
+            pass has seen. None, the default, recomputes the answer at every refresh.
+        refresh_prompt_every: fewest forward passes between two recomputations of the prompt. A pass
+            that recomputes the answer sooner leaves out everything before the first block. None,
+            the default, recomputes the prompt along with the answer. Both intervals are as in
+            dLLM-Cache (Liu et al. 2025, arXiv:2506.06295: response and prompt intervals), and apply
+            only where the cache is an approximation.
+        refresh_decoded_every: within the block, reuse the keys and values of tokens that were
+            already decoded at the last forward pass, and recompute all of the block only once this
+            many passes have gone by since a pass that did (Ma et al. 2025, dKV-Cache,
+            arXiv:2505.15781). None, the default, recomputes all of it at every pass. An
+            approximation for every model.
+        suffix_window: mask tokens that a forward pass sees after the active block, or after fixed
+            tokens further on (Chen et al. 2025, DPad, arXiv:2508.14148); None, the default, sees
+            all. The cost of a pass then follows the text written so far, whatever `gen_length` is.
+            The model sees another canvas, so the text differs. Not for block-attention models,
+            which never see past a block.
+        seed: determines all noise, together with a row's key, a position and a forward pass; 0 by
+            default.
+        row_keys: one 64-bit int for each prompt that keys its noise; its index by default.
+        stop_at_eos: end a row once nothing before a stop token is masked, and fill the rest with
+            end of text; on by default. If the decoder may take tokens back, this waits for the end
+            of the block; if it reaches back to earlier blocks, for the end of the row.
+        pad_after_eos: fill masks after a stop token with end of text as soon as it is written,
+            before the text in front of it is decoded, so that forward passes are spent on the text
+            alone. The model then sees padding instead of masks, so the text differs; the more of
+            the passes commit a fixed number of tokens, the more it saves. Off by default. Deferred
+            commitment (arXiv:2601.02076) and d3LLM (arXiv:2601.07568) do this in their authors'
+            code. Not for decoders that take tokens back or look ahead.
+        stop: a text or texts that end a row, as soon as no later forward pass can change one. The
+            text is cut before the first of them; the tokens are cut after it and filled with end of
+            text. Needs a tokenizer.
         suppress_tokens: ids never sampled.
         begin_suppress_tokens: ids never sampled at the first generated position.
-        logit_bias: token ids, ints or as JSON writes them, and what is added to their logits at
-            every position, after guidance: all is drawn and measured by the law with it. 0 means
-            nothing, and a suppressed token stays suppressed.
-        confidence_eos_eot_inf: commit stop tokens last: confidences are taken as if stop tokens
-            did not exist, and a position that drew one has confidence 0 (LLaDA's option of that
-            name, as documented there, at every temperature).
-        constraint: the language that texts are of (`dlm.Constraint`), or one or None for each
-            prompt: up to the stop token or the end of the row, so that a text is always whole.
-            Open positions of the window are drawn together from the product of their distributions,
-            restricted to texts of the language; at temperature 0 the likeliest of those is taken
-            (Suresh et al. 2025, DINGO, arXiv:2505.23061). Confidence and the other statistics are
-            of each position over all such texts. What stands is taken back by decoders that do
-            so, but not edited.
-        return_trajectory: keep what every forward saw and changed.
-        return_order: keep which forward wrote each token, at next to no cost: `Generation.order`.
-        return_top_tokens: of each token keep so many of the likeliest, by the forward that wrote it
-            last and the law that confidence is of. On a GPU statistics take torch's way then.
-        prompt_cache: keys and values that rows of earlier calls left for those that begin alike,
-            and that these leave for others; for families with blocks of attention, with a cache.
-        batch_size: rows decoded at a time, in their order; as some end others take their places.
-            None decodes all together. Changes no row, but for what a prompt cache has for it.
+        logit_bias: map from token ids (ints, or the strings JSON makes of them) to values added to
+            their logits at every position, after guidance; samples and statistics use the biased
+            distribution. A bias of 0 has no effect, and a suppressed token stays suppressed.
+        confidence_eos_eot_inf: commit stop tokens last. Confidences are computed as if stop tokens
+            did not exist, and a position that sampled one has confidence 0 (LLaDA's option of that
+            name, as documented there, at every temperature). Off by default.
+        constraint: a `dlm.Constraint` that every text must match up to the stop token or the end of
+            the row, so that it is always complete; or a list with one or None for each prompt. Open
+            positions of the window are sampled jointly from the product of their distributions,
+            restricted to texts that match; at temperature 0 the most likely one is taken (Suresh et
+            al. 2025, DINGO, arXiv:2505.23061). Confidence and the other statistics are marginals
+            over all such texts. Decoders may still remask committed tokens, but not edit them.
+        return_trajectory: keep what every forward pass saw and changed, in
+            `Generation.trajectory`.
+        return_order: keep which forward pass wrote each token, in `Generation.order`; it costs
+            almost nothing.
+        return_top_tokens: how many of the most likely tokens to keep for each position, from the
+            forward pass that last wrote it and under the distribution confidence is measured by.
+            On a GPU the statistics then use PyTorch instead of the fused kernel.
+        prompt_cache: a `dlm.PromptCache` that shares keys and values of equal prefixes between
+            calls; for block-attention models, with a `cache`.
+        batch_size: rows decoded at once; the rest join, in order, as rows end. None, the default,
+            decodes all together. It changes no row's result, except through what a prompt cache
+            holds for it.
+
+    Returns:
+        The generated tokens and texts, row by row in the order of the prompts.
 
     Raises:
-        ValueError: a bad option or prompt, named in the message; or the network returned NaN, or
-            the decoder broke a rule: at which forward of which row, both from 0. No row is given
-            then, those that were done included: `generate_each` has yielded them.
+        ValueError: an option or prompt is invalid (the message names it), the network returned NaN,
+            or the decoder broke its contract (the message names the row and its forward pass where
+            one is to blame, both from 0). No row is returned then, not even finished ones;
+            `generate_each` has already yielded those.
     """
     options = {name: value for name, value in locals().items() if name in NAMES}
     options, lengths = lengths_apart(options)
@@ -165,7 +188,15 @@ def generate(  # noqa: PLR0913 (the options users know by these names)
 
 
 def lengths_apart(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[int] | None]:
-    """Options with the longest of several lengths, and all of those; None where there is one."""
+    """Separate per-prompt lengths from the options.
+
+    Returns:
+        The options with the largest length as `gen_length`, and all lengths; None for the lengths
+        if `gen_length` is a single number.
+
+    Raises:
+        ValueError: `gen_length` is no int and no list of ints.
+    """
     given = options.get("gen_length")
     if given is None or isinstance(given, str | Integral | float):
         return {**options}, None
@@ -186,25 +217,26 @@ def generate_each(
     tell: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
-    """Continue many prompts, yielding each as soon as it is done.
+    """Continue many prompts, yielding each result as soon as it is done.
 
-    All are laid out before the first forward, as long as the longest: a few bytes a token.
+    All rows are laid out before the first forward pass, as long as the longest: a few bytes per
+    token.
 
     Args:
-        model: what `dlm.load` gave.
+        model: the model, from `dlm.load`.
         prompts: as in `generate`.
-        batch_size: as in `generate`.
+        batch_size: rows decoded at once, as in `generate`; here 16 by default.
         prompt_cache: as in `generate`.
-        tell: is told of each forward, and may end it all by an exception. What the step has on the
-            device is waited for where it is read.
+        tell: a callback for each forward pass, which may abort the job by raising. Reading a
+            tensor of the step waits for the device.
         **options: as in `generate`.
 
     Returns:
-        The number of a prompt, and the generation of its row alone.
+        An iterator over pairs: the index of a prompt and the generation of its row alone.
 
     Raises:
-        ValueError: as in `generate`, when called; where a forward fails, instead of the next row:
-            those that were done before it have been yielded.
+        ValueError: as in `generate`, raised at the call. If a forward pass fails, it is raised in
+            place of the next row; finished rows have already been yielded.
     """
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)
@@ -220,17 +252,17 @@ def stream(
     prompt_cache: PromptCache | None = None,
     **options: Any,
 ) -> Iterator[Snapshot]:
-    """Continue one prompt, yielding a snapshot after each forward.
+    """Continue one prompt, yielding a snapshot after each forward pass.
 
     Args:
-        model: what `dlm.load` gave.
+        model: the model, from `dlm.load`.
         prompt: one prompt, as in `generate`.
         prompt_cache: as in `generate`.
-        **options: as in `generate`, without `batch_size` and what is returned (`return_order`,
-            ...); `gen_length` is one int.
+        **options: as in `generate`, except `batch_size` and the `return_` options
+            (`return_trajectory`, `return_order`, `return_top_tokens`); `gen_length` is one int.
 
     Raises:
-        ValueError: as in `generate`, when called; and more than one prompt.
+        ValueError: as in `generate`, raised at the call; or more than one prompt is given.
     """
     settings = Settings.of(options)
     for name in ("return_trajectory", "return_order", "return_top_tokens"):
@@ -243,12 +275,12 @@ def stream(
 
 
 def finish(job: Job, tell: Callable[[Step], object] = unheard) -> Generation:
-    """Run a job to its end; `tell` is told of each forward."""
+    """Run a job to its end and return all rows; `tell` is called after each forward pass."""
     return together(outcomes(job, tell=tell))
 
 
 def together(made: Iterable[tuple[int, Generation]]) -> Generation:
-    """All rows together, of the number and the generation of each alone."""
+    """Combine pairs of a row index and its generation into one generation, in row order."""
     each = [one for _, one in sorted(made, key=itemgetter(0))]
 
     def joined(name: str) -> Any:
@@ -264,12 +296,12 @@ def outcomes(
     text_of: Callable[[Model, Sequence[int]], str] = decode_text,
     tell: Callable[[Step], object] = unheard,
 ) -> Iterator[tuple[int, Generation]]:
-    """Run a job, yielding the number of each row as it ends and its generation alone.
+    """Run a job, yielding the index and generation of each row as it ends.
 
     Args:
-        job: to run.
-        text_of: how a row's tokens read.
-        tell: is told of each forward, and ends the job by an exception.
+        job: the job to run.
+        text_of: decodes a row's tokens to text.
+        tell: called after each forward pass; ends the job by raising.
     """
     notes, stopping = Notes(job), job.stop_texts()
     for step in job.steps(stopping.change):
@@ -287,7 +319,7 @@ def alone(
     notes: Notes,
     text_of: Callable[[Model, Sequence[int]], str],
 ) -> Generation:
-    """The generation of one row, which has ended."""
+    """Build the generation of one finished row."""
     model, (begin, stop) = job.model, job.spans[row]
     decoded = tokens = end.tokens[begin:stop]
     path = end.path_of(job.rows[row].count(model.spec.mask_id))
@@ -309,7 +341,7 @@ def alone(
 
 @inferring
 def snapshots(job: Job) -> Iterator[Snapshot]:
-    """The forwards of a job of one row, as snapshots."""
+    """Run a job of one row, yielding a snapshot after each forward pass."""
     model, (begin, end) = job.model, job.spans[0]
     stopping = job.stop_texts()
     for step in job.steps(stopping.change):
@@ -325,7 +357,7 @@ def snapshots(job: Job) -> Iterator[Snapshot]:
         committed, remasked, edited = (
             [] if mask is None else places[mask[0]].tolist() for mask in masks
         )
-        # Columns behind the end of a row stand at its last position.
+        # Columns past the end of a row are clamped to its last position.
         taken = [sampled[mask[0]].tolist() for mask in masks[::2] if mask is not None]
         drawn = zip([*committed, *edited], chain(*taken), strict=True)
         yield Snapshot(

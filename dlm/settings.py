@@ -1,4 +1,4 @@
-"""The options of a generation."""
+"""The validated options of a generation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,28 +15,30 @@ from dlm.traits import CACHES, Traits
 from dlm.types import AnyDecoder
 
 LARGEST_SCALE = 1e6
-"""Of guidance and biases: more than anyone uses, and less than float32 holds. float16 has less."""
+"""Limit of guidance scales and biases: beyond any practical use, and finite in float32, though not
+in float16."""
 FILTERS = {"top_k": None, "top_p": 1, "min_p": 0}
-"""Options that cut the law of sampling, with the value by which nothing is cut, beside None."""
+"""Options that truncate the sampling distribution, with the value (beside None) that truncates
+nothing."""
 LARGEST_NOISE = 1e30
-"""Of what positions are ranked by: Gumbel noise of this size is finite in float32."""
+"""Limit of `position_temperature`: Gumbel noise of this scale is finite in float32."""
 SWITCHES = (
     "stop_at_eos", "pad_after_eos", "confidence_eos_eot_inf", "return_trajectory", "return_order",
 )  # fmt: skip
-"""Options that are on or off."""
+"""Boolean options."""
 REFRESHES = {
     "refresh_every": None, "refresh_around": 0, "refresh_answer_every": None,
     "refresh_prompt_every": None, "refresh_decoded_every": None,
 }  # fmt: skip
-"""Options of a cache that is an approximation, with what they are where nobody gives them."""
+"""Refresh options of the cache, with their defaults."""
 WITHIN = ("refresh_every", "refresh_decoded_every")
-"""Those that change something where keys and values in front of a block are final, too."""
+"""Refresh options that also apply where keys and values before a block are final."""
 ELSEWHERE = (
     "decoder", "decoder_options", "gen_length", "block_length", "steps", "seed", "row_keys",
     "return_order", "policy", "stop", "logit_bias", "constraint",
 )  # fmt: skip
-"""Options that no forward reads: they are in the decoder, the canvas, its rows and `biases`, or for
-the caller."""
+"""Options that no forward pass reads: they act through the decoder, the canvas, its rows or
+`biases`, or on what the caller gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +46,45 @@ class Settings:
     """Options of `generate`, `stream` and `infill`, validated.
 
     Raises:
-        ValueError: an option breaks its rule, or two cannot work together.
+        ValueError: an option is invalid, or two options conflict.
     """
 
     decoder: str | AnyDecoder = "low_confidence"  # name or instance
-    decoder_options: Mapping[str, Any] | None = None  # for a name
+    decoder_options: Mapping[str, Any] | None = None  # of a decoder given by name
     gen_length: int = 256  # tokens
-    block_length: int | None = 32  # tokens; None for one block over all
-    steps: int | None = None  # forwards budget of a row; None for as many as it takes
+    block_length: int | None = 32  # tokens; None for a single block
+    steps: int | None = None  # budget of forward passes for a row; None has no limit
     temperature: float = 0.0  # 0 takes the arg max
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     cfg_scale: float = 0.0  # classifier-free guidance
-    cache: str = "none"  # what later forwards of a block reuse: "none", "prefix" or "dual"
-    refresh_every: int | None = None  # forwards; None keeps a block's cache to its end
-    refresh_around: int = 0  # tokens on either side of a block that its forwards make anew
-    refresh_answer_every: int | None = None  # forwards; None makes all of it anew at a refresh
-    refresh_prompt_every: int | None = None  # forwards; None makes it anew with all of an answer
-    refresh_decoded_every: int | None = None  # forwards; None makes a block anew at each of its own
-    suffix_window: int | None = None  # tokens behind a block that its forwards see; None sees all
+    cache: str = "none"  # key-value cache: "none", "prefix" or "dual"
+    refresh_every: int | None = None  # passes between refreshes within a block; None never
+    refresh_around: int = 0  # tokens on either side of a block recomputed with it
+    refresh_answer_every: int | None = None  # passes; None: at every refresh
+    refresh_prompt_every: int | None = None  # passes; None: with every answer refresh
+    refresh_decoded_every: int | None = None  # passes; None: at every pass of its block
+    suffix_window: int | None = None  # masks visible after a block; None sees all
     seed: int = 0
     position_temperature: float = 0.0  # 0 ranks positions by score alone
-    row_keys: Sequence[int] | None = None  # keys the noise of each row; its index if None
+    row_keys: Sequence[int] | None = None  # noise key of each row; its index if None
     stop_at_eos: bool = True
-    pad_after_eos: bool = False  # masks behind a stop token are end of text, before it is final
+    pad_after_eos: bool = False  # fill masks after a stop token before it is final
     stop: str | Sequence[str] = ()  # texts that end a row
     suppress_tokens: Sequence[int] = ()  # never sampled
     begin_suppress_tokens: Sequence[int] = ()  # never sampled at a row's first blank
-    logit_bias: Mapping[int, float] | None = None  # token id to what is added to its logit
+    logit_bias: Mapping[int, float] | None = None  # token id to the value added to its logit
     confidence_eos_eot_inf: bool = False  # commit stop tokens last
-    constraint: Constraint | Sequence[Constraint | None] | None = None  # what texts are of, or each
+    constraint: Constraint | Sequence[Constraint | None] | None = None  # one, or one per prompt
     return_trajectory: bool = False
     return_order: bool = False
-    return_top_tokens: int = 0  # likeliest ones to list of each that is written
+    return_top_tokens: int = 0  # most likely tokens to list for each written one
     policy: AnyDecoder = field(init=False, repr=False, compare=False)
-    """The decoder, made with the settings and not at each use: its options may name a large file.
-    `dataclasses.replace` makes settings anew, and so their decoder, where its name was given."""
+    """The decoder, made once with the settings, as its options may name a large file.
+    `dataclasses.replace` makes new settings, and a new decoder if it was given by name."""
     biases: tuple[tuple[int, float], ...] = field(init=False, repr=False, compare=False)
-    """Token ids with what is added to their logits, in order, without those of 0."""
+    """Token ids and the values added to their logits, sorted, without those of 0."""
 
     def __post_init__(self) -> None:
         unpack(self, ("row_keys", "suppress_tokens", "begin_suppress_tokens", "constraint"))
@@ -108,7 +110,7 @@ class Settings:
         integer("seed", self.seed, least=-(1 << 63), most=(1 << 64) - 1)
         if self.row_keys is not None:
             integers("row_keys", self.row_keys, least=-(1 << 63), most=(1 << 64) - 1)
-        _ = self.stops  # which refuses what is no text
+        _ = self.stops  # validates `stop`
         object.__setattr__(self, "biases", biases_of(self.logit_bias))
         for name in SWITCHES:
             boolean(name, getattr(self, name))
@@ -126,7 +128,7 @@ class Settings:
         """Texts that end a row.
 
         Raises:
-            ValueError: they are none, or one is empty.
+            ValueError: `stop` is no text or sequence of texts, or one of them is empty.
         """
         given = (self.stop,) if isinstance(self.stop, str) else self.stop
         texts = isinstance(given, Sequence) and all(isinstance(x, str) and x for x in given)
@@ -136,14 +138,14 @@ class Settings:
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn, rather than the likeliest taken."""
+        """Whether tokens are sampled, rather than the most likely taken."""
         return self.temperature > 0
 
     @property
     def of_steps(self) -> tuple[Any, ...]:
-        """What forwards read of them, so that rows which agree on it can share forwards.
+        """The options that forward passes read; rows with equal ones can share forward passes.
 
-        Of the temperature they read whether tokens are drawn: each row has its own.
+        Of the temperature they read only whether tokens are sampled: each row has its own.
         """
         names = [f.name for f in fields(self) if f.name not in (*ELSEWHERE, *FILTERS)]
         kept = [getattr(self, "draws" if name == "temperature" else name) for name in names]
@@ -153,14 +155,14 @@ class Settings:
 
     @property
     def filters(self) -> dict[str, float]:
-        """Those that may cut anything which is drawn or scored, by their names."""
+        """The filters that can truncate anything that is sampled or scored, by name."""
         if not self.draws and Traits.of(self.policy).scores == "model":
             return {}
         given = {name: getattr(self, name) for name in FILTERS}
         return {name: x for name, x in given.items() if x not in (None, FILTERS[name])}
 
     def check_refreshes(self) -> None:
-        """Refuse numbers that are none, and refreshes without a cache."""
+        """Reject invalid refresh options, and any of them without a cache."""
         for name, default in REFRESHES.items():
             value = getattr(self, name)
             if value is None and default is None:
@@ -172,7 +174,7 @@ class Settings:
                 )
 
     def check_cache(self, traits: Traits) -> None:
-        """Refuse a cache that the decoder is not right with."""
+        """Reject a cache that the decoder is incorrect with."""
         every = self.refresh_decoded_every
         if every not in (None, 1) and not traits.reads_masks:
             does = "looks ahead" if traits.branches > 1 else "reads or changes what is decoded"
@@ -194,7 +196,7 @@ class Settings:
             )
 
     def check_padding(self, traits: Traits) -> None:
-        """Refuse to fill what is behind a stop token where that ends nothing, or may still go."""
+        """Reject `pad_after_eos` without `stop_at_eos`, or if stop tokens may be taken back."""
         if not self.pad_after_eos:
             return
         if not self.stop_at_eos:
@@ -204,7 +206,7 @@ class Settings:
             raise ValueError(f"pad_after_eos must be off for {traits.name}, which {does}, got True")
 
     def check_filters(self) -> None:
-        """Refuse filters that are none."""
+        """Reject invalid filters."""
         if self.top_k is not None:
             integer("top_k", self.top_k, least=1)
         if self.top_p is not None and number("top_p", self.top_p, least=0.0, most=1.0) == 0:
@@ -213,7 +215,7 @@ class Settings:
             number("min_p", self.min_p, least=0.0, most=1.0)
 
     def check_ranking(self, traits: Traits) -> None:
-        """Refuse options that change rankings for a decoder that does not rank by those."""
+        """Reject ranking options for a decoder that does not rank by the scores they change."""
         own = "candidate_temperature"
         if self.position_temperature and "position_noise" not in traits.needs:
             raise ValueError(
@@ -236,7 +238,7 @@ class Settings:
             )
 
     def check_constraint(self) -> None:
-        """Refuse what is none, and what says otherwise than it how texts end."""
+        """Reject an invalid constraint, and options that conflict with how it ends texts."""
         given: Any = self.constraint
         several = isinstance(given, Sequence)
         each = given if several else [] if given is None else [given]
@@ -260,32 +262,32 @@ class Settings:
 
     @property
     def caching(self) -> str:
-        """The `cache` whose keys and values are read; "none" where each forward makes all anew."""
+        """The effective `cache`: "none" if every forward pass recomputes everything."""
         anew = self.refresh_every == 1
         spares = self.refresh_answer_every or self.refresh_prompt_every
         return "none" if anew and not spares else self.cache
 
     @property
     def held(self) -> bool:
-        """Whether any row is held to a language."""
+        """Whether any row is constrained."""
         given = self.constraint
         return any(given) if isinstance(given, Sequence) else given is not None
 
     @property
     def mixes(self) -> bool:
-        """Whether rows that are held to a language and rows that are not can share forwards.
+        """Whether constrained and unconstrained rows can share forward passes.
 
-        What is taken back and what a path weighs would not be what it is without the others.
+        Not where sharing would change what a decoder remasks or a path's probability.
         """
         traits = Traits.of(self.policy)
         weighs = traits.has_path and self.draws
         return not (traits.mutates_committed or weighs or self.confidence_eos_eot_inf)
 
     def languages_of(self, count: int) -> list[Constraint | None]:
-        """What the text of each of so many rows is of; empty where there is no constraint.
+        """The constraint of each of `count` rows; empty if there is none at all.
 
         Raises:
-            ValueError: there are others than one, or one for each.
+            ValueError: a list is given that does not have one for each row.
         """
         given = self.constraint
         if given is None:
@@ -300,13 +302,13 @@ class Settings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
-        """Settings out of keyword options; an unknown one is refused as `generate` does."""
+        """Settings from keyword options; an unknown option is rejected as in `generate`."""
         for name in options:
             known("option", name, NAMES, INSTEAD)
         return cls(**options)
 
     def check_model(self, spec: ModelSpec) -> None:
-        """Refuse what the network cannot do."""
+        """Reject options that the model does not support."""
         self.check_tokens(spec)
         traits = Traits.of(self.policy)
         if self.cache != "none" and not spec.caches:
@@ -345,7 +347,7 @@ class Settings:
             )
 
     def check_tokens(self, spec: ModelSpec) -> None:
-        """Refuse ids outside the vocabulary, and a vocabulary with none left to sample."""
+        """Reject ids outside the vocabulary, and suppression that leaves no token to sample."""
         most = spec.vocab_size - 1
         never = integers("suppress_tokens", self.suppress_tokens, least=0, most=most)
         first = integers("begin_suppress_tokens", self.begin_suppress_tokens, least=0, most=most)
@@ -354,7 +356,7 @@ class Settings:
         )
         ends = spec.stop_ids if self.confidence_eos_eot_inf else ()
         away, count = (spec.banned, never, first, ends), spec.vocab_size
-        # An id may be there twice; which ones are matters only where there are enough of them.
+        # Lists may overlap; build the set only if the counts alone could cover the vocabulary.
         if sum(map(len, away)) >= count and len(set[int]().union(*away)) >= count:
             beside = " beside the stop tokens of confidence_eos_eot_inf" if ends else ""
             raise ValueError(
@@ -364,11 +366,11 @@ class Settings:
 
 
 NAMES = tuple(field.name for field in fields(Settings) if field.init)
-"""Of all options."""
+"""Names of all options."""
 
 
 def of_decoders() -> dict[str, str]:
-    """What to say of each option of a decoder that is given beside it."""
+    """The hint for each decoder option that is passed as an option of `generate`."""
     owners: dict[str, list[str]] = {}
     for decoder, kind in DECODERS.items():
         for option in fields(kind):  # type: ignore[arg-type]
@@ -380,14 +382,14 @@ def of_decoders() -> dict[str, str]:
 
 
 INSTEAD = {**of_decoders(), **foreign.OPTIONS}
-"""What to say of options that are none of these."""
+"""Hints for names that are not options of `generate`."""
 
 
 def biases_of(given: Any) -> tuple[tuple[int, float], ...]:
-    """Token ids with what is added to their logits, in order, without those of 0.
+    """Token ids and the values added to their logits, sorted, without those of 0.
 
     Raises:
-        ValueError: they are no ids, or no such numbers.
+        ValueError: an id or a value is invalid.
     """
     bias = {} if given is None else given
     found = pairs("logit_bias", bias, "token id", least=-LARGEST_SCALE, most=LARGEST_SCALE)
