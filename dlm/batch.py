@@ -47,7 +47,7 @@ class Terms:
         execution: Execution,
         span: int,
     ) -> "Terms":
-        """The terms of rows with at most `span` positions from the first block to the last blank."""
+        """The terms of rows that span at most `span` positions, first block to last blank."""
         block_length = active_length(settings.block_length, model.spec) or span
         traits = Traits.of(decoder)
         width = span if traits.cross_block else min(block_length * (1 + traits.ahead), span)
@@ -59,7 +59,7 @@ class Rows:
     """Rows to decode, laid out on a canvas."""
 
     canvas: Canvas  # at least one blank in each row
-    lengths: Sequence[int]  # tokens of each
+    lengths: Sequence[int]  # tokens of each row
     names: Sequence[int]  # identify the rows in each `Step`
     languages: Sequence[Constraint | None] = ()  # constraint of each row; empty if none has any
 
@@ -201,7 +201,7 @@ class Batch:
         return replace(canvas, language=send(each, canvas.tokens.device))
 
     def expect(self, due: Due) -> None:
-        """Set what the next forward pass computes, and the rounded shape that is requested for it."""
+        """Set what the next forward pass computes, and the rounded shape to request."""
         self.due = due
         self.asked = self.terms.execution.rounded(due, self.canvas.tokens.shape[1])
 
@@ -308,7 +308,7 @@ class Batch:
         return replace(progress, done=progress.done | idle)
 
     def is_like(self, other: "Batch") -> bool:
-        """Whether the decoder states of both batches can be stacked; a first state may differ in kind."""
+        """Whether both batches' decoder states can be stacked; a first state may differ in kind."""
         one, two = (kinds(batch.progress.state) for batch in (self, other))
         return one == two
 
@@ -326,7 +326,7 @@ class Batch:
             [line for line, goes in enumerate(batch.live) if goes] for batch in (self, other)
         )
         count = len(here) + len(there)
-        spare = self.terms.execution.places(count) - count  # filled with copies of a row that are never read
+        spare = self.terms.execution.places(count) - count  # copies of a row, never read
         live = [True] * len(here) + [False] * spare + [True] * len(there)
         self.gather([(self, here + [0] * spare), (other, there)], live)
 

@@ -1,4 +1,4 @@
-"""Keys and values of earlier forwards.
+"""The KV cache, and the views through which attention fills it or reads from it.
 
 Shapes: B rows (twice as many with guidance), H heads, L canvas, Q queries, E head width.
 """
@@ -13,18 +13,19 @@ from torch import Tensor
 from dlm.varlen import by_rows
 
 Lines = Tensor | slice
-"""Rows of a cache, one for each row of a forward."""
+"""Rows of a cache, one for each row of a forward pass."""
 EVERY: Final = slice(None)
 Parts = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values."""
 Masked = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""Queries, keys, values and a mask of the attention backend."""
+"""Queries, keys, values and a mask for the attention backend."""
 
 
 class Cache:
     """Keys and values at every position of every row, allocated once and written in place.
 
-    One column more than the canvas has takes what nobody reads: queries beyond the end of a row.
+    It has one column more than the canvas, which is never read: it takes the keys and values of
+    queries past the end of a row.
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -33,22 +34,22 @@ class Cache:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def layer(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, L + 1, H, E] of a layer that makes them [B, H, Q, E]."""
+        """Keys and values [B, L + 1, H, E] of a layer, allocated to match `like`, [B, H, Q, E]."""
         if number == len(self.layers):
             _, heads, _, width = like.shape
-            shape = (self.rows, self.length + 1, heads, width)  # a column is written in one piece
-            # Zeros, not memory as it is found: a masked key still meets its value in a sum.
+            shape = (self.rows, self.length + 1, heads, width)  # so that a column is contiguous
+            # Zeros, as attention still adds 0 times the value of a masked key: NaN would spread.
             self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
         return self.layers[number]
 
     def follow(self, other: "Cache", index: Tensor, first: int) -> None:
-        """Take over rows `index` of a cache from row `first` on, as far as both have columns."""
+        """Copy rows `index` of another cache to rows `first` and up, for the columns both have."""
         length, end = min(self.length, other.length), first + index.numel()
         adopts = end - first == self.rows and self.length == length
         for number, layer in enumerate(other.layers):
             rows = index.to(layer[0].device)
             if number == len(self.layers):
-                if adopts:  # what the last column comes to hold is read by nobody
+                if adopts:  # with the last column, which is never read
                     keys, values = (part[:, : length + 1].index_select(0, rows) for part in layer)
                     self.layers.append((keys, values))
                     continue
@@ -59,22 +60,22 @@ class Cache:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of all layers."""
         return sum(part.nbytes for layer in self.layers for part in layer)
 
 
 def near(lines: Lines, kept: Tensor) -> Lines:
-    """The same on the device of keys or values."""
+    """The same row index on the device of `kept`."""
     return lines.to(kept.device) if isinstance(lines, Tensor) else lines
 
 
 def among(kept: Tensor, lines: Lines) -> Tensor:
-    """Those rows of keys or values; a view of them where they are a slice."""
+    """The given rows of keys or values; a view if `lines` is a slice."""
     return kept[near(lines, kept)]
 
 
 def runs(lengths: Sequence[int]) -> list[tuple[slice, int]]:
-    """Rows that stand next to each other and have one length, and that length."""
+    """Group adjacent rows of equal length: the rows of each group, and their length."""
     found, first = [], 0
     for length, same in groupby(lengths):
         rows = slice(first, first + len(list(same)))
@@ -91,15 +92,15 @@ def cut(
     width: int,
     lengths: Sequence[tuple[slice, int]],
 ) -> list[Masked]:
-    """What attention works on of some rows at a time, without their padding.
+    """Split a batch into groups of rows without padding, as inputs for attention.
 
     Args:
         query: [B, H, Q, E].
-        key: [B, G, L, E], or with shadows of all rows behind the L.
+        key: [B, G, L, E], or with the shadows of all rows appended after the L columns.
         value: like `key`.
-        mask: [B or 1, 1, Q or 1, as many].
+        mask: [B or 1, 1, Q or 1, columns of `key`].
         width: L.
-        lengths: rows, and how many columns they have.
+        lengths: groups of rows and their number of columns, from `runs`.
     """
 
     def seen(part: Tensor, columns: int, length: int) -> Tensor:
@@ -117,59 +118,59 @@ def cut(
 
 
 class View:
-    """What stands between a layer and its attention."""
+    """Sits between a layer and its attention: chooses the keys and values to attend to."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
-        """Attention of its own, [B, L, H, E], of [B, H, L, E] each; None leaves it to others."""
+        """Compute attention here, [B, L, H, E] of [B, H, L, E] each; None leaves it to others."""
         return None
 
     def apart(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
     ) -> list[Masked] | None:
-        """What attention works on, as `enter` but row by row and without their padding.
+        """Inputs of attention like `enter`, but split by rows and without padding.
 
-        None where rows are not taken apart.
+        None if the batch is not split.
         """
         return None
 
     def join(self, rows: list[Tensor]) -> Tensor:
-        """What the layer goes on with, of what attention made row by row, [B, L, H, E]."""
+        """Combine the outputs of attention on the parts of `apart`, [B, L, H, E]."""
         return torch.cat(rows)
 
     def enter(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Parts:
-        """What attention works on, of what a layer made, [B, H, L, E] each."""
+        """The queries, keys and values that attention uses, from a layer's [B, H, L, E] each."""
         return query, *self.update(key, value, layer)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keep keys and values, and tell which ones to attend to."""
+        """Store new keys and values, and return those to attend to."""
         raise NotImplementedError
 
     def leave(self, out: Tensor) -> Tensor:
-        """What the layer goes on with, of what attention made, [B, L, H, E]."""
+        """The input of the next step of the layer, from attention's output [B, L, H, E]."""
         return out
 
 
 class Refresh(View):
-    """A forward of whole rows, whose keys and values are kept."""
+    """A forward pass over whole rows that stores their keys and values."""
 
     def __init__(self, cache: Cache, length: int, lines: Lines = EVERY) -> None:
-        """Take the columns to keep, and where the rows of the forward lie."""
+        """Take the cache, the number of columns to store, and the rows of the cache to fill."""
         self.cache = cache
         self.length = length
         self.lines = lines
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keep [B, H, L, E], and attend to just that."""
+        """Store [B, H, L, E], and attend to these alone."""
         for kept, new in zip(self.cache.layer(layer, key), (key, value), strict=True):
             kept[near(self.lines, kept), : self.length] = new[:, :, : self.length].transpose(1, 2)
         return key, value
 
 
 class Padded(View):
-    """A forward of whole rows of unlike lengths, padded, and of their shadows."""
+    """A forward pass over whole rows of a ragged batch, padded, and their shadows."""
 
     def __init__(self, keep: View | None, width: int, lengths: Sequence[int]) -> None:
-        """Take what keeps keys and values, the columns of all rows, and those of each."""
+        """Take the view that stores keys and values, the padded width, and the rows' lengths."""
         self.keep = keep
         self.width = width
         self.runs = runs(lengths)
@@ -177,19 +178,19 @@ class Padded(View):
     def apart(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
     ) -> list[Masked] | None:
-        """Each row with the columns that it has, and all queries."""
+        """Split rows by length: each attends to its own columns, with all its queries."""
         if not by_rows(query):
             return None
         key, value = self.update(key, value, layer)
         return cut(query, key, value, mask, self.width, self.runs)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Hand on what is to be kept."""
+        """Pass keys and values on to be stored."""
         return (key, value) if self.keep is None else self.keep.update(key, value, layer)
 
 
 class Reuse(View):
-    """A forward of some positions, which attend to all positions of their rows."""
+    """A forward pass over some positions, which attend to all cached positions of their rows."""
 
     def __init__(
         self,
@@ -201,15 +202,15 @@ class Reuse(View):
         *,
         whole: bool = True,
     ) -> None:
-        """Take what is computed afresh, and how many columns there are to attend to.
+        """Take the positions that are recomputed, and the number of columns to attend to.
 
         Args:
             cache: of the rows.
-            places: int64 [B, Q], among the columns of all rows, which have L + 1 each.
+            places: int64 [B, Q], indices into the flattened columns of all rows, L + 1 per row.
             length: columns of each row.
-            lines: where the rows of the forward lie.
-            lengths: columns that the rows have; None where masks alone tell.
-            whole: whether queries attend to all of these.
+            lines: the rows of the cache that the rows of the forward pass use.
+            lengths: columns of each row; None if they are known only to the mask.
+            whole: whether queries attend to all columns of their row, so that no mask is needed.
         """
         self.cache = cache
         self.places = places
@@ -221,14 +222,14 @@ class Reuse(View):
     def apart(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
     ) -> list[Masked] | None:
-        """Each row with the columns that it has; neighbours of one length together."""
+        """Split rows by length, grouping neighbours of equal length."""
         if self.runs is None or not by_rows(query):
             return None
         key, value = self.update(key, value, layer)
         return cut(query, key, value, None if self.whole else mask, self.length, self.runs)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Replace keys and values at the columns, [B, H, Q, E]; those behind Q are not kept."""
+        """Write keys and values [B, H, Q, E] at their columns; extra ones past Q are not stored."""
         places = self.places.to(key.device)
         count = places.shape[1]
         merged = []

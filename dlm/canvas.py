@@ -1,4 +1,4 @@
-"""The token grid, its blocks and the forwards each block may take.
+"""The token grid, its blocks, and the budget of forward passes for each block.
 
 Shapes: B rows, L canvas, N blocks of a row.
 """
@@ -17,11 +17,11 @@ from dlm.models.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """Right-padded rows, so that the position of a token is its column.
+    """A batch of right-padded rows, so that a token's position is its column.
 
-    Blanks are the positions that held the mask id at the start; everything else is given and
-    never changes. Blocks of `block_length` positions are counted from a row's first blank; where
-    blocks of attention lie on a grid, from the start of the one that holds it.
+    Blanks are the positions that held the mask id at the start; all other tokens are fixed. Blocks
+    of `block_length` positions are counted from a row's first blank. If attention blocks lie on a
+    grid, they are counted from the start of the attention block that holds it.
     """
 
     tokens: Tensor  # int64 [B, L]
@@ -30,13 +30,13 @@ class Canvas:
     origin: Tensor  # int64 [B], where the first block begins
     stop: Tensor  # int64 [B], one past the last blank
     blanks: Tensor  # int64 [B, N], blanks of each block
-    budget: Tensor  # int64 [B, N], forwards each block may take, 0 for no limit
+    budget: Tensor  # int64 [B, N], forward passes each block may take, 0 for no limit
     length: Tensor  # int64 [B], tokens of the row, padding not counted
-    row: Tensor  # int64 [B], index among the rows that were laid out together
-    row_key: Tensor  # int64 [B], keys the noise of the row
-    seed: Tensor  # int64 [B], likewise
-    temperature: Tensor  # float32 [B], that tokens of the row are drawn at; 0 takes the arg max
-    language: Tensor  # int64 [B], which of the languages of its batch the text is of; 0 of none
+    row: Tensor  # int64 [B], index among the rows of the same layout
+    row_key: Tensor  # int64 [B], with the seed, keys the noise of the row
+    seed: Tensor  # int64 [B]
+    temperature: Tensor  # float32 [B], sampling temperature; 0 takes the arg max
+    language: Tensor  # int64 [B], index among the constraints of the batch; 0 if there are none
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,19 +45,19 @@ class Canvas:
 
     @property
     def span(self) -> int:
-        """Positions from the first block to the last blank, at most over rows.
+        """The most positions of any row from its first block to its last blank.
 
         Waits for the device.
         """
         return int((self.stop - self.origin).max())
 
     def reach(self, most: int) -> int:
-        """`span` of rows whose blanks may come to `most` of them, at most. Waits for the device."""
+        """The largest `span` if rows may grow to `most` blanks. Waits for the device."""
         return most + int((self.stop - self.origin - self.blank.sum(-1)).max())
 
     @classmethod
     def stack(cls, parts: Sequence["Canvas"], pad_id: int) -> "Canvas":
-        """The rows of several, as wide and with as many blocks as the widest."""
+        """Concatenate canvases, padded to the widest and to the most blocks."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.tokens.shape[1] for part in parts)
@@ -74,20 +74,20 @@ class Canvas:
         return cls(**kept)
 
     def with_blocks(self, count: int) -> "Canvas":
-        """The same rows, with empty blocks up to a number of them."""
+        """The same rows, padded with empty blocks to `count` of them."""
         more = count - self.blanks.shape[1]
         if more == 0:
             return self
         return replace(self, blanks=pad(self.blanks, (0, more)), budget=pad(self.budget, (0, more)))
 
     def select(self, index: Tensor, length: int) -> "Canvas":
-        """The rows `index`, with only the first `length` columns."""
+        """The rows `index`, cut to the first `length` columns."""
         wide = {"tokens": self.tokens[:, :length], "blank": self.blank[:, :length]}
         parts = {f.name: wide.get(f.name, getattr(self, f.name)) for f in fields(self)}
         return Canvas(**{name: part[index] for name, part in parts.items()})
 
 
-def build(  # noqa: PLR0913 (what a row is made of)
+def build(  # noqa: PLR0913 (the parts of a row)
     rows: Sequence[Sequence[int]],
     *,
     mask_id: int,
@@ -102,22 +102,23 @@ def build(  # noqa: PLR0913 (what a row is made of)
     grid: int | None = None,
     columns: int | None = None,
 ) -> Canvas:
-    """Lay out rows of ids, each with at least one mask.
+    """Lay out rows of token ids, each with at least one mask.
 
     Args:
-        rows: token ids, the mask id wherever a token is to be decoded.
+        rows: token ids, with the mask id at every position to decode.
         mask_id: id that marks a blank.
-        pad_id: id behind the end of shorter rows.
-        block_length: positions, at least 1.
-        steps: forwards budget of each row, shared by its blocks in proportion to their blanks; None
-            for no limit.
+        pad_id: id that pads shorter rows on the right.
+        block_length: positions of a block, at least 1.
+        steps: budget of forward passes for each row, shared by its blocks in proportion to their
+            blanks; None for no limit.
         row_keys: one 64-bit int for each row.
         seed: 64-bit int.
         temperature: at least 0.
         device: where the canvas lives.
-        surplus: whether a block may take more forwards than it has blanks.
-        grid: what blocks of attention begin at multiples of; a multiple of `block_length`.
-        columns: L, at least the tokens of the longest row; None for just those.
+        surplus: whether a block may take more forward passes than it has blanks.
+        grid: attention blocks begin at multiples of this, itself a multiple of `block_length`; None
+            if they do not lie on a grid.
+        columns: L, at least the length of the longest row, which is the default.
     """
     width = max(map(len, rows)) if columns is None else columns
     padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
@@ -143,10 +144,10 @@ def build(  # noqa: PLR0913 (what a row is made of)
 
 
 def active_length(block_length: int | None, spec: ModelSpec) -> int | None:
-    """Tokens of a block to decode: at most, and a divisor of, a block of the network's attention.
+    """The block length for decoding: at most, and a divisor of, the size of an attention block.
 
-    Tokens of one attention block see each other and none of a later one, so a block to decode must
-    not reach over its end. Where each may be of any length, each is one to decode.
+    Tokens of one attention block see each other and none of a later one, so a decoding block must
+    not cross its end. If attention blocks may have any length, each decoding block is one.
     """
     size = spec.block_size
     if size is None:
@@ -156,10 +157,10 @@ def active_length(block_length: int | None, spec: ModelSpec) -> int | None:
 
 
 def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor:
-    """Blanks of each block, int64 [B, N], of bool [B, L] and where the first begins, [B]."""
+    """Blanks in each block, int64 [B, N], from bool [B, L] and the first block's start, [B]."""
     place = torch.arange(blank.shape[1]) - origin[:, None]
     block = place.div(block_length, rounding_mode="floor")
-    last = int(block[blank].max())  # padding and what closes a row lie in no block
+    last = int(block[blank].max())  # padding and closing tokens are in no block
     blanks = torch.zeros(blank.shape[0], last + 1, dtype=torch.int64)
     return blanks.scatter_add_(1, block.clamp(0, last), blank.long())
 
@@ -167,15 +168,15 @@ def blanks_per_block(blank: Tensor, origin: Tensor, block_length: int) -> Tensor
 def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = False) -> Tensor:
     """Share `steps` among the blocks of each row in proportion to their blanks.
 
-    A block with c blanks takes one forward and its share of the rest by the c - 1 others, rounded
-    up along the row, so that all `steps` are used while they do not outnumber the blanks. Fewer
-    `steps` than blocks means one each.
+    A block with c blanks gets one forward pass, and of the remaining ones a share in proportion to
+    c - 1, rounded up along the row, so that all `steps` are used as long as there are no more of
+    them than blanks. If there are fewer `steps` than blocks, each block gets one.
 
     Args:
         blanks: int64 [B, N].
-        steps: forwards of a row; None gives 0 everywhere, which stands for no limit.
-        surplus: whether blocks may take more forwards than they have blanks: those that are left
-            are then shared by the c blanks.
+        steps: forward passes of a row; None gives 0 everywhere, which means no limit.
+        surplus: whether blocks may take more forward passes than they have blanks; the passes that
+            exceed the blanks are then shared in proportion to c.
 
     Returns:
         int64 [B, N].
@@ -191,7 +192,7 @@ def forwards_per_block(blanks: Tensor, steps: int | None, *, surplus: bool = Fal
 
 
 def shared_along(amount: Tensor, weights: Tensor) -> Tensor:
-    """Whole shares of an amount [B, 1] by weights [B, N], rounded up along the row; [B, N]."""
+    """Integer shares of an amount [B, 1] by weights [B, N], rounded up along the row; [B, N]."""
     ends = weights.cumsum(-1)
     upto = -(-amount * ends // ends[:, -1:].clamp(min=1))
     return upto.diff(dim=-1, prepend=torch.zeros_like(amount))

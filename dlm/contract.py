@@ -1,4 +1,4 @@
-"""What every decision must respect, checked once for all decoders.
+"""The rules that every decision must obey, checked once for all decoders.
 
 Shapes: B rows, W window, C branches.
 """
@@ -17,7 +17,7 @@ from dlm.types import Decision, StepView
 
 
 class Violation(Enum):
-    """The rules, as the end of an error message."""
+    """The rules; each value completes an error message."""
 
     COMMIT = "committed a position that is not masked"
     CHANGE = "remasked or edited a position that is given, still masked or outside the block"
@@ -29,32 +29,32 @@ class Violation(Enum):
 
 
 def gain(decision: Decision) -> Tensor:
-    """Net commits of each row: commits less remasks, int64 [B]."""
+    """Net commits of each row: commits minus remasks, int64 [B]."""
     return plain.gain(decision.commit, decision.remask)
 
 
 def rules(traits: Traits) -> tuple[Violation, ...]:
-    """Those that a decoder may break at any forward."""
+    """The rules that a decoder can break at any forward pass."""
     branched = (Violation.LOOKAHEAD, Violation.CHOICE) if traits.branches > 1 else ()
     return (*judged(traits), *branched)
 
 
 def judged(traits: Traits) -> tuple[Violation, ...]:
-    """Those of the changes of a decision."""
+    """The rules for the changes of a decision."""
     bounded = () if traits.max_forwards is not None else (Violation.PROGRESS,)
     return (Violation.COMMIT, Violation.CHANGE, *bounded)
 
 
 def answer(made: object, view: StepView, traits: Traits) -> tuple[Any, Decision]:
-    """State and decision out of what `step` returned.
+    """Validate what `step` returned: the decoder's state and its decision.
 
     Args:
-        made: what it returned.
-        view: what it saw.
+        made: the return value.
+        view: what the decoder saw.
         traits: what the decoder declares.
 
     Raises:
-        ValueError: it is no pair of those, or rows of the state cannot be moved.
+        ValueError: it is no such pair, or rows of the state cannot be moved.
     """
     name = traits.name
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], Decision):
@@ -64,15 +64,15 @@ def answer(made: object, view: StepView, traits: Traits) -> tuple[Any, Decision]
 
 
 def opening(made: object, view: StepView, traits: Traits) -> tuple[Any, Tensor]:
-    """State and columns out of what `open` returned.
+    """Validate what `open` returned: the decoder's state and the open columns.
 
     Args:
-        made: what it returned.
-        view: what it saw.
+        made: the return value.
+        view: what the decoder saw.
         traits: what the decoder declares.
 
     Raises:
-        ValueError: it is no pair of those, or rows of the state cannot be moved.
+        ValueError: it is no such pair, or rows of the state cannot be moved.
     """
     name, batch = traits.name, view.masked.shape[0]
     state, columns = made if isinstance(made, tuple) and len(made) == 2 else (None, None)
@@ -84,15 +84,18 @@ def opening(made: object, view: StepView, traits: Traits) -> tuple[Any, Tensor]:
 
 
 def choice(made: object, batch: int, traits: Traits) -> tuple[Tensor, Tensor]:
-    """The branches that a decoder chose, int64 [B], and whether one of them is not there.
+    """Validate the branches that a decoder chose.
 
     Args:
         made: what `choose` returned.
         batch: B.
         traits: what the decoder declares.
 
+    Returns:
+        The branches, int64 [B], clamped to valid ones, and whether any was invalid.
+
     Raises:
-        ValueError: it is no int64 [B].
+        ValueError: it is not int64 [B].
     """
     if not isinstance(made, Tensor) or made.dtype != torch.int64 or made.shape != (batch,):
         found = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else repr(made)
@@ -102,11 +105,11 @@ def choice(made: object, batch: int, traits: Traits) -> tuple[Tensor, Tensor]:
 
 
 def check_state(state: object, rows: int, name: str) -> None:
-    """Refuse a state of the decoder `name` whose rows cannot be dropped, added and reordered.
+    """Reject a decoder state whose rows cannot be dropped, added and reordered.
 
     Raises:
-        ValueError: it holds something else than tensors with a leading axis of `rows`, None, and
-            tuples and frozen dataclasses of those.
+        ValueError: it holds anything but tensors with a leading axis of `rows`, None, and tuples
+            and frozen dataclasses of those.
     """
     if isinstance(state, Tensor):
         if state.shape[:1] != (rows,):
@@ -126,21 +129,21 @@ def check_state(state: object, rows: int, name: str) -> None:
 
 
 def parts_of(state: object) -> tuple[Any, ...] | None:
-    """What a state is made of, as `dlm.tree` takes it apart; None where that cannot."""
+    """The parts of a state, as `dlm.tree` traverses it; None if it cannot."""
     if state is None:
         return ()
     if isinstance(state, tuple):
         return state
     if not is_dataclass(state) or isinstance(state, type):
         return None
-    # Rows are taken by making it anew; what is not frozen could change behind a recording's back.
+    # Selecting rows rebuilds it; if it were not frozen, it could change after being recorded.
     parameters, held = type(state).__dataclass_params__, fields(state)  # type: ignore[attr-defined]
     made = parameters.frozen and parameters.init and all(field.init for field in held)
     return tuple(getattr(state, field.name) for field in held) if made else None
 
 
 def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Violation, Tensor]:
-    """Whether each rule is broken, bool scalars on the device of the view.
+    """Whether the decision breaks each rule, bool scalars on the device of the view.
 
     Args:
         decision: what the decoder chose.
@@ -148,7 +151,7 @@ def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Viola
         traits: what the decoder declares.
 
     Raises:
-        ValueError: a mask of the decision has the wrong type or shape, or the decoder remasks or
+        ValueError: a mask of the decision has the wrong dtype or shape, or the decoder remasks or
             edits without declaring it.
     """
     name = traits.name
@@ -182,10 +185,10 @@ def violations(decision: Decision, view: StepView, traits: Traits) -> dict[Viola
 
 
 def strayed(lookahead: object, commit: Tensor, view: StepView, traits: Traits) -> Tensor:
-    """Whether a branch is to fill what is not open behind the decision, a bool scalar.
+    """Whether a branch would fill a position that is not open after the decision, a bool scalar.
 
     Raises:
-        ValueError: it is no bool [B, C, W], or the decoder declares no branches.
+        ValueError: `lookahead` is not bool [B, C, W], or the decoder declares no branches.
     """
     name, (batch, width) = traits.name, view.masked.shape
     if traits.branches == 1:
@@ -199,10 +202,10 @@ def strayed(lookahead: object, commit: Tensor, view: StepView, traits: Traits) -
 
 
 def check_row(field: str, value: object, dtype: torch.dtype, shape: torch.Size, owner: str) -> None:
-    """Refuse a part of a decision that is there and not one value a row.
+    """Reject an optional field of a decision that does not hold one value per row.
 
     Raises:
-        ValueError: naming the decoder, the field and what was found.
+        ValueError: names the decoder, the field and what was found.
     """
     if value is None:
         return

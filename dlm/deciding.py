@@ -1,4 +1,4 @@
-"""One forward and what the decoder makes of it.
+"""One forward pass, and the decoder's decision on it.
 
 Shapes: B rows, C branches of each, W window.
 """
@@ -21,7 +21,7 @@ from dlm.types import AnyDecoder, Decision, StepView
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What one forward came to, nothing written yet."""
+    """The result of one forward pass and its decision, before anything is written."""
 
     state: Any  # of the decoder
     seen: Measured
@@ -30,17 +30,17 @@ class Decided:
 
 
 class Deciding:
-    """Asks a decoder what each forward of rows commits."""
+    """Asks a decoder what each forward pass commits."""
 
     def __init__(self, decoder: AnyDecoder, traits: Traits, meter: Meter) -> None:
         self.decoder = decoder
         self.traits = traits
         self.meter = meter
-        # Ours are known to write to nothing that they are shown.
+        # Built-in decoders are known not to write to their views, so these need no copy.
         self.trusted = type(decoder).__module__.partition(".")[0] == "dlm"
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> Decided:
-        """Forward and decide; the other way round where the decision rests on no logits."""
+        """Run the forward pass and decide; decide first if the decision depends on no logits."""
         if progress.guess is not None:
             return self.ahead(canvas, progress, due, progress.guess)
         view = self.meter.look(canvas, progress)
@@ -50,18 +50,18 @@ class Deciding:
             return Decided(state, seen, decision, {**broken, Violation.NAN: ~seen.finite})
         state, decision, broken = self.asked(progress.state, view)
         taken = decision.commit if decision.edit is None else decision.commit | decision.edit
-        if self.meter.joint is not None:  # what else is open decides what may be taken
+        if self.meter.joint is not None:  # the joint distribution depends on all open positions
             taken = taken | view.masked
         seen = self.meter.measure(canvas, progress, due, view, taken)
         return Decided(state, seen, decision, {**broken, Violation.NAN: ~seen.finite})
 
     def ahead(self, canvas: Canvas, progress: Progress, due: Due, guess: Guess) -> Decided:
-        """Forward every branch, go on with one of each row and decide on that."""
+        """Evaluate every branch, choose one for each row, and decide on that one."""
         seen, winner, broken = self.branch(canvas, progress, due, guess)
         view = self.meter.with_branch_noise(seen.view, canvas, progress.made)
         state, decision, foul = self.asked(progress.state, view)
         seen, decision = lookahead.accepted(seen, decision, guess, winner, progress.window)
-        if Violation.PROGRESS in foul and not due.alike:  # what the branch had filled is progress
+        if Violation.PROGRESS in foul and not due.alike:  # the branch's tokens count as progress
             whole = violations(decision, seen.view, self.traits)
             foul[Violation.PROGRESS] = whole[Violation.PROGRESS]
         return Decided(state, seen, decision, broken | foul)
@@ -69,7 +69,11 @@ class Deciding:
     def branch(
         self, canvas: Canvas, progress: Progress, due: Due, guess: Guess
     ) -> tuple[Measured, Tensor, dict[Violation, Tensor]]:
-        """What was measured of one branch of each row, and which one that is, int64 [B]."""
+        """Measure the chosen branch of each row.
+
+        Returns:
+            Its measurements, its index in each row, int64 [B], and which rules are broken.
+        """
         rows, count = canvas.tokens.shape[0], self.traits.branches
         winner, absent = torch.zeros_like(progress.made), torch.zeros_like(progress.done[0])
         if due.alike:
@@ -90,11 +94,11 @@ class Deciding:
         return seen, winner, {Violation.NAN: ~finite, Violation.CHOICE: absent}
 
     def asked(self, state: Any, view: StepView) -> tuple[Any, Decision, dict[Violation, Tensor]]:
-        """The decoder's state and decision, and which rules it breaks."""
+        """The decoder's state and decision, and which rules the decision breaks."""
         state, decision = answer(self.decoder.step(state, self.shown(view)), view, self.traits)
         return state, decision, violations(decision, view, self.traits)
 
     def shown(self, view: StepView) -> StepView:
-        """What the decoder is given of a view."""
+        """The view as the decoder gets it: with its own top tokens, copied if untrusted."""
         view = view.listing(self.meter.own_top)
         return view if self.trusted else view.apart()

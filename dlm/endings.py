@@ -1,4 +1,4 @@
-"""Rows after their last forward, and texts that end them before it."""
+"""Finished rows, and the stop texts that end rows early."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -16,22 +16,22 @@ from dlm.traits import Traits
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A row after its last forward."""
+    """A row after its last forward pass."""
 
     forwards: int
     tokens: list[int]
-    decoded: int  # commits less remasks
+    decoded: int  # commits minus remasks
     queries: int  # positions the network was evaluated at
-    path: float | None  # ln q of what was committed, NaN where its end was filled
+    path: float | None  # ln q of committed tokens, NaN if its end was filled
 
     def path_of(self, blanks: int) -> float | None:
-        """Its log-probability where the row was decoded as a whole, blank by blank; else None."""
+        """The path's log-probability if forward passes decoded all of the blanks; else None."""
         whole = self.path is not None and self.decoded == blanks and not math.isnan(self.path)
         return self.path if whole else None
 
 
 def ended(step: Step, given_up: Collection[int] = ()) -> Iterator[tuple[int, End]]:
-    """The rows that a forward was the last of, by name: those that are done, or given up."""
+    """The rows, by name, that this forward pass finished or that are given up."""
     lines = enumerate(zip(step.names, step.live, step.done, strict=True))
     over = [line for line, (name, live, done) in lines if done or (live and name in given_up)]
     if over:
@@ -43,9 +43,9 @@ def ended(step: Step, given_up: Collection[int] = ()) -> Iterator[tuple[int, End
 
 
 def ongoing(step: Step, names: Collection[int]) -> list[tuple[int, int, list[int]]]:
-    """Of rows that go on and have one of these names: name, start of the last block, tokens.
+    """Rows with the given names that continue: name, start of the last block, tokens.
 
-    In one copy for all rows, and none where there is no such row.
+    Takes one copy to the host for all rows, and none if there is no such row.
     """
     rows = enumerate(zip(step.names, step.live, step.done, strict=True))
     lines = [line for line, (name, live, done) in rows if live and not done and name in names]
@@ -57,26 +57,26 @@ def ongoing(step: Step, names: Collection[int]) -> list[tuple[int, int, list[int
 
 
 class StopTexts:
-    """Gives rows up once what no later forward can change holds a text that ends them."""
+    """Gives up a row once the part of it that is final contains a stop text."""
 
     def __init__(
         self, model: Model, spans: Sequence[tuple[int, int]], traits: Traits, stop: Sequence[str]
     ) -> None:
-        """Take the rows' model, decoder and spans, and the texts.
+        """Take the rows' model, spans, decoder traits and stop texts.
 
         Raises:
-            ValueError: there are texts, and no tokenizer.
+            ValueError: there are stop texts and no tokenizer.
         """
         self.model = model
         self.spans = spans
         self.traits = traits
         self.stop = stop
         self.readers = [Reader(model, stop) for _ in spans] if stop else []
-        self.told = [begin for begin, _ in spans]  # what is in front of it was read
+        self.told = [begin for begin, _ in spans]  # tokens before this were read
         self.leaving: frozenset[int] = frozenset()
 
     def look(self, step: Step) -> frozenset[int]:
-        """Rows that a stop text ends after this forward."""
+        """Rows that a stop text ends after this forward pass."""
         if not self.readers:
             return frozenset()
         pairs = zip(step.names, step.live, strict=True)
@@ -92,16 +92,16 @@ class StopTexts:
         return stopped
 
     def change(self) -> Change:
-        """What happens to the batch after the forwards that were looked at since it was asked."""
+        """The rows to drop, found since the last call."""
         leaving, self.leaving = self.leaving, frozenset()
         return Change(leave=leaving)
 
     def read(self, name: int, tokens: list[int]) -> tuple[str, list[int] | None]:
-        """A row after its last forward.
+        """Read a row after its last forward pass.
 
         Returns:
-            Its text in front of the first stop text, and its tokens up to the end of that, end of
-            text behind them; None where there is no stop text.
+            Its text before the first stop text; and its tokens through the end of that stop text,
+            padded with end of text, or None if there is no stop text.
         """
         reader = self.readers[name]
         reader.end(tokens)

@@ -1,9 +1,9 @@
-"""Which tokens of an answer are masked, and what their log-probabilities come to.
+"""Likelihood estimators: which answer tokens to mask, and how to combine their log-probabilities.
 
-An estimate is a generator: it asks for scores, is sent them, and returns nats. Whoever runs it
-decides which rows share a forward.
+An estimate is a generator: it yields requests for scores, receives them, and returns nats. The
+caller decides which rows share a forward pass.
 
-Shapes: S rows asked for at a time, B rows of a batch, n answer tokens.
+Shapes: S rows requested at a time, B rows of a batch, n answer tokens.
 """
 
 import math
@@ -20,24 +20,25 @@ ESTIMATORS = ("monte_carlo", "chain")
 ORDERS = ("random", "left_to_right", "confidence")
 
 Ask = tuple[Tensor, Tensor]
-"""Bool [S, n] both: what the network does not see, and which of it to score."""
+"""Bool [S, n] both: tokens hidden from the network, and which of them to score."""
 Estimate = Generator[Ask, Tensor, float]
-"""It is sent ln p of the true tokens, float32 [S, n], 0 where not scored."""
+"""It receives ln p of the true tokens, float32 [S, n], 0 where not scored."""
 Draws = tuple[Tensor, Tensor]
-"""Bool [S, n], masked tokens, and int64 [S], how many; int64 [S, n] twice, ranks, of a chain."""
+"""All that is random in an estimate. Monte Carlo: bool [S, n], masked tokens, and int64 [S], their
+number. Chain: int64 [S, n] twice, ranks."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """How answers are scored; `dlm.log_likelihood` says what the options mean.
+    """How answers are scored; `dlm.log_likelihood` explains the options.
 
     Raises:
-        ValueError: an option breaks its rule.
+        ValueError: an option is invalid.
     """
 
     estimator: str
     samples: int
-    batch_size: int  # draws that are stratified together; rows of a chain asked for at a time
+    batch_size: int  # draws stratified together; rows of a chain requested at a time
     order: str
     seed: int
     device: torch.device  # of masks and scores
@@ -55,7 +56,7 @@ class Estimator:
         plain(self)
 
     def rows(self, length: int) -> int:
-        """Rows that an answer of `length` tokens takes at most, where equal ones count once."""
+        """The most distinct rows that an answer of `length` tokens takes."""
         draws = self.samples if self.order == "random" else 1
         each = 1 if self.estimator == "monte_carlo" else length
         return min(draws * each, (1 << min(length, 62)) - 1)
@@ -63,12 +64,13 @@ class Estimator:
     def estimate(
         self, begin: int, length: int, draws: Callable[[int, int], Draws] | None = None
     ) -> Estimate:
-        """The estimate of `length` tokens of an answer from its token `begin` on.
+        """An estimate for `length` tokens of an answer, starting at its token `begin`.
 
         Args:
-            begin: tokens of the answer in front of them, which are given.
+            begin: answer tokens before these, which are given.
             length: n.
-            draws: what gives those of `self.draws`, which do not depend on the answer.
+            draws: replaces `self.draws`, for example with a cached version; draws do not depend on
+                the answer.
         """
         if self.order == "confidence":
             return confidence_chain(length, self.device)
@@ -81,7 +83,7 @@ class Estimator:
         return chain(one, self.batch_size)
 
     def draws(self, begin: int, length: int) -> Draws:
-        """All that is random."""
+        """All random choices of an estimate."""
         if self.estimator == "chain":
             draw = torch.arange(self.samples, device=self.device)
             rank = ranks(self.noise(begin, length, draw))
@@ -90,7 +92,7 @@ class Estimator:
         for first in range(0, self.samples, self.batch_size):
             rows = min(self.batch_size, self.samples - first)
             draw = torch.arange(first, first + rows, device=self.device)
-            # The last position's noise of an extra draw decides the offset of the batch.
+            # The offset of the batch comes from the last position's noise in an extra draw.
             extra = torch.tensor([self.samples + first], device=self.device)
             pick = self.noise(begin, length, extra)[0, -1]
             offset = min(int(pick * length) + 1, length)
@@ -112,24 +114,24 @@ class Estimator:
 
 
 def ranks(noise: Tensor) -> Tensor:
-    """Places in the order of the noise, int64 [S, n]."""
+    """Each position's rank in the order of the noise, int64 [S, n]."""
     return noise.argsort(-1).argsort(-1)
 
 
 def stratified_counts(offset: int, rows: int, length: int) -> Tensor:
-    """Masked counts of a batch, evenly spread over 1..n from a random offset. int64 [B].
+    """Masked counts of a batch, spread evenly over 1..n from a random offset, int64 [B].
 
-    k_j = (round(offset + j n / B) - 1) mod n + 1: over a full sweep of `offset` in 1..n every
-    count appears equally often.
+    k_j = (round(offset + j n / B) - 1) mod n + 1: over all offsets in 1..n, every count appears
+    equally often.
     """
-    # In doubled integers, so that halves round alike for every offset.
+    # In doubled integers, so that halves round the same way for every offset.
     spread = torch.arange(rows) * (2 * length)
     rounded = (2 * rows * offset + spread + rows) // (2 * rows)
     return (rounded - 1) % length + 1
 
 
 def monte_carlo(masked: Tensor, count: Tensor, batch_size: int) -> Estimate:
-    """The stratified bound. `masked` bool [S, n], `count` int64 [S] of them."""
+    """The stratified lower bound, from `masked`, bool [S, n], and `count`, int64 [S]."""
     samples, length = masked.shape
     scores = yield masked, masked
     total = 0.0
@@ -139,7 +141,7 @@ def monte_carlo(masked: Tensor, count: Tensor, batch_size: int) -> Estimate:
 
 
 def chain(rank: Tensor, batch_size: int) -> Estimate:
-    """Mean over orders of the chain rule along each. `rank` int64 [orders, n]."""
+    """The mean over orders of the chain rule along each order; `rank` is int64 [orders, n]."""
     orders, length = rank.shape
     total = 0.0
     for chunk in chunks([(o, step) for o in range(orders) for step in range(length)], batch_size):
@@ -151,7 +153,7 @@ def chain(rank: Tensor, batch_size: int) -> Estimate:
 
 
 def confidence_chain(length: int, device: torch.device) -> Estimate:
-    """The most confident true token first."""
+    """The chain rule in an order chosen greedily: the most confident true token first."""
     masked = torch.ones(1, length, dtype=torch.bool, device=device)
     total = 0.0
     for _ in range(length):
@@ -163,7 +165,7 @@ def confidence_chain(length: int, device: torch.device) -> Estimate:
 
 
 def run(estimate: Estimate, score: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """What an estimate comes to, given what scores the rows it asks for; nats."""
+    """Run one estimate with the given scoring function; nats."""
     ask = next(estimate)
     while True:
         try:
@@ -173,7 +175,7 @@ def run(estimate: Estimate, score: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 
 def together(estimates: list[Estimate]) -> Generator[list[Ask], list[Tensor], list[float]]:
-    """Several estimates that ask equally often, as one; nats of each."""
+    """Several estimates that make equally many requests, run as one; nats of each."""
     asks = [next(estimate) for estimate in estimates]
     values: list[float] = []
     while not values:
@@ -188,6 +190,6 @@ def together(estimates: list[Estimate]) -> Generator[list[Ask], list[Tensor], li
 
 
 def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    """Consecutive pieces of at most `size`."""
+    """Consecutive chunks of at most `size` items."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

@@ -1,4 +1,4 @@
-"""Folders that one run at a time may write to."""
+"""Locks on output folders that only one run at a time may write to."""
 
 import fcntl
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other runs off a folder. The lock goes with the process, however that ends.
+    """Lock a folder against other runs. The lock goes with the process, however that ends.
 
     Raises:
-        ValueError: another run has the folder, or it is a file.
+        ValueError: another run holds the folder, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"what a run is written to must be a folder, got the file {str(folder)!r}")

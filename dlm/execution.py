@@ -1,4 +1,4 @@
-"""How steps are run: one kernel at a time, or recorded once and played again."""
+"""How steps run: kernel by kernel, or recorded once as CUDA graphs and replayed."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -25,40 +25,43 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 STRIDE: Final = 64
-"""Tokens that the length of a recorded canvas is a multiple of, so that few lengths are met."""
+"""Lengths of a recorded canvas are multiples of this many tokens, so that few lengths occur."""
 PARTS: Final = 8
-"""Steps in which columns are left out of a window where shapes stay, so that few are met."""
+"""With static shapes, columns are left out of a window in multiples of one part in so many."""
 SHARE: Final = 16
-"""What is kept of generations takes at most one part in so many of a device's memory, and so do
-prompts that are kept."""
+"""The kept workspaces take at most one part in so many of a device's memory, and so does a prompt
+cache."""
 KNOWN: Final = ("torch", "transformers", "dlm")
-"""Packages whose modules do the same as long as `state_of` them is the same."""
-PLAIN: Final = (bool, int, float, str)  # attributes of modules that are compared
+"""Packages whose modules behave the same as long as their `state_of` is the same."""
+PLAIN: Final = (bool, int, float, str)  # types of module attributes that `state_of` compares
 LANES: Final[weakref.WeakKeyDictionary[nn.Module, Lanes]] = weakref.WeakKeyDictionary()
-"""Of each network whose steps were recorded."""
+"""The lanes of each network whose steps were recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What suits a device."""
+    """The execution strategy for a device."""
 
     static: bool = False
-    """Whether shapes stay as they are from step to step: every column of the window is measured
-    rather than a list of those that are wanted, and a row that is done stays, changing nothing,
-    until half of the rows are. Both save what only the host can decide, at the cost of work that
-    a GPU hardly notices."""
+    """Whether shapes stay the same from step to step: every column of the window is measured,
+    instead of a list of the wanted ones, and a finished row stays, unchanged, until half of the
+    rows are finished. Both avoid decisions that need the host, at the cost of work that a GPU
+    hardly notices."""
 
     lanes: Lanes | None = None
-    """Where recordings are kept; None where steps are not recorded."""
+    """Where recordings are kept; None if steps are not recorded."""
 
     @classmethod
     def of(cls, model: Model) -> "Execution":
-        """Steps recorded as CUDA graphs where all of the network is on one GPU; else plain ones.
+        """Steps recorded as CUDA graphs if the whole network is on one GPU; otherwise plain ones.
 
-        A subclass of `Model` is not recorded: what it does at its calls would be done once. Nor
-        are networks of transformers, attention that takes no masks and experts that are looped
-        over, which ask the device, networks that are cut, whose processes speak to each other, and
-        those whose steps could not be recorded before.
+        Not recorded are:
+
+        - subclasses of `Model`, as what their methods do would happen only once;
+        - networks of transformers, attention that takes no masks, and experts in a loop, which
+          synchronise with the device;
+        - networks split over processes, as these communicate;
+        - networks whose steps failed to record before.
         """
         if model.device.type != "cuda":
             return cls()
@@ -74,20 +77,20 @@ class Execution:
         return cls(static=True, lanes=None if lanes is None or lanes.failed else lanes)
 
     def columns(self, longest: int, most: int) -> int:
-        """Columns of a canvas for rows of up to `longest` tokens, of `most` the network can place.
+        """Columns of a canvas for rows of up to `longest` tokens, at most the model's limit `most`.
 
-        Where steps are recorded one of few lengths, so that later generations meet it again.
+        If steps are recorded, rounded up so that later generations meet the same length.
         """
         return longest if self.lanes is None else min(most, -(-longest // STRIDE) * STRIDE)
 
     def blocks(self, count: int) -> int:
-        """Blocks of a canvas for rows of up to `count`, likewise one of few numbers."""
+        """Blocks of a canvas for rows of up to `count` blocks, rounded up likewise."""
         return count if self.lanes is None else power(count)
 
     def rounded(self, due: Due, width: int) -> Due:
-        """The same in one of few shapes, on a canvas of `width` columns.
+        """Round what is due to one of few shapes, on a canvas of `width` columns.
 
-        Queries are rounded up, and where steps are recorded so are the rows of which more than a
+        Queries are rounded up. If steps are recorded, so is the number of rows of which more than a
         window is computed.
         """
         told, due = due, due.seen()
@@ -106,10 +109,10 @@ class Execution:
         return told if found == told else found
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
-        """Rows that remain in the batch; None as long as all do.
+        """The rows that remain in the batch; None as long as all do.
 
-        Where shapes stay as they are half of the rows leave at a time, or three quarters, ...:
-        those that go on, and others to make up the number.
+        With static shapes, half of the rows leave at a time, or three quarters, and so on: the
+        result is the unfinished rows, and finished ones to make up the number.
         """
         if all(live):
             return None
@@ -123,15 +126,15 @@ class Execution:
         return sorted([*going, *over[: count - len(going)]]) if count < len(live) else None
 
     def places(self, count: int) -> int:
-        """Rows of a batch that `count` rows are put together in."""
+        """The batch size for `count` rows; a power of two with static shapes."""
         return power(count) if self.static else count
 
     def step(
         self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
     ) -> "Outcome":
-        """A step; where memory is short once more kernel by kernel, without what is kept.
+        """Run a step; if memory runs out, drop what is kept and run it once more, kernel by kernel.
 
-        As `in_memory`, with less to do before the device has work.
+        Like `in_memory`, but with less host work before the device has something to do.
         """
         try:
             return work.steps(canvas, progress, due)
@@ -148,7 +151,7 @@ class Execution:
         first: Callable[[], Result],
         then: Callable[[], Result],
     ) -> Result:
-        """What the first call gives, or where memory is short the other, without what is kept."""
+        """Call `first`; if memory runs out, drop what is kept and call `then` instead."""
         try:
             return first()
         except torch.OutOfMemoryError:
@@ -158,19 +161,19 @@ class Execution:
         return then()
 
     def make_room(self, used: Sequence[tuple[Lane, Workspace]], device: torch.device) -> None:
-        """Give up what is kept; behind the `except`, where the error holds no tensors any more."""
+        """Drop what is kept. Call it after the `except`, where the error holds no more tensors."""
         assert self.lanes is not None
         self.lanes.shed(used)
         pools(device).clear()
-        torch.cuda.empty_cache()  # which nothing does while a step is recorded
+        torch.cuda.empty_cache()  # the allocator does not do this itself during a recording
 
     @contextmanager
     def lane(self, network: Any, beside: Lane | None = None) -> Iterator[Lane]:
-        """Where one generation finds and leaves what is kept of others.
+        """A lane for one generation, which finds there what earlier ones left, and leaves its own.
 
         Args:
-            network: what it calls; not looked at with `beside`.
-            beside: one that it has already, of the same network in the same state.
+            network: the network that it runs; ignored if `beside` is given.
+            beside: a lane it already has, of the same network in the same state.
         """
         if self.lanes is None:
             yield Lane(None, None, Budget(0))
@@ -180,14 +183,14 @@ class Execution:
 
 
 def power(count: int) -> int:
-    """The least power of two that is no less than a count; 0 of 0."""
+    """The smallest power of two that is at least `count`; 0 for 0."""
     return 1 << (count - 1).bit_length() if count > 0 else 0
 
 
 def loops_over_experts(network: Any) -> bool:
-    """Whether it asks the device which experts there is work for.
+    """Whether the network asks the device which experts have work.
 
-    transformers notes "eager" in the configuration of networks without experts, too.
+    transformers sets "eager" in the configuration of networks without experts, too.
     """
     if not any(isinstance(module, Experts) for module in network.modules()):
         return False
@@ -196,7 +199,7 @@ def loops_over_experts(network: Any) -> bool:
 
 
 def lanes_of(model: Model) -> Lanes:
-    """Those of a network on a GPU. They go with it, and others take their place on another GPU."""
+    """The lanes of a network on a GPU. They live as long as it does; moving it replaces them."""
     found, device = LANES.get(model.network), model.device
     if found is None or found.device != device:
         found = Lanes(partial(GraphRecorder, device), memory_of(device) // SHARE, device)
@@ -205,18 +208,18 @@ def lanes_of(model: Model) -> Lanes:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a GPU."""
+    """Memory of a GPU in bytes."""
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 @names_checked
 def release(model: Model) -> None:
-    """Drop what is kept of a model's generations, and the memory of recordings that is not in use.
+    """Drop what is kept of a model's generations, and memory of recordings that is not in use.
 
-    `torch.cuda.empty_cache()` gives it back to the device. The next generation records anew.
+    `torch.cuda.empty_cache()` then returns it to the device. The next generation records anew.
 
     Raises:
-        ValueError: what is given is no model.
+        ValueError: `model` is not a model.
     """
     check_model(model)
     LANES.pop(model.network, None)
@@ -224,10 +227,10 @@ def release(model: Model) -> None:
 
 
 def state_of(network: Any) -> tuple[Any, ...] | None:
-    """What recordings of a network rest on, beside what its tensors hold and its classes do.
+    """What recordings of a network depend on, besides its tensors' contents and its classes' code.
 
-    None where a module may have more: one of an unknown package, with hooks, or with weights that
-    are more than a tensor.
+    None if a module may depend on more: one from an unknown package, with hooks, or with weights
+    that are not plain tensors.
     """
     if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
         return None
@@ -238,7 +241,7 @@ def state_of(network: Any) -> tuple[Any, ...] | None:
         if type(module).__module__.partition(".")[0] not in KNOWN or not untouched(module):
             return None
         plain = [each for each in vars(module).items() if isinstance(each[1], PLAIN)]
-        parts.append((weakref.ref(module), *plain))  # an id may be that of another one later
+        parts.append((weakref.ref(module), *plain))  # not an id, which another module may get later
     for tensor in (*network.parameters(), *network.buffers()):
         if type(tensor) not in (Tensor, nn.Parameter):
             return None
@@ -247,7 +250,7 @@ def state_of(network: Any) -> tuple[Any, ...] | None:
 
 
 def modes() -> tuple[Any, ...]:
-    """Settings of torch that decide which kernels a call asks for."""
+    """The torch settings that decide which kernels a call launches."""
     cuda = torch.backends.cuda
     return (
         torch.is_inference_mode_enabled(),

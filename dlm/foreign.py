@@ -1,10 +1,10 @@
-"""Names that other programs give to what is here: what to give instead.
+"""Hints for users of other programs: their names for our options, and what to use instead.
 
-Plain data for the refusals of `dlm.options.known`. Names are those of the authors' code of LLaDA,
-Dream, DreamOn, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM, ReMDM, WINO, KLASS,
-PC-Sampler, d2Cache, d3LLM, LoPA, Information-Gain-Sampler, Prophet, diffusers and transformers. A
-text goes on behind "unknown option 'name': ". What it says in the form name=value can be given as
-it stands; docs/migrating.md says what differs in result.
+Plain data for the error messages of `dlm.options.known`. The names are those in the authors'
+code of LLaDA, Dream, DreamOn, Fast-dLLM, dLLM-Cache, dInfer, SDAR, JetEngine, LLaDA2, MDLM,
+ReMDM, WINO, KLASS, PC-Sampler, d2Cache, d3LLM, LoPA, Information-Gain-Sampler, Prophet, diffusers
+and transformers. A text continues the message "unknown option 'name': ". What it gives in the
+form name=value can be passed as it stands; docs/migrating.md says how results differ.
 """
 
 from typing import Final
@@ -193,14 +193,14 @@ OPTIONS: Final[dict[str, str]] = {
     "device": "it is where dlm.load put the model: dlm.load has device",
     "dtype": "it is as dlm.load made the model: dlm.load has dtype",
 }
-"""Options of `dlm.generate`."""
+"""For options of `dlm.generate`."""
 
 LOAD: Final[dict[str, str]] = {
     "torch_dtype": "in dlm it is dtype='auto' or dtype='bfloat16'",
     "trust_remote_code": "leave it out: no code that lies beside a checkpoint is run",
     "quantization": "in dlm it is quantization_config, as in transformers",
 }
-"""Options of `dlm.load`."""
+"""For options of `dlm.load`."""
 
 DECODERS: Final[dict[str, str]] = {
     # LLaDA, Dream, MaskGIT
@@ -276,7 +276,7 @@ DECODERS: Final[dict[str, str]] = {
     **{f"remdm_{each}": _REMDM % each for each in ("cap", "conf", "loop", "rescale")},
     "llada_remdm": _REMDM % "llada_remdm",
 }
-"""Decoders, in lower case with underscores."""
+"""For names of decoders, in lower case with underscores."""
 
 OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     "entropy_bound": {"threshold": "in dlm it is gamma=0.1, nats"},
@@ -358,7 +358,7 @@ OF_DECODERS: Final[dict[str, dict[str, str]]] = {
     },
     "dream": {"alg_temp": "in dlm it is position_temperature, an option of dlm.generate"},
 }
-"""Options of decoders here, by decoder."""
+"""For options of our decoders, by decoder."""
 
 FUNCTIONS: Final[dict[str, str]] = {
     "diffusion_generate": "in dlm it is dlm.generate",
@@ -369,4 +369,4 @@ FUNCTIONS: Final[dict[str, str]] = {
     "stream_generate": "in dlm it is dlm.stream",
     "get_log_likelihood": "in dlm it is dlm.log_likelihood",
 }
-"""Functions of `dlm`."""
+"""For functions of `dlm`."""

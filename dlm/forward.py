@@ -1,4 +1,4 @@
-"""One evaluation of the network: whole rows, or the part of them that a cache leaves to compute.
+"""One evaluation of the network: whole rows, or only the part that a KV cache does not cover.
 
 Shapes: B rows, L canvas, W window, Q queries, D model width.
 """
@@ -28,16 +28,16 @@ from dlm.types import StepView
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """Final hidden states; with guidance, those of the unconditional rows behind the others."""
+    """Final hidden states; with guidance, the unconditional rows come after the others."""
 
     states: Tensor  # [B, L, D] at every position, or [B, W, D] at the columns of the window
-    shadows: Tensor | None  # [B, W, D], of the masks beside the window
+    shadows: Tensor | None  # [B, W, D], of the shadow masks of the window
     by_column: bool
-    queries: Tensor  # int64 [B], positions that were computed
+    queries: Tensor  # int64 [B], positions computed
 
 
 class Forward:
-    """Forwards of rows of one number and length, with what they leave behind for the next ones."""
+    """Runs forward passes on canvases of one shape, and keeps what later ones reuse."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Forward:
         *,
         static: bool = False,
     ) -> None:
-        """With `static` no window's forward hangs on how long the rows are that it is of."""
+        """Take the model and options; if `static`, windows are computed regardless of row lengths."""
         self.model = model
         self.static = static
         self.horizon = horizon
@@ -66,9 +66,14 @@ class Forward:
     def follow(
         self, other: "Forward", index: Tensor, rows: int, first: int, shape: tuple[int, int]
     ) -> None:
-        """Go on with the rows `index` of the `rows` of another, from row `first` of a canvas on.
+        """Take over the cache of another instance for rows that continue here.
 
-        Of that canvas `shape` tells rows and columns.
+        Args:
+            other: what made the forward passes so far.
+            index: int64, rows of its canvas that continue.
+            rows: number of rows of its canvas.
+            first: the row of this canvas where they begin.
+            shape: rows and columns of this canvas.
         """
         if other.cache is None:
             return
@@ -80,16 +85,16 @@ class Forward:
             cache.follow(other.cache, index + half * rows, first + half * shape[0])
 
     def settle(self, line: Tensor, due: Due) -> None:
-        """Give all branches of a row the keys of the one that it goes on with.
+        """Copy the keys and values of each row's chosen branch to all of its branches.
 
-        Those of a window, and of what is around it, are made anew at every forward of the block,
-        and by the first one of the next. Others differ where one branch was computed for all, where
-        more than the window was within a block, and where what is around it is of the prompt, which
-        stays as it is.
+        Every forward pass of a block recomputes those of the window and around it, and so does the
+        first pass of the next block. The others can differ between branches, and have to be copied,
+        in three cases: one branch was computed for all; more than the window was recomputed within
+        a block; or the tokens around the window belong to the prompt, which is kept.
 
         Args:
-            line: where that branch lies, int64 [B].
-            due: what the forward computed.
+            line: index of the chosen branch, int64 [B].
+            due: what the forward pass computed.
         """
         if self.cache is None:
             return
@@ -100,13 +105,13 @@ class Forward:
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
 
     def room(self, rows: int, columns: int) -> Cache:
-        """Where keys and values of so many rows and columns are kept."""
+        """The cache for this many rows and columns, allocated on first use."""
         if self.cache is None:
             self.cache = Cache(rows * (2 if self.guided else 1), columns)
         return self.cache
 
     def both(self, index: Tensor, rows: int) -> Tensor:
-        """Rows, and with guidance the unconditional ones that belong to them."""
+        """The rows `index`; with guidance, followed by their unconditional counterparts."""
         return torch.cat((index, index + rows)) if self.guided else index
 
     def __call__(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Hidden:
@@ -115,8 +120,8 @@ class Forward:
         Args:
             canvas: the rows.
             view: their windows.
-            progress: where they stand.
-            due: what the host knows.
+            progress: their state.
+            due: what the host knows about this forward pass.
         """
         (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
         cache = None if self.mode == "none" else self.room(batch * each, length)
@@ -138,11 +143,12 @@ class Forward:
         stretch = self.renewal.window(canvas, view, progress, due)
         if due.scope is Scope.WINDOW:
             return self.part(canvas, view, due.lengths, stretch, cache)
-        # Some rows are computed in vain: cheaper than to copy the others' keys together. What is
-        # made of them must not be kept where it would outlive what they are computed for.
+        # Windows of all rows are computed, even if more of a row is recomputed below: cheaper than
+        # gathering the other rows' keys. The wasted part must not reach the cache where the
+        # recomputation would not overwrite it.
         if self.renewal.around and self.renewal.counts:
             vain = progress.scopes != Scope.WINDOW
-            none = stretch.begin - int(self.shift)  # with what stands in front of it
+            none = stretch.begin - int(self.shift)  # including the column before it
             stretch = replace(stretch, end=torch.where(vain, none, stretch.end))
         made = self.part(canvas, view, due.lengths, stretch, cache)
         for scope, room in zip((Scope.ANSWER, Scope.ROW), due.rooms, strict=True):
@@ -155,12 +161,12 @@ class Forward:
         return made
 
     def whole(self, canvas: Canvas, view: StepView, due: Due, keep: View | None) -> Hidden:
-        """Evaluate whole rows, as far as they are seen."""
+        """Evaluate whole rows, up to the horizon."""
         made = self.rows(canvas, view, due.lengths, keep, due.packing)
         return made if due.across is None else self.by_column(made, view, due.across)
 
     def by_column(self, made: Hidden, view: StepView, width: int) -> Hidden:
-        """States at the columns of the windows, of those at every position of so many."""
+        """Select the states at the columns of the windows, from states at every position."""
         columns = view.positions.clamp(max=width - 1)
         columns = columns.repeat(2, 1) if self.guided else columns
         index = columns[..., None].expand(-1, -1, made.states.shape[-1])
@@ -174,7 +180,7 @@ class Forward:
         keep: View | None,
         packing: Packing | None,
     ) -> Hidden:
-        """Evaluate whole rows; `lengths` as far as the host knows them."""
+        """Evaluate whole rows; `lengths` are theirs, if the host knows them."""
         width = canvas.tokens.shape[1]
         if packing is not None:
             return self.packed(canvas, view, packing, keep)
@@ -191,7 +197,7 @@ class Forward:
         )
 
     def packed(self, canvas: Canvas, view: StepView, packing: Packing, keep: View | None) -> Hidden:
-        """Evaluate whole rows without their padding."""
+        """Evaluate whole rows, packed without padding."""
         batch, width = canvas.tokens.shape
         columns = torch.arange(width, device=canvas.tokens.device)
         valid = columns < canvas.length[:, None]
@@ -208,15 +214,16 @@ class Forward:
         return Hidden(whole, None, False, self.count(view, canvas.length))
 
     def packing(self, lengths: Sequence[int], width: int, copies: int = 1) -> Packing | None:
-        """How whole rows of these lengths are packed; None where padding is computed, too.
+        """How whole rows of these lengths are packed; None if the padding is computed instead.
 
-        A row alone is padded only to be of the same length as rows of other generations, and where
-        most forwards are of windows it stays so: they all share one recording.
+        With a cache, a single row is not packed: its padding serves to share one recording with
+        rows of other generations, and most forward passes are of windows. Nor are rows that a
+        horizon ends at a different length in every block, if shapes are static.
 
         Args:
             lengths: tokens of each row.
             width: columns of the canvas.
-            copies: of each row, behind each other.
+            copies: of each row, adjacent.
         """
         alone = len(lengths) == 1 and self.mode != "none"
         varies = self.static and self.horizon.window is not None  # from block to block
@@ -234,21 +241,22 @@ class Forward:
         cache: Cache,
         some: Tensor | None = None,
     ) -> Hidden:
-        """Evaluate a stretch of each row against what the cache holds.
+        """Evaluate a stretch of each row against the keys and values in the cache.
 
         Args:
             canvas: the rows.
             view: their windows.
-            lengths: of the rows, as far as the host knows them.
-            stretch: what to compute.
-            cache: with as many rows, or their branches behind each other.
-            some: int64, where it has these rows, with guidance both halves of them.
+            lengths: of the rows, if the host knows them.
+            stretch: the columns to compute.
+            cache: has the same rows, or all branches of each, adjacent.
+            some: int64, the rows of the cache to use, with guidance both halves; None if it has the
+                same rows.
         """
         length, ahead = canvas.tokens.shape[1], int(self.shift)
         asked = self.asked(canvas, view, stretch, cache.length)
         tokens, slots = asked.tokens, asked.slots
         lines: Lines = slice(None, None, cache.rows // len(slots)) if some is None else some
-        if some is not None or cache.rows != len(slots):  # the first branch of each row
+        if some is not None or cache.rows != len(slots):  # use the first branch of each row
             found = torch.arange(cache.rows, device=slots.device)[lines]
             apart = found - torch.arange(len(slots), device=slots.device)
             slots = slots + apart[:, None] * (cache.length + 1)
@@ -268,8 +276,8 @@ class Forward:
         )
 
     def asked(self, canvas: Canvas, view: StepView, stretch: Stretch, room: int) -> Queries:
-        """The queries of a stretch, whose keys and values go to a cache of `room` columns."""
-        ahead = int(self.shift)  # the state that predicts the first token stands in front of it
+        """The queries of a stretch; their keys and values go to a cache with `room` columns."""
+        ahead = int(self.shift)  # a token is predicted at the column before it
         count = stretch.count + ahead
         begin = stretch.begin - ahead if ahead else stretch.begin
         by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
@@ -287,9 +295,9 @@ class Forward:
     def by_window(
         self, own: Tensor, view: StepView, stretch: Stretch, left: Remainder | None
     ) -> Tensor:
-        """States of a stretch at the columns of the window, which begins elsewhere in each row."""
+        """States at the columns of the window, which begins at a different offset in each row."""
         offset, window = view.block_start - stretch.begin, view.positions.shape[1]
-        # Of the columns as they lie in front of the tokens that they predict.
+        # Here a column's state is the one that predicts its token.
         index = offset[:, None] + torch.arange(window, device=offset.device)
         index = index.clamp(max=stretch.count - 1)
         index = index if left is None else left.of_columns(index).clamp(max=own.shape[1] - 1)
@@ -313,8 +321,8 @@ class Forward:
             view: their windows.
             tokens: int64 [B, Q], queries.
             positions: int64 [B or 1, Q].
-            given: bool [B, Q], what an unconditional row does not see.
-            valid: bool [B, L], False at padding; None where there is none.
+            given: bool [B, Q], tokens that are masked in the unconditional row.
+            valid: bool [B, L], False at padding; None if there is none.
             cache: where keys and values go.
         """
         batch, count = tokens.shape
@@ -325,7 +333,7 @@ class Forward:
             tokens = torch.cat((tokens, torch.full_like(view.tokens, self.mask_id)), 1)
             given = torch.cat((given, torch.zeros_like(view.masked)), 1)
         if self.guided:
-            # The unconditional row is the same canvas without what was given.
+            # The unconditional row is the same canvas with the given tokens masked.
             tokens = torch.cat((tokens, tokens.masked_fill(given, self.mask_id)))
             positions = positions if positions.shape[0] == 1 else positions.repeat(2, 1)
             valid = None if valid is None else valid.repeat(2, 1)
@@ -336,11 +344,11 @@ class Forward:
         return self.model.hidden(tokens, positions, valid, cache, **more).to(tokens.device)
 
     def behind(self, states: Tensor, count: int) -> Tensor | None:
-        """States of the shadows, behind those of `count` queries."""
+        """States of the shadows, which follow those of `count` queries."""
         return states[:, count:] if self.topology.shadowed else None
 
     def count(self, view: StepView, queries: Tensor) -> Tensor:
-        """Positions that were computed, int64 [B]: shadows too, guidance twice."""
+        """Positions computed, int64 [B], including shadows; doubled with guidance."""
         if self.topology.shadowed:
             queries = queries + (view.masked | view.editable).sum(-1)
         return 2 * queries if self.guided else queries
@@ -354,15 +362,15 @@ class Forward:
         fresh: Tensor,
         lengths: Sequence[int] | None,
     ) -> Hidden:
-        """States by column of some rows, of which more than the window is computed.
+        """States by column for rows of which more than the window is computed.
 
         Args:
             canvas: all rows.
             view: their windows.
-            due: what the host knows of them.
+            due: what the host knows about them.
             scope: what is computed.
-            fresh: int64, the rows; the same one repeated where there are fewer than places.
-            lengths: of the rows, where the host knows which they are.
+            fresh: int64, the rows; the first is repeated if there are fewer than places.
+            lengths: of the rows, if the host knows which ones they are.
         """
         assert self.cache is not None
         where, width = self.both(fresh, canvas.tokens.shape[0]), canvas.tokens.shape[1]
@@ -377,7 +385,7 @@ class Forward:
         return self.by_column(self.rows(few, seen, lengths, keep, packing), seen, width)
 
     def merged(self, made: Hidden, some: Hidden, fresh: Tensor) -> Hidden:
-        """States by column, of which `some` take the place of those of the rows `fresh`, int64."""
+        """States by column, with those of the rows `fresh`, int64, replaced by `some`."""
         where, shadows = self.both(fresh, made.queries.shape[0]), made.shadows
         states = made.states.index_copy(0, where, some.states)
         if shadows is not None and some.shadows is not None:

@@ -1,7 +1,7 @@
-"""Count the tokens of a corpus: the background frequencies of PC-Sampler.
+"""Count the tokens of a corpus: the background frequencies for PC-Sampler.
 
-The file is the authors' (arXiv:2508.13021): `num_token` and `p_baseline_dict`, token id -> count.
-A key of our own beside them says what was counted, so that a run that died goes on.
+The file has the authors' format (arXiv:2508.13021): `num_token` and `p_baseline_dict`, token id ->
+count. An extra key of ours records what was counted, so that an interrupted run can resume.
 """
 
 import json
@@ -20,24 +20,24 @@ from dlm.decoders.frequencies import COUNTS, TOTAL, parse_counts, read_json
 from dlm.models.identity import rules
 from dlm.options import integer, number
 
-OURS = "dlm"  # the key beside the authors' two
-HEAD = 2**20  # bytes of a corpus file that tell it from another
+OURS = "dlm"  # our key, next to the authors' two
+HEAD = 2**20  # leading bytes that identify a corpus file
 BATCH_TEXTS = 256
 BATCH_CHARACTERS = 2**20
 
 
 @dataclass(slots=True)
 class TokenCounts:
-    """How often each token came up, and in what."""
+    """Token counts, and what they were counted in."""
 
     counts: Counter[int] = field(default_factory=Counter)  # by token id
     num_token: int = 0
-    documents: int = 0  # texts counted, from the first on
+    documents: int = 0  # documents counted, from the first on
     tokenizer: dict[str, Any] = field(default_factory=dict)  # `identify`
     corpus: list[dict[str, Any]] = field(default_factory=list)  # `Corpus.identify`
 
     def add(self, rows: Sequence[Sequence[int]]) -> None:
-        """Take the token ids of some documents in."""
+        """Add the token ids of some documents."""
         self.counts.update(chain.from_iterable(rows))
         self.num_token += sum(map(len, rows))
         self.documents += len(rows)
@@ -45,7 +45,7 @@ class TokenCounts:
 
 @dataclass(slots=True)
 class Corpus:
-    """Files of documents: JSON objects of a `.jsonl`, the lines of any other file."""
+    """Files of documents: the JSON objects of a `.jsonl`, or the lines of any other file."""
 
     files: Sequence[Path]
     text: str = "text"  # the key of a JSON object that holds its document
@@ -53,17 +53,17 @@ class Corpus:
 
     def __post_init__(self) -> None:
         for file in self.files:
-            # A pipe cannot be read a second time, neither for `identify` nor to go on.
+            # A pipe cannot be read twice, for `identify` or to resume.
             if file.exists() and not file.is_file():
                 raise ValueError(f"corpus must be regular files, got {str(file)!r}")
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total bytes of all files."""
         return sum(file.stat().st_size for file in self.files)
 
     def identify(self) -> list[dict[str, Any]]:
-        """What tells this corpus from another, wherever its files lie."""
+        """Facts that identify this corpus, independent of where its files are."""
         return [self._identify(file) for file in self.files]
 
     def _identify(self, file: Path) -> dict[str, Any]:
@@ -73,10 +73,10 @@ class Corpus:
         return facts | ({"field": self.text} if is_jsonl(file) else {})
 
     def __iter__(self) -> Iterator[str]:
-        """The documents in order, read as they are asked for; blank lines are none.
+        """The documents in order, read lazily; blank lines are skipped.
 
         Raises:
-            ValueError: a line that is not UTF-8, or of a `.jsonl` and no object with a text.
+            ValueError: a line is not UTF-8, or a line of a `.jsonl` is no object with a text.
         """
         self.bytes_read = 0
         for file in self.files:
@@ -96,7 +96,7 @@ class Corpus:
 
 
 def is_jsonl(file: Path) -> bool:
-    """Whether the lines of a file are JSON objects, by its name."""
+    """Whether the lines of a file are JSON objects, judging by its name."""
     return file.suffix.lower() == ".jsonl"
 
 
@@ -113,28 +113,28 @@ def count_tokens(
 ) -> TokenCounts:
     """Count the tokens of texts, each tokenized as it stands, in batches.
 
-    No special token is added, but one spelled out in a text counts as such: end the documents
-    with the end of text if it shall have a frequency. The authors' script, which is the same
-    otherwise, puts a space behind each text.
+    No special token is added, but one that is spelled out in a text counts as such: end the
+    documents with the end-of-text token if it needs a frequency. The authors' script is the same,
+    except that it appends a space to each text.
 
     Args:
-        tokenizer: of the model that shall decode with the frequencies.
-        texts: documents, asked for as they are needed. Must start over from the first one.
-        limit: most documents to count; all if absent.
-        out: where to save, every so often and at the end. If it is there already, it holds the
-            counts of the first documents, which are skipped.
-        corpus: what tells the texts from others, as JSON; needed with `out`.
-        name: what to call the tokenizer in `out`; its own name if absent.
+        tokenizer: of the model that will decode with the frequencies.
+        texts: documents, read lazily. Must begin with the first document every time.
+        limit: most documents to count; all if None.
+        out: where to save, periodically and at the end. If the file exists, it holds the counts of
+            the first documents, which are skipped.
+        corpus: facts that identify the texts, as JSON; required with `out`.
+        name: name of the tokenizer in `out`; its own name if None.
         save_every: seconds between two checkpoints.
-        report: called after every batch. An interruption that it raises is saved before it goes
-            on; another error leaves the last checkpoint as it was.
+        report: called after every batch. If it raises KeyboardInterrupt, the counts are saved
+            before it propagates; other errors leave the last checkpoint as it was.
 
     Returns:
-        The counts, the same whether or not the run was interrupted.
+        The counts; they are the same whether or not the run was interrupted.
 
     Raises:
-        ValueError: an option out of its rule, no token in the texts, or an `out` of another
-            tokenizer, of another corpus or with more documents than `limit`.
+        ValueError: an option is invalid, the texts have no token, or `out` belongs to another
+            tokenizer, to another corpus or holds more documents than `limit`.
     """
     number("save_every", save_every, least=0.0)
     if limit is not None:
@@ -146,7 +146,7 @@ def count_tokens(
         raise ValueError(f"limit must be >= {total.documents}, which {str(out)!r} has, got {limit}")
 
     def keep() -> None:
-        if out is not None and total.num_token:  # without a token it is no table of frequencies
+        if out is not None and total.num_token:  # a table without tokens is invalid
             save(out, total)
 
     saved = time.monotonic()
@@ -167,21 +167,21 @@ def count_tokens(
 
 
 def identify(tokenizer: Any, name: str | None = None) -> dict[str, Any]:
-    """What tells a tokenizer from another, wherever it was loaded from."""
+    """Facts that identify a tokenizer, independent of where it was loaded from."""
     named = tokenizer.name_or_path if name is None else name
     return {"name": named, "vocab_size": len(tokenizer), "digest": rules(tokenizer)}
 
 
 def start(out: Path | None, tokenizer: dict[str, Any], corpus: list[dict[str, Any]]) -> TokenCounts:
-    """The counts of `out`, or none.
+    """The counts in `out`, or empty ones if it does not exist.
 
     Raises:
-        ValueError: `out` was not made from this tokenizer and this corpus.
+        ValueError: `out` was not made with this tokenizer and this corpus.
     """
     if out is None or not out.exists():
         return TokenCounts(tokenizer=tokenizer, corpus=corpus)
     total = load(out)
-    # A tokenizer may be called by another name: by a path, say.
+    # The name may differ: it can be a path.
     differ = [key for key in ("vocab_size", "digest") if total.tokenizer.get(key) != tokenizer[key]]
     if differ:
         raise ValueError(
@@ -202,10 +202,10 @@ def start(out: Path | None, tokenizer: dict[str, Any], corpus: list[dict[str, An
 
 
 def remaining(texts: Iterable[str], done: int, limit: int | None) -> Iterator[str]:
-    """The texts behind the first `done`, up to the first `limit`.
+    """The texts after the first `done`, up to `limit` in total.
 
     Raises:
-        ValueError: there are not that many.
+        ValueError: there are fewer than `done`.
     """
     stream = iter(texts)
     skipped = sum(1 for _ in islice(stream, done))
@@ -215,7 +215,7 @@ def remaining(texts: Iterable[str], done: int, limit: int | None) -> Iterator[st
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts a few at a time: fewer where they are long, so that memory stays bounded."""
+    """Group texts, fewer at a time if they are long, so that memory stays bounded."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -229,7 +229,7 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, with no special token that it does not spell out."""
+    """Token ids of each text, without special tokens that it does not spell out."""
     rows: list[list[int]] = tokenizer(
         texts,
         add_special_tokens=False,
@@ -241,7 +241,7 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def save(path: Path, total: TokenCounts) -> None:
-    """Write the authors' file with what it was made from, in one atomic step."""
+    """Write the authors' format together with what was counted, atomically."""
     record = {
         TOTAL: total.num_token,
         COUNTS[0]: {str(token): count for token, count in sorted(total.counts.items())},
@@ -252,23 +252,23 @@ def save(path: Path, total: TokenCounts) -> None:
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Its own for each process: of two at once, one would rename what the other is writing.
+    # One per process, so that two at once do not rename each other's partial file.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="ascii") as stream:
             json.dump(record, stream)
             stream.flush()
-            os.fsync(stream.fileno())  # else a power cut may leave the new name on no data
+            os.fsync(stream.fileno())  # or a power cut could leave an empty file under the new name
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> TokenCounts:
-    """Read what `save` wrote, or the authors' own file, which does not say what it was made from.
+    """Read a file from `save`, or the authors' own, which does not record what was counted.
 
     Raises:
-        ValueError: no such file, or one of another form.
+        ValueError: the file does not exist, or has another format.
     """
     where = f"frequencies {str(path)!r}"
     record = read_json(path)

@@ -1,4 +1,4 @@
-"""What users hold prompts in: arrays, tensors, tokenizers' outputs, messages of several parts."""
+"""Conversion of the containers that users pass prompts in: arrays, tokenizer outputs, messages."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Number
@@ -8,49 +8,49 @@ from dlm.options import writable
 
 
 class Array(Protocol):
-    """A tensor of torch or an array of numpy."""
+    """A torch tensor or a numpy array."""
 
     def tolist(self) -> Any:
-        """Its values, in lists."""
+        """The values as nested lists."""
         ...
 
 
 def listed(given: Any) -> Any:
-    """What an array, a tokenizer's output or an iterator stands for, as a list; all else as it is.
+    """Convert an array, a tokenizer's output or an iterator to a list; leave anything else as it is.
 
-    A tokenizer's output, or another mapping with `input_ids`, is without its padding where it has
-    an `attention_mask`.
+    A tokenizer's output, or another mapping with `input_ids`, loses its padding if it has an
+    `attention_mask`.
     """
     if isinstance(given, str | bytes | Sequence):
         return given
     if isinstance(given, Mapping):
         return unpadded(given) if "input_ids" in given else given
-    if hasattr(given, "tolist"):  # a number of numpy, too
+    if hasattr(given, "tolist"):  # numpy scalars too
         try:
             return given.tolist() if getattr(given, "ndim", 0) else given
-        except RuntimeError:  # of a tensor that is nested, or has no values
+        except RuntimeError:  # nested tensors, and those without values
             return given
     ordered = isinstance(given, Iterable) and not isinstance(given, Set)
-    flat = getattr(given, "ndim", 1) == 1  # of a table there would be the names of its columns
+    flat = getattr(given, "ndim", 1) == 1  # iterating over a table gives its column names
     return list(given) if ordered and flat else given
 
 
 def unpack(options: object, names: Iterable[str]) -> None:
-    """Make lists of the arrays in fields of a frozen dataclass, in place."""
+    """Convert the arrays in some fields of a frozen dataclass to lists, in place."""
     for name in names:
         object.__setattr__(options, name, listed(getattr(options, name)))
 
 
 def unpadded(given: Mapping[str, Any]) -> Any:
-    """Token ids of a tokenizer's output, of one text or of several.
+    """Token ids of a tokenizer's output, for one text or several.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: the mask has another shape.
     """
     ids, mask = listed(given["input_ids"]), listed(given.get("attention_mask"))
     if mask is None:
         return ids
-    several = bool(ids) and not isinstance(ids[0], Number)  # numpy's numbers too
+    several = bool(ids) and not isinstance(ids[0], Number)  # numpy scalars too
     pairs = zip(ids, mask, strict=True) if several else [(ids, mask)]
     try:
         rows = [
@@ -63,19 +63,19 @@ def unpadded(given: Mapping[str, Any]) -> Any:
 
 
 def told_by(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a part of a message that say something of its text; `cache_control` does not."""
+    """The fields of a message part that carry meaning; `cache_control` does not."""
 
-    def empty(value: Any) -> bool:  # a picture is compared with nothing
+    def empty(value: Any) -> bool:  # never compares the value itself, which may be an image
         return value is None or value is False or (isinstance(value, list | dict) and not value)
 
     return {k: v for k, v in part.items() if k != "cache_control" and not empty(v)}
 
 
 def message_text(content: Any, where: str) -> str:
-    """The content of a chat message: a text, or parts that are texts, joined.
+    """The content of a chat message: a text, or text parts joined.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is anything else.
     """
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else listed(content)
     if not isinstance(parts, list | tuple) or not parts:

@@ -1,4 +1,4 @@
-"""Whether greedy decoding writes given answers, of many prompts at a time.
+"""Tests whether greedy decoding produces given answers, for many prompts at once.
 
 Shapes: B rows of the batch, L tokens of the longest, P answers to all prompts, n tokens of the
 longest of them.
@@ -21,21 +21,21 @@ Answer = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Answers of one length to one prompt."""
+    """Answers of equal length to one prompt."""
 
     prompt: Answer
     length: int  # tokens of each answer
-    answers: dict[Answer, list[int]]  # with the indices of the pairs that have it
+    answers: dict[Answer, list[int]]  # to the indices of the pairs with this answer
 
 
 def are_greedy(
     model: Model, questions: Sequence[Question], cfg_scale: float
 ) -> list[dict[Answer, bool]]:
-    """Whether an answer is what greedy decoding makes of as many masks, of every answer.
+    """For every answer, whether greedy decoding of that many masks produces it.
 
-    One most confident token a forward, over the whole span, or over one block after the other where
-    attention is in blocks: LLaDA's `suffix_greedy_prediction` (arXiv:2502.09992). A row is given up
-    as soon as it differs from all its answers.
+    One most confident token per forward pass, over the whole span, or block by block for
+    block-attention models: LLaDA's `suffix_greedy_prediction` (arXiv:2502.09992). A row is dropped
+    as soon as it differs from all of its answers.
 
     Raises:
         ValueError: the network returned NaN.
@@ -52,10 +52,10 @@ def are_greedy(
 
 
 class Watch:
-    """Compares rows with the answers that they may become."""
+    """Compares rows with the answers they may still produce."""
 
     def __init__(self, questions: Sequence[Question], mask_id: int) -> None:
-        """Take the questions of rows, in their order."""
+        """Take the questions of the rows, in order."""
         listed = [(row, q, a) for row, q in enumerate(questions) for a in q.answers]
         width = max(question.length for question in questions)
         self.mask_id = mask_id
@@ -70,20 +70,20 @@ class Watch:
 
     @property
     def over(self) -> frozenset[int]:
-        """Rows that differ from all their answers."""
+        """Rows that differ from all of their answers."""
         return frozenset(range(self.count)).difference(self.row[self.agrees].tolist())
 
     def see(self, step: Step) -> None:
-        """Compare what a forward wrote."""
+        """Compare the tokens after a forward pass."""
         tokens = step.tokens.cpu()
         line = torch.full((self.count,), -1)
         line[list(step.names)] = torch.arange(len(step.names))
-        line = line[self.row]  # of each answer; those of rows that are done have been seen
+        line = line[self.row]  # of each answer; -1 for rows that have left, which were compared
         written = tokens[line].gather(1, self.place.clamp(max=tokens.shape[1] - 1))
         differs = (written != self.target) & (written != self.mask_id) & self.inside
         self.agrees &= (line < 0) | ~differs.any(-1)
 
     def found(self, questions: Sequence[Question]) -> list[dict[Answer, bool]]:
-        """What came of every answer."""
+        """The result for every answer."""
         flags = iter(self.agrees.tolist())
         return [{answer: next(flags) for answer in question.answers} for question in questions]

@@ -1,12 +1,13 @@
-"""Blanks that become more and fewer while they are filled: rows change their length.
+"""Blanks that grow and shrink while they are filled, so that rows change their length.
 
 Wu et al. 2026 (DreamOn, arXiv:2602.01326), by the rules of its code, which takes one row at a time.
-A masked position that takes the token `expand` becomes two masks, one that takes `delete`, the end
-of text, goes, with the masks right behind it where deletion is broadcast. A row whose blanks hold
-as many tokens as they may, or that has grown as often as it may, does not sample `expand`.
+A masked position that samples the token `expand` becomes two masks. One that samples `delete`, the
+end of text, is removed, along with the masks right after it if deletion is broadcast. A row whose
+blanks hold as many tokens as they may, or that has grown as often as it may, does not sample
+`expand`.
 
-Between two changes of its length a row is decoded like any other. Then it leaves the batch, is laid
-out anew, and joins again: what a decoder remembers of the forwards before is lost.
+Between two changes of its length, a row is decoded like any other. Then it leaves the batch, is
+laid out anew, and joins again; the decoder's state for it is lost.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,8 @@ from dlm.traits import Traits
 from dlm.waiting import Places
 
 WEYL: Final = 0x9E3779B97F4A7C15
-"""Between the noise keys of a row before and after a change of its length: odd, so that they do not
-come again, and far from the differences between keys of rows."""
+"""Step between the noise keys of a row before and after a change of its length: odd, so that they
+do not repeat, and far from the differences between keys of rows."""
 WHOLE: Final = {
     "steps": "how many forwards a row takes shows as it grows",
     "stop_at_eos": "end of text takes a blank away",
@@ -40,36 +41,36 @@ WHOLE: Final = {
     "return_order": "positions move",
     "return_top_tokens": "positions move",
 }
-"""Options that rows must leave alone which change their length, and why."""
+"""Options that rows of changing length do not support, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How far blanks grow.
+    """How far blanks may grow.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    most: int  # tokens that the blanks of a row may come to, together
-    budget: int  # times that a blank of a row may become two
-    broadcast: bool = False  # whether the masks behind a blank that goes do so, too
+    most: int  # tokens that the blanks of a row may hold in total
+    budget: int  # how often a blank of a row may become two
+    broadcast: bool = False  # whether the masks right after a removed blank are removed
 
     @classmethod
     def of(
         cls, max_gen_length: int, expand_budget: int | None, broadcast_deletion: object = False
     ) -> "Growth":
-        """As the options say; at most twice as many times as tokens, by default."""
+        """From the options; by default, rows may grow twice `max_gen_length` times."""
         most = integer("max_gen_length", max_gen_length, least=1)
         budget = min(2 * most, LARGEST) if expand_budget is None else expand_budget
         integer("expand_budget", budget, least=0)
         return cls(most, int(budget), boolean("broadcast_deletion", broadcast_deletion))
 
     def check(self, model: Model, rows: Sequence[list[int]], settings: Settings) -> None:
-        """Refuse a network that does not ask for blanks, options of rows that stay, and long rows.
+        """Reject networks without an expand token, unsupported options, and rows that are too long.
 
         Raises:
-            ValueError: one of these.
+            ValueError: one of these applies.
         """
         spec = model.spec
         if spec.expand_id is None:
@@ -88,10 +89,10 @@ class Growth:
             check_length(model, len(row) - blanks + self.most, "a text with max_gen_length")
 
     def check_settings(self, settings: Settings) -> None:
-        """Refuse options of rows that stay.
+        """Reject options that rows of changing length do not support.
 
         Raises:
-            ValueError: one of these.
+            ValueError: one of these is set.
         """
         for name, reason in WHOLE.items():
             if value := getattr(settings, name):
@@ -117,29 +118,29 @@ class Part:
     key: int  # of its noise
     tokens: list[int]
     spec: ModelSpec
-    growth: Growth  # how far its blanks may still grow, what they hold by now not counted
-    times: int = 0  # that its length has changed
-    decoded: int = 0  # tokens in its blanks
+    growth: Growth  # what is left of the limits
+    times: int = 0  # how often its length has changed
+    decoded: int = 0  # tokens decoded in its blanks
     forwards: int = 0
     queries: int = 0
 
     @property
     def masks(self) -> int:
-        """Blanks to fill."""
+        """Number of blanks to fill."""
         return self.tokens.count(self.spec.mask_id)
 
     @property
     def grows(self) -> bool:
-        """Whether another blank may come."""
+        """Whether the row may still grow."""
         return self.masks < self.growth.most and self.growth.budget > 0
 
     @property
     def noise(self) -> int:
-        """Key of the noise of this part alone."""
+        """Noise key of this part alone."""
         return (self.key + self.times * WEYL) % (1 << 64)
 
     def after(self, end: End) -> "Part":
-        """The row after the last forward of this part."""
+        """The row after the last forward pass of this part, laid out for the next."""
         mask_id, expand, delete = self.spec.mask_id, self.spec.expand_id, self.spec.eos_id
         pairs = list(zip(self.tokens, end.tokens, strict=False))
         if self.growth.broadcast:
@@ -150,7 +151,7 @@ class Part:
         more = 0
         for was, now in pairs:
             if was == mask_id and now == expand:
-                two = more < room  # decisions of one forward may ask for more than there is room
+                two = more < room  # one forward pass may ask for more than there is room
                 more += two
                 tokens += [mask_id] * (2 if two else 1)
             elif was != mask_id or now != delete:
@@ -169,7 +170,7 @@ class Part:
 
 
 def broadcast(pairs: Sequence[tuple[int, int]], mask_id: int, delete: int) -> list[tuple[int, int]]:
-    """Tokens before and after, where masks right behind a blank that goes do so, too."""
+    """Pairs of tokens before and after, with deletion spread to the masks right after it."""
     spread: list[tuple[int, int]] = []
     gone = False
     for was, now in pairs:
@@ -179,12 +180,14 @@ def broadcast(pairs: Sequence[tuple[int, int]], mask_id: int, delete: int) -> li
 
 
 class Growing:
-    """Rows decoded until their lengths stay, some at a time: those that may grow, or the others."""
+    """Decodes rows until their lengths no longer change: those that may grow, or the others, at a
+    time.
+    """
 
     def __init__(
         self, model: Model, rows: Sequence[list[int]], settings: Settings, growth: Growth
     ) -> None:
-        """Take the rows, with masks.
+        """Take rows that contain masks.
 
         Raises:
             ValueError: they do not fit the model, or an option does not fit them.
@@ -207,12 +210,12 @@ class Growing:
 
     @property
     def parts(self) -> Iterator[Part]:
-        """Those that wait."""
+        """The waiting rows."""
         yield from self.waiting[True]
         yield from self.waiting[False]
 
     def wait(self, part: Part) -> None:
-        """Put a row behind those of its kind."""
+        """Put a row in the queue of its kind."""
         self.waiting[part.grows].append(part)
 
     def laid(self, parts: Sequence[Part]) -> Rows:

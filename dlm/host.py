@@ -1,4 +1,4 @@
-"""What passes between the host and the device, never waiting longer than it must."""
+"""Transfers between the host and the device, with as little waiting as possible."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def send(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Whole numbers, as int64 [n], or a tensor, on the device, without waiting for the copy."""
+    """Copy integers, as int64 [n], or a tensor to the device, without waiting for the copy."""
     made = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
     if device.type == "cuda":
         made = made.pin_memory()
@@ -15,10 +15,10 @@ def send(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
 
 
 def check(device: torch.device) -> None:
-    """Find out whether a device still works: after some errors a GPU does no more for the process.
+    """Check that a device still works: after some errors a GPU is unusable for the process.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: it is unusable.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -31,10 +31,10 @@ class Mailbox:
         self.buffer: Tensor | None = None
 
     def read(self, report: Tensor) -> list[int]:
-        """Values of an int64 [n].
+        """The values of an int64 [n].
 
-        On a GPU the host waits for the event that ends this copy, not for all that was asked of the
-        device: work queued behind it goes on.
+        On a GPU the host waits only for the event after this copy, not for all queued work, which
+        continues.
         """
         if report.device.type != "cuda":
             values: list[int] = report.tolist()

@@ -1,4 +1,4 @@
-"""Generators whose forwards keep nothing for a backward pass."""
+"""Generators that run in inference mode."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 def inferring(make: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """A generator in `torch.inference_mode`, as whose decorator does, until the interpreter ends.
+    """Run a generator in `torch.inference_mode`, like its decorator, until the interpreter exits.
 
-    What is left unfinished then is left so: the modules are gone that the mode is entered by.
+    At exit an unfinished generator is left as it is: the modules that enter the mode are gone.
     """
-    over = sys.is_finalizing  # which this module would not have any more
+    over = sys.is_finalizing  # the module's globals are gone by then
 
     @wraps(make)
     def inferred(*args: P.args, **options: P.kwargs) -> Iterator[T]:

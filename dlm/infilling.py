@@ -1,4 +1,4 @@
-"""Blanks anywhere in a text: `infill` over the one denoising loop."""
+"""Filling blanks anywhere in a text: `infill` over the one denoising loop."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ from dlm.runtime import Step, heard, unheard
 from dlm.settings import INSTEAD, NAMES, Settings
 
 GROWTH: Final = ("max_gen_length", "expand_budget", "broadcast_deletion")
-"""Options of `infill` alone."""
+"""Options of `infill` that `generate` does not have."""
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -30,38 +30,37 @@ def infill(
     broadcast_deletion: bool = False,
     **options: Any,
 ) -> Generation:
-    """Fill blanks anywhere in a text, with what stands on both sides in view.
+    """Fill blanks anywhere in a text, with the text on both sides visible.
 
-    Networks that decode block by block (`model.spec.block_size`) see of what stands behind a blank
-    no more than the rest of its block.
+    Block-attention models (`model.spec.block_size`) see no more of what follows a blank than the
+    rest of its block.
 
     Args:
-        model: what `dlm.load` gave.
-        text: text where `[MASK]` stands for one missing token and `[MASK:8]` for eight, or token
-            ids holding the mask id; or a list of one of those.
-        batch_size: as in `generate`.
-        max_gen_length: tokens that the blanks of a text may come to, all together. For networks
-            that ask for blanks and give them up by tokens (Wu et al. 2026, DreamOn,
-            arXiv:2602.01326): a blank that takes `<|expand|>` becomes two, one that takes the end
-            of text goes. None keeps each blank as long as it is written. Rows that change their
-            length are laid out anew: blocks begin at the first blank that is left, and what a
-            decoder remembers is forgotten. The authors' rule: `decoder="entropy",
-            block_length=None`.
-        expand_budget: times that a blank of a text may become two, 2 `max_gen_length` by default.
-        broadcast_deletion: whether the masks right behind a blank that goes do so, too, which takes
-            fewer forwards.
-        **options: as in `generate`, without `gen_length`, `stop` and `constraint`; `stop_at_eos` is
-            off by default, as what follows a blank is given.
+        model: the model, from `dlm.load`.
+        text: a text in which `[MASK]` stands for one missing token and `[MASK:8]` for eight, or
+            token ids that contain the mask id; or a list of one of those.
+        batch_size: rows decoded at once, as in `generate`.
+        max_gen_length: most tokens that all blanks of a text may hold together. None, the default,
+            keeps each blank as long as it is written. For models that grow and delete blanks by
+            tokens (Wu et al. 2026, DreamOn, arXiv:2602.01326): a blank that samples `<|expand|>`
+            becomes two, one that samples the end of text is removed. When a row changes its length
+            it is laid out anew: blocks begin at the first blank that is left, and the decoder's
+            state is lost. The authors' rule: `decoder="entropy", block_length=None`.
+        expand_budget: how often a blank of a text may become two; 2 `max_gen_length` by default.
+        broadcast_deletion: whether the masks right after a removed blank are removed too, which
+            takes fewer forward passes; off by default.
+        **options: as in `generate`, without `gen_length`, `stop` and `constraint`. `stop_at_eos` is
+            off by default, because the text after a blank is given.
 
     Returns:
-        The whole rows, blanks filled; texts without special tokens. Where blanks may grow,
-        `decoded` counts the tokens that are in them at the end.
+        The whole rows with their blanks filled; texts without special tokens. If blanks may grow,
+        `decoded` counts the tokens in them at the end.
 
     Raises:
-        ValueError: as in `generate`; a text without a blank; with `max_gen_length` a network that
-            does not ask for blanks, more blanks than that, a decoder that takes tokens back or
-            looks ahead, and `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` and what
-            is recorded by position.
+        ValueError: as in `generate`; or a text has no blank; or, with `max_gen_length`, the network
+            has no expand token, there are more blanks than that, the decoder takes tokens back or
+            looks ahead, or `steps`, `stop_at_eos`, `cfg_scale`, `begin_suppress_tokens` or an
+            option that records by position is set.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
     return together(filled(model, text, batch_size, growth, options))
@@ -79,23 +78,23 @@ def infill_each(
     tell: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Generation]]:
-    """Fill the blanks of many texts, yielding each as soon as it is done.
+    """Fill the blanks of many texts, yielding each result as soon as it is done.
 
     Args:
-        model: what `dlm.load` gave.
+        model: the model, from `dlm.load`.
         text: as in `infill`.
-        batch_size: as in `generate`.
+        batch_size: rows decoded at once; here 16 by default.
         max_gen_length: as in `infill`.
         expand_budget: as in `infill`.
         broadcast_deletion: as in `infill`.
-        tell: as in `generate_each`.
+        tell: a callback for each forward pass, as in `generate_each`.
         **options: as in `infill`.
 
     Returns:
-        The number of a text, and what came of it alone.
+        An iterator over pairs: the index of a text and the generation of its row alone.
 
     Raises:
-        ValueError: as in `infill`, when called.
+        ValueError: as in `infill`, raised at the call.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
     return filled(model, text, batch_size, growth, options, heard(tell))
@@ -109,10 +108,10 @@ def filled(
     options: Mapping[str, Any],
     tell: Callable[[Step], object] = unheard,
 ) -> Iterator[tuple[int, Generation]]:
-    """What comes of each text, as it is done; `growth` tells how far blanks may grow.
+    """The result of each text as it is done; `growth` says how far blanks may grow, if at all.
 
     Raises:
-        ValueError: as in `infill`, when called.
+        ValueError: as in `infill`, raised at the call.
     """
     check_model(model)
     settings = infill_settings(options)
@@ -132,10 +131,10 @@ def growth_of(
     expand_budget: int | None = None,
     broadcast_deletion: bool = False,
 ) -> Growth | None:
-    """How far blanks may grow, as the options say; None where they keep their length.
+    """How far blanks may grow, from the options; None if they keep their length.
 
     Raises:
-        ValueError: an option is out of range, or stands without the first.
+        ValueError: an option is out of range, or set without `max_gen_length`.
     """
     if max_gen_length is not None:
         return Growth.of(max_gen_length, expand_budget, broadcast_deletion)
@@ -151,7 +150,7 @@ def growth_of(
 def grown(
     model: Model, growing: Growing, batch_size: int, tell: Callable[[Step], object]
 ) -> Iterator[tuple[int, Generation]]:
-    """Run rows whose blanks may grow, yielding each as `infill` does."""
+    """Decode rows whose blanks may grow, yielding each as `infill` returns it."""
     for part in growing.run(batch_size, tell):
         text = None if model.tokenizer is None else [whole_text(model, part.tokens)]
         yield (
@@ -161,7 +160,7 @@ def grown(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `infill` that are wrong with every model.
+    """Reject options of `infill` that are invalid for every model.
 
     Raises:
         ValueError: as in `infill`.
@@ -174,10 +173,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def infill_settings(options: Mapping[str, Any]) -> Settings:
-    """Those of `infill`.
+    """The settings for `infill`.
 
     Raises:
-        ValueError: an option breaks its rule, or is for `generate`.
+        ValueError: an option is invalid, or only for `generate`.
     """
     if "gen_length" in options:
         raise ValueError("gen_length is for generate: infill decodes the blanks of the text")
