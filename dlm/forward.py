@@ -48,7 +48,7 @@ class Forward:
         *,
         static: bool = False,
     ) -> None:
-        """Take the model and options; if `static`, windows are computed regardless of row lengths."""
+        """Take the model and options; if `static`, window shapes do not depend on row lengths."""
         self.model = model
         self.static = static
         self.horizon = horizon

@@ -16,7 +16,7 @@ class Array(Protocol):
 
 
 def listed(given: Any) -> Any:
-    """Convert an array, a tokenizer's output or an iterator to a list; leave anything else as it is.
+    """Convert an array, a tokenizer's output or an iterator to a list; return anything else.
 
     A tokenizer's output, or another mapping with `input_ids`, loses its padding if it has an
     `attention_mask`.

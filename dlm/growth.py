@@ -180,9 +180,7 @@ def broadcast(pairs: Sequence[tuple[int, int]], mask_id: int, delete: int) -> li
 
 
 class Growing:
-    """Decodes rows until their lengths no longer change: those that may grow, or the others, at a
-    time.
-    """
+    """Decodes rows until their lengths stay: at a time, those that may grow or the others."""
 
     def __init__(
         self, model: Model, rows: Sequence[list[int]], settings: Settings, growth: Growth
@@ -219,19 +217,19 @@ class Growing:
         self.waiting[part.grows].append(part)
 
     def laid(self, parts: Sequence[Part]) -> Rows:
-        """Rows as a canvas."""
+        """Lay out rows on a canvas."""
         rows, keys = [part.tokens for part in parts], [part.noise for part in parts]
         canvas = lay_out(self.models[False], rows, self.settings, self.execution, keys)
         return Rows(canvas, [*map(len, rows)], [part.name for part in parts])
 
     def take(self, count: int, *, grows: bool) -> Rows:
-        """The next ones to be decoded."""
+        """Take the next rows from the queue."""
         some, self.waiting[grows] = self.waiting[grows][:count], self.waiting[grows][count:]
         self.inside |= {part.name: part for part in some}
         return self.laid(some)
 
     def run(self, batch_size: int, tell: Callable[[Step], object] = unheard) -> Iterator[Part]:
-        """Decode the rows, yielding each as it is done; `tell` is told of each forward."""
+        """Decode the rows, yielding each as it is done; `tell` is called at each forward pass."""
         places = Places(batch_size, apart=self.settings.caching != "none")
         while any(self.waiting.values()):
             grows = bool(self.waiting[True])
@@ -249,7 +247,7 @@ class Growing:
                 yield from self.saw(step)
 
     def saw(self, step: Step) -> Iterator[Part]:
-        """Note what a forward of rows has changed, yielding those that are done."""
+        """Record what a forward pass changed, yielding the rows that are done."""
         gone = changed(step, self.models[False].spec)
         for name, end in ended(step, gone):
             part = self.inside.pop(name).after(end)
@@ -261,11 +259,13 @@ class Growing:
 
 
 def changed(step: Step, spec: ModelSpec) -> frozenset[int]:
-    """Rows that go on in which a mask took a token that changes the length. Waits for the device.
+    """Unfinished rows in which a mask just took a token that changes their length.
+
+    Waits for the device.
 
     Args:
-        step: a forward.
-        spec: of a network that asks for blanks.
+        step: a forward pass.
+        spec: of a network with an expand token.
     """
     assert spec.expand_id is not None
     asked = (step.tokens == spec.expand_id) | (step.tokens == spec.eos_id)

@@ -1,4 +1,4 @@
-"""Rows to decode, checked and laid out."""
+"""Checks rows to decode and lays them out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class Job:
 
     model: Model
     rows: list[list[int]]
-    spans: list[tuple[int, int]]  # of each row, what is handed back
+    spans: list[tuple[int, int]]  # of each row, the part to return
     canvas: Canvas
     settings: Settings
     decoder: AnyDecoder  # bound to the model
     execution: Execution  # how steps are run
-    prompt_cache: PromptCache | None  # what rows take from and leave to other jobs
+    prompt_cache: PromptCache | None  # keys and values shared with other jobs
     batch_size: int | None  # rows decoded at a time; None for all
 
     def steps(self, change: Callable[[], Change] = Change) -> Iterator[Step]:
-        """Every forward of the job; `change` is asked for rows to give up after each."""
+        """Every forward pass of the job; `change` is asked after each one for rows to drop."""
         terms = Terms.of(self.model, self.settings, self.decoder, self.execution, self.canvas.span)
         lengths = [len(row) for row in self.rows]
         languages = self.settings.languages_of(len(lengths))
@@ -47,19 +47,19 @@ class Job:
             return
         apart = self.settings.caching != "none"
         queue = Queue(rows, self.batch_size, self.execution, apart=apart)
-        while queue.waiting:  # also where all that were inside ended at once
+        while queue.waiting:  # again, if all rows of the batch ended at once
             fill = partial(queue.fill, change)
             for step in denoise(terms, queue.batch(), fill, self.prompt_cache):
                 queue.saw(step)
                 yield step
 
     def stop_texts(self) -> StopTexts:
-        """What ends rows at the texts that the options name."""
+        """The reader that ends rows at the texts of `stop`."""
         return StopTexts(self.model, self.spans, Traits.of(self.decoder), self.settings.stops)
 
 
 def check_length(model: Model, length: int, what: str = "prompt and generation") -> None:
-    """Refuse rows longer than the model can place, which is `TooLong`."""
+    """Reject rows longer than the model supports, with `TooLong`."""
     if length > model.spec.max_length:
         raise TooLong(
             f"{what} must fit the model's {model.spec.max_length} positions, got {length} tokens"
@@ -73,17 +73,17 @@ def lay_out(
     execution: Execution,
     keys: Sequence[int],
 ) -> Canvas:
-    """Rows that hold the mask id at every position to decode, as a canvas.
+    """Lay out rows, with the mask id at every position to decode, on a canvas.
 
     Args:
-        model: what decodes them.
+        model: decodes the rows.
         rows: token ids.
         settings: the options.
         execution: how steps are run.
-        keys: of the noise of each row.
+        keys: noise keys of the rows.
 
     Raises:
-        ValueError: they do not fit the model, or an option does not fit them.
+        ValueError: the rows do not fit the model, or an option does not fit them.
     """
     spec = model.spec
     longest = max(map(len, rows))
@@ -112,10 +112,10 @@ def lay_out(
 
 
 def row_keys(rows: Sequence[list[int]], settings: Settings) -> Sequence[int]:
-    """Keys of the noise of each row: those given, else their numbers.
+    """Noise keys of the rows: the given ones, or else their indices.
 
     Raises:
-        ValueError: another number of keys than of rows.
+        ValueError: the number of keys is not that of rows.
     """
     keys = range(len(rows)) if settings.row_keys is None else settings.row_keys
     if len(keys) != len(rows):
@@ -133,10 +133,10 @@ def make_job(
     prompt_cache: PromptCache | None = None,
     batch_size: int | None = None,
 ) -> Job:
-    """What decodes rows that hold the mask id at every position to decode.
+    """A job that decodes rows with the mask id at every position to decode.
 
     Raises:
-        ValueError: they do not fit the model, or an option does not fit them.
+        ValueError: the rows do not fit the model, or an option does not fit them.
     """
     if batch_size is not None:
         integer("batch_size", batch_size, least=1)
@@ -153,7 +153,7 @@ def make_job(
 
 
 def check_prompt_cache(prompt_cache: object, model: Model, settings: Settings) -> None:
-    """Refuse what is none, one of another model, and one that nothing would go into."""
+    """Reject an invalid prompt cache, one of another model, and options that cannot use it."""
     if not PromptCache.checked(prompt_cache, model).serves(settings):
         raise ValueError(
             "prompt_cache goes with cache 'prefix' or 'dual' and without cfg_scale and a "
@@ -170,10 +170,10 @@ def generation_job(
     batch_size: int | None = None,
     lengths: Sequence[int] | None = None,
 ) -> Job:
-    """Prompts with masks behind each, as many as its length says, and then what closes every row.
+    """A job for prompts: each is followed by its number of masks and the family's closing tokens.
 
     Raises:
-        ValueError: as `make_job`, and another number of lengths than of prompts.
+        ValueError: as in `make_job`, or the number of lengths is not that of prompts.
     """
     encoded = encode_prompts(model, prompts)
     if lengths is not None and len(lengths) != len(encoded):
@@ -189,7 +189,7 @@ def generation_job(
 
 
 def check_languages(model: Model, settings: Settings, lengths: Sequence[int]) -> None:
-    """Refuse rows of these lengths that no text of their language fits."""
+    """Reject rows that are too short for any text of their constraint."""
     settings.check_tokens(model.spec)
     shortest: dict[Constraint, int] = {}
     for language, length in zip(settings.languages_of(len(lengths)), lengths, strict=True):
@@ -204,12 +204,12 @@ def check_languages(model: Model, settings: Settings, lengths: Sequence[int]) ->
 def continued(
     model: Model, prompts: Sequence[list[int]], lengths: Sequence[int]
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Rows with a number of masks behind each prompt, and where these stand.
+    """Rows with masks after each prompt, and the spans of those masks.
 
-    Behind them comes what closes every row of the family.
+    The family's closing tokens follow the masks.
 
     Raises:
-        ValueError: they are longer than the model can place.
+        ValueError: a row is longer than the model supports.
     """
     closing = model.spec.suffix
     pairs = list(zip(prompts, lengths, strict=True))

@@ -1,4 +1,4 @@
-"""What is kept of generations for later ones: loops, their caches and their recordings."""
+"""What generations leave for later ones: loops, their caches and their recordings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 CONSTANTS: Final = (bool, int, float, str, bytes, Path, Enum, type(None), Tensor)
 MOST: Final = 32
-"""Workspaces of a lane: even small ones take memory that `Workspace.size` does not count."""
+"""Most workspaces of a lane: even small ones take memory that `Workspace.size` does not count."""
 RECORDINGS: Final = 256
-"""Likewise, of all its workspaces: each takes memory of the driver."""
+"""Most recordings of a lane, over all its workspaces: each takes memory of the driver."""
 
 
 class Workspace:
-    """A loop for rows of one number and length, with memory that recordings of it read."""
+    """A loop for canvases of one shape, with the memory that its recordings read."""
 
     def __init__(self, layout: tuple[Any, ...], loop: "Loop", record: Record | None) -> None:
-        self.layout = layout  # all that the loop was made for, beside its decoder
+        self.layout = layout  # all that the loop depends on, except its decoder
         self.loop = loop
-        self.steps = Steps(loop.step, record)  # not of the loop: a circle would outlive it
+        self.steps = Steps(loop.step, record)  # not in the loop: a reference cycle would outlive it
         self.recorded = record is not None
         self.canvas: Canvas | None = None
 
     def lay(self, canvas: Canvas) -> Canvas:
-        """A canvas where recordings look for it."""
+        """Copy a canvas to where recordings read it."""
         if not self.recorded:
             return canvas
         if self.canvas is None:
@@ -50,21 +50,21 @@ class Workspace:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of the loop and its recordings."""
         return self.loop.size + self.steps.size
 
 
 class Budget:
-    """Bytes that the lanes of a network may keep, all together."""
+    """Bytes that the lanes of a network may keep in total."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.used: set[Lane] = set()  # by generations that go on
+        self.used: set[Lane] = set()  # by running generations
 
     def left(self, lane: "Lane") -> int:
-        """Bytes for one, beside the others in use.
+        """Bytes left for one lane, after the others in use.
 
-        Of a copy, which no thread comes between, and no stream that is collected meanwhile.
+        Iterates over a copy, which no other thread or garbage-collected stream can change.
         """
         others = (each.size for each in self.used.copy() if each is not lane)
         return max(0, self.most - sum(others))
@@ -75,14 +75,14 @@ class Lane:
 
     def __init__(self, record: Record | None, state: object, budget: Budget) -> None:
         self.record = record
-        self.state = state  # of the network, None for one that nothing is kept of
+        self.state = state  # of the network; None if nothing may be kept
         self.budget = budget
-        self.kept: list[Workspace] = []  # the latest last
+        self.kept: list[Workspace] = []  # most recently used last
 
     def workspace(
         self, layout: tuple[Any, ...], decoder: Any, make: Callable[[], "Loop"]
     ) -> Workspace:
-        """The one that was made for just this, or a new one."""
+        """The kept workspace for this layout and decoder, or a new one."""
         for work in self.kept:
             if work.layout == layout and equal(work.loop.decoder, decoder):
                 self.kept.remove(work)
@@ -95,33 +95,34 @@ class Lane:
         return work
 
     def trim(self) -> None:
-        """Drop what was used longest ago until the rest is small enough."""
+        """Drop the least recently used workspaces until the rest fits the limits."""
         left = self.budget.left(self)
         while len(self.kept) > MOST or self.recordings > RECORDINGS or self.size > left:
             del self.kept[0]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of all workspaces."""
         return sum(work.size for work in self.kept)
 
     @property
     def recordings(self) -> int:
-        """How many are kept."""
+        """Number of recordings."""
         return sum(len(work.steps.recordings) for work in self.kept)
 
 
 def constant(decoder: Any) -> bool:
-    """Whether a decoder decides alike in every generation: a frozen dataclass, says the contract.
+    """Whether a decoder behaves the same in every generation, as frozen dataclasses do.
 
-    One that is none, or that holds a function or what can change, may have changed, and its steps
-    are recorded anew. A tensor that changes is read as it is.
+    The contract asks for one. Any other decoder, or one that holds a function or anything mutable,
+    may have changed, so its steps are recorded again. Tensors are an exception: recordings read
+    their current values.
     """
     if isinstance(decoder, tuple):
         return all(map(constant, decoder))
     if not is_dataclass(decoder) or isinstance(decoder, type):
         return isinstance(decoder, CONSTANTS)
-    parameters = vars(type(decoder)).get("__dataclass_params__")  # not those of a class above it
+    parameters = vars(type(decoder)).get("__dataclass_params__")  # not inherited ones
     return (
         parameters is not None
         and parameters.frozen
@@ -135,19 +136,19 @@ class Lanes:
     def __init__(
         self, record: Callable[[], Record], most: int, device: torch.device | None = None
     ) -> None:
-        """Take what makes the recordings of a lane, how many bytes to keep, and of what device."""
+        """Take a factory of recorders for lanes, the bytes to keep, and the device."""
         self.record = record
         self.device = device
         self.budget = Budget(most)
         self.unused: list[Lane] = []
-        self.lock = RLock()  # of what is unused; a stream may be collected while it is held
-        self.failed = False  # whether a recording failed: each may cost memory, so there is one
+        self.lock = RLock()  # reentrant: a stream may be collected while it is held
+        self.failed = False  # whether a recording failed; it may cost memory, so no retry
 
     @contextmanager
     def taken(self, state: object) -> Iterator[Lane]:
         """A lane for one generation of the network in this state.
 
-        It is kept unless something was raised, which leaves nobody knows what behind.
+        It is kept afterwards, unless an exception was raised, which leaves its contents undefined.
         """
         with self.lock:
             lane = self.unused.pop() if self.unused else Lane(self.record(), state, self.budget)
@@ -159,20 +160,20 @@ class Lanes:
         self.budget.used.add(lane)
         try:
             yield lane
-        except GeneratorExit:  # a stream that no more is asked of
+        except GeneratorExit:  # a stream that was closed early
             self.give(lane)
             raise
         except BaseException:
             with self.lock:
                 self.unused.clear()
             self.budget.used.discard(lane)
-            with suppress(RuntimeError):  # of a device that does no more
+            with suppress(RuntimeError):  # of a device that no longer works
                 lane.record.end()
             raise
         self.give(lane)
 
     def shed(self, used: Sequence[tuple[Lane, Workspace]]) -> None:
-        """Drop what is kept beside what is in use, and the recordings of that."""
+        """Drop everything that is not in use, and the recordings of what is."""
         with self.lock:
             self.unused.clear()
         works = [work for _, work in used]

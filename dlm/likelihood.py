@@ -30,32 +30,34 @@ def log_likelihood(  # noqa: PLR0913 (the estimator's own knobs)
 ) -> float:
     """Estimate ln p(answer | prompt), nats.
 
-    Where attention is in blocks (`model.spec.block_size`) the answer is scored block by block, as
-    it is decoded, each given those before.
+    For block-attention models (`model.spec.block_size`) the answer is scored as it is decoded,
+    block by block, each given those before it.
 
     `monte_carlo`: mean over draws of (n / k) sum_masked ln p(y_i | y with k positions masked), k
     and the positions uniform (Nie et al. 2025, arXiv:2502.09992, eq. 6). The masked counts of a
     batch are stratified. Its expectation is a lower bound of the log-likelihood.
 
-    `chain`: sum_j ln p(y_o(j) | y_o(<j)) along orders o of the answer, one token a forward,
+    `chain`: sum_j ln p(y_o(j) | y_o(<j)) along orders o of the answer, one token per forward pass,
     averaged over `samples` orders. With `order="random"` its expectation is the same bound. A
-    fixed order gives the score of that order, and `"confidence"` (the most confident true token
-    first) an order chosen by the answer itself: neither is a bound of what the model samples from.
+    fixed order gives the score of that order. `"confidence"` uses an order that the answer itself
+    determines (the most confident true token first). Neither of these is a bound for the
+    distribution that the model samples from.
 
     Args:
-        model: what `dlm.load` gave.
+        model: the model, from `dlm.load`.
         prompt: one prompt, as in `generate`.
-        answer: text or token ids that follow it.
-        estimator: "monte_carlo" or "chain".
-        samples: draws or, for random chains, orders, of every block. Other chains need one.
+        answer: the text or token ids that follow the prompt.
+        estimator: "monte_carlo", the default, or "chain".
+        samples: draws or, for random chains, orders, for every block; 128 by default. Other chains
+            need one.
         batch_size: draws that are stratified together, which is part of the estimate, and rows of
-            one forward.
-        order: of a chain: "random", "left_to_right" or "confidence".
+            a forward pass; 16 by default.
+        order: of a chain: "random", the default, "left_to_right" or "confidence".
         cfg_scale: classifier-free guidance, as in `generate`.
         seed: of the masks and orders.
 
     Raises:
-        ValueError: a bad option, or an empty prompt or answer.
+        ValueError: an option is invalid, or the prompt or the answer is empty.
     """
     check_model(model)
     how = Estimator(estimator, samples, batch_size, order, seed, model.device)
@@ -84,23 +86,24 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
     cfg_scale: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Likelihood]:
-    """Estimate ln p(answer | prompt), nats, of many pairs in shared forwards.
+    """Estimate ln p(answer | prompt), nats, of many pairs in shared forward passes.
 
-    Each has the value that `log_likelihood` gives it alone, as far as the network's logits of a row
-    do not depend on the rows beside it; at most by rounding in float32. Rows of like lengths are
-    put together, the longest first, and equal rows are computed once: an answer of n tokens takes
-    at most 2**n - 1 whatever `samples` is, and answers of one length to one prompt share the row
-    that has all of them masked. So answers of one token take one row a prompt.
+    Each pair gets the value that `log_likelihood` gives it alone, provided that the network's
+    logits of a row do not depend on the other rows; they may differ by rounding in float32. Rows
+    of similar length are batched together, the longest first, and equal rows are computed once: an
+    answer of n tokens takes at most 2**n - 1 rows whatever `samples` is, and answers of equal
+    length to one prompt share the row in which they are fully masked. Answers of one token thus
+    take one row per prompt.
 
     Args:
-        model: what `dlm.load` gave.
+        model: the model, from `dlm.load`.
         pairs: prompts and answers, as in `log_likelihood`.
-        rows: of one forward, at most; halved where they take more memory than there is.
-        greedy: whether to tell also if greedy decoding writes the answer, one most confident token
-            a forward, block by block where attention is in blocks: LLaDA's
-            `suffix_greedy_prediction`. For one token it is read from the same logits; else rows are
-            decoded until they differ from every answer of theirs.
-        estimator: as in `log_likelihood`, and so are the others.
+        rows: most rows of a forward pass, 16 by default; halved if they do not fit in memory.
+        greedy: whether to test also if greedy decoding produces the answer, one most confident
+            token per forward pass, block by block for block-attention models: LLaDA's
+            `suffix_greedy_prediction`. For one token this is read from the same logits; otherwise
+            rows are decoded until they differ from all of their answers. Off by default.
+        estimator: as in `log_likelihood`, like the following.
         samples: draws or orders.
         batch_size: draws that are stratified together, which is part of the estimate.
         order: of a chain.
@@ -108,13 +111,14 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
         seed: of the masks and orders.
 
     Returns:
-        One for each pair as soon as it is known, in another order: `.pair` is its index.
+        An iterator over the results, each as soon as it is known, in no fixed order: `.pair` is the
+        index of its pair.
 
     Raises:
-        ValueError: a bad option or pair, when called.
+        ValueError: an option or a pair is invalid, raised at the call.
     """
     check_model(model)
-    # Masks are made, and rows put together, where that waits for no device.
+    # On the CPU, where making masks and assembling rows does not wait for a GPU.
     how = Estimator(estimator, samples, batch_size, order, seed, torch.device("cpu"))
     integer("rows", rows, least=1)
     boolean("greedy", greedy)
@@ -127,7 +131,7 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
 
 
 def checked_pair(pair: object) -> tuple[Prompt, str | list[int]]:
-    """A prompt and an answer, if it is that: a text of two characters is none."""
+    """Check that this is a pair of a prompt and an answer; a text of two characters is not."""
     both = listed(pair)
     if isinstance(both, str) or not isinstance(both, Sequence) or len(both) != 2:
         raise ValueError(f"pairs must hold a prompt and an answer each, got {pair!r}")
@@ -140,7 +144,8 @@ def encode_pair(
     """Token ids of a prompt and its answer.
 
     Raises:
-        ValueError: one is empty, they do not fit the model, or the answer holds what is no text.
+        ValueError: one is empty, they do not fit the model, or the answer contains the mask or
+            unused ids.
     """
     rows = encode_prompts(model, prompt)
     if len(rows) != 1:
@@ -159,7 +164,7 @@ def encode_pair(
 
 
 def encode_answer(model: Model, answer: str | list[int]) -> list[int]:
-    """Token ids of an answer, without the tokens a tokenizer puts around a text."""
+    """Token ids of an answer, without the special tokens that a tokenizer adds around a text."""
     if not isinstance(answer, str):
         ids = integers("answer", listed(answer), least=0, most=model.spec.vocab_size - 1)
     elif model.tokenizer is None:

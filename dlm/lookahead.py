@@ -1,4 +1,4 @@
-"""Branches: what each row tries at a forward, and what it keeps of them.
+"""Speculative branches: the variants of a row that one forward pass evaluates together.
 
 Shapes: B rows, C branches of each, L canvas, W window, K likeliest tokens.
 """
@@ -18,7 +18,7 @@ from dlm.window import Window
 
 
 def nothing(window: Window, branches: int, top: int) -> Guess:
-    """Branches that are all alike, which list so many of the likeliest tokens where any are."""
+    """A guess that tries nothing, so that all branches are equal; lists `top` tokens if any."""
     tokens, (rows, width) = window.tokens, window.tokens.shape
     sure = torch.zeros(tokens.shape, device=tokens.device)
     marks = window.masked.new_zeros((rows, branches, width))
@@ -29,9 +29,9 @@ def nothing(window: Window, branches: int, top: int) -> Guess:
 
 
 def tried(view: StepView, decision: Decision, branches: int) -> Guess:
-    """What a decision tries, with the statistics of the forward that it rests on.
+    """What a decision tries next, with the statistics of the forward pass it rests on.
 
-    It holds for that row's next forward: a block that still has masks is not left.
+    Valid for the row's next forward pass, as a block that still has masks is not left.
     """
     marks = decision.lookahead
     if marks is None:
@@ -44,7 +44,7 @@ def tried(view: StepView, decision: Decision, branches: int) -> Guess:
 
 
 def lines(canvas: Canvas, progress: Progress, guess: Guess) -> tuple[Canvas, Progress]:
-    """Every branch as a row of its own, those of one row behind each other: C times as many."""
+    """Lay out every branch as a row of its own, those of one row adjacent: C times as many rows."""
     rows, branches = guess.marks.shape[:2]
     index = torch.arange(rows, device=guess.marks.device).repeat_interleave(branches)
     width = canvas.tokens.shape[1]
@@ -61,20 +61,20 @@ def lines(canvas: Canvas, progress: Progress, guess: Guess) -> tuple[Canvas, Pro
 
 
 def lines_of(rows: Tensor, branches: int) -> Tensor:
-    """Where the branches of some rows lie, int64 [n] to [n C]."""
+    """Indices of the branches of some rows, int64 [n] to [n C]."""
     return (rows[:, None] * branches + torch.arange(branches, device=rows.device)).flatten()
 
 
 def line_of(winner: Tensor, branches: int) -> Tensor:
-    """Where the branch that each row chose lies, int64 [B] both."""
+    """Index of the branch that each row chose, int64 [B] both."""
     return torch.arange(winner.shape[0], device=winner.device) * branches + winner
 
 
 def chosen(seen: Measured, winner: Tensor, guess: Guess) -> Measured:
-    """What was measured of the branch that each row chose.
+    """The measurements of the branch that each row chose.
 
-    Positions count for every branch, but once in a row whose branches are alike: those are computed
-    for the sake of other rows.
+    Queries are summed over branches, except in rows whose branches are equal: those count once, as
+    the other branches are computed only for the sake of other rows.
     """
     branches = guess.marks.shape[1]
     index, each = line_of(winner, branches), seen.queries.view(-1, branches)
@@ -85,13 +85,13 @@ def chosen(seen: Measured, winner: Tensor, guess: Guess) -> Measured:
 def accepted(
     seen: Measured, decision: Decision, guess: Guess, winner: Tensor, window: Window
 ) -> tuple[Measured, Decision]:
-    """The same forward as one of the row: what its branch tried is committed by it.
+    """Merge the chosen branch into the row: what the branch tried is committed by this pass.
 
     Args:
-        seen: of the branch that was chosen.
-        decision: on top of that.
+        seen: measurements of the chosen branch.
+        decision: made on top of that branch.
         guess: what branches tried.
-        winner: int64 [B], the branch.
+        winner: int64 [B], the chosen branch.
         window: of the row, without any branch.
     """
     taken = guess.marks[torch.arange(winner.shape[0], device=winner.device), winner]

@@ -1,4 +1,4 @@
-"""One forward: what the network says at the positions a decoder reads.
+"""One forward pass: samples and statistics at the positions a decoder reads.
 
 Shapes: B rows, L canvas, W window, N positions that need a prediction, V vocabulary, D model
 width.
@@ -50,14 +50,14 @@ MEASURED = (
     "top_tokens",
     "top_probabilities",
 )
-"""Fields that a view and `TokenStatistics` share."""
+"""Fields that `StepView` and `TokenStatistics` share."""
 
 ADJUSTMENTS = ("scale", "scale_statistics", "bonus", "top")
-"""Options of `token_statistics` that are no option of sampling."""
+"""Options of `token_statistics` that are not sampling options."""
 
 
 class Meter:
-    """What is asked of every forward with the same options."""
+    """Runs forward passes and measures them, with fixed options."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Meter:
         block_length: int,
         dense: bool = False,
     ) -> None:
-        """Take the languages of the rows, as the canvas numbers them; none where all are free.
+        """Take the constraints of the rows, as numbered by the canvas; empty if there are none.
 
-        With `dense` every column is measured, rather than a list of those that are wanted.
+        With `dense`, every column is measured, instead of a list of the wanted ones.
         """
         device = model.device
         self.places = Places.all if dense else Places.where
@@ -96,7 +96,7 @@ class Meter:
         banned = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=device)
         banned[ids(never, device)] = True
         self.suppressed = Suppressed.of(banned)
-        self.wordless: Suppressed | None = None  # the same with stop tokens
+        self.wordless: Suppressed | None = None  # also suppresses stop tokens
         if looks:
             stops = ids(model.spec.stop_ids, device)
             self.wordless = Suppressed.of(banned.index_fill(0, stops, True))
@@ -108,7 +108,7 @@ class Meter:
             self.joint = Joint(automata, self.suppressed, cross_block=traits.cross_block)
 
     def look(self, canvas: Canvas, progress: Progress) -> StepView:
-        """The view before the network has spoken: canvas, budget and noise."""
+        """The view before the forward pass: canvas, budget and noise."""
         return self.with_noise(self.glance(canvas, progress), canvas, progress.made)
 
     def glance(self, canvas: Canvas, progress: Progress) -> StepView:
@@ -148,7 +148,7 @@ class Meter:
         return replace(view, **drawn)
 
     def with_branch_noise(self, view: StepView, canvas: Canvas, made: Tensor) -> StepView:
-        """Add the noise that tells branches apart, if the decoder reads it; of the rows."""
+        """Add the per-branch noise of the rows, if the decoder reads it."""
         if "branch_noise" not in self.traits.needs:
             return view
         batch, width = view.positions.shape
@@ -156,10 +156,10 @@ class Meter:
         return replace(view, branch_noise=noise.view(batch, width, -1).transpose(1, 2))
 
     def drawing(self, canvas: Canvas, places: Places, made: Tensor) -> dict[str, Any]:
-        """Temperature and noise of some places at one forward, as `token_statistics` takes them.
+        """Temperature and noise at some places, as arguments of `token_statistics`.
 
-        The temperature is that of each row, even where all rows have one: a GPU divides by a
-        number in another way, and a row would not have the bits that it has beside others.
+        The temperature is given per row even if all rows have the same: a GPU divides by a scalar
+        differently, and a row's bits would then depend on the rest of its batch.
         """
         if not self.settings.draws:
             return {"temperature": 0.0}
@@ -181,16 +181,16 @@ class Meter:
         view: StepView,
         wanted: Tensor,
     ) -> "Measured":
-        """Forward, project, sample and measure just the columns `wanted`.
+        """Run the network, then project, sample and measure at the columns `wanted`.
 
         Args:
             canvas: the rows.
-            progress: where they stand.
-            due: what the host knows of them.
-            view: what `look` gave.
+            progress: their state.
+            due: what the host knows about them.
+            view: from `look`.
             wanted: bool [B, W].
         """
-        # First, as it waits for the device: what follows is asked for while the network computes.
+        # First, as it may wait for the device: later work is queued while the network computes.
         places = self.places(wanted, view.positions)
         hidden = self.forward(canvas, view, progress, due)
         logits = self.logits(hidden.states, canvas, places, hidden.by_column)
@@ -220,14 +220,14 @@ class Meter:
     def filled(
         self, view: StepView, measured: TokenStatistics, places: Places, **more: Any
     ) -> StepView:
-        """A view with statistics at some places."""
+        """The view with statistics filled in at some places."""
         made: dict[str, Any] = {
             name: places.spread(getattr(measured, name), view.masked) for name in MEASURED
         }
         return replace(view, **made, **more)
 
     def logits(self, hidden: Tensor, canvas: Canvas, places: Places, by_column: bool) -> Tensor:
-        """Logits [N, V] of hidden states at some places, guided, first bans applied."""
+        """Logits [N, V] at some places, with guidance and `begin_suppress_tokens` applied."""
         batch, device = canvas.tokens.shape[0], hidden.device
         logits = self.model.logits(places.of(hidden[:batch], by_column)).to(device)
         scale = self.settings.cfg_scale
@@ -242,7 +242,7 @@ class Meter:
     def adjusted(
         self, state: Any, view: StepView, places: Places, logits: Tensor
     ) -> tuple[Any, Adjustment]:
-        """What the decoder changes in the logits."""
+        """The decoder's adjustment of the logits, and its new state."""
         if self.traits.adjust is None:
             return state, Adjustment()
         if self.traits.adjust_needs:
@@ -259,14 +259,14 @@ class Meter:
         return adjusted
 
     def bonus(self, adjustment: Adjustment, places: Places, count: int) -> Bonus | None:
-        """What the decoder and the user add to the logits of some tokens at `count` places."""
+        """The bonus of the decoder and the user's bias, at `count` places."""
         bonus = None
         if adjustment.tokens is not None and adjustment.bonus is not None:
             bonus = Bonus(places.take(adjustment.tokens), places.take(adjustment.bonus))
         return self.bias.beside(bonus, count)
 
     def asked(self, adjustment: Adjustment, places: Places, count: int) -> Asked:
-        """What is drawn and measured at `count` places under a constraint."""
+        """What to sample and measure at `count` places under a constraint."""
         settings = self.settings
         return Asked(
             wanted=self.statistics,
@@ -316,8 +316,8 @@ class Meter:
     def rank_stops_last(
         self, logits: Tensor, drawn: TokenStatistics, options: dict[str, Any]
     ) -> TokenStatistics:
-        """Measure as if stop tokens did not exist; a position that drew one is the least sure."""
-        if self.traits.scores == "model":  # whose statistics no sampling option changes
+        """Measure as if stop tokens did not exist; a position that drew one ranks last."""
+        if self.traits.scores == "model":  # sampling options do not change its statistics
             options = {name: options[name] for name in ADJUSTMENTS}
         assert self.wordless is not None
         ranked = token_statistics(
@@ -329,7 +329,7 @@ class Meter:
         )
         ends = self.wordless.mask[drawn.sampled]
         margin, entropy = ranked.margin, ranked.entropy
-        # What was drawn may lie outside of the top-p of the law without stop tokens.
+        # The sample may lie outside the top-p set that is computed without stop tokens.
         least = torch.finfo(torch.float32).tiny
         assert ranked.token_probability is not None
         return replace(
@@ -346,7 +346,7 @@ class Meter:
         )
 
     def leave_one_out(self, shadows: Tensor, canvas: Canvas, view: StepView) -> Tensor:
-        """Probability of each committed token by the shadow in its place, float32 [B, W]."""
+        """Probability of each committed token from the shadow mask in its place, float32 [B, W]."""
         places = self.places(view.editable, view.positions)
         logits = self.logits(shadows, canvas, places, True)
         judged = token_statistics(
@@ -362,7 +362,7 @@ class Meter:
 
 
 def noise_key(view: StepView, canvas: Canvas, made: Tensor) -> NoiseKey:
-    """What noise depends on at every column of a view, after so many forwards of each row."""
+    """Noise keys at every column of a view; `made` counts each row's forward passes."""
     width = view.positions.shape[1]
     return NoiseKey(
         canvas.seed.repeat_interleave(width),
@@ -379,9 +379,9 @@ class Measured:
     state: Any  # of the decoder, after it adjusted logits
     view: StepView
     finite: Tensor  # bool scalar, whether every logit the view rests on was finite
-    peaks: Peaks  # of those logits, to find out which were not; of every branch
-    log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the law it was drawn from
-    queries: Tensor  # int64 [B], positions the network was evaluated at
+    peaks: Peaks  # of these logits, for error messages; of every branch
+    log_probability: Tensor | None  # float32 [B, W], ln q(sampled), q the sampling law
+    queries: Tensor  # int64 [B], positions evaluated by the network
 
 
 def ids(tokens: Sequence[int], device: torch.device) -> Tensor:

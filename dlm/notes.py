@@ -1,4 +1,4 @@
-"""What the options of a job have kept of its forwards, beside the tokens of its rows."""
+"""Optional records of a job's forward passes, beyond the tokens of its rows."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from dlm.trajectory import Recorder, Written, mark, standing
 
 
 class Notes:
-    """Trajectories, orders and likeliest tokens: each where the options ask for it."""
+    """Collects trajectories, orders and most likely tokens, where the options request them."""
 
     def __init__(self, job: Job) -> None:
-        """Take the job, before its first forward."""
+        """Take the job, before its first forward pass."""
         settings, top = job.settings, job.settings.return_top_tokens
         self.spans = job.spans
         self.recorder = Recorder(job.spans) if settings.return_trajectory else None
@@ -21,7 +21,7 @@ class Notes:
         self.order = torch.full_like(job.canvas.tokens, -1) if settings.return_order else None
 
     def add(self, step: Step) -> None:
-        """Note a forward."""
+        """Record a forward pass."""
         if self.order is not None:
             mark(self.order, step)
         if self.recorder is not None:
@@ -30,12 +30,12 @@ class Notes:
             self.written.add(step, range(len(self.spans)))
 
     def of(self, row: int, decoded: list[int], tokens: list[int]) -> dict[str, Any]:
-        """Fields of the generation of a row alone, which has ended, by their names; asked once.
+        """The recorded fields of a finished row's generation, by name; call once per row.
 
         Args:
-            row: its number.
+            row: its index.
             decoded: its span as it was decoded.
-            tokens: the same as it is given, where a text of `stop` has cut it.
+            tokens: its span as it is returned, which a text of `stop` may have cut.
         """
         made: dict[str, Any] = {}
         begin, stop = self.spans[row]

@@ -15,14 +15,17 @@ from dlm.progress import Progress
 
 
 class Opening:
-    """Asks a decoder before each forward how many columns of a window are open.
+    """Asks the decoder before each forward pass how many columns of the window are open.
 
-    What is not can neither be committed, nor does a cache leave it to compute: a row takes as much
-    as it has open, whatever others of its batch have.
+    Other columns can neither be committed, nor are they computed with a cache: a row computes what
+    it has open, whatever the other rows of its batch have.
     """
 
     def __init__(self, decide: Deciding, block_length: int, width: int, *, static: bool) -> None:
-        """With `static` columns are told in few numbers, each of which is a recording."""
+        """Take the block and window sizes.
+
+        With `static`, open columns are rounded to few counts, as each has its own recording.
+        """
         self.traits = decide.traits
         self.decide = decide
         self.block_length = block_length
@@ -30,7 +33,7 @@ class Opening:
         self.static = static
 
     def __call__(self, canvas: Canvas, progress: Progress) -> Progress:
-        """The same with what the next forward may change; one block is open at least."""
+        """Set the columns that the next forward pass may change; at least one block is open."""
         if self.traits.open is None or progress.open is None:
             return progress
         view = self.decide.shown(self.decide.meter.glance(canvas, progress))
@@ -39,19 +42,19 @@ class Opening:
         end = window.start + columns.clamp(min(self.block_length, self.width), self.width)
         end = torch.maximum(progress.open, torch.minimum(end, canvas.stop))
         fresh = progress.fresh
-        if fresh is not None:  # no forward has seen tokens that stood there already
+        if fresh is not None:  # no forward pass has seen the fixed tokens there yet
             columns = torch.arange(self.width, device=end.device)
             fresh = fresh | (columns >= (progress.open - window.start)[:, None])
         return replace(progress, state=state, window=window.within(end), open=end, fresh=fresh)
 
     def most(self, progress: Progress) -> Tensor:
-        """Most columns that are open in a row which is not done, int64 [1]."""
+        """Most open columns of any unfinished row, int64 [1]."""
         assert progress.open is not None
         each = progress.open - progress.window.start
         return each.masked_fill(progress.done, 0).amax(0, keepdim=True)
 
     def whole(self, columns: int) -> int:
-        """So many columns in whole blocks, one at least."""
+        """Round columns up to whole blocks, at least one."""
         blocks = max(1, -(-columns // self.block_length))
         if self.static:
             blocks = 1 << (blocks - 1).bit_length()

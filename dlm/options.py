@@ -1,4 +1,4 @@
-"""Checks of options, one wording for all: the option, the rule, the value."""
+"""Option checks with one wording for all messages: the option, the rule, the value."""
 
 import math
 import re
@@ -18,11 +18,11 @@ R = TypeVar("R")
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 LARGEST: Final = (1 << 31) - 1
-"""Larger than any count or id met here; what counts in int64 may add to it and multiply it."""
+"""Larger than any count or id here, with room for sums and products in int64."""
 
 
 def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int:
-    """`value` if it is an int in [`least`, `most`].
+    """Return `value` if it is an int in [`least`, `most`].
 
     Raises:
         ValueError: it is not; booleans and floats do not count as ints.
@@ -30,7 +30,7 @@ def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
     if int(value) > most:
-        long = int(value) >= 10**100  # Python writes no int of thousands of digits
+        long = int(value) >= 10**100  # Python refuses to print an int of thousands of digits
         raise ValueError(
             f"{name} must be an int <= {most}, got {'a longer one' if long else value}"
         )
@@ -38,21 +38,21 @@ def integer(name: str, value: object, *, least: int, most: int = LARGEST) -> int
 
 
 def integers(name: str, values: object, *, least: int, most: int = LARGEST) -> list[int]:
-    """`values` as a list if it is a sequence of ints in [`least`, `most`].
+    """Return `values` as a list if it is a sequence of ints in [`least`, `most`].
 
     Raises:
         ValueError: it is not.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ValueError(f"{name} must be a sequence of ints, got {values!r}")
-    # Plain ints are looked at all together: there may be as many as a vocabulary has tokens.
+    # Plain ints are checked together: there may be as many as a vocabulary has tokens.
     if set(map(type, values)) == {int} and least <= min(values) and max(values) <= most:
         return list(values)
     return [integer(name, value, least=least, most=most) for value in values]
 
 
 def boolean(name: str, value: object) -> bool:
-    """`value` if it is True or False.
+    """Return `value` if it is True or False.
 
     Raises:
         ValueError: it is not; a text such as "no" would count as true.
@@ -63,7 +63,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def number(name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> float:
-    """`value` as a float if it is a finite number in [`least`, `most`].
+    """Return `value` as a float if it is a finite number in [`least`, `most`].
 
     Raises:
         ValueError: it is not; booleans and strings do not count as numbers.
@@ -82,14 +82,14 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
 
 
 def pairs(name: str, given: object, key: str, *, least: float, most: float) -> dict[int, float]:
-    """`given` if it maps ints >= 0 to finite numbers in [`least`, `most`].
+    """Return `given` as a dict if it maps ints >= 0 to finite numbers in [`least`, `most`].
 
     Args:
         name: of the option.
-        given: keys may be the texts that JSON makes of ints.
-        key: what its keys are.
-        least: bound of values.
-        most: likewise.
+        given: a mapping; keys may also be ints as strings, as JSON writes them.
+        key: what a key is, for messages.
+        least: lower bound of values.
+        most: upper bound of values.
 
     Raises:
         ValueError: it does not, or has a key twice.
@@ -107,9 +107,9 @@ def pairs(name: str, given: object, key: str, *, least: float, most: float) -> d
 
 
 def plain(options: object) -> None:
-    """Make the numbers in a dataclass Python's own, in place: those of numpy are narrow and wrap.
+    """Convert the numbers in a dataclass to Python's own, in place: numpy's are narrow and wrap.
 
-    An int becomes a float where one is declared, as torch takes no int beyond 64 bits.
+    An int becomes a float where one is declared, because torch takes no int beyond 64 bits.
     """
     for each in fields(options):  # type: ignore[arg-type]
         given = getattr(options, each.name)
@@ -122,14 +122,14 @@ def plain(options: object) -> None:
 
 
 def file(name: str, path: str | Path) -> str | Path:
-    """`path` if it is a file: to say so before a model is loaded.
+    """Return `path` if it is a file, so that a missing one is reported before a model is loaded.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it is not a file.
     """
     try:
         there = isinstance(path, str | Path) and Path(path).expanduser().is_file()
-    except OSError:  # a name longer than any
+    except OSError:  # a name longer than the system allows
         there = False
     if not there:
         told = str(path) if isinstance(path, Path) else path
@@ -138,7 +138,7 @@ def file(name: str, path: str | Path) -> str | Path:
 
 
 def is_folder(place: str | Path) -> bool:
-    """Whether a folder is there; a name longer than any is none."""
+    """Whether a folder exists; False for a name longer than the system allows."""
     try:
         return Path(place).is_dir()
     except OSError:
@@ -148,18 +148,17 @@ def is_folder(place: str | Path) -> bool:
 def known(
     kind: str, name: object, names: Iterable[str], instead: Mapping[str, str] = NOTHING
 ) -> str:
-    """`name` if it is one of `names`.
+    """Return `name` if it is one of `names`.
 
     Args:
-        kind: what it names.
-        name: as given.
-        names: what there is.
-        instead: names that others give to what is here, in lower case with underscores, and what
-            to say of each: see `dlm.foreign`.
+        kind: what it names, for messages.
+        name: the given name.
+        names: the valid names.
+        instead: hints for names that other programs use, in lower case with underscores: see
+            `dlm.foreign`.
 
     Raises:
-        ValueError: it is not; the message has what to give instead or the close match, and the
-            list.
+        ValueError: it is not; the message gives the hint or the closest match, and the list.
     """
     listed = sorted(names)
     if not isinstance(name, str):
@@ -175,10 +174,10 @@ def known(
 
 
 def writable(text: str, where: str) -> str:
-    """The text, if UTF-8 can hold it: not with half a pair of surrogates, as broken input has.
+    """Return the text if UTF-8 can encode it: broken input may hold half of a surrogate pair.
 
     Raises:
-        ValueError: it has one; names it.
+        ValueError: it cannot be encoded; names the character.
     """
     try:
         text.encode()
@@ -193,18 +192,18 @@ def names_checked(
     options: Iterable[str] = (),
     instead: Mapping[str, str] = NOTHING,
 ) -> Callable[P, R]:
-    """The same function, which refuses options that it does not have as all bad input is refused.
+    """Make a function reject unknown options with the same `ValueError` as other bad input.
 
-    Python's own refusal is a `TypeError` without the list.
+    Python's own error is a `TypeError` without the list of options.
 
     Args:
-        function: any.
-        options: what its `**options` may hold.
+        function: any function.
+        options: names that its `**options` may hold.
         instead: as in `known`.
 
     Raises:
-        ValueError: by the function made: an unknown option, with what to give instead or the close
-            match, and the list.
+        ValueError: by the returned function: an option is unknown; the message gives the hint or
+            the closest match, and the list.
     """
     taken = signature(function).parameters.values()
     names = frozenset(options).union(x.name for x in taken if x.kind is not x.VAR_KEYWORD)

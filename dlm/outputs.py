@@ -1,4 +1,4 @@
-"""What a generation gives."""
+"""The results of a generation."""
 
 from dataclasses import dataclass, field
 
@@ -11,30 +11,34 @@ class Generation:
 
     tokens: list[list[int]]  # the generated span
     texts: list[str] | None  # up to the first stop token or text; None without a tokenizer
-    decoded: list[int]  # positions that forwards committed, not those filled behind a stop token
-    forwards: list[int]  # NFE
-    query_tokens: list[int]  # positions forwarded: shadows too, guidance twice, padding not at all
+    decoded: list[int]  # positions committed by forward passes, not filled after a stop token
+    forwards: list[int]  # forward passes of each row (NFE)
+    query_tokens: list[int]  # positions evaluated, with shadows, twice with guidance, no padding
     trajectory: list[Trajectory] | None = None
     order: list[list[int]] | None = None
-    """Forward that committed or edited each token of the span, from 0; -1 where none did: tokens
-    that were given, or filled in behind a stop token or text, also where a forward had written
-    another one. End of text that a forward wrote there itself keeps its number."""
+    """The forward pass, from 0, that committed or edited each token of the span; -1 if none did.
+    That is so for tokens that were given, and for those filled in after a stop token or text, even
+    if a forward pass had written another token there before. End of text that a pass wrote there
+    itself keeps its number."""
     path_log_probability: list[float | None] | None = None
-    """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), q the tempered
-    and filtered law they were drawn from. The weight of a row for an unnormalised target e^-U is
-    exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the law of the order cancels. None at
-    temperature 0, under a constraint, where blanks may grow, and for decoders whose choice of
-    positions looks at the sampled tokens or is taken back; None for a row that a stop token cut
-    short or whose end it filled. Those rows are not missing at random: turn `stop_at_eos` off to
-    weigh samples."""
+    """ln q of the tokens each row drew along its path, nats: sum_k ln q(v_k | x_k), where q is the
+    tempered and filtered distribution they were drawn from. The weight of a row for an unnormalised
+    target e^-U is exp(-U - path_log_probability) (MDNS, arXiv:2508.10684): the probability of the
+    order cancels.
+
+    The whole field is None at temperature 0, under a constraint, where blanks may grow, and for
+    decoders whose choice of positions depends on the sampled tokens or that take tokens back. It is
+    None for a single row that a stop token cut short or whose end it filled. Such rows are not
+    missing at random: turn `stop_at_eos` off to weight samples."""
     top_tokens: list[list[Likeliest]] | None = None
-    """Of each token of the span, the likeliest ones in the forward that wrote it last, with ln of
-    their probabilities, nats: by the law of its own in `log_probabilities`, and none of probability
-    0. The token itself need not be among them; empty where no forward wrote it."""
+    """For each token of the span, the most likely tokens in the forward pass that last wrote it,
+    with ln of their probabilities, nats, without those of probability 0. The distribution is the
+    one that `log_probabilities` uses. The token itself need not be among them; the list is empty if
+    no forward pass wrote it."""
 
     @property
     def tokens_per_forward(self) -> float:
-        """Committed positions over forwards, both summed over rows."""
+        """Committed positions divided by forward passes, both summed over rows."""
         return sum(self.decoded) / sum(self.forwards)
 
     @property
@@ -48,14 +52,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One row right after one forward."""
+    """One row right after one forward pass."""
 
-    forward: int  # forwards made
+    forward: int  # forward passes made
     tokens: list[int]  # the generated span, masks included
-    text: str | None  # up to the first mask or stop token; it stays if nothing remasks or edits
-    committed: list[int]  # span positions this forward committed
+    text: str | None  # up to the first mask or stop token; final without remasks and edits
+    committed: list[int]  # span positions committed by this forward pass
     remasked: list[int]
     edited: list[int]
     done: bool
     filled: list[int] = field(default_factory=list)
-    """Of those committed and edited, where end of text was filled in over what was written."""
+    """Positions among `committed` and `edited` where end of text has replaced what was written."""

@@ -1,6 +1,6 @@
-"""Rows of unlike lengths laid end to end, so that no layer computes their padding.
+"""Ragged batches packed end to end, so that no layer computes padding.
 
-Shapes: B rows, L their common width, N real tokens of all, H heads, E head width.
+Shapes: B rows, L their padded width, N real tokens of all rows, H heads, E head width.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,21 +15,21 @@ from dlm.host import send
 from dlm.varlen import by_rows, kernel, suits
 
 LEAST = 0.05
-"""Share of padding below which it is not worth the copies."""
+"""Smallest share of padding for which packing is worth the copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the tokens of right-padded rows go, also in layers on other devices."""
+    """Index maps between right-padded rows and packed tokens, usable on any device."""
 
     lengths: list[int]  # tokens of each row
-    flat: Tensor  # int64 [N], of each real token, its place among the B L
-    place: Tensor  # int64 [B, L], of each column, its place among the N; padding: the row's last
-    bounds: Tensor  # int32 [B + 1], where each row begins, and the end of the last
+    flat: Tensor  # int64 [N], index of each real token among the B L
+    place: Tensor  # int64 [B, L], index of each column among the N; padding has the row's last
+    bounds: Tensor  # int32 [B + 1], start of each row, and the end of the last
 
     @classmethod
     def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> "Packing":
-        """Of rows of these lengths, in tokens, on a canvas of `width` columns."""
+        """The packing of rows with the given lengths, in tokens, on a canvas of `width` columns."""
         sizes = torch.tensor(lengths)
         bounds = torch.tensor([0, *accumulate(lengths)])
         starts = bounds[:-1]
@@ -55,24 +55,24 @@ class Packing:
 
 
 def worthwhile(lengths: Sequence[int], width: int) -> bool:
-    """Whether rows hold enough padding."""
+    """Whether the rows hold enough padding for packing to pay."""
     return sum(lengths) < (1 - LEAST) * width * len(lengths)
 
 
 class Packed(View):
-    """A forward of packed rows: every layer sees N tokens, and attention B rows."""
+    """A forward pass over packed rows: layers see N tokens, attention sees B rows."""
 
     def __init__(self, packing: Packing, keep: View | None, *, whole: bool = True) -> None:
-        """Take how rows are packed, and what keeps their keys and values.
+        """Take the packing, and the view that stores keys and values, if any.
 
-        And whether the tokens of a row all see each other, so that attention needs no mask.
+        `whole` says that all tokens of a row see each other, so that attention needs no mask.
         """
         self.packing = packing
         self.keep = keep
         self.whole = whole
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
-        """By a kernel for packed rows where one answers, [1, N, H, E]."""
+        """Attention by a variable-length kernel if one applies, [1, N, H, E]."""
         if not self.whole or self.keep is not None or not suits(query):
             return None
         run = kernel()
@@ -84,7 +84,7 @@ class Packed(View):
     def apart(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int
     ) -> list[Masked] | None:
-        """Each row's tokens, [1, H, L, E] of its own L, of [1, H, N, E]."""
+        """The tokens of each row, [1, H, L, E] with the row's own L, from [1, H, N, E]."""
         if not by_rows(query):
             return None
         if self.keep is not None:
@@ -102,14 +102,14 @@ class Packed(View):
         return torch.cat(rows, 1)
 
     def enter(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Parts:
-        """Rows [B, H, L, E] of what attention works on, of [1, H, N, E]."""
+        """Unpacked rows [B, H, L, E] for attention, from [1, H, N, E]."""
         query, key, value = (self.packing.heads(part) for part in (query, key, value))
         return query, *self.update(key, value, layer)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Hand on what is to be kept."""
+        """Pass keys and values on to be stored."""
         return (key, value) if self.keep is None else self.keep.update(key, value, layer)
 
     def leave(self, out: Tensor) -> Tensor:
-        """What attention made, [B, L, H, E] -> [1, N, H, E]."""
+        """Pack attention's output again, [B, L, H, E] -> [1, N, H, E]."""
         return self.packing.pack(out)

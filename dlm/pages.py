@@ -1,39 +1,39 @@
-"""Which pages of tokens are kept where, each found by its tokens and by the page in front of it."""
+"""Index of cached pages of tokens: each is found by its tokens and the page before it."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
 FRONT: Final = -1
-"""In the place of a slot, what stands in front of the first page of a row."""
+"""Stands for the slot before the first page of a row."""
 Page = tuple[int, tuple[int, ...]]
-"""The slot of the page in front of it, and its tokens: one key for all that a row begins with."""
+"""The slot of the page before it, and its tokens: together, a key for the whole prefix."""
 
 
 class Ledger:
-    """Slots of pages; those that were used longest ago make room for others.
+    """Slots of pages, with least-recently-used eviction.
 
-    A page is always used later than the pages that follow it, so that none of those outlives it:
-    the slot that a key names holds what it held when the key was made.
+    A page is always used later than the pages that follow it, so none of those outlives it: the
+    slot that a key names still holds what it held when the key was made.
     """
 
     def __init__(self, page: int, most: int) -> None:
-        """Take the tokens of a page and how many there are slots for."""
+        """Take the tokens of a page and the number of slots."""
         self.page = page
         self.most = most
-        self.slots: OrderedDict[Page, int] = OrderedDict()  # the one used last is last
+        self.slots: OrderedDict[Page, int] = OrderedDict()  # most recently used last
 
     def find(self, tokens: Sequence[int]) -> list[int]:
-        """Slots of the pages that a row begins with, as far as they are kept."""
+        """Slots of the longest kept prefix of a row, page by page."""
         path = self.path(tokens)
         self.use(path)
         return [self.slots[page] for page in path]
 
     def add(self, tokens: Sequence[int]) -> dict[int, int]:
-        """Make room for the pages of a row that are not kept yet: their numbers and slots."""
+        """Allocate slots for the pages of a row that are not kept yet: page numbers to slots."""
         count = min(len(tokens) // self.page, self.most)
         path = self.path(tokens[: count * self.page])
-        self.use(path)  # so that none of them makes room
+        self.use(path)  # so that none of them is evicted
         made = {}
         front = self.slots[path[-1]] if path else FRONT
         for number in range(len(path), count):
@@ -43,7 +43,7 @@ class Ledger:
         return made
 
     def path(self, tokens: Sequence[int]) -> list[Page]:
-        """The pages that a row begins with, as far as they are kept."""
+        """Keys of the longest kept prefix of a row, page by page."""
         found: list[Page] = []
         front: int | None = FRONT
         for number in range(len(tokens) // self.page):
@@ -56,17 +56,17 @@ class Ledger:
         return found
 
     def key(self, front: int, tokens: Sequence[int], number: int) -> Page:
-        """A page of a row, behind the one in a slot."""
+        """The key of a row's page that follows the page in slot `front`."""
         begin = number * self.page
         return front, tuple(tokens[begin : begin + self.page])
 
     def use(self, path: Sequence[Page]) -> None:
-        """Note that pages of a row are used, the first one of the row last."""
+        """Mark the pages of a row as used, its first page last."""
         for page in reversed(path):
             self.slots.move_to_end(page)
 
     def free(self) -> int:
-        """A slot for one more page."""
+        """A slot for one more page, evicting one if needed."""
         if len(self.slots) < self.most:
             return len(self.slots)
         return self.slots.popitem(last=False)[1]

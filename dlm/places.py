@@ -13,19 +13,19 @@ from torch import Tensor
 class Places:
     """Columns of the window: a list of them, or all."""
 
-    listed: tuple[Tensor, Tensor] | None  # row and column, int64 [N]; None of all
-    position: Tensor  # int64 [N], on the canvas
-    ignored: Tensor | None  # bool [B, W], which of all do not count; None of a list
+    listed: tuple[Tensor, Tensor] | None  # row and column, int64 [N]; None for all
+    position: Tensor  # int64 [N], canvas position
+    ignored: Tensor | None  # bool [B, W], columns that do not count; None for a list
 
     @classmethod
     def where(cls, wanted: Tensor, positions: Tensor) -> "Places":
-        """Those marked in bool [B, W]. On a GPU the host waits to learn how many there are."""
+        """The columns marked in bool [B, W]. On a GPU the host waits to learn their number."""
         row, column = wanted.nonzero(as_tuple=True)
         return cls((row, column), positions[row, column], None)
 
     @classmethod
     def all(cls, wanted: Tensor, positions: Tensor) -> "Places":
-        """Every column, of which those marked in bool [B, W] count."""
+        """Every column; only those marked in bool [B, W] count."""
         return cls(None, positions.flatten(), ~wanted)
 
     @property
@@ -42,11 +42,11 @@ class Places:
         return values.flatten(0, 1) if self.listed is None else values[self.listed]
 
     def of(self, values: Tensor, by_column: bool) -> Tensor:
-        """Values [B, W or L, ...] by column of the window or by position, [N, ...]."""
+        """Values [B, W or L, ...], by column of the window or by position, as [N, ...]."""
         return self.take(values) if by_column else values[self.row, self.position]
 
     def spread(self, values: Tensor | None, like: Tensor) -> Tensor | None:
-        """Values [N, ...] on a window of zeros shaped `like` [B, W]."""
+        """Scatter values [N, ...] to a window of zeros shaped `like` [B, W]."""
         if values is None:
             return None
         if self.listed is not None:
@@ -57,5 +57,5 @@ class Places:
         return over.masked_fill(self.ignored.view(*like.shape, *[1] * (values.dim() - 1)), 0)
 
     def every(self, flags: Tensor) -> Tensor:
-        """Whether all that counts is flagged, of bool [N]."""
+        """Whether every column that counts is flagged, from bool [N]."""
         return (flags if self.ignored is None else flags | self.ignored.flatten()).all()

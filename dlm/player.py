@@ -1,6 +1,6 @@
-"""A page that plays what happened at each forward.
+"""An HTML page that plays back a generation, forward pass by forward pass.
 
-Shapes: F forwards, G generated span.
+Shapes: F forward passes, G generated span.
 """
 
 import json
@@ -20,7 +20,7 @@ from dlm.reading import vocabulary_of
 from dlm.trajectory import Trajectory
 
 HEIGHT: Final = "32rem"
-"""Of a page in a notebook."""
+"""Height of the page in a notebook."""
 SPECIAL: Final = "\u00b7"
 PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -44,7 +44,7 @@ PAGE: Final = """<!doctype html>
 
 
 class Page(str):
-    """HTML that stands for itself; a notebook shows it in a frame of its own."""
+    """HTML as a string; a notebook shows it in a frame."""
 
     __slots__ = ()
 
@@ -55,21 +55,22 @@ class Page(str):
 
 @names_checked
 def playback(model: Model, out: Generation, prompts: Sequence[Any] | None = None) -> Page:
-    """An HTML page that plays a generation forward by forward: what was written and taken back.
+    """An HTML page that plays a generation step by step: tokens written, changed and taken back.
 
-    One file that needs no other and no network. In a notebook the value of a cell is shown; else
+    The page is one self-contained file that needs no network. A notebook displays it as the value
+    of a cell. Elsewhere:
 
         out = dlm.generate(model, prompts, return_trajectory=True)
         Path("playback.html").write_text(dlm.playback(model, out, prompts))
 
     Args:
-        model: what generated, whose tokenizer tells the text of each token.
-        out: made with `return_trajectory`.
-        prompts: titles of the rows, texts or chats; their numbers if absent.
+        model: the model that generated; its tokenizer gives the text of each token.
+        out: a generation made with `return_trajectory`.
+        prompts: titles of the rows, texts or chats; their numbers by default.
 
     Raises:
-        ValueError: no trajectories, another number of prompts than of rows, or a model without a
-            tokenizer.
+        ValueError: `out` has no trajectories, the number of prompts is not that of rows, or the
+            model has no tokenizer.
     """
     check_model(model)
     if not isinstance(out, Generation) or out.trajectory is None:
@@ -102,7 +103,7 @@ def playback(model: Model, out: Generation, prompts: Sequence[Any] | None = None
 
 
 def title_of(prompt: Any) -> str:
-    """A prompt in a line: a text, or the last message of a chat."""
+    """A prompt as a title: a text, or the last message of a chat."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Sequence) and prompt and isinstance(prompt[-1], Mapping):
@@ -111,9 +112,9 @@ def title_of(prompt: Any) -> str:
 
 
 def frames(trajectory: Trajectory, tokens: Sequence[int]) -> dict[str, Any]:
-    """The row before the first forward, and what each changed: position, token and p(token).
+    """The row before the first forward pass, and each pass's changes: position, token and p(token).
 
-    The last one has what was filled in behind a stop token, too.
+    The last one includes what was filled in after a stop token.
     """
     canvases = torch.cat((trajectory.canvases, torch.tensor([tokens])))
     sure = {
@@ -129,7 +130,7 @@ def frames(trajectory: Trajectory, tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def pieces(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, str]]:
-    """The text and the name of every token that is met; a dot for special ones."""
+    """The text and name of every token that occurs; special ones have a dot as text."""
     tokenizer = tokenizer_of(model, "a playback")
     met = {token for row in rows for token in row["start"]}
     met |= {token for row in rows for frame in row["frames"] for _, token, _ in frame}

@@ -1,14 +1,14 @@
-"""Pictures by matplotlib, of the extra `plot`."""
+"""Plots by matplotlib, which the extra `plot` installs."""
 
 from importlib import import_module
 from typing import Any
 
 
 def pyplot(option: str) -> Any:
-    """Matplotlib's plotting interface, drawing to files, for an option that needs it.
+    """Matplotlib's plotting interface with a file backend, for an option that needs it.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: matplotlib is not installed.
     """
     try:
         import_module("matplotlib").use("agg")

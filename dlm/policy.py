@@ -1,4 +1,4 @@
-"""A decoder, given as its name and options or as an instance."""
+"""The decoder from an option: a name with hyperparameters, or an instance."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from dlm.types import AnyDecoder
 
 
 def policy_of(decoder: Any, options: object) -> AnyDecoder:
-    """A decoder, made from its name if need be.
+    """The decoder, constructed from its name if needed.
 
     Raises:
-        ValueError: it is neither, or its options are wrong.
+        ValueError: it is neither a name nor an instance, or its options are invalid.
     """
     if isinstance(decoder, str):
         given = {} if options is None else options

@@ -1,4 +1,4 @@
-"""Where the rows of a batch stand between two forwards.
+"""The state of a batch's rows between two forward passes.
 
 Shapes: B rows, L canvas, C branches, W window, K likeliest tokens.
 """
@@ -18,48 +18,51 @@ T = TypeVar("T")
 
 
 class Scope(IntEnum):
-    """What a forward computes of a row; a cache keeps it."""
+    """The part of a row that a forward pass computes, and a cache stores."""
 
-    WINDOW = 0  # what a cache leaves to compute
-    ANSWER = 1  # all from its first block on
+    WINDOW = 0  # what a cache does not cover
+    ANSWER = 1  # everything from the first block on
     ROW = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What the host knows about the rows of a forward."""
+    """What the host knows about the rows of the next forward pass."""
 
     lengths: list[int]  # tokens of each row
-    tails: list[int]  # those from its first block on
-    scopes: list[Scope]  # what is computed of each
+    tails: list[int]  # tokens of each row from its first block on
+    scopes: list[Scope]  # what is computed of each row
     reach: int  # most positions to compute of a row's window
-    width: int  # columns of a window, those at its end left out that may change in no row
+    width: int  # columns of a window, without trailing ones that may change in no row
     packing: Packing | None
-    """Of all rows computed as a whole, with their branches; None where padding is computed, too."""
+    """Of whole rows with all their branches; None if the padding is computed instead."""
     rooms: tuple[int, int] = (0, 0)
-    """Rows to compute from their first block on, and as a whole, where of others it is the window.
-    Rounded up to powers of two so that one recording fits them: the device finds out which those
-    are. 0: those that `scopes` names."""
+    """How many rows to compute from their first block on, and as a whole, while others compute a
+    window. Rounded up to powers of two so that one recording fits: the device finds out which rows
+    these are. 0 means the rows that `scopes` names."""
     alike: bool = True
-    """Whether the branches of every row are alike, so that one of each is computed."""
-    spared: int = 0  # columns of a window that are left out in every row of which that is computed
-    sees: list[int] | None = None  # tokens of each row that are seen; None for all
-    across: int | None = None  # columns of the canvas that are looked at; None for all
+    """Whether the branches of every row are equal, so that one of each is computed."""
+    spared: int = 0  # columns left out of every window that is computed
+    sees: list[int] | None = None  # visible tokens of each row; None for all
+    across: int | None = None  # columns of the canvas that are read; None for all
 
     @property
     def scope(self) -> Scope | None:
-        """What is computed of all rows; None where that differs."""
+        """The scope that all rows share; None if they differ."""
         first = self.scopes[0]
         return first if self.scopes.count(first) == len(self.scopes) else None
 
     @property
     def tail(self) -> int:
-        """Most positions to compute of a row from its first block on; 0 where that is of none."""
+        """Most positions to compute of a row from its first block on; 0 if no row does so."""
         pairs = zip(self.tails, self.scopes, strict=True)
         return max((tail for tail, scope in pairs if scope is Scope.ANSWER), default=0)
 
     def shape(self, width: int) -> Hashable:
-        """What forwards that ask the same of the device share, on a canvas of `width` columns."""
+        """The key of a recording: equal for forward passes that launch the same work.
+
+        `width` is that of the canvas.
+        """
         across = self.across or width
         scope, padded = self.scope, min(self.lengths) < across
         if scope is Scope.ROW:
@@ -71,7 +74,7 @@ class Due:
         return scope, padded, self.reach, self.width, *rest
 
     def seen(self) -> "Due":
-        """The same of rows that end where no forward looks on."""
+        """The same, with rows cut to their visible tokens."""
         if self.sees is None:
             return self
         every = zip(self.tails, self.lengths, self.sees, strict=True)
@@ -80,7 +83,7 @@ class Due:
 
     @classmethod
     def stack(cls, every: Sequence["Due"]) -> "Due":
-        """Of the rows of several, not packed yet."""
+        """Concatenate the rows of several; not packed yet."""
         lengths = [length for each in every for length in each.lengths]
         tails = [tail for each in every for tail in each.tails]
         scopes = [scope for each in every for scope in each.scopes]
@@ -91,14 +94,14 @@ class Due:
         return replace(made, alike=alike, spared=spared, sees=sees)
 
     def lines(self, branches: int) -> "Due":
-        """Of the branches of every row, those of one row behind each other."""
+        """The same with one row per branch, the branches of a row adjacent."""
         answers, rows = self.rooms
         rooms = answers * branches, rows * branches
         each = [row for row in range(len(self.lengths)) for _ in range(branches)]
         return replace(self.select(each), packing=self.packing, rooms=rooms)
 
     def select(self, stay: Sequence[int]) -> "Due":
-        """The rows `stay`, not packed yet."""
+        """The rows `stay`; not packed yet."""
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]
         scopes = [self.scopes[row] for row in stay]
@@ -108,9 +111,9 @@ class Due:
 
 
 def going_along(scopes: Sequence[Scope], done: Sequence[bool]) -> list[Scope]:
-    """The same, where rows that are done take what all others do: they must not make them unlike.
+    """The scopes, where finished rows take that of the others, so that all can be equal.
 
-    Where others differ it is the least.
+    If the others differ, finished rows take the smallest scope.
     """
     going = {scope for scope, over in zip(scopes, done, strict=True) if not over}
     rest = going.pop() if len(going) == 1 else Scope.WINDOW
@@ -119,55 +122,55 @@ def going_along(scopes: Sequence[Scope], done: Sequence[bool]) -> list[Scope]:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What the forwards of each row have come to."""
+    """Running totals of each row's forward passes."""
 
-    decoded: Tensor  # int64 [B], commits less remasks
-    queries: Tensor  # int64 [B], positions the network was evaluated at
-    path: Tensor | None  # float64 [B], ln q of what was committed; None where that is no path
+    decoded: Tensor  # int64 [B], commits minus remasks
+    queries: Tensor  # int64 [B], positions evaluated by the network
+    path: Tensor | None  # float64 [B], ln q of committed tokens; None if there is no path
 
     def plus(self, decoded: Tensor, queries: Tensor, path: Tensor | None) -> "Tally":
-        """After one more forward."""
+        """The totals after one more forward pass."""
         total = None if self.path is None or path is None else self.path + path
         return Tally(self.decoded + decoded, self.queries + queries, total)
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What the branches of each row try at the next forward, as the one before it saw that."""
+    """What each row's branches try at the next forward pass, with statistics of the last one."""
 
-    marks: Tensor  # bool [B, C, W], masked positions that a branch fills
-    sampled: Tensor  # int64 [B, W], with these tokens
-    confidence: Tensor  # float32 [B, W], theirs; 0 where not measured
+    marks: Tensor  # bool [B, C, W], masked positions that each branch fills
+    sampled: Tensor  # int64 [B, W], the tokens they are filled with
+    confidence: Tensor  # float32 [B, W], of these tokens; 0 where not measured
     top_tokens: Tensor | None  # int64 [B, W, K], likeliest first
     top_probabilities: Tensor | None  # float32 [B, W, K]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where each row stands."""
+    """The state of each row."""
 
     state: Any  # of the decoder
-    window: Window  # what may change at the next forward
+    window: Window  # what may change at the next forward pass
     hold: Tensor  # bool [B], whether the row stays in its block
-    done: Tensor  # bool [B], whether the row needs no further forward
-    spent: Tensor  # int64 [B], forwards made on the block
-    made: Tensor  # int64 [B], forwards made on the row
-    scopes: Tensor  # int64 [B], what a cache has the next forward compute, a `Scope`
+    done: Tensor  # bool [B], whether the row needs no further forward pass
+    spent: Tensor  # int64 [B], forward passes made on the block
+    made: Tensor  # int64 [B], forward passes made on the row
+    scopes: Tensor  # int64 [B], `Scope` of the next forward pass, with a cache
     since: Tensor
-    """Forwards since its answer was computed as a whole, and since the row was, int64 [B, 2]. Not
-    counted where no interval asks for it."""
-    kept: Tensor  # int64 [B], columns in front of it have keys of the tokens that they hold
-    bound: Tensor  # int64 [B], most forwards the row may take in all
+    """Forward passes since the row's answer was fully computed, and since the row was, int64 [B,
+    2]. Not counted unless an option sets such an interval."""
+    kept: Tensor  # int64 [B], columns before this have up-to-date keys
+    bound: Tensor  # int64 [B], most forward passes the row may take
     tally: Tally
-    guess: Guess | None = None  # None with a decoder that has one branch
+    guess: Guess | None = None  # None if the decoder has one branch
     open: Tensor | None = None
     """One past the last canvas position that may change, int64 [B]; None with one block."""
     fresh: Tensor | None = None
-    """Columns of the window that the last forward did not see as they are, bool [B, W]: it saw
-    masks there, or they were not open. None where that makes no difference."""
+    """Columns of the window that the last forward pass did not see in their present state, bool [B,
+    W]: it saw masks there, or they were not open. None if nothing depends on it."""
 
     def narrow(self, width: int) -> "Progress":
-        """The same with the first columns of the windows."""
+        """The same, with windows cut to their first columns."""
         window = self.window.narrow(width)
         if window is self.window:
             return self
@@ -195,5 +198,5 @@ class Progress:
 
 
 def select_rows(value: T, index: Tensor) -> T:
-    """The rows `index` of a value made of tensors with a leading row axis."""
+    """The rows `index` of a value whose tensors have a leading row axis."""
     return mapped(lambda part: part[index], value)

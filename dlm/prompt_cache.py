@@ -1,4 +1,4 @@
-"""Keys and values of rows that were decoded, for rows that begin with the same tokens.
+"""Automatic prefix caching: keys and values of decoded rows, for rows with the same prefix.
 
 Shapes: B rows, L canvas, S slots, P tokens of a page, H heads, E head width.
 """
@@ -23,33 +23,34 @@ from dlm.prompts import check_model
 from dlm.settings import Settings
 
 Layer = tuple[Tensor, Tensor]
-"""Its keys and its values."""
+"""The keys and the values of a layer."""
 LOG: Final = logging.getLogger("dlm.prompt_cache")
 GIB: Final = 1 << 30
 LEAST: Final = 32
-"""Tokens of a page, at least: many small ones would take more calls than they are worth."""
+"""Fewest tokens of a page: many small pages would take more calls than they save."""
 
 
 class PromptCache:
-    """Keys and values of prompts and answers, which later rows that begin alike take over.
+    """Keys and values of prompts and answers, reused by later rows that begin with the same tokens.
 
-    Automatic prefix caching (Kwon et al. 2023, arXiv:2309.06180) for networks whose attention is
-    in blocks: there a token's keys and values depend on nothing behind its block, so that what is
-    taken over is what would be computed, up to rounding. A row leaves its prompt after the first
-    forward and its answer, but for the last block, after the last one. They lie in pages of whole
-    blocks, 32 tokens or a block; the pages used longest ago make room for others.
+    Automatic prefix caching (Kwon et al. 2023, arXiv:2309.06180) for block-attention models. In
+    these, a token's keys and values depend on nothing after its block, so the reused values are
+    those that would be computed, up to rounding. A row stores its prompt after the first forward
+    pass, and its answer, except for the last block, after the last one. Pages hold whole blocks: at
+    least 32 tokens, or one block if that is longer. The least recently used pages are evicted.
 
-    Whoever trains the network, or gives it other weights, begins with a new one. With
-    `refresh_every` what was taken over is computed again like all of the row. On a GPU those who
-    share one work on the same stream.
+    After training the network or changing its weights, create a new cache. With `refresh_every`,
+    reused keys and values are recomputed like the rest of the row. On a GPU, all users of a cache
+    must work on the same stream.
 
     Args:
-        model: what `dlm.load` gave.
-        gib: of keys and values, taken at once when the first row is kept; by default a sixteenth of
-            a GPU's memory, or one.
+        model: the model, from `dlm.load`.
+        gib: size in GiB, allocated when the first row is stored; by default a sixteenth of a GPU's
+            memory, or 1 on other devices.
 
     Raises:
-        ValueError: a bad size, or a family whose keys and values depend on all of a row.
+        ValueError: the size is invalid, or keys and values of the model family depend on the whole
+            row.
     """
 
     @names_checked
@@ -71,53 +72,53 @@ class PromptCache:
         self.page = block * -(-LEAST // block)
         self.ledger = Ledger(self.page, 0)
         self.layers: list[Layer] = []  # [S, P, H, E] each
-        self.kind: tuple[Any, ...] = ()  # of numbers in them, and where they lie
-        self.lock = RLock()  # a stream may be collected, and leave its rows, while it is held
-        self.changing = False  # whether slots may not hold yet what the ledger says
+        self.kind: tuple[Any, ...] = ()  # their device and dtype
+        self.lock = RLock()  # reentrant: a stream collected while it is held stores its rows
+        self.changing = False  # whether the slots may lag behind the ledger
 
     @staticmethod
     def suits(model: Model) -> bool:
-        """Whether keys and values depend on nothing behind a block."""
+        """Whether a model's keys and values depend on nothing after a block."""
         spec = model.spec
         return spec.block_size is not None and not spec.anchored and spec.caches
 
     @staticmethod
     def checked(prompt_cache: object, model: Model) -> "PromptCache":
-        """It, if it is one and was made for this model.
+        """Return `prompt_cache` if it is one and was made for this model.
 
         Raises:
             ValueError: it is not.
         """
         if not isinstance(prompt_cache, PromptCache):
             raise ValueError(f"prompt_cache must be a dlm.PromptCache, got {prompt_cache!r}")
-        # The facts say which blocks of attention there are.
+        # The spec determines the attention blocks.
         if prompt_cache.network() is not model.network or prompt_cache.spec != model.spec:
             raise ValueError("prompt_cache must be one of this model, got one of another")
         return prompt_cache
 
     @staticmethod
     def serves(settings: Settings) -> bool:
-        """Whether rows that are decoded so leave anything: not without a cache, nor guided ones."""
+        """Whether rows with these settings are stored: with a cache, and without guidance."""
         return settings.caching != "none" and not settings.cfg_scale
 
     @property
     def tokens(self) -> int:
-        """How many are kept."""
+        """Number of tokens stored."""
         return len(self.ledger.slots) * self.page
 
     def known(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens that a row begins with are kept; a guess, as no lock is taken."""
+        """How many leading tokens of a row are stored; an estimate, as no lock is taken."""
         return len(self.ledger.path(tokens)) * self.page
 
     def recall(self, rows: Sequence[Sequence[int]], room: Callable[[], Cache]) -> list[int]:
-        """Copy what is kept of rows to their cache.
+        """Copy the stored prefixes of rows into their cache.
 
         Args:
-            rows: tokens of each in front of its first block.
-            room: gives their cache, where one is needed.
+            rows: tokens of each row before its first block.
+            room: gives their cache, if one is needed.
 
         Returns:
-            How many tokens of each that is.
+            How many tokens were copied for each row.
         """
         with self.held():
             if self.kind != self.kind_now():
@@ -131,25 +132,25 @@ class PromptCache:
             if places:
                 cache = room()
                 for layer, (keys, _) in enumerate(self.layers):
-                    cache.layer(layer, keys[:1].transpose(1, 2))  # which makes it if need be
+                    cache.layer(layer, keys[:1].transpose(1, 2))  # allocates it if needed
                 self.copy(cache, places, back=True)
         return [len(slots) * self.page for slots in found]
 
     def keep(self, cache: Cache, rows: Mapping[int, Sequence[int]]) -> None:
-        """Take over what a cache holds of some of its rows, unless this thread is at it already.
+        """Store keys and values of some rows of a cache, unless this thread is already storing.
 
         Args:
             cache: keys and values.
-            rows: by number of the row, its tokens as far as they are final.
+            rows: by row number, the final tokens of the row.
         """
         with self.held() as whole:
-            if not whole or self.network() is None:  # it may be collected along with its streams
+            if not whole or self.network() is None:  # the network may be gone, with its streams
                 return
-            if self.kind != self.kind_now():  # the first ones, or the network was moved
+            if self.kind != self.kind_now():  # first use, or the network was moved
                 self.make_room(cache)
             try:
                 self.write(cache, rows)
-            except BaseException as error:  # nobody knows what was written
+            except BaseException as error:  # the slots' contents are unknown
                 self.ledger = Ledger(self.page, self.ledger.most)
                 if not isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -157,11 +158,11 @@ class PromptCache:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Keep other threads out.
+        """Hold the lock.
 
         Yields:
-            Whether slots hold what the ledger says. They may not where the garbage collector closes
-            a stream while this thread is between the two.
+            Whether the slots hold what the ledger says. They may not if the garbage collector
+            closes a stream while this thread is between updating the two.
         """
         with self.lock:
             whole = not self.changing
@@ -172,8 +173,8 @@ class PromptCache:
                 self.changing = not whole
 
     def write(self, cache: Cache, rows: Mapping[int, Sequence[int]]) -> None:
-        """Copy to slots what is not kept yet."""
-        taken: dict[int, tuple[int, int, int]] = {}  # a slot may be taken twice: the last stays
+        """Copy pages that are not stored yet to slots."""
+        taken: dict[int, tuple[int, int, int]] = {}  # a slot may come twice: the last wins
         for row, tokens in rows.items():
             for page, slot in self.ledger.add(tokens).items():
                 taken[slot] = (row, page, slot)
@@ -181,7 +182,7 @@ class PromptCache:
             self.copy(cache, [*taken.values()], back=False)
 
     def kind_now(self) -> tuple[Any, ...]:
-        """What a forward would make keys and values of, and where."""
+        """Device and dtype of the keys and values that a forward pass would make."""
         network = self.network()
         assert network is not None
         device = network.device
@@ -189,7 +190,7 @@ class PromptCache:
         return device, network.dtype, autocast and torch.get_autocast_dtype(device.type)
 
     def copy(self, cache: Cache, places: Sequence[tuple[int, int, int]], *, back: bool) -> None:
-        """Copy pages from rows to slots, or back: row, page of the row and slot each."""
+        """Copy pages from rows to slots, or `back`; places are (row, page of the row, slot)."""
         index = torch.tensor(places).t().contiguous()
         count = 1 + max(page for _, page, _ in places)
         devices = {keys.device for keys, _ in self.layers}
@@ -204,7 +205,7 @@ class PromptCache:
                     kept[slots] = paged[rows, pages]
 
     def make_room(self, cache: Cache) -> None:
-        """Make slots for pages of such rows; where there is no memory for them, say so and none."""
+        """Allocate slots for pages of such rows; if there is no memory, warn and have none."""
         self.kind, self.layers, self.ledger = self.kind_now(), [], Ledger(self.page, 0)
         parts = [part for layer in cache.layers for part in layer]
         size = self.page * sum(part[0, 0].nbytes for part in parts)
@@ -214,7 +215,7 @@ class PromptCache:
                 (self.slots(count, keys), self.slots(count, values))
                 for keys, values in cache.layers
             ]
-        except RuntimeError:  # of a CPU; of a GPU it is an OutOfMemoryError, which is one
+        except RuntimeError:  # on a CPU; the GPU's OutOfMemoryError is a subclass
             count = 0
         if not count:
             LOG.warning(
@@ -226,12 +227,12 @@ class PromptCache:
         self.ledger = Ledger(self.page, count)
 
     def slots(self, count: int, like: Tensor) -> Tensor:
-        """Room for so many pages of keys or values as in a cache, [B, L, H, E]."""
+        """Memory for `count` pages of keys or values like those of a cache, [B, L, H, E]."""
         return like.new_empty(count, self.page, *like.shape[2:])
 
 
 def usual(device: torch.device) -> int:
-    """Bytes to keep prompts in unless others are named."""
+    """Default size of a prompt cache in bytes."""
     if device.type != "cuda":
         return GIB
     return memory_of(device) // SHARE

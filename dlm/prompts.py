@@ -1,4 +1,4 @@
-"""What users give as a prompt, as token ids."""
+"""Encoding of prompts to token ids."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +12,20 @@ from dlm.options import boolean, integer, integers, names_checked, writable
 Prompt = str | Sequence[int] | Array | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
 Prompts = Prompt | Iterable[Prompt] | Mapping[str, Any]
-"""One, several, or a tokenizer's output of one or several."""
+"""One or several prompts, or a tokenizer's output for one or several."""
 
 CONTINUE = "continue_final_message"
-"""transformers' word for a chat whose last message is gone on with instead of answered."""
+"""transformers' name for the option to continue a chat's last message instead of answering it."""
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
 class HoldsMask(ValueError):
-    """A prompt has the token in it that stands for what is to be decoded."""
+    """A prompt contains the mask token."""
 
 
 class TooLong(ValueError):
-    """A row is longer than the model can place."""
+    """A row is longer than the model supports."""
 
 
 @names_checked
@@ -34,23 +34,24 @@ def encode_prompts(
     prompts: Prompts,
     chat_options: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Token ids of one prompt or of each of several.
+    """Token ids of one prompt, or of each of several.
 
-    Text is tokenized as it stands; chat messages go through the chat template. What closes every
-    row of the model's family (`ModelSpec.suffix`) is taken off: it goes behind what is generated.
+    Text is tokenized as it stands; chat messages go through the chat template. The tokens that
+    close every row of the model's family (`ModelSpec.suffix`) are removed: they go after what is
+    generated.
 
     Args:
-        model: whose tokenizer and vocabulary they are for.
-        prompts: text, token ids, chat messages, or several of those. Token ids may be in tensors
-            and arrays, [P] or [B, P], and in what a tokenizer gave, then without its padding.
-        chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's;
-            and `continue_final_message=True` to go on with the last message of a chat, the
-            assistant's say, where otherwise a new one of the assistant begins behind it.
+        model: gives the tokenizer and the vocabulary.
+        prompts: text, token ids, chat messages, or several of those. Token ids may be tensors or
+            arrays, [P] or [B, P], or a tokenizer's output, whose padding is then removed.
+        chat_options: variables of the chat template, such as `enable_thinking=False` of Qwen3's.
+            `continue_final_message=True` continues the last message of a chat, for example the
+            assistant's; otherwise a new assistant message begins after it.
 
     Raises:
-        ValueError: what is no model or no prompt, an empty prompt, an id outside the vocabulary or
-            equal to the mask id (`HoldsMask`), text for a model without a tokenizer, chat options
-            that no template reads, or a chat that ends with the assistant and is not to be
+        ValueError: this is no model or no prompt; a prompt is empty; an id is outside the
+            vocabulary or is the mask id (`HoldsMask`); the model has no tokenizer for a text; the
+            template reads no such chat option; or a chat ends with the assistant and is not to be
             continued.
     """
     check_model(model)
@@ -74,9 +75,9 @@ def encode_prompts(
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no model, such as the name of one."""
+    """Reject anything that is not a model, such as the name of one."""
     if not isinstance(model, Model):
-        # Networks and pipelines tell of themselves over pages.
+        # The repr of a network or pipeline can fill pages.
         named = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
         raise ValueError(
             f"model must be what dlm.load gave, or dlm.as_model made of a network, got {named}"
@@ -84,13 +85,13 @@ def check_model(model: object) -> None:
 
 
 def opened(row: list[int], suffix: tuple[int, ...]) -> list[int]:
-    """Token ids of a row without the ids that close it."""
+    """A row without the token ids that close it."""
     closed = suffix and tuple(row[-len(suffix) :]) == suffix
     return row[: -len(suffix)] if closed else row
 
 
 def as_list(prompts: Prompts) -> Sequence[Prompt]:
-    """One prompt as a list of one; several as they are."""
+    """Wrap one prompt in a list; return several as they are."""
     if isinstance(prompts, str):
         return [prompts]
     given = listed(prompts)
@@ -103,7 +104,7 @@ def as_list(prompts: Prompts) -> Sequence[Prompt]:
         )
     first = given[0]
     chats = isinstance(first, Mapping) and "input_ids" not in first
-    one = chats or isinstance(first, Number)  # numpy's numbers too
+    one = chats or isinstance(first, Number)  # numpy scalars too
     return [given] if one else given
 
 
@@ -113,7 +114,7 @@ def encode_prompt(
     """Token ids of one prompt."""
     given = listed(prompt)
     if isinstance(prompt, Mapping) and isinstance(given, Sequence) and len(given) == 1:
-        given = given[0] if isinstance(given[0], list) else given  # [1, P] of a tokenizer
+        given = given[0] if isinstance(given[0], list) else given  # a tokenizer's [1, P]
     several = isinstance(given, Sequence) and not isinstance(given, str)
     chat = several and bool(given) and isinstance(given[0], Mapping)
     if chat_options and not chat:
@@ -136,7 +137,7 @@ def encode_prompt(
 def encode_chat(
     model: Model, messages: Sequence[Mapping[str, Any]], chat_options: Mapping[str, Any]
 ) -> list[int]:
-    """Token ids of chat messages, up to where the assistant, or their last one, goes on."""
+    """Token ids of chat messages, up to where the assistant or the last message goes on."""
     tokenizer = tokenizer_of(model, "a chat prompt")
     texts = [checked_message(message) for message in messages]
     if tokenizer.chat_template is None:
@@ -162,7 +163,7 @@ def encode_chat(
 def check_chat_options(
     template: str, chat_options: Mapping[str, Any], called: str = "chat_options"
 ) -> None:
-    """Refuse variables that a chat template would ignore, and those it is given anyway."""
+    """Reject variables that a chat template ignores, and those that it gets anyway."""
     for name in chat_options:
         read = re.search(rf"\b{re.escape(name)}\b", template)
         if not read or name in ("messages", "add_generation_prompt"):
@@ -173,10 +174,10 @@ def check_chat_options(
 
 
 def checked_message(message: Any) -> dict[str, Any]:
-    """A chat message, its content as one text.
+    """A chat message, with its content as one text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a chat message.
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"a chat message must have texts role and content, got {message!r}")
@@ -193,8 +194,8 @@ def encode_texts(model: Model, texts: Prompts) -> list[list[int]]:
     """Token ids of one text with blanks, or of several.
 
     Raises:
-        ValueError: nothing to fill in one of them, more than the model has positions for, or chat
-            messages.
+        ValueError: a text has no blank, its blanks exceed the model's positions, or chat messages
+            are given.
     """
     given, mask_id = as_list(texts), model.spec.mask_id
     rows = [encode_blanks(model, text) for text in given]
@@ -210,16 +211,16 @@ def encode_texts(model: Model, texts: Prompts) -> list[list[int]]:
 
 @names_checked
 def encode_infill(model: Model, prefix: str, suffix: str, blanks: int) -> list[int]:
-    """Token ids of a row with so many blanks between two texts, laid out as `infill` does.
+    """Token ids of a row with a number of blanks between two texts, laid out as `infill` does.
 
-    They are those of the text `f"{prefix}[MASK:{blanks}]{suffix}"`, but for a `[MASK]` within the
-    two texts, which is text here. Around them stands what the network was trained with, as begin
-    and end of text of DreamOn, unless the texts have it; else what the tokenizer puts there. Rows
-    may be longer than the model can place.
+    They equal those of the text `f"{prefix}[MASK:{blanks}]{suffix}"`, except that `[MASK]` within
+    the two texts is plain text here. The row is framed by what the network was trained with, such
+    as begin and end of text for DreamOn, unless the texts have it; otherwise by what the tokenizer
+    adds. Rows may be longer than the model supports.
 
     Raises:
-        ValueError: no int from 1, what is no model or no text, a model without a tokenizer, or a
-            text that holds the token of the model's blanks (`HoldsMask`).
+        ValueError: `blanks` is no int from 1, this is no model or no text, the model has no
+            tokenizer, or a text contains the mask token (`HoldsMask`).
     """
     check_model(model)
     for name, text in (("prefix", prefix), ("suffix", suffix)):
@@ -238,7 +239,7 @@ def encode_infill(model: Model, prefix: str, suffix: str, blanks: int) -> list[i
 def encode_blanks(model: Model, text: Prompt) -> list[int]:
     """Token ids of a text with blanks: `[MASK]` is one masked token, `[MASK:8]` eight.
 
-    Token ids may hold the mask id directly, and are taken as they are.
+    Token ids may contain the mask id directly, and are returned as they are.
     """
     if not isinstance(text, str):
         ids = listed(text)
@@ -254,13 +255,13 @@ def encode_blanks(model: Model, text: Prompt) -> list[int]:
 
 
 def encode_pieces(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
-    """Token ids of texts with so many blanks between one and the next.
+    """Token ids of texts with the given numbers of blanks between them.
 
-    Around them stands what the network was trained with (`ModelSpec.frame`), else what the
-    tokenizer puts around a text.
+    They are framed by what the network was trained with (`ModelSpec.frame`), or else by what the
+    tokenizer adds around a text.
 
     Raises:
-        ValueError: the tokenizer makes fewer tokens of the blanks.
+        ValueError: the tokenizer makes fewer tokens than blanks.
     """
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
     marks = tokenizer.mask_token_id == spec.mask_id
@@ -274,10 +275,10 @@ def encode_pieces(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -
 
 
 def encode_marked(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
-    """Token ids of texts with blanks between them that the tokenizer has a token for.
+    """Token ids of texts and blanks, for a tokenizer that has a mask token.
 
-    In one piece, as the token may swallow spaces around it, and what the tokenizer puts around a
-    text goes around all of it.
+    Tokenized in one piece, because the mask token may absorb spaces around it, and so that the
+    tokenizer's special tokens go around the whole.
     """
     tokenizer = tokenizer_of(model, "a text")
     blanks = [tokenizer.mask_token * length for length in lengths]
@@ -286,7 +287,7 @@ def encode_marked(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -
 
 
 def encode_unmarked(model: Model, pieces: Sequence[str], lengths: Sequence[int]) -> list[int]:
-    """Token ids of texts with blanks between them that the tokenizer knows nothing of."""
+    """Token ids of texts and blanks, for a tokenizer that has no mask token."""
     tokenizer, spec = tokenizer_of(model, "a text"), model.spec
     front, back = ([], []) if spec.frame else added(tokenizer)
     ids = front + bare(tokenizer, pieces[0])
@@ -296,12 +297,12 @@ def encode_unmarked(model: Model, pieces: Sequence[str], lengths: Sequence[int])
 
 
 def bare(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, with none around them."""
+    """Token ids of a text, without special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def added(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids that a tokenizer puts in front of a text, and behind it."""
+    """Token ids that a tokenizer adds before and after a text."""
     text, whole = bare(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     places = range(len(whole) - len(text) + 1) if text else ()
     begin = next((n for n in places if whole[n : n + len(text)] == text), len(whole))
@@ -309,20 +310,20 @@ def added(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def framed(ids: list[int], front: tuple[int, ...], back: tuple[int, ...]) -> list[int]:
-    """Token ids with those that go around them, unless a text has them by itself."""
+    """Token ids with a frame around them, unless the text already has it."""
     begun = tuple(ids[: len(front)]) == front
     closed = tuple(ids[len(ids) - len(back) :]) == back
     return [*(() if begun else front), *ids, *(() if closed else back)]
 
 
 def blank_lengths(text: str, most: int) -> list[int]:
-    """Masked tokens that each blank stands for.
+    """The number of masked tokens of each blank.
 
     Raises:
-        ValueError: a blank is empty, or they are more than `most` together.
+        ValueError: a blank is empty, or they exceed `most` in total.
     """
     written = [blank.group(1) or "1" for blank in BLANK.finditer(text)]
-    # Python reads no int of thousands of digits.
+    # Python refuses to parse an int of thousands of digits.
     lengths = [
         integer("the length of a blank", int(number.lstrip("0")[:20] or 0), least=1)
         for number in written
@@ -338,7 +339,7 @@ def tokenizer_of(model: Model, what: str) -> Any:
     """The tokenizer, which `what` needs.
 
     Raises:
-        ValueError: the model was loaded from a folder without one.
+        ValueError: the model was loaded without one.
     """
     if model.tokenizer is None:
         raise ValueError(f"{what} needs a tokenizer and this model has none: give token ids")

@@ -1,7 +1,7 @@
-"""Answers to many prompts, scored in shared forwards.
+"""Scoring of answers to many prompts in shared forward passes.
 
-Shapes: R rows of all forwards of a round, L tokens of the longest, C parts of n tokens behind one
-stem, S rows each of them asks for, K tokens to score.
+Shapes: R rows of all forward passes of a round, L tokens of the longest, C parts of n tokens after
+one stem, S rows each of them requests, K tokens to score.
 """
 
 import math
@@ -23,33 +23,34 @@ from dlm.models.spec import ModelSpec
 from dlm.scoring import Reader, ScoredRows, Scores
 
 FORWARDS = 8
-"""Of questions worked on together, about, so that few have rows to spare."""
+"""Forward passes that one group of questions should fill, about, so that few rows are left over."""
 LENGTHS = 64
-"""Of answers whose masks are kept: they take longer to make than a small network's forward."""
+"""Number of answer lengths whose masks are cached: making them takes longer than a small network's
+forward pass."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """What became of a prompt and its answer."""
+    """The result for a prompt and its answer."""
 
-    pair: int  # its index
+    pair: int  # index of the pair
     log_likelihood: float  # estimate of ln p(answer | prompt), nats
-    greedy: bool | None  # whether greedy decoding writes the answer; None where nobody asked
+    greedy: bool | None  # whether greedy decoding produces the answer; None if not requested
 
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """What answers, or parts of them, of one length follow."""
+    """The context of answers, or parts of answers, of equal length."""
 
-    before: Answer  # the prompt, and the tokens of the answer in front of the part
+    before: Answer  # the prompt, and the answer's tokens before the part
     given: int  # tokens of the prompt
     length: int  # n, of the part
 
     @property
     def begin(self) -> int:
-        """Tokens of the answer in front of the part."""
+        """Tokens of the answer before the part."""
         return len(self.before) - self.given
 
     @property
@@ -60,18 +61,18 @@ class Stem:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What became of a part."""
+    """The result for a part."""
 
     log_likelihood: float  # nats
-    best: bool  # whether it is one token, and none is likelier
+    best: bool  # whether it is a single token, and the most likely one
 
 
 Part = tuple[Stem, Answer]
-"""A stem and the tokens behind it that are scored."""
+"""A stem and the tokens after it that are scored."""
 
 
 def gathered(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Question]:
-    """Pairs of a prompt and an answer by prompt and length of the answer, the longest first."""
+    """Group pairs of a prompt and an answer by prompt and answer length, the longest first."""
     questions: dict[tuple[Answer, int], Question] = {}
     for number, (prompt, answer) in enumerate(pairs):
         name = (tuple(prompt), len(answer))
@@ -81,9 +82,9 @@ def gathered(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Question]:
 
 
 def blocks_of(spec: ModelSpec, given: int, length: int) -> list[tuple[int, int]]:
-    """Where the parts of an answer behind `given` tokens begin and end that are scored apart.
+    """Start and end of each separately scored part of an answer that follows `given` tokens.
 
-    Where attention is in blocks each is decoded given those before it.
+    For block-attention models the parts are blocks, each scored given those before it.
     """
     if spec.block_size is None:
         return [(0, length)]
@@ -92,10 +93,10 @@ def blocks_of(spec: ModelSpec, given: int, length: int) -> list[tuple[int, int]]
 
 
 class Sheet:
-    """The rows that parts behind one stem ask for, each of them once, with the tokens to score."""
+    """The distinct rows that the parts after one stem request, and the tokens to score."""
 
     def __init__(self, stem: Stem, targets: Tensor, asks: Sequence[Ask], mask_id: int) -> None:
-        """Lay out what parts ask for, whose tokens are int64 [C, n]."""
+        """Lay out the requests of parts whose tokens are int64 [C, n]."""
         masked, scored = (torch.cat(each) for each in zip(*asks, strict=True))
         true = targets.repeat_interleave(len(scored) // len(targets), 0)
         self.stem, self.parts, self.shape = stem, len(asks), scored.shape
@@ -103,11 +104,11 @@ class Sheet:
         self.scored = scored.nonzero(as_tuple=True)
         line, place = self.scored
         each = torch.stack((row[line], place, true[line, place]))
-        # int64 [3, K]: rows in rising order, places in the span, tokens.
+        # int64 [3, K]: rows in ascending order, places in the span, tokens.
         self.wanted, self.index = each.unique(dim=1, return_inverse=True)
 
     def rows(self, spec: ModelSpec, width: int) -> Tensor:
-        """The rows, padded to a width; int64 [rows, width]."""
+        """The rows, padded to `width`; int64 [rows, width]."""
         count = len(self.spans)
         around = (torch.tensor(ids, dtype=torch.int64) for ids in (self.stem.before, spec.suffix))
         before, after = (ids.repeat(count, 1) for ids in around)
@@ -115,22 +116,22 @@ class Sheet:
         return pad(whole, (0, width - whole.shape[1]), value=spec.eos_id)
 
     def spread(self, found: Tensor) -> list[Tensor]:
-        """What was found of the tokens to score, [K], as each part asked: [S, n], 0 elsewhere."""
+        """Distribute scores [K] to the parts as each requested them: [S, n], 0 elsewhere."""
         out = torch.zeros(self.shape, dtype=found.dtype)
         return list(out.index_put(self.scored, found[self.index]).chunk(self.parts))
 
 
 class Work:
-    """The parts behind one stem, on their way."""
+    """The running estimates of the parts after one stem."""
 
     def __init__(
         self, stem: Stem, parts: Sequence[Answer], how: Estimator, draws: Callable[..., Draws]
     ) -> None:
-        """Begin the estimates of parts of n tokens."""
+        """Start the estimates of parts of n tokens."""
         self.stem = stem
         self.answers = parts
         self.targets = torch.tensor(parts)  # int64 [C, n]
-        if stem.length == 1:  # any estimator's: there is one row to ask for
+        if stem.length == 1:  # all estimators agree: there is one row to score
             estimates = [chain(torch.zeros(1, 1, dtype=torch.int64), 1) for _ in parts]
         else:
             estimates = [how.estimate(stem.begin, stem.length, draws) for _ in parts]
@@ -140,7 +141,7 @@ class Work:
         self.values: list[float] = []
 
     def go_on(self, sheet: Sheet, scores: Scores) -> None:
-        """Take what was asked for."""
+        """Feed the requested scores to the estimates."""
         if self.stem.length == 1:
             self.best = [bool(each) for each in sheet.spread(scores.best)]
         try:
@@ -149,16 +150,16 @@ class Work:
             self.values = end.value
 
     def found(self) -> Iterator[tuple[Part, Found]]:
-        """What became of each part."""
+        """The result for each part."""
         for answer, value, best in zip(self.answers, self.values, self.best, strict=True):
             yield (self.stem, answer), Found(value, best)
 
 
 class Questions:
-    """Scores answers, those to several prompts at a time."""
+    """Scores answers to several prompts at a time."""
 
     def __init__(self, reader: Reader, estimator: Estimator, rows: int, *, greedy: bool) -> None:
-        """Take what makes forwards, the estimate, rows of a forward, and what else is asked."""
+        """Take what runs forward passes, the estimator, rows per pass, and the greedy flag."""
         self.reader = reader
         self.model = reader.model
         self.estimator = estimator
@@ -186,7 +187,7 @@ class Questions:
                         yield Likelihood(number, value, greedy[answer])
 
     def groups(self, questions: Sequence[Question]) -> Iterator[list[Question]]:
-        """Questions to work on together, in their order."""
+        """Split the questions, in order, into groups to work on together."""
         group: list[Question] = []
         rows = 0
         for question in questions:
@@ -199,7 +200,7 @@ class Questions:
             yield group
 
     def parts(self, question: Question, answer: Answer) -> list[Part]:
-        """An answer in the parts that are scored by themselves."""
+        """The separately scored parts of an answer."""
         prompt = question.prompt
         return [
             (Stem((*prompt, *answer[:begin]), len(prompt), end - begin), answer[begin:end])
@@ -209,9 +210,10 @@ class Questions:
     def flags(
         self, questions: Sequence[Question], found: Mapping[Part, Found]
     ) -> list[Mapping[Answer, bool | None]]:
-        """Whether greedy decoding writes the answers of each question; None where nobody asks.
+        """Whether greedy decoding produces each answer of each question; None if not requested.
 
-        One token is what it writes if none is likelier: the row that was scored is all it sees.
+        An answer of one token is produced if no token is likelier: the scored row is all that the
+        decoder sees.
         """
         if not self.greedy:
             return [dict.fromkeys(question.answers) for question in questions]
@@ -229,7 +231,7 @@ class Questions:
         ]
 
     def found(self, questions: Sequence[Question]) -> dict[Part, Found]:
-        """What becomes of every part of every answer, each once."""
+        """The result for every distinct part of every answer."""
         behind: dict[Stem, dict[Answer, None]] = {}
         for question in questions:
             for answer in question.answers:
@@ -244,7 +246,7 @@ class Questions:
         return {part: found for work in works for part, found in work.found()}
 
     def read(self, sheets: Sequence[Sheet]) -> list[Scores]:
-        """The scores of what each sheet wants, on the host."""
+        """The scores that each sheet requests, on the host."""
         spec = self.model.spec
         ends = [(s.stem.given, len(s.stem.before), s.stem.end) for s in sheets]
         counts = [len(sheet.spans) for sheet in sheets]
@@ -266,13 +268,13 @@ class Questions:
     def forward(
         self, tokens: Tensor, layout: Tensor, wanted: Tensor, first: int, last: int
     ) -> Scores:
-        """The scores of what is wanted of some rows, on the host.
+        """The scores for the requests in some rows, on the host.
 
         Args:
             tokens: int64 [R, L].
-            layout: int64 [R, 4], tokens of the prompt, begin and end of the part, and of the row.
-            wanted: int64 [3, K], rows in rising order, columns and tokens.
-            first: row to begin with.
+            layout: int64 [R, 4]: prompt length, start and end of the part, length of the row.
+            wanted: int64 [3, K], rows in ascending order, columns and tokens.
+            first: first row.
             last: one past the last row.
         """
         edges = torch.searchsorted(wanted[0].contiguous(), torch.tensor([first, last]))
@@ -292,10 +294,10 @@ class Questions:
         return Scores(found.log_probability.cpu(), found.best.cpu())
 
     def in_pieces(self, count: int, work: Callable[[int, int], Result]) -> list[Result]:
-        """What `work(first, last)` gives for pieces of so many rows.
+        """Results of `work(first, last)` for chunks that cover `count` rows.
 
-        Pieces are halved where they take more memory than there is, and stay so: rows to come are
-        shorter, but what does not fit is long in finding out.
+        A chunk that does not fit in memory is halved, and so are all later ones: their rows are
+        shorter, but finding out that a chunk does not fit takes long.
         """
         made: list[Result] = []
         first = 0

@@ -1,4 +1,4 @@
-"""Text of tokens as they become final."""
+"""Streaming detokenization: the text of tokens as they become final."""
 
 import weakref
 from bisect import bisect_left
@@ -12,29 +12,29 @@ from dlm.models.model import Model
 from dlm.prompts import tokenizer_of, whole_text
 
 HALF = "\ufffd"
-"""Stands for bytes that are no character, or not yet one."""
-KEPT = 8  # tokens decoded again in front of new ones, where these read otherwise alone
-LONG = 32  # tokens; more of them are not decoded again for every new one
+"""Replacement character: bytes that are not, or not yet, a character."""
+KEPT = 8  # tokens decoded again before new ones, if context changes their text
+LONG = 32  # tokens; longer windows are not decoded again for every new token
 AtStopToken = Literal["end", "cut", "ignore"]
 """What the first stop token of a choice does: see `Reader`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What all texts of a tokenizer have in common."""
+    """Facts about a tokenizer that decoding relies on."""
 
-    local: bool  # what follows a whole character is decoded as if it stood alone
-    readable: frozenset[int]  # tokens whose text does not hang on those that follow, if not local
-    longest: int  # characters of a token, at most
-    silent: frozenset[int]  # special tokens, which texts leave out
+    local: bool  # text after a complete character does not depend on what is before it
+    readable: frozenset[int]  # tokens whose text is independent of later ones, if not local
+    longest: int  # most characters of a token
+    silent: frozenset[int]  # special tokens, which texts omit
 
 
 VOCABULARIES: Final[weakref.WeakKeyDictionary[Any, Vocabulary]] = weakref.WeakKeyDictionary()
-"""Of each tokenizer that was read."""
+"""Cached vocabularies, by tokenizer."""
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    """The vocabulary of a tokenizer, read once."""
+    """The vocabulary of a tokenizer, cached."""
     found = VOCABULARIES.get(tokenizer)
     if found is None:
         found = VOCABULARIES.setdefault(tokenizer, read_vocabulary(tokenizer))
@@ -42,12 +42,12 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
 
 
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
-    """The vocabulary of a tokenizer."""
+    """Read the vocabulary of a tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     local = isinstance(getattr(backend, "decoder", None), ByteLevel)  # joins bytes
     names = tokenizer.get_vocab()
-    # Special ones are left out, so that what stands on both sides of them joins. A run of bytes
-    # that is no text is so many signs: none of it is known before its end.
+    # Special tokens are omitted from text, so the tokens on both sides of one join. A run of bytes
+    # that is not valid UTF-8 decodes to one sign each: none of it is known before the run ends.
     added = tokenizer.added_tokens_decoder
     special = (i for i in added if added[i].special)
     silent = frozenset((*tokenizer.all_special_ids, *special))
@@ -57,18 +57,19 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
 
 
 class Reader:
-    """The text of one choice: what it gave is never taken back.
+    """The text of one choice, produced incrementally and never taken back.
 
-    Together it gives `decode_text` of the whole span, or `whole_text` where stop tokens mean
-    nothing, cut in front of the stop text that begins first, however the tokens came. New tokens
-    are decoded behind a few of those before them, and their text is what they add; where it does
-    not continue the earlier text all are decoded.
+    However the tokens are split, the pieces add up to `decode_text` of the whole span, or to
+    `whole_text` if stop tokens are ignored, cut before the stop text that begins first. New tokens
+    are decoded after a few of those before them, and their text is the difference. If it does not
+    continue the earlier text, all tokens are decoded.
 
     Args:
-        model: whose tokenizer and stop tokens they are.
+        model: gives the tokenizer and the stop tokens.
         stop: texts that end the choice.
-        at_stop_token: what the first stop token does: end the choice; only end its text, which
-            is that of `dlm.generate` where rows go on behind it; or nothing, as in `dlm.infill`.
+        at_stop_token: what the first stop token does: "end" ends the choice; "cut" ends only its
+            text, which equals that of `dlm.generate` when rows continue after it; "ignore" does
+            nothing, as in `dlm.infill`.
     """
 
     def __init__(
@@ -80,23 +81,23 @@ class Reader:
         self.at_stop_token = at_stop_token
         self.stopped = False  # whether a stop text ended it
         self.silent = False  # whether a stop token ended its text
-        self.count = 0  # tokens, up to the stop token or the stop text that ends it, and with it
+        self.count = 0  # tokens, through the stop token or stop text that ends it
         self.given = ""
         self.tokens: list[int] = []
-        self.readable = 0  # tokens in front of those whose text hangs on what follows
+        self.readable = 0  # leading tokens whose text no longer depends on later ones
         self.seen = 0  # tokens that have been decoded
-        # The window: tokens that are decoded again. Its head is text that is known already.
+        # The window: tokens that are decoded again. The text of its head is known already.
         self.begin = 0
         self.head = ""
         self.known = ""  # text of all tokens up to the end of the head
 
     @property
     def ended(self) -> bool:
-        """Whether a stop token ended it."""
+        """Whether a stop token ended the choice."""
         return self.silent and self.at_stop_token == "end"
 
     def push(self, tokens: Sequence[int]) -> str:
-        """Text that is final now, after these further tokens."""
+        """Add tokens, and return the text that is now final."""
         if self.stopped or self.ended:
             return ""
         self.add(self.counted(tokens))
@@ -104,11 +105,11 @@ class Reader:
         if not new or (size > LONG and new * 8 < size):
             return ""
         text = self.read(self.readable).rstrip(HALF)
-        # Some tokenizers change what they said of earlier tokens: wait until they say it again.
+        # Some tokenizers change the text of earlier tokens: wait until it agrees again.
         return self.give(text, self.withheld(text)) if text.startswith(self.given) else ""
 
     def read(self, end: int) -> str:
-        """Text of all tokens up to `end`."""
+        """Text of the first `end` tokens."""
         self.seen = end
         text = whole_text(self.model, self.tokens[self.begin : end])
         if not text.startswith(self.head):
@@ -120,7 +121,9 @@ class Reader:
         return text
 
     def advance(self, text: str, end: int) -> None:
-        """Let the window begin later, once it is twice as long as need be, if it reads alike."""
+        """Move the start of the window, once it is twice as long as needed, if the text stays the
+        same.
+        """
         kept = 0 if self.vocabulary.local else KEPT
         begin = end - kept
         if begin - self.begin < kept:
@@ -130,7 +133,7 @@ class Reader:
             self.begin, self.head, self.known = begin, head, text
 
     def end(self, tokens: Sequence[int]) -> str:
-        """Text that remains, of the tokens of the whole span."""
+        """The remaining text, given the tokens of the whole span."""
         if self.stopped:
             return ""
         self.count, self.silent = 0, False
@@ -139,7 +142,7 @@ class Reader:
         return self.give(text, len(text))
 
     def counted(self, tokens: Sequence[int]) -> Sequence[int]:
-        """Those that are read; they are counted, and what else the choice is made of."""
+        """The tokens that have text; updates the token count and whether the text has ended."""
         if self.silent:
             place: int | None = 0
         else:
@@ -150,7 +153,7 @@ class Reader:
         return tokens[:place]
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Keep further tokens, and find the last whose text does not hang on what follows."""
+        """Append tokens, and find the last one whose text does not depend on later ones."""
         local, readable = self.vocabulary.local, self.vocabulary.readable
         ends = range(len(tokens), 0, -1)
         last = next((end for end in ends if local or tokens[end - 1] in readable), None)
@@ -159,7 +162,7 @@ class Reader:
         self.tokens += tokens
 
     def withheld(self, text: str) -> int:
-        """Where the longest end of a text begins that may become a stop text."""
+        """Where the longest suffix of a text begins that may become a stop text."""
         room = min(len(text) - len(self.given), max(map(len, self.stop), default=0) - 1)
         lengths = (
             length
@@ -169,7 +172,7 @@ class Reader:
         return len(text) - next(lengths, 0)
 
     def give(self, text: str, end: int) -> str:
-        """What was not given yet of a text up to `end`, or to a stop text in front of it."""
+        """The new text up to `end`, or up to a stop text before it."""
         begin = len(self.given)
         found = min((at for stop in self.stop if (at := text.find(stop, begin)) >= 0), default=None)
         if found is not None and found <= end:
@@ -181,7 +184,7 @@ class Reader:
         return piece
 
     def reach(self) -> int:
-        """Fewest tokens whose text holds the stop text that ended it."""
+        """Fewest tokens whose text contains the stop text that ended the choice."""
 
         def holds(count: int) -> bool:
             text = whole_text(self.model, self.tokens[:count])
@@ -191,5 +194,5 @@ class Reader:
 
 
 def is_byte(name: str) -> bool:
-    """Whether a token stands for one byte, such as <0xE2>."""
+    """Whether a token represents one byte, such as <0xE2>."""
     return len(name) == 6 and name.startswith("<0x") and name.endswith(">")

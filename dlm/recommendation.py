@@ -1,4 +1,4 @@
-"""What the authors of a checkpoint decode it with, as options of `generate`."""
+"""Decoding options that the authors of a checkpoint recommend."""
 
 import copy
 import os
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def recommended(model: "str | os.PathLike[str] | Model") -> dict[str, Any]:
-    """How the authors of a checkpoint decode it: options of `generate`.
+    """The authors' decoding options for a checkpoint, as options of `generate`.
 
-    Out of their cards and quick starts, see `dlm models NAME` for which; as in
+    They come from model cards and quick starts; `dlm models NAME` says which. For example:
 
         dlm.generate(model, prompts, **dlm.recommended(model) | {"gen_length": 64})
 
@@ -25,19 +25,19 @@ def recommended(model: "str | os.PathLike[str] | Model") -> dict[str, Any]:
         model: a Hugging Face id, a folder of that name, or a model that was loaded from either.
 
     Raises:
-        ValueError: no settings of it are known; the message has the close match and the list. Or
-            it is none of the three.
+        ValueError: no settings of it are known (the message gives the closest match and the list),
+            or it is none of these.
     """
     return options_of(recommendation(model))
 
 
 def options_of(found: Recommended) -> dict[str, Any]:
-    """A copy, to be changed at will."""
+    """A copy of the options, free to change."""
     return copy.deepcopy(dict(found.options))
 
 
 def recommendation(model: "str | os.PathLike[str] | Model") -> Recommended:
-    """The settings, and where they are from.
+    """The settings and their source.
 
     Raises:
         ValueError: none are known.
@@ -49,19 +49,19 @@ def recommendation(model: "str | os.PathLike[str] | Model") -> Recommended:
     if found is None:
         names = [each for one in RECOMMENDED for each in one.checkpoints]
         known("checkpoint with recommended settings", name, names)
-    assert found is not None  # else it was refused
+    assert found is not None  # else `known` raised
     return found
 
 
 def name_of(model: "str | os.PathLike[str] | Model") -> str:
-    """What a model was loaded from.
+    """The name or folder that a model was loaded from.
 
     Raises:
-        ValueError: it is no model.
+        ValueError: this is not a model.
     """
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
-    from dlm.models.model import Model  # which needs torch
+    from dlm.models.model import Model  # imported late, as it needs torch
 
     if not isinstance(model, Model):
         raise ValueError(
@@ -71,12 +71,12 @@ def name_of(model: "str | os.PathLike[str] | Model") -> str:
 
 
 def is_built_in(name: str) -> bool:
-    """Whether it stands for the built-in model, or is where that was loaded from."""
+    """Whether this is the built-in model's name or folder."""
     return name == BUILT_IN_NAME or Path(name).parts[-3:] == ("dlm", "assets", "tiny")
 
 
 def lookup(name: str) -> Recommended | None:
-    """The settings of a checkpoint, whoever's copy or folder it is; None if none are known."""
+    """The settings of a checkpoint, also for copies of it and folders; None if none are known."""
     parts = {part.lower() for part in last_parts(name)}
     for each in RECOMMENDED:
         if parts & {checkpoint.rpartition("/")[2].lower() for checkpoint in each.checkpoints}:
