@@ -1,4 +1,4 @@
-"""`python -m dlm` is `dlm`."""
+"""Entry point of `python -m dlm`, which is the command `dlm`."""
 
 from dlm.cli import main
 

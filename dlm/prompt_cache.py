@@ -36,8 +36,8 @@ class PromptCache:
     Automatic prefix caching (Kwon et al. 2023, arXiv:2309.06180) for block-attention models. In
     these, a token's keys and values depend on nothing after its block, so the reused values are
     those that would be computed, up to rounding. A row stores its prompt after the first forward
-    pass, and its answer, except for the last block, after the last one. Pages hold whole blocks: at
-    least 32 tokens, or one block if that is longer. The least recently used pages are evicted.
+    pass, and its answer, except for the last block, after the last one. A page holds as many whole
+    blocks as reach 32 tokens. The least recently used pages are evicted.
 
     After training the network or changing its weights, create a new cache. With `refresh_every`,
     reused keys and values are recomputed like the rest of the row. On a GPU, all users of a cache

@@ -121,9 +121,7 @@ class Reader:
         return text
 
     def advance(self, text: str, end: int) -> None:
-        """Move the start of the window, once it is twice as long as needed, if the text stays the
-        same.
-        """
+        """Move the window's start, once it is twice as long as needed, if the text stays equal."""
         kept = 0 if self.vocabulary.local else KEPT
         begin = end - kept
         if begin - self.begin < kept:

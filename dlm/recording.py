@@ -1,4 +1,4 @@
-"""Steps recorded once, as CUDA graphs, and played again."""
+"""Steps recorded once as CUDA graphs, and replayed."""
 
 import contextlib
 import gc
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
 MOST: Final = 64
-"""Recordings of rows of one number and length: each keeps what it gives."""
+"""Most recordings for canvases of one shape: each keeps memory for its outputs."""
 
 
 class Recording(ABC):
-    """A step with memory of its own for what goes in and what comes out.
+    """A recorded step, with its own memory for inputs and outputs.
 
-    What comes out, the canvas before the step included, is good until the next call.
+    The outputs, including the canvas before the step, are valid until the next call.
     """
 
     def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
-        """Record the step. It is not run."""
-        # What the step takes, and what the next one will, unless it is given something else. That
-        # the one becomes the other is part of the recording: the host has better to do then.
+        """Record the step, without running it."""
+        # The inputs of this step, and those of the next one, unless others are passed. Copying the
+        # latter to the former is part of the recording, to save the host that work.
         self.taken, self.coming = (Slab((canvas.tokens, progress)) for _ in range(2))
         tokens, self.progress = self.taken.value
-        # The rest of the canvas lies where it is at every step, see `dlm.lanes.Workspace`.
+        # The rest of the canvas has a fixed address, see `dlm.lanes.Workspace`.
         self.canvas = replace(canvas, tokens=tokens)
-        self.due = due  # what the host had laid out of it is read again
+        self.due = due  # keeps alive the tensors the recording reads
 
         def whole() -> "Outcome":
             self.taken.follow(self.coming)
             made = step(self.canvas, self.progress, due)
             going = made.canvas.tokens, made.progress
-            if not self.coming.holds(going):  # the first state of a decoder may be of its own kind
+            if not self.coming.holds(going):  # a decoder's first state may differ in kind
                 return made
             self.coming.gather(going)
             tokens, progress = self.coming.value
@@ -57,14 +57,14 @@ class Recording(ABC):
         held = {
             id(x): x.nbytes for x in tensors((self.taken.value, self.coming.value, self.outcome))
         }
-        self.size = sum(held.values())  # bytes of what goes in and comes out
+        self.size = sum(held.values())  # bytes of inputs and outputs
 
     def follows(self, progress: Progress) -> bool:
-        """Whether this is what the last call came to."""
+        """Whether `progress` is the output of the last call."""
         return progress is self.coming.value[1]
 
     def __call__(self, canvas: Canvas, progress: Progress) -> "Outcome":
-        """Run it on other values."""
+        """Run it on these values."""
         last = self.outcome
         if canvas is not last.canvas or not self.follows(progress):
             self.coming.copy((canvas.tokens, progress))
@@ -73,52 +73,52 @@ class Recording(ABC):
 
     @abstractmethod
     def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
-        """Record what `whole` asks of the device; where its results will be."""
+        """Record the device work of `whole`; returns where its results will be."""
 
     @abstractmethod
     def replay(self) -> None:
-        """Do what was recorded again, in the same memory."""
+        """Run the recorded work again, in the same memory."""
 
 
 class Record(ABC):
-    """Makes recordings of which one generation at a time plays some."""
+    """Makes recordings, of which one generation at a time replays some."""
 
     failed: bool = False
-    """Whether one broke while it was made. No more are asked for then, nor are others played."""
+    """Whether a recording failed. Then no more are made, and no others replayed."""
 
     def free(self) -> None:  # noqa: B027 (most hold no memory)
-        """Give up the memory of recordings, none of which is played any more."""
+        """Release the memory of recordings, none of which will be replayed."""
 
     def begin(self) -> None:  # noqa: B027 (most have nothing to wait for)
-        """A generation begins, after all that the last one asked of the device."""
+        """Begin a generation, after all device work of the previous one."""
 
     def end(self) -> None:  # noqa: B027
-        """A generation is over, and has asked the device for all it wanted."""
+        """End a generation, which has queued all of its device work."""
 
     @abstractmethod
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> Recording | None:
-        """Record a step; None, and a warning, where that is impossible.
+        """Record a step; None, with a warning, if that is impossible.
 
         Raises:
-            torch.OutOfMemoryError: the first time that memory is short.
+            torch.OutOfMemoryError: the first time that memory runs out.
         """
 
 
 class Steps:
-    """Steps of rows of one number and length, recorded when what they compute comes again.
+    """Runs steps for canvases of one shape, recording them when the same work comes again.
 
-    The first time of every thread runs plainly: it compiles and allocates what a recording must
-    find ready, and libraries keep some of that, such as the handle of cuBLAS, for each thread.
+    The first time in every thread runs plainly: it compiles and allocates what a recording needs,
+    and libraries keep some of that, such as the cuBLAS handle, per thread.
     """
 
     def __init__(self, step: StepFunction, record: Record | None) -> None:
         self.step = step
         self.record = record
-        # Or the threads that ran it plainly. The latest last.
+        # A recording, or the threads that ran it plainly. Most recently used last.
         self.made: dict[Hashable, Recording | frozenset[object]] = {}
-        self.latest: tuple[Due, Recording] | None = None  # what was asked and played last
+        self.latest: tuple[Due, Recording] | None = None  # the last request and its recording
 
     def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
         """One step."""
@@ -126,11 +126,11 @@ class Steps:
             self.latest = None
             self.made.clear()
             return self.step(canvas, progress, due)
-        if self.latest is not None:  # most steps of a block: the device waits for this
+        if self.latest is not None:  # fast path for most steps of a block: the device is waiting
             asked, played = self.latest
             if asked is due and played.follows(progress):
                 return played(canvas, progress)
-        # A decoder's first state need not be of the kind of its later ones.
+        # A decoder's first state may differ in kind from later ones.
         shape = (due.shape(canvas.tokens.shape[1]), kinds(progress.state))
         known = self.made.get(shape, frozenset())
         if not isinstance(known, Recording) and this_thread() in known:
@@ -147,19 +147,19 @@ class Steps:
         return made
 
     def forget(self) -> None:
-        """Keep no recordings, only what is ready to be recorded."""
+        """Drop all recordings, but remember which steps ran plainly."""
         self.latest = None
         kept = self.made.items()
         self.made = {shape: each for shape, each in kept if not isinstance(each, Recording)}
 
     @property
     def recordings(self) -> list[Recording]:
-        """Those that there are, also while another thread makes more."""
+        """The recordings; safe while another thread makes more."""
         return [each for each in list(self.made.values()) if isinstance(each, Recording)]
 
     @property
     def size(self) -> int:
-        """Bytes that recordings take and give, the canvas they share counted with each."""
+        """Bytes of the recordings' inputs and outputs; the canvas they share counts for each."""
         return sum(each.size for each in self.recordings)
 
 
@@ -167,7 +167,7 @@ THREAD: Final = threading.local()
 
 
 def this_thread() -> object:
-    """What stands for the current thread; its number may be that of another one later."""
+    """A token for the current thread; unlike its number, it is never reused."""
     if not hasattr(THREAD, "mark"):
         THREAD.mark = object()
     mark: object = THREAD.mark
@@ -175,15 +175,16 @@ def this_thread() -> object:
 
 
 class Pool:
-    """Memory that recordings of a device share, a graph that keeps it, and their stream.
+    """Memory that recordings of a device share, a graph that keeps it alive, and their stream.
 
-    torch gives a pool up with the last graph in it, and takes its name for no other then. The
-    allocator gives what a graph has used to no one else until it runs out of memory, and within a
-    recording not even then. So pools are kept, and later recordings take them over.
+    torch frees a pool with the last graph in it, and then does not reuse its handle. The allocator
+    gives memory that a graph has used to nothing else until it runs out, and within a recording not
+    even then. So pools are kept, and later recordings take them over.
 
-    cuBLAS works in memory that torch allocates once for each stream, by the first product that is
-    recorded there, and that all later recordings of the stream read, until a graph of that stream
-    goes (pytorch issue 193402). On a stream of its own it lies in the pool of just those.
+    cuBLAS uses a workspace that torch allocates once per stream, at the first product recorded
+    there; all later recordings of the stream read it, until a graph of that stream is destroyed
+    (pytorch issue 193402). With a stream of its own, the workspace lies in the pool of just these
+    recordings.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -192,12 +193,12 @@ class Pool:
         with CAPTURING:
             self.stream = unused_stream(device)
             POOLS.add(self)
-        self.ended: torch.cuda.Event | None = None  # the last generation that had it
+        self.ended: torch.cuda.Event | None = None  # of the last generation that used it
         self.keeper = torch.cuda.CUDAGraph()
         self.record(self.keeper, lambda: torch.zeros(1, device=device))
 
     def record(self, graph: Any, call: Callable[[], Made]) -> Made:
-        """`capture` into it, which is one thread's at a time."""
+        """`capture` into the pool; one thread at a time."""
         with CAPTURING, uncollected(), torch.cuda.device(self.device):
             caller = torch.cuda.current_stream()
             self.stream.wait_stream(caller)
@@ -208,17 +209,17 @@ class Pool:
 
 
 POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
-"""All that there are."""
+"""All existing pools."""
 STREAMS: Final = 32
-"""That torch hands out for a device, in turn."""
+"""Number of streams that torch hands out for a device, in turn."""
 
 
 class NoStream(RuntimeError):
-    """All streams have recordings, of generations that go on or that are kept."""
+    """All streams have recordings, of running generations or kept ones."""
 
 
 def unused_stream(device: torch.device) -> torch.cuda.Stream:
-    """One that no pool has, and not the current one.
+    """A stream that no pool uses, and not the current one.
 
     Raises:
         NoStream: there is none left.
@@ -234,14 +235,14 @@ def unused_stream(device: torch.device) -> torch.cuda.Stream:
 
 @cache
 def pools(device: torch.device) -> list[Pool]:
-    """Those of a device that nothing is recorded in now."""
+    """The pools of a device in which nothing is being recorded."""
     return []
 
 
 def take(device: torch.device) -> Pool:
-    """One that nothing is recorded in."""
+    """A pool in which nothing is being recorded."""
     try:
-        pool = pools(device).pop()  # asked first, another thread might come between
+        pool = pools(device).pop()  # checking first would race with other threads
     except IndexError:
         return Pool(device)
     if pool.ended is not None:
@@ -252,46 +253,47 @@ def take(device: torch.device) -> Pool:
 class GraphRecorder(Record):
     """Makes recordings in one pool, for one generation at a time.
 
-    Two generations that go on by turns must not share one: each writes over what the other left.
+    Two generations whose steps alternate must not share one: each would overwrite the other's
+    results.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool: Pool | None = None
-        self.short = False  # whether memory was, once
+        self.short = False  # whether memory has run out once
         self.crowded = False  # whether no stream was left for this generation
         self.ended: torch.cuda.Event | None = None
 
     def begin(self) -> None:
-        """As `Record`, whichever stream the last generation was on."""
+        """As in `Record`, on whichever stream the last generation ran."""
         self.crowded = False
         if self.ended is not None:
             torch.cuda.current_stream(self.device).wait_event(self.ended)
 
     def end(self) -> None:
-        """As `Record`."""
+        """As in `Record`."""
         self.ended = torch.cuda.current_stream(self.device).record_event()
         if self.pool is not None:
             self.pool.ended = self.ended
 
     def free(self) -> None:
-        """As `Record`. The pool goes with its last graph, and its memory to `empty_cache`."""
+        """As in `Record`. The pool goes with its last graph, its memory with `empty_cache`."""
         if self.pool is not None:
             self.returned.detach()
             self.pool = None
 
     def fail(self) -> None:
-        """Make no more, and leave memory to nobody whose state is unknown."""
+        """Make no more recordings, and give a pool in an unknown state to nobody."""
         self.failed = True
         self.free()
         with contextlib.suppress(RuntimeError):
-            # torch before 2.13 draws no random numbers until a recording has ended well.
+            # Before 2.13, torch draws no random numbers until a later recording has succeeded.
             Pool(self.device)
 
     def __call__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
     ) -> "CudaGraph | None":
-        """As `Record`."""
+        """As in `Record`."""
         if self.crowded:
             return None
         try:
@@ -299,13 +301,13 @@ class GraphRecorder(Record):
                 self.pool = take(self.device)
                 self.returned = weakref.finalize(self, pools(self.device).append, self.pool)
                 self.returned.atexit = False
-            if self.short:  # while it records torch takes nothing from what plain steps left
+            if self.short:  # a recording cannot use memory that plain steps left cached
                 torch.cuda.empty_cache()
             return CudaGraph(step, canvas, progress, due, self.pool)
         except BaseException as error:
             if isinstance(error, torch.OutOfMemoryError) and not self.short:
                 self.short = True
-                raise  # there may be more without what is kept
+                raise  # the caller frees what is kept, and retries
             if isinstance(error, NoStream):
                 self.crowded = True
             else:
@@ -326,7 +328,7 @@ class CudaGraph(Recording):
     def __init__(
         self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Pool
     ) -> None:
-        """Record the step. It is not run."""
+        """Record the step, without running it."""
         self.pool = pool
         super().__init__(step, canvas, progress, due)
 
@@ -336,7 +338,7 @@ class CudaGraph(Recording):
         return self.pool.record(self.graph, whole)
 
     def replay(self) -> None:
-        """Launch the graph, on its own device whichever is the current one."""
+        """Launch the graph, on its own device whichever is current."""
         self.graph.replay()
 
 
@@ -345,7 +347,7 @@ CAPTURING: Final = threading.Lock()
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the garbage collector, which might end something on a stream that is recorded."""
+    """Pause the garbage collector, which might free something on a stream being recorded."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -356,16 +358,16 @@ def uncollected() -> Iterator[None]:
 
 
 def capture(graph: Any, call: Callable[[], Made], pool: Any = None) -> Made:
-    """Record what a call asks of the current stream in a `torch.cuda.CUDAGraph`; what it returns.
+    """Record a call's work on the current stream in a `torch.cuda.CUDAGraph`; returns its result.
 
     Raises:
-        RuntimeError: the call asks for something that cannot be recorded.
+        RuntimeError: the call does something that cannot be recorded.
     """
     graph.capture_begin(pool, capture_error_mode="thread_local")
     try:
         made = call()
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # which hides what it follows from
+        with contextlib.suppress(RuntimeError):  # it would hide the original error
             graph.capture_end()
         raise
     graph.capture_end()

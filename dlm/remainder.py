@@ -1,4 +1,4 @@
-"""What is left to compute of stretches of rows, where some columns keep their keys and values.
+"""The columns of a stretch left to compute, where others keep their cached keys and values.
 
 Shapes: B rows, S columns of a stretch, W window, R columns that are left, Q queries.
 """
@@ -12,21 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """Columns of each row's stretch, in their order, with others in vain where a row has fewer."""
+    """The remaining columns of each row's stretch, in order, padded with unused ones."""
 
     index: Tensor  # int64 [B, R]
-    counts: Tensor  # bool [B, R], False in vain
-    rank: Tensor  # int64 [B, S], of each column that is left, where it is among them
+    counts: Tensor  # bool [B, R], False for padding
+    rank: Tensor  # int64 [B, S], index of each remaining column among them
 
     @classmethod
     def of(cls, inside: Tensor, settled: Tensor, offset: Tensor, most: int) -> Self:
-        """All columns of a row but those of its window that are settled.
+        """All columns of a row, except those of its window that are settled.
 
         Args:
             inside: bool [B, S], columns that are to be computed at all.
-            settled: bool [B, W], columns of the window that are not.
+            settled: bool [B, W], columns of the window to leave out.
             offset: int64 [B], where in the stretch the window begins.
-            most: R, as many as any row has left, or more.
+            most: R, at least the most columns that any row has left.
         """
         column = torch.arange(inside.shape[1], device=inside.device) - offset[:, None]
         window = settled.shape[1]
@@ -37,16 +37,16 @@ class Remainder:
         return cls(index, left.gather(1, index), rank)
 
     def take(self, values: Tensor) -> Tensor:
-        """Values [B, S] or, with guidance, [2 B, S] at these columns."""
+        """Values [B, S] or, with guidance, [2 B, S] at the remaining columns."""
         halves = values.shape[0] // self.index.shape[0]
         return values.gather(1, self.index.repeat(halves, 1))
 
     def slots(self, slots: Tensor, room: int) -> Tensor:
-        """Places in a cache, [B, S] or [2 B, S] to [.., R]; of those in vain the last column's.
+        """Cache indices, [B, S] or [2 B, S] to [.., R]; padding maps to the cache's unread column.
 
         Args:
             slots: among all columns of the cache.
-            room: its last column, which nobody reads.
+            room: its last column, which is never read.
         """
         taken = self.take(slots)
         rows = torch.arange(taken.shape[0], device=taken.device)[:, None]
@@ -54,16 +54,16 @@ class Remainder:
         return taken.where(counts, rows * (room + 1) + room)
 
     def of_columns(self, columns: Tensor) -> Tensor:
-        """Where columns of the stretch, int64 [B, N], are among those that are left."""
+        """Where columns of the stretch, int64 [B, N], are among the remaining ones."""
         return self.rank.gather(1, columns)
 
 
 class Queries(NamedTuple):
-    """The columns of a stretch, with the one in front of it where that predicts the first."""
+    """The columns of a stretch, plus the one before it if that predicts its first token."""
 
     tokens: Tensor  # int64 [B, Q]
-    places: Tensor  # int64 [B, Q], on the canvas
-    given: Tensor  # bool [B, Q], what an unconditional row does not see
-    slots: Tensor  # int64 [B, Q], where keys go; [2 B, Q] with guidance
-    inside: Tensor  # int64 [B], how many of them count
-    left: Remainder | None  # which columns they are; None where they are all
+    places: Tensor  # int64 [B, Q], canvas positions
+    given: Tensor  # bool [B, Q], masked in unconditional rows
+    slots: Tensor  # int64 [B, Q], cache indices; [2 B, Q] with guidance
+    inside: Tensor  # int64 [B], how many queries count
+    left: Remainder | None  # which columns they are; None for all

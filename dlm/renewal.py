@@ -1,4 +1,4 @@
-"""When the keys and values of a cache are made anew, and of which part of a row.
+"""When cached keys and values are recomputed, and for which part of a row.
 
 Shapes: B rows, L canvas, W window.
 """
@@ -25,48 +25,48 @@ class Stretch:
 
     begin: Tensor  # int64 [B]
     end: Tensor  # int64 [B], one past the last
-    count: int  # queries, the same for all rows; those from `end` on are thrown away
+    count: int  # queries, the same for all rows; those from `end` on are discarded
     lead: int | None = 0
-    """Queries in front of the window, those in front of the row included; None where rows differ,
-    which takes at least as many queries as a window has."""
-    settled: Tensor | None = None  # bool [B, W], columns of the window that are not computed
-    spared: int = 0  # of each row so many at least
+    """Queries before the window, including those before the row's start; None if rows differ, which
+    takes at least as many queries as a window has."""
+    settled: Tensor | None = None  # bool [B, W], columns of the window left out
+    spared: int = 0  # fewest columns left out of any row
 
 
 class Renewal:
-    """What a forward computes of each row, by the forwards that were made on it.
+    """Decides what a forward pass computes of each row, from the passes made so far.
 
-    A row is computed as a whole by the first forward of a block, as in Fast-dLLM (Wu et al. 2025,
-    arXiv:2505.22618), and with `refresh_every` by every n-th. These may leave out what changes
-    little with what is decoded, until the last one that did not is so many forwards ago: what
-    stands before the first block (`refresh_prompt_every`), and all but the block and what was
-    decoded since the last forward (`refresh_answer_every`). dLLM-Cache has such intervals of prompt
-    and response (Liu et al. 2025, arXiv:2506.06295).
+    The first forward pass of a block computes the whole row, as in Fast-dLLM (Wu et al. 2025,
+    arXiv:2505.22618), and so does every n-th with `refresh_every`. These passes may leave out what
+    decoding changes little, until it was last computed a given number of passes ago: everything
+    before the first block (`refresh_prompt_every`), and all but the block and the tokens decoded
+    since the last pass (`refresh_answer_every`). dLLM-Cache has such intervals for prompt and
+    response (Liu et al. 2025, arXiv:2506.06295).
 
-    The other forwards of a block may leave out what is decoded of it, and was when the last one was
-    made (`refresh_decoded_every`): keys and values are kept one forward after the token is written,
-    as in dKV-Cache-Decode (Ma et al. 2025, arXiv:2505.15781).
+    The other passes of a block may leave out tokens of the block that were already decoded at the
+    last pass (`refresh_decoded_every`): their keys and values are kept one pass after the token is
+    written, as in dKV-Cache-Decode (Ma et al. 2025, arXiv:2505.15781).
     """
 
     def __init__(self, topology: Topology, settings: Settings, *, shift: bool) -> None:
-        """With `shift` a token is predicted by the column in front of it."""
+        """Take the options; with `shift`, a token is predicted at the column before it."""
         self.topology = topology
         self.mode = settings.caching
         self.refresh_every = settings.refresh_every
         self.around = settings.refresh_around
-        self.answer_every = settings.refresh_answer_every or 0  # forwards; 0 is every refresh
-        self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with all of an answer
+        self.answer_every = settings.refresh_answer_every or 0  # passes; 0 is every refresh
+        self.prompt_every = settings.refresh_prompt_every or 0  # 0 is with every answer refresh
         every = settings.refresh_decoded_every
         self.decoded_every = 0 if every == 1 or self.mode == "none" else every or 0  # 0 is always
         self.shift = shift
         self.counts = bool(self.answer_every or self.prompt_every)
 
     def scopes(self, spent: Tensor, since: Tensor) -> Tensor:
-        """What the next forward computes of each row, a `Scope`, int64 [B].
+        """What the next forward pass computes of each row, a `Scope`, int64 [B].
 
         Args:
-            spent: int64 [B], forwards made on the block.
-            since: as of `Progress`.
+            spent: int64 [B], forward passes made on the block.
+            since: as in `Progress`.
         """
         fresh = spent == 0
         if self.refresh_every is not None:
@@ -77,7 +77,7 @@ class Renewal:
         return answer + (answer & (since[:, 1] >= self.prompt_every)).long()
 
     def since(self, progress: Progress) -> Tensor:
-        """Forwards since all of each answer was computed, and all of the row, with this one.
+        """Passes since each answer was fully computed, and since the row was, counting this one.
 
         int64 [B, 2].
         """
@@ -88,36 +88,36 @@ class Renewal:
         return progress.since.masked_fill(made, 0) + 1
 
     def begin(self, batch: int, device: torch.device) -> Tensor:
-        """The same before the first forward, which computes whole rows."""
+        """`since` before the first forward pass, which computes whole rows."""
         each = (self.answer_every, self.prompt_every)
         return torch.stack([torch.full((batch,), n, device=device) for n in each], 1)
 
     def again(self, spent: Tensor) -> Tensor:
-        """Rows whose cache is to be made again although their block already has one, bool [B]."""
+        """Rows whose cache is due for a refresh within the block, bool [B]."""
         every = self.refresh_every
         return spent < 0 if every is None else (spent > 0) & (spent % every == 0)
 
     def kept(self, canvas: Canvas, start: Tensor, spent: Tensor) -> Tensor:
-        """Columns with keys of the tokens they hold once a block at `start` was forwarded.
+        """Columns with up-to-date keys once a block at `start` was computed, int64 [B].
 
-        Where they are final, 0 in a row that is to be computed again from its beginning; int64 [B].
+        With final keys, this is 0 in a row that is due for a full refresh.
 
         Args:
             canvas: the rows.
             start: int64 [B].
-            spent: int64 [B], forwards made on the block that comes next.
+            spent: int64 [B], forward passes made on the next block.
         """
         if not self.topology.final:
-            # Not the window's own tensor: who takes both over in place would write that one first.
+            # A copy of the window's tensor, as an in-place update of both would overwrite it.
             return start.clone()
         return self.topology.block_start(canvas, start).masked_fill(self.again(spent), 0)
 
     def reach(self, canvas: Canvas, progress: Progress) -> Tensor:
-        """Most columns to compute of what a cache leaves, in a row that is not done, int64 [1].
+        """Most columns to compute of any unfinished row's window, int64 [1].
 
         Args:
             canvas: the rows.
-            progress: where they stand.
+            progress: their state.
         """
         start, kept, stop = progress.window.start, progress.kept, progress.open
         if self.topology.final:
@@ -131,9 +131,9 @@ class Renewal:
         return each.masked_fill(progress.done, 0).amax(0, keepdim=True)
 
     def fresh(self, before: Window, window: Window) -> Tensor | None:
-        """Columns of a block that were masked in front of a forward and are not any more.
+        """Columns of a block that a forward pass saw masked and that no longer are.
 
-        Bool [B, W], of rows that stayed in it; None where nothing is left out of a block.
+        Bool [B, W], in rows that stayed in the block; None if nothing is left out of blocks.
         """
         if not self.decoded_every:
             return None
@@ -141,14 +141,14 @@ class Renewal:
         return pad(before.masked, (0, more)) & ~window.masked
 
     def settled(self, canvas: Canvas, progress: Progress) -> Tensor:
-        """Columns of what may change that the next forward leaves out, bool [B, W].
+        """Columns that the next forward pass leaves out of what may change, bool [B, W].
 
-        Those without a mask that the last forward saw as they are, except in rows whose last
-        forward over all of the block is so many forwards ago.
+        These have no mask and were seen in their present state by the last pass, except in rows
+        where the block is due to be fully recomputed.
 
         Args:
             canvas: the rows.
-            progress: where they stand.
+            progress: their state.
         """
         assert progress.fresh is not None
         window, since = progress.window, progress.spent
@@ -162,9 +162,9 @@ class Renewal:
         return ~computed & (columns < end[:, None])
 
     def spared(self, canvas: Canvas, progress: Progress) -> Tensor:
-        """Fewest such columns of a row of which no more than a window is computed, int64 [1].
+        """Fewest settled columns of any row that computes no more than a window, int64 [1].
 
-        Arguments as `settled`.
+        Arguments as in `settled`.
         """
         settled, other = self.settled(canvas, progress), progress.done
         each = settled.sum(-1)
@@ -173,12 +173,12 @@ class Renewal:
         return each.masked_fill(other, settled.shape[1]).amin(0, keepdim=True)
 
     def window(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
-        """What a cache leaves to compute of each row, less what is settled of its window."""
+        """The stretch that the cache does not cover, less the settled columns of the window."""
         if self.topology.final:
             end = self.topology.block_end(canvas, view.block_start, progress.open)
             window = view.positions.shape[1]
             count = max(due.reach, window)
-            # On a grid what is computed in front of a window of one block is as long at least.
+            # On a grid, what precedes a one-block window is at least as long, so here nothing does.
             even = self.topology.on_grid and progress.open is None and count == window
             stretch = Stretch(progress.kept, end, count, 0 if even else None)
         else:
@@ -189,15 +189,15 @@ class Renewal:
         return replace(stretch, settled=settled, spared=due.spared, lead=None)
 
     def near(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
-        """What a cache leaves to compute: the window or all from its start on, and what is near.
+        """The stretch of a bidirectional model: the window, or all from it on, and what is near.
 
-        Of a block before it, too, whose last tokens no forward has seen.
+        It also covers the block before, if no forward pass has seen its last tokens.
         """
         window, start = view.positions.shape[1], view.block_start
         end = canvas.stop if progress.open is None else progress.open
         near, before = min(self.around, canvas.tokens.shape[1]), self.answer_every > 0
         count = max(due.reach, window)
-        # A block before it is at least as long as a window of one block.
+        # If the block before is computed too, there are more columns than a one-block window has.
         lead = None if before and (progress.open is not None or count > window) else near
         if near or before:
             end = self.topology.reach(canvas, start, progress.open)
@@ -210,18 +210,17 @@ class Renewal:
         return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
 
     def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
-        """All of each row from its first block on."""
+        """The stretch of each row from its first block on."""
         count = max(due.tail, view.positions.shape[1])
         return Stretch(canvas.origin, canvas.length, count, None)
 
     def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
-        """Rows of which the next forward computes just this, int64.
+        """Rows for which the next forward pass computes exactly `scope`, int64.
 
         Args:
             scope: more than the window.
-            room: how many rows to tell, the first one again for those that are missing; 0 for
-                those that `due` names.
-            progress: where they stand.
+            room: number of rows to return, padded with the first one; 0 for those that `due` names.
+            progress: their state.
             due: what the host knows.
         """
         if not room:
@@ -230,11 +229,11 @@ class Renewal:
 
 
 def first(marked: Tensor, count: int) -> Tensor:
-    """The first `count` rows marked in bool [B], int64 [count]; the first one also for missing."""
+    """The first `count` rows marked in bool [B], int64 [count], padded with the first one."""
     rows = (~marked).long().argsort(stable=True)[:count]
     return rows.where(marked[rows], rows[0])
 
 
 def flagged(flags: Sequence[bool], device: torch.device) -> Tensor:
-    """The rows that are flagged, int64."""
+    """The indices of flagged rows, int64."""
     return send([row for row, flag in enumerate(flags) if flag], device)

@@ -1,4 +1,4 @@
-"""What the host has to know of a step, laid end to end in one tensor: it waits for that alone.
+"""What the host needs to know after a step, in one tensor: the only one it waits for.
 
 Shapes: B rows.
 """
@@ -18,7 +18,7 @@ from dlm.progress import Progress
 from dlm.renewal import Renewal
 
 EACH = 0
-"""Size of a part with a number for each row."""
+"""Size of a part that has one number for each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class After:
 
     broken: dict[Violation, Tensor]  # bool scalars
     canvas: Canvas
-    seen: Canvas  # the same rows, as far as the next forward sees them
+    seen: Canvas  # the same rows, up to the horizon of the next pass
     progress: Progress
 
 
@@ -35,18 +35,19 @@ class Part(NamedTuple):
     """Some numbers of a report."""
 
     name: Violation | str
-    size: int  # how many, or `EACH`
+    size: int  # how many numbers, or `EACH`
     of: Callable[[After], Tensor]  # bool or int64 [size or B]
 
 
 class Report:
-    """The parts of every report of a loop, in their order: flags, then counts.
+    """The layout of a loop's reports: flags, then counts.
 
-    Flags are of one number for each rule, whether it is broken, and "done" of each row; "tries",
-    whether a branch of any row tries something, is there with branches alone. Counts are of what
-    the next forward computes: "scopes" and "reach" with a cache, "most" columns that are open with
-    blocks ahead, "spared" where decoded tokens are left out, and what each row "sees" where it does
-    not see all.
+    Flags: one per rule, whether it is broken; "done" of each row; and with branches "tries",
+    whether a branch of any row tries something.
+
+    Counts for the next forward pass: "scopes" and "reach" with a cache; "most", the number of open
+    columns, with blocks ahead; "spared" if decoded tokens are left out; and "sees", the visible
+    tokens of each row, if not all are visible.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Report:
         caching: bool,
         sees: bool,
     ) -> None:
-        """Take the rules, what a cache and blocks ahead ask for, and whether rows end early."""
+        """Take the rules, the sources of the counts, and which counts there are."""
         self.rules = tuple(rules)
         flags = [Part(rule, 1, told_of(rule)) for rule in self.rules]
         if opening.traits.branches > 1:
@@ -78,13 +79,13 @@ class Report:
         self.flags, self.counts = flags, counts
 
     def write(self, after: After) -> Tensor:
-        """All of it, int64 [n]."""
+        """The whole report, int64 [n]."""
         told = [torch.cat([part.of(after) for part in self.flags]).long()]
         told += [part.of(after) for part in self.counts]
         return told[0] if len(told) == 1 else torch.cat(told)
 
     def read(self, values: Sequence[int], batch: int) -> "Told":
-        """The parts of what was written of so many rows."""
+        """Split the values of a report for `batch` rows."""
         left: Iterator[int] = iter(values)
         parts = (*self.flags, *self.counts)
         numbers = {part.name: [*islice(left, part.size or batch)] for part in parts}
@@ -93,24 +94,24 @@ class Report:
 
 
 class Told(NamedTuple):
-    """A report that the host has read."""
+    """A report as read by the host."""
 
     broken: list[Violation]
     done: list[bool]
     numbers: dict[Violation | str, list[int]]
 
     def one(self, name: str, otherwise: int) -> int:
-        """The number of a part, or another where it is none of the report."""
+        """The number of a part, or a default if the report does not have it."""
         return self.numbers[name][0] if name in self.numbers else otherwise
 
 
 def told_of(rule: Violation) -> Callable[[After], Tensor]:
-    """What tells whether a rule is broken, bool [1]."""
+    """A function that tells whether a rule is broken, bool [1]."""
     return lambda after: after.broken[rule][None]
 
 
 def tries(after: After) -> Tensor:
-    """Whether a branch of any row that goes on tries something, bool [1]."""
+    """Whether a branch of any unfinished row tries something, bool [1]."""
     guess = after.progress.guess
     assert guess is not None
     return (guess.marks.any(-1).any(-1) & ~after.progress.done).any()[None]

@@ -36,47 +36,47 @@ from dlm.window import Window, locate, padded, rows, write
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one step made, all of it on the device."""
+    """The result of one step, all of it on the device."""
 
-    before: Canvas  # what the forward saw
+    before: Canvas  # as the forward pass saw it
     canvas: Canvas  # after writing
     progress: Progress
     view: StepView
     decision: Decision
-    report: Tensor  # int64, what the host has to know: `Report`
+    report: Tensor  # int64, what the host needs to know: `Report`
     peaks: Peaks  # of the logits of every branch
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward of the rows still being decoded, and what it changed.
+    """One forward pass of the rows still being decoded, and what it changed.
 
-    Its tensors are good until the next step is asked for.
+    Its tensors are valid until the next step is requested.
     """
 
-    number: int  # forwards of the batch before this one
-    before: Canvas  # what the forward saw
+    number: int  # forward passes of the batch before this one
+    before: Canvas  # as the forward pass saw it
     tokens: Tensor  # int64 [B, L], after writing
     view: StepView
     decision: Decision
-    tally: Tally  # of all forwards so far
-    names: list[int]  # of the rows: where they stood in the batch, unless they joined it
-    made: list[int]  # forwards of each row, this one included
-    forwards: Tensor  # int64 [B], likewise, of rows that are being decoded
-    reused: list[int]  # tokens of each whose keys and values others left behind
-    live: list[bool]  # rows that were being decoded; what others hold means nothing
-    done: list[bool]  # of those, rows that need no further forward
+    tally: Tally  # totals of all forward passes so far
+    names: list[int]  # identify the rows: their index in the first batch, unless they joined
+    made: list[int]  # forward passes of each row, including this one
+    forwards: Tensor  # int64 [B], the same on the device, for live rows
+    reused: list[int]  # tokens of each row taken from a prompt cache
+    live: list[bool]  # rows that were being decoded; ignore the others
+    done: list[bool]  # live rows that need no further forward pass
 
 
 def unheard(step: Step) -> None:
-    """Nobody is told of a step."""
+    """The callback that ignores steps."""
 
 
 def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
-    """Who is told of steps; nobody for None.
+    """The callback for steps; None becomes one that ignores them.
 
     Raises:
-        ValueError: it is no function.
+        ValueError: it is not callable.
     """
     if not (tell is None or callable(tell)):
         raise ValueError(f"tell must be a function that takes a step, or None, got {tell!r}")
@@ -84,7 +84,7 @@ def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
 
 
 class Loop:
-    """What every forward of rows of one number and length does, fixed at its start."""
+    """Runs the steps of canvases of one shape, with fixed options."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Loop:
         width: int,
         languages: Sequence[Constraint | None] = (),
     ) -> None:
-        """Take the positions of a block and of a window, and what texts of the rows are held to."""
-        if execution.lanes is not None:  # what is kept there must not keep the network
+        """Take the positions of a block and of a window, and the constraints of the rows."""
+        if execution.lanes is not None:  # lanes must not keep the network alive
             model = replace(model, network=weakref.proxy(model.network))
         self.decoder = decoder
         self.traits = Traits.of(decoder)
@@ -115,7 +115,7 @@ class Loop:
         self.block_length = block_length
         self.width = width
         self.stops = self.stops_of(ids(model.spec.stop_ids, model.device))
-        # Where attention is in blocks a cache holds what is final, and no row is made again.
+        # With block attention, the cache holds final keys and values, and rows need no refresh.
         self.exact = self.spec.block_size is not None and settings.caching != "none"
         self.mailbox = Mailbox()
         self.report = Report(
@@ -127,7 +127,7 @@ class Loop:
         )
 
     def stops_of(self, stop_ids: Tensor) -> Stops:
-        """When one of these tokens ends a row."""
+        """The rule by which one of these tokens ends a row."""
         settled: Literal["token", "block", "row"] = "token"
         if self.traits.cross_block:
             settled = "row"
@@ -138,7 +138,7 @@ class Loop:
     def start(
         self, canvas: Canvas, lengths: Sequence[int], kept: Tensor | None = None
     ) -> tuple[Progress, Due]:
-        """Before the first forward, of rows whose cache holds the first `kept` columns of each."""
+        """The state before the first forward pass; caches have the first `kept` columns of rows."""
         (batch, width), device = canvas.tokens.shape, canvas.tokens.device
         blanks, most = canvas.blanks, self.traits.max_forwards
         bound = (blanks if most is None else most(blanks, canvas.budget)).sum(-1)
@@ -179,13 +179,13 @@ class Loop:
         return progress, self.packed(due, width)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
-        """Take over what the forwards of another left for the next ones.
+        """Take over the caches of another loop, for rows that continue here.
 
         Args:
-            other: what made the forwards so far.
-            index: int64, rows of its canvas that go on.
-            count: rows of its canvas.
-            first: where they go on here, one after the other.
+            other: what made the forward passes so far.
+            index: int64, rows of its canvas that continue.
+            count: number of rows of its canvas.
+            first: the row here where they begin, one after the other.
             canvas: the rows here.
         """
         (rows, columns), each = canvas.tokens.shape, self.traits.branches
@@ -194,27 +194,27 @@ class Loop:
         self.meter.forward.follow(theirs, index, count * each, first * each, shape)
 
     def packed(self, due: Due, width: int) -> Due:
-        """The same with how its rows are laid end to end, on a canvas of `width` columns.
+        """Add the packing of its rows, on a canvas of `width` columns.
 
-        With every branch, unless they are alike.
+        It includes every branch, unless branches are equal.
         """
         seen, copies = due.seen(), 1 if due.alike else self.traits.branches
         packing = self.meter.forward.packing(seen.lengths, seen.across or width, copies)
         return replace(due, packing=packing)
 
     def room(self, canvas: Canvas) -> Cache:
-        """Where keys and values of the rows of a canvas are kept, with every branch."""
+        """The KV cache for the rows of a canvas, with all branches."""
         rows, columns = canvas.tokens.shape
         return self.meter.forward.room(rows * self.traits.branches, columns)
 
     @property
     def size(self) -> int:
-        """Bytes of what forwards leave behind for the next ones, and of languages of the rows."""
+        """Bytes of the KV cache and of the constraints' tables."""
         kept = (self.meter.forward.cache, self.meter.joint)
         return sum(part.size for part in kept if part is not None)
 
     def locate(self, canvas: Canvas, block: Tensor, hold: Tensor) -> Window:
-        """The window of each row, given the block it has been in."""
+        """The window of each row, given its block so far."""
         return locate(
             canvas,
             self.spec.mask_id,
@@ -227,7 +227,7 @@ class Loop:
         )
 
     def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        """Forward, decide, write. The host waits for nothing, and needs to know only `due`."""
+        """Run the network, decide, write. The host waits for nothing, and needs only `due`."""
         progress = progress.narrow(due.width)
         decided = self.decide(canvas, progress, due)
         seen, decision, broken = decided.seen, decided.decision, decided.broken
@@ -247,7 +247,7 @@ class Loop:
         if progress.guess is not None:
             tried = lookahead.tried(seen.view, decision, self.traits.branches)
             going = replace(going, guess=tried)
-        # Of rows that go on: one that is given up is not over.
+        # Finished rows are exempt; a row that is dropped has not finished.
         broken[Violation.BOUND] = (going.bound <= going.made).masked_fill(finished, False).any()
         return Outcome(
             before=canvas,
@@ -268,7 +268,7 @@ class Loop:
         done: Tensor,
         tally: Tally,
     ) -> Progress:
-        """After a forward."""
+        """The state after a forward pass."""
         window = self.locate(canvas, progress.window.block, hold)
         stayed = window.block == progress.window.block
         spent = torch.where(stayed, progress.spent + 1, 0)
@@ -290,13 +290,13 @@ class Loop:
             since=since,
             kept=kept,
             tally=tally,
-            guess=None,  # what a branch tries is told once the step is over
+            guess=None,  # set at the end of the step
             fresh=self.renewal.fresh(progress.window, window),
         )
         return self.opening(canvas, going)
 
     def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
-        """Rules broken, rows done and what is due: the one wait for the device."""
+        """Rules broken, rows done and what is due next: the one wait for the device."""
         told = self.report.read(self.mailbox.read(outcome.report), len(due.lengths))
         scopes, width = due.scopes, due.width
         if "scopes" in told.numbers and not self.exact:
@@ -314,13 +314,13 @@ class Loop:
         return told.broken, told.done, due
 
     def shares(self, scope: Scope | None) -> bool:
-        """Whether one branch of each row is computed for all, as long as none tries anything.
+        """Whether one branch of each row stands for all, as long as none tries anything.
 
-        Of all rows that is so, or of none. Where a block's keys are approximate each branch keeps
-        to its own until all are made anew.
+        This holds for all rows or for none. If a block's keys are approximate, each branch keeps
+        its own until all of them are recomputed.
 
         Args:
-            scope: what is computed of all rows; None where that differs.
+            scope: what is computed of all rows; None if they differ.
         """
         anew = scope is not None and (self.exact or scope is not Scope.WINDOW)
         return anew or self.traits.branches == 1
@@ -328,19 +328,20 @@ class Loop:
     def path(
         self, seen: Measured, decision: Decision, tokens: Tensor, drawn: Tensor
     ) -> Tensor | None:
-        """Sum of ln q over what was committed, float64 [B]; NaN in rows whose end was filled.
+        """Sum of ln q over committed tokens, float64 [B]; NaN in rows whose end was filled.
 
-        Those are the rows whose `tokens` are others than was drawn.
+        Those are the rows whose `tokens` differ from `drawn`.
         """
         if seen.log_probability is None:
             return None
         chosen = seen.log_probability.double().masked_fill(~decision.commit, 0.0)
-        # In order, as a plain sum depends on the padding: on a GPU `cumsum` is, up to 32 columns.
+        # The order of a plain sum depends on the padding; that of `cumsum` does not, on a GPU up to
+        # 32 columns.
         total = chosen.cumsum(-1)[:, -1]
         return total.masked_fill((tokens != drawn).any(-1), torch.nan)
 
     def closed(self, tokens: Tensor, canvas: Canvas) -> Tensor:
-        """The same without masks behind a stop token, where those are not to be decoded."""
+        """Fill masks after a stop token with end of text, if `pad_after_eos` is on."""
         ids = self.stops.ids
         if ids is None or not self.settings.pad_after_eos:
             return tokens
@@ -349,11 +350,13 @@ class Loop:
     def stop(
         self, tokens: Tensor, canvas: Canvas, window: Window, hold: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Fill rows behind a final stop token with end of text, and tell which rows are done.
+        """Fill rows after a final stop token with end of text, and tell which rows are done.
 
-        A stop token is final once nothing left of it is masked; where the decoder may still
-        change committed tokens, once their block is left behind; where it may reach back to
-        earlier blocks, never before the row is done.
+        When a stop token is final depends on the decoder:
+
+        - usually, once nothing to its left is masked;
+        - if the decoder may change committed tokens, once their block is finished;
+        - if it may reach back to earlier blocks, only when the row is done.
         """
         by = fused_canvas if fused_canvas.covers(tokens) else plain
         written, mask_id = rows(canvas, tokens), self.spec.mask_id

@@ -1,6 +1,6 @@
-"""Log-probabilities of true tokens that the network does not see.
+"""Log-probabilities of true tokens at masked positions.
 
-Shapes: B rows of one forward, L tokens of the longest, n answer tokens, K tokens to score,
+Shapes: B rows of one forward pass, L tokens of the longest, n answer tokens, K tokens to score,
 V vocabulary.
 """
 
@@ -18,31 +18,31 @@ from dlm.settings import LARGEST_SCALE
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """Prompts, answers and what closes a row, as the network sees them."""
+    """Prompts, answers and closing tokens, as the network sees them."""
 
     tokens: Tensor  # int64 [B, L], right-padded
     given: Tensor  # int64 [B or 1], tokens of the prompt
-    start: Tensor  # int64 [B or 1], where what is scored begins
-    end: Tensor  # int64 [B or 1], one past its last token
-    length: Tensor | None = None  # int64 [B], tokens of the row; None where there is no padding
+    start: Tensor  # int64 [B or 1], start of the scored span
+    end: Tensor  # int64 [B or 1], one past the last token of that span
+    length: Tensor | None = None  # int64 [B], tokens of the row; None if there is no padding
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of K tokens."""
+    """Scores of K tokens."""
 
     log_probability: Tensor  # float32 [K], nats
     best: Tensor  # bool [K], whether no other token is likelier
 
 
 class Reader:
-    """Scores tokens by forwards of rows."""
+    """Scores tokens by forward passes over rows."""
 
     def __init__(self, model: Model, cfg_scale: float) -> None:
-        """Take a network, and the scale of classifier-free guidance.
+        """Take a model, and the scale of classifier-free guidance.
 
         Raises:
-            ValueError: the scale is out of its range.
+            ValueError: the scale is out of range.
         """
         self.model = model
         self.cfg_scale = number("cfg_scale", cfg_scale, least=-1.0, most=LARGEST_SCALE)
@@ -53,10 +53,10 @@ class Reader:
         self.banned = Suppressed.of(banned)
 
     def __call__(self, rows: ScoredRows, line: Tensor, column: Tensor, token: Tensor) -> Scores:
-        """Score the tokens `token` at places of rows, int64 [K] all three."""
+        """Score the tokens `token` at rows `line` and columns `column`, int64 [K] all three."""
         columns = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)[None]
         valid = None if rows.length is None else columns < rows.length[:, None]
-        seen = None  # bool [B or 1, L, L], where the family does not tell
+        seen = None  # bool [B or 1, L, L], unless the model masks by itself
         spec = self.model.spec
         if spec.causal:
             seen = causal_context(columns, columns, rows.start, rows.end)
@@ -85,12 +85,12 @@ class Reader:
 
 
 class Scorer:
-    """Scores of one prompt and the end of an answer, in forwards of their own."""
+    """Scores the end of one answer, in forward passes of its own."""
 
     def __init__(
         self, reader: Reader, prompt: list[int], answer: list[int], begin: int, batch_size: int
     ) -> None:
-        """Take an answer, from which of its tokens on it is scored, and rows of one forward."""
+        """Take an answer, the index of its first scored token, and rows per forward pass."""
         spec, device = reader.model.spec, reader.model.device
         self.reader = reader
         self.batch_size = batch_size
@@ -104,14 +104,14 @@ class Scorer:
         """Score true tokens: ln p where scored, 0 elsewhere; float32 [S, n].
 
         Args:
-            masked: bool [S, n], what the network does not see.
+            masked: bool [S, n], tokens hidden from the network.
             scored: bool [S, n], which of them to score.
         """
         pieces = zip(masked.split(self.batch_size), scored.split(self.batch_size), strict=True)
         return torch.cat([self.forward(*piece) for piece in pieces])
 
     def forward(self, masked: Tensor, scored: Tensor) -> Tensor:
-        """The same of the rows of one forward."""
+        """The same for the rows of one forward pass."""
         tokens = self.row.repeat(masked.shape[0], 1)
         tokens[:, self.span].masked_fill_(masked, self.mask_id)
         line, column = scored.nonzero(as_tuple=True)

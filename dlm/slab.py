@@ -1,4 +1,4 @@
-"""Values made of tensors in few pieces of memory, so that few calls copy all of them."""
+"""Values made of tensors, stored in few buffers so that few calls copy all of them."""
 
 from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar
@@ -10,16 +10,16 @@ from dlm.tree import kinds, mapped, tensors
 
 T = TypeVar("T")
 ALIGNMENT: Final = 16
-"""Bytes that every tensor begins at a multiple of, as kernels are compiled for that."""
+"""Every tensor begins at a multiple of this many bytes, as kernels are compiled for that."""
 
 
 class Slab(Generic[T]):
-    """Room for a value, its tensors of a dtype end to end."""
+    """Memory for a value, with its tensors of each dtype end to end."""
 
     def __init__(self, like: T) -> None:
-        """Make room for values like this one, and take it over."""
+        """Allocate memory for values like this one, and copy it."""
         self.buffers: list[Tensor] = []
-        self.free: list[list[Tensor]] = []  # what stands behind each tensor
+        self.free: list[list[Tensor]] = []  # padding after each tensor
         views: dict[torch.dtype, Iterator[Tensor]] = {}
         for group in by_dtype(like):
             unit = ALIGNMENT // group[0].element_size()
@@ -34,33 +34,33 @@ class Slab(Generic[T]):
         self.copy(like)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is made of the same parts, with tensors of the same dtypes and shapes."""
+        """Whether a value has the same structure, with tensors of the same dtypes and shapes."""
         shapes = ([x.shape for x in tensors(tree)] for tree in (self.value, value))
         return kinds(self.value) == kinds(value) and next(shapes) == next(shapes)
 
     def copy(self, value: T) -> None:
-        """Take a value over, tensor by tensor."""
+        """Copy a value, tensor by tensor."""
         for into, of in zip(by_dtype(self.value), by_dtype(value), strict=True):
             torch._foreach_copy_(into, of)
 
     def gather(self, value: T) -> None:
-        """Take a value over, whose memory is not this one's, in one call for each dtype.
+        """Copy a value that does not alias this memory, in one call per dtype.
 
-        All of it is copied, and once more by `follow`: a decoder's state as large as the logits
-        would be noticed.
+        All of it is copied here, and again by `follow`; a decoder state as large as the logits
+        would take noticeable time.
         """
         for buffer, free, group in zip(self.buffers, self.free, by_dtype(value), strict=True):
             flat = [part.reshape(-1) for part in group]
             torch.cat([each for pair in zip(flat, free, strict=True) for each in pair], out=buffer)
 
     def follow(self, other: "Slab[T]") -> None:
-        """Take over what another for the same values holds."""
+        """Copy the contents of another slab for the same kind of value."""
         for into, of in zip(self.buffers, other.buffers, strict=True):
             into.copy_(of)
 
 
 def by_dtype(tree: Any) -> list[list[Tensor]]:
-    """The tensors of a value, those of a dtype together: one call copies them to others."""
+    """The tensors of a value grouped by dtype, as one call can copy a group."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for each in tensors(tree):
         groups.setdefault(each.dtype, []).append(each)

@@ -1,4 +1,4 @@
-"""How each token of a text reads: its bytes, and where in the text it begins."""
+"""The text of individual tokens: their bytes, and where they begin in the text."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,18 @@ from dlm.reading import KEPT, is_byte, vocabulary_of
 
 @dataclass(frozen=True, slots=True)
 class Spelled:
-    """A token as a text shows it."""
+    """A token's part of a text."""
 
-    name: str  # its text; "\\xe2" for a byte that is no character of its own; a special one's name
-    spelled: bytes | None  # its part of the UTF-8 of the text; None for one that texts leave out
-    offset: int  # characters of the text in front of it; of its character, if it is a part of one
+    name: str  # its text; "\\xe2" for a lone byte that is no character; a special token's name
+    spelled: bytes | None  # its part of the text's UTF-8; None if the text omits it
+    offset: int  # characters of the text before it, or before the character it is part of
 
 
 class Speller:
-    """Spells the tokens of a text, however they come, each once and in order.
+    """Spells the tokens of a text incrementally, each once and in order.
 
     Args:
-        model: whose tokenizer they are of.
+        model: gives the tokenizer.
     """
 
     def __init__(self, model: Model) -> None:
@@ -31,24 +31,24 @@ class Speller:
         self.tokenizer = tokenizer_of(model, "text")
         self.vocabulary = vocabulary_of(self.tokenizer)
         self.count = 0  # tokens so far
-        self.characters = 0  # of the text, those that are whole
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # where tokens are bytes
-        # Elsewhere: tokens that are decoded again, and those whose bytes may be no text.
+        self.characters = 0  # complete characters of the text so far
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # if tokens are bytes
+        # Otherwise: tokens that are decoded again, and byte tokens that may not be valid UTF-8.
         self.window: list[int] = []
         self.run: list[tuple[int, str, bytes | None]] = []
 
     def push(self, tokens: Sequence[int]) -> list[Spelled]:
-        """These further tokens, as far as how they read hangs on no later one."""
+        """Add tokens; returns those whose text does not depend on later tokens."""
         self.count += len(tokens)
         return [spelled for token in tokens for spelled in self.spell(token)]
 
     def end(self) -> list[Spelled]:
-        """The tokens that remain, once no other follows."""
+        """The remaining tokens, once no other follows."""
         return list(self.flush())
 
     def instead(self, before: Sequence[int], tokens: Sequence[int]) -> list[Spelled]:
-        """How each of some tokens would read behind others, as bytes if it is such; offset 0."""
-        window: list[int] = []  # as `spell` has it, which looks at no special tokens
+        """How each of some alternative tokens would read after others; with offset 0."""
+        window: list[int] = []  # as in `spell`, which skips special tokens
         for token in reversed(before):
             if token not in self.vocabulary.silent:
                 window.insert(0, token)
@@ -58,7 +58,7 @@ class Speller:
         return [self.other(window, text, token) for token in tokens]
 
     def other(self, window: Sequence[int], text: str, token: int) -> Spelled:
-        """How a token would read behind a few that read as `text`."""
+        """How a token would read after a few tokens that read as `text`."""
         name = self.tokenizer.convert_ids_to_tokens(token)
         if name is None or token in self.vocabulary.silent:
             return Spelled(name or "", None, 0)
@@ -70,7 +70,7 @@ class Speller:
         return Spelled(new, new.encode(), 0)
 
     def spell(self, token: int) -> Iterator[Spelled]:
-        """A token, and those that waited for it."""
+        """A token, along with those that waited for it."""
         name = self.tokenizer.convert_ids_to_tokens(token)
         if name is None or token in self.vocabulary.silent:
             if self.run:
@@ -87,7 +87,7 @@ class Speller:
             yield self.of_text(token)
 
     def of_bytes(self, spelled: bytes) -> Spelled:
-        """A token that is so many bytes."""
+        """A token of a byte-level vocabulary."""
         self.characters += len(self.decoder.decode(spelled[:1]))
         begun = bool(self.decoder.getstate()[0])
         offset = self.characters - (not begun and bool(spelled))
@@ -95,7 +95,7 @@ class Speller:
         return Spelled(shown(spelled), spelled, offset)
 
     def of_text(self, token: int) -> Spelled:
-        """A token that reads as what it adds to the text of those before it."""
+        """A token whose text is what it adds to the text of those before it."""
         before, after = self.longer(token)
         common = shared(before, after)
         offset = self.characters - (len(before) - common)
@@ -103,14 +103,14 @@ class Speller:
         return Spelled(after[common:], after[common:].encode(), offset)
 
     def longer(self, *tokens: int) -> tuple[str, str]:
-        """Text of the last few tokens, and of those with these behind, the last few from now on."""
+        """Text of the last few tokens, without and with these appended; advances the window."""
         more = [*self.window, *tokens]
         texts = whole_text(self.model, self.window), whole_text(self.model, more)
         self.window = more[-KEPT:]
         return texts
 
     def flush(self) -> Iterator[Spelled]:
-        """Bytes that no further one follows: text if all together are, else a sign for each."""
+        """Pending byte tokens: text if they are valid UTF-8 together, else one sign for each."""
         run, self.run = self.run, []
         if not run:
             return
@@ -119,14 +119,14 @@ class Speller:
         ends = [0, *ends_of(data)]
         begin, place = self.characters, 0
         self.characters += len(after) - len(before)
-        missing = ends[-1] - (self.characters - begin)  # a space that begins a text may be left out
+        missing = ends[-1] - (self.characters - begin)  # a leading space of a text may be dropped
         for _, name, spelled in run:
             yield Spelled(name, spelled, begin + max(0, ends[place] - missing))
             place += spelled is not None
 
 
 def ends_of(data: Sequence[bytes]) -> list[int]:
-    """Characters up to the end of each of some bytes; one each where together they are no text."""
+    """Characters up to the end of each byte token; one each if the bytes are not valid UTF-8."""
     joined = b"".join(data)
     if joined.decode(errors="ignore").encode() != joined:
         return [*range(1, len(data) + 1)]
@@ -134,24 +134,24 @@ def ends_of(data: Sequence[bytes]) -> list[int]:
 
 
 def shared(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def byte_of(name: str) -> bytes:
-    """The byte that a token such as <0xE2> stands for."""
+    """The byte that a token such as <0xE2> represents."""
     return bytes([int(name[3:5], 16)])
 
 
 def shown(spelled: bytes) -> str:
-    """Bytes as text, those that are no character by their numbers."""
+    """Bytes as text, with escapes for those that are not valid UTF-8."""
     return spelled.decode(errors="backslashreplace")
 
 
 @cache
 def letters() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for (GPT-2)."""
+    """The byte that each letter of a byte-level vocabulary represents (GPT-2)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in plain]
     moved = {chr(0x100 + place): byte for place, byte in enumerate(others)}
@@ -159,7 +159,7 @@ def letters() -> dict[str, int]:
 
 
 def as_bytes(name: str) -> bytes:
-    """What a token of a byte-level vocabulary adds to the bytes of a text."""
+    """The bytes that a token of a byte-level vocabulary adds to a text."""
     known = letters()
     found = [known.get(letter) for letter in name]
     whole = [byte for byte in found if byte is not None]

@@ -1,4 +1,4 @@
-"""Which columns a query sees, and where the blocks begin and end that attention knows.
+"""The attention pattern: which columns a query sees, and where attention blocks begin and end.
 
 Shapes: B rows, L canvas, W window, Q queries.
 """
@@ -18,19 +18,19 @@ from dlm.types import StepView
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Who attends to whom while rows are decoded block by block."""
+    """Which positions attend to which while rows are decoded block by block."""
 
-    final: bool  # whether what is before a block stays as it is
-    size: int | None  # tokens of a block of attention; None where those are blocks to decode
-    causal: bool  # whether what is before the block that is decoded sees nothing behind itself
-    reordered: int | None  # the mask id, where masks are seen by masks alone
-    anchored: bool  # whether blocks of attention are counted from a row's first blank
-    block_length: int | None  # tokens of a block that is decoded; None is the whole row
-    shadowed: bool  # whether a mask stands in the shadow of every blank of the window
+    final: bool  # whether keys and values before a block are final
+    size: int | None  # tokens of an attention block; None if these are the decoding blocks
+    causal: bool  # whether attention is causal before the decoded block
+    reordered: int | None  # the mask token's id, where only masks attend to masks
+    anchored: bool  # whether attention blocks are counted from a row's first blank
+    block_length: int | None  # tokens of a decoding block; None for the whole row
+    shadowed: bool  # whether every blank of the window has a shadow mask
 
     @classmethod
     def of(cls, model: Model, traits: Traits, settings: Settings) -> Self:
-        """What a network, a decoder and the options make of it."""
+        """The topology for a network, a decoder and the options."""
         spec = model.spec
         return cls(
             final=spec.block_size is not None,
@@ -44,24 +44,24 @@ class Topology:
 
     @property
     def open(self) -> bool:
-        """Whether every query sees all of its row."""
+        """Whether every query sees its whole row."""
         return not (self.final or self.shadowed)
 
     @property
     def on_grid(self) -> bool:
-        """Whether blocks of attention are counted from the beginning of a row."""
+        """Whether attention blocks are counted from the beginning of a row."""
         return self.size is not None and not self.anchored
 
     def block_start(self, canvas: Canvas, start: Tensor) -> Tensor:
-        """Where the block of attention that holds the begin of a block to decode begins, [B]."""
+        """Start of the attention block that contains a decoding block's start, [B]."""
         if self.size is None:
             return start
         return start - (start - canvas.origin if self.anchored else start) % self.size
 
     def block_end(self, canvas: Canvas, start: Tensor, stop: Tensor | None = None) -> Tensor:
-        """One past the end of that block of attention, or of the row, [B].
+        """One past the end of that attention block, at most the end of the row, [B].
 
-        With `stop`, [B], of the one that holds the position in front of it.
+        With `stop`, [B], the attention block is the one that contains the position before it.
         """
         size = self.size or self.block_length
         assert size is not None
@@ -69,9 +69,9 @@ class Topology:
         return torch.minimum(self.block_start(canvas, last) + size, canvas.length)
 
     def reach(self, canvas: Canvas, start: Tensor, stop: Tensor | None = None) -> Tensor:
-        """One past the end of a block to decode, or of the row's last blank, [B].
+        """One past the end of a decoding block, at most the row's last blank, [B].
 
-        With `stop`, [B], of what is decoded along with it, which ends there.
+        With `stop`, [B], decoding ends there instead.
         """
         if self.block_length is None:
             return canvas.stop
@@ -81,13 +81,13 @@ class Topology:
     def seen(
         self, canvas: Canvas, view: StepView, positions: Tensor, valid: Tensor | None, reuse: bool
     ) -> Tensor | None:
-        """Which columns each query sees; None where the model can tell.
+        """Which columns each query sees; None if the model can tell.
 
         Args:
             canvas: the rows.
             view: their windows.
-            positions: int64 [B or 1, Q], where the queries stand.
-            valid: bool [B, L], False at padding; None where there is none.
+            positions: int64 [B or 1, Q], positions of the queries.
+            valid: bool [B, L], False at padding; None if there is none.
             reuse: whether the keys of other columns come from a cache.
 
         Returns:
@@ -117,7 +117,7 @@ class Topology:
         valid: Tensor | None,
         seen: Tensor | None,
     ) -> Tensor:
-        """The same, `seen`, with the shadows of the window behind `count` queries.
+        """Extend the mask `seen` by the window's shadows, which follow `count` queries.
 
         Returns:
             bool [B, Q + W, L + W].
@@ -134,19 +134,19 @@ class Topology:
 
 
 def shadow_attention(view: StepView, count: int, width: int, valid: Tensor | None) -> Tensor:
-    """Who attends to whom when a mask stands in the shadow of every blank of the window.
+    """The attention mask when every blank of the window has a shadow mask.
 
-    Real tokens never see shadows; a shadow sees all real tokens but the one in its place, and all
-    shadows (WINO, arXiv:2507.18578, section 3.2).
+    Real tokens never see shadows. A shadow sees all real tokens except the one at its own position,
+    and all shadows (WINO, arXiv:2507.18578, section 3.2).
 
     Args:
         view: the window.
         count: Q, real tokens among the queries.
         width: L, of the canvas.
-        valid: bool [B, L], False at padding; None where there is none.
+        valid: bool [B, L], False at padding; None if there is none.
 
     Returns:
-        bool [B, Q + W, L + W], whether query (second axis) sees key (third).
+        bool [B, Q + W, L + W], whether a query (second axis) sees a key (third axis).
     """
     batch, shadows = view.positions.shape
     device = view.positions.device

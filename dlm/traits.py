@@ -1,4 +1,4 @@
-"""What a decoder declares about itself, read once: the runtime supplies just that.
+"""What a decoder declares about itself; the runtime supplies exactly that.
 
 Shapes: B rows, N blocks of a row.
 """
@@ -20,46 +20,45 @@ UNDECLARED = STATISTICS - {
     "position_noise",
     "branch_noise",
 }
-"""What a decoder gets that declares no `needs`."""
+"""What a decoder gets if it declares no `needs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """The declarations of a decoder, with defaults for those it leaves out.
+    """The declarations of a decoder, with defaults for missing ones.
 
     Raises:
-        ValueError: a method is missing, or a declaration is of the wrong kind.
+        ValueError: a method is missing, or a declaration has the wrong kind.
     """
 
-    name: str  # of its class, for messages
-    needs: frozenset[str]  # names out of `STATISTICS` that `step` reads
+    name: str  # name of its class, for messages
+    needs: frozenset[str]  # names from `STATISTICS` that `step` reads
     mutates_committed: bool  # whether decisions may remask or edit
     reads_committed: bool
     """Whether committed columns are measured; by default if it mutates them, or needs
     `token_probability`."""
-    cross_block: bool  # whether the window spans all blocks so far, to read and change them
-    blind: bool  # whether positions are chosen without looking at the sampled tokens
-    scores: str  # law that statistics describe: "model", or the tempered and filtered "sampling"
-    top: int  # K, how many of the likeliest tokens a view lists
+    cross_block: bool  # whether the window spans all blocks so far
+    blind: bool  # whether the choice of positions ignores the sampled tokens
+    scores: str  # distribution measured: the "model", or the tempered and filtered "sampling"
+    top: int  # K, how many of the most likely tokens a view lists
     caches: tuple[str, ...]  # key-value caches it is correct with
     adjust: Callable[..., Any] | None  # (state, view) -> (state, Adjustment), before sampling
     adjust_needs: frozenset[str]  # statistics of the unchanged logits that `adjust` reads
     max_forwards: Callable[[Tensor, Tensor], Tensor] | None
-    """(blanks, limit), int64 [B, N] each, to the most forwards each block may take, [B, N].
+    """(blanks, limit), int64 [B, N] each, to the most forward passes of each block, [B, N].
 
-    Without it every forward must commit more than it remasks, and a block takes at most as many
-    forwards as it has blanks.
-    """
-    ahead: int  # blocks behind the active one that may change along with it; 0 unless said
+    Without it, every forward pass must commit more than it remasks, and a block takes at most as
+    many passes as it has blanks."""
+    ahead: int  # blocks after the active one that may change too; by default 0
     open: Callable[..., Any] | None
     """(state, view) to (state, int64 [B]), with blocks ahead: how many columns of its window the
-    next forward may change, of a view without statistics. What was open stays so."""
-    branches: int  # C, variants of a row that every forward evaluates; 1 unless said
+    next forward pass may change. The view has no statistics. Open columns stay open."""
+    branches: int  # C, variants of a row evaluated by every forward pass; by default 1
     choose: Callable[..., Any] | None  # (state, view of all) -> int64 [B], with branches
 
     @classmethod
     def of(cls, decoder: AnyDecoder) -> "Traits":
-        """Read them."""
+        """Read and validate a decoder's declarations."""
         name = type(decoder).__name__
         check_methods(decoder, name)
         needs = names(name, "needs", getattr(decoder, "needs", UNDECLARED))
@@ -113,20 +112,20 @@ class Traits:
 
     @property
     def order_only(self) -> bool:
-        """Whether decisions rest on no logits: only what takes a token has to be projected."""
+        """Whether decisions need no logits, so that only committed positions must be projected."""
         quiet = self.needs <= {"uniform", "position_noise"}
         return self.blind and quiet and self.adjust is None and self.branches == 1
 
     def settled(self, row: list[int], begin: int, block_start: int, mask_id: int) -> int:
-        """First position of an unfinished row that a later forward may change.
+        """First position of an unfinished row that a later forward pass may change.
 
-        In front of the first mask nothing changes; where the decoder may take tokens back, in front
-        of its block; where it may reach back to earlier blocks, nothing stays for sure.
+        Nothing changes before the first mask. If the decoder may take tokens back, nothing changes
+        before its block. If it may reach back to earlier blocks, anything may change.
 
         Args:
-            row: tokens up to the end of what is decoded.
-            begin: where that begins.
-            block_start: where the block that was decoded last begins.
+            row: tokens up to the end of the decoded span.
+            begin: start of that span.
+            block_start: start of the block that was decoded last.
             mask_id: marks what is not decoded yet.
         """
         if self.cross_block:
@@ -137,21 +136,21 @@ class Traits:
 
     @property
     def reads_masks(self) -> bool:
-        """Whether decisions rest on what the network says of masks, and change nothing else."""
+        """Whether the decoder reads predictions at masks only, and changes nothing else."""
         more = self.mutates_committed or self.reads_committed or self.branches > 1
         return not (more or self.needs & {"logits", "leave_one_out"})
 
     @property
     def has_path(self) -> bool:
-        """Whether the tokens a row draws, one after the other, have a probability of their own."""
+        """Whether the sequence of tokens that a row draws has a well-defined probability."""
         return self.blind and not self.mutates_committed and self.branches == 1
 
 
 def check_methods(decoder: AnyDecoder, owner: str) -> None:
-    """Refuse a decoder without the methods that the runtime calls.
+    """Reject a decoder without the methods that the runtime calls.
 
     Raises:
-        ValueError: one is missing, or no method.
+        ValueError: one is missing, or is no method.
     """
     for attribute in ("init_state", "step", "adjust", "max_forwards"):
         method = getattr(decoder, attribute, None)
@@ -161,10 +160,10 @@ def check_methods(decoder: AnyDecoder, owner: str) -> None:
 
 
 def check_branches(decoder: AnyDecoder, owner: str, *, mutates: bool, cross_block: bool) -> None:
-    """Refuse a decoder with branches that cannot choose among them, or do what they cannot.
+    """Reject a decoder with branches that cannot choose among them, or whose traits exclude them.
 
     Raises:
-        ValueError: a method is missing, or there is one or a declaration too many.
+        ValueError: a method is missing, or a method or declaration conflicts with branches.
     """
     if not callable(getattr(decoder, "choose", None)):
         raise ValueError(f"{owner}.choose must be a method, as branches are above 1")
@@ -176,7 +175,7 @@ def check_branches(decoder: AnyDecoder, owner: str, *, mutates: bool, cross_bloc
 
 
 def names(owner: str, attribute: str, value: object) -> frozenset[str]:
-    """A set of statistics, without the sampled tokens, which every view has.
+    """A set of statistics, without "sampled", which every view has.
 
     Raises:
         ValueError: it is not a set, or a name is unknown.

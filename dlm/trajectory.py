@@ -1,4 +1,4 @@
-"""What happened at each forward, row by row.
+"""Records of what happened at each forward pass, row by row.
 
 Shapes: B rows, L canvas, W window, G generated span.
 """
@@ -19,36 +19,36 @@ from dlm.types import StepView
 
 
 class Change(NamedTuple):
-    """One position that a forward committed, remasked or edited."""
+    """One position that a forward pass committed, remasked or edited."""
 
-    step: int  # forward, from 0
+    step: int  # forward pass, from 0
     position: int  # index into the generated span
-    token: int  # what stands there afterwards; for a remask, what stood there before
-    confidence: float  # p(token) by the law the decoder scores by; NaN where not measured
+    token: int  # the token afterwards; for a remask, the one before
+    confidence: float  # p(token) by the decoder's scoring distribution; NaN if not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The forwards of one row."""
+    """The forward passes of one row."""
 
-    canvases: Tensor  # int64 [forwards, G], the generated span as each forward saw it
+    canvases: Tensor  # int64 [forwards, G], the generated span as each forward pass saw it
     commits: list[Change]
     remasks: list[Change]
     edits: list[Change]
     times: list[float] = field(default_factory=list)
-    """Diffusion time after each forward, from 1 to 0; none where the decoder has no clock."""
+    """Diffusion time after each forward pass, from 1 to 0; empty if the decoder has no clock."""
 
     def log_probabilities(self, tokens: Sequence[int]) -> list[float]:
-        """Of each token, ln of the confidence that it was written with, nats.
+        """For each token, ln of the confidence that it was written with, nats.
 
-        By the forward that committed or edited it last; -inf where that confidence was 0.
+        Taken from the forward pass that last committed or edited it; -inf if that confidence was 0.
 
         Args:
             tokens: the generated span at the end.
 
         Returns:
-            One for each; NaN for tokens that no forward wrote: those that were given, and those
-            that were filled in behind a stop token or text.
+            One value per token; NaN for tokens that no forward pass wrote: given ones, and those
+            filled in after a stop token or text.
         """
         last = {change.position: change for change in sorted([*self.commits, *self.edits])}
         return [log_probability(last.get(at), token) for at, token in enumerate(tokens)]
@@ -56,7 +56,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a row so far."""
+    """The record of a row so far."""
 
     canvases: list[Tensor] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -66,16 +66,16 @@ class Kept:
 
 
 class Recorder:
-    """Collects the forwards of a generation as they are made."""
+    """Collects the forward passes of a generation as they are made."""
 
     def __init__(self, spans: list[tuple[int, int]]) -> None:
-        """Take the first position of the generated span of each row, and one past its last."""
+        """Take each row's generated span: its first position, and one past its last."""
         self.spans = spans
         self.rows: defaultdict[int, Kept] = defaultdict(Kept)  # by name
 
     def add(self, step: Step) -> None:
-        """Keep what a forward saw and changed."""
-        tokens = step.before.tokens.to("cpu", copy=True)  # good until the next step only
+        """Record what a forward pass saw and changed."""
+        tokens = step.before.tokens.to("cpu", copy=True)  # valid only until the next step
         rows = step.names
         live = [line for line, going in enumerate(step.live) if going]
         for line in live:
@@ -100,23 +100,23 @@ class Recorder:
                 self.rows[row].changes[kind].append(made)
 
     def trajectory(self, row: int) -> Trajectory:
-        """That of a row after its last forward, of which no more is kept then."""
+        """The trajectory of a finished row; drops its record."""
         kept = self.rows.pop(row)
         return Trajectory(torch.stack(kept.canvases), times=kept.times, **kept.changes)
 
 
 def mark(order: Tensor, step: Step) -> None:
-    """Write which of a row's forwards committed or edited a token, int64 [B, L] of all rows.
+    """Write to `order`, int64 [B, L] of all rows, which forward pass wrote each token.
 
-    -1 where the token that it wrote was taken back, or filled over behind a stop token.
+    -1 where the token it wrote was taken back, or overwritten after a stop token.
     """
     tokens, width = step.tokens, step.tokens.shape[1]
     inside, column = covered(step.view.positions, width)
     taken, edit = step.decision.commit, step.decision.edit
     taken = inside & (taken if edit is None else taken | edit).gather(1, column)
     stands = taken & (step.view.sampled.gather(1, column) == tokens)
-    lost = taken | (tokens != step.before.tokens)  # unless it stands
-    # Lines that are not live may be copies of others, and a row is written once.
+    lost = taken | (tokens != step.before.tokens)  # unless the token is still there
+    # Rows that are not live may be copies of others, and each is written only once.
     lines = send([line for line, live in enumerate(step.live) if live], order.device)
     row, number = step.before.row[lines], step.forwards[lines, None] - 1
     before = order[row, :width].masked_fill(lost[lines], -1)
@@ -124,20 +124,20 @@ def mark(order: Tensor, step: Step) -> None:
 
 
 def standing(order: Sequence[int], tokens: Sequence[int], now: Sequence[int]) -> list[int]:
-    """The order of tokens once others may have taken their places: -1 there."""
+    """The order of tokens, with -1 where the token has since been replaced."""
     places = zip(order, tokens, now, strict=True)
     return [number if token == left else -1 for number, token, left in places]
 
 
 Likeliest = list[tuple[int, float]]
-"""Token ids with ln of their probabilities, nats, the likeliest first; none of probability 0."""
+"""Token ids with ln of their probabilities, nats, the most likely first; none of probability 0."""
 
 
 class Written:
-    """How each position of some rows was written last, as their forwards are made.
+    """Tracks how each position of some rows was last written.
 
     Args:
-        top: how many of the likeliest tokens to keep of each, where steps list them.
+        top: how many of the most likely tokens to keep for each, if steps list them.
     """
 
     def __init__(self, top: int = 0) -> None:
@@ -146,7 +146,7 @@ class Written:
         self.likeliest: dict[int, dict[int, Likeliest]] = {}  # likewise
 
     def add(self, step: Step, names: Collection[int]) -> None:
-        """Note what a forward wrote in rows of these names; waits for the device if there are."""
+        """Record what a forward pass wrote in these rows; waits for the device if there are any."""
         rows = enumerate(zip(step.names, step.live, strict=True))
         lines = [line for line, (name, live) in rows if live and name in names]
         if not lines:
@@ -165,39 +165,39 @@ class Written:
                 self.likeliest.setdefault(step.names[lines[line]], {})[change.position] = top
 
     def log_probabilities(self, name: int, begin: int, tokens: Sequence[int]) -> list[float]:
-        """As those of a trajectory, of tokens that stand from `begin` on."""
+        """Like those of a trajectory, for the tokens from canvas position `begin` on."""
         last = self.rows.get(name, {})
         return [log_probability(last.get(at), token) for at, token in enumerate(tokens, begin)]
 
     def top_tokens(self, name: int, begin: int, tokens: Sequence[int]) -> list[Likeliest]:
-        """Of tokens that stand from `begin` on, the likeliest when they were written.
+        """For the tokens from canvas position `begin` on, the most likely ones when written.
 
-        None of one that no forward wrote.
+        Empty for a token that no forward pass wrote.
         """
         last, tops = self.rows.get(name, {}), self.likeliest.get(name, {})
         places = enumerate(tokens, begin)
         return [tops[at] if wrote(last.get(at), token) else [] for at, token in places]
 
     def forget(self, name: int) -> None:
-        """Keep no more of a row."""
+        """Drop the record of a row."""
         self.rows.pop(name, None)
         self.likeliest.pop(name, None)
 
 
 def likeliest(view: StepView, index: Tensor, mask: Tensor) -> list[Likeliest]:
-    """What a view lists at the marked positions of some lines, int64 [n] and bool [n, W]."""
+    """The top tokens at the marked positions of rows `index`, int64 [n]; `mask` is bool [n, W]."""
     tokens, p = (view.want(name)[index][mask] for name in ("top_tokens", "top_probabilities"))
     pairs = zip(tokens.tolist(), p.tolist(), strict=True)
     return [[(t, math.log(c)) for t, c in zip(*pair, strict=True) if c > 0] for pair in pairs]
 
 
 def wrote(written: Change | None, token: int) -> bool:
-    """Whether a change is there, and wrote this token."""
+    """Whether a change exists and wrote this token."""
     return written is not None and written.token == token
 
 
 def log_probability(written: Change | None, token: int) -> float:
-    """That of a change that wrote a token, by its confidence; NaN where none wrote this one."""
+    """The log of a change's confidence, -inf for 0; NaN if the change did not write this token."""
     if written is None or written.token != token:
         return math.nan
     return math.log(written.confidence) if written.confidence != 0 else -math.inf
@@ -210,9 +210,9 @@ def listed(
     token: Tensor,
     probability: Tensor | None,
 ) -> list[tuple[int, Change]]:
-    """The line of each marked position with what changed there, in row order.
+    """The row index of each marked position, with what changed there, in row order.
 
-    At the last of so many forwards that are made of each line.
+    `made` counts each row's forward passes; the change belongs to the last one.
     """
     line, column = mask.nonzero(as_tuple=True)
     chance = (

@@ -1,4 +1,4 @@
-"""Values made of tensors: dataclasses and tuples of them, with anything else as constants."""
+"""Trees of tensors: dataclasses and tuples of them; anything else is a constant."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor, in the order of the fields."""
+    """Every tensor, in field order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, tuple):
@@ -37,10 +37,10 @@ def mapped(function: Callable[[Tensor], Tensor], tree: T) -> T:
 
 
 def stacked(trees: Sequence[T]) -> T:
-    """Values of one kind as one, the rows of their tensors behind each other.
+    """Concatenate values of one kind along the rows of their tensors.
 
     Raises:
-        ValueError: they are made of other parts, or their tensors of other dtypes or shapes.
+        ValueError: they differ in structure, or their tensors in dtype or shape.
     """
     made: Any = trees[0]
     if len(trees) == 1:
@@ -55,7 +55,7 @@ def stacked(trees: Sequence[T]) -> T:
 
 
 def kinds(tree: Any) -> tuple[str, ...]:
-    """What values that can be stacked have in common: their parts, and their tensors' kinds."""
+    """The structure that values must share to be stacked, with their tensors' dtypes and shapes."""
     if isinstance(tree, Tensor):
         return (f"{tree.dtype} {list(tree.shape[1:])}",)
     parts: list[Any] = []
@@ -67,7 +67,7 @@ def kinds(tree: Any) -> tuple[str, ...]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two values are of the same types and hold the same; waits for the device."""
+    """Whether two values have the same types and contents; waits for the device."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -83,5 +83,5 @@ def equal(one: Any, other: Any) -> bool:
         return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     try:
         return bool(one == other)
-    except (TypeError, ValueError, RuntimeError):  # an array has no truth
+    except (TypeError, ValueError, RuntimeError):  # an array has no truth value
         return False

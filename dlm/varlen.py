@@ -1,4 +1,4 @@
-"""Attention of rows laid end to end, by a kernel for just that where there is one.
+"""Variable-length attention over packed rows, by a dedicated kernel if there is one.
 
 Shapes: N tokens of all rows, B rows, H heads, G heads of keys and values, E head width.
 """
@@ -20,7 +20,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
 
 @cache
 def kernel() -> Kernel | None:
-    """That of flash-attn (Dao 2023, arXiv:2307.08691), else PyTorch's own, else None."""
+    """The kernel of flash-attn (Dao 2023, arXiv:2307.08691), else PyTorch's own, else None."""
     for module, name, make in (
         ("flash_attn", "flash_attn_varlen_func", of_flash_attn),
         ("torch.nn.attention.varlen", "varlen_attn", of_torch),
@@ -33,7 +33,7 @@ def kernel() -> Kernel | None:
 
 
 def of_flash_attn(function: Callable[..., Tensor]) -> Kernel:
-    """`flash_attn.flash_attn_varlen_func`."""
+    """A kernel from `flash_attn.flash_attn_varlen_func`."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
         return function(q, k, v, bounds, bounds, longest, longest, softmax_scale=scale)
@@ -42,9 +42,9 @@ def of_flash_attn(function: Callable[..., Tensor]) -> Kernel:
 
 
 def of_torch(function: Callable[..., Tensor]) -> Kernel:
-    """`torch.nn.attention.varlen.varlen_attn`, from what all of its versions take.
+    """A kernel from `torch.nn.attention.varlen.varlen_attn`, with arguments that all versions take.
 
-    Those before 2.12 take as many heads of keys as of queries, and no scaling but 1 / sqrt(E).
+    Before 2.12 it requires as many key heads as query heads, and has no scaling but 1 / sqrt(E).
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
@@ -59,16 +59,16 @@ def of_torch(function: Callable[..., Tensor]) -> Kernel:
 
 
 def by_rows(query: Tensor) -> bool:
-    """Whether rows of unlike lengths are better attended one after the other, of [B, H, L, E].
+    """Whether a ragged batch is attended row by row rather than padded; `query` is [B, H, L, E].
 
-    So they are on a processor, where a call is little beside its work and padding is work: unless
-    a row has too few heads to keep all threads busy.
+    True on a CPU, where a call costs little next to its work and padding is work, unless a row has
+    too few heads to keep all threads busy.
     """
     return query.device.type == "cpu" and query.shape[1] >= torch.get_num_threads()
 
 
 def suits(query: Tensor) -> bool:
-    """Whether the kernel answers: in half precision, for usual heads, from Ampere on."""
+    """Whether the kernel supports it: half precision, usual head sizes, Ampere or later."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     width = query.shape[-1]

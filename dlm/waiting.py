@@ -1,4 +1,4 @@
-"""Rows that wait until others end, and take their places."""
+"""Rows that wait for others to end, and take their places."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,19 +11,22 @@ from dlm.runtime import Step
 
 @dataclass(slots=True)
 class Places:
-    """Those of a batch, and when rows take the empty ones.
+    """The places of a batch, and when waiting rows take empty ones.
 
-    Where a cache is kept the first forward of rows that join is theirs alone, and the others wait
-    for it. So rows join once the places that were empty at the forwards since others did add up to
-    a whole batch: not to join would cost a forward, too.
+    With a cache, rows that join first get a forward pass of their own, while the others wait. So
+    rows join once the places left empty at the forward passes since the last join add up to a whole
+    batch: by then, not joining would have cost a forward pass too.
     """
 
     count: int
-    apart: bool  # whether rows that join have a forward of their own first
-    lost: int = 0  # forwards of a row that empty places could have made
+    apart: bool  # whether joining rows get a forward pass of their own first
+    lost: int = 0  # row passes that empty places could have made
 
     def room(self, inside: int, waiting: int) -> int:
-        """Rows that join now, given how many are decoded and how many wait; once a forward."""
+        """How many rows join now, given how many are decoded and how many wait.
+
+        Call it once per forward pass.
+        """
         room = self.count - inside
         self.lost += room
         waits = self.apart and inside and self.lost < self.count
@@ -34,16 +37,16 @@ class Places:
 
 
 class Queue:
-    """Rows of one canvas, of which some are decoded at a time, in their order."""
+    """Rows of one canvas, some of which are decoded at a time, in order."""
 
     def __init__(self, rows: Rows, batch_size: int, execution: Execution, *, apart: bool) -> None:
         """Take the rows, and how they are decoded.
 
         Args:
-            rows: all of them, by their numbers.
-            batch_size: how many are decoded at a time, at most.
-            execution: how.
-            apart: whether rows that join have a forward of their own first.
+            rows: all rows, by number.
+            batch_size: most rows decoded at a time.
+            execution: how steps are run.
+            apart: whether joining rows get a forward pass of their own first.
         """
         self.rows = rows
         self.execution = execution
@@ -52,7 +55,7 @@ class Queue:
         self.inside: set[int] = set()  # names of rows that are being decoded
 
     def take(self, count: int) -> Rows:
-        """The next ones to be decoded."""
+        """The next rows to decode."""
         some, self.waiting = self.waiting[:count], self.waiting[count:]
         self.inside.update(some)
         every = self.rows
@@ -64,15 +67,15 @@ class Queue:
         return Rows(canvas, lengths, some, languages)
 
     def batch(self) -> Rows:
-        """Rows to begin with."""
+        """The rows to begin with."""
         return self.take(self.places.count)
 
     def saw(self, step: Step) -> None:
-        """Make room for others behind rows that are done."""
+        """Free the places of finished rows."""
         self.inside -= {name for name, done in zip(step.names, step.done, strict=True) if done}
 
     def fill(self, change: Callable[[], Change]) -> Change:
-        """What happens between two forwards: what is asked for, and rows that join."""
+        """What happens between two forward passes: what `change` asks for, and rows that join."""
         asked = change()
         self.inside -= asked.leave
         room = self.places.room(len(self.inside), len(self.waiting))
