@@ -216,7 +216,7 @@ def memory_of(device: torch.device) -> int:
 def release(model: Model) -> None:
     """Drop what is kept of a model's generations, and memory of recordings that is not in use.
 
-    `torch.cuda.empty_cache()` then returns it to the device. The next generation records anew.
+    `torch.cuda.empty_cache()` then returns it to the device. The next generation records again.
 
     Raises:
         ValueError: `model` is not a model.

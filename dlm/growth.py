@@ -7,7 +7,7 @@ blanks hold as many tokens as they may, or that has grown as often as it may, do
 `expand`.
 
 Between two changes of its length, a row is decoded like any other. Then it leaves the batch, is
-laid out anew, and joins again; the decoder's state for it is lost.
+laid out again, and rejoins; the decoder's state for it is lost.
 """
 
 from collections.abc import Callable, Iterator, Sequence

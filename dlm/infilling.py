@@ -44,7 +44,7 @@ def infill(
             keeps each blank as long as it is written. For models that grow and delete blanks by
             tokens (Wu et al. 2026, DreamOn, arXiv:2602.01326): a blank that samples `<|expand|>`
             becomes two, one that samples the end of text is removed. When a row changes its length
-            it is laid out anew: blocks begin at the first blank that is left, and the decoder's
+            it is laid out again: blocks begin at the first blank that is left, and the decoder's
             state is lost. The authors' rule: `decoder="entropy", block_length=None`.
         expand_budget: how often a blank of a text may become two; 2 `max_gen_length` by default.
         broadcast_deletion: whether the masks right after a removed blank are removed too, which

@@ -283,7 +283,7 @@ class GraphRecorder(Record):
             self.pool = None
 
     def fail(self) -> None:
-        """Make no more recordings, and give a pool in an unknown state to nobody."""
+        """Make no more recordings, and release the pool without reuse, as its state is unknown."""
         self.failed = True
         self.free()
         with contextlib.suppress(RuntimeError):
