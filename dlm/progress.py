@@ -157,8 +157,8 @@ class Progress:
     made: Tensor  # int64 [B], forward passes made on the row
     scopes: Tensor  # int64 [B], `Scope` of the next forward pass, with a cache
     since: Tensor
-    """Forward passes since the row's answer was fully computed, and since the row was, int64 [B,
-    2]. Not counted unless an option sets such an interval."""
+    """Forward passes since all of the row's answer was computed, and since all of the row was;
+    int64 [B, 2]. Not counted unless an option sets such an interval."""
     kept: Tensor  # int64 [B], columns before this have up-to-date keys
     bound: Tensor  # int64 [B], most forward passes the row may take
     tally: Tally
@@ -166,8 +166,8 @@ class Progress:
     open: Tensor | None = None
     """One past the last canvas position that may change, int64 [B]; None with one block."""
     fresh: Tensor | None = None
-    """Columns of the window that the last forward pass did not see in their present state, bool [B,
-    W]: it saw masks there, or they were not open. None if nothing depends on it."""
+    """Bool [B, W], columns of the window that the last forward pass did not see in their present
+    state: it saw masks there, or they were not open. None if nothing depends on it."""
 
     def narrow(self, width: int) -> "Progress":
         """The same, with windows cut to their first columns."""
