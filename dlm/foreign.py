@@ -162,7 +162,7 @@ OPTIONS: Final[dict[str, str]] = {
     "generator": "in dlm it is seed, and row_keys for each row: no generator is drawn from",
     "return_dict_in_generate": "it is always so: out.tokens, out.texts, out.forwards",
     "eos_id": "it is a fact of the model: dlm.load has stop_ids",
-    "shift": "it is a fact of the model's family",
+    "shift": "it is a fact of the model",
     # DiffuLLaMA
     "logits_temp": "in dlm it is temperature=0.9",
     # WeDLM

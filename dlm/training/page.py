@@ -12,7 +12,7 @@ from dlm.training.cells import COUNTS, Point, Results, points, settings_of
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FONT = 8  # points
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100)
-MARKERS = "os^DvPX*<>"
+MARKERS = "os^DvPX*<>d"
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a budget, by what the model says": (
         "#0072B2",
