@@ -18,7 +18,7 @@ from dlm.execution import Execution
 from dlm.host import send
 from dlm.lanes import Lane, Workspace
 from dlm.models.model import Model
-from dlm.progress import Due, Progress, going_along
+from dlm.progress import ForwardPlan, Progress, going_along
 from dlm.prompt_cache import PromptCache
 from dlm.runtime import Loop, Outcome, Step
 from dlm.settings import Settings
@@ -175,8 +175,8 @@ class Batch:
         self.canvas = self.work.lay(canvas)
         self.reused = [0] * len(self.names)  # tokens of each row taken from the prompt cache
         kept = self.recall()
-        self.progress, due = self.work.loop.start(self.canvas, rows.lengths, kept)
-        self.expect(due)
+        self.progress, plan = self.work.loop.start(self.canvas, rows.lengths, kept)
+        self.expect(plan)
 
     def workspace(self, canvas: Canvas) -> Workspace:
         """The workspace for a canvas of this shape, from the lane or new."""
@@ -200,10 +200,10 @@ class Batch:
         each = [number[one] for one in self.languages]
         return replace(canvas, language=send(each, canvas.tokens.device))
 
-    def expect(self, due: Due) -> None:
+    def expect(self, plan: ForwardPlan) -> None:
         """Set what the next forward pass computes, and the rounded shape to request."""
-        self.due = due
-        self.asked = self.terms.execution.rounded(due, self.canvas.tokens.shape[1])
+        self.plan = plan
+        self.asked = self.terms.execution.rounded(plan, self.canvas.tokens.shape[1])
 
     def recall(self) -> Tensor | None:
         """Copy keys and values of the rows' prefixes from the prompt cache.
@@ -242,7 +242,7 @@ class Batch:
         outcome = self.terms.execution.step(
             self.lane, self.work, self.canvas, self.progress, self.asked
         )
-        broken, finished, due = self.work.loop.read(outcome, self.due)
+        broken, finished, plan = self.work.loop.read(outcome, self.plan)
         if broken:
             raise self.error(broken[0], outcome)
         live = self.live
@@ -267,8 +267,8 @@ class Batch:
         )
         self.live = [was and not over for was, over in zip(live, finished, strict=True)]
         self.canvas, self.progress = outcome.canvas, outcome.progress
-        if due is not self.due:
-            self.expect(due)
+        if plan is not self.plan:
+            self.expect(plan)
         self.number += 1
         return made
 
@@ -292,8 +292,8 @@ class Batch:
             pairs = zip(self.live, self.names, strict=True)
             self.live = [was and name not in names for was, name in pairs]
             self.progress = self.only_live(self.progress)
-            scopes = going_along(self.due.scopes, [not goes for goes in self.live])
-            self.expect(replace(self.due, scopes=scopes))
+            scopes = going_along(self.plan.scopes, [not goes for goes in self.live])
+            self.expect(replace(self.plan, scopes=scopes))
 
     def leave(self, gone: Sequence[bool]) -> None:
         """Store what dropped rows have for the prompt cache."""
@@ -340,10 +340,10 @@ class Batch:
             lines += [above + line for line in some]
             above += len(batch.live)
         index = send(lines, device)
-        due = Due.stack([batch.due.select(some) for batch, some in parts])
-        due = replace(due, scopes=going_along(due.scopes, [not goes for goes in live]))
+        plan = ForwardPlan.stack([batch.plan.select(some) for batch, some in parts])
+        plan = replace(plan, scopes=going_along(plan.scopes, [not goes for goes in live]))
         canvas = Canvas.stack([batch.canvas for batch in batches], terms.model.spec.eos_id)
-        columns = terms.execution.columns(max(due.lengths), canvas.tokens.shape[1])
+        columns = terms.execution.columns(max(plan.lengths), canvas.tokens.shape[1])
         canvas = canvas.select(index, columns)
         progress = stacked([batch.progress for batch in batches]).select(index, columns)
         self.languages = [batch.languages[line] for batch, some in parts for line in some]
@@ -364,5 +364,5 @@ class Batch:
         self.reused = [batch.reused[line] for batch, some in parts for line in some]
         self.work, self.canvas, self.live = work, canvas, live
         self.progress = self.only_live(progress)
-        alike = due.alike and loop.shares(due.scope)
-        self.expect(loop.packed(replace(due, alike=alike), columns))
+        alike = plan.alike and loop.shares(plan.scope)
+        self.expect(loop.packed(replace(plan, alike=alike), columns))

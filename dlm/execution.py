@@ -16,7 +16,7 @@ from dlm.lanes import Budget, Lane, Lanes, Workspace
 from dlm.models.experts import Experts
 from dlm.models.model import Model, untouched
 from dlm.options import names_checked
-from dlm.progress import Due, Progress, Scope
+from dlm.progress import ForwardPlan, Progress, Scope
 from dlm.prompts import check_model
 from dlm.recording import GraphRecorder, pools
 
@@ -87,25 +87,25 @@ class Execution:
         """Blocks of a canvas for rows of up to `count` blocks, rounded up likewise."""
         return count if self.lanes is None else power(count)
 
-    def rounded(self, due: Due, width: int) -> Due:
-        """Round what is due to one of few shapes, on a canvas of `width` columns.
+    def rounded(self, plan: ForwardPlan, width: int) -> ForwardPlan:
+        """Round a plan to one of few shapes, on a canvas of `width` columns.
 
         Queries are rounded up. If steps are recorded, so is the number of rows of which more than a
         window is computed.
         """
-        told, due = due, due.seen()
+        told, plan = plan, plan.seen()
         if not self.static:
-            return due
-        reach, tails, rooms = min(width, power(due.reach)), due.tails, due.rooms
-        spared = due.spared - due.spared % max(1, power(due.width) // PARTS)
-        if Scope.ANSWER in due.scopes:
+            return plan
+        reach, tails, rooms = min(width, power(plan.reach)), plan.tails, plan.rooms
+        spared = plan.spared - plan.spared % max(1, power(plan.width) // PARTS)
+        if Scope.ANSWER in plan.scopes:
             tails = [min(width, -(-tail // STRIDE) * STRIDE) for tail in tails]
-        if due.scope is None and self.lanes is not None:
-            some = (due.scopes.count(scope) for scope in (Scope.ANSWER, Scope.ROW))
-            answers, rows = (min(len(due.lengths), power(count)) for count in some)
+        if plan.scope is None and self.lanes is not None:
+            some = (plan.scopes.count(scope) for scope in (Scope.ANSWER, Scope.ROW))
+            answers, rows = (min(len(plan.lengths), power(count)) for count in some)
             rooms = answers, rows
-        across = due.across and min(width, -(-due.across // STRIDE) * STRIDE)
-        found = replace(due, reach=reach, tails=tails, rooms=rooms, spared=spared, across=across)
+        across = plan.across and min(width, -(-plan.across // STRIDE) * STRIDE)
+        found = replace(plan, reach=reach, tails=tails, rooms=rooms, spared=spared, across=across)
         return told if found == told else found
 
     def stay(self, live: Sequence[bool]) -> list[int] | None:
@@ -130,19 +130,19 @@ class Execution:
         return power(count) if self.static else count
 
     def step(
-        self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, due: Due
+        self, lane: Lane, work: Workspace, canvas: Canvas, progress: Progress, plan: ForwardPlan
     ) -> "Outcome":
         """Run a step; if memory runs out, drop what is kept and run it once more, kernel by kernel.
 
         Like `in_memory`, but with less host work before the device has something to do.
         """
         try:
-            return work.steps(canvas, progress, due)
+            return work.steps(canvas, progress, plan)
         except torch.OutOfMemoryError:
             if self.lanes is None:
                 raise
         self.make_room([(lane, work)], canvas.tokens.device)
-        return work.loop.step(canvas, progress, due)
+        return work.loop.step(canvas, progress, plan)
 
     def in_memory(
         self,

@@ -17,9 +17,9 @@ from dlm.kernels import canvas as plain
 from dlm.kernels import fused_canvas
 from dlm.models.model import Model
 from dlm.packing import Packed, Packing, worthwhile
-from dlm.progress import Due, Progress, Scope, select_rows
+from dlm.progress import ForwardPlan, Progress, Scope, select_rows
+from dlm.refresh import QuerySpan, RefreshPlan
 from dlm.remainder import Queries, Remainder
-from dlm.renewal import Renewal, Stretch
 from dlm.settings import Settings
 from dlm.topology import Topology
 from dlm.traits import Traits
@@ -57,7 +57,7 @@ class Forward:
         self.mode = settings.caching
         self.shift = model.spec.shift
         self.topology = Topology.of(model, traits, settings)
-        self.renewal = Renewal(self.topology, settings, shift=self.shift)
+        self.refreshes = RefreshPlan(self.topology, settings, shift=self.shift)
         self.branches = traits.branches
         self.cache: Cache | None = None
         self.takes_views = getattr(model.network, "packs_rows", False) and model.takes_masks
@@ -84,7 +84,7 @@ class Forward:
         for half in range(2 if self.guided else 1):
             cache.follow(other.cache, index + half * rows, first + half * shape[0])
 
-    def settle(self, line: Tensor, due: Due) -> None:
+    def settle(self, line: Tensor, plan: ForwardPlan) -> None:
         """Copy the keys and values of each row's chosen branch to all of its branches.
 
         Every forward pass of a block recomputes those of the window and around it, and so does the
@@ -94,13 +94,13 @@ class Forward:
 
         Args:
             line: index of the chosen branch, int64 [B].
-            due: what the forward pass computed.
+            plan: what the forward pass computed.
         """
         if self.cache is None:
             return
-        again = self.renewal.refresh_every is not None and any(due.scopes)
-        stays = bool(self.renewal.around and self.renewal.prompt_every)
-        if due.alike or stays or (again and not self.topology.final):
+        again = self.refreshes.refresh_every is not None and any(plan.scopes)
+        stays = bool(self.refreshes.around and self.refreshes.prompt_every)
+        if plan.alike or stays or (again and not self.topology.final):
             index = line.repeat_interleave(self.branches)
             self.cache.follow(self.cache, self.both(index, index.numel()), 0)
 
@@ -114,56 +114,58 @@ class Forward:
         """The rows `index`; with guidance, followed by their unconditional counterparts."""
         return torch.cat((index, index + rows)) if self.guided else index
 
-    def __call__(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Hidden:
+    def __call__(
+        self, canvas: Canvas, view: StepView, progress: Progress, plan: ForwardPlan
+    ) -> Hidden:
         """Evaluate the network.
 
         Args:
             canvas: the rows.
             view: their windows.
             progress: their state.
-            due: what the host knows about this forward pass.
+            plan: what the host knows about this forward pass.
         """
-        (batch, length), each = canvas.tokens.shape, self.branches if due.alike else 1
+        (batch, length), each = canvas.tokens.shape, self.branches if plan.alike else 1
         cache = None if self.mode == "none" else self.room(batch * each, length)
-        if due.across is not None:
-            canvas = self.horizon.narrowed(canvas, progress, due.across)
-            length = due.across
+        if plan.across is not None:
+            canvas = self.horizon.narrowed(canvas, progress, plan.across)
+            length = plan.across
         if cache is None:
-            return self.whole(canvas, view, due, None)
+            return self.whole(canvas, view, plan, None)
         if self.topology.final:
-            stretch = self.renewal.window(canvas, view, progress, due)
-            return self.part(canvas, view, due.lengths, stretch, cache)
-        if due.scope is Scope.ROW:
+            span = self.refreshes.window(canvas, view, progress, plan)
+            return self.part(canvas, view, plan.lengths, span, cache)
+        if plan.scope is Scope.ROW:
             keep = Refresh(cache, length, slice(None, None, each))  # the first branch of each row
-            return self.whole(canvas, view, due, keep)
-        if due.scope is Scope.ANSWER:
+            return self.whole(canvas, view, plan, keep)
+        if plan.scope is Scope.ANSWER:
             return self.part(
-                canvas, view, due.lengths, self.renewal.answer(canvas, view, due), cache
+                canvas, view, plan.lengths, self.refreshes.answer(canvas, view, plan), cache
             )
-        stretch = self.renewal.window(canvas, view, progress, due)
-        if due.scope is Scope.WINDOW:
-            return self.part(canvas, view, due.lengths, stretch, cache)
+        span = self.refreshes.window(canvas, view, progress, plan)
+        if plan.scope is Scope.WINDOW:
+            return self.part(canvas, view, plan.lengths, span, cache)
         # Windows of all rows are computed, even if more of a row is recomputed below: cheaper than
         # gathering the other rows' keys. The wasted part must not reach the cache where the
         # recomputation would not overwrite it.
-        if self.renewal.around and self.renewal.counts:
+        if self.refreshes.around and self.refreshes.counts:
             vain = progress.scopes != Scope.WINDOW
-            none = stretch.begin - int(self.shift)  # including the column before it
-            stretch = replace(stretch, end=torch.where(vain, none, stretch.end))
-        made = self.part(canvas, view, due.lengths, stretch, cache)
-        for scope, room in zip((Scope.ANSWER, Scope.ROW), due.rooms, strict=True):
-            if room or scope in due.scopes:
-                fresh = self.renewal.rows(scope, room, progress, due)
-                pairs = zip(due.lengths, due.scopes, strict=True)
+            none = span.begin - int(self.shift)  # including the column before it
+            span = replace(span, end=torch.where(vain, none, span.end))
+        made = self.part(canvas, view, plan.lengths, span, cache)
+        for scope, room in zip((Scope.ANSWER, Scope.ROW), plan.rooms, strict=True):
+            if room or scope in plan.scopes:
+                fresh = self.refreshes.rows(scope, room, progress, plan)
+                pairs = zip(plan.lengths, plan.scopes, strict=True)
                 lengths = None if room else [length for length, each in pairs if each is scope]
-                some = self.anew(canvas, view, due, scope, fresh, lengths)
+                some = self.anew(canvas, view, plan, scope, fresh, lengths)
                 made = self.merged(made, some, fresh)
         return made
 
-    def whole(self, canvas: Canvas, view: StepView, due: Due, keep: View | None) -> Hidden:
+    def whole(self, canvas: Canvas, view: StepView, plan: ForwardPlan, keep: View | None) -> Hidden:
         """Evaluate whole rows, up to the horizon."""
-        made = self.rows(canvas, view, due.lengths, keep, due.packing)
-        return made if due.across is None else self.by_column(made, view, due.across)
+        made = self.rows(canvas, view, plan.lengths, keep, plan.packing)
+        return made if plan.across is None else self.by_column(made, view, plan.across)
 
     def by_column(self, made: Hidden, view: StepView, width: int) -> Hidden:
         """Select the states at the columns of the windows, from states at every position."""
@@ -237,23 +239,23 @@ class Forward:
         canvas: Canvas,
         view: StepView,
         lengths: Sequence[int] | None,
-        stretch: Stretch,
+        span: QuerySpan,
         cache: Cache,
         some: Tensor | None = None,
     ) -> Hidden:
-        """Evaluate a stretch of each row against the keys and values in the cache.
+        """Evaluate a span of each row against the keys and values in the cache.
 
         Args:
             canvas: the rows.
             view: their windows.
             lengths: of the rows, if the host knows them.
-            stretch: the columns to compute.
+            span: the columns to compute.
             cache: has the same rows, or all branches of each, adjacent.
             some: int64, the rows of the cache to use, with guidance both halves; None if it has the
                 same rows.
         """
         length, ahead = canvas.tokens.shape[1], int(self.shift)
-        asked = self.asked(canvas, view, stretch, cache.length)
+        asked = self.asked(canvas, view, span, cache.length)
         tokens, slots = asked.tokens, asked.slots
         lines: Lines = slice(None, None, cache.rows // len(slots)) if some is None else some
         if some is not None or cache.rows != len(slots):  # use the first branch of each row
@@ -267,39 +269,39 @@ class Forward:
                 sees = [*lengths] * (1 + self.guided)
         reused = Reuse(cache, slots, length, lines, sees, whole=self.topology.open)
         states = self.evaluate(canvas, view, tokens, asked.places, asked.given, valid, reused)
-        count = stretch.count + ahead
-        own, window = states[:, ahead + (stretch.lead or 0) : count], view.positions.shape[1]
-        if stretch.lead is None:
-            own = self.by_window(own, view, stretch, asked.left)
+        count = span.count + ahead
+        own, window = states[:, ahead + (span.lead or 0) : count], view.positions.shape[1]
+        if span.lead is None:
+            own = self.by_window(own, view, span, asked.left)
         return Hidden(
             own[:, :window], self.behind(states, count), True, self.count(view, asked.inside)
         )
 
-    def asked(self, canvas: Canvas, view: StepView, stretch: Stretch, room: int) -> Queries:
-        """The queries of a stretch; their keys and values go to a cache with `room` columns."""
+    def asked(self, canvas: Canvas, view: StepView, span: QuerySpan, room: int) -> Queries:
+        """The queries of a span; their keys and values go to a cache with `room` columns."""
         ahead = int(self.shift)  # a token is predicted at the column before it
-        count = stretch.count + ahead
-        begin = stretch.begin - ahead if ahead else stretch.begin
+        count = span.count + ahead
+        begin = span.begin - ahead if ahead else span.begin
         by = fused_canvas if fused_canvas.covers(canvas.tokens) else plain
         tokens, places, given, slots, inside = by.stretch(
-            canvas.tokens, canvas.blank, begin, stretch.end, count, room, 1 + self.guided
+            canvas.tokens, canvas.blank, begin, span.end, count, room, 1 + self.guided
         )
-        if stretch.settled is None:
+        if span.settled is None:
             return Queries(tokens, places, given, slots, inside, None)
         inner = slots[: len(tokens)] % (room + 1) < room
-        offset, most = view.block_start - begin, max(1 + ahead, count - stretch.spared)
-        left = Remainder.of(inner, stretch.settled, offset, most)
+        offset, most = view.block_start - begin, max(1 + ahead, count - span.spared)
+        left = Remainder.of(inner, span.settled, offset, most)
         tokens, places, given = (left.take(each) for each in (tokens, places, given))
         return Queries(tokens, places, given, left.slots(slots, room), left.counts.sum(-1), left)
 
     def by_window(
-        self, own: Tensor, view: StepView, stretch: Stretch, left: Remainder | None
+        self, own: Tensor, view: StepView, span: QuerySpan, left: Remainder | None
     ) -> Tensor:
         """States at the columns of the window, which begins at a different offset in each row."""
-        offset, window = view.block_start - stretch.begin, view.positions.shape[1]
+        offset, window = view.block_start - span.begin, view.positions.shape[1]
         # Here a column's state is the one that predicts its token.
         index = offset[:, None] + torch.arange(window, device=offset.device)
-        index = index.clamp(max=stretch.count - 1)
+        index = index.clamp(max=span.count - 1)
         index = index if left is None else left.of_columns(index).clamp(max=own.shape[1] - 1)
         index = index.repeat(2 if self.guided else 1, 1)
         return own.gather(1, index[..., None].expand(-1, -1, own.shape[-1]))
@@ -357,7 +359,7 @@ class Forward:
         self,
         canvas: Canvas,
         view: StepView,
-        due: Due,
+        plan: ForwardPlan,
         scope: Scope,
         fresh: Tensor,
         lengths: Sequence[int] | None,
@@ -367,7 +369,7 @@ class Forward:
         Args:
             canvas: all rows.
             view: their windows.
-            due: what the host knows about them.
+            plan: what the host knows about them.
             scope: what is computed.
             fresh: int64, the rows; the first is repeated if there are fewer than places.
             lengths: of the rows, if the host knows which ones they are.
@@ -377,7 +379,7 @@ class Forward:
         seen = select_rows(view, fresh)
         if scope is Scope.ANSWER:
             few = canvas.select(fresh, width)
-            answer = self.renewal.answer(few, seen, due)
+            answer = self.refreshes.answer(few, seen, plan)
             return self.part(few, seen, lengths, answer, self.cache, where)
         width = width if lengths is None else max(lengths)
         few, keep = canvas.select(fresh, width), Refresh(self.cache, width, where)

@@ -19,7 +19,7 @@ from dlm.options import integers, names_checked
 from dlm.outputs import Generation, Snapshot
 from dlm.prompt_cache import PromptCache
 from dlm.prompts import Prompt, Prompts, decode_text
-from dlm.runtime import Step, heard, unheard
+from dlm.runtime import Step, listener, no_listener
 from dlm.settings import INSTEAD, NAMES, Settings
 from dlm.types import AnyDecoder
 
@@ -241,7 +241,7 @@ def generate_each(
     options, lengths = lengths_apart(options)
     settings = Settings.of(options)
     job = generation_job(model, prompts, settings, prompt_cache, batch_size, lengths)
-    return outcomes(job, tell=heard(tell))
+    return outcomes(job, tell=listener(tell))
 
 
 @partial(names_checked, options=NAMES, instead=INSTEAD)
@@ -274,7 +274,7 @@ def stream(
     return snapshots(job)
 
 
-def finish(job: Job, tell: Callable[[Step], object] = unheard) -> Generation:
+def finish(job: Job, tell: Callable[[Step], object] = no_listener) -> Generation:
     """Run a job to its end and return all rows; `tell` is called after each forward pass."""
     return together(outcomes(job, tell=tell))
 
@@ -294,7 +294,7 @@ def together(made: Iterable[tuple[int, Generation]]) -> Generation:
 def outcomes(
     job: Job,
     text_of: Callable[[Model, Sequence[int]], str] = decode_text,
-    tell: Callable[[Step], object] = unheard,
+    tell: Callable[[Step], object] = no_listener,
 ) -> Iterator[tuple[int, Generation]]:
     """Run a job, yielding the index and generation of each row as it ends.
 

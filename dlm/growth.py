@@ -23,7 +23,7 @@ from dlm.job import check_length, lay_out, row_keys
 from dlm.models.model import Model
 from dlm.models.spec import ModelSpec
 from dlm.options import LARGEST, boolean, integer
-from dlm.runtime import Step, unheard
+from dlm.runtime import Step, no_listener
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.waiting import Places
@@ -228,7 +228,7 @@ class Growing:
         self.inside |= {part.name: part for part in some}
         return self.laid(some)
 
-    def run(self, batch_size: int, tell: Callable[[Step], object] = unheard) -> Iterator[Part]:
+    def run(self, batch_size: int, tell: Callable[[Step], object] = no_listener) -> Iterator[Part]:
         """Decode the rows, yielding each as it is done; `tell` is called at each forward pass."""
         places = Places(batch_size, apart=self.settings.caching != "none")
         while any(self.waiting.values()):

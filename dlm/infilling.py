@@ -12,7 +12,7 @@ from dlm.models.model import Model
 from dlm.options import boolean, integer, names_checked
 from dlm.outputs import Generation
 from dlm.prompts import Prompts, check_model, encode_texts, whole_text
-from dlm.runtime import Step, heard, unheard
+from dlm.runtime import Step, listener, no_listener
 from dlm.settings import INSTEAD, NAMES, Settings
 
 GROWTH: Final = ("max_gen_length", "expand_budget", "broadcast_deletion")
@@ -97,7 +97,7 @@ def infill_each(
         ValueError: as in `infill`, raised at the call.
     """
     growth = growth_of(max_gen_length, expand_budget, broadcast_deletion)
-    return filled(model, text, batch_size, growth, options, heard(tell))
+    return filled(model, text, batch_size, growth, options, listener(tell))
 
 
 def filled(
@@ -106,7 +106,7 @@ def filled(
     batch_size: int | None,
     growth: Growth | None,
     options: Mapping[str, Any],
-    tell: Callable[[Step], object] = unheard,
+    tell: Callable[[Step], object] = no_listener,
 ) -> Iterator[tuple[int, Generation]]:
     """The result of each text as it is done; `growth` says how far blanks may grow, if at all.
 

@@ -35,7 +35,7 @@ from dlm.kernels import (
 from dlm.kernels import canvas as plain
 from dlm.models.model import Model
 from dlm.places import Places
-from dlm.progress import Due, Progress
+from dlm.progress import ForwardPlan, Progress
 from dlm.settings import Settings
 from dlm.traits import Traits
 from dlm.types import STATISTICS, Adjustment, StepView
@@ -177,7 +177,7 @@ class Meter:
         self,
         canvas: Canvas,
         progress: Progress,
-        due: Due,
+        plan: ForwardPlan,
         view: StepView,
         wanted: Tensor,
     ) -> "Measured":
@@ -186,13 +186,13 @@ class Meter:
         Args:
             canvas: the rows.
             progress: their state.
-            due: what the host knows about them.
+            plan: what the host knows about them.
             view: from `look`.
             wanted: bool [B, W].
         """
         # First, as it may wait for the device: later work is queued while the network computes.
         places = self.places(wanted, view.positions)
-        hidden = self.forward(canvas, view, progress, due)
+        hidden = self.forward(canvas, view, progress, plan)
         logits = self.logits(hidden.states, canvas, places, hidden.by_column)
         state, adjustment = self.adjusted(progress.state, view, places, logits)
         if self.joint is not None and len(logits):

@@ -26,7 +26,7 @@ class Scope(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class ForwardPlan:
     """What the host knows about the rows of the next forward pass."""
 
     lengths: list[int]  # tokens of each row
@@ -73,7 +73,7 @@ class Due:
         rest = self.tail, self.rooms, self.alike, self.spared, across
         return scope, padded, self.reach, self.width, *rest
 
-    def seen(self) -> "Due":
+    def seen(self) -> "ForwardPlan":
         """The same, with rows cut to their visible tokens."""
         if self.sees is None:
             return self
@@ -82,7 +82,7 @@ class Due:
         return replace(self, lengths=self.sees, tails=tails, across=max(self.sees), sees=None)
 
     @classmethod
-    def stack(cls, every: Sequence["Due"]) -> "Due":
+    def stack(cls, every: Sequence["ForwardPlan"]) -> "ForwardPlan":
         """Concatenate the rows of several; not packed yet."""
         lengths = [length for each in every for length in each.lengths]
         tails = [tail for each in every for tail in each.tails]
@@ -93,14 +93,14 @@ class Due:
         made = cls(lengths, tails, scopes, reach, width, None)
         return replace(made, alike=alike, spared=spared, sees=sees)
 
-    def lines(self, branches: int) -> "Due":
+    def lines(self, branches: int) -> "ForwardPlan":
         """The same with one row per branch, the branches of a row adjacent."""
         answers, rows = self.rooms
         rooms = answers * branches, rows * branches
         each = [row for row in range(len(self.lengths)) for _ in range(branches)]
         return replace(self.select(each), packing=self.packing, rooms=rooms)
 
-    def select(self, stay: Sequence[int]) -> "Due":
+    def select(self, stay: Sequence[int]) -> "ForwardPlan":
         """The rows `stay`; not packed yet."""
         lengths = [self.lengths[row] for row in stay]
         tails = [self.tails[row] for row in stay]

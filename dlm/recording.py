@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import torch
 
 from dlm.canvas import Canvas
-from dlm.progress import Due, Progress
+from dlm.progress import ForwardPlan, Progress
 from dlm.slab import Slab
 from dlm.tree import kinds, tensors
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dlm.runtime import Outcome
 
 Made = TypeVar("Made")
-StepFunction = Callable[[Canvas, Progress, Due], "Outcome"]
+StepFunction = Callable[[Canvas, Progress, ForwardPlan], "Outcome"]
 MOST: Final = 64
 """Most recordings for canvases of one shape: each keeps memory for its outputs."""
 
@@ -33,7 +33,9 @@ class Recording(ABC):
     The outputs, including the canvas before the step, are valid until the next call.
     """
 
-    def __init__(self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due) -> None:
+    def __init__(
+        self, step: StepFunction, canvas: Canvas, progress: Progress, plan: ForwardPlan
+    ) -> None:
         """Record the step, without running it."""
         # The inputs of this step, and those of the next one, unless others are passed. Copying the
         # latter to the former is part of the recording, to save the host that work.
@@ -41,11 +43,11 @@ class Recording(ABC):
         tokens, self.progress = self.taken.value
         # The rest of the canvas has a fixed address, see `dlm.lanes.Workspace`.
         self.canvas = replace(canvas, tokens=tokens)
-        self.due = due  # keeps alive the tensors the recording reads
+        self.plan = plan  # keeps alive the tensors the recording reads
 
         def whole() -> "Outcome":
             self.taken.follow(self.coming)
-            made = step(self.canvas, self.progress, due)
+            made = step(self.canvas, self.progress, plan)
             going = made.canvas.tokens, made.progress
             if not self.coming.holds(going):  # a decoder's first state may differ in kind
                 return made
@@ -97,7 +99,7 @@ class Record(ABC):
 
     @abstractmethod
     def __call__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
+        self, step: StepFunction, canvas: Canvas, progress: Progress, plan: ForwardPlan
     ) -> Recording | None:
         """Record a step; None, with a warning, if that is impossible.
 
@@ -118,30 +120,32 @@ class Steps:
         self.record = record
         # A recording, or the threads that ran it plainly. Most recently used last.
         self.made: dict[Hashable, Recording | frozenset[object]] = {}
-        self.latest: tuple[Due, Recording] | None = None  # the last request and its recording
+        self.latest: tuple[ForwardPlan, Recording] | None = (
+            None  # the last request and its recording
+        )
 
-    def __call__(self, canvas: Canvas, progress: Progress, due: Due) -> "Outcome":
+    def __call__(self, canvas: Canvas, progress: Progress, plan: ForwardPlan) -> "Outcome":
         """One step."""
         if self.record is None or self.record.failed:
             self.latest = None
             self.made.clear()
-            return self.step(canvas, progress, due)
+            return self.step(canvas, progress, plan)
         if self.latest is not None:  # fast path for most steps of a block: the device is waiting
             asked, played = self.latest
-            if asked is due and played.follows(progress):
+            if asked is plan and played.follows(progress):
                 return played(canvas, progress)
         # A decoder's first state may differ in kind from later ones.
-        shape = (due.shape(canvas.tokens.shape[1]), kinds(progress.state))
+        shape = (plan.shape(canvas.tokens.shape[1]), kinds(progress.state))
         known = self.made.get(shape, frozenset())
         if not isinstance(known, Recording) and this_thread() in known:
-            known = self.record(self.step, canvas, progress, due) or known
+            known = self.record(self.step, canvas, progress, plan) or known
         if isinstance(known, Recording):
             made = known(canvas, progress)
         else:
-            made, known = self.step(canvas, progress, due), known | {this_thread()}
+            made, known = self.step(canvas, progress, plan), known | {this_thread()}
         self.made.pop(shape, None)
         self.made[shape] = known
-        self.latest = (due, known) if isinstance(known, Recording) else None
+        self.latest = (plan, known) if isinstance(known, Recording) else None
         if len(self.made) > MOST:
             del self.made[next(iter(self.made))]
         return made
@@ -291,7 +295,7 @@ class GraphRecorder(Record):
             Pool(self.device)
 
     def __call__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due
+        self, step: StepFunction, canvas: Canvas, progress: Progress, plan: ForwardPlan
     ) -> "CudaGraph | None":
         """As in `Record`."""
         if self.crowded:
@@ -303,7 +307,7 @@ class GraphRecorder(Record):
                 self.returned.atexit = False
             if self.short:  # a recording cannot use memory that plain steps left cached
                 torch.cuda.empty_cache()
-            return CudaGraph(step, canvas, progress, due, self.pool)
+            return CudaGraph(step, canvas, progress, plan, self.pool)
         except BaseException as error:
             if isinstance(error, torch.OutOfMemoryError) and not self.short:
                 self.short = True
@@ -326,11 +330,11 @@ class CudaGraph(Recording):
     """A step as one CUDA graph."""
 
     def __init__(
-        self, step: StepFunction, canvas: Canvas, progress: Progress, due: Due, pool: Pool
+        self, step: StepFunction, canvas: Canvas, progress: Progress, plan: ForwardPlan, pool: Pool
     ) -> None:
         """Record the step, without running it."""
         self.pool = pool
-        super().__init__(step, canvas, progress, due)
+        super().__init__(step, canvas, progress, plan)
 
     def capture(self, whole: Callable[[], "Outcome"]) -> "Outcome":
         """Record into the pool."""

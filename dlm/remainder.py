@@ -1,6 +1,6 @@
-"""The columns of a stretch left to compute, where others keep their cached keys and values.
+"""The columns of a span left to compute, where others keep their cached keys and values.
 
-Shapes: B rows, S columns of a stretch, W window, R columns that are left, Q queries.
+Shapes: B rows, S columns of a span, W window, R columns that are left, Q queries.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """The remaining columns of each row's stretch, in order, padded with unused ones."""
+    """The remaining columns of each row's span, in order, padded with unused ones."""
 
     index: Tensor  # int64 [B, R]
     counts: Tensor  # bool [B, R], False for padding
@@ -25,7 +25,7 @@ class Remainder:
         Args:
             inside: bool [B, S], columns that are to be computed at all.
             settled: bool [B, W], columns of the window to leave out.
-            offset: int64 [B], where in the stretch the window begins.
+            offset: int64 [B], where in the span the window begins.
             most: R, at least the most columns that any row has left.
         """
         column = torch.arange(inside.shape[1], device=inside.device) - offset[:, None]
@@ -54,12 +54,12 @@ class Remainder:
         return taken.where(counts, rows * (room + 1) + room)
 
     def of_columns(self, columns: Tensor) -> Tensor:
-        """Where columns of the stretch, int64 [B, N], are among the remaining ones."""
+        """Where columns of the span, int64 [B, N], are among the remaining ones."""
         return self.rank.gather(1, columns)
 
 
 class Queries(NamedTuple):
-    """The columns of a stretch, plus the one before it if that predicts its first token."""
+    """The columns of a span, plus the one before it if that predicts its first token."""
 
     tokens: Tensor  # int64 [B, Q]
     places: Tensor  # int64 [B, Q], canvas positions

@@ -15,7 +15,7 @@ from dlm.canvas import Canvas
 from dlm.contract import Violation
 from dlm.opening import Opening
 from dlm.progress import Progress
-from dlm.renewal import Renewal
+from dlm.refresh import RefreshPlan
 
 EACH = 0
 """Size of a part that has one number for each row."""
@@ -53,7 +53,7 @@ class Report:
     def __init__(
         self,
         rules: Sequence[Violation],
-        renewal: Renewal,
+        refreshes: RefreshPlan,
         opening: Opening,
         *,
         caching: bool,
@@ -68,11 +68,13 @@ class Report:
         counts = []
         if caching:
             counts.append(Part("scopes", EACH, lambda after: after.progress.scopes))
-            counts.append(Part("reach", 1, lambda after: renewal.reach(after.seen, after.progress)))
+            counts.append(
+                Part("reach", 1, lambda after: refreshes.reach(after.seen, after.progress))
+            )
         if opening.traits.open is not None:
             counts.append(Part("most", 1, lambda after: opening.most(after.progress)))
-        if renewal.decoded_every:
-            spared = renewal.spared
+        if refreshes.decoded_every:
+            spared = refreshes.spared
             counts.append(Part("spared", 1, lambda after: spared(after.canvas, after.progress)))
         if sees:
             counts.append(Part("sees", EACH, lambda after: after.seen.length))

@@ -26,7 +26,7 @@ from dlm.kernels.canvas import Stops
 from dlm.measure import Measured, Meter, ids
 from dlm.models.model import Model
 from dlm.opening import Opening
-from dlm.progress import Due, Progress, Scope, Tally, going_along
+from dlm.progress import ForwardPlan, Progress, Scope, Tally, going_along
 from dlm.report import After, Report
 from dlm.settings import Settings
 from dlm.traits import Traits
@@ -68,11 +68,11 @@ class Step:
     done: list[bool]  # live rows that need no further forward pass
 
 
-def unheard(step: Step) -> None:
+def no_listener(step: Step) -> None:
     """The callback that ignores steps."""
 
 
-def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
+def listener(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
     """The callback for steps; None becomes one that ignores them.
 
     Raises:
@@ -80,7 +80,7 @@ def heard(tell: Callable[[Step], object] | None) -> Callable[[Step], object]:
     """
     if not (tell is None or callable(tell)):
         raise ValueError(f"tell must be a function that takes a step, or None, got {tell!r}")
-    return tell or unheard
+    return tell or no_listener
 
 
 class Loop:
@@ -107,7 +107,7 @@ class Loop:
             block_length=block_length,
             dense=self.static,
         )
-        self.renewal, self.horizon = self.meter.forward.renewal, self.meter.horizon
+        self.refreshes, self.horizon = self.meter.forward.refreshes, self.meter.horizon
         self.decide = Deciding(decoder, self.traits, self.meter)
         self.opening = Opening(self.decide, block_length, width, static=execution.static)
         self.settings = settings
@@ -120,7 +120,7 @@ class Loop:
         self.mailbox = Mailbox()
         self.report = Report(
             (Violation.NAN, *rules(self.traits), Violation.BOUND),
-            self.renewal,
+            self.refreshes,
             self.opening,
             caching=settings.caching != "none",
             sees=self.horizon.window is not None,
@@ -137,7 +137,7 @@ class Loop:
 
     def start(
         self, canvas: Canvas, lengths: Sequence[int], kept: Tensor | None = None
-    ) -> tuple[Progress, Due]:
+    ) -> tuple[Progress, ForwardPlan]:
         """The state before the first forward pass; caches have the first `kept` columns of rows."""
         (batch, width), device = canvas.tokens.shape, canvas.tokens.device
         blanks, most = canvas.blanks, self.traits.max_forwards
@@ -155,28 +155,28 @@ class Loop:
         if self.traits.branches > 1:
             top = min(self.meter.top, self.spec.vocab_size)
             guess = lookahead.nothing(window, self.traits.branches, top)
-        since = self.renewal.begin(batch, device)
-        scopes = self.renewal.scopes(none, since)
+        since = self.refreshes.begin(batch, device)
+        scopes = self.refreshes.scopes(none, since)
         open_ = None if self.traits.open is None else none
-        fresh = self.renewal.fresh(window, window)
+        fresh = self.refreshes.fresh(window, window)
         progress = Progress(
             *(state, window, never, never, none, none, scopes, since, kept, bound, tally),
             *(guess, open_, fresh),
         )
         progress = self.opening(canvas, progress)
         seen = self.horizon.seen(canvas, progress)
-        reach = int(self.renewal.reach(seen, progress))
+        reach = int(self.refreshes.reach(seen, progress))
         columns = self.width
         if progress.open is not None:
             columns = self.opening.whole(int(self.opening.most(progress)))
         whole = Scope.WINDOW if self.exact else Scope.ROW
         tails = list(lengths)
-        if self.renewal.counts:
+        if self.refreshes.counts:
             tails = (canvas.length - canvas.origin).tolist()
-        due = Due(list(lengths), tails, [whole] * batch, reach, columns, None)
+        plan = ForwardPlan(list(lengths), tails, [whole] * batch, reach, columns, None)
         if self.horizon.window is not None:
-            due = replace(due, sees=seen.length.tolist())
-        return progress, self.packed(due, width)
+            plan = replace(plan, sees=seen.length.tolist())
+        return progress, self.packed(plan, width)
 
     def follow(self, other: "Loop", index: Tensor, count: int, first: int, canvas: Canvas) -> None:
         """Take over the caches of another loop, for rows that continue here.
@@ -193,14 +193,14 @@ class Loop:
         theirs = other.meter.forward
         self.meter.forward.follow(theirs, index, count * each, first * each, shape)
 
-    def packed(self, due: Due, width: int) -> Due:
+    def packed(self, plan: ForwardPlan, width: int) -> ForwardPlan:
         """Add the packing of its rows, on a canvas of `width` columns.
 
         It includes every branch, unless branches are equal.
         """
-        seen, copies = due.seen(), 1 if due.alike else self.traits.branches
+        seen, copies = plan.seen(), 1 if plan.alike else self.traits.branches
         packing = self.meter.forward.packing(seen.lengths, seen.across or width, copies)
-        return replace(due, packing=packing)
+        return replace(plan, packing=packing)
 
     def room(self, canvas: Canvas) -> Cache:
         """The KV cache for the rows of a canvas, with all branches."""
@@ -226,10 +226,10 @@ class Loop:
             ahead=self.traits.ahead,
         )
 
-    def step(self, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        """Run the network, decide, write. The host waits for nothing, and needs only `due`."""
-        progress = progress.narrow(due.width)
-        decided = self.decide(canvas, progress, due)
+    def step(self, canvas: Canvas, progress: Progress, plan: ForwardPlan) -> Outcome:
+        """Run the network, decide, write. The host waits for nothing, and needs only `plan`."""
+        progress = progress.narrow(plan.width)
+        decided = self.decide(canvas, progress, plan)
         seen, decision, broken = decided.seen, decided.decision, decided.broken
         if self.static:
             decision = decision.without(progress.done)
@@ -273,11 +273,11 @@ class Loop:
         stayed = window.block == progress.window.block
         spent = torch.where(stayed, progress.spent + 1, 0)
         kept = progress.kept
-        if self.exact or self.renewal.answer_every:
-            kept = self.renewal.kept(canvas, progress.window.start, spent)
-        since, scopes = self.renewal.since(progress), progress.scopes
+        if self.exact or self.refreshes.answer_every:
+            kept = self.refreshes.kept(canvas, progress.window.start, spent)
+        since, scopes = self.refreshes.since(progress), progress.scopes
         if self.settings.caching != "none" and not self.exact:
-            scopes = self.renewal.scopes(spent, since)
+            scopes = self.refreshes.scopes(spent, since)
         going = replace(
             progress,
             state=state,
@@ -291,27 +291,29 @@ class Loop:
             kept=kept,
             tally=tally,
             guess=None,  # set at the end of the step
-            fresh=self.renewal.fresh(progress.window, window),
+            fresh=self.refreshes.fresh(progress.window, window),
         )
         return self.opening(canvas, going)
 
-    def read(self, outcome: Outcome, due: Due) -> tuple[list[Violation], list[bool], Due]:
+    def read(
+        self, outcome: Outcome, plan: ForwardPlan
+    ) -> tuple[list[Violation], list[bool], ForwardPlan]:
         """Rules broken, rows done and what is due next: the one wait for the device."""
-        told = self.report.read(self.mailbox.read(outcome.report), len(due.lengths))
-        scopes, width = due.scopes, due.width
+        told = self.report.read(self.mailbox.read(outcome.report), len(plan.lengths))
+        scopes, width = plan.scopes, plan.width
         if "scopes" in told.numbers and not self.exact:
             scopes = going_along([Scope(each) for each in told.numbers["scopes"]], told.done)
         if "most" in told.numbers:
             width = self.opening.whole(told.one("most", 0))
-        reach, spared = told.one("reach", due.reach), told.one("spared", 0)
-        if (scopes, reach, width, spared) != (due.scopes, due.reach, due.width, due.spared):
-            due = replace(due, scopes=scopes, reach=reach, width=width, spared=spared)
-        alike = not told.one("tries", 0) and self.shares(due.scope)
-        sees = told.numbers.get("sees", due.sees)
-        if (alike, sees) != (due.alike, due.sees):
+        reach, spared = told.one("reach", plan.reach), told.one("spared", 0)
+        if (scopes, reach, width, spared) != (plan.scopes, plan.reach, plan.width, plan.spared):
+            plan = replace(plan, scopes=scopes, reach=reach, width=width, spared=spared)
+        alike = not told.one("tries", 0) and self.shares(plan.scope)
+        sees = told.numbers.get("sees", plan.sees)
+        if (alike, sees) != (plan.alike, plan.sees):
             width = outcome.canvas.tokens.shape[1]
-            due = self.packed(replace(due, alike=alike, sees=sees), width)
-        return told.broken, told.done, due
+            plan = self.packed(replace(plan, alike=alike, sees=sees), width)
+        return told.broken, told.done, plan
 
     def shares(self, scope: Scope | None) -> bool:
         """Whether one branch of each row stands for all, as long as none tries anything.

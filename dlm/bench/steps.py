@@ -12,7 +12,7 @@ from typing import Any
 
 from dlm.bench.events import Gpu
 from dlm.bench.timing import Spread
-from dlm.progress import Due, Scope
+from dlm.progress import ForwardPlan, Scope
 from dlm.recording import Recording, Steps
 
 KINDS = ("plain", "recorded", "replayed")
@@ -36,11 +36,11 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
     within: list[str] = []  # what befell the step that is being run
     run, make, play = Steps.__call__, Recording.__init__, Recording.__call__
 
-    def step(self: Steps, canvas: Any, progress: Any, due: Due) -> Any:
+    def step(self: Steps, canvas: Any, progress: Any, plan: ForwardPlan) -> Any:
         within.clear()
         begin = gpu.mark()
-        outcome = run(self, canvas, progress, due)
-        spans.append(Span(within[0] if within else "plain", part_of(due), begin, gpu.mark()))
+        outcome = run(self, canvas, progress, plan)
+        spans.append(Span(within[0] if within else "plain", part_of(plan), begin, gpu.mark()))
         return outcome
 
     def made(self: Recording, *given: Any) -> None:
@@ -65,10 +65,10 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
             setattr(owner, name, own)
 
 
-def part_of(due: Due) -> str:
+def part_of(plan: ForwardPlan) -> str:
     """What a forward computes."""
     named = {Scope.ROW: PARTS[0], Scope.WINDOW: PARTS[1], Scope.ANSWER: PARTS[3]}
-    return PARTS[2 if Scope.ROW in due.scopes else 4] if due.scope is None else named[due.scope]
+    return PARTS[2 if Scope.ROW in plan.scopes else 4] if plan.scope is None else named[plan.scope]
 
 
 def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:

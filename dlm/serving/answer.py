@@ -69,7 +69,7 @@ class Answer:
         ]
 
     def take(self, event: News) -> Piece | None:
-        """What an event adds; None for one told before the engine heard that the row is over."""
+        """What an event adds; None for one told before the engine listener that the row is over."""
         choice = self.choices[event.row]
         if isinstance(event, Reused):
             choice.reused = event.tokens

@@ -24,7 +24,7 @@ from dlm.lanes import Lanes
 from dlm.models.model import Model
 from dlm.packing import Packing
 from dlm.places import Places
-from dlm.progress import Due, Progress
+from dlm.progress import ForwardPlan, Progress
 from dlm.recording import Record, Recording, pools
 from dlm.runtime import Loop, Outcome
 
@@ -216,14 +216,14 @@ def traces() -> type[Traces]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Due]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ForwardPlan]:
     """What is due at every step that is made, those that are played again left out."""
-    seen: list[Due] = []
+    seen: list[ForwardPlan] = []
     step = Loop.step
 
-    def watched(loop: Loop, canvas: Canvas, progress: Progress, due: Due) -> Outcome:
-        seen.append(due)
-        return step(loop, canvas, progress, due)
+    def watched(loop: Loop, canvas: Canvas, progress: Progress, plan: ForwardPlan) -> Outcome:
+        seen.append(plan)
+        return step(loop, canvas, progress, plan)
 
     monkeypatch.setattr(Loop, "step", watched)
     return seen

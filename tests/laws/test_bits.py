@@ -28,6 +28,7 @@ FAMILIES = (
 FACTS: list[dict[str, Any]] = [
     *({}, {"block_size": 8}),
     *({"block_size": 8, "causal": True}, {"block_size": 8, "anchored": True, "shift": True}),
+    {"block_size": 8, "causal": True, "reordered": True},
 ]
 PAIRS = [(name, cache) for name, make in DECODERS.items() for cache in Traits.of(make()).caches]
 
@@ -65,8 +66,10 @@ def test_a_row_has_the_same_bits_alone(
     options = {**decoding(decoder), "cache": cache, "gen_length": 13, "block_length": 4, **more}
     if model.spec.causal and Traits.of(DECODERS[decoder]()).ahead:
         options["decoder_options"] = {"blocks": 1}
-    if model.spec.shift and decoder == "wino":
-        pytest.skip("wino asks what a family that predicts the next token cannot answer")
+    if (model.spec.shift or model.spec.reordered) and decoder == "wino":
+        pytest.skip("wino asks what such a family cannot answer")
+    if model.spec.reordered and "cfg_scale" in more:
+        pytest.skip("it is refused")
     keys = [40, 41, 42, 43]
     together = check(model, ROWS, **options)
     assert record(model, ROWS, keys, batch_size=2, **options) == together

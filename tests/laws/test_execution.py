@@ -90,6 +90,7 @@ def test_a_recorded_step_decides_as_it_goes(
     [
         *({}, {"block_size": 3}, {"shift": True}),
         *({"block_size": 5, "causal": True}, {"block_size": 5, "anchored": True}),
+        {"block_size": 5, "causal": True, "reordered": True},
     ],
     ids=str,
 )
@@ -128,9 +129,9 @@ def test_rows_of_which_some_are_done_start_blocks_together(golden: Model) -> Non
     shapes: list[Any] = []
     step = Loop.step
 
-    def watched(self: Loop, canvas: Any, progress: Any, due: Any) -> Outcome:
-        shapes.append(due.shape(canvas.tokens.shape[1]))
-        return step(self, canvas, progress, due)
+    def watched(self: Loop, canvas: Any, progress: Any, plan: Any) -> Outcome:
+        shapes.append(plan.shape(canvas.tokens.shape[1]))
+        return step(self, canvas, progress, plan)
 
     rows = [[5, 6, 511], *([i, *[511] * 12] for i in (7, 8, 9))]
     options: dict[str, Any] = {"cache": "dual", "block_length": 4, "decoder": "left_to_right"}

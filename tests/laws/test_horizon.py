@@ -12,7 +12,7 @@ import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import STRIDE, Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Scope
+from dlm.progress import ForwardPlan, Scope
 from dlm.traits import Traits
 from tests.laws.kept_columns import Columns
 
@@ -168,28 +168,30 @@ def test_what_is_given_behind_is_seen(golden: Model, cache: str) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix"])
-def test_no_more_is_asked_for_than_is_seen(golden: Model, asked: list[Due], cache: str) -> None:
+def test_no_more_is_asked_for_than_is_seen(
+    golden: Model, asked: list[ForwardPlan], cache: str
+) -> None:
     run(golden, ROWS[:1], KEYS[:1], cache=cache, suffix_window=6)
     whole = 7 + 34
     seen = [min(7 + 4 * (block + 1) + 6, whole) for block in range(9) for _ in range(4)][:34]
-    assert [due.across for due in asked] == seen
-    assert [due.lengths for due in asked] == [[end] for end in seen]
+    assert [plan.across for plan in asked] == seen
+    assert [plan.lengths for plan in asked] == [[end] for end in seen]
     if cache == "prefix":
-        assert max(due.reach for due in asked) == 4 + 6
+        assert max(plan.reach for plan in asked) == 4 + 6
 
 
 def test_shapes_that_stay_are_few() -> None:
     """Columns of the canvas are told in steps of those that canvases have."""
-    due = Due([300, 280], [256, 200], [Scope.ROW] * 2, 0, 32, None, sees=[100, 90])
-    seen = due.seen()
+    plan = ForwardPlan([300, 280], [256, 200], [Scope.ROW] * 2, 0, 32, None, sees=[100, 90])
+    seen = plan.seen()
     assert (seen.lengths, seen.tails, seen.across) == ([100, 90], [56, 10], 100)
-    asked = Execution(static=True).rounded(due, 300)
+    asked = Execution(static=True).rounded(plan, 300)
     assert (asked.lengths, asked.across) == ([100, 90], 2 * STRIDE)
-    assert Execution(static=True).rounded(replace(due, sees=[290, 90]), 300).across == 300
-    assert Execution().rounded(due, 300).across == 100
+    assert Execution(static=True).rounded(replace(plan, sees=[290, 90]), 300).across == 300
+    assert Execution().rounded(plan, 300).across == 100
     assert asked.shape(300) != replace(asked, across=300).shape(300)
-    assert due.select([1]).sees == [90]
-    assert Due.stack([due, due.select([0])]).sees == [100, 90, 100]
+    assert plan.select([1]).sees == [90]
+    assert ForwardPlan.stack([plan, plan.select([0])]).sees == [100, 90, 100]
 
 
 def test_where_it_is_refused(golden: Model) -> None:

@@ -247,7 +247,7 @@ def test_what_does_not_come_back_is_dropped(
     (work,) = lane.kept
     # What packs the rows is read again, and has no other owner than the recording.
     made = [each for each in work.steps.made.values() if isinstance(each, Recording)]
-    assert [each.due.packing is not None for each in made] == [True] * 3
+    assert [each.plan.packing is not None for each in made] == [True] * 3
     state = kinds(None)
     assert [*work.steps.made] == [
         ((Scope.ROW, (n + 10, 11), 5, True, 64), state) for n in (4, 2, 5)

@@ -120,9 +120,9 @@ def test_a_batch_that_shrinks_meets_what_smaller_ones_left(
     shapes: set[tuple[int, bool]] = set()
     call = Steps.__call__
 
-    def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
-        shapes.add((canvas.shape[0], due.packing is not None))
-        return call(self, canvas, progress, due)
+    def seen(self: Steps, canvas: Any, progress: Any, plan: Any) -> Any:
+        shapes.add((canvas.shape[0], plan.packing is not None))
+        return call(self, canvas, progress, plan)
 
     rows = [[5 + n, *[511] * blanks, 6] for n, blanks in enumerate((3, 3, 20, 9, 3, 3))]
     options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0}
@@ -167,9 +167,9 @@ def test_rows_whose_blocks_end_apart_are_played_too(
     shapes: set[Any] = set()
     call = Steps.__call__
 
-    def seen(self: Steps, canvas: Any, progress: Any, due: Any) -> Any:
-        shapes.add((due.rooms[1], due.scopes.count(2)))
-        return call(self, canvas, progress, due)
+    def seen(self: Steps, canvas: Any, progress: Any, plan: Any) -> Any:
+        shapes.add((plan.rooms[1], plan.scopes.count(2)))
+        return call(self, canvas, progress, plan)
 
     options: dict[str, Any] = {"cache": cache, "block_length": 4, "temperature": 1.0, **more}
     with pytest.MonkeyPatch.context() as patch:

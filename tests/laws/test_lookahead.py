@@ -14,7 +14,7 @@ from dlm.decoders.base import Stateless
 from dlm.decoders.select import rank
 from dlm.execution import Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Scope
+from dlm.progress import ForwardPlan, Scope
 from dlm.types import Decision, StepView
 
 Traced = Callable[..., Execution]
@@ -122,14 +122,21 @@ def test_recorded_steps_do_the_same(
 
 
 def test_branches_of_a_batch_are_alike_where_those_of_all_its_parts_are() -> None:
-    parts = [Due([3], [3], [Scope.ROW], 0, 9, None, alike=alike) for alike in (True, False)]
-    assert not Due.stack(parts).alike
-    assert not Due.stack(parts[::-1]).alike
-    assert Due.stack(parts[:1] * 2).alike
+    parts = [ForwardPlan([3], [3], [Scope.ROW], 0, 9, None, alike=alike) for alike in (True, False)]
+    assert not ForwardPlan.stack(parts).alike
+    assert not ForwardPlan.stack(parts[::-1]).alike
+    assert ForwardPlan.stack(parts[:1] * 2).alike
     assert parts[0].shape(3) != parts[1].shape(3)
 
 
-@pytest.mark.parametrize("facts", [{"block_size": 4}, {"block_size": 8, "causal": True}], ids=str)
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"block_size": 4}, {"block_size": 8, "causal": True}),
+        {"block_size": 8, "causal": True, "reordered": True},
+    ],
+    ids=str,
+)
 def test_prompts_are_kept_and_taken_over(golden: Model, facts: dict[str, Any]) -> None:
     """By every branch, of networks whose attention is in blocks."""
     model = replace(golden, spec=replace(golden.spec, **facts))

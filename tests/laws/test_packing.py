@@ -165,6 +165,7 @@ def check_ways(model: Model, one_by_one: Callable[[bool], None], **options: Any)
     [
         *({}, {"shift": True}, {"block_size": 4}),
         *({"block_size": 8, "causal": True}, {"block_size": 8, "anchored": True}),
+        {"block_size": 8, "causal": True, "reordered": True},
     ],
     ids=str,
 )

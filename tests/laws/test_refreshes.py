@@ -13,7 +13,7 @@ import dlm
 from dlm.decoders import DECODERS
 from dlm.execution import Execution
 from dlm.models.model import Model
-from dlm.progress import Due, Scope
+from dlm.progress import ForwardPlan, Scope
 from dlm.traits import Traits
 from tests.laws.kept_columns import Columns
 
@@ -242,11 +242,13 @@ def test_however_steps_are_run(
 
 def test_answers_of_other_lengths_are_recorded_apart() -> None:
     """A recording computes so many positions of a row, whoever plays it."""
-    short, long = (Due([200, 90], [n, 30], [Scope.ANSWER] * 2, 0, 9, None) for n in (64, 128))
+    short, long = (
+        ForwardPlan([200, 90], [n, 30], [Scope.ANSWER] * 2, 0, 9, None) for n in (64, 128)
+    )
     assert (short.tail, long.tail) == (64, 128)
     assert short.shape(200) != long.shape(200)
-    mixed = (replace(due, scopes=[Scope.ANSWER, Scope.WINDOW]) for due in (short, long))
-    assert len({due.shape(200) for due in mixed}) == 2
+    mixed = (replace(plan, scopes=[Scope.ANSWER, Scope.WINDOW]) for plan in (short, long))
+    assert len({plan.shape(200) for plan in mixed}) == 2
 
 
 def test_blocks_without_blanks_are_stepped_over(golden: Model) -> None:

@@ -19,14 +19,14 @@ def number(value: int) -> torch.Tensor:
 
 
 def report_of(branches: int, caching: bool, opens: bool, spares: bool, sees: bool) -> Report:
-    renewal: Any = SimpleNamespace(
+    refreshes: Any = SimpleNamespace(
         decoded_every=int(spares),
         reach=lambda seen, progress: number(40),
         spared=lambda canvas, progress: number(5),
     )
     traits = SimpleNamespace(branches=branches, open=print if opens else None)
     opening: Any = SimpleNamespace(traits=traits, most=lambda progress: number(16))
-    return Report(RULES, renewal, opening, caching=caching, sees=sees)
+    return Report(RULES, refreshes, opening, caching=caching, sees=sees)
 
 
 def after(branches: int) -> After:

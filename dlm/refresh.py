@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from dlm.canvas import Canvas
 from dlm.host import send
-from dlm.progress import Due, Progress, Scope
+from dlm.progress import ForwardPlan, Progress, Scope
 from dlm.settings import Settings
 from dlm.topology import Topology
 from dlm.types import StepView
@@ -20,7 +20,7 @@ from dlm.window import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class QuerySpan:
     """Columns of each row to compute."""
 
     begin: Tensor  # int64 [B]
@@ -33,7 +33,7 @@ class Stretch:
     spared: int = 0  # fewest columns left out of any row
 
 
-class Renewal:
+class RefreshPlan:
     """Decides what a forward pass computes of each row, from the passes made so far.
 
     The first forward pass of a block computes the whole row, as in Fast-dLLM (Wu et al. 2025,
@@ -172,31 +172,35 @@ class Renewal:
             other = other | (progress.scopes != Scope.WINDOW)
         return each.masked_fill(other, settled.shape[1]).amin(0, keepdim=True)
 
-    def window(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
-        """The stretch that the cache does not cover, less the settled columns of the window."""
+    def window(
+        self, canvas: Canvas, view: StepView, progress: Progress, plan: ForwardPlan
+    ) -> QuerySpan:
+        """The span that the cache does not cover, less the settled columns of the window."""
         if self.topology.final:
             end = self.topology.block_end(canvas, view.block_start, progress.open)
             window = view.positions.shape[1]
-            count = max(due.reach, window)
+            count = max(plan.reach, window)
             # On a grid, what precedes a one-block window is at least as long, so here nothing does.
             even = self.topology.on_grid and progress.open is None and count == window
-            stretch = Stretch(progress.kept, end, count, 0 if even else None)
+            span = QuerySpan(progress.kept, end, count, 0 if even else None)
         else:
-            stretch = self.near(canvas, view, progress, due)
+            span = self.near(canvas, view, progress, plan)
         if not self.decoded_every:
-            return stretch
+            return span
         settled = self.settled(canvas, progress)
-        return replace(stretch, settled=settled, spared=due.spared, lead=None)
+        return replace(span, settled=settled, spared=plan.spared, lead=None)
 
-    def near(self, canvas: Canvas, view: StepView, progress: Progress, due: Due) -> Stretch:
-        """The stretch of a bidirectional model: the window, or all from it on, and what is near.
+    def near(
+        self, canvas: Canvas, view: StepView, progress: Progress, plan: ForwardPlan
+    ) -> QuerySpan:
+        """The span of a bidirectional model: the window, or all from it on, and what is near.
 
         It also covers the block before, if no forward pass has seen its last tokens.
         """
         window, start = view.positions.shape[1], view.block_start
         end = canvas.stop if progress.open is None else progress.open
         near, before = min(self.around, canvas.tokens.shape[1]), self.answer_every > 0
-        count = max(due.reach, window)
+        count = max(plan.reach, window)
         # If the block before is computed too, there are more columns than a one-block window has.
         lead = None if before and (progress.open is not None or count > window) else near
         if near or before:
@@ -206,25 +210,25 @@ class Renewal:
         if near:
             start, end = start - near, end + near
         if self.mode == "prefix":
-            return Stretch(start, canvas.length, count + near, lead)
-        return Stretch(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
+            return QuerySpan(start, canvas.length, count + near, lead)
+        return QuerySpan(start, torch.minimum(end, canvas.length), count + 2 * near, lead)
 
-    def answer(self, canvas: Canvas, view: StepView, due: Due) -> Stretch:
-        """The stretch of each row from its first block on."""
-        count = max(due.tail, view.positions.shape[1])
-        return Stretch(canvas.origin, canvas.length, count, None)
+    def answer(self, canvas: Canvas, view: StepView, plan: ForwardPlan) -> QuerySpan:
+        """The span of each row from its first block on."""
+        count = max(plan.tail, view.positions.shape[1])
+        return QuerySpan(canvas.origin, canvas.length, count, None)
 
-    def rows(self, scope: Scope, room: int, progress: Progress, due: Due) -> Tensor:
+    def rows(self, scope: Scope, room: int, progress: Progress, plan: ForwardPlan) -> Tensor:
         """Rows for which the next forward pass computes exactly `scope`, int64.
 
         Args:
             scope: more than the window.
-            room: number of rows to return, padded with the first one; 0 for those that `due` names.
+            room: rows to return, padded with the first one; 0 for those that `plan` names.
             progress: their state.
-            due: what the host knows.
+            plan: what the host knows.
         """
         if not room:
-            return flagged([each is scope for each in due.scopes], progress.done.device)
+            return flagged([each is scope for each in plan.scopes], progress.done.device)
         return first((progress.scopes == scope) & ~progress.done, room)
 
 
