@@ -1,4 +1,4 @@
-"""Network families and their loading."""
+"""The model families, and loading their checkpoints."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ _HOMES = {"Model": "model", "ModelSpec": "spec"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: torch alone takes seconds."""
+    """Import a public name when it is first used, because importing torch takes seconds."""
     if name in _HOMES:
         return getattr(import_module(f"dlm.models.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'dlm.models' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) in the format of peft.
+"""Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) in peft's format.
 
-peft is optional and is imported where an adapter is asked for.
+peft is optional. It is imported only when an adapter is used.
 """
 
 import json
@@ -22,22 +22,22 @@ from dlm.options import integer, number
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of every weight's name in a file
-LOW_RANK = ".lora_"  # what follows the name of a layer
+PREFIX = "base_model.model."  # every weight name in a file starts with this
+LOW_RANK = ".lora_"  # follows the layer name in a weight name
 LARGEST = 1e6
 PLAIN = (
     *("target_parameters", "modules_to_save"),
     *("alora_invocation_tokens", "layer_replication", "megatron_config"),
 )
-"""Options of peft that make another thing of an adapter than a matrix beside those of layers."""
-NAME = "default"  # of the adapter inside a network
+"""Options of peft with which an adapter is more than low-rank matrices added to layers."""
+NAME = "default"  # peft's name for the adapter inside a network
 
 
 def peft_library() -> Any:
-    """Peft.
+    """The module `peft`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: peft is not installed.
     """
     try:
         import peft
@@ -49,16 +49,19 @@ def peft_library() -> Any:
 
 
 def attach(network: Any, source: str, *, merge: bool) -> Any:
-    """The network with an adapter in its layers, W x + (alpha / r) B A x, which it changes.
+    """Add an adapter to a network's layers, in place: W x + (alpha / r) B A x.
 
     Args:
-        network: as loaded.
-        source: a folder or a Hugging Face id. Names may be ours or the released ones.
-        merge: put W + (alpha / r) B A in the place of W instead: no extra work in a forward.
+        network: the loaded network.
+        source: a folder or a Hugging Face id. Weight names may be ours or the released ones.
+        merge: replace W by W + (alpha / r) B A instead, so that a forward pass costs nothing extra.
+
+    Returns:
+        The network with the adapter, in evaluation mode and without gradients.
 
     Raises:
-        ValueError: no adapter, another kind than LoRA, or one of another network; weights that are
-            8-bit integers.
+        ValueError: there is no adapter, it is not LoRA, it belongs to another network, it cannot
+            be merged, or weights of the network are 8-bit integers or offloaded.
     """
     library = peft_library()
     refuse_quantized(network, "an adapter")
@@ -76,8 +79,8 @@ def attach(network: Any, source: str, *, merge: bool) -> Any:
             f"the adapter {source!r} has ranks by layer under names of the released code, which "
             "cannot be told apart here: rename its layers"
         )
-    # Layers by their full names, as the weights have them: what a configuration says instead are
-    # patterns, which fit other layers here than in the code the adapter was trained with.
+    # The full layer names come from the weights. The configuration has patterns instead, which can
+    # match other layers here than in the code that the adapter was trained with.
     config.target_modules = layers
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.inference_mode = True
@@ -90,33 +93,33 @@ def attach(network: Any, source: str, *, merge: bool) -> Any:
     if merge:
         try:
             network = wrapped.merge_and_unload(safe_merge=True)
-        except (RuntimeError, ValueError) as error:  # what it adds has no place in the layer
+        except (RuntimeError, ValueError) as error:  # the product does not fit the weight
             raise ValueError(f"the adapter {source!r} cannot be merged: {error}") from error
     network.requires_grad_(False)
     return network.eval()
 
 
 def wrap(network: Any, config: Any) -> Any:
-    """A `PeftModel` around a network whose layers it changes in place.
+    """Wrap a network in a `PeftModel`, which changes its layers in place.
 
     Raises:
-        ValueError: layers that peft has no adapter for.
+        ValueError: peft has no adapter for one of the layers.
     """
     with warnings.catch_warnings():
-        # peft asks transformers by a name that transformers has moved on from.
+        # peft uses an attribute that transformers has deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is dep", FutureWarning)
         return peft_library().PeftModel(network, config, NAME)
 
 
 def write(wrapped: Any, out: Path, base: str | None) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, the same bytes every time.
+    """Write `adapter_config.json` and `adapter_model.safetensors`, deterministically.
 
-    Each file takes its place whole, in one atomic step.
+    Each file is replaced atomically, so that it is never half written.
 
     Args:
-        wrapped: what `wrap` gave.
-        out: folder, made if it is not there.
-        base: name to be written for the model the adapter belongs to.
+        wrapped: the result of `wrap`.
+        out: the folder, created if it does not exist.
+        base: the name to record for the model that the adapter belongs to.
     """
     out.mkdir(parents=True, exist_ok=True)
     network = wrapped.get_base_model()
@@ -140,7 +143,12 @@ def write(wrapped: Any, out: Path, base: str | None) -> None:
 
 
 def read_config(library: Any, source: str, network: Any) -> Any:
-    """The configuration of an adapter, if it is a LoRA for this class of networks."""
+    """Read the configuration of a LoRA adapter for this class of networks.
+
+    Raises:
+        ValueError: there is none, it is invalid, it has an unsupported option, or the adapter was
+            trained for another class.
+    """
     path = cached(source, CONFIG)
     if path is None:
         raise ValueError(f"no {CONFIG} in the adapter {source!r}{absent(source)}")
@@ -157,7 +165,7 @@ def read_config(library: Any, source: str, network: Any) -> Any:
         integer("r", stated.get("r"), least=1)
         number("lora_alpha", stated.get("lora_alpha", 8), least=-LARGEST, most=LARGEST)
         start = stated.get("init_lora_weights", True)
-        if start not in (True, False, "gaussian"):  # the others changed the base's weights too
+        if start not in (True, False, "gaussian"):  # others also change the base weights
             raise ValueError(f"init_lora_weights must be true, false or gaussian, got {start!r}")
         config = library.LoraConfig.from_peft_type(**stated)
     except (ValueError, TypeError, AttributeError) as error:
@@ -170,10 +178,10 @@ def read_config(library: Any, source: str, network: Any) -> Any:
 
 
 def read_weights(source: str, network: Any) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of an adapter under our names, and whether any had another name.
+    """The tensors of an adapter under our names, and whether any had to be renamed.
 
     Raises:
-        ValueError: there are none, or some of another kind.
+        ValueError: there are none, the file is broken, or a tensor is no low-rank matrix.
     """
     path = cached(source, WEIGHTS)
     if path is None:
@@ -194,7 +202,7 @@ def read_weights(source: str, network: Any) -> tuple[dict[str, Tensor], bool]:
 
 
 def is_copy(name: str, weight: Tensor, network: Any) -> bool:
-    """Whether a tensor is one of the network's: peft writes embeddings whose layers it adapts."""
+    """Whether a tensor equals a weight of the network: peft also saves adapted embeddings."""
     if not name.startswith(PREFIX) or ADAPTED not in name:
         return False
     own = renamed(name.removeprefix(PREFIX).replace(ADAPTED, "."), network)
@@ -205,7 +213,11 @@ def is_copy(name: str, weight: Tensor, network: Any) -> bool:
 
 
 def check_untied(source: str, layers: set[str], network: Any) -> None:
-    """Refuse to merge into a weight that another layer has, too, which would change that one."""
+    """Reject merging into tied weights, which would also change the layer at the other end.
+
+    Raises:
+        ValueError: the adapter has a layer whose weight is tied.
+    """
     named = dict(network.named_modules())
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
     if ends[1] is not None and ends[0].weight is ends[1].weight:
@@ -218,7 +230,11 @@ def check_untied(source: str, layers: set[str], network: Any) -> None:
 
 
 def check_layers(source: str, layers: set[str], network: Any) -> None:
-    """Refuse an adapter for layers that the network has not got."""
+    """Reject an adapter for layers that the network does not have.
+
+    Raises:
+        ValueError: a layer is missing.
+    """
     missing = sorted(layers - {name for name, _ in network.named_modules()})
     if missing:
         raise ValueError(
@@ -228,7 +244,16 @@ def check_layers(source: str, layers: set[str], network: Any) -> None:
 
 
 def check_weights(source: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuse tensors that are missing, too many, or of another shape than the network's."""
+    """Reject missing and surplus tensors, wrong shapes, and values that are not finite.
+
+    Args:
+        source: where the adapter is, for messages.
+        found: the adapter's tensors by name.
+        expected: the tensors that the network has for it.
+
+    Raises:
+        ValueError: a tensor is wrong.
+    """
     names = sorted(found.keys() ^ expected.keys())
     if names:
         raise ValueError(
@@ -246,5 +271,5 @@ def check_weights(source: str, found: dict[str, Tensor], expected: dict[str, Ten
 
 
 def listed(names: list[str]) -> str:
-    """The first few names."""
+    """The first four names, for a message."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,6 +1,6 @@
-"""Attention as the networks here call it: through transformers' backends, or by rows end to end.
+"""Attention of our networks: through transformers' backends, or as the cache view computes it.
 
-Shapes: B rows, L tokens of each, H heads, E head width.
+Shapes: B rows, L tokens per row, K keys, H heads, E head width.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,16 @@ from dlm.models.model import MASKED
 
 
 def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
-    """What the attention backend takes for a mask [B, L], or its own kind of [B, L, K]; or None.
+    """The mask in the form that the attention backend takes; None for None.
 
-    Given none, early transformers 5 makes one of the queries alone while a CUDA graph is captured,
-    which does not fit keys of earlier forwards.
+    None stays None because early transformers 5 otherwise builds a mask over the queries alone
+    while a CUDA graph is captured, and that does not fit the keys of a cache.
+
+    Args:
+        config: of the network.
+        x: embeddings [B, L, D].
+        attention_mask: [B, L], 0 at padding; or one per query, [B, L, K] or [B, 1, L, K], boolean
+            or already in the backend's own form (floating).
     """
     if attention_mask is None:
         return None
@@ -34,7 +40,7 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
 
 
 def causal_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Bool [B, L, L]: no token sees a later one, or padding; a mask for every query stays."""
+    """A causal mask without padding, bool [B, L, L]; a mask per query is returned as it is."""
     if attention_mask is not None and attention_mask.dim() > 2:
         return attention_mask
     length = x.shape[1]
@@ -43,10 +49,10 @@ def causal_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def of_backend(config: Any, x: Tensor, sees: Tensor) -> Tensor:
-    """What the attention backend takes for a mask of every query, bool [B, 1, L, K].
+    """A mask per query, bool [B, 1, L, K], in the form that the attention backend takes.
 
     Raises:
-        ValueError: it takes none.
+        ValueError: the backend takes no such mask.
     """
     backend = config._attn_implementation
     if backend == "eager":
@@ -67,10 +73,11 @@ def in_fours(
     value: Tensor,
     mask: Tensor | None,
 ) -> Tensor:
-    """What a backend makes of queries, [B, L, H, E].
+    """Attention by a backend, [B, L, H, E], with the queries padded to a multiple of 4 on a CPU.
 
-    On a CPU the sums of a few last queries hang on how many there are: they come in fours there,
-    and a query has the same bits whatever others it is computed with.
+    On a CPU, the sums of the last few queries are rounded differently depending on how many queries
+    there are. With a multiple of 4, a query has the same bits whatever other queries there are.
+    Queries are padded only without gradients and for the backends in `MASKED`.
     """
     count, masks = query.shape[2], module.config._attn_implementation in MASKED
     on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
@@ -93,15 +100,15 @@ def attention(
     mask: Tensor | None,
     cache: View | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention both ways, [B, L, H, E].
+    """Bidirectional scaled dot-product attention, [B, L, H, E].
 
     Args:
-        module: the layer, with `config`, `layer_idx`, `scaling` and what the backend reads.
+        module: the layer, with `config`, `layer_idx`, `scaling` and what else the backend reads.
         query: [B, H, L, E].
-        key: [B, G, L, E], G heads, a divisor of H.
+        key: [B, G, L, E] of G heads, where G divides H.
         value: like `key`.
-        mask: what the backend takes.
-        cache: what stands between the layer and its attention.
+        mask: in the backend's own form.
+        cache: the view that chooses the keys and values to attend to; None for those of this pass.
     """
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward

@@ -1,4 +1,4 @@
-"""Buffers that stay exact in a network of a narrow dtype."""
+"""Buffers that keep float32 in a network of half precision."""
 
 from collections.abc import Callable
 from typing import Self
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 
 class WideBuffers(nn.Module):
-    """A module whose own buffers stay in float32 or wider, as loading in a narrow dtype has them.
+    """A module whose own buffers stay in float32 or wider when the network is cast.
 
-    `network.to(torch.bfloat16)` and `network.half()` cast every floating buffer. Rotary frequencies
-    in bfloat16 turn far positions by other angles, and a router's bias chooses other experts.
+    `network.to(torch.bfloat16)` and `network.half()` cast every floating buffer. In bfloat16,
+    rotary frequencies give late positions wrong angles, and a router's bias selects other experts.
+    Loading in half precision keeps these buffers in float32, and so does this class.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -1,7 +1,7 @@
-"""Tokenizers of byte-level BPE that come as vocab.json and merges.txt, split as Qwen2 does.
+"""Byte-level BPE tokenizers from vocab.json and merges.txt, with Qwen2's pre-tokenization.
 
-Added tokens keep the ids that their files declare, gaps included: transformers counts on from the
-vocabulary's end instead. A tokenizer.json is taken as it is.
+Added tokens keep the ids that their files declare, including gaps. transformers would number them
+consecutively from the end of the vocabulary. A tokenizer.json is used as it is.
 """
 
 import json
@@ -13,18 +13,18 @@ import transformers
 
 
 class Qwen2Tokenizer(transformers.Qwen2Tokenizer):
-    """That of Qwen2; saved, it is transformers' own."""
+    """Qwen2's tokenizer; `save_pretrained` writes it as transformers' own class."""
 
     @classmethod
     def convert_to_native_format(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """What the class is built from: `vocab` and `merges`, out of files that transformers found.
+        """The arguments of the class: `vocab` and `merges`, read from the files that were found.
 
         Raises:
-            ValueError: there is neither a tokenizer.json nor both others.
+            ValueError: there is no tokenizer.json, and not both of the other files.
         """
-        options.pop("auto_map", None)  # code that is not run, and not told of when it is saved
+        options.pop("auto_map", None)  # remote code, which is neither run nor mentioned when saved
         if options.get("tokenizer_file") is not None:
-            # By default the class would add an <|endoftext|> that is not there.
+            # By default the class would add an <|endoftext|> that the file does not have.
             options = dict.fromkeys(("unk_token", "eos_token", "pad_token")) | options
         else:
             words, rules = options.get("vocab_file"), options.get("merges_file")
@@ -39,26 +39,26 @@ class Qwen2Tokenizer(transformers.Qwen2Tokenizer):
 
 
 class DreamTokenizer(Qwen2Tokenizer):
-    """Stands in for the class that lies beside Dream's checkpoints."""
+    """Replaces the tokenizer class that Dream's checkpoints bring as remote code."""
 
 
 class DreamTokenizerConfig(transformers.PreTrainedConfig):
-    """The configuration that `DreamTokenizer` is registered under.
+    """The configuration class under which `DreamTokenizer` is registered.
 
-    Not by the configuration of Dream: where that has a tokenizer, transformers prefers the one
-    whose code lies beside a checkpoint.
+    It is not registered under Dream's own configuration: if that had a tokenizer, transformers
+    would prefer the remote code beside the checkpoint.
     """
 
     model_type = "dream-tokenizer"
 
 
 def read_words(path: str, added: Mapping[int, Any]) -> dict[str, int]:
-    """Ids of all tokens of a vocab.json, and of those that are added to them."""
+    """Ids of all tokens in a vocab.json, and of the added tokens."""
     words: dict[str, int] = json.loads(Path(path).read_text(encoding="utf-8"))
     return words | {token.content: number for number, token in added.items()}
 
 
 def read_rules(path: str) -> list[tuple[str, ...]]:
-    """Pairs that a merges.txt joins, first those that come first."""
+    """The merges in a merges.txt, in order of priority."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]

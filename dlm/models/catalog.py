@@ -1,9 +1,9 @@
-"""The published checkpoints that load, and what has been verified about each."""
+"""The published checkpoints that can be loaded, and how each was verified."""
 
 from dataclasses import dataclass
 
 BUILT_IN_NAME = "built-in"
-"""Of the model that comes with the package."""
+"""The name of the model that comes with the package."""
 LOGITS = "official logits, at a small size"
 EQUATIONS = "published equations, at a small size"
 CARD = "see its card"
@@ -23,7 +23,7 @@ class Checkpoint:
 
     name: str  # what `dlm.load` takes
     family: str
-    parameters: int | None  # None where no file of it was seen
+    parameters: int | None  # None if no file of the checkpoint was seen
     licence: str
     verified: str
     note: str = ""

@@ -1,6 +1,6 @@
-"""Configurations of the LLaDA families, and what those of all decoder-shaped networks share.
+"""Configurations of the LLaDA families, and the base class of all decoder-shaped configurations.
 
-Apart from the networks, so that AutoConfig knows them without loading any modelling code.
+They are separate from the networks, so that AutoConfig knows them without importing modelling code.
 """
 
 from dataclasses import fields
@@ -13,10 +13,10 @@ from dlm.models.family import settled_by
 from dlm.options import integer, number
 
 LOCAL = ("attn_implementation", "auto_map", "model_type")
-"""Keys of a `config.json` that are about the code it was saved with, not about the network."""
+"""Keys of a `config.json` that describe the code it was saved with, not the network."""
 
 ROTARY = {"rope_theta", "rope_type", "type"}
-"""What `rope_parameters` may hold."""
+"""Keys that `rope_parameters` may have."""
 
 SIZES = (
     "vocab_size",
@@ -29,20 +29,20 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-"""What has to be a positive int in every family."""
+"""Fields that have to be a positive int in every family."""
 
 QK_NORM_PLAN = {
     "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
     "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
 }
-"""What tensor parallelism does with norms of queries and keys, where there are some."""
+"""The tensor parallel plan of query and key norms."""
 
 
 class DecoderConfig(PreTrainedConfig):
-    """What `dlm.models.transformer` reads, under the names it reads; not a family itself.
+    """The fields that `dlm.models.transformer` reads; the base class of the families.
 
-    Fields bear the released names. What a family has no field for is a class variable or a
-    property.
+    Fields have the released names. Values without a field in a family's files are class variables
+    or properties.
     """
 
     base_model_tp_plan = {  # noqa: RUF012 (transformers reads a plain dict)
@@ -55,20 +55,20 @@ class DecoderConfig(PreTrainedConfig):
         "layers.*.mlp.down_proj": "rowwise",
     }
     title: ClassVar[str]  # for messages
-    released_type: ClassVar[str | None] = None  # the released model_type, where ours is another
-    declared: ClassVar[tuple[str, ...]]  # what its checkpoints put in `architectures`
-    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}  # what every release has, as it may be written
+    released_type: ClassVar[str | None] = None  # the released model_type, if ours differs
+    declared: ClassVar[tuple[str, ...]]  # what checkpoints may have in `architectures`
+    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}  # same in every release; allowed spellings
     sizes: ClassVar[tuple[str, ...]] = SIZES
-    nullable: ClassVar[tuple[str, ...]] = ()  # sizes that a file may leave null
+    nullable: ClassVar[tuple[str, ...]] = ()  # sizes that may be null in a file
     qkv_bias: ClassVar[bool] = False
     o_bias: ClassVar[bool] = False
     mlp_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False  # RMSNorm of each head of queries and keys, before rotation
-    fused_qkv: ClassVar[bool] = False  # one projection, rows in the order query, key, value
-    autoregressive: ClassVar[bool] = False  # whether it is causal without a mask for every query
-    rope_full_precision: ClassVar[bool] = False  # whether queries and keys rotate in float32
-    yarn: ClassVar[bool] = False  # whether slow rotations are stretched, as `rope_parameters` say
-    query_scale: ClassVar[tuple[float, int] | None] = None  # by position: `RotaryEmbedding.scale`
+    fused_qkv: ClassVar[bool] = False  # one projection, with rows in the order query, key, value
+    autoregressive: ClassVar[bool] = False  # whether it is causal unless given a mask per query
+    rope_full_precision: ClassVar[bool] = False  # whether queries and keys are rotated in float32
+    yarn: ClassVar[bool] = False  # whether `rope_parameters` describe YaRN
+    query_scale: ClassVar[tuple[float, int] | None] = None  # beta, N of `RotaryEmbedding.scale`
     vocab_size: int = 32000
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -80,7 +80,7 @@ class DecoderConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     use_cache: bool = False
     initializer_range: float = 0.02
-    if TYPE_CHECKING:  # fields that a family may have under another name
+    if TYPE_CHECKING:  # fields that may have another name in a family
         hidden_size: int = 0
         intermediate_size: int = 0
         num_hidden_layers: int = 0
@@ -90,7 +90,7 @@ class DecoderConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave null, and refuse what no release has."""
+        """Fill in fields that are null, and reject values that no release has."""
         self.check_numbers()
         self.fill()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
@@ -109,10 +109,10 @@ class DecoderConfig(PreTrainedConfig):
             )
 
     def check_numbers(self) -> None:
-        """Refuse numbers that none can be made of, by their names in the file.
+        """Reject sizes and other numbers that no network can have, by their names in the file.
 
         Raises:
-            ValueError: a size is no positive int, or another number is none.
+            ValueError: a size is no positive int, or another number is invalid.
         """
         for name in self.sizes:
             size = getattr(self, name)
@@ -123,11 +123,11 @@ class DecoderConfig(PreTrainedConfig):
 
     @classmethod
     def name_in_file(cls, name: str) -> str:
-        """What `config.json` calls a field."""
+        """The name of a field in `config.json`."""
         return cls.attribute_map.get(name, name)
 
     def fill(self) -> None:
-        """Give sizes that the file leaves null the value that this stands for."""
+        """Replace sizes that are null in the file by what null stands for."""
 
     @property
     def head_dim(self) -> int:
@@ -136,7 +136,7 @@ class DecoderConfig(PreTrainedConfig):
 
     @property
     def rotary_dim(self) -> int:
-        """How much of a head is rotated."""
+        """Columns of a head that are rotated."""
         return self.head_dim
 
     @property
@@ -145,20 +145,20 @@ class DecoderConfig(PreTrainedConfig):
         return self.vocab_size
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has experts."""
+        """Whether a layer is a mixture of experts."""
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """As released, so that the official code reads what we save."""
+        """With the released `model_type`, so that the official code can read what we save."""
         kept = super().to_dict()
         return kept | {"model_type": self.released_type} if self.released_type else kept
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`, without the pointer to remote code.
+        """Build from `config.json`, without its reference to remote code.
 
         Raises:
-            ValueError: it is that of another family, or has what no release has.
+            ValueError: it belongs to another family, or has a value that no release has.
         """
         architecture = first_architecture(config_dict) or cls.declared[0]
         if architecture not in cls.declared:
@@ -183,10 +183,10 @@ class DecoderConfig(PreTrainedConfig):
 
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:
-        """Fields of `rope_parameters`: how transformers 5 writes rope_theta and rope_scaling.
+        """The fields in `rope_parameters`, where transformers 5 writes rope_theta and rope_scaling.
 
         Raises:
-            ValueError: they are not those of plain rotary embedding.
+            ValueError: they do not describe plain rotary embedding.
         """
         held = rotary if isinstance(rotary, dict) else {"type": None}
         kind = held.get("rope_type", held.get("type", "default"))
@@ -199,30 +199,34 @@ class DecoderConfig(PreTrainedConfig):
 
     @classmethod
     def implies(cls, key: str) -> bool:
-        """Whether a value of `config.json` follows from others, or from the family."""
+        """Whether the value of a key of `config.json` follows from others, or from the family."""
         own = {field.name for field in fields(cls)}.union(cls.attribute_map)
         settable = getattr(getattr(cls, key, None), "fset", None)
         return key not in own and hasattr(cls, key) and settable is None
 
 
 def first_architecture(config_dict: dict[str, Any]) -> str | None:
-    """What a `config.json` declares its network to be, if it does."""
+    """The first entry of `architectures` in a `config.json`, if there is one."""
     declared = config_dict.get("architectures") or [None]
     return str(declared[0]) if declared[0] else None
 
 
 def with_dtypes(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` whose dtype is one of torch, null where the weights have to tell it.
+    """A `config.json` with its dtype as a torch dtype, None if the weights determine it.
 
     Raises:
-        ValueError: it is no floating dtype.
+        ValueError: the dtype is no floating dtype.
     """
     stated = {key: config_dict[key] for key in ("dtype", "torch_dtype") if config_dict.get(key)}
     return config_dict | {key: dtype_of(key, value) for key, value in stated.items()}
 
 
 def dtype_of(key: str, value: object) -> torch.dtype | None:
-    """The dtype that a file writes as "bfloat16", "torch.bfloat16" or "auto"."""
+    """The dtype of a value such as "bfloat16" or "torch.bfloat16"; None for "auto".
+
+    Raises:
+        ValueError: it is no floating dtype; `key` is its name in the file.
+    """
     if value == "auto":
         return None
     name = value.removeprefix("torch.") if isinstance(value, str) else ""
@@ -247,7 +251,7 @@ LLADA_FIXED: dict[str, tuple[Any, ...]] = {
     "rope_full_precision": (True,),
     "scale_logits": (False,),
 }
-"""Switches of the upstream code that every released checkpoint sets this way."""
+"""Switches of the official code that are set this way in every released checkpoint."""
 
 
 class LladaConfig(DecoderConfig):
@@ -294,7 +298,7 @@ class LladaConfig(DecoderConfig):
     scale_logits: bool = False
 
     def fill(self) -> None:
-        """Give sizes that the file leaves null the value that this stands for."""
+        """Replace sizes that are null in the file by what null stands for."""
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.embedding_size is None:
@@ -303,14 +307,14 @@ class LladaConfig(DecoderConfig):
             self.mlp_hidden_size = integer("mlp_ratio", self.mlp_ratio, least=1) * self.d_model
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse what no release has."""
+        """Reject values that no release has."""
         super().__post_init__(**kwargs)
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`; others of the same model_type become their own classes."""
+        """Build from `config.json`; LLaDA-MoE and iLLaDA, of the same type, get their classes."""
         architecture = first_architecture(config_dict) or ""
         if architecture.startswith("LLaDAMoE") or "num_experts" in config_dict:
             from dlm.models.moe_configs import LladaMoeConfig
@@ -334,16 +338,16 @@ class ILladaConfig(DecoderConfig):
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` over heads
+    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` / heads if null
     vocab_size: int = 155136
     max_position_embeddings: int = 8192
     attention_bias: bool = False
     mlp_bias: bool = False  # type: ignore[misc]
-    layer_norm_eps: float | None = None  # of a LayerNorm, which no release has
+    layer_norm_eps: float | None = None  # for a LayerNorm, which no release has
     tie_word_embeddings: bool = True
 
     def fill(self) -> None:
-        """Give sizes that the file leaves null the value that this stands for."""
+        """Replace sizes that are null in the file by what null stands for."""
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
 
@@ -359,10 +363,10 @@ class ILladaConfig(DecoderConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`, which alone knows the angles.
+        """Build from `config.json`, which has to state rope_theta.
 
         Raises:
-            ValueError: it names no rope_theta, or has what no release has.
+            ValueError: it has no rope_theta, or a value that no release has.
         """
         if "rope_theta" not in config_dict | (config_dict.get("rope_parameters") or {}):
             raise ValueError("rope_theta must be in the config.json of an iLLaDA")

@@ -1,8 +1,9 @@
-"""Released weight names into ours, and back: for transformers, and for safetensors read directly.
+"""Conversion between released weight names and ours.
 
-A network class may have `renamings`, (pattern, replacement) pairs applied in order, from released
-names to ours; without them the names are the same. Where it `packs_experts`, those are released one
-by one and held together, see `dlm.models.experts.Experts`.
+It serves transformers' loader and `read_directly`. A network class may have `renamings`: pairs
+(pattern, replacement), applied in order, that turn released names into ours. Without them, the
+names are the same. With `packs_experts`, experts are released one by one and stacked into one
+tensor here, see `dlm.models.experts.Experts`.
 """
 
 import re
@@ -23,7 +24,7 @@ EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 def register_conversion(network: Any) -> None:
-    """Teach transformers the released weight names of a network class, in both directions."""
+    """Register the weight names of a network class with transformers, for loading and saving."""
     steps: list[WeightConverter | WeightRenaming] = [
         WeightRenaming(source, target) for source, target in renamings(network)
     ]
@@ -46,29 +47,36 @@ def register_conversion(network: Any) -> None:
 
 
 def renamings(network: Any) -> tuple[tuple[str, str], ...]:
-    """Patterns and replacements of a network or its class."""
+    """The pairs (pattern, replacement) of a network or its class."""
     return getattr(network, "renamings", ())
 
 
 def packs_experts(network: Any) -> bool:
-    """Whether a network or its class holds its experts together."""
+    """Whether a network or its class stacks its experts into one tensor."""
     return getattr(network, "packs_experts", False)
 
 
 def renamed(name: str, network: Any) -> str:
-    """Our name of a released weight."""
+    """Our name for a released weight."""
     for pattern, replacement in renamings(network):
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def received(state: Any, network: Any, *, strict: bool, assign: bool) -> Any:
-    """A state dict under our names, as `torch.nn.Module.load_state_dict` is given one.
+    """A state dict under our names, for `torch.nn.Module.load_state_dict`.
 
-    What `save_pretrained` writes has the released ones; one that bears ours alone is itself.
+    `save_pretrained` writes released names. A state dict that already has our names is returned
+    unchanged.
+
+    Args:
+        state: the state dict.
+        network: the network that it is loaded into.
+        strict: as in `load_state_dict`.
+        assign: as in `load_state_dict`.
 
     Raises:
-        RuntimeError: an expert of another shape.
+        RuntimeError: an expert has another shape than in the network.
     """
     mine: dict[str, Tensor] = network.state_dict()
     if not isinstance(state, Mapping) or state.keys() <= mine.keys():
@@ -90,14 +98,17 @@ def received(state: Any, network: Any, *, strict: bool, assign: bool) -> Any:
 def together(
     ours: str, parts: Mapping[str, Tensor], network: Any, held: Tensor, *, some: bool
 ) -> Mapping[str, Tensor]:
-    """Weights of experts in one tensor, under our name; as they came if not all are there.
+    """Stack expert weights into one tensor under our name; unchanged if some are missing.
 
     Args:
-        ours: the name.
+        ours: our name.
         parts: released name -> weight.
-        network: what they are for.
-        held: the tensor of the network.
-        some: whether, where some are missing, the network's own take their place.
+        network: the network that they belong to.
+        held: the network's tensor.
+        some: whether to take missing experts from the network's own tensor.
+
+    Raises:
+        RuntimeError: an expert has another shape than in the network.
     """
     first = next(iter(parts.values()))
     if len(parts) == len(held) * (1 if ours.endswith("down_proj") else 2):
@@ -105,7 +116,7 @@ def together(
     elif some and not held.is_meta:
         whole = held.detach().clone()
     else:
-        return parts  # torch tells what is missing
+        return parts  # torch reports what is missing
     for name, weight in parts.items():
         place_found = place(name, network, {ours: whole})
         assert place_found is not None
@@ -119,9 +130,9 @@ def together(
 
 
 def place(name: str, network: Any, weights: dict[str, Tensor]) -> tuple[str, Tensor] | None:
-    """Our name of a released weight, and the part of our tensor that it fills.
+    """Our name for a released weight, and the part of our tensor that it fills.
 
-    None for a weight that the network has no place for.
+    None if the network has no place for the weight.
     """
     ours = renamed(name, network)
     expert = EXPERT.fullmatch(ours) if packs_experts(network) else None

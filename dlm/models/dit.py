@@ -1,13 +1,13 @@
 """MDLM (Sahoo et al. 2024, arXiv:2406.07524) and BD3LM (Arriola et al. 2025, arXiv:2503.09573).
 
-Both are diffusion transformers (Peebles and Xie 2023, arXiv:2212.09748) over tokens: every norm is
-scaled and shifted, and every branch gated, by a linear map of the noise level's embedding. The
-releases are not conditioned on the noise level, which their networks therefore see as 0 throughout.
-Modules bear the names of the released weights.
+Both are diffusion transformers (Peebles and Xie 2023, arXiv:2212.09748) over tokens: a linear map
+of the noise level's embedding scales and shifts every norm, and gates every branch. The releases
+are not conditioned on the noise level: their networks always see 0. Modules have the names of the
+released weights.
 
-Logits are raw. What the papers put on top of them (SUBS: no probability on the mask, and tokens
-that are there stay) is the engine's work: `ModelSpec.banned` holds the mask, and decoders change
-masked positions.
+Logits are raw. The engine applies what the papers put on top of them (SUBS: the mask token has
+probability 0, and unmasked tokens stay): `ModelSpec.banned` contains the mask token, and decoders
+change only masked positions.
 
 Shapes: B rows, L tokens, D model width, H heads, E head width, C width of the conditioning,
 V vocabulary.
@@ -43,12 +43,12 @@ NORM_EPS = 1e-5
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or float64 if it is."""
+    """The tensor in float32, or in float64 if it has that dtype."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Embedding(nn.Module):
-    """Rows of a bare parameter, as released; `weight` is what transformers calls it."""
+    """An embedding as a bare parameter, as released; transformers reads it as `weight`."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Embedding(nn.Module):
 
 
 class ZeroLinear(Linear):
-    """A linear map that is 0 before training: branches it gates leave the residual stream alone."""
+    """A linear map with zero weights at initialisation, so that gated branches start at 0."""
 
 
 class RotaryEmbedding(WideBuffers):
@@ -82,7 +82,7 @@ class RotaryEmbedding(WideBuffers):
         return 1.0 / ROPE_THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, 1, L, E], float32 at least, of int64 positions [B, L]."""
+        """Cosine and sine [B, 1, L, E], float32 or wider, at int64 positions [B, L]."""
         frequencies = at_least_float32(self.inv_freq)
         angle = positions[:, None, :, None].to(frequencies.dtype) * frequencies
         angle = torch.cat((angle, angle), -1)
@@ -90,7 +90,7 @@ class RotaryEmbedding(WideBuffers):
 
 
 class NoiseLevel(nn.Module):
-    """Embedding of the noise level that the network was trained to see: 0 throughout."""
+    """Embedding of the noise level, which is always 0, as in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,16 +99,16 @@ class NoiseLevel(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        """[1, C]."""
+        """The embedding [1, C]."""
         like = next(each for each in self.mlp.parameters() if each.is_floating_point())
         half = TIME_FEATURES // 2
-        # Cosines, then sines, of frequencies times the level: 1 and 0, as the level is 0.
+        # Cosines, then sines, of frequency times level: 1 and 0, because the level is 0.
         features = torch.cat((like.new_ones(1, half), like.new_zeros(1, half)), -1)
         return F.silu(self.mlp(features))
 
 
 class Norm(nn.Module):
-    """LayerNorm without bias, in float32 at least."""
+    """LayerNorm without bias, computed in float32 or wider."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Mlp(nn.Sequential):
 
 
 class Block(GradientCheckpointingLayer):
-    """Gated attention and gated MLP, both behind a norm that the noise level modulates."""
+    """Gated attention and a gated MLP, each after a norm that the noise level modulates."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Block(GradientCheckpointingLayer):
         mask: Tensor | None,
         cache: View | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D], of the noise level's embedding [1, C]."""
+        """[B, L, D] -> [B, L, D], given the noise level's embedding [1, C]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(level)[:, None].chunk(
             6, -1
         )
@@ -187,7 +187,7 @@ class Block(GradientCheckpointingLayer):
         return torch.as_tensor(self.attn_out(rearrange(out, "b l h e -> b l (h e)")))
 
     def drop(self, x: Tensor) -> Tensor:
-        """Dropout, in training."""
+        """Dropout, only in training."""
         return F.dropout(x, self.config.dropout, self.training)
 
 
@@ -201,13 +201,13 @@ class OutputLayer(nn.Module):
         self.adaLN_modulation = ZeroLinear(config.cond_dim, 2 * config.hidden_dim)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """Logits [..., V] of states [..., D], of the noise level's embedding [1, C]."""
+        """Logits [..., V] of states [..., D], given the noise level's embedding [1, C]."""
         shift, scale = self.adaLN_modulation(level)[0].chunk(2, -1)
         return torch.as_tensor(self.linear(self.norm_final(x, shift, scale)))
 
 
 class Backbone(nn.Module):
-    """The whole network; its parent only loads, saves and names it."""
+    """The network itself; `Dit` around it adds loading, saving and the loss."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
     """A diffusion transformer over tokens."""
 
     packs_rows: ClassVar[bool] = True
-    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer counts the labels of accumulated batches
+    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer then counts labels over accumulated steps
     base_model_prefix = ""
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a plain list)
     _supports_sdpa = True
@@ -230,13 +230,13 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
-    # Angles of late positions are off by whole turns in bfloat16, and a rate of 0.999 is 1.
+    # In bfloat16, late positions are off by whole turns, and a rate of 0.999 becomes 1.
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "inv_freq",
         "sampling_eps_max",
         "sampling_eps_min",
     ]
-    # The releases hold them; they follow from the configuration.
+    # The releases contain these, but they follow from the configuration.
     _keys_to_ignore_on_load_missing = [r"inv_freq$", r"sampling_eps_m"]  # noqa: RUF012
 
     def __init__(self, config: DitConfig) -> None:
@@ -260,7 +260,7 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         return self.backbone.vocab_embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """The vocabulary projection; never tied."""
+        """The vocabulary projection, which is never tied."""
         return self.backbone.output_layer.linear
 
     def forward(  # noqa: PLR0913 (what transformers hands to every network)
@@ -279,22 +279,27 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """Raw logits [B, L, V] of the token at each position, and the loss of `labels`.
 
-        Every token sees every token: block-causal attention of BD3LM is a mask to be given, which
-        `dlm.models.model.Model` does. The output is a `MaskedLMOutput` whatever the released
-        `return_dict` says, which was made for the upstream code.
+        Attention is bidirectional. For BD3LM's block-causal attention a mask has to be given;
+        `dlm.models.model.Model` does that. The output is a `MaskedLMOutput` whatever the released
+        configuration's `return_dict` is, because that was written for the official code.
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask of the
-                attention backend's own kind.
-            position_ids: int64 [B or 1, L]; the column index if absent.
+            attention_mask: [B, L], 0 at padding, which nothing attends to; or a 4-D mask in the
+                attention backend's own form.
+            position_ids: int64 [B or 1, L]; by default the column index.
             inputs_embeds: [B, L, D] instead of `input_ids`.
-            labels: as the rest, see `dlm.models.outputs`.
-            output_hidden_states: whether to give those in front of and behind every block, too.
-            output_attentions: no.
-            use_cache: no.
-            return_dict: False for a tuple; None for none.
-            num_items_in_batch: what the loss is divided by, instead of the labels of the batch.
+            labels: integer [B, L], -100 for no loss, see `dlm.models.outputs.masked_loss`.
+            output_hidden_states: also return the embeddings and the output of every block; by
+                default as in the configuration.
+            output_attentions: unsupported; True is an error.
+            use_cache: unsupported; True is an error.
+            return_dict: False returns a tuple; otherwise the output is a `MaskedLMOutput`.
+            num_items_in_batch: divisor of the loss; by default the number of labels in the batch.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given, or an
+                unsupported output is requested.
         """
         keep = keeps_states(self.config, output_hidden_states, output_attentions, use_cache)
         if (input_ids is None) == (inputs_embeds is None):
@@ -302,7 +307,7 @@ class Dit(DiffusionGenerationMixin, PreTrainedModel):
         x = self.backbone.vocab_embed(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
-        # Without anybody who asks for them, no more than one is held at a time.
+        # Unless all hidden states are requested, only one is kept in memory at a time.
         states = deque(self.through(x, attention_mask, position_ids), None if keep else 1)
         logits = self.project(states[-1])
         loss = masked_loss(self.config, logits, labels, attention_mask, num_items_in_batch)
@@ -357,7 +362,7 @@ class BD3LM(Dit):
 
     def __init__(self, config: Bd3lmConfig) -> None:
         super().__init__(config)
-        if config.var_min:  # the releases keep the two rates as weights
+        if config.var_min:  # the releases store the two rates as weights
             self.sampling_eps_min = nn.Buffer(torch.tensor(config.sampling_eps_min))
             self.sampling_eps_max = nn.Buffer(torch.tensor(config.sampling_eps_max))
         self.post_init()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Configurations of the DiT families, field for field as released.
+"""Configurations of the DiT families, with the fields of the released files.
 
-Apart from the networks, so that AutoConfig knows them without loading any modelling code.
+They are separate from the networks, so that AutoConfig knows them without importing modelling code.
 """
 
 from typing import Any, Self
@@ -12,14 +12,14 @@ from dlm.models.family import settled_by
 from dlm.options import integer
 
 SUBS = {"parameterization": "subs", "scale_by_sigma": False}
-"""What makes the output logits of clean tokens, where a `config.json` says it."""
+"""Values with which the output is logits of clean tokens, if a `config.json` states them."""
 
 
 class DitConfig(PreTrainedConfig):
-    """What MDLM and BD3LM share, under the released names.
+    """The fields that MDLM and BD3LM share, under the released names.
 
-    The releases declare neither the mask nor the end of text: the mask is the last row of the
-    vocabulary, and in front of it is the end of text, GPT-2's last token.
+    The releases declare neither the mask token nor end of text. The mask token is the last row of
+    the vocabulary; end of text, GPT-2's last token, is the row before it.
     """
 
     attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
@@ -44,7 +44,11 @@ class DitConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file leaves out, and refuse what the engine cannot give."""
+        """Fill in the mask and end of text, and reject networks that need the noise level.
+
+        Raises:
+            ValueError: heads do not divide the width evenly, or `time_conditioning` is on.
+        """
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.hidden_dim % self.n_heads or self.hidden_dim // self.n_heads % 2:
             raise ValueError(
@@ -63,7 +67,11 @@ class DitConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build from `config.json`, without the pointer to remote code."""
+        """Build from `config.json`, without its reference to remote code.
+
+        Raises:
+            ValueError: the network does not output logits of clean tokens.
+        """
         for name, value in SUBS.items():
             if config_dict.get(name, value) != value:
                 raise ValueError(
@@ -81,15 +89,15 @@ class MdlmConfig(DitConfig):
 
 
 BD3LM_FIXED = {"adaln": True, "causal": False}
-"""Switches of the upstream code that a block diffusion checkpoint sets this way."""
+"""Switches of the official code that are set this way in block diffusion checkpoints."""
 
 
 class Bd3lmConfig(DitConfig):
     """BD3LM's `config.json`.
 
-    `attn_backend` is the upstream code's own choice of kernel and is kept as it is found: here
-    that is `attn_implementation`. `sampling_eps_min` and `sampling_eps_max` are the mask rates
-    that training drew from; decoding has no use for them.
+    `attn_backend` selects a kernel in the official code and is kept unchanged; here
+    `attn_implementation` does that. `sampling_eps_min` and `sampling_eps_max` bound the mask rates
+    in training; decoding does not use them.
     """
 
     model_type = "bd3lm"
@@ -103,7 +111,11 @@ class Bd3lmConfig(DitConfig):
     sampling_eps_max: float = 0.999
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse the autoregressive and unconditioned networks that share the model type."""
+        """Reject the autoregressive and unconditioned networks that share the model type.
+
+        Raises:
+            ValueError: the network is one of these, or the block size is no positive int.
+        """
         super().__post_init__(**kwargs)
         for name, value in BD3LM_FIXED.items():
             if getattr(self, name) != value:

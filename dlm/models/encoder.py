@@ -1,7 +1,7 @@
-"""Masked language models of transformers (BERT and its kin) as mask predictors.
+"""Masked language models of transformers, such as BERT, as mask predictors.
 
-They were trained to predict masked tokens from both sides and are told no noise level, so a policy
-can decode with them as they are (Wang and Cho 2019, arXiv:1902.04094).
+They were trained to predict masked tokens from both sides, without a noise level, so a decoder can
+use them as they are (Wang and Cho 2019, arXiv:1902.04094).
 
 Shapes: B rows, L tokens, Q queries, N positions, D model width, V vocabulary.
 """
@@ -30,12 +30,12 @@ PROJECTIONS = {
     "roberta-prelayernorm": ("lm_head",),
     "xlm-roberta": ("lm_head",),
 }
-"""Modules from hidden states to logits, by model type; the base model comes before them.
+"""Modules that turn the base model's hidden states into logits, in order, by model type.
 
-These families place tokens by `position_ids` alone and take a 4-D attention mask."""
+These families take positions from `position_ids` alone and accept a 4-D attention mask."""
 
 AFTER_PADDING = {"camembert", "roberta", "roberta-prelayernorm", "xlm-roberta"}
-"""Families whose position 0 is the row behind the padding id's in the table of positions."""
+"""Families whose first position is row `pad_token_id` + 1 of the table of positions."""
 
 OTHER_HEADS = (
     r"(^|\.)pooler\.",
@@ -43,15 +43,16 @@ OTHER_HEADS = (
     r"(^|\.)sop_classifier\.",
     r"(^|\.)position_ids$",
 )
-"""Weights of a released checkpoint that a masked language model has no use for, as patterns."""
+"""Patterns of weights in released checkpoints that a masked language model does not use."""
 
 
 class Encoder(nn.Module):
-    """One of transformers' masked language models, as a `dlm.models.model.Network`.
+    """A masked language model of transformers as a `dlm.models.model.Network`.
 
-    For model types in `PROJECTIONS` the vocabulary projection is computed where it is needed only.
-    For any other, `states` are the logits of all positions and `project` hands them on: as right,
-    but dearer; such a network takes whole rows and no mask of a decoder's own.
+    For model types in `PROJECTIONS`, the vocabulary projection is computed only at the positions
+    that need it. For any other, `states` returns the logits of all positions and `project` returns
+    them unchanged, which costs more. Such a network takes only whole rows, without a mask per
+    query.
     """
 
     def __init__(self, network: Any) -> None:
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         dtype: torch.dtype = self.network.dtype
         return dtype
 
@@ -78,21 +79,21 @@ class Encoder(nn.Module):
         return module
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The projection to the vocabulary."""
+        """The vocabulary projection."""
         module: nn.Module | None = self.network.get_output_embeddings()
         return module
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
-        """Write the network as transformers does.
+        """Save the network as transformers does.
 
         Raises:
-            ValueError: there is an adapter in its layers.
+            ValueError: its layers hold an adapter.
         """
         refuse_adapted(self)
         self.network.save_pretrained(*args, **options)
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        """What the network itself gives."""
+        """The output of the wrapped network."""
         return self.network(*args, **options)
 
     def states(
@@ -105,7 +106,7 @@ class Encoder(nn.Module):
         """Final hidden states [B, L, D], see `dlm.models.model.Network`.
 
         Raises:
-            ValueError: there is a cache; or a mask for every query for a family not in
+            ValueError: a cache is given; or a mask per query, for a model type not in
                 `PROJECTIONS`.
         """
         if cache is not None:
@@ -122,7 +123,11 @@ class Encoder(nn.Module):
         return torch.as_tensor(out.last_hidden_state)
 
     def all_logits(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Logits [B, L, V] of whole rows: queries at other positions come with their own mask."""
+        """Logits [B, L, V] of whole rows.
+
+        Raises:
+            ValueError: the mask differs between queries: they may be at other positions.
+        """
         mask = None if attention_mask is None else padding_mask(attention_mask)
         if attention_mask is not None and mask is None:
             raise ValueError(
@@ -139,24 +144,27 @@ class Encoder(nn.Module):
 
 
 def within(positions: Tensor, distance: int) -> Tensor:
-    """Whether a query sees a key by distance: |i - j| <= distance.
+    """Whether a query at i sees a key at j: |i - j| <= distance, bool [B, 1, L, L].
 
-    Bool [B, 1, Q, K] of int64 [B, L], as many queries as keys.
+    Args:
+        positions: int64 [B, L], of the queries and of the keys.
+        distance: in tokens.
     """
     return ((positions[:, :, None] - positions[:, None]).abs() <= distance)[:, None]
 
 
 def both(mask: Tensor, allowed: Tensor) -> Tensor:
-    """A 4-D mask, boolean or added to scores, that also hides what is not allowed."""
+    """The 4-D mask, boolean or additive, that also hides what is not allowed."""
     if mask.dtype == torch.bool:
         return mask & allowed
     return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
 def padding_mask(mask: Tensor) -> Tensor | None:
-    """A mask that is the same for every query, as int64 [B, L], 0 at padding; None if it is not.
+    """The mask as int64 [B, L], 0 at padding; None if it differs between queries.
 
-    Of [B, L] or [B, 1, 1, L], boolean or added to scores.
+    Args:
+        mask: [B, L], [B, 1, 1, L] or [B, 1, Q, L]; boolean or additive.
     """
     if mask.dim() == 4 and mask.shape[2] > 1:
         return None
@@ -165,15 +173,15 @@ def padding_mask(mask: Tensor) -> Tensor | None:
 
 
 def first_position(config: Any) -> int:
-    """Row of the table of positions that a row's first token takes."""
+    """Index in the table of positions of a row's first token."""
     return int(config.pad_token_id) + 1 if config.model_type in AFTER_PADDING else 0
 
 
 def check_config(config: Any) -> None:
-    """Refuse networks that do not see both sides.
+    """Reject networks that are not bidirectional.
 
     Raises:
-        ValueError: the configuration makes the network a decoder.
+        ValueError: the configuration makes the network causal or an encoder-decoder.
     """
     for name in ("is_decoder", "is_encoder_decoder", "causal"):
         if getattr(config, name, False):
@@ -184,18 +192,20 @@ def check_config(config: Any) -> None:
 
 
 def encoder_spec(config: Any, tokenizer: Any, mask_id: int | None = None) -> ModelSpec:
-    """The facts of a masked language model, most of which only its tokenizer knows.
+    """The facts of a masked language model, mostly from its tokenizer.
 
-    No stop token: these networks were not trained to end a text, so that special tokens are never
-    sampled and every blank is filled. What the tokenizer puts behind a text closes every row.
+    There is no stop token, because these networks were not trained to end a text. Special tokens
+    are therefore never sampled, and every blank is filled. Every row ends with the token that the
+    tokenizer appends to a text.
 
     Args:
         config: of the network.
-        tokenizer: the one it was trained with.
+        tokenizer: the network's own.
         mask_id: overrides the tokenizer's.
 
     Raises:
-        ValueError: no tokenizer, no mask token, or an id outside the vocabulary.
+        ValueError: there is no tokenizer or no mask token, an id is outside the vocabulary, or the
+            network is not bidirectional.
     """
     check_config(config)
     if tokenizer is None:
@@ -228,14 +238,14 @@ def encoder_spec(config: Any, tokenizer: Any, mask_id: int | None = None) -> Mod
 
 
 def longest(config: Any, tokenizer: Any) -> int:
-    """Most tokens of a row: what the tokenizer says, and what there are positions for."""
+    """The most tokens of a row: the tokenizer's limit, or the number of positions if smaller."""
     limit = int(tokenizer.model_max_length)
     places = getattr(config, "max_position_embeddings", None)
     return limit if places is None else min(limit, int(places) - first_position(config))
 
 
 def closing(tokenizer: Any) -> tuple[int, ...]:
-    """The id that the tokenizer puts behind every text, if it does."""
+    """The separator or end of text that the tokenizer appends to every text, if any."""
     around: list[int] = tokenizer("")["input_ids"]
     ends = (tokenizer.sep_token_id, tokenizer.eos_token_id)
     return (around[-1],) if around and around[-1] in ends else ()

@@ -1,6 +1,6 @@
-"""Mixture of experts: the routers, the packed experts, and the MLP made of both.
+"""Mixture of experts: the routers, the stacked experts, and the MLP that combines them.
 
-Shapes: N tokens, D model width, F expert width, E experts, K experts of a token.
+Shapes: N tokens, D model width, F expert width, E experts, K experts per token.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ from dlm.models.model import untouched
 
 
 class SoftmaxRouter(nn.Module):
-    """The K most probable experts of a token (Shazeer et al. 2017, arXiv:1701.06538).
+    """Routes a token to its K most probable experts (Shazeer et al. 2017, arXiv:1701.06538).
 
-    p = softmax(W x), the softmax in float32. The weights are p of the chosen, divided by their
-    sum if `norm_topk_prob`, in the dtype of the token.
+    p = softmax(W x), with the softmax in float32. The weights are p of the chosen experts, divided
+    by their sum if `norm_topk_prob`, in the dtype of the token.
     """
 
     def __init__(self, config: Any) -> None:
@@ -33,7 +33,7 @@ class SoftmaxRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts, int64 [N, K], and their weights [N, K], of tokens [N, D]."""
+        """The experts of tokens [N, D], int64 [N, K], and their weights [N, K]."""
         probability = by.linear(x, self.weight).softmax(-1, dtype=torch.float32)
         weights, experts = probability.topk(self.chosen, -1)
         if self.normalised:
@@ -42,12 +42,12 @@ class SoftmaxRouter(nn.Module):
 
 
 class GroupedSigmoidRouter(WideBuffers):
-    """Sigmoid scores, limited to the best groups (DeepSeek-V3 2024, arXiv:2412.19437).
+    """Routes by sigmoid scores within the best groups (DeepSeek-V3 2024, arXiv:2412.19437).
 
     s = sigmoid(W x) and r = s + bias. The score of a group of experts is the sum of its two largest
-    r. Chosen are the K largest r within the best groups; their weights are
-    `routed_scaling_factor` s / (sum of the chosen s + 1e-20): the bias selects and weighs nothing.
-    All in float32, whatever the dtype of the network; so are the weights.
+    r. The K largest r within the best groups are chosen. Their weights are
+    `routed_scaling_factor` s / (sum of the chosen s + 1e-20), so the bias affects only the choice.
+    Everything, including the weights, is in float32, whatever the dtype of the network.
     """
 
     def __init__(self, config: Any) -> None:
@@ -59,7 +59,7 @@ class GroupedSigmoidRouter(WideBuffers):
         self.expert_bias = nn.Buffer(torch.zeros(config.num_experts, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts, int64 [N, K], and their weights, float32 [N, K], of tokens [N, D]."""
+        """The experts of tokens [N, D], int64 [N, K], and their weights, float32 [N, K]."""
         with maybe_autocast(x.device.type, enabled=False):
             score = by.linear(x.float(), self.weight.float(), activation="sigmoid")
         ranked = (score + self.expert_bias).unflatten(-1, (self.groups, -1))
@@ -79,9 +79,16 @@ ROUTERS = {"softmax": SoftmaxRouter, "sigmoid": GroupedSigmoidRouter}
 
 
 def by_expert(experts: Tensor, count: int) -> tuple[Tensor, list[int]]:
-    """Places of tokens' choices [N, K], expert after expert, int64 [N K], and how many each has.
+    """Sort the choices of tokens by expert.
 
-    On a CPU nothing waits for these numbers. A last one is of what is no expert of `count`.
+    Args:
+        experts: int64 [N, K].
+        count: number of experts; an id at or above it belongs to no expert here.
+
+    Returns:
+        The flat indices of the choices in order of expert, int64 [N K], and the number of choices
+        of each expert. The latter has an entry for each id up to the largest one in `experts`, if
+        that is above `count`. Reading the numbers costs no wait on a CPU.
     """
     chosen = experts.flatten()
     return chosen.argsort(stable=True), chosen.bincount(minlength=count).tolist()
@@ -89,11 +96,11 @@ def by_expert(experts: Tensor, count: int) -> tuple[Tensor, list[int]]:
 
 @use_experts_implementation
 class ChosenExperts(nn.Module):
-    """`Experts` as transformers puts its functions in the place of their `forward`.
+    """The base of `Experts`, whose `forward` transformers replaces by the chosen implementation.
 
-    `config._experts_implementation` chooses: `grouped_mm`, the default of transformers,
-    `batched_mm`, or `eager`, which is the `forward` below. All add up a token's experts in the
-    dtype of the weights or wider, and cast the sum to that of the token.
+    `config._experts_implementation` chooses it: `grouped_mm`, the default of transformers,
+    `batched_mm`, or `eager`, which is the `forward` below. Each adds up a token's experts in the
+    dtype of the weights or wider, and casts the sum to the dtype of the token.
     """
 
     def __init__(self, config: Any) -> None:
@@ -105,16 +112,17 @@ class ChosenExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
+        """sum_k weights_k expert_k(x), [N, D], of tokens [N, D] with experts and weights [N, K]."""
         return self.one_by_one(x, experts, weights)
 
     def one_by_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """The same, expert after expert."""
+        """The same, one expert after the other."""
         out = torch.zeros_like(x, dtype=weights.dtype)
         order, counts = by_expert(experts, self.num_experts)
         tokens = (order // experts.shape[1]).split(counts)
         shares = weights.flatten()[order, None].split(counts)
-        # Behind them all: expert parallelism has the tokens of experts of another device there.
+        # Counts may go on past the last expert: with expert parallelism, tokens of experts on
+        # another device are sorted there.
         for expert, token, share in zip(range(self.num_experts), tokens, shares, strict=False):
             if len(token):
                 inner = self.opened(x[token], self.gate_up_proj[expert])
@@ -123,41 +131,41 @@ class ChosenExperts(nn.Module):
         return out.to(x.dtype)
 
     def opened(self, x: Tensor, gate_up: Tensor) -> Tensor:
-        """silu(W x) (V x) [N, F] of tokens [N, D], and W and V on each other, [2 F, D]."""
+        """silu(W x) (V x), [N, F], of tokens [N, D]; `gate_up` is W stacked on V, [2 F, D]."""
         if by.covers(x, gate_up) and type(self.act_fn) is SILU:
             return by.gated(x, *gate_up.chunk(2))
         gate, up = F.linear(x, gate_up).chunk(2, -1)
         return torch.as_tensor(self.act_fn(gate) * up)
 
     def covers(self, x: Tensor) -> bool:
-        """Whether `one_by_one` is what tokens [N, D] are best multiplied by: in float32 on a CPU.
+        """Whether tokens [N, D] should use `one_by_one`: in float32 on a CPU.
 
-        It is faster there, and a token has the same bits in every batch; in half precision, where
-        it has them as it is, `grouped_mm` is (`docs/benchmarks/2026-11-30-cpu.md`).
+        It is faster there, and gives a token the same bits in every batch. In half precision
+        `grouped_mm` is faster, and has that property as well (`docs/benchmarks/2026-11-30-cpu.md`).
         """
         covered = x.dtype == torch.float32 and by.covers(x, self.gate_up_proj, self.down_proj)
         return covered and untouched(self)
 
 
 class Experts(ChosenExperts):
-    """E SwiGLU networks in two tensors, so that one grouped product serves all tokens.
+    """E SwiGLU networks stacked in two tensors, so that one grouped product serves all tokens.
 
-    Where `covers` holds, `SparseMlp` asks for `one_by_one` whatever was chosen.
+    Where `covers` holds, `SparseMlp` calls `one_by_one`, whatever implementation was chosen.
     """
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """As chosen, but for float64, which torch's grouped products do not take."""
+        """The chosen implementation; for float64, which grouped products lack, one by one."""
         if x.dtype == torch.float64:
             return self.one_by_one(x, experts, weights)
         return super().forward(x, experts, weights)
 
 
 class SparseMlp(nn.Module):
-    """The MLP of a layer with experts: those the router chooses, and the shared ones.
+    """The MLP of a mixture-of-experts layer: the routed experts plus the shared ones.
 
-    Reads of the configuration: `hidden_size`, `hidden_act`, `scoring` ("softmax" or "sigmoid"),
-    `num_experts`, `num_experts_per_tok`, `moe_intermediate_size`, `num_shared_experts`; for
-    softmax `norm_topk_prob`; for sigmoid `n_group`, `topk_group`, `routed_scaling_factor`.
+    It reads these fields of the configuration: `hidden_size`, `hidden_act`, `scoring` ("softmax" or
+    "sigmoid"), `num_experts`, `num_experts_per_tok`, `moe_intermediate_size`, `num_shared_experts`;
+    for softmax `norm_topk_prob`; for sigmoid `n_group`, `topk_group`, `routed_scaling_factor`.
     """
 
     def __init__(self, config: Any) -> None:
@@ -166,7 +174,7 @@ class SparseMlp(nn.Module):
         self.experts = Experts(config)
         shared, inner = config.num_shared_experts, config.moe_intermediate_size
         every = Mlp(config.hidden_size, shared * inner, config.hidden_act) if shared else None
-        self.shared_experts = every  # one network that every token passes, as wide as all of them
+        self.shared_experts = every  # one network for all tokens, as wide as all shared experts
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
@@ -179,7 +187,12 @@ class SparseMlp(nn.Module):
 
 
 def initialise(module: nn.Module, deviation: float) -> None:
-    """Normal weights and zero biases, for the modules above that hold their own."""
+    """Initialise experts and routers with normal weights and zero biases.
+
+    Args:
+        module: any module; others than experts and routers are left alone.
+        deviation: standard deviation of the weights.
+    """
     if isinstance(module, Experts | SoftmaxRouter | GroupedSigmoidRouter):
         for weight in module.parameters(recurse=False):
             initialization.normal_(weight, std=deviation)

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: network, tokenizer and facts, with no remote code."""
+"""Loading checkpoints: network, tokenizer and facts, without remote code."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ from dlm.options import boolean, integer, is_folder, known, names_checked
 BUILT_IN = "tiny"
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 WHOLE = ("device_map", "quantization_config", "direct", "adapter", "distributed_config")
-"""Options that a model cut over processes does not go with."""
+"""Options that cannot be combined with `tensor_parallel_size`."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -53,40 +53,54 @@ def load(  # noqa: PLR0913 (what users choose about a model)
 ) -> Model:
     """Load a masked-diffusion language model and its tokenizer.
 
-    Nothing that a checkpoint holds is run: no code beside it, no pickle.
+    Nothing in a checkpoint is executed: code beside it is never run, and pickles are never read.
 
     Args:
-        name_or_path: a folder, else a Hugging Face id; None, or "built-in", for the built-in tiny
-            model.
-        device: where to put it, such as "cuda"; the CPU if absent.
-        dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16", "float64", or one of
-            torch.
-        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention"; "sdpa" if
-            absent, for networks of transformers' own what they have.
-        device_map: as in transformers, to spread a large model; excludes `device`.
-        quantization_config: as in transformers, such as a `BitsAndBytesConfig`; or a
-            `dlm.W8A8Config`, 8-bit integers.
-        direct: read the weights without transformers' loader, the same bits: for one device.
-        tensor_parallel_size: cut every layer over so many GPUs, "cuda" 0 to N - 1, or processes of
-            a CPU. This process starts the others; the same calls are made as with a whole model.
-        distributed_config: as in transformers, such as `DistributedConfig(tp_size=2)`: this
-            process's part, where all processes are started, and make every call, by torchrun.
-        revision: branch, tag or commit of the model, a Hugging Face id; its main branch if absent.
-        family: a name of `dlm models`, for a checkpoint whose files are those of another network.
-        block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
-            Of LLaDA and Dream it is that of an adapter which puts blocks behind the prompt (D2F,
-            arXiv:2508.09192): a block sees itself, those before it and the prompt, which is one.
+        name_or_path: a folder, otherwise a Hugging Face id. None or "built-in" loads the built-in
+            tiny model.
+        device: where to put the model, such as "cuda"; by default the CPU.
+        dtype: "auto" (the checkpoint's own, the default), "float32", "bfloat16", "float16",
+            "float64", or the torch dtype of that name.
+        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention". The default
+            is "sdpa"; for the masked language models of transformers it is transformers' choice.
+        device_map: as in transformers, to spread a large model over devices; excludes `device`.
+        quantization_config: a configuration of transformers such as `BitsAndBytesConfig`, or a
+            `dlm.W8A8Config` for 8-bit integers.
+        direct: read the weights without transformers' loader, onto one device. The weights have
+            the same bits either way. Excludes `device_map`, `quantization_config` and
+            `distributed_config`. Off by default.
+        tensor_parallel_size: split every layer over N processes: with `device="cuda"` over GPUs 0
+            to N - 1, on a machine without GPUs over CPU processes. This process starts the others
+            and takes the same calls as with a whole model. 1, the default, keeps the model whole.
+            Excludes `device_map`, `quantization_config`, `direct`, `adapter` and
+            `distributed_config`.
+        distributed_config: as in transformers, such as `DistributedConfig(tp_size=2)`: loads this
+            process's part of the model. torchrun starts all processes, and each of them has to
+            make every call.
+        revision: a branch, tag or commit, if the model is a Hugging Face id; by default its main
+            branch.
+        family: a family name from `dlm models`, for a checkpoint whose files look like those of
+            another network.
+        block_size: size of an attention block, in tokens, instead of the checkpoint's; for
+            block-attention models. For LLaDA and Dream it is the block size of an adapter that
+            makes attention block-causal after the prompt (D2F, arXiv:2508.09192): a block sees
+            itself, the blocks before it and the prompt, which counts as one block.
         mask_id: overrides the checkpoint's mask id.
-        stop_ids: override the checkpoint's stop ids; the first fills what follows another.
-        adapter: a LoRA adapter in peft's format, a folder or a Hugging Face id, trained for this
-            model, as `dlm distill certainty` writes them. Needs peft.
-        merge: add the adapter to the weights, so that a forward costs what it does without one.
+        stop_ids: override the checkpoint's stop ids. A row is filled with the first of them after
+            a stop token.
+        adapter: a LoRA adapter in peft's format that was trained for this model, such as
+            `dlm distill certainty` writes: a folder or a Hugging Face id. Needs peft.
+        merge: add the adapter to the weights, so that a forward pass costs no more than without
+            the adapter. Off by default; with `dlm.W8A8Config` an adapter has to be merged.
+
+    Returns:
+        The model, ready for `dlm.generate`.
 
     Raises:
-        ValueError: unknown family, weights that do not fit, facts that contradict each other, an
-            adapter of another model, an option out of its rule.
-        FileNotFoundError: a path that is not there.
-        ChildProcessError: another process, of those that it is cut over, failed.
+        ValueError: the family is unknown, the weights do not fit, facts contradict each other, the
+            adapter belongs to another model, or an option is invalid.
+        FileNotFoundError: a path does not exist or is no folder.
+        ChildProcessError: another process of a model that is split over processes failed.
     """
     if integer("tensor_parallel_size", tensor_parallel_size, least=1) > 1:
         return load_parts(locals())
@@ -151,11 +165,14 @@ def load(  # noqa: PLR0913 (what users choose about a model)
 
 
 def load_parts(given: Mapping[str, Any]) -> Model:
-    """A model cut over processes, of which this is the first, by the options of `load`.
+    """Load a model that is split over processes, with this process as the first.
+
+    Args:
+        given: the options of `load`.
 
     Raises:
         ChildProcessError: another process failed.
-        ValueError: an option is out of its rule, or does not go with it.
+        ValueError: an option is invalid or cannot be combined with `tensor_parallel_size`.
     """
     from dlm.parallel.leader import lead
 
@@ -166,7 +183,7 @@ def load_parts(given: Mapping[str, Any]) -> Model:
                 f"{name} does not go with tensor_parallel_size {size}, got {given[name]!r}"
             )
     name = facts["name_or_path"]
-    if name is not None and name != BUILT_IN_NAME:  # before processes are started
+    if name is not None and name != BUILT_IN_NAME:  # fails before any process is started
         source = locate(name)
         config, _ = read_config(source, facts["family"], **at(source, facts["revision"]))
         check_parts(config, size)
@@ -176,10 +193,10 @@ def load_parts(given: Mapping[str, Any]) -> Model:
 def check_adapter(
     adapter: str | os.PathLike[str] | None, merge: bool, quantization_config: Any
 ) -> tuple[str | None, bool]:
-    """Where the adapter is, and whether weights are rounded after it is added to them.
+    """Where the adapter is, and whether weights are quantised only after merging it.
 
     Raises:
-        ValueError: there is none to merge, or it is not merged into weights that are to be rounded.
+        ValueError: `merge` without an adapter, or `W8A8Config` with an adapter that is not merged.
     """
     if boolean("merge", merge) and adapter is None:
         raise ValueError("merge adds an adapter to the weights: give adapter as well")
@@ -194,14 +211,23 @@ def check_adapter(
 
 
 def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
-    """A folder that is there, or a Hugging Face id."""
+    """The path of an existing folder, or a Hugging Face id.
+
+    Args:
+        place: what the user gave.
+        option: the option that holds it, for messages.
+
+    Raises:
+        FileNotFoundError: it is neither.
+        ValueError: it is empty or no path.
+    """
     source = os.fspath(place) if isinstance(place, str | os.PathLike) else ""
     if not source:
         raise ValueError(f"{option} must be a folder or a Hugging Face id, got {place!r}")
     folder = Path(source).expanduser()
     if is_folder(folder):
         return str(folder)
-    if not is_id(source) or folder.exists():  # a file, whose name may be an id
+    if not is_id(source) or folder.exists():  # the name of a file can look like an id
         what = "adapter" if option == "adapter" else "model"
         hint = ", which is a file: give the folder that it is in" if os.path.isfile(folder) else ""
         raise FileNotFoundError(f"no {what} folder at {source!r}{hint}")
@@ -209,10 +235,10 @@ def locate(place: str | os.PathLike[str], option: str = "name_or_path") -> str:
 
 
 def at(source: str, revision: str | None) -> dict[str, str]:
-    """Where on the Hub files are looked for, as transformers takes it.
+    """The revision as a keyword of transformers' loading functions; empty if there is none.
 
     Raises:
-        ValueError: no name of a revision, or a folder, which has none.
+        ValueError: the revision is no name, or the source is a folder, which has no revisions.
     """
     if revision is None:
         return {}
@@ -226,7 +252,7 @@ def at(source: str, revision: str | None) -> dict[str, str]:
 
 
 def is_id(name: str) -> bool:
-    """Whether the Hugging Face Hub may have something under this name, "owner/name" or "name"."""
+    """Whether this is a valid Hugging Face id: "owner/name" or "name"."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -239,7 +265,7 @@ def is_id(name: str) -> bool:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep the progress bars of transformers off."""
+    """Turn off transformers' progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -252,7 +278,11 @@ def silence() -> Iterator[None]:
 
 
 def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """The dtype for transformers."""
+    """The dtype as transformers takes it: "auto" or a torch dtype.
+
+    Raises:
+        ValueError: it is neither a name in `DTYPES` nor the torch dtype of one.
+    """
     if isinstance(dtype, torch.dtype):
         if dtype not in [getattr(torch, name) for name in DTYPES[1:]]:
             raise ValueError(f"dtype must be torch's of {', '.join(DTYPES[1:])}, got {dtype}")
@@ -262,7 +292,11 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def check_direct(source: str, config: Any, family: Family) -> None:
-    """Refuse networks that transformers alone reads."""
+    """Reject `direct` for networks that only transformers can read.
+
+    Raises:
+        ValueError: the network is one of transformers' own, or its weights are quantised.
+    """
     if family is ENCODER:
         raise ValueError(
             f"direct must be False for a {config.model_type}, a network of transformers"
@@ -272,7 +306,11 @@ def check_direct(source: str, config: Any, family: Family) -> None:
 
 
 def check_attention(attn_implementation: str | None, spec: ModelSpec) -> None:
-    """Refuse a backend without the masks that the family needs."""
+    """Reject an attention backend that does not take the masks that the family needs.
+
+    Raises:
+        ValueError: attention is in blocks, and the backend takes no mask per query.
+    """
     if spec.block_size is not None and attn_implementation not in MASKED:
         raise ValueError(
             f"attn_implementation must be {' or '.join(map(repr, MASKED))} for {spec.family}, "
