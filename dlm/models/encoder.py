@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         """Logits [B, L, V] of whole rows.
 
         Raises:
-            ValueError: the mask differs between queries: they may be at other positions.
+            ValueError: the mask differs between queries, as where a decoder adds queries.
         """
         mask = None if attention_mask is None else padding_mask(attention_mask)
         if attention_mask is not None and mask is None:

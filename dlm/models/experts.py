@@ -87,8 +87,8 @@ def by_expert(experts: Tensor, count: int) -> tuple[Tensor, list[int]]:
 
     Returns:
         The flat indices of the choices in order of expert, int64 [N K], and the number of choices
-        of each expert. The latter has an entry for each id up to the largest one in `experts`, if
-        that is above `count`. Reading the numbers costs no wait on a CPU.
+        of each expert, followed by that of an id that belongs to no expert here. Reading these
+        numbers waits for nothing on a CPU.
     """
     chosen = experts.flatten()
     return chosen.argsort(stable=True), chosen.bincount(minlength=count).tolist()
@@ -141,7 +141,7 @@ class ChosenExperts(nn.Module):
         """Whether tokens [N, D] should use `one_by_one`: in float32 on a CPU.
 
         It is faster there, and gives a token the same bits in every batch. In half precision
-        `grouped_mm` is faster, and has that property as well (`docs/benchmarks/2026-11-30-cpu.md`).
+        `grouped_mm` is better and has that property, too (`docs/benchmarks/2026-11-30-cpu.md`).
         """
         covered = x.dtype == torch.float32 and by.covers(x, self.gate_up_proj, self.down_proj)
         return covered and untouched(self)

@@ -1,4 +1,4 @@
-"""The facts of a checkpoint, out of its files and its family, cross-checked."""
+"""The facts of a checkpoint, from its files and its family, checked against each other."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from dlm.options import integer, integers
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What `generation_config.json` says about tokens."""
+    """The token ids in `generation_config.json`."""
 
     stop_ids: tuple[int, ...] = ()
     mask_id: int | None = None
@@ -21,23 +21,23 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a user said of a checkpoint when it was loaded, and its configuration cannot hold."""
+    """What the user overrode when loading a checkpoint and its configuration cannot store."""
 
     mask_id: int | None = None
     stop_ids: tuple[int, ...] | None = None
-    block_size: int | None = None  # of blocks behind the prompt
+    block_size: int | None = None  # of attention blocks that start after the prompt
 
 
 def read_config(source: str, family: str | None = None, **where: Any) -> tuple[Any, Family]:
-    """The configuration and its family; no code that it may point to is looked at.
+    """Read the configuration of a checkpoint and find its family, ignoring remote code.
 
     Args:
         source: a folder or a Hugging Face id.
-        family: what the user names.
+        family: the name that the user gave, if any.
         where: as `dlm.models.files.cached` takes it.
 
     Raises:
-        ValueError: there is none, or it is of no family here.
+        ValueError: there is no configuration, or none of our families fits it.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -47,11 +47,11 @@ def read_config(source: str, family: str | None = None, **where: Any) -> tuple[A
         raise ValueError(
             f"cannot read the configuration of {source!r}{absent(source)}: {error}"
         ) from error
-    except TypeError:  # of a file that holds a number
+    except TypeError:  # raised for a file that holds a number
         raw = None
     if not isinstance(raw, dict):
-        raw = read_json(source, "config.json", **where)  # which refuses what holds no object
-    if raw is None or not raw.keys() - {"_commit_hash"}:  # which early transformers 5 adds
+        raw = read_json(source, "config.json", **where)  # raises if the file holds no object
+    if raw is None or not raw.keys() - {"_commit_hash"}:  # a key that early transformers 5 adds
         there = read_json(source, "config.json", **where) is not None
         fault = "says nothing" if there else "is missing"
         raise ValueError(f"cannot read the configuration of {source!r}: config.json {fault}")
@@ -68,10 +68,14 @@ def read_config(source: str, family: str | None = None, **where: Any) -> tuple[A
 
 
 def read_generation(source: str, **where: Any) -> Declared:
-    """Ids of `generation_config.json`, where there is one; arguments as `read_config`.
+    """Read the token ids in `generation_config.json`, if there is one.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        where: as `dlm.models.files.cached` takes it.
 
     Raises:
-        ValueError: it is corrupt.
+        ValueError: the file is corrupt.
     """
     stated = read_json(source, "generation_config.json", **where) or {}
     return Declared(tuple(ids(stated.get("eos_token_id"))), stated.get("mask_token_id"))
@@ -87,26 +91,28 @@ def resolve(
     declared_mask: int | None = None,
     stops: Sequence[int] | None = None,
 ) -> ModelSpec:
-    """The facts of a checkpoint.
+    """Determine the facts of a checkpoint.
 
-    The mask id is the argument, else the generation configuration's, the configuration's, the
-    family's, the tokenizer's. Stop ids are the argument, else those of both configurations and of
-    the family. The block size is the argument, else the configuration's own, that of the
-    checkpoint's name, its family's.
+    - The mask id is the argument, or the first that exists of the generation configuration's, the
+      configuration's, the family's and the tokenizer's.
+    - The stop ids are the argument, or those of both configurations and of the family together.
+    - The block size is the argument, or the configuration's own, or the one in the checkpoint's
+      name, or the family's.
 
     Args:
         config: of the network; its `name_or_path` is the checkpoint's name.
         declared_stops: stop ids of the generation configuration.
-        tokenizer: of the checkpoint, None where it has none.
+        tokenizer: of the checkpoint; None if it has none.
         mask_id: overrides the checkpoint's.
         block_size: overrides the checkpoint's.
         declared_mask: mask id of the generation configuration.
-        stops: override the checkpoint's stop ids; the first fills what follows another.
+        stops: override the checkpoint's stop ids. A row is filled with the first of them after a
+            stop token.
 
     Raises:
-        ValueError: no mask id, one outside the vocabulary, one the tokenizer contradicts, a stop
-            id that is none, stop ids for an encoder, or a block size for a family that looks both
-            ways.
+        ValueError: there is no mask id, it is outside the vocabulary or contradicts the tokenizer;
+            a stop id is invalid; stop ids are given for an encoder; or a block size is given for a
+            family without attention in blocks.
     """
     if stops is not None and (isinstance(stops, str) or not isinstance(stops, Sequence)):
         raise ValueError(f"stop_ids must be a sequence of ints, got {stops!r}")
@@ -154,9 +160,13 @@ def resolve(
 
 
 def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
-    """Tokens of a block of attention, None for attention both ways."""
+    """Tokens of an attention block; None for bidirectional attention.
+
+    Raises:
+        ValueError: a size is given for a family without attention in blocks, or is no positive int.
+    """
     if family.reordered and asked is None:
-        return int(config.max_position_embeddings)  # blocks to decode may be of any length
+        return int(config.max_position_embeddings)  # its decoding blocks may have any length
     if asked is None:
         return family.block_of(config, str(config.name_or_path or ""))
     if not (family.blocks or family.anchors):
@@ -169,12 +179,12 @@ def choose_block(config: Any, family: Family, asked: int | None) -> int | None:
 
 
 def is_released(config: Any, family: Family) -> bool:
-    """Whether the ids of the family hold: those of its releases' vocabulary."""
+    """Whether the vocabulary has a released size, so that the family's ids are valid."""
     return int(getattr(config, "embedding_size", config.vocab_size)) in family.vocabularies
 
 
 def owned_rows(config: Any, family: Family) -> int:
-    """How many rows of the embedding some token owns, without a tokenizer to tell."""
+    """Rows of the embedding that belong to a token, for a checkpoint without a tokenizer."""
     known = family.tokens if is_released(config, family) else None
     return int(config.vocab_size) if known is None else known
 
@@ -182,7 +192,11 @@ def owned_rows(config: Any, family: Family) -> int:
 def choose_mask(
     config: Any, family: Family, tokenizer: Any, asked: int | None, declared: int | None
 ) -> int:
-    """The mask id, from the most particular source that has one."""
+    """The mask id, from the most specific source that has one.
+
+    Raises:
+        ValueError: no source has one, it is outside the vocabulary, or the tokenizer disagrees.
+    """
     rows = int(getattr(config, "embedding_size", config.vocab_size))
     if asked is not None:
         return integer("mask_id", asked, least=0, most=rows - 1)
@@ -207,7 +221,7 @@ def choose_mask(
 
 
 def mask_of(tokenizer: Any, family: Family) -> int | None:
-    """The mask id of a tokenizer, which may know the token without knowing that it is the mask."""
+    """A tokenizer's mask id, looked up by the family's mask token if it declares none."""
     if tokenizer is None:
         return None
     declared: int | None = tokenizer.mask_token_id
@@ -216,17 +230,17 @@ def mask_of(tokenizer: Any, family: Family) -> int | None:
 
 
 def expand_of(tokenizer: Any, family: Family) -> int | None:
-    """The id of the token that asks for another blank, where the tokenizer has one."""
+    """The id of the token that asks for another blank, if the tokenizer has one."""
     named = () if family.expand_token is None else lookup(tokenizer, (family.expand_token,))
     return next(iter(named), None)
 
 
 def frame_of(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """What stands around a text with blanks where these may grow: begin and end of text.
+    """The ids before and after a text whose blanks may grow: begin and end of text.
 
-    As DreamOn's authors lay out a row (README and eval/generator.py of github.com/DreamLM/DreamOn),
-    with a tokenizer that puts nothing around a text. They are the tokenizer's, whatever else a
-    text may end with (`stop_ids`).
+    DreamOn's authors lay out a row in this way (README and eval/generator.py of
+    github.com/DreamLM/DreamOn), and their tokenizer adds nothing around a text. The ids are the
+    tokenizer's, independent of the `stop_ids`. None if blanks cannot grow.
     """
     if expand_of(tokenizer, family) is None:
         return None
@@ -234,9 +248,9 @@ def frame_of(tokenizer: Any, family: Family) -> tuple[tuple[int, ...], tuple[int
 
 
 def others(stops: Iterable[int], mask: int) -> list[int]:
-    """Stop ids of a file without the mask, where it names others: other code may stop at a mask.
+    """Stop ids of a file without the mask id, which some files list because their code stops there.
 
-    Alone it stays, and is refused: it cannot be what ends a text.
+    If the mask id is the only one it is kept, and rejected later: it cannot end a text.
     """
     found = list(stops)
     return [stop for stop in found if stop != mask] or found
@@ -245,22 +259,32 @@ def others(stops: Iterable[int], mask: int) -> list[int]:
 def stop_ids(
     config: Any, family: Family, tokenizer: Any, declared: Iterable[int], mask: int
 ) -> list[int]:
-    """Ends of text and of turn, each once; the first one fills what follows another."""
+    """Ids of end of text and end of turn, without repeats; the first fills a finished row.
+
+    Raises:
+        ValueError: no file of the checkpoint has one.
+    """
     found = [*declared, *others(ids(config.eos_token_id), mask)]
     found += family.stop_ids if is_released(config, family) else ()
     found += lookup(tokenizer, family.stop_tokens)
     if not found and config.pad_token_id is not None:
-        found = [config.pad_token_id]  # what releases that name no end of text end with
+        found = [config.pad_token_id]  # ends a text in releases that name no end of text
     if not found:
         raise ValueError("eos_token_id is in no file of the checkpoint: pass stop_ids")
     return list(dict.fromkeys(found))
 
 
 def with_stops(spec: ModelSpec, stops: Sequence[int], told: Sequence[int]) -> ModelSpec:
-    """The facts with other stop ids; the same if those are `told`, or all among them already.
+    """The facts with other stop ids.
+
+    Args:
+        spec: the facts.
+        stops: the new stop ids. The facts stay as they are if these are empty, equal to `told`, or
+            all stop ids already.
+        told: the stop ids that the facts were derived from.
 
     Raises:
-        ValueError: an id outside the vocabulary, or the mask id.
+        ValueError: an id is outside the vocabulary or is the mask id.
     """
     if not stops or list(stops) == list(told) or set(spec.stop_ids).issuperset(stops):
         return spec
@@ -271,23 +295,23 @@ def with_stops(spec: ModelSpec, stops: Sequence[int], told: Sequence[int]) -> Mo
 
 
 def is_id(value: object, rows: int) -> bool:
-    """Whether a value is a token id of an embedding with so many rows."""
+    """Whether a value is a token id of an embedding with this number of rows."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
 
 
 def lookup(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
-    """Ids of those tokens that the tokenizer has."""
+    """The ids of those of the tokens that the tokenizer has."""
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
     return [vocabulary[token] for token in tokens if token in vocabulary]
 
 
 def ids_of(tokenizer: Any) -> set[int]:
-    """Every id that some token has."""
+    """All ids that belong to a token."""
     return set(tokenizer.get_vocab().values())
 
 
 def ids(value: int | Sequence[int] | None) -> list[int]:
-    """Token ids of a field or an option that may hold none, one or several."""
+    """The token ids in a field or option that holds none, one or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]

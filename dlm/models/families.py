@@ -1,8 +1,8 @@
-"""The families of networks: what their files look like, and what is true of all their checkpoints.
+"""The model families: how to recognise their files, and the facts that all checkpoints share.
 
-A checkpoint is known by `(model_type, architectures[0])` of its `config.json`: either alone is
-shared by networks that differ. What one checkpoint has of its own is in its configuration, its
-tokenizer or its name; each overrides the family.
+A family is identified by `(model_type, architectures[0])` in `config.json`, because different
+networks share either one. A checkpoint's configuration, tokenizer and name override the facts of
+its family.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ FAMILIES = {
             mask_id=151666,
             mask_token="<|mask|>",
             stop_ids=(151643, 151645),
-            stop_tokens=("<|im_end|>", "<|dlm_pad|>"),  # the second ends a text of DiffuCoder
+            stop_tokens=("<|im_end|>", "<|dlm_pad|>"),  # the second ends DiffuCoder's texts
             expand_token="<|expand|>",  # of DreamOn
             tokens=151667,
             shift=True,
@@ -179,14 +179,14 @@ FAMILIES = {
             tokens=151670,
             shift=True,
         ),
-        Family(  # before others of its model type: what declares no architecture is a Llama
+        Family(  # first of its model type: without an architecture, a file is taken for a Llama's
             "diffullama",
             "llama",
             ("LlamaForCausalLM",),
             "dlm.models.qwen_configs:DiffuLlamaConfig",
             "dlm.models.qwen:LlamaForCausalLM",
             vocabularies=(32000,),
-            mask_id=811,  # a token of Llama 2, whose vocabulary was not extended
+            mask_id=811,  # an ordinary token of Llama 2: the vocabulary was not extended
             stop_ids=(2,),
             shift=True,
             opt_in=True,
@@ -287,12 +287,12 @@ FAMILIES = {
 
 ENCODER = Family(
     "encoder",
-    "",  # any that transformers has a masked language model for
+    "",  # any model type for which transformers has a masked language model
     (),
     "transformers:AutoConfig",
     "dlm.models.encoder:Encoder",
 )
-"""BERT and its kin, whose networks and facts are those of transformers and of their tokenizers."""
+"""Masked language models such as BERT: networks of transformers, with facts from tokenizers."""
 
 REFUSED = {
     "diffusion_gemma": "its noise is random tokens instead of masks",
@@ -300,17 +300,22 @@ REFUSED = {
     "nemotron_labs_diffusion_vlm": "it reads images, too",
     "sedd": "it predicts ratios of probabilities at a noise level that unmasking policies lack",
 }
-"""Neighbours that cannot be decoded here, by model type."""
+"""Related model types that cannot be decoded here, with the reason."""
 
 
 def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
-    """The family of a `config.json`.
+    """Find the family of a `config.json`.
 
-    Where `architectures` is missing, experts tell LLaDA-MoE from LLaDA, and a block size with a
-    head width tells DreamReasoner from Dream. `family` is what the user names.
+    If `architectures` is missing, experts distinguish LLaDA-MoE from LLaDA, and a block size
+    together with a head width distinguishes DreamReasoner from Dream.
+
+    Args:
+        config_dict: the contents of the file.
+        family: the name that the user gave, if any.
 
     Raises:
-        ValueError: no family here, another than the one named, or one that has to be named.
+        ValueError: the file belongs to no family, to another than the one named, or to one that
+            the user has to name.
     """
     model_type = config_dict.get("model_type") or ("sedd" if "graph" in config_dict else "")
     declared = (config_dict.get("architectures") or [""])[0] or ""
@@ -327,7 +332,7 @@ def find(config_dict: dict[str, Any], family: str | None = None) -> Family:
 
 
 def undeclared(model_type: str, config_dict: dict[str, Any]) -> str:
-    """The architecture of a configuration that names none."""
+    """The architecture to assume for a configuration that names none."""
     if model_type == "llada" and "num_experts" in config_dict:
         return "LLaDAMoEModelLM"
     if model_type == "Dream" and {"block_size", "head_dim"} <= config_dict.keys():
@@ -336,7 +341,11 @@ def undeclared(model_type: str, config_dict: dict[str, Any]) -> str:
 
 
 def by_type(model_type: str, architecture: str) -> Family:
-    """The family of a model type and an architecture."""
+    """The family of a model type and an architecture.
+
+    Raises:
+        ValueError: there is none, or it has to be named by the user.
+    """
     same = [family for family in FAMILIES.values() if family.model_type == model_type]
     ours = [f for f in FAMILIES.values() if f.any_type and architecture in f.architectures]
     if not same and not ours:
@@ -355,7 +364,11 @@ def by_type(model_type: str, architecture: str) -> Family:
 
 
 def other(model_type: str, architecture: str) -> Family:
-    """The encoders, or why there is no family."""
+    """`ENCODER` for a masked language model of transformers.
+
+    Raises:
+        ValueError: it is none; the message says why there is no family.
+    """
     reason = REFUSED.get(model_type)
     if reason is not None:
         raise ValueError(f"model_type {model_type!r} cannot be decoded here: {reason}")
@@ -374,6 +387,6 @@ def other(model_type: str, architecture: str) -> Family:
 
 
 def family_of(config: Any) -> Family:
-    """The family whose configuration this is."""
+    """The family of a configuration object; `ENCODER` if it is not one of ours."""
     home = f"{type(config).__module__}:{type(config).__name__}"
     return next((family for family in FAMILIES.values() if family.config == home), ENCODER)

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: in a folder, or on the Hub and from there in its cache."""
+"""Files of a checkpoint: in a folder, or on the Hub and in its local cache."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def cached(source: str, name: str, **where: Any) -> str | None:
-    """Where a file of the checkpoint is, None where it has none.
+    """The path of a file of the checkpoint, downloaded if necessary; None if it does not exist.
 
     Args:
         source: a folder or a Hugging Face id.
         name: of the file.
-        where: revision, subfolder, token and the like, as `cached_file` of transformers takes them.
+        where: revision, subfolder, token and so on, as transformers' `cached_file` takes them.
     """
     from transformers.utils.hub import cached_file
 
@@ -27,17 +27,19 @@ def cached(source: str, name: str, **where: Any) -> str | None:
 
 
 def absent(source: str) -> str:
-    """What to add to a message where nothing is found under a name that is no folder."""
+    """A remark for an error message, if the source is no folder and so was sought on the Hub."""
     if Path(source).is_dir():
         return ""
     return " (there is no such folder, so it was looked for on the Hugging Face Hub)"
 
 
 def read_json(source: str, name: str, **where: Any) -> dict[str, Any] | None:
-    """The object in a file of the checkpoint, None where it has none; arguments as `cached`.
+    """The JSON object in a file of the checkpoint; None if there is no such file.
+
+    The arguments are those of `cached`.
 
     Raises:
-        ValueError: the file is corrupt.
+        ValueError: the file is corrupt or holds no object.
     """
     path = cached(source, name, **where)
     if path is None:

@@ -1,10 +1,11 @@
-"""The layers of a decoder-shaped transformer by the kernels of `dlm.kernels.fused_layers`.
+"""Transformer layers computed by the kernels of `dlm.kernels.fused_layers`.
 
-The modules keep the weights, and are asked for them at every forward: what is loaded, merged or
-moved later is used as it is. Where somebody has put something in their place, such as an adapter,
-or has hooked into one of them, they are called instead.
+The kernels read the weights from the modules at every forward pass, so weights that are loaded,
+merged or moved later are used. If a module was replaced, for example by an adapter, or has a hook,
+the modules are called instead.
 
-Shapes: B rows, L tokens of each, M = B L, D model width, H heads, G of keys, E head width.
+Shapes: B rows, L tokens per row, M = B L, D model width, P parts, K columns, N rows of the weights,
+H heads, G heads of keys, E head width.
 """
 
 from typing import Any, Final
@@ -26,12 +27,12 @@ OURS: Final[tuple[type[nn.Module], ...]] = (Linear, Int8Linear, nn.RMSNorm)
 
 
 def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
-    """Whether the layers of a `TransformerModel` can be run here on activations [B, L, D].
+    """Whether the kernels can run all layers of a network.
 
     Args:
         network: a `TransformerModel`.
-        x: embeddings.
-        kinds: what its layers and their attention should be.
+        x: embeddings [B, L, D].
+        kinds: the expected classes of a layer and of its attention.
     """
     return (
         kernels.covers(x)
@@ -47,7 +48,7 @@ def covers(network: Any, x: Tensor, kinds: tuple[type[Any], type[Any]]) -> bool:
 
 
 def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]]) -> bool:
-    """Whether a layer is what this module takes it for, in sizes that the kernels take."""
+    """Whether a layer consists of the expected modules, in sizes that the kernels support."""
     if (type(layer), type(layer.self_attn)) != kinds:
         return False
     attention, mlp = layer.self_attn, layer.mlp
@@ -74,13 +75,13 @@ def layer_fits(layer: Any, dtype: torch.dtype, kinds: tuple[type[Any], type[Any]
 
 
 def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: View | None) -> Tensor:
-    """Final hidden states [B, L, D] of embeddings [B, L, D].
+    """Run all layers and the final norm: hidden states [B, L, D].
 
     Args:
         network: a `TransformerModel` that `covers` admits.
-        x: embeddings.
+        x: embeddings [B, L, D].
         angles: of the tokens.
-        mask: as for `dlm.models.attention.attention`.
+        mask: as in `dlm.models.attention.attention`.
         cache: likewise.
     """
     batch, length, width = x.shape
@@ -97,7 +98,7 @@ def run(network: Any, x: Tensor, angles: Angles, mask: Tensor | None, cache: Vie
 
 
 def feed(mlp: Any, x: Tensor) -> Tensor:
-    """What an MLP adds to tokens [M, D], in parts [P, M, D]."""
+    """The output of an MLP for tokens [M, D], in parts to be added up, [P, M, D]."""
     if type(mlp) is not Mlp:
         return torch.as_tensor(mlp(x))[None]
     gate, up = mlp.gate_proj, mlp.up_proj
@@ -107,7 +108,7 @@ def feed(mlp: Any, x: Tensor) -> Tensor:
 
 
 def product(x: Tensor, layers: list[Any]) -> Tensor:
-    """Products of tokens [M, K] with the matrices of up to three layers of a kind, [P, M, N]."""
+    """Products of tokens [M, K] with up to three layers of one class, in parts [P, M, N]."""
     if isinstance(layers[0], Int8Linear):
         return fused_int8.product(x, [each.matrix for each in layers])
     return kernels.product(x, [each.weight for each in layers], [each.bias for each in layers])
@@ -121,7 +122,16 @@ def attend(
     mask: Tensor | None,
     cache: View | None,
 ) -> Tensor:
-    """What attention adds to tokens [M, D], in parts [P, M, D]."""
+    """The output of attention for normed tokens [M, D], in parts to be added up, [P, M, D].
+
+    Args:
+        module: the attention of a layer.
+        x: normed tokens [M, D].
+        shape: B and L.
+        angles: of the tokens, flattened.
+        mask: as in `dlm.models.attention.attention`.
+        cache: likewise.
+    """
     heads: Heads = module.layout
     parts = product(x, projections(module))
     norms = None
@@ -146,7 +156,7 @@ def attend(
 def slots_of(
     module: Any, x: Tensor, heads: Heads, shape: tuple[int, int], cache: View | None
 ) -> Slots | None:
-    """Where keys and values of a window go; None for forwards of many tokens, or others."""
+    """Where the keys and values are stored; None unless this is a cached pass over few tokens."""
     batch, length = shape
     if type(cache) is not Reuse or length > kernels.WINDOW or cache.places.shape != shape:
         return None
@@ -156,7 +166,7 @@ def slots_of(
 
 
 def projections(module: Any) -> list[Any]:
-    """The matrices of queries, keys and values, one or three."""
+    """The projections of queries, keys and values: one fused layer, or three."""
     if module.fused:
         return [module.qkv_proj]
     return [module.q_proj, module.k_proj, module.v_proj]
