@@ -95,7 +95,8 @@ def resolve(
 
     - The mask id is the argument, or the first that exists of the generation configuration's, the
       configuration's, the family's and the tokenizer's.
-    - The stop ids are the argument, or those of both configurations and of the family together.
+    - The stop ids are the argument, or those of both configurations and of the family together, or
+      the configuration's padding id.
     - The block size is the argument, or the configuration's own, or the one in the checkpoint's
       name, or the family's.
 

@@ -1,6 +1,7 @@
-"""Layers whose weights are 8-bit integers: see `dlm.kernels.int8`.
+"""Layers with 8-bit integer weights, see `dlm.kernels.int8`.
 
-Shapes: N tokens, D model width, F expert width, E experts, K experts of a token.
+Shapes: N tokens, D model width, F expert width, E experts, K experts per token; of a weight,
+[..., N, K] with N rows (output channels) and K columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +20,20 @@ from dlm.options import known
 
 
 class Int8Layer(WideBuffers):
-    """Weights as integers, and their scales, float32 by output channel.
+    """Integer weights, and a float32 scale for each output channel.
 
-    What is loaded into the weights and their scales is laid out anew by `pack` on a CPU. From then
-    on a weight is None: it is held once. What is saved, copied or moved to a GPU has it again.
+    On a CPU, `pack` converts loaded weights and scales to oneDNN's layout. The weight attribute is
+    then None, so that memory holds the weight only once. Saving, copying or moving the layer to a
+    GPU restores the original layout.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: dict[str, torch.Size] = {}  # of weights, as they are loaded
+        self.shapes: dict[str, torch.Size] = {}  # of the weights before `pack`
         self.matrices: dict[str, list[int8.Packed]] = {}
 
     def take(self, name: str, weight: Tensor) -> None:
-        """Have a weight [..., N, K] of this name, to be rounded or loaded."""
+        """Register a weight [..., N, K] and its scales, which are still to be rounded or loaded."""
         weight = weight.detach()
         self.shapes[name] = weight.shape
         self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
@@ -39,7 +41,7 @@ class Int8Layer(WideBuffers):
         self.register_buffer(scale_of(name), scale)
 
     def round(self) -> None:
-        """Round the weights to integers, and lay them out."""
+        """Round the weights to integers, and pack them on a CPU."""
         for name in self.shapes:
             whole, scale = int8.quantized(getattr(self, name).detach())
             self.hold(name, whole)
@@ -47,9 +49,9 @@ class Int8Layer(WideBuffers):
         self.pack()
 
     def pack(self) -> None:
-        """Lay the weights out for products, integers by now, and let go of them as they were.
+        """Convert integer weights to the layout for products on a CPU, and free the originals.
 
-        On a GPU they stay as they are.
+        Does nothing on a GPU.
         """
         if self.place != "cpu":
             return
@@ -62,23 +64,23 @@ class Int8Layer(WideBuffers):
             setattr(self, name, None)
 
     def unpack(self) -> None:
-        """Have the weights as they were before `pack`."""
+        """Undo `pack`: restore the weights in their original layout."""
         for name in self.matrices:
             self.hold(name, self.integers(name))
         self.matrices = {}
 
     def hold(self, name: str, whole: Tensor) -> None:
-        """Have a weight of integers, int8 [..., N, K], as a parameter."""
+        """Set a weight, int8 [..., N, K], as a parameter without gradients."""
         setattr(self, name, nn.Parameter(whole, requires_grad=False))
 
     def integers(self, name: str) -> Tensor:
-        """A weight, int8 [..., N, K]."""
+        """A packed weight in its original layout, int8 [..., N, K]."""
         parts = [int8.unpacked(matrix) for matrix in self.matrices[name]]
         return torch.stack(parts).view(self.shapes[name])
 
     @property
     def place(self) -> str:
-        """The type of the device that the weights are on."""
+        """The type of the device that holds the weights."""
         weight = getattr(self, next(iter(self.shapes)))
         return "cpu" if weight is None else str(weight.device.type)
 
@@ -117,25 +119,25 @@ class Int8Layer(WideBuffers):
             self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
-        """As before `pack`: what oneDNN lays out can be neither copied nor pickled."""
+        """The state before `pack`, because oneDNN's layout can be neither copied nor pickled."""
         weights = {name: self.integers(name) for name in self.matrices}
         parameters = {n: nn.Parameter(each, requires_grad=False) for n, each in weights.items()}
         return {**self.__dict__, "matrices": {}, "_parameters": self._parameters | parameters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As after `pack`, where that was done."""
+        """Restore the state, and pack the weights again if they are integers."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.is_rounded:
             self.pack()
 
 
 class Int8Linear(Int8Layer):
-    """A linear layer in the place of torch's."""
+    """A linear layer with integer weights, which replaces torch's."""
 
-    weight: Any  # None where it is laid out for a CPU
+    weight: Any  # None while packed for a CPU
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take over a layer, whose weight is still to be rounded or loaded."""
+        """Take over a linear layer, whose weight is still to be rounded or loaded."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.take("weight", linear.weight)
@@ -153,24 +155,24 @@ class Int8Linear(Int8Layer):
         return made.view(*x.shape[:-1], self.out_features)
 
     def by_kernel(self, x: Tensor) -> bool:
-        """Whether tokens on a GPU are multiplied by kernels, and not by torch."""
+        """Whether tokens on a GPU use our kernels instead of torch."""
         traced = torch.compiler.is_compiling()
         return not traced and fused_layers.covers(x) and fused_int8.fits(self.weight)
 
     @property
     def matrix(self) -> int8.Matrix:
-        """What it multiplies by, on a GPU."""
+        """The weight, its scales and the bias, for products on a GPU."""
         return int8.Matrix(self.weight, getattr(self, scale_of("weight")), self.bias)
 
     def extra_repr(self) -> str:
-        """Its sizes, where the network is printed."""
+        """The sizes of the layer, shown when the network is printed."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 class Int8Experts(Int8Layer):
-    """E SwiGLU networks in the place of `Experts`: on a CPU one after the other."""
+    """E SwiGLU networks with integer weights, which replace `Experts`; sequential on a CPU."""
 
-    gate_up_proj: Any  # None where they are laid out for a CPU
+    gate_up_proj: Any  # None while packed for a CPU
     down_proj: Any
 
     def __init__(self, experts: Experts) -> None:
@@ -182,13 +184,13 @@ class Int8Experts(Int8Layer):
         self.act_fn = experts.act_fn
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """sum_k weights_k expert_k(x) [N, D] of tokens [N, D], both [N, K]."""
+        """sum_k weights_k expert_k(x), [N, D], of tokens [N, D] with experts and weights [N, K]."""
         made = (self.laid_out if self.matrices else self.loaded)(x, experts)
         made = made.view(*experts.shape, x.shape[-1])
         return (made * weights[..., None]).sum(1).to(x.dtype)
 
     def laid_out(self, x: Tensor, experts: Tensor) -> Tensor:
-        """What each choice of a token gives, float32 [N K, D], on a CPU."""
+        """The output of each chosen expert of each token, float32 [N K, D], on a CPU."""
         order, counts = by_expert(experts, self.num_experts)
         own = x[order // experts.shape[1]]
         gate, up = int8.grouped(own, self.matrices["gate_up_proj"], counts).chunk(2, -1)
@@ -196,7 +198,7 @@ class Int8Experts(Int8Layer):
         return torch.empty_like(own).index_copy_(0, order, own)
 
     def loaded(self, x: Tensor, experts: Tensor) -> Tensor:
-        """The same on a GPU, by kernels alone: `torch.compile` breaks its graph here."""
+        """The same on a GPU, always by our kernels, at which `torch.compile` breaks its graph."""
         by, scales = fused_experts.tiles(experts, self.num_experts), map(scale_of, self.shapes)
         first, second = (getattr(self, scale) for scale in scales)
         made = fused_experts.grouped(x, self.gate_up_proj, first, by, experts.shape[1])
@@ -204,7 +206,7 @@ class Int8Experts(Int8Layer):
         return fused_experts.grouped(self.act_fn(gate) * up, self.down_proj, second, by)
 
     def extra_repr(self) -> str:
-        """Its sizes, where the network is printed."""
+        """The sizes of the layer, shown when the network is printed."""
         return f"{self.num_experts}, {', '.join(map(str, self.shapes['down_proj'][1:]))}"
 
 
@@ -213,23 +215,23 @@ KINDS: dict[type[nn.Module], Callable[[Any], Int8Layer]] = {
     Linear: Int8Linear,
     Experts: Int8Experts,
 }
-"""What takes the place of what."""
+"""The integer layer that replaces each class of layer."""
 
 
 def scale_of(name: str) -> str:
-    """What the scales of a weight are called.
+    """The name of a weight's scales.
 
-    transformers 5.17 would take `gate_up_proj_scale` apart by expert, as it does `gate_up_proj`.
+    transformers 5.17 would split `gate_up_proj_scale` by expert, as it does `gate_up_proj`.
     """
     return f"scale_of_{name}"
 
 
 def chosen(network: Any, skipped: Sequence[str]) -> list[str]:
-    """Names of the layers to round.
+    """The names of the layers to quantise.
 
     Args:
-        network: of transformers; layers whose weights are tied to others stay as they are.
-        skipped: patterns of names that stay, too, as `modules_to_not_convert` of transformers.
+        network: a network of transformers; layers with tied weights are left out.
+        skipped: patterns of further names to leave out, as transformers' `modules_to_not_convert`.
     """
     tied = network.all_tied_weights_keys
     shared = {name.removesuffix(".weight") for name in (*tied.keys(), *tied.values())}
@@ -238,7 +240,7 @@ def chosen(network: Any, skipped: Sequence[str]) -> list[str]:
 
 
 def replace(network: Any, names: Sequence[str]) -> None:
-    """Put layers of integers in the place of linear ones and of experts."""
+    """Replace the named linear layers and experts by integer layers, still to be rounded."""
     for name in names:
         path, _, own = name.rpartition(".")
         parent, layer = network.get_submodule(path), network.get_submodule(name)
@@ -246,15 +248,15 @@ def replace(network: Any, names: Sequence[str]) -> None:
 
 
 def check_place(name: str, layer: Any, place: str) -> None:
-    """Refuse a layer whose products in integers torch does not have on a type of device.
+    """Reject a layer that cannot multiply integers on a type of device.
 
     Args:
         name: of the layer, or of its weight.
-        layer: to be rounded, or of integers.
-        place: the type; anything that is none is known later.
+        layer: an integer layer, or one that is to become one.
+        place: the type of device; "auto" if it is not known yet, which passes.
 
     Raises:
-        ValueError: it has none there.
+        ValueError: the type is neither "cpu" nor "cuda", or the sizes or the GPU do not fit.
     """
     if place in ("cpu", "auto"):
         return
@@ -278,7 +280,7 @@ def check_place(name: str, layer: Any, place: str) -> None:
 
 
 def sizes_of(layer: Any) -> list[torch.Size]:
-    """Rows and columns of the matrices of a layer, to be rounded or of integers."""
+    """Rows and columns of each matrix of a layer, before or after quantisation."""
     if isinstance(layer, Int8Layer):
         return [shape[-2:] for shape in layer.shapes.values()]
     if isinstance(layer, Experts):
@@ -287,14 +289,16 @@ def sizes_of(layer: Any) -> list[torch.Size]:
 
 
 def check_move(network: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
-    """Refuse to move a network of which a layer cannot follow, before anything is moved.
+    """Reject moving a network to a device that an integer layer does not support.
+
+    It is called before anything is moved.
 
     Args:
-        network: some of its layers may be of integers.
-        fn: what is done to each of its tensors.
+        network: a network, with or without integer layers.
+        fn: the function that moves each tensor.
 
     Raises:
-        ValueError: there is such a layer.
+        ValueError: a layer cannot be moved.
     """
     layers = layers_of(network)
     target = fn(torch.empty(0, device="cpu")).device.type if layers else "cpu"
@@ -304,10 +308,10 @@ def check_move(network: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
 
 
 def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:
-    """Refuse a pattern of names that stands for no layer.
+    """Reject patterns of names that match no layer.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a pattern matches none.
     """
     names = candidates(network)
     own = {name.rpartition(".")[2] for name in names}
@@ -317,15 +321,19 @@ def check_skipped(network: nn.Module, skipped: Sequence[str]) -> None:
 
 
 def candidates(network: nn.Module) -> list[str]:
-    """Names of all layers of the kinds that can be rounded."""
+    """The names of all layers of a class that can be quantised."""
     return [name for name, module in network.named_modules() if type(module) in KINDS]
 
 
 def refuse_quantized(network: Any, what: str) -> None:
-    """Refuse what needs the weights as they were.
+    """Reject an operation that needs the original weights.
+
+    Args:
+        network: the network.
+        what: the operation, for the message.
 
     Raises:
-        ValueError: there are layers of integers.
+        ValueError: the network has integer layers.
     """
     if layers_of(network):
         raise ValueError(
@@ -335,6 +343,6 @@ def refuse_quantized(network: Any, what: str) -> None:
 
 
 def layers_of(network: nn.Module) -> dict[str, Int8Layer]:
-    """Layers of a network whose weights are integers, by name."""
+    """The integer layers of a network, by name."""
     named = network.named_modules()
     return {name: module for name, module in named if isinstance(module, Int8Layer)}

@@ -1,4 +1,4 @@
-"""Linear layers, and what is made of them, by the products of `dlm.kernels.linear`.
+"""Linear layers and the SwiGLU MLP, computed by the products of `dlm.kernels.linear`.
 
 Shapes: D model width, F inner width.
 """
@@ -16,7 +16,7 @@ SILU: Final = type(ACT2FN["silu"])
 
 
 class Linear(nn.Linear):
-    """torch's, but that on a CPU a token has the same bits in every batch."""
+    """A linear layer that, on a CPU, gives a token the same bits in every batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -27,7 +27,14 @@ class Mlp(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202): W3 (silu(W1 x) W2 x), [..., D] -> [..., D]."""
 
     def __init__(self, width: int, inner: int, activation: str, *, bias: bool = False) -> None:
-        """Take D, F, what transformers calls the activation, and whether there are biases."""
+        """Build the layers.
+
+        Args:
+            width: D.
+            inner: F.
+            activation: transformers' name of the activation.
+            bias: whether the three layers have biases.
+        """
         super().__init__()
         self.gate_proj = Linear(width, inner, bias=bias)
         self.up_proj = Linear(width, inner, bias=bias)
@@ -39,7 +46,7 @@ class Mlp(nn.Module):
         return torch.as_tensor(self.down_proj(self.opened(x)))
 
     def opened(self, x: Tensor) -> Tensor:
-        """silu(W1 x) W2 x, [..., F] of [..., D]."""
+        """silu(W1 x) W2 x, [..., D] -> [..., F]."""
         gate, up, activation = self.gate_proj, self.up_proj, self.act_fn
         if self.is_plain and untouched(gate) and untouched(up) and untouched(activation):
             return by.gated(x, gate.weight, up.weight, gate.bias, up.bias)
@@ -47,5 +54,5 @@ class Mlp(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing else stands in the place of what makes the gate."""
+        """Whether the projections and the activation of the gate have not been replaced."""
         return type(self.gate_proj) is type(self.up_proj) is Linear and type(self.act_fn) is SILU

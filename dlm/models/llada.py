@@ -1,4 +1,4 @@
-"""LLaDA and iLLaDA, under the class names their checkpoints declare, and released weight names."""
+"""LLaDA and iLLaDA: classes with the names that checkpoints declare, and weight names."""
 
 from dlm.models.configs import ILladaConfig, LladaConfig
 from dlm.models.transformer import TransformerForMaskedLM
@@ -8,7 +8,7 @@ class LLaDAModelLM(TransformerForMaskedLM):
     """LLaDA (Nie et al. 2025, arXiv:2502.09992)."""
 
     config_class = LladaConfig
-    # Order matters: `ff_out` is both the vocabulary projection and the MLP's down projection.
+    # Order matters: `ff_out` names both the vocabulary projection and the MLP's down projection.
     renamings = (
         (r"^model\.transformer\.wte\.", "model.embed_tokens."),
         (r"^model\.transformer\.ln_f\.", "model.norm."),

@@ -1,4 +1,4 @@
-"""A network, its tokenizer and its facts, behind the two calls that decoding makes.
+"""A network with its tokenizer and facts, and the two calls that decoding makes: states, logits.
 
 Shapes: B rows, L tokens, N positions, D model width, V vocabulary.
 """
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 MASKED = ("sdpa", "eager")
-"""Attention backends that take a mask for every query."""
+"""Attention backends that take a mask per query."""
 
 
 class Network(Protocol):
-    """What a family's network offers, beside what every `PreTrainedModel` has."""
+    """What decoding needs of a family's network, beyond `PreTrainedModel`."""
 
     config: Any
     packs_rows: bool
-    """Whether its attention passes what it works on through `cache`, so that rows of unlike lengths
-    can be laid end to end, see `dlm.packing`."""
+    """Whether its attention passes its inputs and outputs through `cache`, so that ragged batches
+    can be packed, see `dlm.packing`."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         ...
 
     def get_input_embeddings(self) -> nn.Module:
-        """The module whose `weight` lies where token ids have to be."""
+        """The embedding; token ids have to be on the device of its `weight`."""
         ...
 
     def states(
@@ -48,10 +48,15 @@ class Network(Protocol):
         positions: Tensor,
         cache: View | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D] of int64 tokens [B, L] at int64 positions [B or 1, L].
+        """Final hidden states [B, L, D].
 
-        The mask is [B, L], False at padding, or [B, 1, L or 1, K] as the attention backend takes
-        it; without one every token sees every token.
+        Args:
+            tokens: int64 [B, L].
+            attention_mask: [B, L], False at padding; or [B, 1, L or 1, K] in the attention
+                backend's own form. None attends to everything.
+            positions: int64 [B or 1, L].
+            cache: the view that chooses the keys and values to attend to; None for those of this
+                pass.
         """
         ...
 
@@ -62,27 +67,29 @@ class Network(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded model. `dlm.load` makes one."""
+    """A loaded model, from `dlm.load`."""
 
     network: Any  # a `Network` and a `torch.nn.Module`
     tokenizer: "PreTrainedTokenizerBase | None"
     spec: ModelSpec
     leader: "Leader | None" = field(default=None, kw_only=True)
-    """Of the processes that have the other parts of the network; None where it is whole."""
+    """Commands the processes that hold the other parts of the network; None if it is whole."""
 
     @property
     def device(self) -> torch.device:
-        """Where token ids have to be."""
+        """The device where token ids have to be."""
         embedding = self.network.get_input_embeddings()
         device: torch.device = embedding.weight.device
-        if device.type == "meta":  # accelerate brings the weights along for each call
+        if device.type == "meta":  # accelerate loads offloaded weights for each call
             return torch.device(embedding._hf_hook.execution_device)
         return device
 
     def identity(self) -> dict[str, str | None]:
-        """Digests of what answers depend on beside the weights, the same wherever it was loaded.
+        """Digests of what results depend on besides the weights, equal on every machine.
 
-        `config` is of the network's configuration, `tokenizer` of what turns a text into ids.
+        Returns:
+            `config`, of the network's configuration, and `tokenizer`, of how text becomes ids; None
+            without a tokenizer.
         """
         words = None if self.tokenizer is None else rules(self.tokenizer)
         return {"config": digest(configuration(self.network)), "tokenizer": words}
@@ -98,7 +105,7 @@ class Model:
         return fingerprint(self.network)
 
     def precision(self) -> str:
-        """The dtype of the weights, and how they are quantized if they are."""
+        """The dtype of the weights, and the quantisation method if there is one."""
         return precision(self.network)
 
     def hidden(
@@ -110,20 +117,20 @@ class Model:
         *,
         attend: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D], of which the one at i predicts the token at i.
+        """Final hidden states [B, L, D]; the one at i predicts the token at i.
 
-        Where the network's output at i predicts the token after it, states are moved by one; the
-        first then stands for itself, which no network was trained for.
+        If the network's output at i predicts token i + 1, states are shifted by one. The first
+        state then also stands for the first token, for which no network was trained.
 
         Args:
             tokens: int64 [B, L].
             positions: int64 [B or 1, L].
-            valid: bool [B, L], False at padding; None where there is none.
-            cache: where keys and values go, and what there is to attend to. With `Reuse` and a
-                block-causal network `attend` has to be given.
-            attend: bool [B, L or 1, K] instead of `valid`, whether query (second axis) sees key
-                (third). Without it all that is valid is seen, within the family's topology: where
-                blocks may begin anywhere all of the row is one.
+            valid: bool [B, L], False at padding; None without padding.
+            cache: the view that stores keys and values and chooses those to attend to. With `Reuse`
+                and a block-causal network, `attend` is required.
+            attend: bool [B, L or 1, K], whether a query (second axis) sees a key (third), instead
+                of `valid`. By default a query sees all valid keys that the family's attention
+                allows; where attention blocks may begin anywhere, the whole row is one block.
 
         Raises:
             ValueError: a mask is needed that the attention backend does not take.
@@ -140,7 +147,7 @@ class Model:
         *,
         attend: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D] where the network puts them; arguments as `hidden`."""
+        """Final hidden states [B, L, D] without the shift of `hidden`; arguments as there."""
         if self.leader is not None:
             if cache is not None:
                 raise ValueError("cache must be None for a model that is cut over processes")
@@ -153,7 +160,7 @@ class Model:
         return torch.as_tensor(self.network.states(tokens, mask, positions, cache))
 
     def own_topology(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
-        """Bool [B or 1, L, L]: which tokens of whole rows see which; None where all see all."""
+        """The family's attention mask on whole rows, bool [B or 1, L, L]; None if all see all."""
         if self.spec.reordered:
             return masks_last(positions, positions, *2 * [tokens == self.spec.mask_id])
         grid = self.spec.grid
@@ -161,11 +168,15 @@ class Model:
 
     @property
     def takes_masks(self) -> bool:
-        """Whether the attention backend takes a mask for every query."""
+        """Whether the attention backend takes a mask per query."""
         return self.network.config._attn_implementation in MASKED
 
     def attention_mask(self, attend: Tensor) -> Tensor:
-        """Bool [B, L or 1, K] as the 4-D mask that the network's attention backend takes."""
+        """Bool [B, L or 1, K] as a 4-D mask in the form that the attention backend takes.
+
+        Raises:
+            ValueError: the backend takes no mask per query.
+        """
         backend = self.network.config._attn_implementation
         if backend == "sdpa":
             return attend[:, None]
@@ -187,13 +198,14 @@ class Model:
 
     @torch.no_grad()
     def raw_logits(self, input_ids: Tensor) -> Tensor:
-        """The network as released: logits [B, L, V] of int64 [B, L], nothing banned or shifted.
+        """The network's own logits [B, L, V] of int64 [B, L], with nothing banned or shifted.
 
-        Attention is that of the family, block-causal where it is; where blocks may begin anywhere
-        all of the row is one.
+        Attention is the family's, for example block-causal. Where attention blocks may begin
+        anywhere, the whole row is one block.
 
         Raises:
-            ValueError: ids of another shape or type, outside the vocabulary, or too many.
+            ValueError: the ids have another shape or dtype, are outside the vocabulary, or are more
+                than the model has positions.
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be an int64 tensor [B, L], got {input_ids!r}")
@@ -219,10 +231,17 @@ class Model:
 def block_causal(
     queries: Tensor, keys: Tensor, block_size: int, origin: Tensor | None = None
 ) -> Tensor:
-    """Whether a query sees a key: floor(j / N) <= floor(i / N), of positions i and j.
+    """Block-causal mask: a query at i sees a key at j if floor(j / N) <= floor(i / N).
 
-    Bool [B, Q, K] of int64 [B or 1, Q] and [B or 1, K]. With an origin o, int64 [B], i and j are
-    counted from there, and all that is before it is one block: max(-1, floor((i - o) / N)).
+    Args:
+        queries: i, int64 [B or 1, Q].
+        keys: j, int64 [B or 1, K].
+        block_size: N.
+        origin: o, int64 [B], from where blocks are counted, so that the block of i is
+            max(-1, floor((i - o) / N)): everything before o is one block. None counts from 0.
+
+    Returns:
+        Bool [B, Q, K].
     """
     if origin is not None:
         queries, keys = ((each - origin[:, None]).clamp(min=-1) for each in (queries, keys))
@@ -230,9 +249,16 @@ def block_causal(
 
 
 def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """Whether a query sees a key: j <= i, or j < e if b <= i < e, of positions i and j.
+    """Causal mask with one bidirectional block: i sees j if j <= i, or j < e if b <= i < e.
 
-    Bool [B, Q, K] of int64 [B or 1, Q], [B or 1, K], and the block [b, e) of each row, [B] both.
+    Args:
+        queries: i, int64 [B or 1, Q].
+        keys: j, int64 [B or 1, K].
+        begin: b of each row, int64 [B].
+        end: e of each row, int64 [B].
+
+    Returns:
+        Bool [B, Q, K].
     """
     begin, end = begin[:, None], end[:, None]
     inside = (queries >= begin) & (queries < end)
@@ -240,12 +266,19 @@ def causal_context(queries: Tensor, keys: Tensor, begin: Tensor, end: Tensor) ->
 
 
 def masks_last(queries: Tensor, keys: Tensor, asks: Tensor, masked: Tensor) -> Tensor:
-    """Causal attention of a row whose masks stand behind all its tokens, in their order.
+    """Causal mask of a row reordered so that all masks follow all tokens.
 
-    Of positions i and j, with m where a mask is: a query sees a key if j <= i and (not m_j or m_i),
-    or if m_i and not m_j (topological reordering of WeDLM, Liu et al. 2025, arXiv:2512.22737).
+    With m true at masks, a query at i sees a key at j if j <= i and (not m_j or m_i), or if m_i and
+    not m_j (topological reordering of WeDLM, Liu et al. 2025, arXiv:2512.22737).
 
-    Bool [B, Q, K] of int64 [B or 1, Q] and [B or 1, K], and m of both, bool [B, Q] and [B, K].
+    Args:
+        queries: i, int64 [B or 1, Q].
+        keys: j, int64 [B or 1, K].
+        asks: m of the queries, bool [B, Q].
+        masked: m of the keys, bool [B, K].
+
+    Returns:
+        Bool [B, Q, K].
     """
     asks, known = asks[..., None], ~masked[:, None]
     before = keys[:, None] <= queries[..., None]
@@ -253,13 +286,18 @@ def masks_last(queries: Tensor, keys: Tensor, asks: Tensor, masked: Tensor) -> T
 
 
 def valid_keys(sees: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """Keys that are seen, bool [B, L or 1, L], without those at padding; None where all are."""
+    """The keys that are seen, without padding, bool [B, L or 1, L]; None if all are seen.
+
+    Args:
+        sees: bool [B or 1, L, L], whether a query sees a key; None if all are seen.
+        valid: bool [B, L], False at padding; None without padding.
+    """
     if valid is None:
         return sees
     return valid[:, None] if sees is None else sees & valid[:, None]
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether a call of a module does what its class says and nothing else."""
+    """Whether a module has no hooks and no replaced `forward`."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return not (hooked or hooks._global_forward_hooks or hooks._global_forward_pre_hooks)

@@ -1,4 +1,4 @@
-"""The families with a mixture of experts, under the class names their checkpoints declare."""
+"""The mixture-of-experts families, under the class names that their checkpoints declare."""
 
 from dlm.models.moe_configs import Llada2Config, LladaMoeConfig, Rnd1Config, SdarMoeConfig
 from dlm.models.transformer import TransformerForMaskedLM
@@ -16,7 +16,7 @@ class LLaDA2MoeModelLM(TransformerForMaskedLM):
 
     config_class = Llada2Config
     packs_experts = True
-    # Rounded, the bias would choose other experts.
+    # Rounded to half precision, the bias would select other experts.
     _keep_in_fp32_modules_strict = ["expert_bias"]  # noqa: RUF012 (transformers reads a list)
     renamings = (
         (r"^model\.word_embeddings\.", "model.embed_tokens."),

@@ -1,7 +1,8 @@
-"""Configurations of the families with a mixture of experts, field for field as released.
+"""Configurations of the mixture-of-experts families, with the fields of the released files.
 
-Apart from the networks, as `dlm.models.configs`. Each offers what `dlm.models.experts.SparseMlp`
-reads, as a class variable or under a second name where the released file has none or another.
+They are separate from the networks, as in `dlm.models.configs`. Each has the fields that
+`dlm.models.experts.SparseMlp` reads: as a class variable if the released file lacks one, or through
+`attribute_map` if the file has another name for it.
 """
 
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ DENSE_PLAN = {
     for module in ("", "shared_experts.")
     for name, style in (("gate_proj", "colwise"), ("up_proj", "colwise"), ("down_proj", "rowwise"))
 }
-EXPERT_PARALLEL_PLAN: Any = {  # transformers annotates it as something else
+EXPERT_PARALLEL_PLAN: Any = {  # transformers' annotation does not fit
     "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
     "layers.*.mlp.experts.down_proj": "grouped_gemm",
     "layers.*.mlp.experts": "ep_dispatch_experts",
@@ -31,7 +32,7 @@ EXPERT_PARALLEL_PLAN: Any = {  # transformers annotates it as something else
 
 
 class SparseConfig(DecoderConfig):
-    """What the families below share; not one itself."""
+    """The base class of the families below."""
 
     base_model_tp_plan = ATTENTION_PLAN | EXPERTS_PLAN
     base_model_ep_plan = EXPERT_PARALLEL_PLAN
@@ -45,17 +46,17 @@ class SparseConfig(DecoderConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse what no release has."""
+        """Reject values that no release has."""
         super().__post_init__(**kwargs)
         integer("num_experts_per_tok", self.num_experts_per_tok, least=1, most=self.num_experts)
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has experts."""
+        """Whether a layer is a mixture of experts."""
         return True
 
 
 class LladaMoeConfig(SparseConfig):
-    """LLaDA-MoE-7B-A1B (inclusionAI 2025): its files say `llada`, as those of the dense LLaDA."""
+    """LLaDA-MoE-7B-A1B (inclusionAI 2025), whose files have the model type `llada` of LLaDA."""
 
     model_type = "llada_moe"
     attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
@@ -88,7 +89,7 @@ class LladaMoeConfig(SparseConfig):
     num_key_value_heads: int = 16
     num_experts: int = 64
     expert_intermediate_size: int = 1024
-    dense_intermediate_size: int = 8192  # of layers without experts, of which there are none
+    dense_intermediate_size: int = 8192  # unused: every layer has experts
     max_position_embeddings: int = 8192
     vocab_size: int = 157184
     rms_norm_eps: float = 1e-5
@@ -108,7 +109,7 @@ class LladaMoeConfig(SparseConfig):
     shared_expert_intermediate_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what may be left out, and refuse what no release has."""
+        """Fill in fields that are left out, and reject values that no release has."""
         super().__post_init__(**kwargs)
         if self.moe_layer_freq is None:
             self.moe_layer_freq = [1] * self.num_hidden_layers
@@ -125,10 +126,10 @@ class LladaMoeConfig(SparseConfig):
 
 
 class Llada2Config(SparseConfig):
-    """LLaDA2.0 and 2.1 (Bie et al. 2025, arXiv:2512.15745), mini by default."""
+    """LLaDA2.0 and 2.1 (Bie et al. 2025, arXiv:2512.15745); defaults are those of mini."""
 
     model_type = "llada2_moe"
-    base_model_tp_plan = EXPERTS_PLAN | DENSE_PLAN  # the fused projection is not split
+    base_model_tp_plan = EXPERTS_PLAN | DENSE_PLAN  # the fused projection stays whole
     title = "LLaDA2"
     declared = ("LLaDA2MoeModelLM", "LLaDA2MoeModel")
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -173,7 +174,7 @@ class Llada2Config(SparseConfig):
     vocab_size: int = 157184
     rope_theta: float = 600000.0
     partial_rotary_factor: float = 0.5
-    rotary_dim: int | None = None  # type: ignore[assignment]  # that factor of head_dim if null
+    rotary_dim: int | None = None  # type: ignore[assignment]  # factor * head_dim if null
     use_qk_norm: bool = True
     use_bias: bool = False
     use_qkv_bias: bool = False
@@ -187,7 +188,7 @@ class Llada2Config(SparseConfig):
     block_size: int = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what the released file may leave out, and refuse what no release has."""
+        """Fill in fields that are left out, and reject values that no release has."""
         super().__post_init__(**kwargs)
         rotary = int(self.head_dim * self.partial_rotary_factor)
         if self.rotary_dim is None:
@@ -207,12 +208,12 @@ class Llada2Config(SparseConfig):
         integer("num_experts_per_tok", self.num_experts_per_tok, least=1, most=within)
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has experts."""
+        """Whether a layer is a mixture of experts."""
         return layer >= self.first_k_dense_replace
 
 
 class Qwen3SparseConfig(Qwen3ShapedConfig, SparseConfig):
-    """What the two of Qwen3-30B-A3B's shape share; not a family itself."""
+    """The base class of the two families with the architecture of Qwen3-30B-A3B."""
 
     base_model_tp_plan = SparseConfig.base_model_tp_plan
     sizes = SparseConfig.sizes
@@ -226,7 +227,7 @@ class Qwen3SparseConfig(Qwen3ShapedConfig, SparseConfig):
     }
     num_shared_experts: ClassVar[int] = 0
     hidden_size: int = 2048
-    intermediate_size: int = 6144  # of layers without experts, of which there are none
+    intermediate_size: int = 6144  # unused: every layer has experts
     num_hidden_layers: int = 48
     num_key_value_heads: int = 4
     moe_intermediate_size: int = 768
@@ -236,7 +237,7 @@ class Qwen3SparseConfig(Qwen3ShapedConfig, SparseConfig):
     router_aux_loss_coef: float = 0.001
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what may be left out, and refuse what no release has."""
+        """Fill in fields that are left out, and reject values that no release has."""
         super().__post_init__(**kwargs)
         if self.mlp_only_layers is None:
             self.mlp_only_layers = []
@@ -251,7 +252,7 @@ class Rnd1Config(Qwen3SparseConfig):
     fixed = Qwen3SparseConfig.fixed | {"is_causal": (False,)}
     max_position_embeddings: int = 40960
     is_causal: bool = False
-    moe_backend: str = "hf"  # of the official code; ours is `experts_implementation`
+    moe_backend: str = "hf"  # read by the official code; here `experts_implementation` decides
     num_diffusion_steps: int = 256
 
 
