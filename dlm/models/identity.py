@@ -8,7 +8,7 @@ from typing import Any
 from dlm.kernels import int8
 from dlm.models.family import SETTLED
 
-PROBED = 256  # values of each weight that a fingerprint reads, roughly
+PROBED = 256  # values of each weight that a fingerprint reads, at least
 READ_SO = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 VOLATILE = (*READ_SO, SETTLED)
 """Keys of a configuration that depend on how it was read or written, not on the network."""

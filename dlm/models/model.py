@@ -298,6 +298,6 @@ def valid_keys(sees: Tensor | None, valid: Tensor | None) -> Tensor | None:
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether a module has no hooks and no replaced `forward`."""
+    """Whether no replaced `forward` and no forward hook, own or global, affects a module."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return not (hooked or hooks._global_forward_hooks or hooks._global_forward_pre_hooks)

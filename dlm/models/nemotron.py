@@ -1,4 +1,4 @@
-"""Nemotron-Labs-Diffusion, under the class name its checkpoints declare, and released names."""
+"""Nemotron-Labs-Diffusion: the class that checkpoints declare, and its weight names."""
 
 from dlm.models.nemotron_configs import NemotronLabsDiffusionConfig
 from dlm.models.transformer import TransformerForMaskedLM

@@ -1,6 +1,6 @@
-"""The configuration of Nemotron-Labs-Diffusion, field for field as released.
+"""The configuration of Nemotron-Labs-Diffusion, with the fields of the released files.
 
-Apart from the network, as `dlm.models.configs`.
+It is separate from the network, as in `dlm.models.configs`.
 """
 
 from typing import Any, ClassVar, Final
@@ -19,11 +19,14 @@ ROTARY: Final[dict[str, Any]] = {
     "rope_theta": 1000000.0,
     "rope_type": "yarn",
 }
-"""What `rope_parameters` of the 8B network hold."""
+"""`rope_parameters` of the 8B network."""
 
 
 class NemotronLabsDiffusionConfig(DecoderConfig):
-    """Nemotron-Labs-Diffusion (NVIDIA 2026), 8B by default: Ministral 3 trained to denoise, too."""
+    """Nemotron-Labs-Diffusion (NVIDIA 2026): Ministral 3, also trained to denoise.
+
+    The defaults are those of the 8B network.
+    """
 
     model_type = "nemotron_labs_diffusion"
     title = "Nemotron-Labs-Diffusion"
@@ -32,7 +35,7 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
         "attention_bias": (False,),
         "attention_dropout": (0,),
-        # How attention is trained; all that was trained to denoise is decoded alike.
+        # The attention in training. Decoding is the same for both values.
         "dlm_paradigm": ("bidirectional", "block_diff"),
         "mlp_bias": (False,),
         "sliding_window": (None,),
@@ -47,7 +50,7 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
     vocab_size: int = 131072
     max_position_embeddings: int = 262144
     rms_norm_eps: float = 1e-5
-    rope_parameters: dict[str, Any] | None = None  # `ROTARY` if null, which no file leaves it
+    rope_parameters: dict[str, Any] | None = None  # `ROTARY` if null; never null in a file
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False  # type: ignore[misc]
@@ -57,10 +60,10 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
     dlm_paradigm: str = "bidirectional"
 
     def fill(self) -> None:
-        """Take what tells the angles.
+        """Check `rope_parameters`, and take `rope_theta` from them.
 
         Raises:
-            ValueError: they are not such as in the releases.
+            ValueError: they are not like those of the releases.
         """
         given = self.rope_parameters
         self.rope_parameters = dict(ROTARY) if given is None else checked(given)
@@ -68,30 +71,31 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
 
     @property
     def query_scale(self) -> tuple[float, int]:  # type: ignore[override]
-        """The beta and the N of `RotaryEmbedding.scale`."""
+        """Beta and N of `RotaryEmbedding.scale`."""
         held = self.rope_parameters
         assert held is not None
         return held["llama_4_scaling_beta"], held["original_max_position_embeddings"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As released: `rope_parameters` hold all there is of angles."""
+        """As released: `rope_parameters` contain everything about rotary embedding."""
         return {
             k: v for k, v in super().to_dict().items() if k not in ("rope_scaling", "rope_theta")
         }
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`, which alone knows the angles.
+        """Build from `config.json`, which has to contain rope_parameters.
 
         Raises:
-            ValueError: it lacks rope_parameters, contradicts them, or has what no release has.
+            ValueError: it lacks rope_parameters, contradicts them, or has a value that no release
+                has.
         """
         held = config_dict.get("rope_parameters")
         if held is None:
             raise ValueError(f"rope_parameters must be in the config.json of a {cls.title}")
         angles = checked(held)
         theta, again = angles["rope_theta"], config_dict.get("rope_scaling")
-        # transformers 4 writes them twice, and their kind under both of its names.
+        # transformers 4 writes them twice, with the type under both of its names.
         if again is not None and checked(again) != angles:
             raise ValueError(f"rope_scaling must be as rope_parameters, got {again!r}")
         if config_dict.get("rope_theta", theta) not in (None, theta):
@@ -104,15 +108,17 @@ class NemotronLabsDiffusionConfig(DecoderConfig):
 
     @classmethod
     def read_rotary(cls, rotary: object) -> dict[str, Any]:
-        """`rope_parameters` as they are."""
+        """Keep `rope_parameters` unchanged."""
         return {"rope_parameters": rotary}
 
 
 def checked(rotary: object) -> dict[str, Any]:
-    """`rope_parameters` of YaRN (Peng et al. 2023, arXiv:2309.00071) that scale no angle's size.
+    """Check `rope_parameters` of YaRN (Peng et al. 2023, arXiv:2309.00071).
+
+    `mscale` has to equal `mscale_all_dim`, so that cosines and sines are not scaled.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are incomplete, out of range, or not of YaRN.
     """
     held = dict(rotary) if isinstance(rotary, dict) else {}
     if held.get("type") == held.get("rope_type"):

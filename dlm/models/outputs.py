@@ -1,4 +1,4 @@
-"""What callers of transformers ask of a forward beside logits: a loss, hidden states, a tuple.
+"""Outputs of a forward pass that transformers' callers request: loss, hidden states, a tuple.
 
 Shapes: B rows, L tokens, D model width, V vocabulary.
 """
@@ -20,10 +20,12 @@ def keeps_states(
     output_attentions: bool | None,
     use_cache: bool | None,
 ) -> bool:
-    """Whether to return hidden states; None leaves it, and attentions, to the configuration.
+    """Whether to return hidden states.
+
+    None for `output_hidden_states` or `output_attentions` leaves the choice to the configuration.
 
     Raises:
-        ValueError: what no forward here can return is asked for.
+        ValueError: attention weights or a cache are requested, which no network here returns.
     """
     if config.output_attentions if output_attentions is None else output_attentions:
         raise ValueError("output_attentions must be False, got True: attention gives no weights")
@@ -43,13 +45,13 @@ def output(
     hidden_states: Sequence[Tensor] | None,
     return_dict: bool,
 ) -> MaskedLMOutput | tuple[Any, ...]:
-    """What a forward returns.
+    """The output of a forward pass.
 
     Args:
-        loss: of no dimension, where there were labels.
-        logits: [B, L, V], as the network puts them.
-        hidden_states: [B, L, D] each: embeddings, then what each layer gave.
-        return_dict: whether to name what is there; a tuple of it otherwise.
+        loss: a scalar tensor, if there were labels.
+        logits: [B, L, V], not shifted.
+        hidden_states: [B, L, D] each: the embeddings, then the output of each layer.
+        return_dict: whether to return a `MaskedLMOutput`; otherwise a tuple of what is not None.
     """
     kept = None if hidden_states is None else tuple(hidden_states)
     made = MaskedLMOutput(loss=loss, logits=logits, hidden_states=kept)
@@ -63,23 +65,24 @@ def masked_loss(
     attention_mask: Tensor | None = None,
     count: Tensor | int | None = None,
 ) -> Tensor | None:
-    """Sum of -ln p(label) over the labels that are not -100, in nats, over their count; 0 for none.
+    """Mean of -ln p(label) over all labels except -100, in nats; 0 if there are none.
 
-    Labels stand at the position of their token. Where the network's output at i predicts token
-    i + 1, a row's first token has no output that predicts it, and none behind padding.
+    A label is at the position of its token. If the network's output at i predicts token i + 1, no
+    output predicts the first token of a row, also after left padding, and its label is ignored.
 
     Args:
         config: of the network.
-        logits: [B, L, V], as the network puts them.
-        labels: integer [B, L], -100 for no loss; None gives None.
-        attention_mask: what the forward was given.
-        count: labels of all batches that are one step of an optimiser; those of this one if absent.
+        logits: [B, L, V], not shifted.
+        labels: integer [B, L], -100 for no loss; None returns None.
+        attention_mask: the mask of the forward pass.
+        count: the divisor: number of labels in all batches of one optimiser step; by default the
+            number of labels in this batch.
 
     Returns:
-        Of no dimension, float32 or wider.
+        A scalar tensor, float32 or wider.
 
     Raises:
-        ValueError: labels are not of the shape of the tokens.
+        ValueError: labels do not have the shape of the tokens.
     """
     if labels is None:
         return None
@@ -93,7 +96,7 @@ def masked_loss(
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             before = F.pad(attention_mask[:, :-1].bool(), (1, 0)).to(labels.device)
             labels = labels.masked_fill(~before, -100)
-        labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # logits would be copied
+        labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # shifting logits would copy them
     wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     total = F.cross_entropy(wide, labels.flatten(), reduction="sum")
     counted = torch.as_tensor((labels != -100).sum() if count is None else count)

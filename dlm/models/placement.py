@@ -1,4 +1,4 @@
-"""Where the weights of a model go: to one device, several, or parts of them to each process."""
+"""Checks of where weights go: to one device, over several, or split over processes."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,11 +9,15 @@ from dlm.models.configs import DecoderConfig
 
 HEADS: Final = ("num_attention_heads", "num_key_value_heads")
 WIDTHS: Final = ("intermediate_size", "moe_intermediate_size")
-"""Sizes that are cut."""
+"""Sizes of the configuration that tensor parallelism divides, together with `HEADS`."""
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """The device, if this machine has it."""
+    """The torch device; the CPU for None.
+
+    Raises:
+        ValueError: it is no device, or this machine does not have it.
+    """
     try:
         target = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
@@ -24,7 +28,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here")
     try:
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
+    except (RuntimeError, AssertionError, ImportError) as error:  # differs between device types
         raise ValueError(f"device must be one that this machine has, got {device!r}") from error
     return target
 
@@ -32,16 +36,16 @@ def check_device(device: str | torch.device | None) -> torch.device:
 def check_placement(
     device: object, direct: bool, maps: Mapping[str, Any], quantization_config: Any
 ) -> None:
-    """Refuse what cannot be read directly, and what is no map, no parts or no quantization.
+    """Reject invalid options about placement, and combinations that exclude each other.
 
     Args:
-        device: one for all weights, if it was named.
+        device: the option `device` of `dlm.load`, if given.
         direct: whether weights are read without transformers' loader.
-        maps: `device_map` and `distributed_config`, of which one may be given.
+        maps: `device_map` and `distributed_config`; at most one of them may be given.
         quantization_config: as `dlm.load` takes it.
 
     Raises:
-        ValueError: one of them is not what it should be, or goes not with another one.
+        ValueError: an option is invalid, or cannot be combined with another one.
     """
     device_map, parts = maps["device_map"], maps["distributed_config"]
     if device is not None and device_map is not None:
@@ -78,10 +82,10 @@ def check_placement(
 
 
 def check_distribution(distributed_config: Any) -> None:
-    """Refuse what says nothing of tensor parallelism.
+    """Reject a `distributed_config` without tensor parallelism.
 
     Raises:
-        ValueError: it is none of transformers', or names no `tp_size`.
+        ValueError: it is no `DistributedConfig` of transformers, or has no `tp_size`.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -93,7 +97,7 @@ def check_distribution(distributed_config: Any) -> None:
 
 
 def is_map(device_map: Any) -> bool:
-    """Whether accelerate can read it: one place for all, or places of modules by their names."""
+    """Whether accelerate can read a device map: one place for all, or places by module name."""
 
     def place(value: Any) -> bool:
         number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -106,17 +110,17 @@ def is_map(device_map: Any) -> bool:
 
 
 def names_cuda(device_map: Any) -> bool:
-    """Whether a place of a device map is a CUDA device by its name."""
+    """Whether a device map names a CUDA device."""
     places = device_map.values() if isinstance(device_map, Mapping) else (device_map,)
     return any(str(place).partition(":")[0] == "cuda" for place in places)
 
 
 def check_parts(config: Any, size: int) -> None:
-    """Refuse to cut what cannot be cut.
+    """Reject a network that cannot be split over this many processes.
 
     Raises:
-        ValueError: weights are quantized, there is no plan for the family's layers, or a size
-            cannot be divided.
+        ValueError: weights are quantised, the family has no tensor parallel plan, or the number of
+            processes does not divide a size.
     """
     if size == 1:
         return

@@ -1,7 +1,7 @@
-"""The families in the shape of Qwen and Llama, under the class names their checkpoints declare.
+"""Families with the architecture of Qwen or Llama, under the class names that checkpoints declare.
 
-All but the biases and norms of attention is in their configurations; weights bear the names of
-`dlm.models.transformer` already.
+Everything that distinguishes them is in their configurations. Released weights already have the
+names of `dlm.models.transformer`.
 """
 
 from dlm.models.qwen_configs import (
@@ -70,24 +70,24 @@ class StableDiffcoderForCausalLM(TransformerForMaskedLM):
 
 
 class WeDLMForCausalLM(TransformerForMaskedLM):
-    """WeDLM, causal by itself: decoding gives every forward the mask of `masks_last`."""
+    """WeDLM, causal unless given a mask: decoding passes that of `masks_last`."""
 
     config_class = WeDLMConfig
 
 
 class A2DQwen2LMHeadModel(TransformerForMaskedLM):
-    """Qwen2 made bidirectional."""
+    """Qwen2 converted to bidirectional attention."""
 
     config_class = A2dQwen2Config
 
 
 class A2DQwen3LMHeadModel(TransformerForMaskedLM):
-    """Qwen3 made bidirectional."""
+    """Qwen3 converted to bidirectional attention."""
 
     config_class = A2dQwen3Config
 
 
 class A2DLlamaLMHeadModel(TransformerForMaskedLM):
-    """Llama made bidirectional."""
+    """Llama converted to bidirectional attention."""
 
     config_class = A2dLlamaConfig

@@ -1,6 +1,6 @@
-"""Configurations of the families in the shape of Qwen2 and Qwen3, field for field as released.
+"""Configurations of families with the architecture of Qwen2, Qwen3 or Llama, as released.
 
-Apart from the networks, as `dlm.models.configs`.
+They are separate from the networks, as in `dlm.models.configs`.
 """
 
 from typing import Any, ClassVar
@@ -15,9 +15,9 @@ QWEN_FIXED: dict[str, tuple[Any, ...]] = {
 
 
 class QwenConfig(DecoderConfig):
-    """What the families below share; not one itself.
+    """The base class of the Qwen-shaped families below.
 
-    A window that is switched off is dropped: releases differ in how they write that down.
+    A sliding window that is switched off is dropped, because releases write that in various ways.
     """
 
     fixed = QWEN_FIXED
@@ -27,7 +27,7 @@ class QwenConfig(DecoderConfig):
     num_hidden_layers: int = 36
     num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` over heads if null
+    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` / heads if null
     vocab_size: int = 151936
     max_position_embeddings: int = 32768
     max_window_layers: int | None = None
@@ -38,12 +38,12 @@ class QwenConfig(DecoderConfig):
     tie_word_embeddings: bool = False
 
     def fill(self) -> None:
-        """Give sizes that the file leaves null the value that this stands for."""
+        """Replace sizes that are null in the file by what null stands for."""
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse what no release has."""
+        """Reject values that no release has."""
         if not self.use_sliding_window:
             self.sliding_window = None
         super().__post_init__(**kwargs)
@@ -56,13 +56,13 @@ class QwenConfig(DecoderConfig):
 
 
 class Qwen2ShapedConfig(QwenConfig):
-    """Biases at queries, keys and values."""
+    """The architecture of Qwen2: biases of queries, keys and values."""
 
     qkv_bias = True
 
 
 class Qwen7bConfig(Qwen2ShapedConfig):
-    """Sizes of Qwen2.5-7B."""
+    """The sizes of Qwen2.5-7B."""
 
     hidden_size: int = 3584
     intermediate_size: int = 18944
@@ -73,7 +73,7 @@ class Qwen7bConfig(Qwen2ShapedConfig):
 
 
 class QwenHalfBillionConfig(Qwen2ShapedConfig):
-    """Sizes of Qwen2.5-Coder-0.5B."""
+    """The sizes of Qwen2.5-Coder-0.5B."""
 
     hidden_size: int = 896
     intermediate_size: int = 4864
@@ -84,7 +84,7 @@ class QwenHalfBillionConfig(Qwen2ShapedConfig):
 
 
 class Qwen3ShapedConfig(QwenConfig):
-    """A norm for each head of queries and keys, and heads of any width."""
+    """The architecture of Qwen3: a norm for each query and key head, and heads of any width."""
 
     base_model_tp_plan = DecoderConfig.base_model_tp_plan | QK_NORM_PLAN
     qk_norm = True
@@ -94,7 +94,7 @@ class Qwen3ShapedConfig(QwenConfig):
 
 
 class DreamConfig(Qwen7bConfig):
-    """Dream-v0-7B, and what was trained from it: Dream-Coder, DiffuCoder, DreamOn, dParallel."""
+    """Dream-v0-7B and related models: Dream-Coder, DiffuCoder, DreamOn, dParallel."""
 
     model_type = "Dream"
     title = "Dream"
@@ -105,7 +105,7 @@ class DreamConfig(Qwen7bConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from `config.json`; DreamReasoner, of the same type, becomes its own class."""
+        """Build from `config.json`; DreamReasoner, of the same type, gets its own class."""
         architecture = first_architecture(config_dict)
         unnamed = architecture is None and {"block_size", "head_dim"} <= config_dict.keys()
         if architecture in DreamReasonerConfig.declared or unnamed:
@@ -114,7 +114,7 @@ class DreamConfig(Qwen7bConfig):
 
 
 class DreamReasonerConfig(Qwen3ShapedConfig):
-    """DreamReasoner-8B (arXiv:2606.19257): its files say `Dream`, its network is Qwen3's."""
+    """DreamReasoner-8B (arXiv:2606.19257): a Qwen3 network whose files have the type `Dream`."""
 
     model_type = "dream_reasoner"
     title = "DreamReasoner"
@@ -133,7 +133,7 @@ class SdarConfig(Qwen3ShapedConfig):
 
 
 class FastDllmQwenConfig(Qwen7bConfig):
-    """Fast-dLLM v2 (NVIDIA 2025, arXiv:2509.26328), 7B by default."""
+    """Fast-dLLM v2 (NVIDIA 2025, arXiv:2509.26328); defaults are those of 7B."""
 
     model_type = "Fast_dLLM_Qwen"
     title = "Fast-dLLM v2"
@@ -142,9 +142,10 @@ class FastDllmQwenConfig(Qwen7bConfig):
 
 
 class WeDLMConfig(QwenConfig):
-    """WeDLM (Tencent 2025, arXiv:2512.22737): 7B from Qwen2.5, 8B from Qwen3, by its switches.
+    """WeDLM (Tencent 2025, arXiv:2512.22737): 7B from Qwen2.5, 8B from Qwen3.
 
-    Defaults are those of the released code, which leaves them out of its files.
+    `attention_bias` and `qk_norm` distinguish the two. Defaults are those of the released code,
+    whose files leave out fields with default values.
     """
 
     model_type = "wedlm"
@@ -165,7 +166,7 @@ class WeDLMConfig(QwenConfig):
 
 
 class OpenDcoderConfig(QwenHalfBillionConfig):
-    """Open-dCoder-0.5B: its files are those of an autoregressive Qwen2."""
+    """Open-dCoder-0.5B, whose files look like those of an autoregressive Qwen2."""
 
     model_type = "qwen2"
     title = "Open-dCoder"
@@ -173,21 +174,21 @@ class OpenDcoderConfig(QwenHalfBillionConfig):
 
 
 class A2dQwen2Config(QwenHalfBillionConfig):
-    """Qwen2 made bidirectional (dllm 2025), Qwen2.5-Coder-0.5B by default."""
+    """Bidirectional Qwen2 (dllm 2025); defaults are those of Qwen2.5-Coder-0.5B."""
 
     model_type = "a2d-qwen2"
     title = "A2D-Qwen2"
     declared = ("A2DQwen2LMHeadModel", "A2DQwen2Model")
-    block_size: int | None = None  # of its own saving; releases tell it by their name
+    block_size: int | None = None  # written when saved here; releases have it in their name
 
 
 class A2dQwen3Config(Qwen3ShapedConfig):
-    """Qwen3 made bidirectional (dllm 2025), 0.6B by default."""
+    """Bidirectional Qwen3 (dllm 2025); defaults are those of 0.6B."""
 
     model_type = "a2d-qwen3"
     title = "A2D-Qwen3"
     declared = ("A2DQwen3LMHeadModel", "A2DQwen3Model")
-    block_size: int | None = None  # of its own saving; releases tell it by their name
+    block_size: int | None = None  # written when saved here; releases have it in their name
     hidden_size: int = 1024
     intermediate_size: int = 3072
     num_hidden_layers: int = 28
@@ -197,9 +198,9 @@ class A2dQwen3Config(Qwen3ShapedConfig):
 
 
 class CodaConfig(Qwen3ShapedConfig):
-    """CoDA-1.7B (Salesforce 2025, arXiv:2510.03270), from Qwen3-1.7B, its projection untied.
+    """CoDA-1.7B (Salesforce 2025, arXiv:2510.03270), from Qwen3-1.7B with an untied projection.
 
-    `tie_word_embeddings` is in no released file, and the released code ties nothing.
+    No released file has `tie_word_embeddings`, and the released code ties nothing.
     """
 
     model_type = "CoDA"
@@ -213,7 +214,7 @@ class CodaConfig(Qwen3ShapedConfig):
 
 
 class LlamaShapedConfig(DecoderConfig):
-    """What the families in the shape of Llama share; not one itself."""
+    """The base class of the families with the architecture of Llama."""
 
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
         "attention_bias": (False,),
@@ -227,7 +228,7 @@ class LlamaShapedConfig(DecoderConfig):
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int | None = 8  # type: ignore[assignment]  # as many as heads if null
-    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` over heads if null
+    head_dim: int | None = None  # type: ignore[assignment]  # `hidden_size` / heads if null
     vocab_size: int = 128256
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-6
@@ -239,7 +240,7 @@ class LlamaShapedConfig(DecoderConfig):
     tie_word_embeddings: bool = False
 
     def fill(self) -> None:
-        """Give sizes that the file leaves null the value that this stands for."""
+        """Replace sizes that are null in the file by what null stands for."""
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -247,12 +248,12 @@ class LlamaShapedConfig(DecoderConfig):
 
 
 class A2dLlamaConfig(LlamaShapedConfig):
-    """Llama made bidirectional (dllm 2025)."""
+    """Bidirectional Llama (dllm 2025)."""
 
     model_type = "a2d-llama"
     title = "A2D-Llama"
     declared = ("A2DLlamaLMHeadModel", "A2DLlamaModel")
-    block_size: int | None = None  # of its own saving; releases tell it by their name
+    block_size: int | None = None  # written when saved here; releases have it in their name
     hidden_size: int = 2048
     intermediate_size: int = 8192
     num_hidden_layers: int = 16
@@ -262,7 +263,7 @@ class A2dLlamaConfig(LlamaShapedConfig):
 
 
 class DiffuLlamaConfig(LlamaShapedConfig):
-    """DiffuLLaMA-7B (Gong et al. 2024, arXiv:2410.17891): its files are those of Llama 2."""
+    """DiffuLLaMA-7B (Gong et al. 2024, arXiv:2410.17891), whose files look like Llama 2's."""
 
     model_type = "llama"
     title = "DiffuLLaMA"
@@ -278,12 +279,12 @@ class DiffuLlamaConfig(LlamaShapedConfig):
 class StableDiffCoderConfig(LlamaShapedConfig):
     """Stable-DiffCoder-8B (ByteDance Seed 2026, arXiv:2601.15892), from Seed-Coder-8B.
 
-    Its files say `llama`, and nothing of its blocks of 4.
+    Its files have the model type `llama` and do not state its block size of 4.
     """
 
     model_type = "stable_diffcoder"
     title = "Stable-DiffCoder"
     released_type = "llama"
     declared = ("StableDiffcoderForCausalLM",)
-    block_size: int = 4  # of its own saving
+    block_size: int = 4  # written when saved here
     vocab_size: int = 155136

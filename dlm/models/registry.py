@@ -1,8 +1,8 @@
 """Registration of our classes with the Auto classes of transformers.
 
-`import dlm` must stay light and yet make `AutoModel` load our families. Both hold because
-registration waits for the module it registers with: at once where transformers has loaded it
-already, else right after its import.
+`import dlm` must be fast and still let `AutoModel` load our families. Each registration therefore
+waits for the transformers module that it needs: it is done at once if that module is already
+imported, and otherwise right after its import.
 """
 
 import sys
@@ -18,7 +18,7 @@ from dlm.models.family import Family
 
 
 def register_configs() -> None:
-    """Let AutoConfig read the configurations of our families."""
+    """Register the configurations of our families with AutoConfig."""
     from transformers import AutoConfig
 
     for family in FAMILIES.values():
@@ -28,7 +28,7 @@ def register_configs() -> None:
 
 
 def register_tokenizers() -> None:
-    """Let AutoTokenizer find our class under the name of one that lies beside checkpoints."""
+    """Register our replacement of Dream's remote tokenizer class with AutoTokenizer."""
     from transformers import AutoTokenizer
 
     from dlm.models.byte_level import DreamTokenizer, DreamTokenizerConfig
@@ -37,12 +37,12 @@ def register_tokenizers() -> None:
 
 
 def register_quantization() -> None:
-    """Let networks be loaded in 8-bit integers, also where a checkpoint says that they are."""
+    """Register W8A8, for loading in 8-bit integers and for checkpoints saved with them."""
     import_module("dlm.huggingface.quantization")
 
 
 def register_networks(module: str) -> None:
-    """Let AutoModel, AutoModelForMaskedLM and AutoModelForCausalLM build a module's networks."""
+    """Register a module's networks with AutoModel and its ForMaskedLM and ForCausalLM variants."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -56,20 +56,23 @@ def register_networks(module: str) -> None:
             auto.register(family.config_class(), network, exist_ok=True)
         register_conversion(network)
         if family.shift:
-            # Trainer's label smoothing moves labels for networks that are named here, and no other.
+            # Trainer's label smoothing shifts labels only for networks that are listed here.
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(family.model_type, network.__name__)
 
 
 def module_of(family: Family) -> str:
-    """Where the network of a family is."""
+    """The module that defines the network of a family."""
     return family.network.partition(":")[0]
 
 
 def load_networks(ended: str) -> None:
-    """Import our networks, once the Auto classes and all that networks import are whole.
+    """Import our networks once the Auto classes and everything that networks import are loaded.
 
-    Some of that imports the Auto classes itself, so that these may be ready first. `ended` is the
-    module whose import has just come to its end, which importlib does not know yet.
+    Some of these modules import the Auto classes themselves, so the Auto classes can be ready
+    first.
+
+    Args:
+        ended: the module whose import has just ended, which importlib does not show yet.
     """
     if AUTO in sys.modules and all(whole(name) or name == ended for name in (*BASES, *MODULES)):
         for module in MODULES:
@@ -77,13 +80,13 @@ def load_networks(ended: str) -> None:
 
 
 def whole(module: str) -> bool:
-    """Whether the import of a module has not begun, or has ended."""
+    """Whether a module is not in the middle of its import."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return not getattr(spec, "_initializing", False)
 
 
 def after_network(module: str) -> None:
-    """Register a module's networks, then take care of the others."""
+    """Register a module's networks, then import the others."""
     register_networks(module)
     load_networks(module)
 
@@ -96,7 +99,7 @@ BASES = (
     "transformers.modeling_layers",
     "transformers.models.llama.modeling_llama",
 )
-"""What networks import, and what itself imports the Auto classes."""
+"""Modules that networks import and that themselves import the Auto classes."""
 
 STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
@@ -105,11 +108,11 @@ STEPS: dict[str, Callable[[], None]] = {
     **{module: partial(load_networks, module) for module in (AUTO, *BASES)},
     **{module: partial(after_network, module) for module in MODULES},
 }
-"""What to do after the import of which module."""
+"""What to do after the import of each module."""
 
 
 def register() -> None:
-    """Take every step whose module is loaded now, and the others right after their import."""
+    """Take the steps of modules that are loaded, and those of others right after their import."""
     sys.meta_path.insert(0, _AfterImport())
     for module, step in STEPS.items():
         if module in sys.modules and whole(module):
@@ -117,14 +120,14 @@ def register() -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds nothing itself: hands the real spec of a `STEPS` module on, with a longer tail."""
+    """An import finder that appends the step of a `STEPS` module to its real loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name not in STEPS:
             return None
-        # It stays in its place meanwhile: other threads import, too.
+        # This finder is skipped, not removed, because other threads may be importing.
         others = (finder for finder in list(sys.meta_path) if finder is not self)
         found = (finder.find_spec(name, path, target) for finder in others)
         spec = next((each for each in found if each is not None), None)
@@ -134,7 +137,7 @@ class _AfterImport(MetaPathFinder):
 
 
 class _Tail(Loader):
-    """The module's own loader, then the registration."""
+    """A loader that runs the module's own loader, then the step."""
 
     def __init__(self, loader: Loader, step: Callable[[], None]) -> None:
         self.loader = loader

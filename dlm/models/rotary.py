@@ -1,6 +1,6 @@
-"""Rotary position embedding, with what stretches it to long contexts.
+"""Rotary position embedding, with its extensions to long contexts.
 
-Shapes: B rows, L tokens, E head width, R rotated of it.
+Shapes: B rows, L tokens, E head width, R rotated columns of it.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from dlm.models.buffers import WideBuffers
 
 
 class Angles(NamedTuple):
-    """What becomes of queries and keys for the places they stand at."""
+    """What queries and keys are rotated and scaled by, according to their positions."""
 
     cosine: Tensor  # [B or 1, 1, L, R]
     sine: Tensor  # [B or 1, 1, L, R]
-    scale: Tensor | None  # [B or 1, 1, L, 1], factor on rotated queries; None is 1
+    scale: Tensor | None  # [B or 1, 1, L, 1], factor of rotated queries; None means 1
 
 
 class RotaryEmbedding(WideBuffers):
@@ -31,9 +31,9 @@ class RotaryEmbedding(WideBuffers):
 
     @staticmethod
     def frequencies(config: Any) -> Tensor:
-        """theta^(-2i/R), float32 [R/2], for the R of E columns of a head that are rotated.
+        """Frequencies theta^(-2i/R), float32 [R/2], of the R rotated columns of a head.
 
-        Under YaRN (Peng et al. 2023, arXiv:2309.00071) the slow ones are divided by a factor.
+        With YaRN (Peng et al. 2023, arXiv:2309.00071), low frequencies are divided by a factor.
         """
         if config.yarn:
             stretched: Tensor = ROPE_INIT_FUNCTIONS["yarn"](config)[0]
@@ -45,8 +45,8 @@ class RotaryEmbedding(WideBuffers):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """Angles at int64 positions [B, L].
 
-        In the dtype of the network, as most releases have it; in float32 where queries and keys
-        rotate in float32.
+        They are in the dtype of the network, as in most releases, or in float32 or wider if the
+        configuration's `rope_full_precision` is set.
         """
         wide = torch.promote_types(dtype, torch.float32)
         angle = positions[:, None, :, None].to(wide) * self.inv_freq.to(wide)
@@ -55,10 +55,10 @@ class RotaryEmbedding(WideBuffers):
         return Angles(angle.cos().to(kept), angle.sin().to(kept), self.scale(positions, dtype))
 
     def scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Factor on queries, 1 + beta ln(1 + floor(i / N)) at position i of int64 [B, L].
+        """Factor of queries, 1 + beta ln(1 + floor(i / N)), at positions i, int64 [B, L].
 
-        Softmax over more keys than the N of pre-training stays as sharp as it was (Llama 4's
-        scaling of attention, Meta 2025).
+        It keeps the softmax as sharp over more keys than the N of pre-training (attention scaling
+        of Llama 4, Meta 2025). None if the family has no such factor.
         """
         told = self.config.query_scale
         if told is None:

@@ -1,4 +1,4 @@
-"""Facts of a model that are not the user's to choose."""
+"""The facts of a model, which users do not choose when decoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,43 +6,43 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What decoding needs to know about a checkpoint."""
+    """The facts of a checkpoint that decoding depends on."""
 
     family: str
     vocab_size: int  # rows of the vocabulary projection
     mask_id: int
-    eos_id: int  # fills what follows a stop token
+    eos_id: int  # fills a row after a stop token
     stop_ids: tuple[int, ...]  # end of text, end of turn
     max_length: int  # tokens, prompt and generation together
-    unused: tuple[int, int]  # first and end of the embedding rows no token owns
+    unused: tuple[int, int]  # first and end of the embedding rows that belong to no token
     shift: bool = False  # whether the network's output at i predicts token i + 1
-    block_size: int | None = None  # tokens that see each other and what is before; None: all do
-    causal: bool = False  # whether what is before a block sees nothing behind itself
+    block_size: int | None = None  # tokens of an attention block; None is bidirectional
+    causal: bool = False  # whether attention is causal before the active block
     reordered: bool = False
-    """Whether attention is causal with all masks behind all tokens, see `masks_last`."""
+    """Whether attention is causal in an order that puts masks last, see `masks_last`."""
     anchored: bool = False
-    """Whether blocks of attention are counted from the first blank of a row; what is before is
-    one."""
+    """Whether attention blocks are counted from the first blank of a row; everything before it is
+    one block."""
     never: tuple[int, ...] = ()  # further ids that are never sampled
-    expand_id: int | None = None  # asks for another blank; sampled where blanks may grow alone
-    suffix: tuple[int, ...] = ()  # ids that close every row
+    expand_id: int | None = None  # asks for another blank; sampled only where blanks may grow
+    suffix: tuple[int, ...] = ()  # ids that end every row
     frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Ids in front of a text with blanks and behind it; None where the tokenizer says which."""
-    caches: bool = True  # whether the network takes keys and values of earlier forwards
+    """Ids before and after a text with blanks; None leaves them to the tokenizer."""
+    caches: bool = True  # whether the network can attend to cached keys and values
     chat_options: tuple[tuple[str, bool], ...] = ()  # variables of the chat template
 
     @property
     def grid(self) -> int | None:
-        """Blocks of attention begin at multiples of this; None where they may begin anywhere."""
+        """Attention blocks begin at multiples of this; None if they may begin anywhere."""
         return None if self.causal or self.anchored else self.block_size
 
     @property
     def banned(self) -> Sequence[int]:
-        """Ids that are never sampled: the mask, the unused rows and the family's own."""
+        """Ids that are never sampled: the mask, unused rows, `never`, and the expand token."""
         asks = () if self.expand_id is None else (self.expand_id,)
         return (self.mask_id, *range(*self.unused), *self.never, *asks)
 
     @property
     def growing(self) -> "ModelSpec":
-        """The same where the token that asks for another blank is sampled like any other."""
+        """The same facts for growing blanks: the expand token is sampled like any other."""
         return replace(self, expand_id=None)

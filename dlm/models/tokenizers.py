@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints, without the code that may lie beside them."""
+"""Loading the tokenizers of checkpoints, without remote code."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 def read_tokenizer(
     source: str, default: str | None = None, **where: Any
 ) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of a checkpoint, or None where there is none.
+    """Read the tokenizer of a checkpoint; None if there is none.
 
     Args:
         source: a folder or a Hugging Face id.
-        default: a Hugging Face id for one that has no tokenizer of its own; a folder is read alone.
+        default: Hugging Face id of the tokenizer to use if the checkpoint has none; not used for a
+            folder.
         where: as `dlm.models.files.cached` takes it.
 
     Raises:
-        ValueError: it is corrupt, or its ids are not those that its files declare.
+        ValueError: the tokenizer is corrupt, or its ids differ from those that its files declare.
     """
     from transformers import AutoTokenizer
 
@@ -46,7 +47,7 @@ def read_tokenizer(
 
 
 def check_ids(source: str, tokenizer: Any, declared: dict[str, Any]) -> None:
-    """Refuse a tokenizer that numbers its added tokens anew.
+    """Reject a tokenizer whose added tokens were given other ids.
 
     Raises:
         ValueError: a token has another id than `tokenizer_config.json` declares.
