@@ -1,10 +1,10 @@
-"""The bidirectional decoder-shaped transformer that the Llama-like families share.
+"""The bidirectional transformer of the Llama-like families.
 
-Of a configuration it reads what `dlm.models.configs.DecoderConfig` lists, and for layers with
-experts what `dlm.models.experts.SparseMlp` does. Block-causal attention is a mask to be given, and
-logits stay where the network puts them: see `dlm.models.model.Model`.
+It reads the fields of `dlm.models.configs.DecoderConfig`, and for mixture-of-experts layers those
+of `dlm.models.experts.SparseMlp`. Block-causal attention needs a mask, and logits are not shifted:
+`dlm.models.model.Model` does both.
 
-Shapes: B rows, L tokens, D model width, H heads, E head width, R rotated of it, V vocabulary.
+Shapes: B rows, L tokens, K keys, D model width, H heads, E head width, V vocabulary.
 """
 
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from dlm.models.rotary import Angles, RotaryEmbedding
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of every token to every token that the mask shows."""
+    """Grouped-query attention, bidirectional except for what the mask hides."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        # Kept here, as configurations of transformers take long to be asked.
+        # Stored here because reading attributes of transformers' configurations is slow.
         self.layout = Heads(config.num_attention_heads, config.num_key_value_heads, self.head_dim)
         self.rotary_dim = config.rotary_dim
         self.normed, self.fused = config.qk_norm, config.fused_qkv
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         return torch.as_tensor(self.o_proj(rearrange(out, "b l h e -> b l (h e)")))
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Query, key and value of all heads, [B, L, H E] each, of [B, L, D]."""
+        """Queries, keys and values of all heads, [B, L, H E] each, from [B, L, D]."""
         if self.fused:
             parts: tuple[Tensor, ...] = self.qkv_proj(x).split(self.widths, -1)
             return parts
@@ -90,13 +90,13 @@ class Attention(nn.Module):
 
 
 def mlp_of(config: Any) -> Mlp:
-    """That of a layer without experts."""
+    """The MLP of a layer without experts."""
     sizes = config.hidden_size, config.intermediate_size
     return Mlp(*sizes, config.hidden_act, bias=config.mlp_bias)
 
 
 class Layer(GradientCheckpointingLayer):
-    """Pre-norm attention, then SwiGLU or a mixture of such experts."""
+    """Pre-norm attention, then a SwiGLU MLP or a mixture of SwiGLU experts."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Layer(GradientCheckpointingLayer):
 
 
 class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
-    """Loading rules the networks below share."""
+    """Loading, initialisation and resizing that the networks below share."""
 
     base_model_prefix = "model"
     _no_split_modules = ["Layer"]  # noqa: RUF012 (transformers reads a plain list)
@@ -131,9 +131,10 @@ class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
     packs_experts: ClassVar[bool] = False  # see `dlm.models.conversions`
 
     def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Embedding:
-        """As in transformers, which knows one size in a configuration: LLaDA's has two.
+        """Resize as transformers does, and update `embedding_size`, which only LLaDA stores.
 
-        Ids of special tokens that the size of a released vocabulary tells are written down first.
+        The mask and stop ids of a released vocabulary are recognised by its size. They are written
+        to the generation configuration first.
         """
         self.keep_tokens()
         embedding: nn.Embedding = super().resize_token_embeddings(*args, **options)
@@ -144,15 +145,15 @@ class Bidirectional(DiffusionGenerationMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
-        # Loading builds on the meta device and fills no buffer that the checkpoint lacks:
-        # without this the rotary frequencies are uninitialised memory.
+        # Loading builds the network on the meta device and does not fill buffers that the
+        # checkpoint lacks. Without this, rotary frequencies would be uninitialised memory.
         if isinstance(module, RotaryEmbedding):
             initialization.copy_(module.inv_freq, RotaryEmbedding.frequencies(module.config))
         initialise(module, self.config.initializer_range)
 
 
 class TransformerModel(Bidirectional):
-    """Embedding, layers and final norm: everything but the vocabulary projection."""
+    """Embedding, layers and final norm: everything except the vocabulary projection."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -165,7 +166,7 @@ class TransformerModel(Bidirectional):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return True  # whether there are experts to set it for, the network around this one says
+        return True  # the network around this one says whether there are experts
 
     def forward(
         self,
@@ -180,14 +181,18 @@ class TransformerModel(Bidirectional):
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 at padding, which nothing attends to; or a mask of the
-                attention backend's own kind, [B, L, K] or [B, 1, L, K].
-            position_ids: int64 [B or 1, L]; if absent the column index or, where it matters beyond
-                the distance of two tokens, the number of tokens before that are no padding.
+            attention_mask: [B, L], 0 at padding, which nothing attends to; or a mask per query,
+                [B, L, K] or [B, 1, L, K].
+            position_ids: int64 [B or 1, L]; by default the column index. For a padded batch of a
+                family with a `query_scale`, where more than distances between tokens matters, the
+                default is the number of tokens before, without padding.
             inputs_embeds: [B, L, D] instead of `input_ids`.
-            cache: where keys and values go, and what there is to attend to.
-            output_hidden_states: whether to give those in front of and behind every layer, too; the
-                last of them normed.
+            cache: the view that stores keys and values and chooses those to attend to.
+            output_hidden_states: also return the embeddings and the output of every layer, the
+                last one after the final norm.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -212,7 +217,7 @@ class TransformerModel(Bidirectional):
         )
 
     def places(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Positions int64 [B or 1, L] of inputs [B, L, D] that came without."""
+        """Default positions, int64 [B or 1, L], of inputs [B, L, D]."""
         padded = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
         if padded and self.config.query_scale is not None:
             return (torch.as_tensor(attention_mask).long().cumsum(-1) - 1).clamp_(min=0)
@@ -223,7 +228,7 @@ class TransformerForMaskedLM(Bidirectional):
     """The network with its vocabulary projection."""
 
     packs_rows: ClassVar[bool] = True
-    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer counts the labels of accumulated batches
+    accepts_loss_kwargs: ClassVar[bool] = True  # Trainer then counts labels over accumulated steps
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
@@ -231,14 +236,14 @@ class TransformerForMaskedLM(Bidirectional):
         super().__init__(config)
         self.model = TransformerModel(config)
         self.lm_head = Linear(config.hidden_size, config.embedding_size, bias=False)
-        # By it Trainer counts labels: all of them, or those behind the first of a row. transformers
-        # would go by the name of the class.
+        # Trainer counts labels by this: all of them, or all but the first of a row. Otherwise
+        # transformers would decide by the name of the class.
         self.loss_type = "ForCausalLM" if family_of(config).shift else "ForMaskedLM"
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        # transformers would look for its decorator in the source of the class's own module.
+        # By default transformers searches the source of the class's module for its decorator.
         return cls.packs_experts
 
     def forward(  # noqa: PLR0913 (what transformers hands to every network)
@@ -255,9 +260,9 @@ class TransformerForMaskedLM(Bidirectional):
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> MaskedLMOutput | tuple[Any, ...]:
-        """Logits [B, L, V] of the token at each position, and the loss of `labels`.
+        """Logits [B, L, V] at each position, not shifted, and the loss of `labels`.
 
-        Arguments as `TransformerModel` and `dlm.models.outputs`.
+        Arguments are those of `TransformerModel` and of the functions in `dlm.models.outputs`.
         """
         keep = keeps_states(self.config, output_hidden_states, output_attentions, use_cache)
         out = self.model(

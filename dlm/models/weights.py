@@ -1,4 +1,4 @@
-"""Networks with their weights: through transformers, or from safetensors directly."""
+"""Loading networks with their weights: through transformers, or directly from safetensors."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from dlm.models.files import cached, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-NOT_READ = re.compile(r"rotary_emb\.inv_freq$")  # of old checkpoints; the configuration tells it
-ADAPTED = ".base_layer."  # in the names of weights whose layers peft adapts
+NOT_READ = re.compile(r"rotary_emb\.inv_freq$")  # in old checkpoints; the configuration decides
+ADAPTED = ".base_layer."  # in the weight names of layers that peft has adapted
 ELSEWHERE = ("device_map", "distributed_config")  # options that say where weights go
 PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8")
-"""Dtypes of safetensors that have one number to the element: others pack several, of fewer bits."""
+"""Dtypes of safetensors with one number per element; others pack several smaller ones."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -32,28 +32,28 @@ def read_network(
     where: Mapping[str, Any],
     **options: Any,
 ) -> Any:
-    """The network with every weight in its place, read by transformers.
+    """Build a network and load its weights through transformers.
 
     Args:
         source: a folder or a Hugging Face id.
         config: of the network.
         family: of the network.
-        device: where to put it; of no account with a `device_map` or a `distributed_config`.
+        device: where to put it; ignored with a `device_map` or a `distributed_config`.
         where: as `dlm.models.files.cached` takes it.
         options: `dtype`, `attn_implementation`, `device_map`, `quantization_config` and
             `distributed_config`, as `from_pretrained` takes them.
 
     Raises:
-        ValueError: weights that are missing, too many, of another shape, or not safetensors.
+        ValueError: weights are missing, surplus, of the wrong shape, or not safetensors.
     """
     from transformers import AutoModelForMaskedLM
 
     refuse_pickles(source)
     refuse_adapter(source, **where)
-    file_names(source, **where)  # as transformers reports a broken index in words of its own
+    file_names(source, **where)  # to report a broken index before transformers does, unclearly
     kind = AutoModelForMaskedLM if family is ENCODER else family.network_class()
     if not any(options[name] for name in ELSEWHERE) and device.type != "cpu":
-        options["device_map"] = {"": device}  # straight there, never whole in host memory
+        options["device_map"] = {"": device}  # so that host memory never holds all weights
     try:
         network, report = kind.from_pretrained(
             source,
@@ -65,10 +65,10 @@ def read_network(
             **options,
         )
     except (OSError, SafetensorError, RuntimeError, ImportError) as error:
-        if isinstance(error, RuntimeError):  # which names no tensor of another shape
+        if isinstance(error, RuntimeError):  # its message names no tensor of the wrong shape
             refuse(source, {"mismatched": mismatched(source, config, family, where)})
         raise ValueError(f"cannot load the weights of {source!r}: {error}") from error
-    if getattr(network, "hf_quantizer", None) is not None:  # with which early ones look at no shape
+    if getattr(network, "hf_quantizer", None) is not None:  # early versions then check no shapes
         refuse(source, {"mismatched": mismatched(source, config, family, where)})
     if family is ENCODER:
         from dlm.models.encoder import OTHER_HEADS, Encoder
@@ -91,12 +91,21 @@ def read_directly(
     attention: str,
     where: Mapping[str, Any],
 ) -> Any:
-    """The network with every weight in its place, read tensor by tensor into memory of its own.
+    """Build a network and copy its weights from safetensors, one tensor at a time.
 
-    Bit for bit what `read_network` gives, without transformers' loader.
+    The result equals that of `read_network` bit for bit, without transformers' loader.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        config: of the network.
+        family: of the network.
+        device: where to put it.
+        dtype: of the weights; "auto" takes the configuration's, or that of the first weight.
+        attention: the attention backend.
+        where: as `dlm.models.files.cached` takes it.
 
     Raises:
-        ValueError: as `read_network`.
+        ValueError: as in `read_network`.
     """
     refuse_pickles(source)
     refuse_adapter(source, **where)
@@ -107,10 +116,10 @@ def read_directly(
         network = family.network_class()(config)
     network.set_attn_implementation(attention)
     cast(network, dtype)
-    network.to_empty(device=device)  # which unties, as files may hold both of a tied pair
+    network.to_empty(device=device)  # unties weights: files may contain both of a tied pair
     for module in network.modules():
         if next(module.buffers(recurse=False), None) is not None:
-            network._init_weights(module)  # what no checkpoint holds, such as rotary frequencies
+            network._init_weights(module)  # fills what checkpoints lack: rotary frequencies
     try:
         refuse(source, fill(network, tensors(files)))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -119,7 +128,11 @@ def read_directly(
 
 
 def refuse_pickles(source: str) -> None:
-    """Refuse a folder whose weights are pickled: unpickling runs what it holds."""
+    """Reject a folder with pickled weights only, because unpickling can run code.
+
+    Raises:
+        ValueError: the folder has pickles and no safetensors.
+    """
     folder = Path(source)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
@@ -132,7 +145,11 @@ def refuse_pickles(source: str) -> None:
 
 
 def refuse_adapter(source: str, **where: Any) -> None:
-    """Refuse what transformers would add to the weights without a word."""
+    """Reject an adapter beside the weights, which transformers would add silently.
+
+    Raises:
+        ValueError: there is one.
+    """
     if cached(source, "adapter_config.json", **where) is not None:
         raise ValueError(
             f"{source!r} holds an adapter beside the weights: keep it in a folder of its own and "
@@ -141,7 +158,11 @@ def refuse_adapter(source: str, **where: Any) -> None:
 
 
 def refuse_adapted(network: Any) -> None:
-    """Refuse to save weights whose layers hold an adapter: their names are not those to load."""
+    """Reject saving a network with an adapter in its layers, whose weight names cannot be loaded.
+
+    Raises:
+        ValueError: a layer holds an adapter.
+    """
     if any(ADAPTED in name for name, _ in network.named_parameters()):
         raise ValueError(
             "save_pretrained must get a network without an adapter in its layers: load it with "
@@ -151,7 +172,7 @@ def refuse_adapted(network: Any) -> None:
 
 
 def mismatched(source: str, config: Any, family: Family, where: Mapping[str, Any]) -> list[str]:
-    """What to say of each weight that has another shape in the files than in the network."""
+    """A message for each weight whose shape in the files differs from the network's."""
     from transformers import AutoModelForMaskedLM
 
     made = AutoModelForMaskedLM.from_config if family is ENCODER else family.network_class()
@@ -171,29 +192,37 @@ def mismatched(source: str, config: Any, family: Family, where: Mapping[str, Any
 
 
 def misfit(name: str, wanted: Sequence[int], found: Sequence[int]) -> str:
-    """What to say of a weight that has another shape."""
+    """The message for a weight of the wrong shape."""
     return f"{name} must be {[*wanted]}, got {[*found]} in the files"
 
 
 def refuse(source: str, wrong: dict[str, list[str]]) -> None:
-    """Refuse weights that do not fit, with the first few of each kind."""
+    """Reject weights that do not fit.
+
+    Args:
+        source: the checkpoint, for the message.
+        wrong: what is wrong -> weights; the message lists the first four of each.
+
+    Raises:
+        ValueError: there are any.
+    """
     if any(wrong.values()):
         listed = "; ".join(f"{kind}: {', '.join(keys[:4])}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"the weights of {source!r} do not fit its configuration: {listed}")
 
 
 def finished(source: str, network: Any) -> Any:
-    """The network, checked and set to work."""
+    """The loaded network, checked, in evaluation mode and without gradients."""
     check_rotary(source, network)
     network.requires_grad_(False)
     return network.eval()
 
 
 def check_rotary(source: str, network: nn.Module) -> None:
-    """Refuse rotary frequencies that loading spoilt: they are buffers, which files need not hold.
+    """Reject rotary frequencies that loading corrupted: buffers that files need not contain.
 
     Raises:
-        ValueError: they do not begin with 1, do not fall, or are not those of the configuration.
+        ValueError: they do not start at 1, do not decrease, or differ from the configuration's.
     """
     from dlm.models.dit import RotaryEmbedding as DitRotaryEmbedding
     from dlm.models.rotary import RotaryEmbedding
@@ -206,7 +235,7 @@ def check_rotary(source: str, network: nn.Module) -> None:
         wrong = found[0] != 1 or not bool((found.diff() < 0).all())
         if isinstance(module, RotaryEmbedding):
             wrong = wrong or not torch.equal(found, module.frequencies(module.config))
-        elif isinstance(module, DitRotaryEmbedding):  # from a file, of another library's making
+        elif isinstance(module, DitRotaryEmbedding):  # read from a file, computed elsewhere
             wrong = wrong or not torch.allclose(found, module.frequencies(module.width), rtol=1e-5)
         if wrong:
             raise ValueError(
@@ -216,7 +245,7 @@ def check_rotary(source: str, network: nn.Module) -> None:
 
 
 def file_names(source: str, **where: Any) -> list[str]:
-    """Names of the files with the weights: the single one where it is, else those of the index.
+    """Names of the weight files: those in the index, unless there is a single file or no index.
 
     Raises:
         ValueError: the index is broken.
@@ -236,10 +265,10 @@ def file_names(source: str, **where: Any) -> list[str]:
 
 
 def weight_files(source: str, **where: Any) -> list[Path]:
-    """The safetensors files of a checkpoint.
+    """Paths of a checkpoint's safetensors files.
 
     Raises:
-        ValueError: there is none, the index is broken, or a file that it names is missing.
+        ValueError: there is none, the index is broken, or a file in the index is missing.
     """
     paths = {name: cached(source, name, **where) for name in file_names(source, **where)}
     missing = [name for name, path in paths.items() if path is None]
@@ -249,7 +278,7 @@ def weight_files(source: str, **where: Any) -> list[Path]:
 
 
 def tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors, one at a time."""
+    """Names and tensors in the files, read one at a time."""
     for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
@@ -257,7 +286,11 @@ def tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def first_dtype(source: str, files: list[Path]) -> torch.dtype:
-    """Dtype of the first floating tensor."""
+    """The dtype of the first floating tensor.
+
+    Raises:
+        ValueError: there is none.
+    """
     for _, tensor in tensors(files):
         if tensor.is_floating_point():
             return tensor.dtype
@@ -265,10 +298,10 @@ def first_dtype(source: str, files: list[Path]) -> torch.dtype:
 
 
 def cast(network: Any, dtype: torch.dtype) -> None:
-    """Give an empty network a dtype, but for what is more exact than that throughout."""
+    """Cast a network, except for weights that stay in float32 in half precision."""
     half = dtype in (torch.float16, torch.bfloat16)
     wide = set(network._keep_in_fp32_modules_strict or ()) if half else set()
-    state = network.state_dict(keep_vars=True)  # no buffer that checkpoints do not hold
+    state = network.state_dict(keep_vars=True)  # without buffers that are not saved
     for name, tensor in state.items():
         if tensor.is_floating_point() and not wide.intersection(name.split(".")):
             tensor.data = tensor.data.to(dtype)
@@ -276,9 +309,16 @@ def cast(network: Any, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
-    """Copy weights under their released names to their places; what does not fit, by kind.
+    """Copy weights into a network.
 
-    A pair of weights that the configuration ties is tied unless both are there and differ.
+    Two weights that the configuration ties are tied, unless both are in the files and differ.
+
+    Args:
+        network: the network, with memory for its weights.
+        released: names, as released, and tensors.
+
+    Returns:
+        The weights that do not fit: "unexpected", "mismatched" or "missing" -> names or messages.
     """
     weights = network.state_dict(keep_vars=True)
     filled: dict[str, set[tuple[int, int]]] = {name: set() for name in weights}
@@ -290,7 +330,7 @@ def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list
             if not NOT_READ.search(name):
                 wrong["unexpected"].append(name)
             continue
-        # By the place, as one that is filled twice stands for no other.
+        # Parts are identified by their place: filling one twice must not count as filling two.
         part = int(found[1].storage_offset()), found[1].numel()
         if found[1].shape != tensor.shape:
             wrong["mismatched"].append(misfit(name, found[1].shape, tensor.shape))
@@ -305,12 +345,12 @@ def fill(network: Any, released: Iterator[tuple[str, Tensor]]) -> dict[str, list
         name
         for name in weights
         if name in missing
-        and not covers(filled[name] | misshapen[name], weights[name])  # those are told above
+        and not covers(filled[name] | misshapen[name], weights[name])  # mismatches are listed above
         and not any(re.search(pattern, name) for pattern in optional)
     ]
     return {kind: names for kind, names in wrong.items() if names}
 
 
 def covers(parts: set[tuple[int, int]], weight: Tensor) -> bool:
-    """Whether different parts of a weight, (offset, elements), make all of it up."""
+    """Whether the distinct parts (offset, elements) of a weight add up to all of it."""
     return sum(elements for _, elements in parts) >= weight.numel()

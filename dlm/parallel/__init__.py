@@ -1,1 +1,1 @@
-"""One model cut over several processes: tensor parallelism behind the calls of one process."""
+"""Tensor parallelism: a model split over several processes, called from one of them."""

@@ -1,4 +1,4 @@
-"""The first process of a model that is cut: the one that is asked, and tells the others."""
+"""The leader: the first process of a split model, which takes calls and commands the others."""
 
 import os
 import signal
@@ -26,21 +26,23 @@ from dlm.runtime import Step
 
 GONE: Final = "a process of the model has ended: load it again"
 GRACE: Final = 10.0
-"""Seconds that the other processes have to end by themselves."""
+"""Seconds that the other processes have to exit before they are killed."""
 START: Final = "import sys; sys.path[:] = {}; from dlm.parallel.worker import main; main({})"
 
 
 class Leader:
-    """Lets all processes of a model do the same at the same time, this one among them.
+    """Makes all processes of a model, including this one, do the same work at the same time.
 
-    One thing at a time is done, in the order in which it was told, and the others are told before
-    this process begins: it never waits for them but in the network itself. What a forward refuses
-    with a ValueError it refuses everywhere, as decoders decide by their views alone. After any
-    other error nobody knows where the processes are: they are ended, and the model does no more.
+    All processes perform one action at a time, in the order in which messages are sent. This
+    process sends the message before it starts, so it waits for the others only inside the network.
+
+    A forward pass that raises a ValueError raises it in every process, because decoders decide by
+    their views alone, and the model remains usable. After any other error the state of the
+    processes is unknown: they are ended, and the model can no longer be used.
     """
 
     def __init__(self, size: int) -> None:
-        """Start the others, and wait until they are there.
+        """Start the other processes, and wait until they have imported everything.
 
         Raises:
             ChildProcessError: one of them ended.
@@ -61,7 +63,7 @@ class Leader:
             raise
 
     def start(self, rank: int) -> None:
-        """Start one of them: apart from the terminal, whose Ctrl-C is for this process."""
+        """Start one process, in a session of its own: Ctrl-C is for this process alone."""
         ours, theirs = Pipe()
         with theirs:
             code = START.format([os.fspath(place) for place in sys.path], theirs.fileno())
@@ -78,10 +80,10 @@ class Leader:
             )
 
     def gather(self) -> None:
-        """Hear from each of the others.
+        """Wait for a message from each of the other processes.
 
         Raises:
-            ChildProcessError: one of them ended, or tells of an error.
+            ChildProcessError: one of them ended, or reports an error.
         """
         for rank, pipe in enumerate(self.pipes, 1):
             try:
@@ -92,11 +94,23 @@ class Leader:
                 raise ChildProcessError(f"process {rank} of the model failed: {error}")
 
     def load(self, where: Sequence[str], facts: Mapping[str, Any]) -> Model:
-        """Load all parts at once, each to its device; what stands for them here."""
+        """Load all parts in parallel, each to its device.
+
+        Args:
+            where: the device of each process.
+            facts: the options of `dlm.load`.
+
+        Returns:
+            The model in this process, which calls all parts.
+
+        Raises:
+            ChildProcessError: another process failed.
+            ValueError: as in `dlm.load`.
+        """
         size = len(where)
         store = store_of(size)
         given = dict(facts)
-        del given["tensor_parallel_size"], given["device"]  # that is the process's
+        del given["tensor_parallel_size"], given["device"]  # each process has its own device
         places = [Place(rank, size, store.port, device, given) for rank, device in enumerate(where)]
         for pipe, place in zip(self.pipes, places[1:], strict=True):
             pipe.send(place)
@@ -110,17 +124,17 @@ class Leader:
         return replace(model, leader=self)
 
     def check(self) -> None:
-        """Find out whether all processes are there.
+        """Check that all processes are running, and end them otherwise.
 
         Raises:
-            ChildProcessError: they are not.
+            ChildProcessError: one has ended.
         """
         if self.lost or any(process.poll() is not None for process in self.processes):
             self.close()
             raise ChildProcessError(GONE)
 
     def close(self) -> None:
-        """End the others. The model does no more then."""
+        """End the other processes. The model can no longer be used."""
         from torch import distributed
 
         with self.lock:
@@ -128,13 +142,13 @@ class Leader:
                 return
             self.lost = True
             for pipe in self.pipes:
-                with suppress(OSError):  # it has gone
+                with suppress(OSError):  # the process has ended
                     pipe.send(None)
                 pipe.close()
             for process in self.processes:
                 try:
                     process.wait(GRACE)
-                except subprocess.TimeoutExpired:  # in the middle of a forward
+                except subprocess.TimeoutExpired:  # it is in the middle of a forward pass
                     process.kill()
                     process.wait()
             if distributed.is_initialized():
@@ -142,14 +156,14 @@ class Leader:
 
     @contextmanager
     def turn(self, message: Message) -> Iterator[None]:
-        """Tell the others what this process does meanwhile, and nothing else.
+        """Send a message to the others; the body of the `with` does the same in this process.
 
         Raises:
             ChildProcessError: a process has ended.
         """
         with self.lock, uncollected(), uninterrupted():
             self.check()
-            if isinstance(message, Begin):  # in the order in which they are told
+            if isinstance(message, Begin):  # here, so that caches are listed in message order
                 message = replace(message, caches=self.kept())
             try:
                 for pipe in self.pipes:
@@ -171,7 +185,7 @@ class Leader:
         change: Callable[[], Change],
         prompt_cache: PromptCache | None,
     ) -> Generator[Step, None, None]:
-        """`dlm.batch.denoise` in all processes."""
+        """Run `dlm.batch.denoise` in all processes."""
         self.admit(terms.model)
         number, now = next(self.numbers), NO_CHANGE
         terms = replace(terms, model=replace(terms.model, leader=None))
@@ -189,26 +203,27 @@ class Leader:
                 now = change()
                 message = Go.on(number, now, step)
         finally:
-            if self.lost:  # nobody is there to be told
+            if self.lost:  # the other processes have ended
                 steps.close()
             else:
                 with self.turn(End(number)):
                     steps.close()
 
     def number_of(self, prompt_cache: PromptCache) -> int:
-        """What the others know a prompt cache by."""
+        """The number that identifies a prompt cache to the other processes."""
         with self.lock:
             return self.caches.setdefault(prompt_cache, next(self.numbers))
 
     def kept(self) -> dict[int, float]:
-        """The prompt caches that there are by now, but for those there was no room for, GiB."""
+        """The sizes of the existing prompt caches, GiB, without those that found no memory."""
         return {name: cache.bytes / GIB for cache, name in self.caches.items() if cache.bytes}
 
     def admit(self, model: Model) -> None:
-        """Refuse what the other processes would not do alike.
+        """Reject a model with which the other processes would compute something else.
 
         Raises:
-            ValueError: a subclass of `Model`, a network that was moved or cast, or autocast.
+            ValueError: it is a subclass of `Model`, its network was moved or cast, or autocast is
+                on.
         """
         if type(model) is not Model:
             raise ValueError(
@@ -224,7 +239,7 @@ class Leader:
             raise ValueError("autocast must be off for a model that is cut over processes")
 
     def call(self, model: Model, method: str, *given: Any, **named: Any) -> Any:
-        """Call a method of the model in all processes; what it gives here."""
+        """Call a method of the model in all processes, and return this one's result."""
         self.admit(model)
         with self.turn(Call(method, pack((model.spec, given, named)))):
             return getattr(replace(model, leader=None), method)(*given, **named)
@@ -232,7 +247,7 @@ class Leader:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end, where it comes to this thread and Python learns of it."""
+    """Delay Ctrl-C to the end of the body, in the main thread and under a Python handler."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
@@ -248,7 +263,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def refuse_call(network: Any, given: Any) -> None:
-    """Refuse a direct call of a part of a network, in which it would wait for the others.
+    """Reject a direct call of a part of a network, in which it would wait for the others.
 
     Raises:
         ValueError: always.
@@ -260,15 +275,20 @@ def refuse_call(network: Any, given: Any) -> None:
 
 
 def kind_of(model: Model) -> str:
-    """In what numbers a network computes, and where."""
+    """The dtype and the device of a network."""
     return f"{model.network.dtype} on {model.device}"
 
 
 def devices(device: Any, size: int) -> list[str]:
-    """Where the parts go.
+    """The device of each part.
+
+    Args:
+        device: the option `device` of `dlm.load`.
+        size: number of parts.
 
     Raises:
-        ValueError: one GPU is named, or there are fewer than parts, or one that is not to be used.
+        ValueError: `device` is neither "cpu", "cuda" nor None, there are fewer GPUs than parts, or
+            the CPU is chosen on a machine with GPUs.
     """
     device = "cpu" if device is None else str(device)
     if device not in ("cpu", "cuda"):
@@ -292,15 +312,15 @@ def devices(device: Any, size: int) -> list[str]:
 
 
 def lead(size: int, facts: Mapping[str, Any]) -> Model:
-    """A model cut over so many processes, of which this is the first.
+    """Load a model split over processes, with this process as the first.
 
     Args:
-        size: at least 2.
-        facts: options of `dlm.load`.
+        size: number of processes, at least 2.
+        facts: the options of `dlm.load`.
 
     Raises:
         ChildProcessError: another process failed.
-        ValueError: as `dlm.load`, or this process belongs to others already.
+        ValueError: as in `dlm.load`, or this process is in a process group already.
     """
     from torch import distributed
 

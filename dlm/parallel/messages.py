@@ -1,4 +1,4 @@
-"""What the first process of a cut model tells the others, which do the same as it does."""
+"""Messages from the leader of a split model, which make the other processes do what it does."""
 
 import io
 import pickle
@@ -13,55 +13,55 @@ from dlm.runtime import Step
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Told first: who a process is, and what to load."""
+    """The first message: the rank of a process, and what to load."""
 
     rank: int
-    size: int  # processes
-    port: int  # of the first one, where they meet
+    size: int  # number of processes
+    port: int  # of the leader, where the processes meet
     device: str
     facts: dict[str, Any]  # options of `dlm.load`
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A generation begins, with its first forward."""
+    """A generation starts with its first forward pass."""
 
     number: int  # of the generation
     packed: bytes  # the facts of its model, its terms without the model, and its rows
-    cache: int | None  # which prompt cache it has
-    caches: dict[int, float] = field(default_factory=dict)  # all there are, by number, GiB
+    cache: int | None  # number of its prompt cache
+    caches: dict[int, float] = field(default_factory=dict)  # all prompt caches: number -> GiB
 
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """A generation makes another forward."""
+    """A generation makes another forward pass."""
 
     number: int
     leave: frozenset[int]
     join: bytes | None  # rows
-    seen: int  # what the last forward gave, in short
+    seen: int  # digest of the last forward pass, from `seen`
 
     @classmethod
     def on(cls, number: int, change: Change, step: Step) -> Self:
-        """After a step, and what happens to the batch then."""
+        """The message after a step, with the rows that leave and join the batch."""
         join = None if change.join is None else pack(change.join)
         return cls(number, change.leave, join, seen(step))
 
     def change(self, device: torch.device) -> Change:
-        """What happens to the batch."""
+        """The rows that leave and join the batch, on a device."""
         return Change(self.leave, None if self.join is None else unpack(self.join, device))
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A generation makes no more forwards."""
+    """A generation makes no more forward passes."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method of the model is called, whose result the first process alone looks at."""
+    """A method of the model is called; only the leader uses its result."""
 
     method: str
     packed: bytes  # the facts of the model, and the arguments
@@ -71,18 +71,18 @@ Message = Begin | Go | End | Call
 
 
 def seen(step: Step) -> int:
-    """What all processes must have come to alike: tokens, and which rows are done."""
+    """A digest of what must be equal in all processes: tokens, and which rows are done."""
     tokens = step.tokens.flatten()
     places = torch.arange(1, len(tokens) + 1, device=tokens.device)
-    told = int((tokens * places).sum())  # waits for the device once more
+    told = int((tokens * places).sum())  # waits for the device a second time
     return hash((told, tuple(step.done), tuple(step.made), tuple(step.reused)))
 
 
 def pack(value: Any) -> bytes:
-    """Any value, with its tensors.
+    """Serialise a value with its tensors.
 
     Raises:
-        ValueError: pickle does not take it.
+        ValueError: it cannot be pickled.
     """
     held = io.BytesIO()
     try:
@@ -95,15 +95,15 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes, device: torch.device) -> Any:
-    """The value, with its tensors on a device. It came from the process that started this one."""
+    """Restore a value with its tensors on a device; only for data of this process's parent."""
     return torch.load(io.BytesIO(data), map_location=device, weights_only=False)
 
 
 def pack_terms(terms: Terms, rows: Rows) -> bytes:
-    """What a generation begins with.
+    """Serialise what a generation starts with: the model's facts, the terms and the rows.
 
     Raises:
-        ValueError: other processes cannot import its decoder.
+        ValueError: other processes cannot import the decoder, or it cannot be pickled.
     """
     if type(terms.decoder).__module__ == "__main__":
         raise ValueError(

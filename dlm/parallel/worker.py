@@ -1,4 +1,4 @@
-"""A process that holds a part of a model, and does what the first one tells it."""
+"""A worker: a process that holds a part of a model, and follows the leader's messages."""
 
 import socket
 from collections.abc import Generator
@@ -18,23 +18,28 @@ from dlm.runtime import Step
 
 HERE: Final = "127.0.0.1"
 PATIENCE: Final = timedelta(minutes=30)
-"""How long a process waits for the others: in a forward, and while they load their parts."""
+"""How long a process waits for others, in a forward pass and while they load their parts."""
 
 
 def store_of(size: int, port: int = 0) -> Any:
-    """Where processes find each other: that of the first one, at a port that is free, or at one."""
+    """The store through which processes find each other.
+
+    Args:
+        size: number of processes.
+        port: where the leader listens; 0 in the leader itself, which listens at a free port.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     how: dict[str, Any] = {"timeout": PATIENCE, "wait_for_workers": False}
     if port:
         return TCPStore(HERE, port, size, False, **how)
-    listener = socket.create_server((HERE, 0))  # by itself it would listen at every address
+    listener = socket.create_server((HERE, 0))  # TCPStore would listen at every address
     port = listener.getsockname()[1]
     return TCPStore(HERE, port, size, True, master_listen_fd=listener.detach(), **how)
 
 
 def meet(place: Place, store: Any) -> None:
-    """Meet the other processes."""
+    """Join the process group of the model."""
     from torch import distributed
 
     cuda = place.device != "cpu"
@@ -52,10 +57,10 @@ def meet(place: Place, store: Any) -> None:
 
 
 def load_part(place: Place) -> Model:
-    """This process's part of the model.
+    """Load this process's part of the model.
 
     Raises:
-        ValueError: as `dlm.load`.
+        ValueError: as in `dlm.load`.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -65,12 +70,16 @@ def load_part(place: Place) -> Model:
 
 
 def main(descriptor: int) -> None:
-    """Load a part and follow, until the first process closes the pipe or ends."""
+    """Load a part and follow the leader, until it closes the pipe or ends.
+
+    Args:
+        descriptor: file descriptor of the pipe to the leader.
+    """
     from dlm.models.loading import silence
 
     pipe = Connection(descriptor)
     with suppress(EOFError, BrokenPipeError):
-        pipe.send(None)  # all is imported
+        pipe.send(None)  # everything is imported
         place: Place = pipe.recv()
         meet(place, store_of(place.size, place.port))
         try:
@@ -85,11 +94,11 @@ def main(descriptor: int) -> None:
 
 
 def follow(worker: "Worker", pipe: Connection) -> None:
-    """Do what is told, until that is nothing any more.
+    """Carry out messages, until the leader sends None.
 
     Raises:
-        EOFError: the first process has gone without a word.
-        RuntimeError: this process is not where the first one is.
+        EOFError: the leader has ended without a message.
+        RuntimeError: this process had another result than the leader.
     """
     while (message := pipe.recv()) is not None:
         worker.do(message)
@@ -97,25 +106,25 @@ def follow(worker: "Worker", pipe: Connection) -> None:
 
 @dataclass(slots=True)
 class Run:
-    """A generation that goes on."""
+    """A running generation."""
 
     steps: Generator[Step, None, None]
-    now: list[Change]  # what happens before its next forward, if there is one
+    now: list[Change]  # rows that leave and join before the next forward pass; at most one change
     last: Step | None = None
 
 
 @dataclass(slots=True)
 class Worker:
-    """A part of a model, the generations that it takes part in, and its prompt caches."""
+    """A part of a model, its running generations, and its prompt caches."""
 
     model: Model
     runs: dict[int, Run] = field(default_factory=dict)
     caches: dict[int, PromptCache] = field(default_factory=dict)
 
     def do(self, message: Message) -> None:
-        """One thing of what the first process does.
+        """Carry out one message.
 
-        What it would refuse there it refuses here, where nobody has to be told.
+        A ValueError is ignored here, because the leader raises the same one.
         """
         with suppress(ValueError):
             if isinstance(message, Begin):
@@ -128,29 +137,29 @@ class Worker:
                 self.call(message)
 
     def begin(self, message: Begin) -> None:
-        """Begin a generation."""
+        """Start a generation, and make its first forward pass."""
         spec, terms, rows = unpack(message.packed, self.model.device)
         self.keep(message.caches)
         now: list[Change] = []
         terms = replace(terms, model=replace(self.model, spec=spec))
-        # None too where there was no room for it, as in the first process.
+        # Also None if there was no memory for the cache, as in the leader.
         cache = None if message.cache is None else self.caches.get(message.cache)
         steps = alone(terms, rows, lambda: now.pop() if now else NO_CHANGE, cache)
         self.runs[message.number] = Run(steps, now)
         self.step(message.number)
 
     def keep(self, caches: dict[int, float]) -> None:
-        """Have the prompt caches that the first process has."""
+        """Create and drop prompt caches, so that they are those of the leader."""
         for number in self.caches.keys() - caches.keys():
             del self.caches[number]
         for number in caches.keys() - self.caches.keys():
             self.caches[number] = PromptCache(self.model, gib=caches[number])
 
     def go(self, message: Go) -> None:
-        """Make another forward of a generation.
+        """Make another forward pass of a generation.
 
         Raises:
-            RuntimeError: the last one gave something else here than in the first process.
+            RuntimeError: the last one had another result here than in the leader.
         """
         run = self.runs.get(message.number)
         if run is None or run.last is None or seen(run.last) != message.seen:
@@ -159,17 +168,17 @@ class Worker:
         self.step(message.number)
 
     def step(self, number: int) -> None:
-        """The next forward, if there is one."""
+        """Make the next forward pass of a generation, if there is one."""
         run = self.runs[number]
         run.last = None
         run.last = next(run.steps, None)
 
     def end(self, number: int) -> None:
-        """End a generation, if it began."""
+        """End a generation, if it was started."""
         if number in self.runs:
             self.runs.pop(number).steps.close()
 
     def call(self, message: Call) -> None:
-        """Call the model."""
+        """Call a method of the model."""
         spec, given, named = unpack(message.packed, self.model.device)
         getattr(replace(self.model, spec=spec), message.method)(*given, **named)
