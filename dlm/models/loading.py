@@ -63,6 +63,7 @@ def load(  # noqa: PLR0913 (what users choose about a model)
             "float64", or the torch dtype of that name.
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flex_attention". The default
             is "sdpa"; for the masked language models of transformers it is transformers' choice.
+            Block-attention models and WeDLM need "sdpa" or "eager", which take a mask per query.
         device_map: as in transformers, to spread a large model over devices; excludes `device`.
         quantization_config: a configuration of transformers such as `BitsAndBytesConfig`, or a
             `dlm.W8A8Config` for 8-bit integers.

@@ -94,7 +94,7 @@ class Qwen3ShapedConfig(QwenConfig):
 
 
 class DreamConfig(Qwen7bConfig):
-    """Dream-v0-7B and related models: Dream-Coder, DiffuCoder, DreamOn, dParallel."""
+    """Dream-v0-7B and its relatives: Dream-Coder, DiffuCoder, DreamOn, dParallel."""
 
     model_type = "Dream"
     title = "Dream"
