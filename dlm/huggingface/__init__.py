@@ -1,4 +1,4 @@
-"""The Hugging Face surface: `model.generate`, its configuration, output and streamer.
+"""The Hugging Face interface: `model.generate`, its configuration, output and streamer.
 
     import dlm
     from transformers import AutoModelForMaskedLM
@@ -6,7 +6,7 @@
     network = AutoModelForMaskedLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")
     out = network.generate(input_ids, attention_mask=mask, max_new_tokens=128, decoder="saber")
 
-`docs/huggingface.md` tells what each option means here.
+`docs/huggingface.md` explains what each option means here.
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name in _HOMES:
         return getattr(import_module(f"dlm.huggingface.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'dlm.huggingface' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What is refused of adapters that peft or transformers put into a network."""
+"""Checks of adapters that peft or transformers put into a network."""
 
 import os
 import re
@@ -16,29 +16,30 @@ from dlm.models.adapter import CONFIG, NAME, PREFIX, WEIGHTS, listed, peft_libra
 from dlm.models.conversions import packs_experts, renamed
 from dlm.models.files import cached
 
-PICKLED = "adapter_model.bin"  # which transformers reads where nothing else is there
+PICKLED = "adapter_model.bin"  # transformers reads it if there is nothing else
 WHERE = (
     *("cache_dir", "force_download", "local_files_only", "proxies"),
     *("revision", "subfolder", "token"),
 )
-"""Options of transformers that say where files are, as `cached` takes them."""
-UNREAD = ".lora_magnitude_vector"  # of DoRA, whose names in files transformers does not find here
+"""Options of transformers that locate files, as `cached` takes them."""
+UNREAD = ".lora_magnitude_vector"  # of DoRA; transformers does not find these names of files here
 OF_EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.")
 
 
 def refuse_misplaced(network: Any, told: Mapping[str, Any]) -> None:
-    """Refuse an adapter of which the network has no place for some, before it is changed.
+    """Refuse an adapter that the network has no place for in full, before the network changes.
 
-    Peft finds layers by the configuration, transformers by the names of weights, and passes over
-    those for which peft found none. Here both are told by names alone: of the weights, and of the
-    layers of a network without memory that peft adapts in its place.
+    peft finds layers by the configuration; transformers finds weights by name, and skips those for
+    which peft adapted no layer. This check compares names alone: those of the weights, and those of
+    the layers of a copy on the meta device that peft adapts instead of the network.
 
     Args:
-        network: of transformers.
-        told: arguments of its `load_adapter`, by name.
+        network: a network of transformers.
+        told: the arguments of its `load_adapter`, by name.
 
     Raises:
-        ValueError: it has no place for some, or none of the layers that the configuration names.
+        ValueError: some weights have no place, or the network has none of the layers that the
+            configuration names.
     """
     settings, others = told.get("load_config"), told.get("kwargs") or {}
     known = (getattr(settings, "__dict__", {}), others)
@@ -51,8 +52,8 @@ def refuse_misplaced(network: Any, told: Mapping[str, Any]) -> None:
     if weights is None and source is not None:
         weights = names_in(os.fspath(source), stated.get("use_safetensors") is not False, where)
     if weights is None:
-        return  # which transformers says
-    if name in getattr(network, "peft_config", {}):  # its weights take the place of that one's
+        return  # transformers reports this
+    if name in getattr(network, "peft_config", {}):  # the weights replace those of that adapter
         expected = names_of(network, name)
     else:
         config = told.get("peft_config")
@@ -67,10 +68,10 @@ def refuse_misplaced(network: Any, told: Mapping[str, Any]) -> None:
 
 
 def refuse_partial(source: object, left: Collection[str]) -> None:
-    """Refuse an adapter for some of whose weights the network has no adapted layer.
+    """Refuse an adapter if the network has no adapted layer for some of its weights.
 
     Raises:
-        ValueError: there are such.
+        ValueError: there are such weights.
     """
     if left:
         raise ValueError(
@@ -80,7 +81,7 @@ def refuse_partial(source: object, left: Collection[str]) -> None:
 
 
 def names_in(source: str, safe: bool, where: Mapping[str, Any]) -> list[str] | None:
-    """Names of the weights in the file that transformers will read; None where there is none.
+    """Names of the weights in the file that transformers will read; None if there is no file.
 
     Raises:
         ValueError: the file is corrupt.
@@ -99,68 +100,68 @@ def names_in(source: str, safe: bool, where: Mapping[str, Any]) -> list[str] | N
 
 
 def read_config(source: str, where: Mapping[str, Any]) -> Any:
-    """The configuration of an adapter of any kind; None where there is none."""
+    """The configuration of an adapter of any kind; None if there is none."""
     path = cached(source, CONFIG, **where)
     return path and peft_library().PeftConfig.from_pretrained(str(Path(path).parent))
 
 
 def expected_names(network: Any, config: Any) -> set[str]:
-    """Names that weights may have in a network once it is adapted; none if that takes its weights.
+    """Names that weights may have once a network is adapted; empty if adapting needs its weights.
 
     Raises:
-        ValueError: it has none of the layers that the configuration names.
+        ValueError: the network has none of the layers that the configuration names.
     """
     config = deepcopy(config)  # peft writes into it
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False  # some begin with a decomposition of weights
+        config.init_lora_weights = False  # some kinds begin by decomposing weights
     with torch.device("meta"):
         twin = type(network)(deepcopy(network.config))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft says it once more when it adapts the network
+            warnings.simplefilter("ignore")  # peft repeats its warnings when it adapts the network
             peft_library().inject_adapter_in_model(config, twin, NAME, low_cpu_mem_usage=True)
-    except RuntimeError:  # of a kind of adapter that computes with the weights, which are not there
+    except RuntimeError:  # this kind of adapter computes with weights, which the copy lacks
         return set()
     return names_of(twin, NAME)
 
 
 def names_of(network: Any, name: str) -> set[str]:
-    """Names that weights may have in a network for an adapter, which that name has there."""
+    """Names that weights may have for the adapter that the network has under this name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = peft_library().get_peft_model_state_dict(
             network, adapter_name=name, save_embedding_layers=False
         )
     found = {each for each in state if not each.endswith(UNREAD)}
-    return found | {*network.state_dict()}  # peft writes embeddings beside their adapters
+    return found | {*network.state_dict()}  # peft saves embeddings along with their adapters
 
 
 def left_over(
     network: Any, weights: Iterable[str], expected: set[str], steps: Iterable[WeightRenaming]
 ) -> list[str]:
-    """Names of weights that are none of those expected, under our names."""
+    """Names of weights, converted to dlm's, that are not among those expected."""
     base = f"{network.base_model_prefix}."
     left = []
     for name in weights:
         found = name.removeprefix(PREFIX)
-        for step in steps:  # of a user's `key_mapping`
+        for step in steps:  # from a user's `key_mapping`
             found = step.rename_source_key(found)[0]
         found = renamed(found, network)
-        # As transformers: with and without a head are one network.
+        # As in transformers, names match with and without the prefix of the base model.
         if not expected.isdisjoint((found, base + found, found.removeprefix(base))):
             continue
         expert = OF_EXPERT.match(found) if packs_experts(network) else None
         if expert and any(each.startswith(f"{expert[1]}.base_layer.") for each in expected):
-            continue  # transformers joins them
+            continue  # transformers merges the experts
         left.append(found)
     return left
 
 
 def refuse_learned_prompts(network: Any) -> None:
-    """Refuse a network whose inputs peft would prepare: nothing here asks for that.
+    """Refuse a network whose inputs peft prepares, because `generate` would not ask for them.
 
     Raises:
-        ValueError: its `prepare_inputs_for_generation` is another's.
+        ValueError: its `prepare_inputs_for_generation` is another object's.
     """
     found = getattr(network.prepare_inputs_for_generation, "__self__", None)
     if found is not network:

@@ -1,6 +1,6 @@
-"""Padded batches in, padded batches out.
+"""Conversion between padded batches and rows of token ids.
 
-Shapes: B rows, P columns of prompt, N new tokens.
+Shapes: B rows, P prompt columns, N new tokens.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,10 +13,10 @@ from dlm.options import integer
 
 
 def named_so(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None:
-    """Prompts, which may stand under `inputs` among other options, and are taken from there.
+    """The prompts; if they are given under the name `inputs`, they are taken out of the options.
 
     Raises:
-        ValueError: they stand under both names.
+        ValueError: both names are given.
     """
     inputs: Tensor | None = options.pop("inputs", None)
     if inputs is not None and input_ids is not None:
@@ -25,10 +25,10 @@ def named_so(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None
 
 
 def checked(input_ids: Tensor | None, bos_id: int | None, device: torch.device) -> Tensor:
-    """Prompts as integer [B, P]; without any, one on `device` of the begin-of-text token.
+    """Check the prompts, integer [B, P]; without any, return the begin-of-text token on `device`.
 
     Raises:
-        ValueError: another shape or type, or nothing to begin with.
+        ValueError: the shape or dtype is wrong, or there is no begin-of-text token either.
     """
     if input_ids is None:
         if bos_id is None:
@@ -45,16 +45,16 @@ def checked(input_ids: Tensor | None, bos_id: int | None, device: torch.device) 
 def prompts(
     input_ids: Tensor, attention_mask: Tensor | None, pad_id: int | None
 ) -> list[list[int]]:
-    """The tokens of each row, without its padding on either side.
+    """The tokens of each row, without the padding on either side.
 
     Args:
         input_ids: integer [B, P].
-        attention_mask: [B, P], 0 at padding; None where every token counts.
-        pad_id: of padding, to notice a mask that was forgotten.
+        attention_mask: [B, P], 0 at padding; None if every token counts.
+        pad_id: the padding token, to detect a forgotten mask.
 
     Raises:
-        ValueError: a mask of another shape, with holes, or without a token in a row; or none for
-            several rows that look padded.
+        ValueError: the mask has another shape, has holes, or leaves a row without tokens; or there
+            is no mask, and one of several rows looks padded.
     """
     rows: list[list[int]] = input_ids.tolist()
     if attention_mask is None:
@@ -90,13 +90,13 @@ def sequences(
     stop_ids: Collection[int],
     fill_id: int,
 ) -> Tensor:
-    """Prompts with what was generated behind, int64 [B, P + N] on the device of the prompts.
+    """Append the generated tokens to the prompts, int64 [B, P + N] on the device of the prompts.
 
     Args:
         input_ids: integer [B, P], kept as they are.
-        generated: N tokens of each row.
-        stop_ids: tokens that end a row; none where a row runs to its end.
-        fill_id: stands behind the first of those.
+        generated: N tokens for each row.
+        stop_ids: tokens that end a row; empty if rows run to their end.
+        fill_id: replaces everything after the first stop token.
     """
     rows = [list(row) for row in generated]
     for row in rows:

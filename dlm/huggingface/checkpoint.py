@@ -1,4 +1,4 @@
-"""What lies beside the weights of a network: generation options and a tokenizer."""
+"""Files beside the weights of a network: generation options and the tokenizer."""
 
 import os
 from collections.abc import Mapping
@@ -21,40 +21,40 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a network was read."""
+    """Where a network was loaded from."""
 
     name: str  # a folder or a Hugging Face id
-    where: Mapping[str, Any]  # revision and the like; never a token, which must not be kept
+    where: Mapping[str, Any]  # revision etc.; no access token, which must not be kept
 
     @classmethod
     def of(cls, name: str | os.PathLike[str], where: Mapping[str, Any]) -> Self:
-        """Out of the arguments of `from_pretrained`."""
+        """Create from the arguments of `from_pretrained`."""
         kept = ("cache_dir", "local_files_only", "revision", "subfolder")
         stated = {k: where[k] for k in kept if where.get(k)}
         folder = Path(name)
-        # Absolute, as its files may be read after a change of the working directory.
+        # Absolute, as files may be read after the working directory has changed.
         place = str(folder.absolute()) if folder.is_dir() else os.fspath(name)
         return cls(place, {k: v for k, v in stated.items() if v != "main"})
 
     def names(self) -> tuple[str, ...]:
-        """Names of the checkpoint, the most particular one first."""
+        """Names of the checkpoint, the most specific first."""
         inside = self.where.get("subfolder")
         return (self.name,) if inside is None else (f"{self.name}/{inside}", self.name)
 
     def file(self, name: str, token: str | bool | None = None) -> str | None:
-        """Where a file of the checkpoint is, None where it has none."""
+        """Path of a file of the checkpoint; None if it has none."""
         return cached(self.name, name, **self.where, token=token)
 
     def options(self, token: str | bool | None) -> dict[str, Any] | None:
-        """What `generation_config.json` says, None where there is none.
+        """Contents of `generation_config.json`; None if there is none.
 
         Raises:
-            ValueError: it is corrupt.
+            ValueError: the file is corrupt.
         """
         return read_json(self.name, "generation_config.json", **self.where, token=token)
 
     def folder(self) -> str:
-        """What holds the tokenizer: a folder, or the id where it is the default of that id."""
+        """Where the tokenizer is: a folder, or the checkpoint's id if nothing else is selected."""
         if not self.where:
             return self.name
         if Path(self.name).is_dir():
@@ -63,10 +63,10 @@ class Origin:
         return str(Path(found[0]).parent) if found else self.name
 
     def tokenizer(self, default: str | None) -> Any:
-        """The tokenizer, None where there is none.
+        """The tokenizer; None if there is none.
 
         Args:
-            default: a Hugging Face id for families whose checkpoints come without one.
+            default: a Hugging Face id, for families whose checkpoints come without a tokenizer.
 
         Raises:
             ValueError: it cannot be read.

@@ -1,4 +1,4 @@
-"""The configuration of `model.generate`, as transformers keeps it: `generation_config.json`."""
+"""The configuration of `model.generate`, stored as `generation_config.json`."""
 
 import json
 from collections.abc import Mapping
@@ -21,17 +21,19 @@ from dlm.settings import FILTERS
 
 
 class DiffusionGenerationConfig(GenerationConfig):
-    """Options of `dlm.generate` beside those of transformers that mean something here.
+    """Generation options: those of `dlm.generate`, and those of transformers that apply here.
 
-    Every option of `dlm.generate` has its name and its default, but for `gen_length`, which is
-    `max_new_tokens` as in transformers. `docs/huggingface.md` lists what each of transformers'
-    options means. An option that would be ignored is refused: when the configuration is made,
-    when a changed one is saved, and when `generate` uses it. One read from a file is not checked
-    before it is used, so that any checkpoint loads; keys of the file that are no options here, see
-    `of_file`, are left aside, and written again when it is saved.
+    Options of `dlm.generate` keep their names and defaults, except that `gen_length` and `stop` go
+    by transformers' names `max_new_tokens` and `stop_strings`, and that `batch_size` and
+    `prompt_cache` are missing. `docs/huggingface.md` lists what each option of transformers means.
+
+    An option that would be ignored is refused: when a configuration is created, when a changed one
+    is saved, and when `generate` uses it. A configuration read from a file is not checked until it
+    is used, so that any checkpoint loads. Keys of the file that are no options here (see `of_file`)
+    are ignored, and written back when the configuration is saved.
 
     Raises:
-        ValueError: an unknown option, with the close match; one that breaks its rule; or one that
+        ValueError: an option is unknown (the message names the closest match), breaks its rule, or
             cannot work with masked diffusion.
     """
 
@@ -40,20 +42,20 @@ class DiffusionGenerationConfig(GenerationConfig):
         super().__init__(**options)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
-        """The default of an option that was not stated: stated ones are attributes."""
+        """The default of an option that is not stated; stated options are attributes."""
         if name in own():
             return own()[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        """Check a configuration that was changed since it was read.
+        """Check a configuration that has changed since it was read.
 
         Args:
-            strict: whether to check at all: transformers asks for it before saving.
-            user_set_attributes: part of transformers' signature; all is checked or nothing.
+            strict: whether to check at all; transformers sets it before saving.
+            user_set_attributes: ignored, part of transformers' signature.
 
         Raises:
-            ValueError: as when one is made.
+            ValueError: as when a configuration is created.
         """
         read = self.__dict__.get("_original_object_hash")
         if strict and (read is None or read != hash(self)):
@@ -62,10 +64,10 @@ class DiffusionGenerationConfig(GenerationConfig):
     def update(
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **options: Any
     ) -> dict[str, Any]:
-        """Set options that exist, and hand back the others.
+        """Set the options that exist, and return the others.
 
-        With `defaults_only` just what is not stated. Whether to sample always counts as stated:
-        pipelines would else turn sampling on for every model.
+        With `defaults_only`, set only options that are not stated. Whether to sample always counts
+        as stated, as pipelines would otherwise turn sampling on for every model.
         """
         kept = options
         if defaults_only:
@@ -79,7 +81,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         return rest
 
     def to_dict(self) -> dict[str, Any]:
-        """What is stated, and whether that samples."""
+        """What to save: the stated options, whether they sample, and the keys that were ignored."""
         output: dict[str, Any] = super().to_dict()
         output.pop("_aside", None)
         output["do_sample"] = samples(output)
@@ -87,17 +89,17 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration with the values of a file, as they are: `generate` checks them.
+        """Create a configuration from the contents of a file, unchecked: `generate` checks it.
 
         Args:
-            config_dict: read from a file; see `of_file` for what counts of it.
-            **kwargs: options that go before those of the file, and transformers' own flags.
+            config_dict: contents of a file; `of_file` decides which keys count.
+            **kwargs: options that override those of the file, and transformers' own flags.
 
         Returns:
-            The configuration; with `return_unused_kwargs` also what it has no use for.
+            The configuration; with `return_unused_kwargs`, also the keywords that are no options.
 
         Raises:
-            ValueError: an unknown option among `kwargs`, unless they are handed back.
+            ValueError: `kwargs` has an unknown option, and unused ones are not returned.
         """
         both = kwargs.pop("return_unused_kwargs", False)
         counted, aside = of_file({k: v for k, v in config_dict.items() if not internal(k)})
@@ -114,7 +116,7 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> Self:
-        """The special tokens that `config.json` names: it holds no other option of generation."""
+        """Take the special tokens from `config.json`, which has no other generation options."""
         facts = model_config if isinstance(model_config, Mapping) else model_config.to_dict()
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         config: Self = cls.from_dict({n: facts[n] for n in names if facts.get(n) is not None})
@@ -122,7 +124,7 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     @classmethod
     def of(cls, config: GenerationConfig) -> Self:
-        """Any configuration of transformers as one of ours, with all that it states."""
+        """Convert any configuration of transformers, keeping all that it states."""
         made = cls()
         made.__dict__.update(stated(config), _aside=left_aside(config))
         made.__dict__["_original_object_hash"] = hash(made)
@@ -130,20 +132,21 @@ class DiffusionGenerationConfig(GenerationConfig):
 
 
 def left_aside(config: GenerationConfig) -> dict[str, Any]:
-    """What stood in the file of a configuration and is no option here."""
+    """Keys in the file of a configuration that are no options here."""
     return dict(vars(config).get("_aside", {}))
 
 
 def internal(name: str) -> bool:
-    """Whether transformers keeps this beside the options."""
+    """Whether transformers stores this name beside the options."""
     return name.startswith("_") or name == "transformers_version"
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Check options that are to be kept in a file.
+    """Check options that are to be stored in a file.
 
     Raises:
-        ValueError: as `settings`, and a value that JSON cannot hold.
+        ValueError: as `refuse`, `merge` and `settings`; or the decoder is not given by name, or
+            JSON cannot hold a value.
     """
     refuse(options)
     if not isinstance(options.get("decoder", ""), str):

@@ -1,6 +1,6 @@
-"""`model.generate` as users of transformers know it, over `dlm.generate`.
+"""`model.generate` of transformers, implemented with `dlm.generate`.
 
-Shapes: B rows, P columns of prompt, N new tokens.
+Shapes: B rows, P prompt columns, N new tokens.
 """
 
 import os
@@ -40,23 +40,23 @@ from dlm.outputs import Generation
 from dlm.trajectory import Likeliest, Trajectory
 
 UNREAD: Final = object()
-"""Stands for a tokenizer that was not looked for."""
+"""Marks a tokenizer that has not been looked up yet."""
 
 
 @dataclass
 class DiffusionGenerationOutput(ModelOutput):
-    """What `generate` gives with `return_dict_in_generate=True`."""
+    """What `generate` returns with `return_dict_in_generate=True`."""
 
-    sequences: Tensor | None = None  # int64 [B, P + N], prompts in front as they came
-    forwards: Tensor | None = None  # int64 [B], NFE of each row
+    sequences: Tensor | None = None  # int64 [B, P + N], the given prompts first
+    forwards: Tensor | None = None  # int64 [B], forward passes of each row (NFE)
     tokens_per_forward: Tensor | None = None  # float32 [B], positions committed / forwards
     order: Tensor | None = None  # int64 [B, N], see `dlm.Generation`; with return_order
     trajectory: list[Trajectory] | None = None  # one per row; with return_trajectory
-    top_tokens: list[list[Likeliest]] | None = None  # likewise; with return_top_tokens
+    top_tokens: list[list[Likeliest]] | None = None  # one per row; with return_top_tokens
 
 
 class DiffusionGenerationMixin:
-    """Gives a network `generate`, with masked-diffusion decoding behind it."""
+    """Adds `generate` to a network, decoding by masked diffusion."""
 
     generation_config_class: type[GenerationConfig] = DiffusionGenerationConfig
     generation_config: GenerationConfig
@@ -64,11 +64,11 @@ class DiffusionGenerationMixin:
     device: Any
     dtype: Any
     output_modalities = ("text",)
-    _origin: Origin | None = None  # where the weights were read, which may hold a tokenizer
-    _tokenizer: Any = UNREAD  # read from there once it is needed; None where there is none
-    _declared: list[int] | None = None  # stop ids read there, while `generation_config` may change
-    _overrides: Overrides = Overrides()  # facts that hold instead of those read there
-    _leader: Any = None  # a `dlm.parallel.leader.Leader` of processes that have other parts
+    _origin: Origin | None = None  # where the weights were loaded from
+    _tokenizer: Any = UNREAD  # read from `_origin` on first use; None if there is none
+    _declared: list[int] | None = None  # stop ids as loaded: `generation_config` may change
+    _overrides: Overrides = Overrides()  # replace the facts of the checkpoint
+    _leader: Any = None  # a `dlm.parallel.leader.Leader` if processes share the network
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         check_move(self, fn)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ class DiffusionGenerationMixin:
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class projects hidden states to a vocabulary."""
+        """Whether the class has a projection to the vocabulary."""
         return hasattr(cls, "project")
 
     @classmethod
@@ -86,10 +86,10 @@ class DiffusionGenerationMixin:
         *model_args: Any,
         **options: Any,
     ) -> Any:
-        """As in transformers, but of safetensors alone unless `use_safetensors` is False.
+        """Load as in transformers, but only safetensors unless `use_safetensors` is False.
 
         Raises:
-            ValueError: a folder whose weights are pickled.
+            ValueError: the folder's weights are pickled.
         """
         place = pretrained_model_name_or_path
         if options.get("use_safetensors") is not False:
@@ -102,7 +102,7 @@ class DiffusionGenerationMixin:
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As in torch, under released names too: Trainer so reads what `save_pretrained` wrote."""
+        """Load as in torch. Released names work too, so Trainer can read what it has saved."""
         from dlm.models.conversions import received
 
         state = received(state_dict, self, strict=strict, assign=assign)
@@ -111,11 +111,11 @@ class DiffusionGenerationMixin:
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **options: Any
     ) -> None:
-        """As in transformers, of whole weights or of an adapter that transformers loaded.
+        """Save as in transformers: the whole weights, or the adapter that transformers loaded.
 
         Raises:
-            ValueError: peft put an adapter into the layers, whose weights would bear names that
-                loading does not know; or other processes have parts of the network.
+            ValueError: peft put an adapter into the layers, so that the weights would get names
+                that loading does not know; or the network is split over processes.
         """
         if self._leader is not None:
             raise ValueError(
@@ -124,7 +124,7 @@ class DiffusionGenerationMixin:
             )
         if not getattr(self, "_hf_peft_config_loaded", False):
             refuse_adapted(self)
-        family_of(self.config).settle(self.config)  # one that was read nowhere has a size, too
+        family_of(self.config).settle(self.config)  # also for a network that was not loaded
         super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
 
     def load_adapter(
@@ -134,24 +134,22 @@ class DiffusionGenerationMixin:
         *others: Any,
         **options: Any,
     ) -> Any:
-        """As in transformers, if the network has a place for all of the adapter.
+        """Load as in transformers, if the network has a layer for every weight of the adapter.
 
         Raises:
-            ValueError: it has none for some, whose layers may bear names of the released code. The
-                network is as it was.
+            ValueError: some weights have none, for example because their layers are named as in the
+                released code. Names are checked before the network changes; what they cannot show
+                is checked afterwards.
         """
         load = super().load_adapter  # type: ignore[misc]
         told = signature(load).bind(peft_model_id, adapter_name, *others, **options)
         adapters.refuse_misplaced(self, told.arguments)
         report = load(*told.args, **told.kwargs)
-        adapters.refuse_partial(peft_model_id, report.unexpected_keys)  # what names could not tell
+        adapters.refuse_partial(peft_model_id, report.unexpected_keys)  # names cannot show all
         return report
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
-        """Inputs of a forward in transformers' own loop: peft wants every network to have this.
-
-        `generate` here is another loop, which does not call it.
-        """
+        """Inputs for transformers' own loop, which peft requires; `generate` does not call it."""
         return {"input_ids": input_ids, **arguments}
 
     def generate(
@@ -165,25 +163,27 @@ class DiffusionGenerationMixin:
     ) -> Tensor | DiffusionGenerationOutput:
         """Continue every prompt by `max_new_tokens` tokens, as `dlm.generate` does.
 
-        Options come from the model's `generation_config`, `generation_config` and `options`, the
-        last word counting. A row equals the same row generated alone with the same row key.
+        Options are merged from the model's `generation_config`, `generation_config` and `options`;
+        later ones win. A row is the same as if it were generated alone with the same row key.
 
         Args:
-            input_ids: integer [B, P], padded on either side; the begin-of-text token if absent.
-                Also under the name that transformers has for it, `inputs`.
+            input_ids: integer [B, P], padded on either side; by default the begin-of-text token.
+                transformers' other name for it, `inputs`, works too.
             attention_mask: [B, P], 0 at padding.
             generation_config: a `DiffusionGenerationConfig`, or one of transformers.
-            streamer: is told of one row: `put` of what is final, `put_draft` if it has that, `end`.
-            tokenizer: of the model, for facts such as stop ids that the configuration lacks; the
-                one that lies where the network was loaded from by default.
-            **options: as in `DiffusionGenerationConfig`; a decoder may also be an instance.
+            streamer: follows one row: `put` gets the prompt, then final tokens; `put_draft`, if
+                there is one, gets tokens that may still change; `end` is called last.
+            tokenizer: source of facts that the configuration lacks, such as stop ids; by default
+                the one beside the checkpoint.
+            **options: as in `DiffusionGenerationConfig`; `decoder` may also be an instance.
 
         Returns:
-            int64 [B, P + N], prompts in front as they came, `pad_token_id` (end of text if absent)
-            behind a stop token; or a `DiffusionGenerationOutput`.
+            int64 [B, P + N]: the given prompts, then the new tokens, with `pad_token_id` (by
+            default end of text) after a stop token; `num_return_sequences` adjacent rows for each
+            prompt. With `return_dict_in_generate`, a `DiffusionGenerationOutput`.
 
         Raises:
-            ValueError: a bad option or prompt, named in the message.
+            ValueError: an option or prompt is invalid; the message names it.
         """
         adapters.refuse_learned_prompts(self)
         input_ids = batch.named_so(input_ids, options)
@@ -222,21 +222,21 @@ class DiffusionGenerationMixin:
         return output(sequences, out) if asked.get("return_dict_in_generate") else sequences
 
     def model_for(self, asked: Mapping[str, Any], tokenizer: Any) -> Model:
-        """The network with the facts that decoding needs, some of which a call may replace.
+        """The network with the facts that decoding needs; a call may override some of them.
 
         Raises:
-            ValueError: they contradict each other, or the tokenizer cannot be read.
+            ValueError: the facts contradict each other, or the tokenizer cannot be read.
         """
         own_mask = stated(self.generation_config).get("mask_token_id")
         mask_id = asked.get("mask_token_id")
         model = as_model(self, tokenizer, mask_id=None if mask_id == own_mask else mask_id)
         written = ids(self.generation_config.eos_token_id)
         spec = with_stops(model.spec, ids(asked.get("eos_token_id")), written)
-        # Without a tokenizer, as no text is asked for.
+        # Without a tokenizer, as only tokens are returned.
         return Model(self, None, spec, leader=self._leader)
 
     def checkpoint_tokenizer(self) -> Any:
-        """The tokenizer that lies where the network was loaded from, read once; else None.
+        """The tokenizer beside the checkpoint, read once; None if there is none.
 
         Raises:
             ValueError: it cannot be read.
@@ -248,17 +248,17 @@ class DiffusionGenerationMixin:
         return self._tokenizer
 
     def override(self, block_size: int | None, tokens: Overrides) -> None:
-        """Keep what a user says instead of the checkpoint, for every later call.
+        """Store facts that replace those of the checkpoint in all later calls.
 
         Args:
-            block_size: of blocks of attention, tokens; goes to the configuration.
-            tokens: mask and stop ids, and the size of blocks behind a prompt; not saved.
+            block_size: size of attention blocks in tokens; written to the configuration.
+            tokens: mask id, stop ids and the size of blocks after a prompt; not saved.
         """
         family_of(self.config).write_block(self.config, block_size)
         self._overrides = tokens
 
     def keep_tokens(self) -> None:
-        """Write the mask and the stop ids of a released vocabulary to the generation config."""
+        """Write the mask id and stop ids of a released vocabulary to the generation config."""
         if is_released(self.config, family_of(self.config)):
             spec, config = as_model(self).spec, self.generation_config
             vars(config).update(mask_token_id=spec.mask_id, eos_token_id=list(spec.stop_ids))
@@ -268,10 +268,10 @@ class DiffusionGenerationMixin:
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None = None, **options: Any
     ) -> tuple[DiffusionGenerationConfig, dict[str, Any]]:
-        """Everything stated as one configuration, and the keywords that are no options.
+        """Merge all that is stated into one configuration; return it and the other keywords.
 
         Raises:
-            ValueError: something else than a configuration.
+            ValueError: `generation_config` is not a configuration, or a layer contradicts itself.
         """
         layers = [stated(self.generation_config)]
         aside = left_aside(self.generation_config)
@@ -299,17 +299,17 @@ class DiffusionGenerationMixin:
         pretrained_model_name_or_path: str | None,
         **where: Any,
     ) -> None:
-        """Take over what lies beside the weights; transformers calls this once they are loaded.
+        """Read `generation_config.json` and the block size, which a checkpoint's name may state.
 
-        That is `generation_config.json`, and the block size that the checkpoint's name may tell.
+        transformers calls this once the weights are loaded.
 
         Raises:
-            ValueError: the file is corrupt, or the block size is none.
+            ValueError: the file is corrupt, or the block size is invalid.
         """
         if pretrained_model_name_or_path is not None:
             self._origin = Origin.of(pretrained_model_name_or_path, where)
             family = family_of(self.config)
-            # Kept from here on: what is saved may have any name.
+            # Kept in the configuration, as the network may be saved under any name.
             family.write_block(self.config, family.block_of(self.config, *self._origin.names()))
         if generation_config is not None:
             self.generation_config = DiffusionGenerationConfig.of(generation_config)
@@ -328,20 +328,19 @@ def as_model(
     block_size: int | None = None,
     mask_id: int | None = None,
 ) -> Model:
-    """A network that transformers loaded, as `dlm.load` gives it: for `dlm.generate` and the rest.
+    """Turn a network that transformers loaded into what `dlm.load` returns.
 
-    What `dlm.load` was told instead of the checkpoint's facts still holds; what this is told holds
-    for the model that it gives.
+    Facts overridden in `dlm.load` stay so; those overridden here hold for the returned model only.
 
     Args:
-        network: one of our classes, from an Auto class or of a model of `dlm.load`.
-        tokenizer: of the model; by default the one that lies where the network was loaded from.
-        block_size: overrides the checkpoint's, in families whose attention is in blocks, tokens.
+        network: a network of dlm, from an Auto class or from a model of `dlm.load`.
+        tokenizer: the model's tokenizer; by default the one beside the checkpoint.
+        block_size: overrides the checkpoint's, tokens; for families with attention in blocks.
         mask_id: overrides the checkpoint's mask id.
 
     Raises:
-        ValueError: another network, facts that contradict each other, or a tokenizer that cannot
-            be read.
+        ValueError: the network is not one of dlm's with a vocabulary projection, its facts
+            contradict each other, or the tokenizer cannot be read.
     """
     if not isinstance(network, DiffusionGenerationMixin) or not network.can_generate():
         raise ValueError(
@@ -351,7 +350,7 @@ def as_model(
     if tokenizer is None:
         tokenizer = network.checkpoint_tokenizer()
     if block_size is None and network._origin is not None:
-        # Loading has settled it, whatever the name of the checkpoint says.
+        # Loading has settled the size: the checkpoint's name no longer counts.
         written_size = family_of(network.config).written_block(network.config)
         block_size = network._overrides.block_size or written_size
     declared = stated(network.generation_config)
@@ -371,9 +370,9 @@ def as_model(
 
 
 def tell(aside: Collection[str]) -> None:
-    """Warn, once for the same names, of what `generation_config.json` says in vain."""
+    """Warn that keys of `generation_config.json` are ignored, once for the same keys."""
     if aside:
-        # Told by transformers' own logger, whose verbosity users set.
+        # Logged by transformers' logger, whose verbosity users set.
         logging.get_logger("transformers").warning_once(
             f"generation_config.json holds {', '.join(sorted(aside))} for the code of the "
             "checkpoint, which is not run: left aside. A file whose options are those of dlm names "
@@ -382,11 +381,11 @@ def tell(aside: Collection[str]) -> None:
 
 
 def output(sequences: Tensor, out: Generation) -> DiffusionGenerationOutput:
-    """A finished batch with its counts, on the device of the sequences."""
+    """Build the output of a finished batch, on the device of the sequences."""
     device, order = sequences.device, None
     if out.order is not None:
         tokens = torch.tensor(out.tokens, device=device)
-        padded = sequences[:, -tokens.shape[1] :] != tokens  # in the place of end of text
+        padded = sequences[:, -tokens.shape[1] :] != tokens  # pad tokens in place of end of text
         order = torch.tensor(out.order, device=device).masked_fill(padded, -1)
     forwards = torch.tensor(out.forwards, device=device)
     return DiffusionGenerationOutput(

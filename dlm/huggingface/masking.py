@@ -1,6 +1,6 @@
 """Masked batches for transformers' Trainer.
 
-Shapes: B rows, L tokens, N tokens of a block of attention.
+Shapes: B rows, L tokens, N tokens of an attention block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,39 +24,45 @@ from dlm.training.loss import (
     stratified_levels,
 )
 
-NO_LOSS: Final = -100  # the label of a token that is not to be predicted, as transformers has it
+NO_LOSS: Final = -100  # label of a token without loss, as in transformers
 
 
 @dataclass(frozen=True, slots=True)
 class MaskingCollator:
-    """Batches of which some tokens are masked, whose mean loss is the masked-diffusion objective.
+    """Collates batches with some tokens masked, whose mean loss is the masked-diffusion objective.
 
-    Of the n tokens of a row that may be masked k are, where p(k) = (1 / k) / (1 + 1/2 + ... + 1/n).
-    -ln p(row) is at most E[(n / k) sum_masked -ln p] for k uniform in 1 to n (Nie et al. 2025,
-    arXiv:2502.09992, eq. 6). Drawing k by 1 / k instead takes the weight out of the sum, so that
-    E[sum over masked tokens] / E[their number] is that bound in nats per token, with rows of unlike
-    length weighed by n / (1 + ... + 1/n). What a forward returns, and Trainer accumulates, is a
-    ratio of two random sums, too low on average where it is of few rows. With `rows_per_step` one
-    row of a step, drawn by its weight, has k uniform, which removes the bias where a batch is a
-    step (Lahiri 1951; Midzuno 1952), and most of it where a step is several.
+    Of the n maskable tokens of a row, k are masked, with p(k) = (1 / k) / (1 + 1/2 + ... + 1/n).
+    With k uniform in 1 to n, -ln p(row) is at most E[(n / k) sum_masked -ln p] (Nie et al. 2025,
+    arXiv:2502.09992, eq. 6). Drawing k in proportion to 1 / k instead removes the weight from the
+    sum: E[sum over masked tokens] / E[their number] is then that bound in nats per token, with rows
+    of different lengths weighted by n / (1 + ... + 1/n).
 
-    Where attention is in blocks, a row comes twice, masked and then clean: block b of the first
-    sees itself and the blocks before b of the second, as decoding sees them (Arriola et al. 2025,
-    arXiv:2503.09573). The masks of one block, where there are any, have the law of k within it, so
-    that the mean is the bound block by block.
+    What a forward pass returns, and Trainer accumulates, is a ratio of two random sums. If it is
+    over few rows, it is too low on average. With `rows_per_step`, one row of each step, drawn in
+    proportion to its weight, has k uniform. This removes the bias if a batch is a whole step
+    (Lahiri 1951; Midzuno 1952), and most of it if a step has several batches.
+
+    If attention is in blocks, each row is given twice, masked and then clean: block b of the masked
+    copy sees itself and the blocks before b of the clean copy, as decoding sees them (Arriola et
+    al. 2025, arXiv:2503.09573). Given that a block has masks, their number has the distribution of
+    k within the block, so that the mean is the bound block by block.
 
     Args:
         spec: facts of the model, `dlm.as_model(network).spec`.
-        end_as_content: fill short rows with end of text that is masked and learned as their tokens
-            are (LLaDA's fine-tuning, Nie et al. 2025); False fills with what nothing attends to.
-        pad_to_multiple_of: lengths of batches, tokens, but for the longest that the model has.
-        rows_per_step: rows that one step of the optimiser is of, on all devices and accumulated, or
-            one batch of an evaluation.
-        generator: of the noise, on the CPU; torch's own if absent, which Trainer seeds, and another
-            one for each process of `torch.distributed`. Not with workers of a `DataLoader`.
+        end_as_content: fill short rows with end of text that is masked and learned like their own
+            tokens (LLaDA's fine-tuning, Nie et al. 2025). False fills them with padding that
+            nothing attends to.
+        pad_to_multiple_of: pad batches to a multiple of this many tokens, but not beyond the
+            model's maximum length.
+        rows_per_step: rows in one step of the optimiser, over all devices and accumulated batches;
+            in an evaluation, rows in one batch.
+        generator: source of the noise, on the CPU. None uses torch's own, which Trainer seeds, with
+            different noise in each process of `torch.distributed`. Cannot be combined with workers
+            of a `DataLoader`.
 
     Raises:
-        ValueError: another `spec`, a family that cannot be trained so, an option out of its rule.
+        ValueError: `spec` is something else, the family cannot be trained this way, or an option is
+            out of range.
     """
 
     spec: ModelSpec
@@ -84,15 +90,15 @@ class MaskingCollator:
             integer("rows_per_step", self.rows_per_step, least=1)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """What a forward takes: int64 `input_ids` and `labels`, and what goes with them.
+        """Build the inputs of a forward pass: int64 `input_ids` and `labels`, a mask, positions.
 
         Args:
-            rows: `input_ids`, and `labels` where not every token may be masked: the same ids, and
-                -100 at those that are only seen, such as a prompt. Further columns are left aside.
+            rows: each has `input_ids`, and `labels` if not every token may be masked: the same ids,
+                with -100 at tokens that are only seen, such as a prompt. Other columns are ignored.
 
         Raises:
-            ValueError: a row too long, without a token to mask, or with labels that are not its
-                tokens; or a generator that each worker of a `DataLoader` would repeat.
+            ValueError: a row is too long, has no token to mask, or has labels that are not its
+                tokens; or there is a generator that each worker of a `DataLoader` would repeat.
         """
         if not rows:
             raise ValueError(f"rows must hold one at least, got {rows!r}")
@@ -138,13 +144,13 @@ class MaskingCollator:
                 "tokens are masked here"
             )
         if self.spec.shift:
-            free[:1] = False  # which no output predicts
+            free[:1] = False  # no output predicts it
         if not free.any():
             raise ValueError(f"labels must name a token to mask, got none in row {number}")
         return ids.long(), free
 
     def noise(self) -> torch.Generator:
-        """The generator of one batch."""
+        """The noise generator of one batch."""
         if self.generator is not None:
             if get_worker_info() is not None:
                 raise ValueError(
@@ -157,14 +163,14 @@ class MaskingCollator:
         return torch.Generator().manual_seed(seed + (distributed.get_rank() if here else 0))
 
     def counts(self, lengths: Tensor, noise: torch.Generator) -> Tensor:
-        """How many tokens to mask, int64 [B], of so many in each row."""
+        """Number of tokens to mask in each row, int64 [B], out of `lengths` maskable ones."""
         chance = 0.0 if self.rows_per_step is None else len(lengths) / self.rows_per_step
         first, second = torch.rand(2, 1, generator=noise, dtype=torch.float64)
         offset = sized_offset(lengths, noise) if first < chance else second
         return harmonic_counts(lengths, stratified_levels(len(lengths), offset))
 
     def padded(self, rows: list[Tensor], value: int) -> Tensor:
-        """Rows of one length, filled on the right."""
+        """Stack rows, padded on the right with `value`."""
         found = pad_sequence(rows, batch_first=True, padding_value=value)
         width = -(-found.shape[1] // self.pad_to_multiple_of) * self.pad_to_multiple_of
         missing = min(width, self.spec.max_length) - found.shape[1]
@@ -174,7 +180,8 @@ class MaskingCollator:
 def sized_offset(lengths: Tensor, noise: torch.Generator) -> Tensor:
     """Offset of stratified levels, float64 [1], drawn in proportion to the tokens they mask.
 
-    One row, drawn by its expected tokens n / H_n, has a uniform count; the others follow from it.
+    One row, drawn in proportion to its expected masks n / H_n, has a uniform count; the others
+    follow from it.
     """
     harmonic = harmonic_numbers(int(lengths.max()))
     row = torch.multinomial(lengths / harmonic[lengths - 1], 1, generator=noise)
@@ -187,15 +194,15 @@ def sized_offset(lengths: Tensor, noise: torch.Generator) -> Tensor:
 def doubled(
     masked: Tensor, clean: Tensor, labels: Tensor, valid: Tensor, block_size: int, shift: bool
 ) -> dict[str, Tensor]:
-    """Masked rows with the clean ones behind them, all [B, L], for one forward of 2 L tokens.
+    """Masked rows followed by the clean ones, all [B, L], for one forward pass over 2 L tokens.
 
-    A masked block sees itself and the clean blocks before it; a clean one itself and those before.
-    Where the output at i predicts token i + 1, the first token of a block is predicted by the clean
-    block before, as in decoding, so that its label stands among the clean tokens.
+    A masked block sees itself and the clean blocks before it. A clean block sees itself and the
+    clean blocks before it. If the output at i predicts token i + 1, the clean block before predicts
+    the first token of a block, as in decoding, so that its label is among the clean tokens.
 
     Args:
-        masked: int64, what is decoded.
-        clean: int64, what it comes from.
+        masked: int64, the rows to decode.
+        clean: int64, the same rows without masks.
         labels: int64, -100 for no loss.
         valid: bool, False at padding.
         block_size: tokens of a block.

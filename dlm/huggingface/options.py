@@ -1,7 +1,7 @@
-"""Options under transformers' names: which of them mean something here, and what.
+"""Generation options under transformers' names: which ones apply here, and what they mean.
 
-Options come in layers: the model's configuration, a call's, a call's keywords. In each layer an
-option is stated or not; what is said last counts.
+Options come in layers: the model's configuration, a call's configuration, a call's keywords. Each
+layer states an option or leaves it out. The last layer that states it wins.
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ MEANT = (
 
 MASK = "mask_token_id"
 HELD = ("disable_compile", "renormalize_logits")
-"""Options that ask for what is so anyway: nothing is compiled, probabilities add up to 1."""
+"""Options that ask for what holds anyway: nothing is compiled, probabilities sum to 1."""
 
 NOT_A_LOOP = "it belongs to decoding from left to right"
 NEUTRAL = {"guidance_scale": 1.0}
-"""Values that change nothing, of options that transformers has None for unless they are stated."""
+"""Values without effect, for options that are None in transformers unless stated."""
 
 INSTEAD = {
     "assistant_model": "no other model drafts tokens here; see the decoders for doing with fewer "
@@ -71,7 +71,7 @@ INSTEAD = {
     "stopping_criteria": "a row ends at a stop token, see stop_at_eos and eos_token_id",
     "token_type_ids": "the network takes none",
 }
-"""What to do instead of what cannot be done."""
+"""What to do instead of using options that cannot work."""
 
 FOREIGN = {
     **foreign.OPTIONS,
@@ -81,7 +81,7 @@ FOREIGN = {
     "eos_id": "here it is eos_token_id",
     "n": "here it is num_return_sequences",
 }
-"""What to say of names that are neither transformers' nor ours."""
+"""What to say about names that are neither transformers' nor dlm's."""
 
 ARGUMENTS = (
     "assistant_model",
@@ -98,12 +98,12 @@ ARGUMENTS = (
     "synced_gpus",
     "token_type_ids",
 )
-"""Arguments of transformers' `generate` that are no options of its configuration."""
+"""Arguments of transformers' `generate` that are not options of its configuration."""
 
 
 @cache
 def own() -> Mapping[str, Any]:
-    """Options of `dlm.generate` by name, and the mask id, with their defaults."""
+    """Options of `dlm.generate` that keep their names, and the mask id, with their defaults."""
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
     shared = {"gen_length", "stop", *MEANT}
     return {k: v for k, v in defaults.items() if k not in shared} | {MASK: None}
@@ -111,13 +111,13 @@ def own() -> Mapping[str, Any]:
 
 @cache
 def inherited() -> frozenset[str]:
-    """Options that transformers' configuration has, whether they mean something here or not."""
+    """Options of transformers' configuration, whether or not they apply here."""
     names = vars(GenerationConfig())
     return frozenset(n for n in names if not n.startswith("_") and n != "transformers_version")
 
 
 def stated(config: GenerationConfig) -> dict[str, Any]:
-    """What a configuration says; None says nothing where transformers named the option."""
+    """Options that a configuration states. For an option of transformers, None states nothing."""
     return {
         name: value
         for name, value in vars(config).items()
@@ -128,11 +128,12 @@ def stated(config: GenerationConfig) -> dict[str, Any]:
 
 
 def of_file(options: Layer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a `generation_config.json` that count here, and those that are left aside.
+    """Split the options of a `generation_config.json` into those that count and the rest.
 
-    transformers' own options and the mask id always count. A released file may also configure the
-    loop of the code beside it, under names of its own or under ours in another sense (`steps` of
-    Dream). So our options count in a file that names a `decoder`, as those that we write do.
+    Options of transformers and the mask id always count. A released file may also configure the
+    loop of the code beside it, under names of its own or under names of dlm with another meaning
+    (`steps` of Dream). Options of dlm therefore count only in a file that names a `decoder`, as the
+    files that dlm writes do.
     """
     ours = own() if "decoder" in options else (MASK,)
     counted = {k: v for k, v in options.items() if k in inherited() or k in ours}
@@ -140,10 +141,10 @@ def of_file(options: Layer) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def to_file(options: Layer, aside: Layer) -> dict[str, Any]:
-    """What to write so that `of_file` gives options of ours back, with those left aside.
+    """What to write so that `of_file` returns the options of dlm and the ignored keys again.
 
-    Options left aside whose names are ours are dropped once options of ours are among them, which
-    they could not be told from.
+    If options of dlm are stated, ignored keys with names of such options are dropped: in the file,
+    the two could not be told apart.
     """
     if not (options.keys() & own().keys()) - {MASK}:
         return {**aside, **options}
@@ -152,11 +153,11 @@ def to_file(options: Layer, aside: Layer) -> dict[str, Any]:
 
 
 def refuse(options: Layer) -> None:
-    """Refuse what is unknown, and what would be ignored.
+    """Refuse unknown options, and options that would be ignored.
 
     Raises:
-        ValueError: an unknown name, with the close match; or an option of transformers that
-            cannot work with masked diffusion, at another value than its neutral one.
+        ValueError: a name is unknown (the message names the closest match), or an option of
+            transformers that cannot work with masked diffusion has another than its neutral value.
     """
     neutral = GenerationConfig._get_default_generation_params() | NEUTRAL
     for name, value in options.items():
@@ -173,10 +174,10 @@ def refuse(options: Layer) -> None:
 
 
 def refuse_arguments(arguments: Layer) -> None:
-    """Refuse arguments of transformers' `generate` that are more than a placeholder.
+    """Refuse arguments of transformers' `generate`, except placeholders.
 
     Raises:
-        ValueError: one is, or a name is unknown.
+        ValueError: an argument is no placeholder, or a name is unknown.
     """
     for name, value in arguments.items():
         if name not in ARGUMENTS:
@@ -190,10 +191,10 @@ def refuse_arguments(arguments: Layer) -> None:
 
 
 def merge(*layers: Layer) -> dict[str, Any]:
-    """One layer out of several, the last word on each matter counting.
+    """Merge layers of options; on each matter the last layer wins.
 
     Raises:
-        ValueError: one layer contradicts itself.
+        ValueError: a layer contradicts itself.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -205,10 +206,10 @@ def merge(*layers: Layer) -> dict[str, Any]:
 
 
 def displaced(layer: Layer, before: Layer) -> set[str]:
-    """Options of earlier layers that this one overrules without naming them.
+    """Options of earlier layers that this one overrides without naming them.
 
-    `do_sample` and `temperature` speak of one matter, so do `max_length` and `max_new_tokens`,
-    and `use_cache` and `cache`. Not to sample takes the filters of earlier layers away too.
+    `do_sample` and `temperature` concern one matter, as do `max_length` and `max_new_tokens`, and
+    `use_cache` and `cache`. Turning sampling off also drops the filters of earlier layers.
     """
     gone: set[str] = set()
     if layer.get("do_sample") is False:
@@ -227,20 +228,20 @@ def displaced(layer: Layer, before: Layer) -> set[str]:
 
 
 def check_cache(layer: Layer) -> None:
-    """Refuse a layer that asks for a cache and forbids it.
+    """Refuse a layer that both asks for a cache and forbids it.
 
     Raises:
-        ValueError: `use_cache` and `cache` disagree.
+        ValueError: `use_cache` and `cache` contradict each other.
     """
     if layer.get("use_cache") is False and layer.get("cache", "none") != "none":
         raise ValueError(f"use_cache=False forbids a cache, got cache={layer['cache']!r}")
 
 
 def check_sampling(layer: Layer) -> None:
-    """Refuse a layer that wants to sample and does not.
+    """Refuse a layer that both turns sampling on and off.
 
     Raises:
-        ValueError: `do_sample` and `temperature` disagree.
+        ValueError: `do_sample` and `temperature` contradict each other.
     """
     sample, temperature = layer.get("do_sample"), layer.get("temperature")
     if sample is None or temperature is None:
@@ -253,22 +254,22 @@ def check_sampling(layer: Layer) -> None:
 
 
 def samples(options: Layer) -> bool:
-    """Whether tokens are drawn: `do_sample`, or a temperature above 0 where that is not stated."""
+    """Whether tokens are sampled: `do_sample` or, if that is not stated, a temperature above 0."""
     sample = options.get("do_sample")
     return bool(options.get("temperature")) if sample is None else bool(sample)
 
 
 def new_tokens(options: Layer, columns: int) -> int:
-    """Tokens to decode behind `columns` of prompt, padding included: the smaller bound stated.
+    """Tokens to decode after `columns` columns of prompt and padding: the smaller stated bound.
 
     Raises:
-        ValueError: none is left, or an option is no int.
+        ValueError: `max_length` leaves no room, or an option is not an int.
     """
     bounds = []
     if options.get("max_new_tokens") is not None:
         bounds.append(integer("max_new_tokens", options["max_new_tokens"], least=1))
     if options.get("max_length") is not None:
-        # A tokenizer that knows no limit says that it is 1e30.
+        # Tokenizers without a limit report 1e30.
         longest = integer("max_length", options["max_length"], least=1, most=int(1e30))
         if longest <= columns:
             raise ValueError(
@@ -279,10 +280,11 @@ def new_tokens(options: Layer, columns: int) -> int:
 
 
 def copies(options: Layer) -> int:
-    """Rows that each prompt is decoded to.
+    """Number of rows to decode for each prompt.
 
     Raises:
-        ValueError: it is no int of at least 1, or they would all be the same.
+        ValueError: it is not an int of at least 1, or it is above 1 without sampling, where all
+            rows would be the same.
     """
     count = options.get("num_return_sequences")
     if count is None:
@@ -296,15 +298,16 @@ def copies(options: Layer) -> int:
 
 
 def settings(options: Layer, columns: int = 0, count: int = 1) -> Settings:
-    """The options of `dlm.generate` that one layer of transformers' options comes to.
+    """Translate one layer of transformers' options to the options of `dlm.generate`.
 
     Args:
-        options: what is stated.
-        columns: of the prompt, padding included; `max_length` counts them.
-        count: rows of a prompt.
+        options: the stated options.
+        columns: prompt columns, padding included; `max_length` counts them.
+        count: rows per prompt.
 
     Raises:
-        ValueError: as `refuse`, `copies`, `new_tokens` and `Settings`.
+        ValueError: as `refuse`, `check_sampling`, `check_cache`, `copies`, `new_tokens` and
+            `Settings`.
     """
     refuse(options)
     check_sampling(options)
@@ -317,7 +320,7 @@ def settings(options: Layer, columns: int = 0, count: int = 1) -> Settings:
     if options.get("stop_strings") is not None:
         given["stop"] = options["stop_strings"]
     if given.get("top_k") == 0 and given["top_k"] is not False:
-        del given["top_k"]  # transformers' word for none
+        del given["top_k"]  # 0 means no filter in transformers
     languages = listed(given.get("constraint"))
     if isinstance(languages, list | tuple):
         given["constraint"] = [one for one in languages for _ in range(count)]

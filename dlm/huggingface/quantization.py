@@ -1,6 +1,7 @@
-"""W8A8 as transformers knows quantization: a configuration, and what applies it while loading.
+"""W8A8 quantization in transformers: its configuration, and the quantizer that loading applies.
 
-It is imported while transformers still is, so that what needs more of that waits for its call.
+The module is imported while transformers itself is still being imported. Functions therefore
+import what needs more of transformers.
 """
 
 from typing import Any, Final
@@ -17,25 +18,26 @@ from dlm.options import known
 
 METHOD: Final = "w8a8"
 STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Device maps that transformers turns into places."""
+"""Device maps by name, which transformers resolves to devices."""
 PLACES: Final = frozenset({"cpu", "cuda", "auto"})
-"""Types of devices that multiply integers, and any of these strategies."""
+"""Device types that can multiply integers; "auto" stands for any of these strategies."""
 
 
 @register_quantization_config(METHOD)
 class W8A8Config(QuantizationConfigMixin):
-    """Weights and activations of linear layers and experts in 8-bit integers.
+    """Quantizes weights and activations of linear layers and experts to 8-bit integers.
 
-    Weights have a scale for each output channel, activations one for each token, found as they
-    come: see `dlm.kernels.int8`. Nothing is calibrated, and a token's result hangs on no other.
+    Weights have one scale for each output channel. Activations have one for each token, computed
+    dynamically: see `dlm.kernels.int8`. There is no calibration, and a token's result depends on no
+    other token.
 
     Args:
-        modules_to_not_convert: patterns of names of layers that stay as they are, as in
-            transformers, such as "q_proj"; the vocabulary projection alone if absent, which a list
-            has to name as well. What is tied stays in any case.
+        modules_to_not_convert: name patterns of layers that stay as they are, as in transformers,
+            such as "q_proj". By default only the vocabulary projection stays; a list has to name it
+            as well. Tied layers always stay.
 
     Raises:
-        ValueError: no list of names; when a network is loaded, a pattern that stands for no layer.
+        ValueError: not a list of names; when a network is loaded, a pattern matches no layer.
     """
 
     def __init__(
@@ -44,19 +46,19 @@ class W8A8Config(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **others: Any,
     ) -> None:
-        for name in others:  # of a file, whose keys come here one by one
+        for name in others:  # from a file, whose keys are passed as keywords
             known("option of W8A8Config", name, ("modules_to_not_convert", "quant_method"))
         if quant_method != METHOD:
             raise ValueError(f"quant_method must be {METHOD!r}, got {quant_method!r}")
         names = modules_to_not_convert
         if names is not None and not (isinstance(names, list) and all_texts(names)):
             raise ValueError(f"modules_to_not_convert must be a list of names, got {names!r}")
-        self.quant_method: Any = quant_method  # of transformers' own an enumeration
+        self.quant_method: Any = quant_method  # an enumeration for transformers' own methods
         self.modules_to_not_convert = modules_to_not_convert
 
 
 def place_of(device: Any) -> str:
-    """The type of a device as a device map names it; "auto" of a strategy."""
+    """The type of a device, as a device map names it; "auto" for a strategy."""
     if isinstance(device, int):
         return "cuda"
     name = "cpu" if device is None else str(device).partition(":")[0]
@@ -64,18 +66,18 @@ def place_of(device: Any) -> str:
 
 
 def all_texts(names: list[Any]) -> bool:
-    """Whether all are texts that say something."""
+    """Whether all are non-empty strings."""
     return all(isinstance(name, str) and name for name in names)
 
 
 @register_quantizer(METHOD)
 class W8A8Quantizer(HfQuantizer):
-    """Puts layers of integers in the place of others, and rounds each weight as it is read."""
+    """Replaces layers by layers of integers, and quantizes each weight as it is read."""
 
     quantization_config: W8A8Config
 
     def validate_environment(self, *args: Any, **options: Any) -> None:
-        """Refuse what has no such products.
+        """Refuse devices that do not support these products.
 
         Raises:
             ValueError: weights go elsewhere than to a CPU or to GPUs, or products are not exact on
@@ -103,31 +105,31 @@ class W8A8Quantizer(HfQuantizer):
         self.dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
-        """Whether it is the weight of a layer that is to hold integers."""
+        """Whether this is the weight of a layer that is to hold integers."""
         from dlm.models.int8 import Int8Layer
 
         module, name = get_module_from_name(model, param_name)
         return isinstance(module, Int8Layer) and name in module.shapes
 
     def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
-        """Bytes of a value once it is rounded, by which transformers plans what goes where."""
+        """Bytes per value once quantized, from which transformers plans the placement."""
         return 1 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> ConversionOps:
-        """What rounds a weight."""
+        """The operation that quantizes a weight."""
         return Rounding()
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         from dlm.models.int8 import layers_of
 
-        model.requires_grad_(False)  # so that a forward needs no `torch.no_grad`
+        model.requires_grad_(False)  # so that a forward pass needs no `torch.no_grad`
         if self.pre_quantized:
             self.cast(model)
         layers = layers_of(model)
         if len({layer.place for layer in layers.values()}) > 1:
             raise ValueError("W8A8Config is for a CPU or for GPUs, got weights on both")
         for path, layer in layers.items():
-            if layer.matrices:  # of a network that was rounded in memory
+            if layer.matrices:  # the network was quantized in memory
                 continue
             for name in layer.shapes:
                 self.check(f"{path}.{name}", layer, name)
@@ -135,18 +137,18 @@ class W8A8Quantizer(HfQuantizer):
         return model
 
     def cast(self, model: Any) -> None:
-        """Give weights their dtype, which early transformers 5 reads as they were written."""
+        """Cast weights to their dtype: early transformers 5 keeps the dtype of the file."""
         wide = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
         for name, weight in model.named_parameters():
             if weight.is_floating_point() and not wide.intersection(name.split(".")):
                 weight.data = weight.data.to(self.dtypes[name])
 
     def check(self, path: str, layer: Any, name: str) -> None:
-        """Refuse a weight that transformers lets pass, as it is to be rounded.
+        """Refuse a quantized weight that transformers accepts but that cannot be used.
 
         Raises:
-            ValueError: it was not in the files, has another shape, lies where it cannot be
-                multiplied, or is not of the dtype that it should be of; or its scales are not.
+            ValueError: the weight was not in the files, has another shape, is on a device where it
+                cannot be multiplied, or has another dtype than it should; or its scales have.
         """
         from dlm.models.int8 import check_place, scale_of
 
@@ -166,20 +168,20 @@ class W8A8Quantizer(HfQuantizer):
             raise ValueError(f"scales of {path} must be float32 in the files, got {scale.dtype}")
 
     def is_serializable(self) -> bool:
-        """Whether it can be saved."""
+        """Whether the network can be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether it can be trained."""
+        """Whether the network can be trained."""
         return False
 
 
 class Rounding(ConversionOps):
-    """Rounds a weight to integers."""
+    """Quantizes a weight."""
 
     def convert(self, input_dict: dict[str, Any], **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """A weight's integers and scales, by their names."""
+        """The integers and scales of each weight, by name."""
         from dlm.models.int8 import scale_of
 
         made = {}
@@ -191,15 +193,15 @@ class Rounding(ConversionOps):
 
 
 def quantize(network: Any, config: W8A8Config) -> None:
-    """Round a network in memory, layer by layer, and leave it as if it had been loaded so.
+    """Quantize a network in memory, layer by layer, as if it had been loaded quantized.
 
     Args:
-        network: of transformers, on a CPU or on GPUs.
-        config: what to round.
+        network: a network of transformers, on a CPU or on GPUs.
+        config: what to quantize.
 
     Raises:
-        ValueError: this machine has no such products, weights lie elsewhere than on the CPU or on
-            GPUs, or are integers already.
+        ValueError: this machine does not support the products, or weights are on other devices or
+            already integers.
     """
     from dlm.models.int8 import layers_of, refuse_quantized
 
@@ -218,11 +220,11 @@ def asked(config: Any, given: Any) -> Any:
     """The quantization to load a checkpoint with; None leaves it to the checkpoint.
 
     Args:
-        config: of the network.
-        given: what was asked for.
+        config: the network's configuration.
+        given: the quantization that was asked for.
 
     Raises:
-        ValueError: weights were rounded already, otherwise than is asked for.
+        ValueError: the checkpoint is already quantized, in another way than asked for.
     """
     written = getattr(config, "quantization_config", None)
     if not isinstance(given, W8A8Config) or written is None:

@@ -1,4 +1,4 @@
-"""Text as it becomes final, drafts before that."""
+"""Streamers: text as it becomes final, and drafts before that."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from dlm.job import Job
 from dlm.runtime import Step
 from dlm.traits import Traits
 
-CLEAR = "\x1b[{column}G\x1b[K"  # back to a column, wipe what follows on the line
+CLEAR = "\x1b[{column}G\x1b[K"  # move to a column, clear the rest of the line
 DIM = "\x1b[2m{text}\x1b[0m"
 
 
@@ -21,7 +21,8 @@ def check(streamer: Any, rows: int, stops: Collection[str] = ()) -> None:
     """Refuse a streamer that cannot follow a generation.
 
     Raises:
-        ValueError: it lacks `put` or `end`, wants logits, or there are several rows or stop texts.
+        ValueError: it lacks `put` or `end` or takes logits, or there are several rows or any stop
+            texts.
     """
     for name in ("put", "end"):
         if not callable(getattr(streamer, name, None)):
@@ -35,22 +36,22 @@ def check(streamer: Any, rows: int, stops: Collection[str] = ()) -> None:
 
 
 class Follower:
-    """Tells a streamer what each forward of a one-row job made final, and what it drafted.
+    """Tells a streamer what each forward pass of a one-row job made final, and what it drafted.
 
-    Final is what no later forward can change, see `Traits.settled`.
+    Tokens are final once no later forward pass can change them, see `Traits.settled`.
     """
 
     def __init__(self, streamer: Any, job: Job, stop_ids: Collection[int]) -> None:
-        """Take where to tell, what is decoded, and the tokens that end it."""
+        """Store the streamer, the job it follows, and the tokens that end the row."""
         self.streamer = streamer
         self.begin, self.end = job.spans[0]
         self.traits = Traits.of(job.decoder)
         self.mask_id = job.model.spec.mask_id
         self.stop_ids = stop_ids
-        self.told = self.begin  # everything in front of it was put
+        self.told = self.begin  # everything before this position was put
 
     def __call__(self, step: Step) -> None:
-        """Tell about one forward."""
+        """Report one forward pass."""
         line = step.tokens[0, : self.end].tolist()
         done = step.done[0]
         if done:
@@ -72,19 +73,19 @@ class Follower:
 
 
 class TextDiffusionStreamer(TextStreamer):
-    """Prints the text of one row as it becomes final, with a draft of what follows behind it.
+    """Prints the text of one row as it becomes final, followed by a draft of the rest.
 
-    The draft stays within the line, dim, and only shows on a terminal; elsewhere just final text
-    is written. Masked tokens are drawn as `mask`. transformers' class of the same name prints
-    drafts of any length, mask tokens by their name and control codes into files.
+    The draft is dim, stays within the line, and appears only on a terminal; elsewhere only final
+    text is written. Masked tokens are shown as `mask`. transformers' class of the same name prints
+    drafts of any length, mask tokens by name, and control codes even into files.
 
     Args:
-        tokenizer: of the model.
-        skip_prompt: leave the prompt out.
-        mask: stands for a masked token.
-        mask_id: of masked tokens, the tokenizer's by default.
-        file: where to write, standard output by default.
-        **decode_kwargs: for the tokenizer's `decode`, such as `skip_special_tokens`.
+        tokenizer: the model's tokenizer.
+        skip_prompt: do not print the prompt.
+        mask: text shown for a masked token.
+        mask_id: id of masked tokens; by default the tokenizer's.
+        file: where to write; by default standard output.
+        **decode_kwargs: passed to the tokenizer's `decode`, such as `skip_special_tokens`.
     """
 
     def __init__(
@@ -101,15 +102,15 @@ class TextDiffusionStreamer(TextStreamer):
         self.mask = mask
         self.mask_id = tokenizer.mask_token_id if mask_id is None else mask_id
         self.file = sys.stdout if file is None else file
-        self.column = 0  # where final text ends
+        self.column = 0  # at which the final text ends
         self.drafted = False
 
     def put_draft(self, value: torch.Tensor) -> None:
-        """Show tokens [1, n] that may still change, in place of the draft before."""
+        """Replace the draft by tokens [1, n], which may still change."""
         if not self.file.isatty():
             return
         self.wipe()
-        # The held-back end of the final text is drawn too: it stands in front of the draft.
+        # The base class still holds back the end of the final text: show it before the draft.
         waiting = self.text(self.token_cache)[self.print_len :]
         room = max(0, shutil.get_terminal_size().columns - self.column - 1)
         text = " ".join((waiting + self.text(value.reshape(-1).tolist())).split("\n"))
@@ -118,7 +119,7 @@ class TextDiffusionStreamer(TextStreamer):
         self.drafted = True
 
     def text(self, tokens: list[int]) -> str:
-        """Text of tokens, masked ones drawn."""
+        """The text of tokens, with `mask` for masked ones."""
         pieces: list[str] = []
         held: list[int] = []
         for token in [*tokens, self.mask_id]:
@@ -130,13 +131,13 @@ class TextDiffusionStreamer(TextStreamer):
         return self.mask.join(pieces)
 
     def wipe(self) -> None:
-        """Take the draft off the screen."""
+        """Clear the draft from the screen."""
         if self.drafted:
             print(CLEAR.format(column=self.column + 1), end="", flush=True, file=self.file)
             self.drafted = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Write text that stays."""
+        """Print final text."""
         self.wipe()
         print(text, flush=True, end="\n" if stream_end else "", file=self.file)
         width = shutil.get_terminal_size().columns
