@@ -1,1 +1,1 @@
-"""Texts held to a regular language: rules, their automata, and exact draws under them."""
+"""Constrained decoding: constraints, their automata, and exact joint sampling under them."""

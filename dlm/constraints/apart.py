@@ -1,40 +1,41 @@
-"""Whether JSON schemas have no value in common, where that is plain to see."""
+"""Check that JSON schemas are disjoint, for `oneOf`; only where that is easy to prove."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, product
 from typing import Any, Final
 
-KINDS: Final = {"integer": "number"}  # whole numbers are numbers
+KINDS: Final = {"integer": "number"}  # every integer is a number
 EVERY: Final = frozenset(("string", "number", "boolean", "null", "array", "object"))
-DEEP: Final = 8  # members in each other that are looked at
+DEEP: Final = 8  # levels of nested members that are compared
 PAIRS: Final = 1 << 18
-"""Of schemas that are held against each other, and of values that they list: half a second."""
+"""Most comparisons of two schemas, plus enumerated values read, over a whole schema. That many
+take about half a second."""
 Named = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What of a schema tells it from others."""
+    """The facts about a schema that can prove it disjoint from another."""
 
-    schema: Any  # what stands behind references
-    kinds: frozenset[str] = EVERY  # types of its values, or more
-    known: frozenset[Any] | None = None  # values that it lists, if it does
-    needed: Mapping[str, Any] = field(default_factory=dict)  # members, those that list fewest first
+    schema: Any  # the schema after references are resolved
+    kinds: frozenset[str] = EVERY  # types its values may have; may be a superset
+    known: frozenset[Any] | None = None  # keys of enumerated values, if any
+    needed: Mapping[str, Any] = field(default_factory=dict)  # required; fewest values first
 
 
 @dataclass(slots=True)
 class Seen:
-    """Facts of the parts of a schema, each found once, and how much was looked at."""
+    """Facts about the parts of a schema, each computed once, and the work done so far."""
 
-    facts: dict[int, Facts] = field(default_factory=dict)  # by ids of parts
+    facts: dict[int, Facts] = field(default_factory=dict)  # by the `id` of each part
     looked: int = 0
 
     def of(self, part: Any, named: Named) -> Facts:
-        """Those of a part.
+        """The facts about a part.
 
         Raises:
-            ValueError: it lists more than may be looked at.
+            ValueError: the limit on comparisons and values is exceeded.
         """
         found = self.facts.get(id(part))
         if found is None:
@@ -44,7 +45,7 @@ class Seen:
         return found
 
     def found(self, schema: Any, named: Named) -> Facts:
-        """Those of what stands behind references."""
+        """The facts about a schema whose references are already resolved."""
         if not isinstance(schema, Mapping):
             return Facts(schema)
         listed = values(schema)
@@ -54,8 +55,8 @@ class Seen:
         given = schema.get("type", EVERY)
         kinds = [given] if isinstance(given, str) else given
         parts, needed = schema.get("properties", {}), {*schema.get("required", ())}
-        # In the order of the properties: that of a set is another in each process, and with it
-        # how much is looked at. A member that names a kind lists one value.
+        # Break ties by property order: the order of a set differs between processes, and the work
+        # counted would differ with it. A discriminator lists one value, so it comes first.
         order = sorted(
             (listing(parts[name], named), n, name) for n, name in enumerate(parts) if name in needed
         )
@@ -63,10 +64,10 @@ class Seen:
         return Facts(schema, frozenset(KINDS.get(kind, kind) for kind in kinds), needed=members)
 
     def count(self, more: int) -> None:
-        """Count what is looked at.
+        """Add to the work done.
 
         Raises:
-            ValueError: it is too much.
+            ValueError: the limit on comparisons and values is exceeded.
         """
         self.looked += more
         if self.looked > PAIRS:
@@ -77,19 +78,21 @@ class Seen:
 
 
 def refuse_common(parts: Sequence[Any], where: str, named: Named, seen: Seen) -> None:
-    """Refuse schemas of which two may have a value in common: `oneOf` would not take it.
+    """Refuse the parts of a `oneOf` unless every two of them are provably disjoint.
+
+    `oneOf` rejects a value that matches two of its parts, and the automaton of a union does not.
 
     Args:
-        parts: the schemas, which are known to be some.
-        where: they stand, for messages.
-        named: what a reference names.
-        seen: what was found of the schema so far.
+        parts: the schemas, already validated.
+        where: location of the `oneOf`, for messages.
+        named: looks up the target of a reference.
+        seen: facts about the schema so far.
 
     Raises:
-        ValueError: two of them may, or they are too many.
+        ValueError: two of them may have a value in common, or they take too much work to compare.
     """
-    first: dict[Any, int] = {}  # that lists a value
-    rest: list[int] = []  # that list none
+    first: dict[Any, int] = {}  # the first part that lists a value
+    rest: list[int] = []  # parts that list no values
     for place, part in enumerate(parts):
         known = seen.of(part, named).known
         if known is None:
@@ -107,7 +110,7 @@ def refuse_common(parts: Sequence[Any], where: str, named: Named, seen: Seen) ->
 
 
 def in_common(where: str, one: int, other: int) -> ValueError:
-    """What is said of two schemas."""
+    """The error for two schemas that may have a value in common."""
     return ValueError(
         f"oneOf of {where} must be of schemas that plainly have nothing in common, by "
         "their types, by their values or by a member that both require, got "
@@ -116,10 +119,10 @@ def in_common(where: str, one: int, other: int) -> ValueError:
 
 
 def apart(one: Any, other: Any, named: Named, seen: Seen, deep: int = DEEP) -> bool:
-    """Whether no value is plainly allowed by both.
+    """Whether two schemas provably have no value in common.
 
     Raises:
-        ValueError: too much was looked at.
+        ValueError: the limit on comparisons and values is exceeded.
     """
     seen.count(1)
     left, right = seen.of(one, named), seen.of(other, named)
@@ -143,7 +146,7 @@ def apart(one: Any, other: Any, named: Named, seen: Seen, deep: int = DEEP) -> b
 
 
 def resolved(schema: Any, named: Named) -> Any:
-    """What stands behind references and lone parts, as far as it is no circle."""
+    """Follow references and single-element `allOf`, at most `DEEP` times, so that cycles end."""
     for _ in range(DEEP):
         if not isinstance(schema, Mapping):
             break
@@ -157,7 +160,7 @@ def resolved(schema: Any, named: Named) -> Any:
 
 
 def values(schema: Mapping[str, Any]) -> Sequence[Any] | None:
-    """Those that a schema lists; None where it does not."""
+    """The values that a schema enumerates, or None if it enumerates none."""
     if "enum" in schema:
         listed: Sequence[Any] = schema["enum"]
         return listed
@@ -165,14 +168,14 @@ def values(schema: Mapping[str, Any]) -> Sequence[Any] | None:
 
 
 def listing(part: Any, named: Named) -> float:
-    """How many values a part lists."""
+    """How many values a part enumerates; infinity without an enumeration."""
     schema = resolved(part, named)
     listed = values(schema) if isinstance(schema, Mapping) else None
     return float("inf") if listed is None else len(listed)
 
 
 def kind_of(value: Any) -> str:
-    """The type of a value."""
+    """The JSON type of a value; integers are "number"."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "boolean"
     if isinstance(value, str):
@@ -183,7 +186,7 @@ def kind_of(value: Any) -> str:
 
 
 def known_by(value: Any) -> Any:
-    """What tells a value from others of JSON, where 1 is 1.0 and not true."""
+    """A hashable key for a JSON value, in which 1 equals 1.0 but not true."""
     if isinstance(value, Mapping):
         return "object", frozenset((name, known_by(part)) for name, part in value.items())
     if kind_of(value) == "array":

@@ -1,6 +1,6 @@
-"""A regular language as an automaton over the tokens of a vocabulary.
+"""A regular language as a deterministic automaton over the tokens of a vocabulary.
 
-Shapes: S states, C classes of tokens, E edges, P pairs of states, V vocabulary.
+Shapes: S states, C token classes, E edges, P pairs of states, V vocabulary.
 """
 
 from collections.abc import Collection
@@ -13,60 +13,60 @@ from dlm.constraints.segments import Segments
 from dlm.models.spec import ModelSpec
 
 NEVER = 1 << 40
-"""Tokens to the end of a text from where none leads there."""
+"""Distance to the end of a text, in tokens, from states that cannot reach it."""
 FEW, SOME, MANY = 4, 8, 16
-"""Numbers that are brought together at a time, by how many there usually are."""
+"""Width of the reduction tables, by how many entries a group usually has."""
 ENTRIES = 1 << 26
-"""Most entries of `Automaton.following`: half a gigabyte."""
+"""Most entries of `Automaton.following`; as int64 they take half a gigabyte."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrows:
-    """What leads from one state to another, an entry for each token that does, int64 [n] each."""
+    """Transitions, one entry for each, as parallel int64 tensors [n]."""
 
     source: Tensor
-    label: Tensor  # a token, or a class of tokens
+    label: Tensor  # a token or a token class
     target: Tensor
 
     def chosen(self, some: Tensor) -> "Arrows":
-        """Those marked in bool [n]."""
+        """The transitions marked in bool [n]."""
         return Arrows(self.source[some], self.label[some], self.target[some])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Automaton:
-    """States, and classes of tokens that lead alike from every one of them.
+    """States, and classes of tokens that have the same transitions from every state.
 
-    The last but one state is that of an ended text: every token leaves it as it is, as what stands
-    behind a stop token is no part of a text. Nothing leads out of the last one.
+    The second-to-last state is the ended text. Every token leads from it to itself, as whatever
+    follows a stop token is not part of the text. The last state is dead: no transition leaves it.
     """
 
     class_of: Tensor  # int64 [V]
-    following: Tensor  # int64 [S, C], the state behind a token of each class
-    left: Tensor  # int64 [S], fewest tokens to a whole text, the stop token not counted
+    following: Tensor  # int64 [S, C], the next state after a token of each class
+    left: Tensor  # int64 [S], fewest tokens to a complete text, without the stop token
     start: int
-    edges: Arrows  # by classes, between states from which a text can be ended, int64 [E] each
-    pair: Tensor  # int64 [E], which of all pairs of states each of them joins
-    source: Tensor  # int64 [P], of each pair
-    target: Tensor  # int64 [P]
-    by_pair: Segments  # edges, by the pair of states they join
+    edges: Arrows  # int64 [E] each, labelled by class, between states that can reach an end
+    pair: Tensor  # int64 [E], the pair of states that each edge connects
+    source: Tensor  # int64 [P], source state of each pair
+    target: Tensor  # int64 [P], target state of each pair
+    by_pair: Segments  # edges, by the pair of states they connect
     by_label: Segments  # edges, by their class
-    by_source: Segments  # pairs, by the state they leave
-    by_target: Segments
+    by_source: Segments  # pairs, by their source state
+    by_target: Segments  # pairs, by their target state
     by_class: Segments  # tokens, by their class
 
     @classmethod
     def of(cls, arrows: Arrows, accepting: Tensor, start: int, spec: ModelSpec) -> "Automaton":
-        """That of some states, with stop tokens behind whole texts.
+        """Build the automaton from token transitions, and add stop tokens after complete texts.
 
         Args:
-            arrows: by tokens that are no stop tokens.
-            accepting: bool [n], states in which a text is whole.
-            start: the state of no text.
+            arrows: transitions by tokens other than stop tokens.
+            accepting: bool [n], states in which the text is complete.
+            start: the state of the empty text.
             spec: of the model.
 
         Raises:
-            ValueError: it is too large.
+            ValueError: the transition table is too large.
         """
         ended, dead = len(accepting), len(accepting) + 1
         stops = torch.tensor(spec.stop_ids, dtype=torch.int64)
@@ -110,7 +110,7 @@ class Automaton:
         )
 
     def without(self, tokens: Collection[int]) -> "Automaton":
-        """The same where these tokens are never sampled: it may take more to end a text."""
+        """The same language when these tokens are never sampled; distances to an end may grow."""
         alive = self.among(tokens)[self.edges.label]
         if alive.all():
             return self
@@ -118,7 +118,7 @@ class Automaton:
         return replace(self, left=left)
 
     def among(self, tokens: Collection[int]) -> Tensor:
-        """Classes with a token that is none of these, bool [C]."""
+        """Classes that contain a token outside `tokens`, bool [C]."""
         kept = torch.ones(len(self.class_of), dtype=torch.bool)
         kept[list(tokens)] = False
         return torch.zeros(self.following.shape[1], dtype=torch.bool).index_fill_(
@@ -126,16 +126,16 @@ class Automaton:
         )
 
     def least(self, first: Collection[int]) -> int:
-        """Fewest tokens to a whole text whose first one is none of these."""
+        """Fewest tokens to a complete text whose first token is not in `first`."""
         behind = self.left[self.following[self.start]][self.among(first)]
         return min(int(behind.min()) + 1, NEVER) if first else int(self.left[self.start])
 
 
 def everything(spec: ModelSpec) -> Automaton:
-    """What takes any text.
+    """The automaton that accepts any text.
 
-    Stop tokens lead where all others do: they are of one class, and what is told of its tokens is
-    one number, which changes none of them.
+    Stop tokens have the same transitions as all others. So there is a single class, the constraint
+    adds the same number to the logits of all tokens, and no distribution changes.
     """
     label = torch.arange(spec.vocab_size)
     nowhere = torch.zeros_like(label)
@@ -144,9 +144,10 @@ def everything(spec: ModelSpec) -> Automaton:
 
 
 def classes(arrows: Arrows, vocabulary: int) -> Tensor:
-    """The class of each token, int64 [V]: those with the same arrows have the same one.
+    """The class of each token, int64 [V]: tokens with the same transitions share one.
 
-    Told by the sum of a random word for each pair of states; `prove` holds it against the arrows.
+    Classes are found by hashing: each token's hash is the sum of a random word for each of its
+    transitions. `prove` checks the result against the transitions.
     """
     generator = torch.Generator().manual_seed(0)
     count = int(torch.cat((arrows.source, arrows.target)).max()) + 1
@@ -160,10 +161,10 @@ def classes(arrows: Arrows, vocabulary: int) -> Tensor:
 
 
 def prove(following: Tensor, class_of: Tensor, arrows: Arrows) -> None:
-    """Hold a table of classes against the arrows of every token.
+    """Check the class table against the transitions of every token.
 
     Raises:
-        RuntimeError: two tokens that lead elsewhere are in one class.
+        RuntimeError: two tokens with different transitions share a class (a hash collision).
     """
     dead = following.shape[0] - 1
     same = torch.equal(following[arrows.source, class_of[arrows.label]], arrows.target)
@@ -173,7 +174,7 @@ def prove(following: Tensor, class_of: Tensor, arrows: Arrows) -> None:
 
 
 def distances(edges: Arrows, whole: Tensor) -> Tensor:
-    """Fewest edges from each state to one of those that are `whole`, bool [S]; int64 [S]."""
+    """Fewest edges from each state to a state marked in `whole`, bool [S]; int64 [S]."""
     left = torch.where(whole, 0, NEVER)
     while True:
         behind = (left[edges.target] + 1).clamp(max=NEVER)

@@ -1,17 +1,17 @@
-"""Sums over all texts of a language that what stands on the canvas may become.
+"""Forward-backward sums over all completions of a window that a language accepts.
 
-A row is a chain: a token of class c leads from state q to d(q, c). With m_i(c) what the tokens of
-class c weigh at position i, of texts that the language takes, weighed by the product over
-positions,
+A row is a chain: a token of class c leads from state q to state d(q, c). A text weighs the product
+over its positions of m_i(c), the total weight of the tokens of class c at position i. Summed over
+the texts that the language accepts,
 
-    b_i(q) = sum_c m_i(c) b_{i+1}(d(q, c))        what may follow from q in front of position i
-    a_{i+1}(r) = sum_{d(q, c) = r} a_i(q) m_i(c)  what may have led to r behind it
-    w_i(c) = sum_q a_i(q) b_{i+1}(d(q, c))        what all other positions say of c at i
+    b_i(q) = sum_c m_i(c) b_{i+1}(d(q, c))        continuations from state q before position i
+    a_{i+1}(r) = sum_{d(q, c) = r} a_i(q) m_i(c)  prefixes that reach state r after position i
+    w_i(c) = sum_q a_i(q) b_{i+1}(d(q, c))        weight of class c at i by all other positions
 
-(Rabiner 1989, the forward and backward pass), all in logarithms: a text that the model thinks
-impossible is still weighed against others, where nothing else is allowed. With the largest in
-place of the sum b_i is that of the likeliest text (Viterbi 1967; Suresh et al. 2025, DINGO,
-arXiv:2505.23061).
+(Rabiner 1989, the forward and backward passes). Everything is computed in logarithms, so that texts
+the model deems nearly impossible still compare correctly where the language allows nothing else.
+With the maximum instead of the sum, b_i belongs to the most likely text (Viterbi 1967; Suresh et
+al. 2025, DINGO, arXiv:2505.23061).
 
 Shapes: B rows, W window, S states, C classes, P pairs of states, V vocabulary.
 """
@@ -24,26 +24,28 @@ from torch import Tensor
 from dlm.constraints.segments import Reduce, laid_out
 from dlm.constraints.stack import Stack
 
-TOGETHER = 64  # tokens, each a number for every state
+TOGETHER = 64  # tokens composed at once, each a map over all states
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands in a window."""
+    """The contents of the active window of each row."""
 
-    inside: Tensor  # bool [B, W], columns of what is generated
-    open: Tensor  # bool [B, W], those without a token
-    label: Tensor  # int64 [B, W], class of the token of others
-    first: Tensor  # int64 [B], state in front of the window
-    left: Tensor  # int64 [B], positions behind the window, all open
+    inside: Tensor  # bool [B, W], columns of the generated text
+    open: Tensor  # bool [B, W], columns that are still masked
+    label: Tensor  # int64 [B, W], token class of the other columns
+    first: Tensor  # int64 [B], state before the window
+    left: Tensor  # int64 [B], positions after the window, all masked
 
 
 def weighed(masses: Tensor, standing: Standing) -> Tensor:
-    """What each class weighs at each column, [B, W, C]; where a token stands, its own alone.
+    """The weight of each class at each column, float64 [B, W, C].
+
+    At a column that holds a token, only the class of that token has weight.
 
     Args:
-        masses: [B, W, C], of open columns. What comes of them is float64.
-        standing: in the window.
+        masses: [B, W, C], read at masked columns.
+        standing: contents of the window.
     """
     labels = torch.arange(masses.shape[-1], device=masses.device)
     own = torch.where(labels == standing.label[..., None], 0.0, -torch.inf)
@@ -51,11 +53,11 @@ def weighed(masses: Tensor, standing: Standing) -> Tensor:
 
 
 def between(automata: Stack, weights: Tensor, how: Reduce) -> Tensor:
-    """What leads from one state to another at each column, float64 [B, W, P].
+    """The weight of each pair of states at each column, float64 [B, W, P].
 
     Args:
         automata: of the rows.
-        weights: `weighed`.
+        weights: from `weighed`.
         how: `torch.logsumexp` or `torch.amax`.
     """
     return automata.by_pair.reduce(weights, how, automata.label)
@@ -64,13 +66,13 @@ def between(automata: Stack, weights: Tensor, how: Reduce) -> Tensor:
 def backward(automata: Stack, pairs: Tensor, standing: Standing, how: Reduce) -> Tensor:
     """b_0 .. b_W, float64 [B, W + 1, S].
 
-    Behind the window it counts that a text can be ended in what is left of the row.
+    After the window, a state counts if a text can be completed in the rest of the row.
 
     Args:
         automata: of the rows.
-        pairs: `between`.
-        standing: in the window.
-        how: as of `between`.
+        pairs: from `between`.
+        standing: contents of the window.
+        how: as for `between`.
     """
     reached = automata.left <= standing.left[:, None]
     after = torch.where(reached, 0.0, -torch.inf).double()
@@ -84,7 +86,7 @@ def backward(automata: Stack, pairs: Tensor, standing: Standing, how: Reduce) ->
 
 
 def forward(automata: Stack, pairs: Tensor, standing: Standing) -> Tensor:
-    """a_0 .. a_{W-1}, float64 [B, W, S]; the arguments are those of `backward`."""
+    """a_0 .. a_{W-1}, float64 [B, W, S]; arguments as for `backward`."""
     states = torch.arange(automata.left.shape[1], device=pairs.device)
     before = torch.where(states == standing.first[:, None], 0.0, -torch.inf).double()
     found = []
@@ -97,7 +99,7 @@ def forward(automata: Stack, pairs: Tensor, standing: Standing) -> Tensor:
 
 
 def others(automata: Stack, weights: Tensor, standing: Standing) -> Tensor:
-    """w_0 .. w_{W-1}, float64 [B, W, C], of `weighed` ones."""
+    """w_0 .. w_{W-1}, float64 [B, W, C], from the weights of `weighed`."""
     pairs = between(automata, weights, torch.logsumexp)
     before = forward(automata, pairs, standing)
     after = backward(automata, pairs, standing, torch.logsumexp)[:, 1:]
@@ -106,16 +108,16 @@ def others(automata: Stack, weights: Tensor, standing: Standing) -> Tensor:
 
 
 def relative(weights: Tensor) -> Tensor:
-    """Logarithms of weights [..., C] against the largest, so that what changes nothing is 0."""
+    """Log weights [..., C] relative to the largest, so that a uniform constraint adds 0."""
     most = weights.amax(-1, keepdim=True)
     return weights - most.masked_fill(most == -torch.inf, 0.0)
 
 
 def walked(automata: Stack, tokens: Tensor, count: Tensor) -> Tensor:
-    """The state behind the first `count` of some tokens, int64 [B].
+    """The state after the first `count` tokens of each row, int64 [B].
 
-    A token is a function of states; neighbours are put together, in as many rounds as there are
-    doublings, some at a time.
+    Each token is a map from states to states. The maps are composed pairwise in a logarithmic
+    number of rounds, `TOGETHER` tokens at a time.
 
     Args:
         automata: of the rows.

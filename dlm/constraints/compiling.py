@@ -1,6 +1,6 @@
-"""From an automaton over bytes to one over tokens: every token is walked from every state.
+"""Compile an automaton over bytes into one over tokens: walk every token from every state.
 
-Shapes: n pairs of a state and a node of the tree.
+Shapes: n pairs of a state and a trie node.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from dlm.models.spec import ModelSpec
 
 
 def compiled(language: ByteAutomaton, tree: Tree, spec: ModelSpec) -> Automaton:
-    """The automaton over tokens whose texts are those of a language.
+    """The automaton over tokens that accepts the texts of a byte language.
 
     Raises:
         ValueError: it is too large.
@@ -30,10 +30,10 @@ def compiled(language: ByteAutomaton, tree: Tree, spec: ModelSpec) -> Automaton:
 
 
 def walked(language: ByteAutomaton, tree: Tree, banned: Collection[int]) -> Arrows:
-    """Where tokens lead from the states that tokens lead to, but for those that are banned.
+    """Transitions by tokens between the reachable states, without banned tokens.
 
-    Pairs of a state and what tokens begin with are followed byte by byte, as long as a text can
-    still be ended, so that a state in which few bytes may follow costs next to nothing.
+    Pairs of a state and a trie node are followed byte by byte, as long as a complete text is still
+    reachable. So a state that allows few bytes costs almost nothing.
     """
     live = language.live
     allowed = torch.ones(int(tree.tokens.max()) + 1, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a user holds texts to."""
+"""The public constraint: a regular language for the generated text."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -20,39 +20,39 @@ from dlm.options import writable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constraint:
-    """A regular language that the generated text of every row is one of, for one vocabulary.
+    """A regular language that the generated text of every row must belong to, for one vocabulary.
 
-    Made once, in a second or so, and used for any number of generations. The text is whole: it
-    ends within `gen_length` tokens, by a stop token or with the row. Two are equal if they hold
-    the same vocabulary to the same pattern.
+    Compile it once, in a second or so, and use it for any number of generations. The text is always
+    complete: it ends within `gen_length` tokens, by a stop token or at the end of the row. Two
+    constraints are equal if they have the same pattern and the same vocabulary.
     """
 
-    name: str  # a regular expression, or what tells another language from all others
+    name: str  # a regular expression, or a unique name for another language
     vocabulary: str  # digest of the tokens
-    usage: str  # how the model uses them
+    usage: str  # how the model uses the tokens
     automaton: Automaton
 
     @classmethod
     def regex(cls, model: Model, pattern: str) -> "Constraint":
-        r"""Texts that a regular expression takes from their first character to their last.
+        r"""Texts that match a regular expression from first to last character.
 
         Args:
-            model: whose tokens texts are made of.
-            pattern: in the syntax of Rust's `regex`, without anchors and without looking around or
-                back. `.` is anything but a newline, `\d` a digit of any script.
+            model: the model whose tokens make up the text.
+            pattern: in the syntax of Rust's `regex`, without anchors, lookaround or backreferences.
+                `.` matches anything but a newline, `\d` a digit of any script.
 
         Raises:
-            ValueError: it is none, it takes too much memory or more than 30 seconds, outlines-core
-                is missing, or as `of`.
+            ValueError: the pattern is invalid, compiling it takes too much memory or more than 30
+                seconds, outlines-core is missing, or as for `of`.
         """
         return cls.of(model, pattern, of_pattern(pattern))
 
     @classmethod
     def choice(cls, model: Model, texts: Sequence[str]) -> "Constraint":
-        """One of some texts.
+        """One of the given texts.
 
         Raises:
-            ValueError: there is none, or as `of`.
+            ValueError: there is no text, or as for `of`.
         """
         listed = not isinstance(texts, str) and isinstance(texts, Sequence)
         if not listed or not texts or not all(isinstance(each, str) for each in texts):
@@ -66,16 +66,16 @@ class Constraint:
     def json_schema(cls, model: Model, schema: Mapping[str, Any] | str | type) -> "Constraint":
         """JSON that a schema allows.
 
-        Members come in the order of the schema, with at most one space between signs; members that
-        it does not name are not made up. Keywords that are not followed are refused
-        (`dlm.constraints.schemas`), and what names itself is nested three times at most.
+        Members come in the order of the schema, with at most one space between JSON tokens. Members
+        that the schema does not name are never generated. Unsupported keywords are refused
+        (`dlm.constraints.schemas`), and recursive references nest at most three deep.
 
         Args:
-            model: whose tokens texts are made of.
-            schema: as a mapping, as JSON, or a model of pydantic, which has one.
+            model: the model whose tokens make up the text.
+            schema: a mapping, JSON text, or a pydantic model class.
 
         Raises:
-            ValueError: it is none, or as `of`.
+            ValueError: the schema is invalid or unsupported, or as for `of`.
         """
         described = getattr(schema, "model_json_schema", None)
         try:
@@ -93,26 +93,27 @@ class Constraint:
     def json_object(cls, model: Model) -> "Constraint":
         """Any JSON object.
 
-        Objects and arrays are nested three deep at most, with at most one space between signs.
+        Objects and arrays nest at most three deep, with at most one space between JSON tokens.
 
         Raises:
-            ValueError: as `of`.
+            ValueError: as for `of`.
         """
         return cls.of(model, "*any JSON object", automaton("json_object", any_object()))
 
     @classmethod
     def of(cls, model: Model, name: str, language: ByteAutomaton) -> "Constraint":
-        """That of any automaton over bytes.
+        """The constraint of any automaton over bytes.
 
         Args:
-            model: whose tokens texts are made of.
-            name: of the language: constraints of the same name are taken for the same. That of an
-                expression is the expression; others begin with "*", as none does.
+            model: the model whose tokens make up the text.
+            name: of the language; constraints with the same name are taken to be the same. A
+                regular expression is its own name; other names begin with "*", as no expression
+                does.
             language: the automaton.
 
         Raises:
-            ValueError: no text of the model's tokens is in it, it takes too many states, or the
-                model has no byte-level tokenizer.
+            ValueError: the model's tokens can spell no text of the language, the automaton has too
+                many states, or the model has no byte-level tokenizer.
         """
         tree, spec = tree_of(model), model.spec
         made = compiled(language, tree, spec)
@@ -123,41 +124,41 @@ class Constraint:
         return cls(name, tree.digest, usage_of(spec), made)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same vocabulary to the same pattern."""
+        """Whether both have the same pattern and the same vocabulary."""
         if not isinstance(other, Constraint):
             return NotImplemented
         return self.key == other.key
 
     def __hash__(self) -> int:
-        """Likewise."""
+        """A hash consistent with equality."""
         return hash(self.key)
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others."""
+        """What equality compares."""
         return self.name, self.vocabulary, self.usage
 
     def __repr__(self) -> str:
-        """Without the automaton."""
+        """The name, without the automaton."""
         return f"Constraint({shown(self.name)})"
 
     def check(
         self, model: Model, length: int, never: Collection[int], first: Collection[int]
     ) -> None:
-        """Refuse rows that no text of the language fits.
+        """Refuse rows that are too short for any text of the language.
 
         Args:
-            model: what decodes them.
+            model: the model that decodes the rows.
             length: tokens of the shortest row.
-            never: tokens that are not sampled.
-            first: tokens that are not sampled at the first position.
+            never: tokens that are never sampled.
+            first: tokens that are never sampled at the first position.
 
         Raises:
-            ValueError: it was made for another vocabulary, no stop token is left, or the shortest
-                text takes more tokens.
+            ValueError: the constraint was made for another vocabulary, every stop token is
+                suppressed, or the shortest text of the language has more than `length` tokens.
         """
         spec = model.spec
-        # A network by itself is believed to have the tokenizer that the constraint was made with.
+        # Without a tokenizer, trust that the constraint was made with the right one.
         digest = self.vocabulary if model.tokenizer is None else tree_of(model).digest
         if (digest, usage_of(spec)) != (self.vocabulary, self.usage):
             raise ValueError(
@@ -179,17 +180,17 @@ class Constraint:
 
 
 def usage_of(spec: ModelSpec) -> str:
-    """What an automaton rests on beside the tokens."""
+    """What an automaton depends on besides the token bytes."""
     return (
         f"{spec.vocab_size} tokens, {spec.stop_ids} end a text, {(*spec.banned,)} are not sampled"
     )
 
 
 def automaton(name: str, expression: Expression) -> ByteAutomaton:
-    """That of an expression.
+    """The automaton of an expression.
 
     Raises:
-        ValueError: it is too large; names the option.
+        ValueError: it is too large; the message names the option.
     """
     try:
         return automaton_of(expression)

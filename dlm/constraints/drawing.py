@@ -1,6 +1,6 @@
-"""Tokens drawn together under a constraint, and what it leaves of every position's distribution.
+"""Joint sampling of a window under a constraint, and the marginals it leaves at each position.
 
-Shapes: B rows, L canvas, W window, N columns measured, S states, C classes, V vocabulary.
+Shapes: B rows, L canvas, W window, N measured columns, S states, C classes, V vocabulary.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,17 +28,17 @@ from dlm.places import Places
 from dlm.progress import Progress
 from dlm.tree import mapped, tensors
 
-ROWS = 32  # of logits that are laid out anew at a time
+ROWS = 32  # rows of logits that are copied at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a forward asks of the positions it measures, in the words of `token_statistics`."""
+    """What a forward pass wants to know of the measured positions; see `token_statistics`."""
 
     wanted: Collection[str]
     law: str  # "model" or "sampling"
-    draws: bool  # whether tokens are drawn, rather than those of the likeliest text taken
-    filters: Mapping[str, Any]  # what cuts the law that tokens are drawn from, by its name
+    draws: bool  # True samples tokens; False takes the most likely text
+    filters: Mapping[str, Any]  # top-k, top-p and min-p for the sampling distribution, by name
     top: int
     scale: Tensor | None  # float32 [B]
     scale_statistics: bool
@@ -46,27 +46,30 @@ class Asked:
 
 
 class Joint:
-    """Draws all open positions of a window together, and measures each under the constraint.
+    """Samples all masked positions of a window jointly, and measures each under the constraint.
 
-    Texts are drawn from prod_i p_i(x_i), restricted to those that the language takes as a whole:
-    from left to right from p_i(v) b_{i+1}(d(q_i, v)), which top-k, top-p and min-p cut, by the
-    exact race of `token_statistics`. T = 0 takes the likeliest text. Any of its tokens may be
-    written without the others, as those make a text of the language with it.
+    Texts are drawn from prod_i p_i(x_i), restricted to those that the language accepts as a whole.
+    Sampling goes left to right from p_i(v) b_{i+1}(d(q_i, v)), after top-k, top-p and min-p, by
+    the exact race of `token_statistics`. Temperature 0 takes the most likely text. The decoder may
+    commit any of the sampled tokens without the others: together they form a text of the language,
+    so the tokens committed so far can always be completed.
 
-    Statistics are of the distribution of a position over all such texts, p_i(v) w_i(v) / Z: where
-    nothing else may stand a token is certain, and what another position rules out is impossible.
-    Where a token stands it is given: it is what is sampled there, and measured by the model's law.
+    Statistics describe the marginal of a position over all accepted texts, p_i(v) w_i(v) / Z. A
+    token that is the only one allowed has probability 1; a token that other positions rule out has
+    probability 0. At a committed position, the sample is the committed token, and the statistics
+    are those of the unconstrained distribution.
     """
 
     def __init__(
         self, automata: Sequence[Automaton], suppressed: Suppressed, *, cross_block: bool
     ) -> None:
-        """Take the languages `without` tokens never sampled, these, and whether windows reach back.
+        """Move the automata to the device.
 
         Args:
-            automata: the languages, of which a canvas says which one is that of each row.
-            suppressed: those, on the device.
-            cross_block: whether windows begin where the row does.
+            automata: the languages, prepared by `without` tokens that are never sampled. The canvas
+                says which of them each row uses.
+            suppressed: tokens that are never sampled, on the device.
+            cross_block: whether windows start at the start of the row.
         """
         members = Segments.stacked([one.by_class for one in automata])
         there = suppressed.mask.device
@@ -77,20 +80,20 @@ class Joint:
 
     @property
     def size(self) -> int:
-        """Bytes of the languages."""
+        """Bytes of the automata."""
         return sum(part.nbytes for part in tensors((self.automata, self.members)))
 
     def statistics(
         self, logits: Tensor, canvas: Canvas, progress: Progress, places: Places, asked: Asked
     ) -> TokenStatistics:
-        """A token and statistics for each of the columns `places`, at least one.
+        """Sample a token and compute statistics for each of the columns `places`, at least one.
 
         Args:
             logits: [N, V], float.
             canvas: the rows.
-            progress: where they stand.
-            places: the columns that were measured; all that are open are.
-            asked: what to draw and measure.
+            progress: their decoding state.
+            places: the measured columns; they include all masked ones.
+            asked: what to sample and measure.
         """
         wide = logits.to(torch.float32, copy=True).masked_fill_(self.suppressed.mask, -torch.inf)
         if asked.bonus is not None:
@@ -104,7 +107,7 @@ class Joint:
         return self.measured(wide, scene, tokens)
 
     def standing(self, automata: Stack, canvas: Canvas, progress: Progress) -> Standing:
-        """What stands in the window and in front of it."""
+        """The contents of the window, and the automaton state before it."""
         window, width = progress.window, progress.window.tokens.shape[1]
         first, device = window.positions[:, 0], canvas.tokens.device
         columns = torch.arange(1, width + 1, device=device)
@@ -121,7 +124,7 @@ class Joint:
         )
 
     def drawn(self, wide: Tensor, scene: "Scene") -> Tensor:
-        """What is sampled at each place, int64 [N]: of a text of the language with what stands."""
+        """Sample each place, int64 [N], so that all tokens together form a text of the language."""
         asked, automata, standing = scene.asked, scene.automata, scene.standing
         how = torch.logsumexp if asked.draws else torch.amax
         weights = self.weights(wide, scene, scene.temperature if asked.draws else None)
@@ -144,12 +147,12 @@ class Joint:
         return scene.places.take(torch.stack(found, 1))
 
     def weights(self, wide: Tensor, scene: "Scene", temperature: Tensor | None) -> Tensor:
-        """What each class weighs at each column, float64 [B, W, C]; its likeliest token for None.
+        """The weight of each class at each column, float64 [B, W, C].
 
         Args:
             wide: [N, V], logits.
-            scene: the window.
-            temperature: float32 [B].
+            scene: the forward pass.
+            temperature: float32 [B]; None takes the most likely token of each class.
         """
         how = torch.amax if temperature is None else torch.logsumexp
         found = []
@@ -164,7 +167,7 @@ class Joint:
         return weighed(masses, scene.standing)
 
     def restrict(self, wide: Tensor, scene: "Scene") -> None:
-        """Turn the logits of open columns into those of their distribution over all texts."""
+        """Turn the logits of masked columns into those of their marginals over all texts."""
         temperature, standing = scene.scored, scene.standing
         weights = self.weights(wide, scene, temperature)
         around = relative(others(scene.automata, weights, standing))
@@ -175,7 +178,7 @@ class Joint:
             wide[rows] += each[rows].gather(1, chosen(self.automata.class_of, language))
 
     def measured(self, wide: Tensor, scene: "Scene", tokens: Tensor) -> TokenStatistics:
-        """Statistics of the logits as they are now, with what was sampled, int64 [N]."""
+        """Statistics of the logits as they are now, with the samples `tokens`, int64 [N]."""
         asked = scene.asked
         options: dict[str, Any] = {"law": asked.law, "top": asked.top}
         if asked.law == "sampling":
@@ -196,7 +199,7 @@ class Joint:
         )
         found = told.token_probability
         confidence = found if "confidence" in wanted else None
-        if found is not None:  # no mask is ever sampled
+        if found is not None:  # the mask token is never sampled
             found = found.masked_fill(scene.places.take(scene.standing.open), 0.0)
         of_tokens = found if "token_probability" in wanted else None
         return replace(told, sampled=tokens, confidence=confidence, token_probability=of_tokens)
@@ -204,7 +207,7 @@ class Joint:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One forward: what was asked where, and what stands there."""
+    """One forward pass: what is asked, where, and the contents of the window."""
 
     canvas: Canvas
     progress: Progress
@@ -214,25 +217,25 @@ class Scene:
     standing: Standing
 
     def parts(self, count: int) -> Iterator[slice]:
-        """Some of `count` rows of logits after the other."""
+        """Slices of `count` rows of logits, `ROWS` at a time."""
         return (slice(begin, begin + ROWS) for begin in range(0, count, ROWS))
 
     @property
     def temperature(self) -> Tensor:
-        """That tokens are drawn at, float32 [B]."""
+        """Temperature at which tokens are sampled, float32 [B]."""
         scale, own = self.asked.scale, self.canvas.temperature
         return own if scale is None else own / scale
 
     @property
     def scored(self) -> Tensor:
-        """That of the law which statistics describe, float32 [B]."""
+        """Temperature of the distribution that the statistics describe, float32 [B]."""
         asked, own = self.asked, self.canvas.temperature
         if not (asked.draws and asked.law == "sampling"):
             own = torch.ones_like(own)
         return own if asked.scale is None or not asked.scale_statistics else own / asked.scale
 
     def drawing(self, column: int | None = None) -> dict[str, Any]:
-        """How `token_statistics` draws tokens of a column of all rows, or of all places."""
+        """Sampling options for `token_statistics`: for one column of all rows, or all places."""
         canvas, made, scale = self.canvas, self.progress.made, self.asked.scale
         seeds, keys, warmth = canvas.seed, canvas.row_key, canvas.temperature
         if column is None:

@@ -1,4 +1,4 @@
-"""Regular languages of bytes put together from parts, as automata.
+"""Regular expressions over bytes as trees, and the minimal automata that they compile to.
 
 Shapes: S states.
 """
@@ -12,47 +12,47 @@ import torch
 from dlm.constraints.language import STATES, ByteAutomaton
 
 RAW = 2 * STATES
-"""Most states before those that no text tells apart are one."""
+"""Most states before minimisation."""
 NODES = 1 << 18
-"""Most nodes of what is put together: each copy of a part that repeats has its own."""
+"""Most nodes of the nondeterministic automaton. Each copy of a repeated part has its own nodes."""
 WORK = 1 << 22
-"""Most nodes that are looked at while sets of them are followed, some seconds' worth: each state of
-16 KB of schema can be a set of a thousand. Schemas that are in use take a tenth of it."""
+"""Most nodes visited by the subset construction, worth some seconds: each state of 16 KB of schema
+can be a set of a thousand nodes. Schemas in real use take a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A byte out of some."""
+    """One byte out of a set."""
 
     bytes: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Parts one behind the other; the empty text for none."""
+    """A concatenation; without parts, the empty text."""
 
     parts: tuple["Expression", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """One of some parts; nothing at all for none."""
+    """An alternation; without parts, it matches nothing."""
 
     parts: tuple["Expression", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """A part, as often as there may be copies of it."""
+    """A repetition of one part, between `least` and `most` times."""
 
     part: "Expression"
     least: int = 0
-    most: int | None = None  # None for any number
+    most: int | None = None  # None for no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A part once or more often, something between each two."""
+    """One or more copies of a part, with a separator between them."""
 
     part: "Expression"
     between: "Expression"
@@ -60,7 +60,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Parts in order, at least one and those that are needed (True), something between each two."""
+    """A non-empty subsequence of parts, with separators; parts marked True must be included."""
 
     parts: tuple[tuple["Expression", bool], ...]
     between: "Expression"
@@ -70,41 +70,41 @@ Expression = OneOf | Series | Either | Repeated | Joined | Picked
 
 
 def series(*parts: Expression) -> Expression:
-    """Parts one behind the other."""
+    """A concatenation."""
     return Series(parts)
 
 
 def either(*parts: Expression) -> Expression:
-    """One of some parts."""
+    """An alternation."""
     return Either(parts)
 
 
 def maybe(part: Expression) -> Expression:
-    """A part or nothing."""
+    """An optional part."""
     return Repeated(part, 0, 1)
 
 
 def span(first: int, last: int) -> Expression:
-    """A byte between two."""
+    """A byte in an inclusive range."""
     return OneOf(frozenset(range(first, last + 1)))
 
 
 def signs(letters: str) -> Expression:
-    """One of some ASCII letters."""
+    """One of the given ASCII characters."""
     return OneOf(frozenset(letters.encode("ascii")))
 
 
 BYTES: Final = tuple(OneOf(frozenset({byte})) for byte in range(256))
-"""Each by itself: long texts share them."""
+"""An expression for each single byte, shared by all literal texts."""
 
 
 def text(letters: str) -> Expression:
-    """A text as it stands."""
+    """A literal text."""
     return Series(tuple(BYTES[byte] for byte in letters.encode()))
 
 
 def nodes_of(expression: Expression) -> int:
-    """How many nodes `Net.add` makes of one, or one less."""
+    """How many nodes `Net.add` creates for an expression, or one less."""
     if isinstance(expression, OneOf):
         return 2
     if isinstance(expression, Series):
@@ -123,17 +123,17 @@ def nodes_of(expression: Expression) -> int:
 
 @dataclass(slots=True)
 class Net:
-    """A nondeterministic automaton (Thompson 1968), as it is put together."""
+    """A nondeterministic automaton (Thompson 1968) under construction."""
 
-    free: list[list[int]] = field(default_factory=list)  # where a node leads without a byte
+    free: list[list[int]] = field(default_factory=list)  # edges from each node that consume no byte
     taken: list[tuple[frozenset[int], int] | None] = field(default_factory=list)
-    work: int = 0  # nodes that were looked at
+    work: int = 0  # nodes visited so far
 
     def node(self) -> int:
-        """Another node.
+        """Add a node.
 
         Raises:
-            ValueError: there are too many.
+            ValueError: the limit on nodes is reached.
         """
         if len(self.free) >= NODES:
             raise ValueError(f"it has more than {NODES} parts")
@@ -142,7 +142,7 @@ class Net:
         return len(self.free) - 1
 
     def add(self, expression: Expression, begin: int) -> int:
-        """What an expression leads to from a node."""
+        """Add an expression after node `begin`; returns the node at its end."""
         if isinstance(expression, OneOf):
             end = self.node()
             step = self.node()
@@ -169,7 +169,7 @@ class Net:
         return self.repeat(expression, begin)
 
     def repeat(self, expression: Repeated, begin: int) -> int:
-        """What copies of a part lead to."""
+        """Add the copies of a repeated part; returns the node at their end."""
         for _ in range(expression.least):
             begin = self.add(expression.part, begin)
         if expression.most is None:
@@ -185,10 +185,10 @@ class Net:
         return end
 
     def pick(self, expression: Picked, begin: int) -> int:
-        """What parts that may be missing lead to.
+        """Add parts that may be left out; returns the node at their end.
 
-        What may come next is one node, whichever part came before it: copies of all that follows,
-        for each part that may be the first, have states that are the square of these.
+        Each place in the sequence has one node, whichever part came before it. Copying the rest of
+        the sequence for each part that may come first would square the number of states.
         """
         parts, end = expression.parts, self.node()
         nexts = [self.node() for _ in parts]
@@ -205,14 +205,14 @@ class Net:
         return end
 
     def closed(self, nodes: Iterable[int]) -> tuple[int, ...]:
-        """All that is reached from some nodes without a byte, and matters: steps and ends.
+        """The epsilon closure of some nodes, reduced to nodes that consume a byte or end the text.
 
         Raises:
-            ValueError: too many were looked at.
+            ValueError: the limit on visited nodes is exceeded.
         """
         todo = [*nodes]
         found = set(todo)
-        for node in todo:  # which grows
+        for node in todo:  # the list grows in the loop
             more = [each for each in self.free[node] if each not in found]
             found.update(more)
             todo += more
@@ -220,10 +220,10 @@ class Net:
         return tuple(sorted(node for node in found if self.taken[node] or not self.free[node]))
 
     def spend(self, nodes: int) -> None:
-        """Count nodes that were looked at: not time, as what is refused must always be.
+        """Count visited nodes. Time is not measured: a refusal must not depend on the machine.
 
         Raises:
-            ValueError: they are too many.
+            ValueError: the limit on visited nodes is exceeded.
         """
         self.work += nodes
         if self.work > WORK:
@@ -232,11 +232,11 @@ class Net:
     def behind(
         self, nodes: Iterable[int], places: Mapping[frozenset[int], Sequence[int]]
     ) -> dict[int, tuple[int, ...]]:
-        """Where a byte leads from some nodes, by the group of the byte; nowhere by others.
+        """The closed set of nodes after each byte group, for the groups that lead anywhere.
 
         Args:
-            nodes: those of a state.
-            places: groups of bytes that sets of them are made of.
+            nodes: the nodes of a state.
+            places: the byte groups that make up each set of bytes.
         """
         targets: dict[frozenset[int], set[int]] = {}
         for node in nodes:
@@ -248,7 +248,7 @@ class Net:
             self.spend(len(places[some]))
             for place in places[some]:
                 ways.setdefault(place, []).append(some)
-        # Groups that the same sets have lead alike from here, as most of a string's do.
+        # Groups in the same sets lead to the same nodes; in a string, most groups do.
         reached: dict[tuple[frozenset[int], ...], tuple[int, ...]] = {}
         for sets in map(tuple, ways.values()):
             if sets not in reached:
@@ -257,10 +257,10 @@ class Net:
 
 
 def automaton_of(expression: Expression) -> ByteAutomaton:
-    """The smallest automaton of an expression, by sets of nodes.
+    """The minimal automaton of an expression, by subset construction.
 
     Raises:
-        ValueError: it takes too many nodes, states or steps, or it is nested too deep.
+        ValueError: it takes too many nodes, states or visits, or the nesting is too deep.
     """
     net = Net()
     start = net.node()
@@ -275,7 +275,7 @@ def automaton_of(expression: Expression) -> ByteAutomaton:
     places = {some: [n for n, group in enumerate(groups) if group[0] in some] for some in sets}
     found = {net.closed([start]): 0}
     todo, rows = list(found), []
-    for nodes in todo:  # which grows
+    for nodes in todo:  # the list grows in the loop
         row = [-1] * len(groups)
         for place, reached in net.behind(nodes, places).items():
             if reached not in found:
@@ -297,7 +297,7 @@ def automaton_of(expression: Expression) -> ByteAutomaton:
 
 
 def alike(sets: Sequence[frozenset[int]]) -> list[list[int]]:
-    """All bytes, those together that every set has or every set lacks."""
+    """Partition all bytes: two bytes are in one group if the same sets contain them."""
     several = [*dict.fromkeys(sets)]
     groups: dict[tuple[bool, ...], list[int]] = {}
     for byte in range(256):

@@ -1,6 +1,6 @@
-"""Regular languages as automata over bytes: what texts a rule allows, whatever the tokenizer.
+"""Regular languages as automata over bytes, independent of any tokenizer.
 
-Shapes: S states and a last one that nothing leads out of, 256 bytes.
+Shapes: S states, followed by a dead state that no transition leaves; 256 bytes.
 """
 
 import json
@@ -19,30 +19,33 @@ from dlm.constraints.lists import Lists
 from dlm.constraints.minimal import kinds_of
 from dlm.options import writable
 
-MEMORY = 2 << 30  # bytes, of what reads a pattern
-SECONDS = 30  # likewise
-STATES = 8192  # of an automaton over bytes: each position of a text looks at all of them
-SHOWN = 200  # characters of a pattern in messages
+MEMORY = 2 << 30  # bytes, for the process that compiles a pattern
+SECONDS = 30  # CPU seconds, for the same process
+STATES = 8192  # most states of an automaton over bytes; every position computes with all
+SHOWN = 200  # most characters of a pattern in messages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByteAutomaton:
-    """A deterministic automaton over the bytes of UTF-8, each state with a text of its own."""
+    """A deterministic automaton over UTF-8 bytes."""
 
-    following: Tensor  # int64 [S + 1, 256], the state behind each byte; S where there is no text
+    following: Tensor  # int64 [S + 1, 256], next state after each byte; S is the dead state
     accepting: Tensor  # bool [S + 1]
     start: int
 
     def smallest(self) -> "ByteAutomaton":
-        """The same language with fewest states: those that no text tells apart merge.
+        """The minimal automaton: equivalent states are merged.
 
-        Kinds of states are told by sums of random words, and the result is proven: it leads where
-        this one does.
+        Equivalence classes are found by hashing with random words, and the result is then verified
+        against the transitions of this automaton.
+
+        Raises:
+            RuntimeError: two states that are not equivalent were merged (a hash collision).
         """
-        # Bytes that lead alike from everywhere count once.
+        # Bytes with the same transitions from every state count once.
         kind = kinds_of(self.following.unique(dim=1), self.accepting)
         count = int(kind.max()) + 1
-        # The dead state last.
+        # Renumber so that the dead state is last.
         kind = (kind - int(kind[-1]) - 1) % count
         one = torch.empty(count, dtype=torch.int64).scatter_(0, kind, torch.arange(len(kind)))
         following, accepting = kind[self.following[one]], self.accepting[one]
@@ -53,7 +56,7 @@ class ByteAutomaton:
 
     @property
     def live(self) -> Tensor:
-        """States from which a text can still be ended, bool [S + 1]."""
+        """States from which an accepting state can be reached, bool [S + 1]."""
         letters = self.following.unique(dim=1)
         into, live = Lists.grouped(letters.flatten(), len(letters)), self.accepting.clone()
         more = live.nonzero()[:, 0]
@@ -65,11 +68,11 @@ class ByteAutomaton:
 
 
 def of_pattern(pattern: str) -> ByteAutomaton:
-    """The automaton of a regular expression, which takes whole texts.
+    """The minimal automaton of a regular expression that must match the whole text.
 
     Raises:
-        ValueError: it is none, it has what no automaton can follow, or its states take too much
-            memory or time.
+        ValueError: the pattern is invalid, no automaton can express it, or compiling it takes too
+            much memory or time.
     """
     if not isinstance(pattern, str):
         raise ValueError(f"regex must be a text, got {pattern!r}")
@@ -92,15 +95,15 @@ def of_pattern(pattern: str) -> ByteAutomaton:
 
 
 def shown(text: str) -> str:
-    """The begin of what was given, for messages."""
+    """The start of a text, quoted for messages."""
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def read(pattern: str) -> dict[str, Any]:
-    """What the worker says of a pattern.
+    """Compile a pattern in the worker process; returns its answer.
 
     Raises:
-        ValueError: outlines-core is not installed, or it took too much memory or time.
+        ValueError: outlines-core is not installed, or the worker exceeded its memory or time.
     """
     if find_spec("outlines_core") is None:
         raise ValueError('constraints need outlines-core: pip install -e ".[constraints]"')
@@ -113,7 +116,7 @@ def read(pattern: str) -> dict[str, Any]:
             input=pattern.encode(),
             capture_output=True,
             check=False,
-            timeout=2 * SECONDS,  # on a busy machine; of its own it may use half of that
+            timeout=2 * SECONDS,  # twice the worker's CPU limit: the machine may be busy
         )
     if found is None or found.returncode:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Which states of an automaton no text tells apart, by splitting the smaller part (Hopcroft 1971).
+"""Equivalent states of an automaton, by Hopcroft's algorithm (1971): move the smaller part.
 
-Shapes: S states, C classes of bytes.
+Shapes: S states, C byte classes.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from dlm.constraints.lists import Lists
 
 
 def kinds_of(letters: Tensor, accepting: Tensor) -> Tensor:
-    """The kind of each state, int64 [S]: those of the same one are not told apart, if all is well.
+    """The equivalence class of each state, int64 [S].
 
-    Told by sums of random words: whoever asks proves it.
+    The result relies on hashes, sums of random words, so the caller must verify it.
 
     Args:
-        letters: int64 [S, C], the state behind each class of bytes.
+        letters: int64 [S, C], the next state after each byte class.
         accepting: bool [S].
     """
     parts, dirty = Parts.of(letters, accepting), torch.arange(len(letters))
@@ -28,24 +28,24 @@ def kinds_of(letters: Tensor, accepting: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Parts:
-    """Kinds of states, which are split until all of each lead to the same ones.
+    """A partition of the states, refined until all states of a class have equivalent transitions.
 
-    A part that is split off has a new name and is no larger than what keeps the old one, so that a
-    state has few names in its time: in all E log S of E edges are looked at, where comparing all
-    states again for each step that tells some apart takes S times E.
+    The part that is split off gets the new name and is never the larger one, so a state is renamed
+    at most log S times. With E edges, all splits together visit E log S edges; comparing all states
+    again in each round would take S times E.
     """
 
-    into: Lists  # edges, source times C and class, by the state they lead to
-    kind: Tensor  # int64 [S]
-    mark: Tensor  # int64 [S], the sum of words of where a state leads
-    size: Tensor  # int64 [S], states of each kind
-    names: Tensor  # int64 [S], a word for each kind
-    words: Tensor  # int64 [C], for each class
-    count: int  # kinds
+    into: Lists  # edges as `source * C + byte class`, grouped by target state
+    kind: Tensor  # int64 [S], class of each state
+    mark: Tensor  # int64 [S], hash of each state's transitions
+    size: Tensor  # int64 [S], states of each class
+    names: Tensor  # int64 [S], a random word for each class of states
+    words: Tensor  # int64 [C], a random word for each byte class
+    count: int  # classes of states so far
 
     @classmethod
     def of(cls, letters: Tensor, accepting: Tensor) -> "Parts":
-        """Two kinds, of states that accept and those that do not."""
+        """The initial partition: accepting states and all others."""
         states, classes = letters.shape
         generator = torch.Generator().manual_seed(0)
         names, words = (
@@ -65,10 +65,10 @@ class Parts:
         )
 
     def split(self, dirty: Tensor) -> Tensor:
-        """Split kinds by where their states lead; returns states that lead elsewhere for it.
+        """Split classes by the hashes of their states; returns states whose hashes changed.
 
         Args:
-            dirty: states whose mark may have changed; of each kind all others lead alike.
+            dirty: states whose hash may have changed; all other states of a class share one hash.
         """
         dirty = self.filled(dirty)
         dirty = dirty[self.mark[dirty].argsort(stable=True)]
@@ -88,7 +88,10 @@ class Parts:
         return self.rename(dirty[some], names[whose[some]])
 
     def filled(self, dirty: Tensor) -> Tensor:
-        """These, and all others of a kind of which they are most: then the others move instead."""
+        """`dirty`, plus the rest of each class of which it holds more than half.
+
+        Adding the rest lets `split` move it instead, as it is the smaller part.
+        """
         some = self.kind[dirty].bincount(minlength=len(self.size))
         rest = self.size - some
         few = (rest > 0) & (rest < some)
@@ -99,17 +102,17 @@ class Parts:
         return torch.cat((dirty, clean.nonzero()[:, 0]))
 
     def moving(self, kind: Tensor, sizes: Tensor) -> Tensor:
-        """Which groups of states get a new name, bool: all but the largest part of each kind.
+        """Which groups of states get a new name, bool: all but the largest part of each class.
 
         Args:
-            kind: that each group has, in order.
-            sizes: of each.
+            kind: class of each group, in ascending order.
+            sizes: states of each group.
         """
         old, whose = kind.unique_consecutive(return_inverse=True)
         largest = torch.zeros_like(old).scatter_reduce(0, whose, sizes, "amax")
         rest = self.size[old].index_add(0, whose, -sizes)
         place = torch.arange(len(kind))
-        # Of groups that are as large, the last.
+        # Among groups of equal size, the last.
         place = torch.where(sizes == largest[whose], place, -1)
         keeps = torch.zeros_like(old).scatter_reduce(0, whose, place, "amax")
         moves = torch.ones_like(kind, dtype=torch.bool)
@@ -117,7 +120,7 @@ class Parts:
         return moves
 
     def rename(self, states: Tensor, names: Tensor) -> Tensor:
-        """Give states new names; returns states that lead to them."""
+        """Give states new names; returns the states with an edge to them."""
         change = self.names[names] - self.names[self.kind[states]]
         self.kind[states] = names
         edges, whose = self.into.of(states)

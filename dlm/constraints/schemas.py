@@ -1,7 +1,7 @@
-"""JSON texts that a schema allows, as expressions.
+"""Compile a JSON schema into an expression for the JSON texts it allows.
 
-Everything that comes of a schema is valid by it; keywords that no automaton here follows are
-refused. The members of an object come in the order of `properties`, and others are not made up.
+Every generated text is valid by the schema. Keywords that these automata cannot express are
+refused. Object members come in the order of `properties`, and no other members are generated.
 """
 
 import json
@@ -42,19 +42,19 @@ from dlm.constraints.texts import (
 )
 from dlm.options import known
 
-LISTED: Final = 1000  # whole numbers between two bounds
-PARTS: Final = 10_000  # of a schema
+LISTED: Final = 1000  # most integers between two bounds
+PARTS: Final = 10_000  # most parts of a schema
 
 TYPES: Final[dict[str, Callable[[Any], bool]]] = {
     "string": lambda value: isinstance(value, str),
-    "integer": lambda value: TYPES["number"](value) and value % 1 == 0,  # 1.0 is one
+    "integer": lambda value: TYPES["number"](value) and value % 1 == 0,  # 1.0 is an integer
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
     "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-"""Types by name, and which values are of them."""
+"""For each type name, whether a value has that type."""
 OF_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "string": ("minLength", "maxLength", "format"),
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
@@ -67,39 +67,42 @@ SILENT: Final = (
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$schema", "$id", "$comment", "$defs", "definitions", "discriminator",
 )  # fmt: skip
-"""Keywords that allow and forbid nothing."""
+"""Annotations: keywords that constrain nothing."""
 KEYWORDS: Final = frozenset((*SAYING, *SILENT, *(x for each in OF_TYPES.values() for x in each)))
 
 
 def expression_of(schema: Any) -> Expression:
-    """What a schema allows, or part of it.
+    """The expression for all texts that a schema allows.
+
+    They may be fewer than the schema allows: object members are ordered and nesting is bounded.
 
     Raises:
-        ValueError: it is none, or a keyword is not followed; says which and where.
+        ValueError: the schema is invalid, or has an unsupported keyword; the message says which and
+            where.
     """
     return Schemas(schema).read(schema, "the schema", {})
 
 
 @dataclass(slots=True)
 class Schemas:
-    """The parts of a schema, which may name each other."""
+    """A reader of one schema, whose parts may reference each other."""
 
     root: Any
-    parts: int = 0  # read so far
-    nodes: int = 0  # that those come to, but for what lies between them
-    seen: Seen = field(default_factory=Seen)  # of what was held to be apart
-    apart: set[int] = field(default_factory=set)  # lists of parts that are, by their ids
+    parts: int = 0  # parts read so far
+    nodes: int = 0  # automaton nodes they come to, without separators and brackets
+    seen: Seen = field(default_factory=Seen)  # facts for the checks of `oneOf`
+    apart: set[int] = field(default_factory=set)  # lists of `oneOf` known to be disjoint, by `id`
 
     def read(self, schema: Any, where: str, inside: Mapping[str, int]) -> Expression:
-        """What a part allows.
+        """The expression of one part of the schema.
 
         Args:
             schema: the part.
-            where: it stands, for messages.
-            inside: references that it is in, and how often.
+            where: its location, for messages.
+            inside: references that the part is nested in, with their depth.
         """
         self.parts += 1
-        if self.parts > PARTS:  # of parts that name each other there is no end
+        if self.parts > PARTS:  # recursive references would never end
             raise ValueError(f"the schema must have at most {PARTS} parts, those named again, too")
         if schema is True:
             return any_value()
@@ -130,10 +133,10 @@ class Schemas:
         return made[ways[0]](schema, where, inside)
 
     def spend(self, nodes: int) -> None:
-        """Count nodes while parts are read: one that is named often is put together as often.
+        """Count automaton nodes during reading; a part referenced many times counts each time.
 
         Raises:
-            ValueError: there are too many.
+            ValueError: the limit on nodes is exceeded.
         """
         self.nodes += nodes
         if self.nodes > NODES:
@@ -143,16 +146,16 @@ class Schemas:
             )
 
     def counted(self, made: Expression) -> Expression:
-        """The same, which has no part of the schema in it."""
+        """Count the nodes of a finished leaf expression, and return it."""
         self.spend(nodes_of(made))
         return made
 
     def by_const(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """One value."""
+        """A single value."""
         return self.by_enum({**schema, "enum": [schema["const"]]}, where, inside)
 
     def by_enum(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """One of some values, as `json.dumps` writes them."""
+        """One of several values, as `json.dumps` writes them."""
         values = schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str):
             raise ValueError(f"enum of {where} must be a list, got {values!r}")
@@ -163,7 +166,7 @@ class Schemas:
     def by_any(
         self, schema: Mapping[str, Any], where: str, inside: Any, name: str = "anyOf"
     ) -> Expression:
-        """One of some schemas, or several."""
+        """An alternation of schemas."""
         parts = schema[name]
         if not isinstance(parts, list):
             raise ValueError(f"{name} of {where} must be a list, got {parts!r}")
@@ -171,15 +174,15 @@ class Schemas:
         return Either(tuple(each))
 
     def by_one(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """One of some schemas, of which no two have a value in common."""
+        """An alternation of schemas that must be provably disjoint."""
         made = self.by_any(schema, where, inside, "oneOf")
-        if id(schema["oneOf"]) not in self.apart:  # it may be named again
+        if id(schema["oneOf"]) not in self.apart:  # a reference may reach it twice
             refuse_common(schema["oneOf"], where, self.named, self.seen)
             self.apart.add(id(schema["oneOf"]))
         return made
 
     def by_all(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """A single schema."""
+        """The single schema in the list."""
         parts = schema["allOf"]
         if not isinstance(parts, list) or len(parts) != 1:
             raise ValueError(f"allOf of {where} must hold a single schema, got {parts!r}")
@@ -188,7 +191,7 @@ class Schemas:
     def by_reference(
         self, schema: Mapping[str, Any], where: str, inside: Mapping[str, int]
     ) -> Expression:
-        """What is named; in itself so often, and then nothing."""
+        """The target of a reference; nested in itself `DEEP` times, it matches nothing."""
         name = schema["$ref"]
         times = inside.get(name, 0)
         if times == DEEP:
@@ -196,10 +199,10 @@ class Schemas:
         return self.read(self.named(name, where), name, {**inside, name: times + 1})
 
     def named(self, name: Any, where: str) -> Any:
-        """The part of that name: a JSON pointer behind "#", as in addresses (RFC 6901, 6).
+        """The part that a reference names: a JSON pointer as a URI fragment (RFC 6901, section 6).
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such part.
         """
         found = self.root
         if not isinstance(name, str) or (name != "#" and name[:2] != "#/"):
@@ -214,10 +217,10 @@ class Schemas:
         return found
 
     def refuse_id(self, schema: Mapping[str, Any], where: str) -> None:
-        """Refuse a part that is a schema of its own, whose references start from itself.
+        """Refuse a nested part with an `$id`, against which its references would resolve.
 
         Raises:
-            ValueError: it has an address, and is not the schema as a whole.
+            ValueError: it has an `$id` and is not the whole schema.
         """
         if "$id" in schema and schema is not self.root:
             raise ValueError(
@@ -226,7 +229,7 @@ class Schemas:
             )
 
     def typed(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """Values of a type, or of several; of any where none is named."""
+        """Values of one type or several; of any type if none is named."""
         names = types_of(schema, where)
         for name in schema:
             owners = [kind for kind in OF_TYPES if name in OF_TYPES[kind]]
@@ -247,14 +250,14 @@ class Schemas:
         return Either(tuple(found))
 
     def array(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """Lists."""
+        """Arrays."""
         items = schema.get("items", True)
         inner = any_value(DEEP - 1) if items is True else None
         part = inner or self.read(items, f"items of {where}", inside)
         return listed("[", part, *bounds(schema, "minItems", "maxItems", where), "]")
 
     def object(self, schema: Mapping[str, Any], where: str, inside: Any) -> Expression:
-        """Objects: members that are named, in order; where none is, any of what others must be."""
+        """Objects: the named members in order; without `properties`, any members of one schema."""
         named, needed = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(named, Mapping):
             raise ValueError(f"properties of {where} must be an object, got {named!r}")
@@ -278,18 +281,18 @@ class Schemas:
 
 
 def written(value: Any) -> Expression:
-    """A value, in one way."""
+    """A literal JSON value, in the one spelling of `json.dumps`."""
     return text(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def in_order(members: Sequence[tuple[Expression, bool]]) -> Expression:
-    """Members one behind the other, those that are not needed (False) or not; commas between."""
+    """Members in order, separated by commas; those marked False may be left out."""
     some = series(SPACE, Picked(tuple(members), series(SPACE, text(","), SPACE)))
     return some if any(needed for _, needed in members) else maybe(some)
 
 
 def types_of(schema: Mapping[str, Any], where: str) -> list[str]:
-    """Types that values may have: those that are named, or all."""
+    """The type names that a schema allows; all if it names none."""
     given = schema.get("type", [*TYPES])
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list):
@@ -298,12 +301,12 @@ def types_of(schema: Mapping[str, Any], where: str) -> list[str]:
 
 
 def any_type(value: Any) -> bool:
-    """Whether JSON has such a value."""
+    """Accept any JSON value."""
     return True
 
 
 def bounds(schema: Mapping[str, Any], low: str, high: str, where: str) -> tuple[int, int | None]:
-    """Least and most, None for any number."""
+    """The lower and upper bound of a count; None for no upper bound."""
     for name in (low, high):
         value = schema.get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -312,7 +315,7 @@ def bounds(schema: Mapping[str, Any], low: str, high: str, where: str) -> tuple[
 
 
 def string(schema: Mapping[str, Any], where: str) -> Expression:
-    """Strings."""
+    """Strings, by length or by format."""
     least, most = bounds(schema, "minLength", "maxLength", where)
     if "format" not in schema:
         if most is not None and most < least:
@@ -324,7 +327,7 @@ def string(schema: Mapping[str, Any], where: str) -> Expression:
 
 
 def integer(schema: Mapping[str, Any], where: str) -> Expression:
-    """Whole numbers: all, those from 0 or 1 on, or all between two bounds."""
+    """Integers: all, those from 0 or 1 up, or all between two bounds."""
     low, high = limits(schema, where)
     if high is None and low in (None, 0, 1):
         positive = series(signs("123456789"), Repeated(DIGIT))
@@ -338,7 +341,7 @@ def integer(schema: Mapping[str, Any], where: str) -> Expression:
 
 
 def number(schema: Mapping[str, Any], where: str) -> Expression:
-    """Numbers: all, or those from 0 on."""
+    """Numbers: all, or those from 0 up."""
     whole = series(WHOLE, BEHIND_POINT, POWER)
     beyond = {"exclusiveMinimum", "maximum", "exclusiveMaximum"} & set(schema)
     least = schema.get("minimum", 0)
@@ -351,7 +354,7 @@ def number(schema: Mapping[str, Any], where: str) -> Expression:
 
 
 def limits(schema: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
-    """Least and largest of whole numbers, None for none."""
+    """Inclusive bounds of an integer; None for no bound."""
     found: list[int | None] = []
     for name, other, step in (
         ("minimum", "exclusiveMinimum", 1),

@@ -1,6 +1,6 @@
-"""Sums and maxima over groups of numbers, in an order of their own: the same bits everywhere.
+"""Reductions over groups of numbers, in a fixed order: bitwise the same on every device and batch.
 
-Shapes: K sets of groups, R rows, W columns, n numbers, G groups.
+Shapes: K partitions into groups, R rows, W columns, n numbers, G groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,29 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-ROOM = 1 << 22  # numbers that are laid out anew at a time
+ROOM = 1 << 22  # numbers that are gathered at a time
 Reduce = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Groups of the numbers 0 .. n - 1, as tables, one for each level.
+    """A partition of the numbers 0 .. n - 1 into groups, as index tables, one for each level.
 
-    Scattering would add in whatever order a GPU's threads come. How wide tables are is told by
-    whoever makes them, not by the numbers: sets are stacked, and have the bits that each has alone.
+    A scatter on a GPU would add in the order in which threads arrive. The width of the tables is
+    chosen by the caller, not derived from the numbers. So partitions can be stacked, and each gives
+    the same bits stacked as alone.
     """
 
     size: int  # n
-    tables: tuple[Tensor, ...]  # int64 [K, lines, width], into the level before; its size is a pad
+    tables: tuple[Tensor, ...]  # int64 [K, lines, width], indices into the level before, pads last
 
     @classmethod
     def of(cls, groups: Tensor, count: int, width: int) -> "Segments":
-        """One set.
+        """Build a single partition.
 
         Args:
             groups: int64 [n], the group of each number.
             count: G.
-            width: numbers that are brought together at a time.
+            width: numbers that are reduced at a time.
         """
         size = pads = len(groups)
         groups, numbers = groups.sort(stable=True)
@@ -51,7 +52,7 @@ class Segments:
 
     @classmethod
     def stacked(cls, sets: Sequence["Segments"]) -> "Segments":
-        """Several sets of one width, filled up to the largest."""
+        """Stack several partitions of one width, padded to the largest."""
         if len(sets) == 1:
             return sets[0]
         size = pads = max(one.size for one in sets)
@@ -67,23 +68,23 @@ class Segments:
         return cls(size, tuple(tables))
 
     def level(self, number: int) -> Tensor:
-        """A table of a lone set; behind the last one those that leave all as it is."""
+        """A table of a single partition; past the last level, one that changes nothing."""
         if number < len(self.tables):
             return self.tables[number][0]
         _, count, width = self.tables[-1].shape
         return pad(torch.arange(count)[:, None], (0, width - 1), value=count)
 
     def of_rows(self, index: Tensor) -> "Segments":
-        """The set of each row, given which, int64 [R]."""
+        """Select the partition of each row by index, int64 [R]."""
         return Segments(self.size, tuple(chosen(table, index) for table in self.tables))
 
     def reduce(self, values: Tensor, how: Reduce, of: Tensor | None = None) -> Tensor:
-        """Reduce each group of every row, of as many sets; -inf where one is empty.
+        """Reduce each group of every row, with one partition for each row; -inf for an empty group.
 
         Args:
             values: float [R, W, n], or [R, W, k].
             how: `torch.logsumexp` or `torch.amax`.
-            of: int64 [R, n], which of k values each number is; None for as many.
+            of: int64 [R, n], which of k values each number is; None if `values` has all n.
 
         Returns:
             [R, W, G].
@@ -92,7 +93,7 @@ class Segments:
         return torch.cat([self._reduce(some, how, of) for some in values.split(columns, 1)], 1)
 
     def _reduce(self, values: Tensor, how: Reduce, of: Tensor | None) -> Tensor:
-        """Of all columns at once."""
+        """`reduce` for all columns at once."""
         if of is not None:
             values = laid_out(values, of)
         for table in self.tables:
@@ -102,10 +103,10 @@ class Segments:
 
 
 def chosen(parts: Tensor, index: Tensor) -> Tensor:
-    """Parts [K, ...] of rows, given which, int64 [R]: [R, ...], of a lone one without a copy."""
+    """Select [R, ...] from parts [K, ...] by int64 [R]; a single part expands without a copy."""
     return parts.expand(len(index), *parts.shape[1:]) if len(parts) == 1 else parts[index]
 
 
 def laid_out(values: Tensor, places: Tensor) -> Tensor:
-    """Values [R, W, n] at int64 [R, m], the same ones in every column: [R, W, m]."""
+    """Gather values [R, W, n] at int64 [R, m], the same for every column: [R, W, m]."""
     return values.gather(-1, places[:, None].expand(-1, values.shape[1], -1))

@@ -1,7 +1,7 @@
-"""Automata of several languages as one value, so that rows of each share forwards.
+"""Automata of several languages in one value, so that rows with different ones share a batch.
 
 Shapes: K languages or R rows, S states, C classes, E edges, P pairs of states, V vocabulary, all
-filled up to the largest.
+padded to the largest.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from dlm.constraints.segments import Segments, chosen
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stack:
-    """An automaton for each language, or for each row; `Automaton` says what its parts are.
+    """One automaton for each language, or for each row; see `Automaton` for the fields.
 
-    Tables of states, which may be large, lie behind each other as they are. What fills up the rest
-    leads nowhere and is reached from nowhere: each gives the bits that it gives alone.
+    Transition tables, which may be large, are concatenated without padding. All else is padded with
+    entries that lead nowhere and cannot be reached, so each language gives the same bits as alone.
     """
 
-    following: Tensor  # int64 [n], of all languages, each [S, C] of its own
-    states: Tensor  # int64 [S], numbers up to the most
-    classes: Tensor  # int64 [C], likewise
-    begin: Tensor  # int64 [K], where the table of each begins
-    width: Tensor  # int64 [K], its classes
-    dead: Tensor  # int64 [K], the last of its states, from where nothing leads
+    following: Tensor  # int64 [n], all tables [S, C] of all languages, each of its own size
+    states: Tensor  # int64 [S], 0 .. S - 1 for the largest S
+    classes: Tensor  # int64 [C], 0 .. C - 1 for the largest C
+    begin: Tensor  # int64 [K], offset of each language's table
+    width: Tensor  # int64 [K], classes of each language
+    dead: Tensor  # int64 [K], its dead state, which is its last
     class_of: Tensor  # int64 [K, V]
     left: Tensor  # int64 [K, S]
     start: Tensor  # int64 [K]
     label: Tensor  # int64 [K, E], the class of each edge
-    source: Tensor  # int64 [K, P], of each pair
-    target: Tensor  # int64 [K, P]
-    pair: Tensor  # int64 [K, E], of each edge
+    source: Tensor  # int64 [K, P], source state of each pair
+    target: Tensor  # int64 [K, P], target state of each pair
+    pair: Tensor  # int64 [K, E], the pair of each edge
     by_pair: Segments
     by_label: Segments
     by_source: Segments
@@ -44,7 +44,7 @@ class Stack:
 
     @classmethod
     def of(cls, automata: Sequence[Automaton]) -> "Stack":
-        """Those of some languages of one vocabulary, at least one."""
+        """Stack the automata of one or more languages over one vocabulary."""
         tables = [one.following for one in automata]
         sizes = torch.tensor([table.numel() for table in tables])
         return cls(
@@ -68,7 +68,7 @@ class Stack:
         )
 
     def of_rows(self, index: Tensor) -> "Stack":
-        """The automaton of each row, given which, int64 [R]."""
+        """Select the automaton of each row by index, int64 [R]."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[3:]}
         for name, part in parts.items():
             whole = isinstance(part, Segments)
@@ -76,13 +76,13 @@ class Stack:
         return Stack(self.following, self.states, self.classes, **parts)
 
     def behind(self, state: Tensor) -> Tensor:
-        """Where tokens of each class lead from the state of each row, int64 [R]: [R, C]."""
+        """The next state for each class from the state of each row, int64 [R]: [R, C]."""
         width, dead = self.width[:, None], self.dead[:, None]
         place = (self.begin + state * self.width)[:, None] + self.classes.minimum(width - 1)
         return torch.where(self.classes < width, self.following[place], dead)
 
     def maps(self, tokens: Tensor) -> Tensor:
-        """Where some tokens of each row, int64 [R, n], lead from every state: [R, n, S]."""
+        """The map over all states of each token, int64 [R, n]: [R, n, S]."""
         label = self.class_of.gather(1, tokens)[..., None]
         begin, width, dead = (x[:, None, None] for x in (self.begin, self.width, self.dead))
         place = begin + self.states.minimum(dead) * width + label
@@ -90,5 +90,5 @@ class Stack:
 
 
 def filled(parts: Sequence[Tensor], value: int = 0) -> Tensor:
-    """Parts of unlike lengths, int64 [n] each, as one [K, longest]."""
+    """Pad int64 vectors of different lengths [n] to one [K, longest]."""
     return pad_sequence(list(parts), batch_first=True, padding_value=value)

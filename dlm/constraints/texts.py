@@ -1,6 +1,6 @@
-"""JSON texts (RFC 8259) as expressions: values, and what they are made of.
+"""Expressions for JSON (RFC 8259): values and their parts.
 
-One space at most stands between signs, and objects and arrays are nested so deep and no deeper.
+At most one space separates JSON tokens, and objects and arrays nest to a limited depth.
 """
 
 from typing import Final
@@ -19,7 +19,7 @@ from dlm.constraints.expressions import (
 )
 
 DEEP: Final = 3
-"""Objects and arrays in each other, of what no schema describes, and a reference in itself."""
+"""Most nested objects and arrays without a schema, and most nested uses of one reference."""
 NOTHING: Final = Either(())
 
 DIGIT: Final = signs("0123456789")
@@ -42,16 +42,16 @@ CHARACTER: Final = either(
     series(span(0xF4, 0xF4), span(0x80, 0x8F), MORE, MORE),
     series(text("\\"), signs('"\\/bfnrt')),
 )
-"""A character of a string, by itself or escaped (RFC 3629): escapes by number add none."""
+"""A character of a string as UTF-8 (RFC 3629), or escaped; numeric escapes add none."""
 
 
 def digits(count: int) -> Expression:
-    """So many of them."""
+    """Exactly `count` digits."""
     return Repeated(DIGIT, count, count)
 
 
 def hexes(count: int) -> Expression:
-    """So many hexadecimal digits."""
+    """Exactly `count` hexadecimal digits."""
     return Repeated(signs("0123456789abcdef"), count, count)
 
 
@@ -62,9 +62,9 @@ FOURTH: Final = either(
     series(signs("2468"), signs("048")),
     series(signs("13579"), signs("26")),
 )
-"""What 4 divides of them."""
+"""The multiples of 4 in 01 to 99."""
 YEAR: Final = either(series(digits(2), SOME), series(SOME, text("00")))
-"""From 0001 on."""
+"""Years 0001 to 9999."""
 LEAP: Final = either(series(digits(2), FOURTH), series(FOURTH, text("00")))
 MONTH: Final = either(series(text("0"), signs("123456789")), series(text("1"), signs("012")))
 LONG: Final = either(series(text("0"), signs("13578")), series(text("1"), signs("02")))
@@ -74,18 +74,18 @@ EVERY: Final = either(
     series(text("1"), DIGIT),
     series(text("2"), signs("012345678")),
 )
-"""Days that every month has."""
+"""Days 01 to 28, which every month has."""
 HOUR: Final = either(series(signs("01"), DIGIT), series(text("2"), signs("0123")))
 SIXTY: Final = series(signs("012345"), DIGIT)
-# Months differ in what they have beyond 28 days: written so, they share states for the others.
+# Months differ only after day 28. Written like this, they share states for the other days.
 MOST: Final = either(
     series(MONTH, text("-"), EVERY),
     series(either(LONG, SHORT), text("-"), either(text("29"), text("30"))),
     series(LONG, text("-31")),
 )
-"""Days of every year."""
+"""Month and day, for dates that exist in every year."""
 DATE: Final = either(series(YEAR, text("-"), MOST), series(LEAP, text("-02-29")))
-"""Days that there are."""
+"""Dates that exist."""
 ZONE: Final = either(text("Z"), series(signs("+-"), HOUR, text(":"), SIXTY))
 TIME: Final = series(HOUR, text(":"), SIXTY, text(":"), SIXTY, BEHIND_POINT, ZONE)
 FORMATS: Final[dict[str, Expression]] = {
@@ -96,11 +96,11 @@ FORMATS: Final[dict[str, Expression]] = {
         hexes(8), *(series(text("-"), hexes(4)) for _ in range(3)), text("-"), hexes(12)
     ),
 }
-"""Of strings (RFC 3339, RFC 9562)."""
+"""String formats by name (RFC 3339, RFC 9562)."""
 
 
 def quoted(inner: Expression) -> Expression:
-    """A string."""
+    """A string with the given contents."""
     return series(text('"'), inner, text('"'))
 
 
@@ -108,7 +108,7 @@ STRING: Final = quoted(Repeated(CHARACTER))
 
 
 def listed(begin: str, part: Expression, least: int, most: int | None, end: str) -> Expression:
-    """Parts between brackets, with commas."""
+    """A bracketed list of `least` to `most` parts, separated by commas."""
     if most is not None and most < max(1, least):
         return series(text(begin), SPACE, text(end)) if not least else NOTHING
     comma = series(SPACE, text(","), SPACE)
@@ -121,17 +121,17 @@ def listed(begin: str, part: Expression, least: int, most: int | None, end: str)
 
 
 def member(name: Expression, value: Expression) -> Expression:
-    """A member of an object."""
+    """An object member: name, colon, value."""
     return series(name, SPACE, text(":"), SPACE, value)
 
 
 def any_object(deep: int = DEEP) -> Expression:
-    """Any object, nested so deep."""
+    """Any object, nested at most `deep` levels."""
     return listed("{", member(STRING, any_value(deep - 1)), 0, None, "}") if deep else NOTHING
 
 
 def any_value(deep: int = DEEP) -> Expression:
-    """Any value, with objects and arrays nested so deep."""
+    """Any value, with objects and arrays nested at most `deep` levels."""
     number = series(maybe(text("-")), WHOLE, BEHIND_POINT, POWER)
     plain = either(STRING, number, text("true"), text("false"), text("null"))
     if not deep:

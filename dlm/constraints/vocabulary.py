@@ -1,6 +1,6 @@
-"""Tokens as the bytes they add to a text, and the tree of those bytes.
+"""Tokens as the bytes they add to a text, in a trie.
 
-Shapes: M nodes of the tree, K tokens that are bytes.
+Shapes: M trie nodes, K tokens that spell bytes.
 """
 
 import weakref
@@ -21,24 +21,24 @@ from dlm.spelling import as_bytes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
-    """All that the tokens of a vocabulary begin with, node 0 for nothing."""
+    """A trie over the bytes of a vocabulary's tokens; node 0 is the root."""
 
-    byte: Tensor  # int64 [M], the last one of each
+    byte: Tensor  # int64 [M], the last byte of each node's prefix
     children: Lists  # of each node
-    ends: Lists  # of each node, places in `tokens`
+    ends: Lists  # tokens that end at each node, as indices into `tokens`
     tokens: Tensor  # int64 [K]
-    digest: str  # of all tokens and their bytes
+    digest: str  # of all token ids with their bytes
 
 
 TREES: Final[weakref.WeakKeyDictionary[Any, Tree]] = weakref.WeakKeyDictionary()
-"""Of each tokenizer that was read."""
+"""The trie of each tokenizer read so far."""
 
 
 def tree_of(model: Model) -> Tree:
-    """The tree of a model's vocabulary, made once for a tokenizer.
+    """The trie of a model's vocabulary, built once for each tokenizer.
 
     Raises:
-        ValueError: it has no tokenizer, or one whose tokens are not the bytes of their text.
+        ValueError: the model has no tokenizer, or one whose tokens are not the bytes of their text.
     """
     tokenizer = tokenizer_of(model, "a constraint")
     found = TREES.get(tokenizer)
@@ -53,7 +53,7 @@ def tree_of(model: Model) -> Tree:
 
 
 def read_tree(tokenizer: Any) -> Tree:
-    """The tree of a byte-level vocabulary."""
+    """Build the trie of a byte-level vocabulary."""
     parent, byte = [0], [0]
     known: dict[int, int] = {}
     tokens, ends = [], []
@@ -83,7 +83,7 @@ def read_tree(tokenizer: Any) -> Tree:
 
 
 def spelled_tokens(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
-    """Tokens that are part of a text with their bytes, by id. Special ones are not."""
+    """Yield the tokens that spell text with their bytes, by id; special tokens spell none."""
     silent = vocabulary_of(tokenizer).silent
     for name, token in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
         spelled = b"" if token in silent else as_bytes(name)

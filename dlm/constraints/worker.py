@@ -1,7 +1,7 @@
-"""Read a regular expression in a process that may run out of memory or time.
+"""Compile a regular expression in a separate process, which may run out of memory or time.
 
-Run as a program by `dlm.constraints.language`, which reads JSON from it: some expressions of a few
-letters have more states than memory holds, and what builds them ends its process then.
+`dlm.constraints.language` runs this file as a program and reads JSON from it. Some expressions of a
+few characters have more states than memory holds, and the library then aborts its process.
 """
 
 import json
@@ -11,15 +11,15 @@ from contextlib import suppress
 from typing import Any
 
 ANCHORS = ("^", "$", r"\A", r"\z", r"\b", r"\B", r"\<", r"\>")
-ENDS = 256  # stands for the end of a text beside the bytes
+ENDS = 256  # a token id beyond all bytes, for the end of text
 MARK = "\U0010ffff"
-"""Stands behind every text. outlines-core 0.2.14 drops the byte that goes on from a text that is
-whole already, and what an alternative would have taken behind one that it likes better; with a mark
-nothing is whole before its end."""
+"""A marker appended to every text. outlines-core 0.2.14 stops too early: it drops the byte that
+continues an already complete text, and what a less preferred alternative would have matched. With
+the marker, no text is complete before its end."""
 
 
 def main(memory: int, seconds: int, most: int) -> None:
-    """Answer for the pattern that is standard input."""
+    """Write the answer for the pattern on standard input."""
     limit(memory, seconds)
     import outlines_core
 
@@ -31,32 +31,32 @@ def main(memory: int, seconds: int, most: int) -> None:
 
 
 def reason(message: str) -> str:
-    """Why a pattern is not followed, without the mark that its author does not know of."""
+    """Why a pattern is refused, without mentioning the marker, which the user does not know."""
     if "incompatible with the regex" in message:
         return "no text of it can be ended"
     return message.partition("\n")[0].strip()
 
 
 def limit(memory: int, seconds: int) -> None:
-    """Bound this process, where the system can."""
+    """Limit the memory and CPU time of this process, where the system can."""
     try:
         import resource
     except ImportError:
         return
     for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
-        with suppress(OSError, ValueError):  # not every system bounds memory
+        with suppress(OSError, ValueError):  # not every system can limit memory
             resource.setrlimit(kind, (most, most))
 
 
 def states(core: Any, pattern: str, most: int) -> dict[str, Any]:
-    """States with the bytes that lead from each to another, and those in which a text may end.
+    """The automaton of a pattern: its transitions by byte, and the states in which a text may end.
 
     Raises:
-        ValueError: there are more than `most` states, or as `check_signs`.
+        ValueError: there are more than `most` states, or as for `check_signs`.
     """
     check_signs(pattern)
     letters = core.Vocabulary(ENDS, {bytes([byte]): [byte] for byte in range(ENDS)})
-    # Where spaces mean nothing a comment goes on to the end of its line.
+    # In verbose mode a comment runs to the end of its line and would swallow the marker.
     end = "\n" if re.search(r"\(\?[a-zA-Z]*x", pattern) else ""
     index = core.Index(f"(?:{pattern}{end}){MARK}", letters)
     transitions, final = index.get_transitions(), index.get_final_states()
@@ -76,20 +76,20 @@ def states(core: Any, pattern: str, most: int) -> dict[str, Any]:
 
 
 def behind(transitions: dict[int, dict[int, int]], state: int | None) -> int | None:
-    """The state behind the mark; None where it cannot stand."""
+    """The state after the marker; None where the marker cannot follow."""
     for byte in MARK.encode():
         state = transitions.get(state, {}).get(byte) if state is not None else None
     return state
 
 
 def check_signs(pattern: str) -> None:
-    """Refuse what the mark behind the pattern would change the meaning of.
+    """Refuse patterns whose meaning the appended marker would change.
 
-    A group that ends before it begins would end the one around the pattern, and the end of a text
-    is none in front of the mark: the alternative that asks for it would be lost.
+    A group that closes before it opens would close the group around the pattern. An end-of-text
+    anchor cannot match in front of the marker, so an alternative with one would be lost.
 
     Raises:
-        ValueError: there is such a group, or an anchor, in a comment too.
+        ValueError: there is such a group, or an anchor, even in a comment.
     """
     open_, depth, place = 0, 0, 0
     while place < len(pattern):
@@ -101,17 +101,17 @@ def check_signs(pattern: str) -> None:
             )
         if sign == "\\":
             place += 1
-            if pattern.startswith(("p{", "P{"), place):  # a name
+            if pattern.startswith(("p{", "P{"), place):  # a Unicode class name
                 place = max(place, pattern.find("}", place))
         elif sign == "[":
             depth += 1
             place += pattern.startswith("^", place + 1)
-            place += pattern.startswith("]", place + 1)  # stands for itself there
+            place += pattern.startswith("]", place + 1)  # literal in this place
         elif sign == "]" and depth:
             depth -= 1
         elif sign in "()" and not depth:
             open_ += 1 if sign == "(" else -1
-            if sign == "(" and pattern.startswith(("?<", "?P<"), place + 1):  # a name
+            if sign == "(" and pattern.startswith(("?<", "?P<"), place + 1):  # a group name
                 place = max(place, pattern.find(">", place))
         if open_ < 0:
             raise ValueError(f"its group at character {place + 1} ends before it begins")
