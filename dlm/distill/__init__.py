@@ -1,1 +1,1 @@
-"""Distillation: models and schedules that need fewer forwards."""
+"""Distillation: models and schedules that need fewer forward passes."""

@@ -1,8 +1,9 @@
 """Certainty-forcing distillation: masks and loss (dParallel; Chen et al. 2025, arXiv:2509.26488).
 
-A model learns its own full-length decodings again, so that it is sure of many tokens early. With
-the prompt and the blocks in front in view and the blocks behind masked, one block of the response
-is masked at random, and once more the other way round; both views are trained on at once.
+The model is trained on its own full-length outputs, so that it becomes certain of many tokens
+early. It sees the prompt and the earlier blocks, and later blocks are masked. One block of the
+response is masked at random in one view, and the complement of that mask in a second view; both
+views are trained on at once.
 
 Shapes: B rows, L tokens, M masked positions, V vocabulary.
 """
@@ -16,36 +17,36 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The same rows under two masks that share out one block of each."""
+    """Two masked copies of the same rows; their masks partition one block of each row."""
 
     tokens: Tensor  # int64 [2, B, L]
-    masked: Tensor  # bool [2, B, L], positions to learn: masked, and in the active block
+    masked: Tensor  # bool [2, B, L], positions to learn: masked in the active block
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one pair of views costs, nats."""
+    """The loss of one pair of views, nats."""
 
     total: Tensor  # float scalar, differentiable
-    cross_entropy: Tensor  # of a masked token, mean of both views
-    entropy: Tensor  # at the temperature, where the prediction is right; mean of both views
-    right: Tensor  # share of the masked tokens that are predicted right
+    cross_entropy: Tensor  # per masked token, mean of both views
+    entropy: Tensor  # at the temperature, over correct predictions; mean of both views
+    right: Tensor  # share of the masked tokens that are predicted correctly
 
 
 def block_numbers(
     start: Tensor, end: Tensor, length: int, *, block_length: int | None, block_size: int | None
 ) -> Tensor:
-    """Number of the block that decoding fills a response position in, -1 elsewhere.
+    """The block that decoding fills each response position in; -1 outside the response.
 
-    Blocks are counted from where the response starts; where attention is block-causal, from the
-    start of the attention block that holds it. See `dlm.canvas.Canvas`.
+    Blocks are counted from the start of the response. With block-causal attention they are counted
+    from the start of the attention block that holds it. See `dlm.canvas.Canvas`.
 
     Args:
         start: int64 [B], first response position of each row.
-        end: int64 [B], one past its last.
+        end: int64 [B], one past the last response position.
         length: L.
         block_length: tokens of a block; None for one block.
-        block_size: of block-causal attention, a multiple of `block_length`.
+        block_size: attention block size, a multiple of `block_length`; None unless block-causal.
 
     Returns:
         int64 [B, L].
@@ -62,13 +63,13 @@ def block_numbers(
 
 
 def draw_blocks(block: Tensor, uniform: Tensor) -> Tensor:
-    """One of the blocks of each row, all alike.
+    """Draw one of the blocks of each row, uniformly.
 
-    The released code counts floor(n / K) + 1 blocks, so that its last one may be empty; here every
-    block drawn holds a position.
+    The released code counts floor(n / K) + 1 blocks, so that its last block may be empty. Here
+    every block that may be drawn holds a position.
 
     Args:
-        block: int64 [B, L], what `block_numbers` gave.
+        block: int64 [B, L], from `block_numbers`.
         uniform: float [B] in [0, 1).
 
     Returns:
@@ -83,17 +84,17 @@ def draw_blocks(block: Tensor, uniform: Tensor) -> Tensor:
 def complementary_views(
     rows: Tensor, block: Tensor, active: Tensor, uniform: Tensor, *, mask_id: int, ratio: float
 ) -> Views:
-    """Mask the active block at random, in the second view where the first one does not.
+    """Mask the active block at random in the first view, and the rest of it in the second.
 
-    Blocks in front of it stay, blocks behind it are masked and not learned.
+    Earlier blocks stay visible. Later blocks are masked, but not learned.
 
     Args:
         rows: int64 [B, L], prompt and response.
-        block: int64 [B, L], what `block_numbers` gave.
-        active: int64 [B], a block of each row.
+        block: int64 [B, L], from `block_numbers`.
+        active: int64 [B], the active block of each row.
         uniform: float [B, L] in [0, 1).
         mask_id: of the model.
-        ratio: probability of being masked in the first view; 1/2 in the paper.
+        ratio: probability that the first view masks a position; 1/2 in the paper.
     """
     inside = block == active[:, None]
     first = inside & (uniform < ratio)
@@ -105,16 +106,16 @@ def complementary_views(
 def certainty_loss(
     logits: Tensor, targets: Tensor, second: Tensor, *, temperature: float, weight: float
 ) -> Loss:
-    """Cross-entropy, and the entropy of predictions that are right already.
+    """Cross-entropy, plus the entropy of predictions that are already correct.
 
     sum over both views of mean_M -ln p(target) + weight * mean_{i in M: argmax l_i = target_i}
-    H(softmax(l_i / temperature)). The mean over nothing is 0. An entropy at a wrong prediction
-    would make the model sure of what is not on its trajectory: such positions get none of it.
+    H(softmax(l_i / temperature)). The mean over no positions is 0. Wrong predictions have no
+    entropy term: it would make the model certain of tokens that are not on its trajectory.
 
     Args:
         logits: [M, V], at the masked positions of both views.
         targets: int64 [M].
-        second: bool [M], whether a position is one of the second view.
+        second: bool [M], True for positions of the second view.
         temperature: of the entropy; 1/2 in the paper.
         weight: of the entropy; 2 for LLaDA, 1 for Dream.
     """
@@ -133,5 +134,5 @@ def certainty_loss(
 
 
 def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen values; 0, with a gradient of 0, where there is none."""
+    """Mean of the chosen values; 0, with a gradient of 0, if none is chosen."""
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Rows and masks of certainty-forcing distillation.
+"""Training batches of certainty-forcing distillation.
 
 Shapes: B rows, L tokens, M masked positions.
 """
@@ -21,22 +21,22 @@ from dlm.training.seeds import noise_seed
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows laid out for one forward: both views under each other, 2 B rows."""
+    """The input of one forward pass: the rows of the first view, then those of the second, 2 B."""
 
-    tokens: Tensor  # int64 [2 B, L], masks in
-    valid: Tensor | None  # bool [2 B, L], False at padding; None where there is none
+    tokens: Tensor  # int64 [2 B, L], with masks
+    valid: Tensor | None  # bool [2 B, L], False at padding; None without padding
     masked: Tensor  # bool [2 B, L]
     targets: Tensor  # int64 [M]
-    second: Tensor  # bool [M], of the second view
+    second: Tensor  # bool [M], True for the second view
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """The same batch on a device."""
         moved = (self.tokens, self.valid, self.masked, self.targets, self.second)
         return Batch(*(None if part is None else part.to(device) for part in moved))  # type: ignore[arg-type]
 
 
 class Batches:
-    """The rows and masks of every forward, a pure function of the seed and its number."""
+    """The batch of every forward pass, a pure function of the seed and the pass number."""
 
     def __init__(self, spec: ModelSpec, targets: Sequence[Target], recipe: Recipe) -> None:
         self.spec = spec
@@ -72,7 +72,7 @@ class Batches:
         )
 
     def target(self, place: int) -> Target:
-        """One of an endless row of shufflings of the targets."""
+        """The target at a place in an endless sequence, which is reshuffled for every epoch."""
         epoch, index = divmod(place, len(self.targets))
         order = list(range(len(self.targets)))
         random.Random(f"{self.recipe.seed}/{epoch}").shuffle(order)
@@ -80,7 +80,7 @@ class Batches:
 
 
 def check_targets(spec: ModelSpec, targets: Sequence[Target]) -> None:
-    """Refuse what cannot be a row of the model's."""
+    """Refuse targets that do not fit the model."""
     check_family(spec)
     if not targets:
         raise ValueError("targets must hold at least one target, got none")

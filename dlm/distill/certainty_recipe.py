@@ -1,4 +1,4 @@
-"""What decides the result of a certainty-forcing distillation."""
+"""The options that determine the result of a certainty-forcing distillation."""
 
 import math
 from dataclasses import dataclass
@@ -14,34 +14,35 @@ from dlm.training.seeds import LARGEST_SEED
 LAYERS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
-"""Where a network has them: attention and MLP, not the experts' router nor the vocabulary."""
+"""Adapted by default, where present: attention and MLP, no expert router or vocabulary layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the result of a run besides the model, the targets and the machine.
+    """Everything that determines the result besides the model, the targets and the hardware.
 
-    The defaults are those of dParallel for LLaDA, but for the steps: six epochs, on eight devices.
-    For Dream: rank and alpha 32, block_length None, weight 1, schedule "cosine", warmup 0.05.
+    The defaults are those of dParallel for LLaDA, except `steps`: the authors train six epochs on
+    eight devices. For Dream they use rank and alpha 32, block_length None, weight 1, schedule
+    "cosine" and warmup 0.05.
     """
 
-    steps: int = 1000  # updates
-    batch_size: int = 1  # rows of a forward, on each device
-    accumulate: int = 8  # forwards of an update, on each device
+    steps: int = 1000  # optimizer updates
+    batch_size: int = 1  # rows of a forward pass, on each device
+    accumulate: int = 8  # forward passes of an update, on each device
     block_length: int | None = 32  # tokens; None masks the whole response at random
-    ratio: float = 0.5  # of the active block that is masked in the first view
-    temperature: float = 0.5  # of the entropy
-    weight: float = 2.0  # of the entropy
+    ratio: float = 0.5  # share of the active block that the first view masks
+    temperature: float = 0.5  # of the entropy term
+    weight: float = 2.0  # of the entropy term
     rank: int = 128
-    alpha: float = 128.0  # the correction is scaled by alpha / rank
-    layers: tuple[str, ...] | None = None  # last names of modules; None for those of LAYERS
+    alpha: float = 128.0  # the adapter's output is scaled by alpha / rank
+    layers: tuple[str, ...] | None = None  # last part of module names; None for those of LAYERS
     learning_rate: float = 2e-5
-    schedule: str = "constant"  # or "cosine", to nothing
+    schedule: str = "constant"  # or "cosine", which decays to 0
     warmup: float = 0.0  # share of the steps
     weight_decay: float = 0.01
     clip: float = 1.0  # gradient norm
     precision: str = "float32"  # or "bfloat16", autocast
-    checkpointing: bool = False  # compute activations again instead of keeping them
+    checkpointing: bool = False  # recompute activations instead of keeping them
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Recipe:
         boolean("checkpointing", self.checkpointing)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then constant or half a cosine."""
+        """Learning rate of a step: linear warm-up, then constant or a half cosine."""
         warm = round(self.warmup * self.steps)
         if step < warm:
             return self.learning_rate * (step + 1) / warm
@@ -73,10 +74,10 @@ class Recipe:
 
 
 def adapter_config(network: Any, recipe: Recipe) -> Any:
-    """The LoRA of a recipe.
+    """The LoRA configuration of a recipe.
 
     Raises:
-        ValueError: the network has no such layer, or its weights are 8-bit integers.
+        ValueError: the network has none of the layers, or its weights are 8-bit integers.
     """
     refuse_quantized(network, "an adapter")
     wanted = LAYERS if recipe.layers is None else recipe.layers

@@ -1,4 +1,4 @@
-"""The training of certainty-forcing distillation: LoRA, resumable to the same bytes.
+"""Training of certainty-forcing distillation: a LoRA adapter, resumable to the same bytes.
 
 Shapes: B rows, L tokens, M masked positions, V vocabulary.
 """
@@ -28,11 +28,11 @@ from dlm.training.state import read_state
 STATE = "training_state.pt"
 KINDS = {"recipe": dict, "model": dict, "processes": int, "targets": str, "step": int,
          "adapter": list, "optimizer": dict}  # fmt: skip
-"""What a checkpoint holds."""
+"""The fields of a checkpoint and their types."""
 
 
 class Student(nn.Module):
-    """The trained model as one forward, so that devices can share its gradient."""
+    """The trained model as one module, so that several devices can share its gradient."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Student(nn.Module):
 
 
 class Trainer:
-    """One run: a model with an adapter, its optimizer and how far it has come."""
+    """One run: the model with its adapter, the optimizer and the current step."""
 
     def __init__(
         self, model: Model, targets: Sequence[Target], recipe: Recipe, out: Path, base: str | None
@@ -56,7 +56,7 @@ class Trainer:
 
         self.recipe, self.out, self.base = recipe, out, base
         self.batches = Batches(model.spec, targets, recipe)
-        # In one process the model stays on the device that it was loaded to.
+        # In a single process the model stays on the device that it was loaded to.
         shared = PartialState(cpu=model.device.type == "cpu").num_processes > 1
         self.accelerator = Accelerator(
             device_placement=shared,
@@ -65,8 +65,8 @@ class Trainer:
             gradient_accumulation_steps=recipe.accumulate,
         )
         self.device = self.accelerator.device if shared else model.device
-        told = facts(model)  # of the base: the adapter's layers change names and weights
-        torch.manual_seed(recipe.seed)  # of the adapter's first values
+        told = facts(model)  # of the base: the adapter changes layer names and weights
+        torch.manual_seed(recipe.seed)  # for the initial values of the adapter
         self.wrapped = wrap(model.network, adapter_config(model.network, recipe))
         if recipe.checkpointing:
             fewer_activations(model.network)({"use_reentrant": False})
@@ -80,7 +80,7 @@ class Trainer:
                       "targets": digest(targets), "model": told}  # fmt: skip
 
     def update(self) -> Progress:
-        """Train on the rows of one step."""
+        """Run one optimizer step."""
         began = time.perf_counter()
         recipe, machine = self.recipe, self.accelerator
         for group in self.optimizer.param_groups:
@@ -89,7 +89,7 @@ class Trainer:
         for turn in range(recipe.accumulate):
             forward = (self.step * recipe.accumulate + turn) * machine.num_processes
             batch = self.batches[forward + machine.process_index].to(self.device)
-            torch.manual_seed(noise_seed(recipe.seed, forward))  # of dropout, where there is any
+            torch.manual_seed(noise_seed(recipe.seed, forward))  # for dropout, if the model has any
             with machine.accumulate(self.student):
                 loss = self.loss(batch)
                 value += self.finite(loss.total.item()) / recipe.accumulate
@@ -104,7 +104,7 @@ class Trainer:
         return Progress(self.step, "certainty", value, tokens / seconds, recipe.rate(self.step - 1))
 
     def loss(self, batch: Batch) -> Loss:
-        """The loss of one forward."""
+        """The loss of one forward pass."""
         logits = self.student(batch.tokens, batch.valid, batch.masked)
         recipe = self.recipe
         return certainty_loss(
@@ -116,7 +116,7 @@ class Trainer:
         )
 
     def finite(self, value: float) -> float:
-        """A loss, if it is a number."""
+        """Check that a loss is finite, and return it."""
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {value} at step {self.step}: lower learning_rate, "
@@ -125,7 +125,7 @@ class Trainer:
         return value
 
     def save(self) -> None:
-        """Write the checkpoint in one atomic step, and then the adapter."""
+        """Write the checkpoint atomically, then the adapter."""
         if not self.accelerator.is_main_process:
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ class Trainer:
         write(self.wrapped, self.out, self.base)
 
     def resume(self) -> None:
-        """Go on from the checkpoint of the folder.
+        """Continue from the checkpoint in the folder.
 
         Raises:
-            ValueError: it is damaged, or belongs to another recipe, another model, other targets
-                or another number of processes.
+            ValueError: the checkpoint is damaged, or belongs to another recipe, another model,
+                other targets or another number of processes.
         """
         path = self.out / STATE
         state = read_state(path, KINDS)
@@ -164,8 +164,8 @@ class Trainer:
     def run(self, report: Callable[[Progress], None], *, save_every: int = 100) -> None:
         """Train to the end of the recipe, saving on the way; see `dlm.training.loop.Trainer`.
 
-        The adapter is written at the end even where no step was left to do: a run may have been
-        killed between its last checkpoint and its adapter.
+        The adapter is written at the end even if no step was left to do: an earlier run may have
+        been killed between writing its last checkpoint and its adapter.
         """
         self.student.train()
         while self.step < self.recipe.steps:
@@ -194,21 +194,21 @@ def train(
     """Train an adapter and write it to `out`, also when interrupted.
 
     Args:
-        recipe: what decides the result.
-        model: the base, on the device it is on; its network gets the adapter's layers.
-        targets: what the base decodes, see `dlm.distill.certainty_targets`.
-        out: folder for the adapter, which `dlm.load(..., adapter=out)` reads, and for checkpoints.
+        recipe: everything that determines the result.
+        model: the base, on its current device; the adapter's layers are added to its network.
+        targets: what the base decodes; see `dlm.distill.certainty_targets`.
+        out: folder for checkpoints and the adapter, which `dlm.load(..., adapter=out)` reads.
         base: name of the base, for the adapter's configuration.
-        resume: go on from the checkpoint in `out`.
+        resume: continue from the checkpoint in `out`.
         report: called after every step.
 
     Returns:
         The `PeftModel` around the network.
 
     Raises:
-        ValueError: `out` holds a run and `resume` is not set, or the other way round; a checkpoint
-            of another run, or a damaged one; `out` holds a model; a target or a recipe that does
-            not fit the model.
+        ValueError: `out` holds a run and `resume` is not set, or the other way round; the
+            checkpoint belongs to another run or is damaged; `out` holds a model; a target or the
+            recipe does not fit the model.
     """
     if (out / STATE).exists() != resume:
         state = (
@@ -238,10 +238,10 @@ def refuse_model(out: Path) -> None:
 
 
 def check_network(network: Any, recipe: Recipe) -> None:
-    """Refuse a recipe that a network cannot be trained by, before it is changed.
+    """Refuse a recipe that does not fit the network, before the network is changed.
 
     Raises:
-        ValueError: it has no such layers, or cannot compute activations again.
+        ValueError: the network has none of the layers, or cannot recompute activations.
     """
     adapter_config(network, recipe)
     if recipe.checkpointing:
@@ -249,12 +249,12 @@ def check_network(network: Any, recipe: Recipe) -> None:
 
 
 def fewer_activations(network: Any) -> Callable[[dict[str, Any]], None]:
-    """What has the layers compute their activations again in the backward pass.
+    """The network's method that turns on activation checkpointing (recomputing activations).
 
     Raises:
-        ValueError: the network cannot.
+        ValueError: the network has none.
     """
-    # transformers renamed it and warns of the old name.
+    # transformers renamed the method and warns of the old name.
     for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
         if hasattr(network, name):
             enable: Callable[[dict[str, Any]], None] = getattr(network, name)
@@ -263,6 +263,6 @@ def fewer_activations(network: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """A run's facts by name, those of its recipe and its model among them."""
+    """The facts of a run in one flat dict, including those of its recipe and its model."""
     own = {key: facts[key] for key in ("processes", "targets")}
     return {**facts["recipe"], **facts["model"], **own}

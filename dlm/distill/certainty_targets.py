@@ -1,4 +1,4 @@
-"""Targets of a distillation: what the model itself decodes, one token a forward."""
+"""Distillation targets: what the model itself decodes, one token per forward pass."""
 
 import json
 import os
@@ -22,11 +22,11 @@ FILE = "targets.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """How targets are decoded: low_confidence at temperature 0, one token a forward."""
+    """How targets are decoded: low_confidence at temperature 0, one token per forward pass."""
 
     gen_length: int = 256  # tokens of every target
-    block_length: int | None = 32  # tokens committed from left to right; None for one block
-    batch_size: int = 16  # prompts at a time; changes no target
+    block_length: int | None = 32  # tokens; blocks are decoded left to right; None for one block
+    batch_size: int = 16  # prompts decoded at once; changes no target
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "batch_size"):
@@ -37,11 +37,11 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One prompt and what the model makes of it."""
+    """One prompt and the response that the model decodes for it."""
 
     prompt: list[int]
-    response: list[int]  # `gen_length` tokens, filled with end of text behind a stop token
-    right: bool | None  # whether it solves its task; None where there is no telling
+    response: list[int]  # `gen_length` tokens, filled with end of text after a stop token
+    right: bool | None  # whether it solves its task; None if that cannot be checked
 
 
 def make_targets(
@@ -54,31 +54,31 @@ def make_targets(
     name: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Target]:
-    """Decode every prompt and write `targets.jsonl` on the way, from where it was left.
+    """Decode every prompt and write `targets.jsonl` on the way, resuming an earlier run.
 
-    Only whole batches are kept of what an earlier run left, so that the batches are the same ones
-    and what comes out of the network is too. Nothing is written before everything is checked.
+    Only the whole batches of an earlier run are kept. So the batches are the same as without the
+    interruption, and so are the network's outputs. Nothing is written before all is checked.
 
     Args:
         model: the teacher.
-        examples: prompts; their responses are not looked at.
+        examples: prompts; their responses are not used.
         teacher: how to decode.
         out: folder of the file.
-        chat: put prompts through the chat template; False takes them as they stand.
-        name: of the model, for the file.
-        report: told how many targets there are, of how many.
+        chat: pass prompts through the chat template; False takes them as they stand.
+        name: of the model, recorded in the file.
+        report: called with the number of targets done and their total.
 
     Raises:
-        ValueError: a bad prompt, one too long for the model, or a file that is damaged or of
-            another model, other settings or other prompts.
+        ValueError: a prompt is invalid or too long for the model, or the file is damaged or belongs
+            to another model, other settings or other prompts.
     """
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     prompts = encode(model, examples, teacher, chat=chat)
     head = {"model": name, **facts(model), "prompts": len(prompts), "chat": chat, **asdict(teacher)}
     del head["batch_size"]
-    head = json.loads(json.dumps(head))  # as it is read again
-    # Of several processes one decodes, and the others read what it has written.
+    head = json.loads(json.dumps(head))  # as it will be read back
+    # With several processes, one decodes, and the others read what it has written.
     with PartialState(cpu=model.device.type == "cpu").main_process_first():
         done = reopen(out / FILE, head, prompts, teacher.batch_size)
         with (out / FILE).open("a") as file:
@@ -95,10 +95,10 @@ def make_targets(
 def encode(
     model: Model, examples: Sequence[Example], teacher: Teacher, *, chat: bool
 ) -> list[list[int]]:
-    """The tokens of every prompt, before anything is written.
+    """The token ids of every prompt, checked.
 
     Raises:
-        ValueError: no prompt, a bad one, or one too long for the model.
+        ValueError: there is no prompt, or one that is invalid or too long for the model.
     """
     given = [as_prompt(example.prompt, chat) for example in examples]
     if not given:
@@ -109,11 +109,11 @@ def encode(
 
 
 def check_family(spec: ModelSpec) -> None:
-    """Refuse a family whose rows are not seen here as decoding sees them.
+    """Refuse families whose training rows would not match what the model sees in decoding.
 
     Raises:
-        ValueError: what is before a block would have to see nothing behind itself, or blocks are
-            counted from a prompt's end.
+        ValueError: tokens before the active block see nothing after themselves (causal attention),
+            or attention blocks are counted from the end of the prompt.
     """
     if spec.anchored:
         raise ValueError(
@@ -128,14 +128,14 @@ def check_family(spec: ModelSpec) -> None:
 
 
 def check_job(model: Model, prompts: Sequence[list[int]], teacher: Teacher) -> None:
-    """Refuse what the model could not decode: the longest prompt tells for all."""
+    """Refuse settings that the model cannot decode; the longest prompt stands for all."""
     check_family(model.spec)
     settings = Settings(gen_length=teacher.gen_length, block_length=teacher.block_length)
     generation_job(model, [max(prompts, key=len)], settings)
 
 
 def check_prompts(path: Path, done: Sequence[Target], prompts: Sequence[list[int]]) -> None:
-    """Refuse a file whose targets are not those of the first prompts."""
+    """Refuse a file whose targets do not belong to the first of the prompts, in order."""
     for number, (target, prompt) in enumerate(zip(done, prompts, strict=False)):
         if target.prompt != prompt:
             raise ValueError(f"{path} holds targets of other prompts, from line {number + 2}")
@@ -146,14 +146,14 @@ def check_prompts(path: Path, done: Sequence[Target], prompts: Sequence[list[int
 
 
 def as_prompt(text: str, chat: bool) -> Prompt:
-    """A text as the user's turn of a chat, or as it stands."""
+    """The text as the user's turn of a chat, or unchanged."""
     return [{"role": "user", "content": text}] if chat else text
 
 
 def decode(
     model: Model, examples: Sequence[Example], prompts: list[list[int]], teacher: Teacher
 ) -> Iterator[Target]:
-    """Targets of one batch."""
+    """Decode the targets of one batch."""
     out = generate(
         model,
         prompts,
@@ -170,12 +170,12 @@ def decode(
 def reopen(
     path: Path, head: dict[str, Any], prompts: Sequence[list[int]], batch_size: int
 ) -> list[Target]:
-    """The whole batches that a run may have left, the rest cut off the file; else a new file.
+    """Read the whole batches of an earlier run and cut the rest off the file; or start a new file.
 
     Raises:
-        ValueError: it is damaged, or was written for another model, other settings or prompts.
+        ValueError: the file is damaged, or belongs to another model, other settings or prompts.
     """
-    # What follows the last newline was cut short.
+    # The text after the last newline is an incomplete line.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     if not lines:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def reopen(
 
 
 def check_head(path: Path, line: bytes, head: dict[str, Any]) -> None:
-    """Refuse a first line that does not say what this run would."""
+    """Refuse a file whose first line records other settings than this run's."""
     try:
         written = json.loads(line)
         if not isinstance(written, dict):
@@ -203,7 +203,7 @@ def check_head(path: Path, line: bytes, head: dict[str, Any]) -> None:
 
 
 def read_target(path: Path, number: int, line: bytes, head: dict[str, Any]) -> Target:
-    """One line below the first."""
+    """Parse a line after the first."""
     try:
         target = Target(**json.loads(line))
         for name in ("prompt", "response"):

@@ -1,8 +1,9 @@
 """Learn decoding schedules: `dlm distill schedule`.
 
-Learnable Sampler Distillation (LSD and LSD+, arXiv:2509.19962), for networks without a time. The
-teacher is a base policy with one token a forward; the student has a budget of forwards, and learns
-how many tokens each reveals and by what its logits are scaled. The network stays as it is.
+Learnable Sampler Distillation (LSD and LSD+, arXiv:2509.19962), for networks without a time input.
+The teacher is a base policy with one token per forward pass. The student has a budget of forward
+passes, and learns how many tokens each of them reveals and the scale of its logits. The network is
+not changed.
 """
 
 import hashlib
@@ -35,18 +36,18 @@ class Recipe:
     """How schedules are learned.
 
     Raises:
-        ValueError: an option breaks its rule.
+        ValueError: an option is invalid, or has no effect with the others.
     """
 
-    base_policy: str = "low_confidence"  # ranks positions, of the teacher and the student
+    base_policy: str = "low_confidence"  # ranks the positions of teacher and student
     gen_length: int = 256  # tokens
-    block_length: int | None = 32  # tokens; None for one block over all
-    refreshes: int = 2  # times the error table is made again at the student's own states
+    block_length: int | None = 32  # tokens; None for one block over the whole answer
+    refreshes: int = 2  # times the error table is measured again on the student's own states
     scale: bool = True  # whether logit scales are learned
-    scale_confidence: bool = True  # whether the ranking sees them
+    scale_confidence: bool = True  # whether positions are ranked by scaled logits
     relax: float = 0.0  # share of a block that may differ in the teacher's states; paper: 0.05
-    seed: int | None = None  # of the perturbations of `relax`; None for 0
-    batch_size: int = 16  # rows of a forward
+    seed: int | None = None  # for the perturbations of `relax`; None stands for 0
+    batch_size: int = 16  # rows of a forward pass
 
     def __post_init__(self) -> None:
         known("base_policy", self.base_policy, BASES)
@@ -74,14 +75,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which model it is, for the artefact and so that files of another one are not taken up."""
+    """Identifies the model, for the artefact, and so that files of another model are refused."""
 
     id: str | None
-    facts: Mapping[str, Any]  # of `dlm.distill.weights`
+    facts: Mapping[str, Any]  # from `dlm.distill.weights`
 
     @classmethod
     def of(cls, model: Model, id: str | None) -> "Origin":
-        """Of a loaded model.
+        """The origin of a loaded model.
 
         Raises:
             ValueError: a weight is not in memory.
@@ -91,16 +92,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A plan that could be the schedule."""
+    """A plan that may become the schedule."""
 
     name: str
     plan: Plan
-    predicted: float  # share of tokens expected wrong, by the table that made it
-    realised: float  # share of tokens that were not the teacher's, over the prompts
+    predicted: float  # expected share of wrong tokens, by the table that produced the plan
+    realised: float  # share of tokens, over all prompts, that differ from the teacher's
     fits: tuple[Fit, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As the artefact keeps it."""
+        """The candidate as the artefact records it."""
         return {
             "name": self.name,
             "reveal": list(self.plan.counts),
@@ -131,18 +132,18 @@ class Distiller:
         origin: Origin,
         report: Report = lambda what, done, total: None,
     ) -> "Distiller":
-        """Check that the prompts fit.
+        """Build a distiller, and check that the prompts fit.
 
         Args:
-            model: what `dlm.load` gave.
-            prompts: token ids, as `dlm.prompts.encode_prompts` gives them.
+            model: from `dlm.load`.
+            prompts: token ids, from `dlm.prompts.encode_prompts`.
             recipe: how to learn.
-            folder: for trajectories; what is there is gone on with.
-            origin: which model it is.
-            report: told how far each part has come.
+            folder: for trajectories; those it already holds are continued.
+            origin: identifies the model.
+            report: called with the progress of each part.
 
         Raises:
-            ValueError: no prompt, or one that does not fit the model or the recipe.
+            ValueError: there is no prompt, or one does not fit the model or the recipe.
         """
         if not prompts:
             raise ValueError("prompts must be one or more, got none")
@@ -159,20 +160,20 @@ class Distiller:
 
     @property
     def flips(self) -> int:
-        """Positions that relaxing may change."""
+        """Most positions of a block that `relax` may change."""
         return int(self.recipe.relax * self.layout.block_length)
 
     @property
     def prompts_sha256(self) -> str:
-        """Of the token ids of all prompts, hex."""
+        """SHA-256 of the token ids of all prompts, hex."""
         ids = [list(row) for row in self.layout.prompts]
         return hashlib.sha256(canonical(ids).encode()).hexdigest()
 
     def forwards(self, budget: int) -> int:
-        """Forwards of a block, for a budget of the whole generation.
+        """Forward passes of each block, for a budget of the whole generation.
 
         Raises:
-            ValueError: the blocks cannot share the budget evenly, or it is above their tokens.
+            ValueError: the blocks cannot share the budget evenly, or it exceeds their tokens.
         """
         blocks = len(self.layout.sizes)
         integer("budget", budget, least=1)
@@ -186,7 +187,7 @@ class Distiller:
         return budget // blocks
 
     def facts(self, **more: Any) -> dict[str, Any]:
-        """What a file of trajectories depends on."""
+        """Everything that a file of trajectories depends on."""
         layout = self.layout
         return {
             **self.origin.facts,
@@ -210,7 +211,7 @@ class Distiller:
     def students(
         self, plan: Plan, teachers: Sequence[Trajectory] | None = None
     ) -> list[Trajectory]:
-        """Trajectories of a plan; with its teachers, with mistakes at every mask count."""
+        """Trajectories of a plan; given the teacher's, with mistakes at every number of masks."""
         scaled = self.recipe.scale_confidence
         student = Student(self.layout, self.recipe.base_policy, plan, scaled)
         kind = "play" if teachers is None else "sweep"
@@ -231,7 +232,7 @@ class Distiller:
         return self.fill(name, facts, self.shape(counts, measured=teachers is not None), work)
 
     def shape(self, counts: Sequence[Sequence[int]], *, measured: bool) -> Shape:
-        """What trajectories look like, by what the forwards of each block reveal."""
+        """The expected form of trajectories, from the tokens that each forward pass reveals."""
         return Shape.of(counts, self.layout.model.spec.vocab_size, measured=measured)
 
     def fill(
@@ -241,7 +242,7 @@ class Distiller:
         shape: Shape,
         work: Callable[[range], list[Trajectory]],
     ) -> list[Trajectory]:
-        """Trajectories of all prompts, those of an earlier run from their file."""
+        """Trajectories of all prompts; those of an earlier run are read from their file."""
         return Ledger(self.folder / f"{name}.jsonl", facts, shape).fill(
             self.layout.prompts,
             self.recipe.batch_size,
@@ -250,19 +251,20 @@ class Distiller:
         )
 
     def learn(self, budget: int) -> ScheduleArtefact:
-        """The schedule for a budget of forwards.
+        """Learn the schedule for a budget of forward passes.
 
-        Of the uniform plan, the one of the teacher's table and those of its refreshes, each with
-        and without scales, it is the one whose answers differ least from the teacher's.
+        Candidates are the uniform plan, the best plan by the teacher's table, and the best plan by
+        each refreshed table, each with and without scales. The one whose answers differ least from
+        the teacher's is chosen.
 
         Raises:
-            ValueError: the budget does not fit, or another run is on in the folder.
+            ValueError: the budget does not fit, or another run is using the folder.
         """
         with alone(self.folder):
             return self.learn_alone(budget)
 
     def learn_alone(self, budget: int) -> ScheduleArtefact:
-        """`learn`, for one who keeps other runs off the folder himself.
+        """`learn`, for callers that keep other runs out of the folder themselves.
 
         Raises:
             ValueError: the budget does not fit.
@@ -298,12 +300,12 @@ class Distiller:
         return plain + scaled
 
     def even(self, forwards: int) -> tuple[int, ...]:
-        """LLaDA's counts: m // N, and one more for the first m mod N forwards."""
+        """LLaDA's counts: m // N, and one more for the first m mod N forward passes."""
         each, more = divmod(self.layout.block_length, forwards)
         return (each + 1,) * more + (each,) * (forwards - more)
 
     def table(self, trajectories: Sequence[Trajectory]) -> ErrorTable:
-        """The error table of some trajectories."""
+        """The error table of the given trajectories."""
         return ErrorTable.of((each.wrong for each in trajectories), self.layout.sizes)
 
     def judge(
@@ -314,7 +316,7 @@ class Distiller:
         students: Sequence[Trajectory],
         teachers: Sequence[Trajectory],
     ) -> Candidate:
-        """A plan with its errors."""
+        """A candidate from a plan and its predicted and realised errors."""
         predicted = table.predicted(plan.counts) / self.layout.block_length
         return Candidate(name, plan, predicted, differing(students, teachers))
 
@@ -334,7 +336,7 @@ class Distiller:
     def artefact(
         self, budget: int, best: Candidate, candidates: Sequence[Candidate]
     ) -> ScheduleArtefact:
-        """The file of the best plan."""
+        """The artefact of the best plan."""
         layout, recipe, spec = self.layout, self.recipe, self.layout.model.spec
         whole = recipe.block_length is None and len(layout.sizes) == 1
         even = self.even(len(best.plan.counts))
@@ -379,7 +381,7 @@ class Distiller:
 
 
 def differing(students: Sequence[Trajectory], teachers: Sequence[Trajectory]) -> float:
-    """Share of tokens that are not the teacher's."""
+    """Share of tokens that differ from the teacher's."""
     pairs = [
         told != wanted
         for student, teacher in zip(students, teachers, strict=True)

@@ -1,4 +1,4 @@
-"""Logit scales of a plan: where the student stands, against where the teacher stood.
+"""Fit the logit scales of a plan: match the student's distributions to the teacher's.
 
 Shapes: B rows, G generated tokens, W positions of a block, V vocabulary.
 """
@@ -15,34 +15,34 @@ from dlm.distill.schedule_rollout import Plan
 from dlm.distill.schedule_scale import Alignment
 from dlm.distill.schedule_states import Layout
 
-DRAWS = 4  # perturbations of a teacher's state, beside the state itself
-VALUES = 1 << 26  # logits kept for the fit of one forward, over all prompts and blocks
+DRAWS = 4  # perturbed teacher states, besides the unperturbed one
+VALUES = 1 << 26  # most logits kept for the fit of one forward pass, over all prompts and blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The scale of one forward."""
+    """The fitted scale of one forward pass."""
 
-    scale: float  # 1 where the best one was rejected
-    rejected: bool  # it lay outside the range that is allowed
-    before: float  # mean KL of a position at scale 1, nats
-    after: float  # at `scale`
+    scale: float  # 1 if the best scale was rejected
+    rejected: bool  # whether the best scale was outside the allowed range
+    before: float  # mean KL per position at scale 1, nats
+    after: float  # mean KL per position at `scale`, nats
 
 
 @dataclass(frozen=True, slots=True)
 class Aligner:
-    """States of a student and of its teacher with as many masks."""
+    """Pairs each state of a student with the teacher's state that has equally many masks."""
 
     layout: Layout
     students: Sequence[Trajectory]
     teachers: Sequence[Trajectory]
-    flips: int  # most positions perturbed in the states of the teacher; 0 for none
+    flips: int  # most positions perturbed in a teacher state; 0 for none
     seed: int
     batch_size: int
 
     @torch.inference_mode()
     def fit(self, plan: Plan, report: Callable[[int, int], None]) -> list[Fit]:
-        """The scale of each forward, over all prompts and blocks."""
+        """Fit the scale of each forward pass, over all prompts and blocks."""
         found = []
         steps = len(plan.counts)
         report(0, steps)
@@ -55,7 +55,7 @@ class Aligner:
         return found
 
     def parts(self, plan: Plan, forward: int) -> Iterator[Alignment]:
-        """What is to be aligned at one forward of every block, batch by batch."""
+        """What to align at one forward pass of every block, batch by batch."""
         sizes = self.layout.sizes
         places = [
             (block, sum(sizes[:block]) + sum(count for count, _ in steps[:forward]))
@@ -75,9 +75,9 @@ class Aligner:
     def part(
         self, rows: Sequence[int], block: int, done: int, forward: int, most: Sequence[int]
     ) -> Alignment:
-        """Positions of a block that student and teacher both have masked, `most` [B] of each row.
+        """Align positions that student and teacher both have masked, at most `most` [B] per row.
 
-        Which ones hangs on the row and the number alone, not on the rest of the batch.
+        The choice of positions depends only on the row and its limit, not on the rest of the batch.
         """
         layout = self.layout
         kept = ~layout.suppressed
@@ -101,7 +101,7 @@ class Aligner:
         return Alignment.of(logits[row, column], teacher[row, column])
 
     def losses(self, logits: Tensor, told: Tensor, shared: Tensor) -> Tensor:
-        """Mean KL of each row at scale 1, inf where no position is shared. float64 [B]."""
+        """Mean KL of each row at scale 1, float64 [B]; inf if no position is shared."""
         row, column = shared.to(logits.device).nonzero(as_tuple=True)
         each = Alignment.of(logits[row, column], told[row, column]).divergence(1.0).cpu()
         total = torch.zeros(len(shared), dtype=torch.float64).index_add_(0, row.cpu(), each)
@@ -109,7 +109,7 @@ class Aligner:
         return torch.where(count > 0, total / count.clamp(min=1), torch.inf)
 
     def states(self, rows: Sequence[int], block: int, done: int, forward: int) -> Iterator[Tensor]:
-        """Spans of the teacher, and where it is relaxed some near them; int64 [B, G]."""
+        """Teacher states to compare with, int64 [B, G]: its own, then perturbed ones if relaxed."""
         spans = self.spans(self.teachers, rows, done)
         yield spans
         begin, size = sum(self.layout.sizes[:block]), self.layout.sizes[block]
@@ -125,28 +125,28 @@ class Aligner:
             yield near
 
     def spans(self, of: Sequence[Trajectory], rows: Sequence[int], done: int) -> Tensor:
-        """States of some trajectories after `done` tokens, int64 [B, G]."""
+        """The generated tokens of some trajectories after `done` commits, int64 [B, G]."""
         tokens = torch.tensor([of[row].tokens for row in rows])
         order = torch.tensor([of[row].order for row in rows])
         return tokens.masked_fill(order >= done, self.layout.model.spec.mask_id)
 
     def open(self, spans: Tensor, block: int) -> Tensor:
-        """Masks of a block, bool [B, W]."""
+        """Which positions of a block are masked, bool [B, W]."""
         begin, size = sum(self.layout.sizes[:block]), self.layout.sizes[block]
         return spans[:, begin : begin + size] == self.layout.model.spec.mask_id
 
 
 def shares(total: int, count: int) -> list[int]:
-    """Ints of that sum, as even as can be and the larger ones spread, for each of `count`."""
+    """Split `total` into `count` ints, as evenly as possible, with the larger ones spread out."""
     return [(each + 1) * total // count - each * total // count for each in range(count)]
 
 
 def thinned(flags: Tensor, most: int, row: int) -> Tensor:
-    """Bool [W] with `most` of the flags at most, evenly spread; where they begin is the row's."""
+    """Keep at most `most` flags of bool [W], evenly spaced; the offset depends on the row."""
     places = flags.nonzero()[:, 0]
     if len(places) <= most:
         return flags
-    phase = row * 618 % 1000  # of 1000: multiples of the golden section leave no gap over rows
+    phase = row * 618 % 1000  # in 1/1000: multiples of the golden ratio spread evenly over rows
     picked = [(each * 1000 + phase) * len(places) // (most * 1000) for each in range(most)]
     found = torch.zeros_like(flags)
     found[places[picked]] = True

@@ -1,4 +1,4 @@
-"""Trajectories on disk: written batch by batch, so that a run that was stopped goes on."""
+"""Trajectories on disk, written batch by batch, so that an interrupted run can continue."""
 
 import json
 import os
@@ -10,34 +10,34 @@ from typing import Any
 from dlm.decoders.artefact import canonical
 
 Report = Callable[[str, int, int], None]
-"""Called with what is under way, how many prompts are done, and of how many."""
+"""Called with the name of the current part, the prompts done and their total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """How one prompt was decoded, and what would have gone wrong on the way.
 
-    Entry t of `wrong` is of the state after t committed tokens: block by block, one mask less at
-    a time.
+    Entry t of `wrong` describes the state after t committed tokens. Blocks are filled in order, and
+    each state has one mask less than the one before.
     """
 
-    tokens: list[int]  # [G] the answer
-    order: list[int]  # [G] tokens of the row committed before the forward that committed this one
-    wrong: list[list[int]]  # [G] ranks, from 0, whose arg max is not the teacher's answer
+    tokens: list[int]  # [G] the generated tokens
+    order: list[int]  # [G] tokens committed before the forward pass that committed this one
+    wrong: list[list[int]]  # [G] ranks, from 0, where the arg max is not the teacher's token
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What all trajectories of one plan have in common."""
 
-    starts: tuple[tuple[int, ...], ...]  # `order` of each block, sorted
-    masks: tuple[int, ...]  # [G] of the block at hand, in the state that `wrong` is of
+    starts: tuple[tuple[int, ...], ...]  # for each block, its part of `order`, sorted
+    masks: tuple[int, ...]  # [G] masks of the current block in the state of each `wrong`
     vocab: int
     measured: bool  # whether mistakes were counted
 
     @classmethod
     def of(cls, counts: Sequence[Sequence[int]], vocab: int, *, measured: bool) -> "Shape":
-        """From the tokens that the forwards of each block reveal."""
+        """From the number of tokens that each forward pass of each block reveals."""
         starts: list[tuple[int, ...]] = []
         masks: list[int] = []
         done = 0
@@ -51,7 +51,7 @@ class Shape:
         return cls(tuple(starts), tuple(masks), vocab, measured)
 
     def fault(self, row: object) -> str | None:
-        """What is wrong with a row of a file; None for nothing."""
+        """What is wrong with a row of a file; None if it is valid."""
         if not isinstance(row, dict) or set(row) != {"tokens", "order", "wrong"}:
             return "not a trajectory"
         tokens, order, wrong = row["tokens"], row["order"], row["wrong"]
@@ -75,12 +75,12 @@ class Shape:
 
 
 def is_ints(values: object) -> bool:
-    """Whether it is a list of ints; booleans are none."""
+    """Whether the value is a list of ints; bools do not count."""
     return isinstance(values, list) and all(type(value) is int for value in values)
 
 
 def is_ranks(values: object, most: int) -> bool:
-    """Whether it is a list of ascending ints in [0, `most`)."""
+    """Whether the value is a list of strictly ascending ints in [0, `most`)."""
     if not isinstance(values, list) or not is_ints(values):
         return False
     return values == sorted(set(values)) and all(0 <= value < most for value in values)
@@ -88,9 +88,9 @@ def is_ranks(values: object, most: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A file of trajectories: a line of facts, then one for each prompt.
+    """A file of trajectories: a line of facts, then one line for each prompt.
 
-    Its owner keeps other runs off the folder, by `alone`.
+    The caller keeps other runs out of the folder, with `alone`.
     """
 
     path: Path
@@ -104,13 +104,13 @@ class Ledger:
         work: Callable[[int, int], list[Trajectory]],
         report: Callable[[int, int], None],
     ) -> list[Trajectory]:
-        """The trajectories of all prompts; `work` makes those from one index to another.
+        """The trajectories of all prompts; `work` produces those in a range of indices.
 
-        Only whole batches are kept of an earlier run, so that the batches are the same ones and
-        what comes out of the network is too.
+        Only the whole batches of an earlier run are kept. So the batches are the same as without
+        the interruption, and so are the network's outputs.
 
         Raises:
-            ValueError: the file is of another run or damaged.
+            ValueError: the file belongs to another run or is damaged.
         """
         found = self.read(batch_size, len(prompts))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,14 +123,14 @@ class Ledger:
         return found
 
     def read(self, batch_size: int, total: int) -> list[Trajectory]:
-        """What whole batches an earlier run has left; the rest is cut off the file.
+        """Read the whole batches that an earlier run has left, and cut the rest off the file.
 
         Raises:
-            ValueError: the file is of another run, or is damaged in front of its last line.
+            ValueError: the file belongs to another run, or is damaged before its last line.
         """
         if not self.path.exists():
             return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what has no line end is not whole
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # a line without a newline is incomplete
         if not lines:
             self.path.unlink()
             return []
@@ -150,14 +150,14 @@ class Ledger:
         return found[:whole]
 
     def parsed(self, line: bytes, number: int) -> Any:
-        """A line of JSON."""
+        """Parse a line of JSON."""
         try:
             return json.loads(line)
         except ValueError as error:
             raise self.damage(number, str(error)) from None
 
     def damage(self, number: int, why: str) -> ValueError:
-        """The error for a line that no run has written."""
+        """The error for a line that no run can have written."""
         return ValueError(f"{str(self.path)!r} is damaged at line {number} ({why}): delete it")
 
     def check_facts(self, facts: object) -> None:
@@ -174,7 +174,7 @@ class Ledger:
             )
 
     def add(self, trajectories: Sequence[Trajectory]) -> None:
-        """Append a batch, and the facts in front of the first one."""
+        """Append a batch; in a new file, write the facts first."""
         head = [] if self.path.exists() else [self.facts]
         rows = [*head, *map(asdict, trajectories)]
         with self.path.open("ab") as file:

@@ -1,11 +1,11 @@
-"""Learned schedules against uniform ones, on problems that neither has seen.
+"""Compare learned schedules with uniform ones, on problems that neither has seen.
 
 python -m dlm.distill.schedule_measure --task sudoku --schedules runs/sudoku \
     --sudoku sudoku_4x4.csv
 
-At each budget N: the base policy with N even steps, the schedule, and three adaptive policies whose
-threshold was set on training prompts to the most forwards that are at most N on average. Prints a
-table in Markdown.
+For each budget N, prints a table in Markdown that compares the base policy with N even steps, the
+schedule, and three adaptive policies. An adaptive policy runs at the setting that took the most
+forward passes on training prompts, but at most N on average.
 """
 
 import argparse
@@ -39,32 +39,32 @@ RIVALS: dict[str, list[dict[str, float]]] = {
     ],
     "entropy_bound": [{"gamma": value} for value in (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)],
 }
-"""Decoders that choose how many tokens to commit -> their settings."""
+"""Decoders that choose how many tokens to commit, and the settings to try."""
 
-CALIBRATION = 32  # training prompts that thresholds are set on
-SEED = 23  # of those prompts
+CALIBRATION = 32  # training prompts for calibration
+SEED = 23  # for drawing those prompts
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one way of decoding made of some problems."""
+    """What one decoder setting made of some problems."""
 
     right: list[bool]
-    forwards: float  # mean of a problem
-    entropy: float  # of the tokens of all answers, nats
-    distinct: float  # share of pairs of neighbouring tokens that are unlike all before
+    forwards: float  # mean forward passes of a problem
+    entropy: float  # of the token frequencies over all answers, nats
+    distinct: float  # distinct pairs of neighbouring tokens over all pairs
 
     @property
     def solved(self) -> float:
-        """Share of the problems."""
+        """Share of the problems solved."""
         return sum(self.right) / len(self.right)
 
 
 def answer(
     model: Model, examples: Sequence[Example], length: int, way: Mapping[str, Any]
 ) -> Answers:
-    """Decode every problem in one block and check it."""
+    """Decode every problem as one block and check the answers."""
     right: list[bool] = []
     forwards = 0
     words: list[list[int]] = []
@@ -88,20 +88,20 @@ def answer(
 
 
 def cut(tokens: Sequence[int], stops: Sequence[int]) -> list[int]:
-    """Tokens in front of the first stop token."""
+    """Tokens before the first stop token."""
     end = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
     return list(tokens[:end])
 
 
 def entropy(rows: Sequence[Sequence[int]]) -> float:
-    """Entropy of the frequencies of tokens, nats."""
+    """Entropy of the token frequencies, nats."""
     counts = Counter(token for row in rows for token in row)
     total = counts.total()
     return -sum(n / total * math.log(n / total) for n in counts.values())
 
 
 def distinct(rows: Sequence[Sequence[int]]) -> float:
-    """Distinct pairs of neighbouring tokens over all of them."""
+    """Number of distinct pairs of neighbouring tokens over the number of all pairs."""
     pairs = [pair for row in rows for pair in pairwise(row)]
     return len(set(pairs)) / max(1, len(pairs))
 
@@ -117,7 +117,7 @@ def interval(one: Sequence[bool], two: Sequence[bool]) -> tuple[float, float]:
 
 
 def calibrate(model: Model, examples: Sequence[Example], length: int) -> dict[str, list[float]]:
-    """Mean forwards of every setting of the rivals."""
+    """Mean forward passes of every setting of the adaptive policies."""
     return {
         name: [
             answer(model, examples, length, {"decoder": name, "decoder_options": setting}).forwards
@@ -128,7 +128,7 @@ def calibrate(model: Model, examples: Sequence[Example], length: int) -> dict[st
 
 
 def ways(budget: int, path: Path, found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """What is compared at a budget, the uniform plan first."""
+    """The decoder settings compared at a budget, the uniform plan first."""
     base = ScheduleArtefact.load(path).base_policy
     chosen: dict[str, Any] = {
         f"{base}, even steps": {"decoder": base, "steps": budget},
@@ -144,7 +144,7 @@ def ways(budget: int, path: Path, found: Mapping[str, Sequence[float]]) -> dict[
 
 
 def row(task: str, budget: int, name: str, found: Answers, uniform: Answers) -> str:
-    """A line of the table."""
+    """A row of the table."""
     gap = "" if found is uniform else f"{100 * (found.solved - uniform.solved):+.1f}"
     ends = [f"{100 * end:+.1f}" for end in interval(uniform.right, found.right)]
     cells = [
@@ -161,7 +161,7 @@ def row(task: str, budget: int, name: str, found: Answers, uniform: Answers) -> 
 
 
 def schedule_of(folder: Path, task: str, budget: int) -> Path:
-    """The schedule of a run, or of the folder that has those of several tasks."""
+    """The schedule's path: in a folder with several tasks, or in the folder of a run."""
     shipped = folder / f"{task}-{budget}.json"
     return shipped if shipped.is_file() else folder / f"schedule-{budget}.json"
 

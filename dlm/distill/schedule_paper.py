@@ -1,13 +1,13 @@
-"""The paper's own fits, for networks that know the time: rates and step sizes by least squares.
+"""The paper's own fits, for time-dependent networks: rates and step sizes by least squares.
 
 Learnable Sampler Distillation (LSD and LSD+, arXiv:2509.19962) fits a scalar at each step of a
-student to the concrete scores of a teacher. Both fits are of a number that enters linearly, so they
-have closed forms; the paper takes gradient steps to the same optimum.
+student to the concrete scores of a teacher. In both fits the scalar enters linearly, so they have
+closed forms; the paper takes gradient steps to the same optimum.
 
-They need scores s(x, t) that depend on t. MDLM's released checkpoints, LLaDA and Dream do not: for
-those `dlm distill schedule` learns reveal counts and logit scales instead.
+They need scores s(x, t) that depend on t. MDLM's released checkpoints, LLaDA and Dream have none;
+for those, `dlm distill schedule` learns reveal counts and logit scales instead.
 
-Shapes: any, [..., V]; student and teacher alike.
+Shapes: any, [..., V], the same for student and teacher.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from torch import Tensor
 def score_scale(student: Tensor, teacher: Tensor) -> float:
     """LSD: Phi = <s*, s> / <s, s>, which minimises || s* - Phi s ||^2.
 
-    The student's Euler step then reveals at the rate Phi r(t); its law of tokens stays.
+    The student's Euler step then reveals at the rate Phi r(t); its token distribution is unchanged.
 
     Args:
-        student: scores s, at states of the student.
-        teacher: scores s*, at the teacher's states at the same times.
+        student: scores s at the student's states.
+        teacher: scores s* at the teacher's states and the same times.
 
     Raises:
-        ValueError: shapes differ, or s is 0 everywhere.
+        ValueError: the shapes differ, or s is 0 everywhere.
     """
     return projection(student, teacher)
 
@@ -35,16 +35,16 @@ def step_size(student: Tensor, teacher: Tensor, teacher_step: float, weight: flo
     """LSD+: kappa = Delta w(t) / w(tau) <p*, p> / <p, p>.
 
     It minimises || kappa w(tau) p - Delta w(t) p* ||^2, with s = w p and w = alpha / (1 - alpha)
-    for the absorbing state. Where student and teacher agree less the step is shorter.
+    for the absorbing state. The less student and teacher agree, the shorter the step.
 
     Args:
-        student: laws of tokens p at the student's states and times tau.
-        teacher: laws of tokens p* at the teacher's states and times t.
-        teacher_step: Delta, the teacher's step of time for one of the student's.
+        student: token distributions p at the student's states and times tau.
+        teacher: token distributions p* at the teacher's states and times t.
+        teacher_step: Delta, the teacher's time step for one step of the student.
         weight: w(t) / w(tau).
 
     Raises:
-        ValueError: shapes differ, or p is 0 everywhere.
+        ValueError: the shapes differ, or p is 0 everywhere.
     """
     return teacher_step * weight * projection(student, teacher)
 

@@ -1,4 +1,4 @@
-"""A picture of a learned schedule: needs matplotlib, of the extra `plot`."""
+"""Plot a learned schedule; needs matplotlib, from the extra `plot`."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ WIDTH, HEIGHT = 9.0, 3.2  # inches
 
 
 def draw(artefact: ScheduleArtefact, path: Path) -> None:
-    """Write the picture of a learned schedule.
+    """Write the plot of a learned schedule.
 
-    On the left the tokens and the scale of each forward; on the right the error that the table
-    promised to each plan that was tried, against the one it had.
+    The left panel shows the tokens and the logit scale of each forward pass. The right panel shows,
+    for each plan that was tried, the realised error against the error predicted by its table.
 
     Args:
         artefact: with the training record of `dlm distill schedule`.
-        path: to write, .svg or another format of matplotlib.
+        path: output file, .svg or another format of matplotlib.
 
     Raises:
         ValueError: matplotlib is missing.

@@ -1,9 +1,9 @@
-"""How many tokens each forward should reveal: an exact dynamic programme over an error table.
+"""How many tokens each forward pass should reveal: exact dynamic programming on an error table.
 
-For Learnable Sampler Distillation (LSD, arXiv:2509.19962) on networks without a time: the paper
-learns step sizes, and where positions are ranked a step size is a number of tokens.
+For Learnable Sampler Distillation (LSD, arXiv:2509.19962) on networks without a time input. The
+paper learns step sizes; if positions are ranked, a step size is a number of tokens.
 
-Shapes: K masks of a block, N forwards.
+Shapes: K masks of a block, N forward passes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,23 +17,23 @@ from dlm.options import integer
 
 @dataclass(frozen=True, slots=True)
 class ErrorTable:
-    """e_m(n): mistakes among the n best ranked of m masks, summed over the samples of full blocks.
+    """e_m(n): mistakes among the n best of m ranked masks, summed over the samples of full blocks.
 
-    A mistake is a position whose arg max is not the teacher's final token. Where each m has the
-    same number of samples the sums are whole, so that equal schedules cost exactly the same.
+    A mistake is a position whose arg max differs from the teacher's final token. If every m has
+    equally many samples, the sums are integers, so that equally good schedules tie exactly.
     """
 
     mistakes: Tensor  # float64 [K + 1, K + 1], inf where n > m
-    samples: int  # of the m that has most: divide by it for the mean of a block
+    samples: int  # of the m with the most samples; dividing by it gives the mean of a block
 
     @classmethod
     def of(cls, wrong: Iterable[Sequence[Sequence[int]]], sizes: Sequence[int]) -> "ErrorTable":
-        """Sum up the ranks at which rows were wrong.
+        """Sum the ranks at which rows were wrong.
 
         Args:
             wrong: for each row, and each of its masks from first to last, the ranks (from 0)
-                that were mistakes at the state before that mask was revealed.
-            sizes: masks of each block of a row; the first one has K.
+                that were mistakes in the state before that mask was revealed.
+            sizes: masks of each block of a row; the first block has K.
         """
         longest = max(sizes)
         left = [size - n for size in sizes for n in range(size)]
@@ -53,7 +53,7 @@ class ErrorTable:
         return cls(mistakes.masked_fill(counts > counts[:, None], torch.inf), most)
 
     def mixed(self, other: "ErrorTable") -> "ErrorTable":
-        """The table of both sets of samples."""
+        """The table over the samples of both."""
         return ErrorTable(self.mistakes + other.mistakes, self.samples + other.samples)
 
     def predicted(self, counts: Sequence[int]) -> float:
@@ -65,19 +65,19 @@ class ErrorTable:
         return total / self.samples
 
     def best(self, forwards: int) -> tuple[int, ...]:
-        """The counts n_1 .. n_N >= 1 with sum K of least sum_k e_(m_k)(n_k).
+        """The counts n_1 .. n_N >= 1 with sum K that minimise sum_k e_(m_k)(n_k).
 
-        E_1(m) = e_m(m); E_k(m) = min_n e_m(n) + E_(k-1)(m - n). Among equals the least sum of
-        n^2, so that a flat table gives even steps; then the smaller counts first. O(N K^2).
+        E_1(m) = e_m(m); E_k(m) = min_n e_m(n) + E_(k-1)(m - n). Ties go to the least sum of n^2, so
+        that a flat table gives even steps, and then to smaller counts first. O(N K^2).
 
         Raises:
-            ValueError: more forwards than masks, or none.
+            ValueError: there are more forward passes than masks, or none.
         """
         cost = self.mistakes
         length = cost.shape[0] - 1
         integer("forwards", forwards, least=1, most=length)
         masks = torch.arange(length + 1)
-        rest = masks[:, None] - masks  # [m, n]: masks left
+        rest = masks[:, None] - masks  # [m, n]: masks left after revealing n of m
         valid, rest = (rest >= 0) & (masks >= 1), rest.clamp(min=0)
         squares = masks.square()
         total, even = cost.diagonal().clone(), squares.clone()

@@ -1,4 +1,4 @@
-"""Trajectories of the teacher and of students, with what would go wrong at every mask count.
+"""Trajectories of teacher and students, with the mistakes at every number of masks.
 
 Shapes: B rows, G generated tokens, W positions of a block.
 """
@@ -22,24 +22,24 @@ from dlm.types import StepView
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many tokens the forwards of a block reveal, and the scale of their logits."""
+    """How many tokens each forward pass of a block reveals, and the scale of its logits."""
 
-    counts: tuple[int, ...]  # [N] n, for a whole block
+    counts: tuple[int, ...]  # [N] n, for a full block
     scales: tuple[float, ...]  # [N] a
 
     @classmethod
     def plain(cls, counts: Sequence[int]) -> "Plan":
-        """With logits as they are."""
+        """A plan without scaling."""
         return cls(tuple(counts), (1.0,) * len(counts))
 
     def of_block(self, size: int) -> list[tuple[int, float]]:
-        """(n, a) of each forward of a block of `size` masks, as the decoder plays it."""
+        """(n, a) of each forward pass of a block of `size` masks, as the decoder applies them."""
         return list(zip(apportion(fractions(self.counts), size), self.scales, strict=False))
 
 
 @torch.inference_mode()
 def teach(layout: Layout, base: str, rows: Sequence[int]) -> list[Trajectory]:
-    """Decode prompts one token a forward, by the engine itself."""
+    """Decode prompts with the engine, one token per forward pass."""
     settings = Settings(
         decoder=base,
         gen_length=layout.gen_length,
@@ -62,7 +62,7 @@ def teach(layout: Layout, base: str, rows: Sequence[int]) -> list[Trajectory]:
         tokens = torch.stack(
             [row[begin:end] for row, (begin, end) in zip(step.tokens.cpu(), job.spans, strict=True)]
         )
-    if Traits.of(job.decoder).order_only:  # what it does not commit it does not measure
+    if Traits.of(job.decoder).order_only:  # it measures only what it commits
         ranked = list(rankings(layout, base, rows, tokens, order))
     left = [size - n for size in layout.sizes for n in range(size)]
     wrong = [mistakes(each, tokens, masks) for each, masks in zip(ranked, left, strict=True)]
@@ -75,7 +75,7 @@ def teach(layout: Layout, base: str, rows: Sequence[int]) -> list[Trajectory]:
 def rankings(
     layout: Layout, base: str, rows: Sequence[int], tokens: Tensor, order: Tensor
 ) -> Iterator[Ranked]:
-    """The ranking at each state of trajectories with one token a forward."""
+    """The ranking at each state of trajectories with one token per forward pass."""
     blocks = [block for block, size in enumerate(layout.sizes) for _ in range(size)]
     for done, block in enumerate(blocks):
         spans = tokens.masked_fill(order >= done, layout.model.spec.mask_id)
@@ -83,14 +83,14 @@ def rankings(
 
 
 def scores(base: str, view: StepView) -> Tensor:
-    """What a base policy ranks by, the highest first."""
+    """The scores that a base policy ranks by, highest first."""
     field = RANKS[base]
     found = view.want(field)
     return -found if field in ("entropy", "positions") else found
 
 
 def mistakes(ranked: Ranked, answer: Tensor, masks: int) -> list[list[int]]:
-    """Ranks of each row, below `masks`, whose arg max is not the answer [B, G] of the teacher."""
+    """Each row's ranks below `masks` whose arg max is not the token of `answer`, int64 [B, G]."""
     width = min(masks, ranked.column.shape[1])
     columns = ranked.column[:, :width].clamp(max=answer.shape[1] - 1)
     bad = ranked.token[:, :width] != answer.gather(1, columns)
@@ -99,7 +99,7 @@ def mistakes(ranked: Ranked, answer: Tensor, masks: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A plan at work."""
+    """Decodes by a plan."""
 
     layout: Layout
     base: str
@@ -108,11 +108,11 @@ class Student:
 
     @torch.inference_mode()
     def play(self, rows: Sequence[int], answer: Tensor | None = None) -> list[Trajectory]:
-        """Decode prompts by the plan; without an answer, nothing is counted as wrong.
+        """Decode prompts by the plan; mistakes are counted only if answers are given.
 
-        With the answers of the teacher [B, G] it is also asked, between two forwards of the plan,
-        what a forward would have said after each token that is revealed at once. So every mask
-        count is met at a state of the student, at the price of G forwards.
+        With the teacher's answers [B, G], a forward pass is also run after each token that the plan
+        reveals together with others. So every number of masks is measured on a state of the
+        student, at the cost of G forward passes.
         """
         layout = self.layout
         spans = layout.blank(len(rows))
@@ -141,5 +141,5 @@ class Student:
 
 
 def reveal(spans: Tensor, ranked: Ranked, count: int) -> Tensor:
-    """Spans [B, G] with the first `count` of the ranking in place."""
+    """Spans [B, G] with the first `count` positions of the ranking filled in."""
     return spans.scatter(1, ranked.column[:, :count], ranked.token[:, :count])

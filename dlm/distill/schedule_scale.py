@@ -1,4 +1,4 @@
-"""The logit scale of one forward: a convex fit in one number.
+"""The logit scale of one forward pass: a one-dimensional convex fit.
 
 Shapes: M positions, V tokens that may be sampled.
 """
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 LEAST, MOST = 0.5, 2.0
-"""Scales beyond these are rejected: they would trade the diversity of samples for likelihood."""
+"""Scales outside this range are rejected: they would trade sample diversity for likelihood."""
 
-STEP = 1e-9  # Newton steps below this are not taken
-STEPS = 100
-FLOATS = 1 << 22  # float64 values worked on at a time
+STEP = 1e-9  # smaller Newton steps end the fit
+STEPS = 100  # most Newton steps
+FLOATS = 1 << 22  # float64 values processed at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
     """KL(p*_i || softmax(a l_i)), summed over positions, as a function of a; nats.
 
-    For teacher laws p* and student logits l, of Learnable Sampler Distillation (LSD,
-    arXiv:2509.19962) with KL in the place of the paper's L2. No gradient passes the network.
+    p* are the teacher's distributions and l the student's logits, as in Learnable Sampler
+    Distillation (LSD, arXiv:2509.19962), with KL instead of the paper's L2. No gradient passes
+    through the network.
     """
 
     logits: Tensor  # float32 [M, V], l
@@ -47,12 +48,12 @@ class Alignment:
 
     @classmethod
     def join(cls, parts: "list[Alignment]") -> "Alignment":
-        """All positions of several, at least one."""
+        """Concatenate the positions of one or more alignments."""
         columns = zip(*((p.logits, p.mean, p.negentropy) for p in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
     def loss(self, scale: float) -> float:
-        """Mean KL of a position at a, nats; 0 without positions."""
+        """Mean KL per position at a, nats; 0 without positions."""
         return float(self.divergence(scale).mean()) if len(self.mean) else 0.0
 
     def divergence(self, scale: float) -> Tensor:
@@ -74,9 +75,9 @@ class Alignment:
         return float(first), float(second)
 
     def fit(self) -> float | None:
-        """The a of least KL by Newton's method inside a bracket; None outside [LEAST, MOST].
+        """The a that minimises KL, by bracketed Newton's method; None if outside [LEAST, MOST].
 
-        1 where any a does as well: no position, or none whose law changes with a.
+        1 if every a is equally good: there are no positions, or no distribution changes with a.
         """
         low, high, scale = LEAST, MOST, 1.0
         if not len(self.mean) or self.slopes(1.0)[1] == 0:
@@ -95,10 +96,10 @@ class Alignment:
 
 
 def chunks(values: Tensor) -> tuple[Tensor, ...]:
-    """Rows of [M, V], so many at a time that they fit `FLOATS`."""
+    """Split rows of [M, V] into parts of at most `FLOATS` values."""
     return values.split(rows_of(values)) if len(values) else ()
 
 
 def rows_of(values: Tensor) -> int:
-    """Rows of [M, V] that are worked on at a time."""
+    """Rows of [M, V] that are processed at a time."""
     return max(1, FLOATS // values.shape[-1])

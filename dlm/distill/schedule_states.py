@@ -1,4 +1,4 @@
-"""States between the first forward and the last, and what the network says of them.
+"""Intermediate states of decoding, and what the network predicts for them.
 
 Shapes: B rows, L canvas, G generated tokens, W positions of a block, V vocabulary.
 """
@@ -17,34 +17,34 @@ from dlm.kernels import token_statistics
 from dlm.models.model import Model, block_causal, causal_context, masks_last
 
 BASES = ("entropy", "left_to_right", "low_confidence", "margin")
-"""Base policies whose ranking is a function of the state."""
+"""Base policies whose ranking depends only on the state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The masked positions of a block in the order they would be revealed."""
+    """The masked positions of a block, in the order in which they would be revealed."""
 
-    column: Tensor  # int64 [B, W], of the generated span; masked ones first
-    token: Tensor  # int64 [B, W], arg max of each
+    column: Tensor  # int64 [B, W], index into the generated span; masked ones first
+    token: Tensor  # int64 [B, W], arg max at each position
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Prompts in front of a generated span, and the blocks of the span."""
+    """Prompts followed by a generated span, and the blocks of the span."""
 
     model: Model
     prompts: Sequence[Sequence[int]]
     gen_length: int
-    block_length: int  # of a block, at most gen_length
+    block_length: int  # tokens of a block, at most gen_length
 
     @classmethod
     def of(
         cls, model: Model, prompts: Sequence[Sequence[int]], gen_length: int, block: int | None
     ) -> "Layout":
-        """With the block length that decoding would take.
+        """The layout with the block length that decoding would use.
 
         Raises:
-            ValueError: the network's blocks are counted from elsewhere than the prompt's end.
+            ValueError: a prompt does not end on a block boundary of the network.
         """
         size = model.spec.grid
         odd = [] if size is None else [len(row) for row in prompts if len(row) % size]
@@ -73,16 +73,16 @@ class Layout:
         return found.to(self.model.device)
 
     def blank(self, rows: int) -> Tensor:
-        """Spans of masks, int64 [B, G]."""
+        """Fully masked spans, int64 [B, G]."""
         return torch.full((rows, self.gen_length), self.model.spec.mask_id)
 
     def logits(self, spans: Tensor, rows: Sequence[int], block: int) -> Tensor:
-        """Logits [B, W, V] at the positions of a block, nothing banned.
+        """Logits [B, W, V] at the positions of a block, with no token suppressed.
 
         Args:
             spans: int64 [B, G], on the CPU.
-            rows: prompts that they belong to.
-            block: which one.
+            rows: index of each span's prompt.
+            block: index of the block.
         """
         spec, device = self.model.spec, self.model.device
         whole = [
@@ -96,12 +96,12 @@ class Layout:
         at = (begin + torch.arange(self.sizes[block])).to(device)
         columns = torch.arange(width, device=device)[None]
         attend = None
-        if spec.causal:  # padding lies behind all that is
+        if spec.causal:  # padding comes after all else, so causal attention hides it
             attend = causal_context(columns, columns, at[:, 0], at[:, -1] + 1)
             if spec.reordered:
                 masked = (tokens == spec.mask_id).to(device)
                 attend = attend & masks_last(columns, columns, masked, masked)
-        elif spec.anchored and spec.block_size is not None:  # likewise
+        elif spec.anchored and spec.block_size is not None:  # padding hidden likewise
             given = torch.tensor([len(self.prompts[row]) for row in rows], device=device)
             attend = block_causal(columns, columns, spec.block_size, given)
         hidden = self.model.hidden(

@@ -1,4 +1,4 @@
-"""What tells one network from another: weights, configuration, the facts that decoding uses."""
+"""Identify a network: its weights, its configuration and the facts that decoding uses."""
 
 import hashlib
 from typing import Any
@@ -12,8 +12,8 @@ from dlm.models.model import Model
 def checksum(model: Model) -> str:
     """SHA-256 of every parameter and persistent buffer, hex.
 
-    Over the name, dtype, shape and all bytes of each, in the order of the state dict. One tensor
-    at a time is brought to the CPU.
+    It covers the name, dtype, shape and all bytes of each, in the order of the state dict. Tensors
+    are moved to the CPU one at a time.
 
     Raises:
         ValueError: a weight is not in memory.
@@ -29,7 +29,7 @@ def checksum(model: Model) -> str:
 
 
 def facts(model: Model) -> dict[str, Any]:
-    """What the answers of a network depend on, beside its input; ready for JSON.
+    """Everything that a network's outputs depend on, besides its input; JSON-serialisable.
 
     Raises:
         ValueError: a weight is not in memory.
