@@ -1,1 +1,1 @@
-"""Training: masked-diffusion fine-tuning on generated or own examples."""
+"""Training: masked-diffusion fine-tuning on generated or user-supplied examples."""

@@ -1,4 +1,4 @@
-"""Batches for supervised fine-tuning: a prompt that stays, a response to be masked.
+"""Batches for supervised fine-tuning: prompts stay visible, responses are masked.
 
 Shapes: B rows, L tokens.
 """
@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.data import Example, generate_examples
 
-SAMPLE = 256  # examples of a task whose lengths are checked before the first step
+SAMPLE = 256  # examples of each task whose lengths are checked before the first step
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Equal rows of prompt, response, end of turn and end-of-text padding."""
+    """Rows of equal length: prompt, response, end of turn and end-of-text padding."""
 
     task: str
     tokens: Tensor  # int64 [B, L]
@@ -47,10 +47,10 @@ def collate(
     eos_id: int,
     extra: int,
 ) -> Batch:
-    """Close every response with one end of turn, then fill with end of text to a common length.
+    """Close every response with an end-of-turn token, then pad with end of text to one length.
 
-    The filling is content to be learned, as in LLaDA's fine-tuning: it is how the model says
-    where a response ends inside a longer canvas. `extra` tokens of it go beyond the longest row.
+    The padding is learned like the response, as in LLaDA's fine-tuning: it is how the model shows
+    where a response ends on a longer canvas. The longest row gets `extra` tokens of it.
     """
     length = extra + max(len(p) + len(r) + 1 for p, r in zip(prompts, responses, strict=True))
     tokens = torch.full((len(prompts), length), eos_id)
@@ -66,7 +66,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of a token that training needs.
 
     Raises:
-        ValueError: the tokenizer has none.
+        ValueError: the tokenizer does not have it.
     """
     found = tokenizer.get_vocab().get(token)
     if found is None:
@@ -75,7 +75,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def rows_within(budget: int, lengths: Sequence[int]) -> int:
-    """How many rows, one at least, keep their number times the longest within a budget.
+    """How many rows, at least one, fit a token budget when padded to the longest of them.
 
     Args:
         budget: tokens.
@@ -104,28 +104,28 @@ class Batches:
         examples: Sequence[Example] = (),
         max_length: int | None = None,
     ) -> None:
-        """Set the sources up.
+        """Set up the sources of examples.
 
         Args:
             tokenizer: with a chat template, end-of-text and end-of-turn tokens.
             weights: share of the batches of each task.
-            tokens_per_batch: most rows times length; a row that is longer comes alone.
+            tokens_per_batch: most rows times length; a single row may exceed it.
             max_extra: most end-of-text tokens beyond the longest response.
-            seed: with the step number, decides a batch.
-            held_out: prompts that must never be trained on, whatever blanks are around them.
-            examples: the user's own, task "file".
-            max_length: positions of the network, where it has an end.
+            seed: determines each batch, together with the step number.
+            held_out: prompts never to train on, regardless of surrounding white space.
+            examples: the user's own, for the task "file".
+            max_length: positions of the network; None if unlimited.
 
         Raises:
-            ValueError: a row that does not fit the positions, a token that is missing, or task
-                "file" without examples.
+            ValueError: a row does not fit the positions, a token is missing, or the task "file" has
+                no examples.
         """
         self.tokenizer = tokenizer
         self.weights = dict(weights)
         self.tokens_per_batch = tokens_per_batch
         self.max_extra = max_extra
         self.seed = seed
-        # Chat templates trim prompts: the blanks around one do not make it another.
+        # Chat templates strip prompts, so white space around one does not make it different.
         self.held_out = frozenset(prompt.strip() for prompt in held_out)
         self.examples = [e for e in examples if e.prompt.strip() not in self.held_out]
         if "file" in self.weights and not self.examples:
@@ -139,7 +139,7 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")
         task = rng.choices(list(self.weights), list(self.weights.values()))[0]
-        # Half of the batches end right behind the longest response: short canvases are cheap.
+        # Half of the batches get no extra padding: short canvases are cheap.
         extra = rng.choice((0, rng.randint(0, self.max_extra)))
         source = self._source(task, rng)
         prompts, responses = encode(self.tokenizer, list(islice(source, 8)))
@@ -153,16 +153,16 @@ class Batches:
     def _rows(
         self, examples: Sequence[Example], extra: int
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of as many examples as the budget has room for, each within the positions."""
+        """Token ids of as many examples as fit the budget; each must fit the positions."""
         prompts, responses = encode(self.tokenizer, examples)
         lengths = [len(p) + len(r) + 1 + extra for p, r in zip(prompts, responses, strict=True)]
-        # Eight examples told how many to draw, but these may be longer.
+        # The number of examples was estimated from eight, and these may be longer.
         rows = rows_within(self.tokens_per_batch, lengths)
         self._check(examples[:rows], lengths[:rows], extra)
         return prompts[:rows], responses[:rows]
 
     def _check_lengths(self) -> None:
-        """Refuse rows that are too long before the first step: the longest own, some generated."""
+        """Refuse rows that are too long before training: the longest own, a sample of others."""
         for task in self.weights:
             if task == "file":
                 some = nlargest(SAMPLE, self.examples, lambda e: len(e.prompt) + len(e.response))
@@ -174,7 +174,7 @@ class Batches:
                 self._check(some, lengths, self.max_extra)
 
     def _check(self, examples: Sequence[Example], lengths: Sequence[int], extra: int) -> None:
-        """Refuse rows, of lengths with the end-of-text tokens, that outgrow the positions."""
+        """Refuse rows that do not fit the positions; `lengths` include the extra padding."""
         for example, length in zip(examples, lengths, strict=True):
             if self.max_length is not None and length > self.max_length:
                 raise ValueError(

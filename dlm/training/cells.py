@@ -1,4 +1,4 @@
-"""What the comparison of decoders runs, and what it has found so far."""
+"""The comparison of decoders: its settings, and the results so far."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ from dlm.decoders import DECODERS, make
 from dlm.training.score import LENGTHS
 from dlm.traits import Traits
 
-COUNTS = {"sudoku": 500, "word_problems": 100, "countdown": 100}  # problems, at most
-SHARES = (1, 2, 4, 8)  # tokens a forward, for decoders that follow a budget
-DELIMITED = {"delimiter_ids": [17, 19]}  # a comma and a full stop, which end steps of answers
+COUNTS = {"sudoku": 500, "word_problems": 100, "countdown": 100}  # most problems of each task
+SHARES = (1, 2, 4, 8)  # tokens per forward pass, for decoders with a budget
+DELIMITED = {"delimiter_ids": [17, 19]}  # comma and full stop, which end the steps of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +22,19 @@ class Way:
 
     decoder: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    share: int | None = None  # a budget of ceil(length / share) forwards; None for no budget
+    share: int | None = None  # sets a budget of ceil(length / share) passes; None for none
     temperature: float = 0.0
-    block_length: int | None = None  # one block if absent
+    block_length: int | None = None  # None for one block
 
     @property
     def random(self) -> bool:
-        """Whether the seed matters: tokens or positions are drawn."""
+        """Whether the result depends on the seed: tokens or positions are sampled."""
         needs = Traits.of(make(self.decoder, **self.options)).needs
         return self.temperature > 0 or bool(needs & {"uniform", "branch_noise"})
 
     @property
     def label(self) -> str:
-        """What differs from the defaults."""
+        """The options that differ from the defaults."""
         parts = [f"{name} {value}" for name, value in self.options.items()]
         parts += [] if self.share is None else [f"{self.share} a forward"]
         parts += [f"temperature {self.temperature:g}"] if self.temperature else []
@@ -56,7 +56,7 @@ def ways(
 
 
 def sweep(decoder: str, option: str, *values: Any) -> list[Way]:
-    """One option, several values."""
+    """Several values of one option."""
     return ways(decoder, *({option: value} for value in values))
 
 
@@ -65,7 +65,7 @@ SETTINGS: dict[str, list[Way]] = {
         name: ways(name, shares=SHARES)
         for name in ("low_confidence", "random", "left_to_right", "entropy", "margin")
     },
-    "schedule": ways("schedule", shares=(4,)),  # without an artefact: low_confidence
+    "schedule": ways("schedule", shares=(4,)),  # without an artefact it equals low_confidence
     "dilated": ways("dilated", {}, {"base": 3}),
     "first_hitting": [
         *ways("first_hitting", shares=(4,)),
@@ -147,7 +147,7 @@ SETTINGS: dict[str, list[Way]] = {
     ],
     "block_refinement": ways("block_refinement", {}, {"editing_threshold": 0.9}),
 }
-"""What is compared; a decoder that is not listed runs with its defaults."""
+"""The settings that are compared; decoders that are not listed run with their defaults."""
 
 
 def settings_of(decoder: str) -> list[Way]:
@@ -165,7 +165,7 @@ class Cell:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The fields of its line that tell it from the others."""
+        """The fields that identify the cell's line in the results."""
         length = LENGTHS[self.task]
         return {
             "task": self.task,
@@ -188,7 +188,7 @@ def plan(decoders: Collection[str], seeds: int) -> Iterator[Cell]:
 
 
 class Results:
-    """The lines of `results.jsonl`, by what they are about."""
+    """The lines of `results.jsonl`, by their keys."""
 
     FIELDS = ("task", "decoder", "options", "steps", "temperature", "seed")
 
@@ -196,7 +196,7 @@ class Results:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
         if path.exists():
-            *whole, rest = path.read_text().split("\n")  # what follows the last newline was cut
+            *whole, rest = path.read_text().split("\n")  # an incomplete line after the last newline
             if rest:
                 path.write_text("".join(f"{line}\n" for line in whole))
             for line in map(json.loads, whole):
@@ -204,7 +204,7 @@ class Results:
 
     @classmethod
     def name(cls, line: Mapping[str, Any]) -> str:
-        """The key of a line as text."""
+        """The key of a line, as text."""
         told = [line[each] for each in cls.FIELDS]
         return json.dumps([*told, line.get("block_length")], sort_keys=True)
 
@@ -215,12 +215,12 @@ class Results:
             file.write(json.dumps(line) + "\n")
 
     def forget(self, decoders: Collection[str]) -> None:
-        """Drop what is known of some decoders."""
+        """Remove the results of some decoders."""
         self.lines = {k: v for k, v in self.lines.items() if v["decoder"] not in decoders}
         self.write(self.lines.values())
 
     def sort(self) -> None:
-        """Put the file into the order of the plan, without settings that are compared no more."""
+        """Sort the file in the order of the plan, and drop settings that are no longer compared."""
         seeds = 1 + max(line["seed"] for line in self.lines.values())
         names = [self.name(cell.key) for cell in plan(DECODERS, seeds)]
         self.write(self.lines[name] for name in names if name in self.lines)
@@ -234,17 +234,17 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A setting on a task, over its seeds."""
+    """The results of one setting on one task, over its seeds."""
 
     way: Way
     solved: float  # percent, mean
-    spread: float | None  # standard deviation over seeds, percent points; None without seeds
+    spread: float | None  # standard deviation over seeds, percentage points; None for a single seed
     forwards: float
     tokens_per_forward: float
 
 
 def points(results: Results, task: str, decoder: str) -> list[Point | None]:
-    """One for each setting of a decoder, None where it has not been run."""
+    """One point for each setting of a decoder; None where it has not been run."""
     found: list[Point | None] = []
     for way in settings_of(decoder):
         key = Cell(task, way, 0).key

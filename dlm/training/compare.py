@@ -1,12 +1,12 @@
-"""Accuracy against forwards of every decoder on the built-in model: docs/decoders.md.
+"""Compare the accuracy and forward passes of every decoder on the built-in model.
 
 python -m dlm.training.compare --sudoku sudoku_4x4.csv \
     --countdown countdown.jsonl --out docs/decoders
 python -m dlm.training.compare --render --out docs/decoders
 
-The first command appends a line to `results.jsonl` for every cell it finishes and passes over those
-that are there, so a run that died goes on. The second one writes the tables between the marker
-comments of `docs/decoders.md` and draws `docs/decoders/accuracy.svg`.
+The first command appends a line to `results.jsonl` for every cell it finishes and skips those that
+are already there, so an interrupted run continues. The second one writes the tables between the
+marker comments of `docs/decoders.md` and draws `docs/decoders/accuracy.svg`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from dlm.training.score import LENGTHS, held_out, score
 
 
 def checksum(model: Model, examples: Mapping[str, Sequence[Example]]) -> str:
-    """CRC-32 of the weights and the prompts: what a result depends on besides the code."""
+    """CRC-32 of the weights and the prompts: what results depend on besides the code."""
     crc = 0
     for _, weight in sorted(model.network.state_dict().items()):
         values = weight.detach().contiguous().cpu().flatten()
@@ -86,7 +86,7 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison, or render what a run has left."""
+    """Run the comparison, or render the results of earlier runs."""
     parser = argparse.ArgumentParser(prog="python -m dlm.training.compare", description=__doc__)
     parser.add_argument("--model", help="folder; the built-in model if absent")
     parser.add_argument("--sudoku", type=Path, help="CSV of puzzles, needed for a run")

@@ -1,4 +1,4 @@
-"""The training loop: cosine decay, checkpoints that resume to the same numbers."""
+"""The training loop: cosine decay, and checkpoints that resume to the same numbers."""
 
 import math
 import os
@@ -28,9 +28,9 @@ STATE = "training_state.pt"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the result of a run, besides the network and its tokenizer."""
+    """Everything that determines the result of a run, besides the network and its tokenizer."""
 
-    tasks: dict[str, float] = field(default_factory=dict)  # share of the batches
+    tasks: dict[str, float] = field(default_factory=dict)  # share of the batches of each task
     steps: int = 1000
     tokens_per_batch: int = 8192
     max_extra: int = 16  # end-of-text tokens beyond the longest response
@@ -57,7 +57,7 @@ class Recipe:
             raise ValueError(f"tasks must name a positive share for each task, got {self.tasks}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then half a cosine to a hundredth."""
+        """Learning rate of a step: linear warm-up, then a half cosine down to a hundredth."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
@@ -68,7 +68,7 @@ class Recipe:
 class Progress:
     """What one step reports."""
 
-    step: int  # steps done
+    step: int  # steps done so far
     task: str
     loss: float  # nats per masked token
     tokens_per_second: float
@@ -76,10 +76,10 @@ class Progress:
 
 
 def corrupt(batch: Batch, mask_id: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mask exactly k of the response positions of each row, k uniform and stratified.
+    """Mask exactly k of the response positions of each row, with k uniform and stratified.
 
     Returns:
-        tokens int64 [B, L] with masks, and the mask bool [B, L].
+        Tokens int64 [B, L] with masks, and the mask bool [B, L].
     """
     generator = torch.Generator().manual_seed(seed)
     rows = batch.tokens.shape[0]
@@ -91,7 +91,7 @@ def corrupt(batch: Batch, mask_id: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Trainer:
-    """One run: a network, its optimizers and how far it has come."""
+    """One run: the network, its optimizers and the current step."""
 
     def __init__(
         self, network: Any, batches: Batches, recipe: Recipe, *, mask_id: int, out: Path
@@ -140,10 +140,10 @@ class Trainer:
         return Progress(self.step, batch.task, value, tokens.numel() / seconds, learning_rate)
 
     def save(self) -> None:
-        """Write the checkpoint in one atomic step.
+        """Write the checkpoint atomically.
 
         Raises:
-            FloatingPointError: a weight is not finite, after an update whose loss was.
+            FloatingPointError: a weight is not finite, although the loss of the last update was.
         """
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise FloatingPointError(
@@ -161,10 +161,10 @@ class Trainer:
         os.replace(self.out / (STATE + ".part"), self.out / STATE)
 
     def resume(self) -> None:
-        """Continue from the checkpoint of the folder.
+        """Continue from the checkpoint in the folder.
 
-        One that does not tell its network and its data is refused: versions before they were kept
-        drew other batches, so it would not go on to the same numbers anyway.
+        A checkpoint without facts about its network and data is refused. The versions that wrote
+        such checkpoints drew other batches, so training could not continue to the same numbers.
 
         Raises:
             ValueError: the checkpoint is damaged, or belongs to another recipe, network, tokenizer,
@@ -186,8 +186,8 @@ class Trainer:
     def run(self, report: Callable[[Progress], None], *, save_every: int = 200) -> None:
         """Train to the end of the recipe, saving on the way.
 
-        An interruption that `report` raises comes between two steps and is saved too; one that
-        strikes inside a step, or an error, leaves the last checkpoint as it was.
+        An interrupt that `report` raises falls between two steps, and a checkpoint is saved. After
+        an interrupt within a step, or an error, the last checkpoint remains as it was.
         """
         self.network.train()
         try:

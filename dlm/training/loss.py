@@ -29,7 +29,7 @@ def harmonic_numbers(most: int) -> Tensor:
 def harmonic_counts(lengths: Tensor, level: Tensor) -> Tensor:
     """How many of `lengths` positions to mask: k with probability (1 / k) / H_n.
 
-    The k with H_(k - 1) <= level H_n < H_k, see `harmonic_numbers`.
+    This is the k with H_(k - 1) <= level H_n < H_k; see `harmonic_numbers`.
 
     Args:
         lengths: int64 [B], n, maskable positions of each row, at least 1.
@@ -44,7 +44,7 @@ def harmonic_counts(lengths: Tensor, level: Tensor) -> Tensor:
 
 
 def mask_exactly(maskable: Tensor, count: Tensor, noise: Tensor) -> Tensor:
-    """Mask `count` maskable positions of each row, uniformly chosen.
+    """Mask `count` maskable positions of each row, chosen uniformly.
 
     Args:
         maskable: bool [B, L].
@@ -59,15 +59,15 @@ def mask_exactly(maskable: Tensor, count: Tensor, noise: Tensor) -> Tensor:
 
 
 def stratified_levels(rows: int, offset: Tensor) -> Tensor:
-    """Spread `rows` noise levels evenly over [0, 1) from one offset; each is uniform by itself."""
+    """Spread `rows` noise levels evenly over [0, 1) from one offset; each alone is uniform."""
     return (offset + torch.arange(rows, dtype=offset.dtype) / rows) % 1.0
 
 
 def masked_diffusion_loss(logits: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
-    """Bound on the negative log-likelihood per response token, nats.
+    """Upper bound on the negative log-likelihood per response token, nats.
 
     With k of n response positions masked uniformly, E[(n / k) sum_masked -ln p] bounds
-    -ln p(response | prompt), and dividing by n leaves the mean over the masked positions
+    -ln p(response | prompt). Dividing by n leaves the mean over the masked positions
     (Nie et al. 2025, arXiv:2502.09992, eq. 5, in its exactly-k form).
 
     Args:

@@ -1,4 +1,4 @@
-"""What turns gradients into updates."""
+"""The optimizers of a training run."""
 
 from typing import Any
 
@@ -12,15 +12,16 @@ BETAS = (0.9, 0.98)
 def optimizers(
     network: Any, name: str, *, learning_rate: float, weight_decay: float
 ) -> list[Optimizer]:
-    """AdamW for all, or Muon for the matrices within layers and AdamW for the rest.
+    """AdamW for all parameters, or Muon for the matrices within layers and AdamW for the rest.
 
     AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024, scaled as in
-    Liu et al. 2025, arXiv:2502.16982, eq. 4, so that one learning rate serves both.
+    Liu et al. 2025, arXiv:2502.16982, eq. 4, so that one learning rate suits both.
 
     Args:
-        network: of transformers; its first and last matrices are not within layers.
+        network: a transformers model; its embedding and output matrices do not count as within
+            layers.
         name: one of `OPTIMIZERS`.
-        learning_rate: of all.
+        learning_rate: of all parameters.
         weight_decay: of matrices; vectors have none.
     """
     ends = {id(network.get_input_embeddings().weight), id(network.get_output_embeddings().weight)}

@@ -1,4 +1,4 @@
-"""The page of the comparison of decoders: its tables and its picture."""
+"""The page that compares decoders: its tables and its figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "looks ahead": ("#999933", ("ssd", "lopa", "info_gain")),
     "takes tokens back": ("#D55E00", ("saber", "wino", "remdm")),
 }
-"""Colours that can be told apart with any colour vision (Okabe and Ito)."""
+"""Colours that readers with any colour vision can tell apart (Okabe and Ito)."""
 
 
 def table(results: Results) -> str:
@@ -63,7 +63,7 @@ def table(results: Results) -> str:
 
 
 def render(results: Results, page: Path, picture: Path) -> None:
-    """Write the table into the page, and the picture.
+    """Write the table into the page, and the figure.
 
     Raises:
         ValueError: matplotlib is missing, or the page has no markers.
@@ -78,7 +78,7 @@ def render(results: Results, page: Path, picture: Path) -> None:
 
 
 def draw(plot: Any, results: Results, picture: Path) -> None:
-    """One panel a task: percent solved against forwards, a colour a family, a marker a decoder."""
+    """One panel per task, solved against forward passes; colour by family, marker by decoder."""
     plot.rcParams.update({"svg.hashsalt": "dlm", "svg.fonttype": "none", "font.size": FONT})
     figure, panels = plot.subplots(len(COUNTS), figsize=(10, 6.5 * len(COUNTS)), squeeze=False)
     drawn = []
@@ -99,7 +99,7 @@ def draw(plot: Any, results: Results, picture: Path) -> None:
                 every += found
                 plot_decoder(axes, decoder, found)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.5), max(high, 10))  # what hardly any solve looks that way
+        axes.set_ylim(max(low, -0.5), max(high, 10))  # low scores must look low
         drawn.append((axes, best, every))
     for family, (colour, _) in FAMILIES.items():
         panels[0, 0].plot([], [], color=colour, linewidth=4, label=family)
@@ -121,7 +121,7 @@ def style(decoder: str) -> dict[str, str]:
 
 
 def plot_decoder(axes: Any, decoder: str, found: Sequence[Point]) -> None:
-    """Its points, those joined that differ in a number or in the budget alone."""
+    """Plot a decoder's points; lines join those that differ only in a number or the budget."""
     lines: dict[Any, list[Point]] = {}
     for point in found:
         fixed = [(k, v if isinstance(v, str | bool) else 0) for k, v in point.way.options.items()]
@@ -143,19 +143,19 @@ def plot_decoder(axes: Any, decoder: str, found: Sequence[Point]) -> None:
 
 
 def label(axes: Any, best: Mapping[str, Point], every: Sequence[Point]) -> None:
-    """The name of every decoder near its best point, off other names and, if it can, points."""
-    scale = axes.figure.dpi / 72  # pixels a point of a font
+    """Write every decoder's name near its best point, off other names and, if possible, points."""
+    scale = axes.figure.dpi / 72  # pixels per typographic point
     dots = axes.transData.transform([(point.forwards, point.solved) for point in every])
     left, low, right, high = axes.bbox.extents
-    taken: list[tuple[float, float]] = []  # centres, pixels
+    taken: list[tuple[float, float]] = []  # centres, in pixels
     half = {name: (0.3 * FONT * len(name) * scale, 0.65 * FONT * scale) for name in best}
     placed: list[str] = []
     for decoder, point in sorted(best.items(), key=lambda item: item[1].forwards):
         x, y = axes.transData.transform((point.forwards, point.solved))
         wide, tall = half[decoder]
-        free = []  # centres that are off other names, with the points they hide
+        free = []  # candidate centres clear of other names, with the points that they would hide
         for turn in range(5, 600):
-            reach, angle = 0.6 * turn * scale, 2.4 * turn  # the golden angle spirals out evenly
+            reach, angle = 0.6 * turn * scale, 2.4 * turn  # golden angle: an even spiral
             a, b = x + wide * math.cos(angle) + reach * math.cos(angle), y + reach * math.sin(angle)
             if not (left + wide < a < right - wide and low + tall < b < high - tall):
                 continue

@@ -1,4 +1,4 @@
-"""One training run from nothing to a folder that `dlm.load` reads."""
+"""A complete training run, from a network to a folder that `dlm.load` reads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from dlm.training.loop import STATE, Progress, Recipe, Trainer
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Size of a LLaDA-shaped network."""
+    """Size of a network with LLaDA's architecture."""
 
     width: int = 128
     layers: int = 4
@@ -69,9 +69,9 @@ def train(
     """Train a network and write it with its tokenizer to `out`, also when interrupted.
 
     Args:
-        recipe: what decides the result.
-        network: where to start from: `new_network`, or one that was loaded. Trained in place, on
-            the device it is on; bfloat16 autocast on CUDA.
+        recipe: determines the result.
+        network: the starting point, from `new_network` or loaded. It is trained in place, on its
+            current device; with bfloat16 autocast on CUDA.
         tokenizer: fast tokenizer with mask, end-of-text and end-of-turn tokens.
         out: folder for the result, and for checkpoints on the way.
         held_out: prompts never to train on.
@@ -81,8 +81,8 @@ def train(
 
     Raises:
         ValueError: `out` holds a run and `resume` is not set, or the other way round; the run in
-            it is another or damaged, or still on; a row outgrows the network's positions; a
-            launcher has started several processes.
+            it is a different one, is damaged or is still going; a row does not fit the network's
+            positions; a launcher has started several processes.
     """
     check_processes()
     check_folder(out, resume)
@@ -98,14 +98,14 @@ def train(
     )
     network.requires_grad_(True)
     with alone(out):
-        check_folder(out, resume)  # another run may just have begun or ended
+        check_folder(out, resume)  # again: another run may have started or ended in between
         trainer = Trainer(network, batches, recipe, mask_id=tokenizer.mask_token_id, out=out)
         if resume:
             trainer.resume()
         try:
             trainer.run(report)
         except KeyboardInterrupt:
-            if (out / STATE).exists():  # weights may be those of half a step
+            if (out / STATE).exists():  # the interrupt may have hit in the middle of a step
                 trainer.resume()
                 write(network, tokenizer, out)
             raise
@@ -116,7 +116,7 @@ def check_processes() -> None:
     """Refuse to train the same network once in each process of a launcher.
 
     Raises:
-        ValueError: torchrun, or another one, has started several.
+        ValueError: torchrun or another launcher has started several processes.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size != "1":
@@ -124,12 +124,11 @@ def check_processes() -> None:
 
 
 def check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder with a run that is not to be resumed, and one without a run that is.
-
-    One with a model of another origin, too, whose weights would be written over.
+    """Refuse a folder that does not go with `resume`, or whose model would be overwritten.
 
     Raises:
-        ValueError: it is one of these.
+        ValueError: it holds a run that is not to be resumed, no run to resume, or a model that
+            did not come from a run.
     """
     if not (resume or (out / STATE).exists()) and holds_model(out):
         raise ValueError(f"out={str(out)!r} holds a model already: choose another folder")
@@ -146,6 +145,6 @@ def holds_model(folder: Path) -> bool:
 
 
 def write(network: Any, tokenizer: Any, out: Path) -> None:
-    """Write what `dlm.load` reads."""
+    """Write the files that `dlm.load` reads."""
     network.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""How many problems of each task a model solves, by decoder: the table of the built-in model.
+"""How many problems of each task a model solves, by decoder: the built-in model's table.
 
 python -m dlm.training.score --sudoku sudoku_4x4.csv
 """
@@ -29,7 +29,7 @@ LENGTHS = {
 }  # fmt: skip
 
 
-BATCH = 100  # rows of a forward: on one CPU core neither more nor fewer are faster
+BATCH = 100  # rows of a forward pass: on one CPU core, neither more nor fewer are faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +39,33 @@ class Score:
     right: int
     total: int
     all_forwards: int
-    all_decoded: int  # positions that forwards committed
+    all_decoded: int  # positions that the decoder committed
 
     @property
     def solved(self) -> float:
-        """Share of the examples."""
+        """Share of the examples solved."""
         return self.right / self.total
 
     @property
     def forwards(self) -> float:
-        """Mean of a row."""
+        """Mean forward passes of a row."""
         return self.all_forwards / self.total
 
     @property
     def tokens_per_forward(self) -> float:
-        """Committed positions over forwards, both summed over rows."""
+        """Committed positions per forward pass, both summed over rows."""
         return self.all_decoded / self.all_forwards
 
 
 def score(model: Model, examples: Sequence[Example], length: int, way: dict[str, Any]) -> Score:
-    """Decode every example, of `length` tokens, and check it.
+    """Decode `length` tokens for every example, and check the answers.
 
     Args:
-        model: what `dlm.load` gave.
+        model: from `dlm.load`.
         examples: at least one.
         length: tokens of an answer.
-        way: options of `generate`, in one block unless they say otherwise; `share` s stands for a
-            budget of ceil(length / s) forwards.
+        way: options of `generate`, as one block unless they say otherwise; a `share` s stands for
+            a budget of ceil(length / s) forward passes.
     """
     options = {"block_length": None, **way}
     share = options.pop("share", None)
@@ -90,7 +90,7 @@ def score(model: Model, examples: Sequence[Example], length: int, way: dict[str,
 def held_out(
     task: str, count: int, sudokus: Path | None, countdowns: Path | None = None
 ) -> list[Example]:
-    """The file's problems where given, else distinct examples of the test split."""
+    """The problems of the file if one is given, otherwise distinct examples of the test split."""
     if task == "sudoku" and sudokus is not None:
         return sudoku.read_csv(sudokus)[:count]
     if task == "countdown" and countdowns is not None:

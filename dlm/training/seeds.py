@@ -1,9 +1,9 @@
-"""Seeds of the noise of every forward of a run, apart from those of other runs."""
+"""Noise seeds for every forward pass of a run, distinct from those of other runs."""
 
-STRIDE = 1_000_003  # what two neighbouring seeds of runs are apart
-LARGEST_SEED = 2**42  # leaves numbers for 4e18 forwards below 2^63
+STRIDE = 1_000_003  # distance between the noise seeds of runs with consecutive seeds
+LARGEST_SEED = 2**42  # leaves 4e18 forward passes below 2^63
 
 
 def noise_seed(seed: int, forward: int) -> int:
-    """Seed of one forward of the run with a seed in [0, `LARGEST_SEED`]; below 2^63."""
+    """Noise seed of one forward pass of a run whose seed is in [0, `LARGEST_SEED`]; below 2^63."""
     return seed * STRIDE + forward

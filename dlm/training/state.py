@@ -1,4 +1,4 @@
-"""What a run writes down of itself, so that it goes on with what it began with alone."""
+"""What a checkpoint records about its run, so that only the same run can resume from it."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from dlm.models.identity import configuration, rules
 from dlm.training.batches import Batches
 
 KINDS = {"recipe": dict, "step": int, "network": dict, "optimizers": list}
-"""What every checkpoint holds; `network` are the weights."""
+"""Fields of every checkpoint and their types; `network` holds the weights."""
 
 FACTS = {"config": dict, "given": dict}
-"""What checkpoints hold of the network and the data, since they are compared."""
+"""Fields that describe the network and the data; earlier versions did not write them."""
 
 
 def facts(recipe: dict[str, Any], network: Any, batches: Batches) -> dict[str, dict[str, Any]]:
-    """What decides the result of a run, in values that `torch.load` reads without pickle."""
+    """Everything that determines a run's result, in values `torch.load` reads without pickle."""
     own = ((example.prompt, example.response) for example in batches.examples)
     given = {
         "examples": digest(own),
@@ -31,7 +31,7 @@ def facts(recipe: dict[str, Any], network: Any, batches: Batches) -> dict[str, d
 
 
 def words(tokenizer: Any) -> list[Any]:
-    """What decides the ids that a tokenizer gives a chat."""
+    """What determines the token ids that a tokenizer gives a chat."""
     return [rules(tokenizer), tokenizer.chat_template, tokenizer.mask_token_id]
 
 
@@ -44,7 +44,7 @@ def digest(values: Iterable[Any]) -> str:
 
 
 def differences(state: dict[str, Any], mine: dict[str, dict[str, Any]]) -> list[str]:
-    """Names of the facts in which a checkpoint and a run differ."""
+    """Names of the facts that differ between a checkpoint and a run."""
     written, own = flat(state), flat(mine)
     absent = object()
     names = sorted(written.keys() | own.keys())
@@ -52,16 +52,16 @@ def differences(state: dict[str, Any], mine: dict[str, dict[str, Any]]) -> list[
 
 
 def flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """A run's facts by name, those of its network behind a prefix."""
+    """The facts of a run in one flat dict; those of the network get a prefix."""
     network = {f"network.{key}": value for key, value in facts["config"].items()}
     return {**facts["recipe"], **network, **facts["given"]}
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A checkpoint of a training run, on the CPU.
+    """Load the checkpoint of a training run on the CPU.
 
     Raises:
-        ValueError: it is damaged, or does not tell what network and data it is of.
+        ValueError: it is damaged, or does not describe its network and data.
     """
     state = read_state(path, KINDS)
     if lacking := missing(state, FACTS):
@@ -73,11 +73,11 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A checkpoint, on the CPU.
+    """Load a checkpoint on the CPU.
 
     Args:
         path: of the file.
-        kinds: what it has to hold -> of which kind.
+        kinds: the required fields and their types.
 
     Raises:
         ValueError: it is damaged.
@@ -89,7 +89,7 @@ def read_state(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (*broken, pickle.UnpicklingError) as error:
         if any(text in str(error) for text in memory):
-            raise  # the file is as good as it was
+            raise  # not the file's fault
         raise ValueError(damaged) from error
     if not isinstance(state, dict):
         raise ValueError(damaged)
@@ -99,5 +99,5 @@ def read_state(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
 
 
 def missing(state: dict[str, Any], kinds: Mapping[str, type]) -> str:
-    """Names of what a checkpoint lacks, or has of another kind."""
+    """Names of fields that a checkpoint lacks, or that have the wrong type."""
     return ", ".join(name for name, kind in kinds.items() if not isinstance(state.get(name), kind))
