@@ -1,4 +1,4 @@
-"""Training and test data of the built-in model: five generated tasks and readers for files.
+"""Training and test data of the built-in model: five generated tasks, and readers for files.
 
     for example in generate_examples("sudoku", seed=0, count=3):
         print(example.prompt, example.response)
@@ -57,7 +57,7 @@ def make_task(name: str) -> Task:
     """Returns the task of this name.
 
     Raises:
-        ValueError: there is none; suggests the closest and lists all.
+        ValueError: there is none; the message suggests the closest and lists all.
     """
     return TASKS[known("task", name, TASKS)]
 
@@ -70,16 +70,16 @@ def generate_examples(
     held_out: frozenset[str] = frozenset(),
     split: Literal["train", "test"] = "train",
 ) -> Iterator[Example]:
-    """Yields examples of a task; the sequence is a function of the arguments alone.
+    """Yields examples of a task; the sequence depends only on the arguments.
 
     The splits divide prompts by `is_held_out`, so no training prompt is ever a test prompt.
-    A prompt may come up more than once.
+    A prompt may occur more than once.
 
     Args:
         task: a key of `TASKS`.
         seed: of the sequence; the two splits of a seed are unrelated.
         count: number of examples; None for an endless sequence.
-        held_out: prompts that must never come out, such as those of a published test file.
+        held_out: prompts that are never generated, such as those of a published test file.
         split: "test" for the prompts with `is_held_out`, "train" for the others.
 
     Returns:
@@ -98,7 +98,7 @@ def generate_examples(
 
 
 def _draw(task: Task, rng: Random, held_out: frozenset[str], test: bool) -> Iterator[Example]:
-    """Draws without end the examples on one side of the split."""
+    """Yields the examples on one side of the split, without end."""
     while True:
         example = task.generate(rng)
         if example.prompt not in held_out and is_held_out(example.prompt) == test:
@@ -106,14 +106,14 @@ def _draw(task: Task, rng: Random, held_out: frozenset[str], test: bool) -> Iter
 
 
 def read_held_out(paths: Iterable[str | Path]) -> frozenset[str]:
-    """Returns the prompts of published test files, told apart by their content.
+    """Returns the prompts of published test files, whose format is detected from their content.
 
     Args:
         paths: sudoku files (CSV with `Puzzle,Solution`) and countdown files (JSONL with `input`
             and `output`).
 
     Raises:
-        ValueError: a file is of neither kind, or has a bad row.
+        ValueError: a file has neither format, or has an invalid row.
     """
     prompts: set[str] = set()
     for path in paths:

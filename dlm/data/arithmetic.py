@@ -1,7 +1,7 @@
 """Plain sums, differences, products and exact quotients, written like the steps of a word problem.
 
-A word problem holds two or three of these in some seventy tokens; here every second token of the
-response is one, so a small model meets each fact often enough to learn it.
+A word problem has two or three such steps in about seventy tokens. Here every second token of the
+response is a result, so that a small model sees each fact often enough to learn it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TERM = re.compile(r"([0-9]{1,4})([-+*/])([0-9]{1,4})")
 
 
 def calculate(a: int, operation: str, b: int) -> int | None:
-    """Returns the result, or None where it is no natural number."""
+    """Returns the result, or None if it is not a natural number."""
     if operation == "/":
         return a // b if b and a % b == 0 else None
     result = {"+": a + b, "-": a - b, "*": a * b}[operation]
@@ -34,7 +34,7 @@ def generate(rng: Random) -> Example:
 
 
 def _draw(rng: Random) -> tuple[int, str, int]:
-    """Draws a term: sums and differences of up to two digits, products of small numbers."""
+    """Draws one term: a sum or difference of up to two digits, or a product of small numbers."""
     operation = rng.choice("+-**/")
     if operation in "+-":
         a, b = rng.randint(2, 60), rng.randint(2, 39)
@@ -60,6 +60,6 @@ def solve(prompt: str) -> str | None:
 
 
 def is_correct(prompt: str, response: str) -> bool:
-    """Tells whether the response is the equations of the prompt, up to white space."""
+    """Tells whether the response equals the prompt's equations, up to white space."""
     expected = solve(prompt)
     return expected is not None and response.split() == expected.split()

@@ -1,8 +1,9 @@
 """Countdown: reach the last number from the three before it, using each exactly once.
 
-The published test file (Stream of Search format, Gandhi et al. 2024, arXiv:2404.03683) writes the
-first solution of a depth-first search: pairs in order, then `+`, `*`, `-`, `/`, larger number first
-for the last two. `solve` repeats that search and gives the file's answer for all of its 1,000 rows.
+The published test file (Stream of Search format, Gandhi et al. 2024, arXiv:2404.03683) records the
+first solution of a depth-first search over pairs in order, each with `+`, `*`, `-`, `/`, where the
+last two put the larger number first. `solve` repeats that search and gives the file's answer for
+all of its 1,000 rows.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def solve(numbers: Sequence[int], target: int) -> tuple[str, ...] | None:
 
 
 def _has_solution(numbers: Sequence[int], target: int) -> bool:
-    """Tells whether `solve` would find a solution for three positive numbers, but faster."""
+    """Tells whether `solve` would find a solution for three positive numbers, only faster."""
     for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
         large, small, other = max(numbers[i], numbers[j]), min(numbers[i], numbers[j]), numbers[k]
         results = [large + small, large * small, large - small]
@@ -62,7 +63,7 @@ def _has_solution(numbers: Sequence[int], target: int) -> bool:
 
 
 def generate(rng: Random) -> Example:
-    """Draws a target, half the time one of the test file's nine, then numbers that reach it."""
+    """Draws a target, half the time one of the test file's nine, and numbers that reach it."""
     target = rng.choice(FILE_TARGETS) if rng.random() < 0.5 else rng.randint(*_ANY_TARGET)
     while True:
         numbers = [rng.randint(1, _LARGEST_NUMBER) for _ in range(3)]
@@ -73,7 +74,7 @@ def generate(rng: Random) -> Example:
 
 
 def is_correct(prompt: str, response: str) -> bool:
-    """Tells whether true equations use every given number once and end at the target."""
+    """Tells whether the equations are true, use every given number once and end at the target."""
     row = _ROW.search(prompt)
     if row is None:
         return False
@@ -85,7 +86,7 @@ def is_correct(prompt: str, response: str) -> bool:
 
 
 def _apply(equation: str, pool: list[int]) -> bool:
-    """Replaces the operands of a true equation in `pool` by its result; False if it is not."""
+    """Replaces the operands of a true equation in `pool` by its result; False if it is not true."""
     match = _EQUATION.fullmatch(equation)
     if match is None:
         return False

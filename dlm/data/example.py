@@ -1,4 +1,4 @@
-"""A prompt with its reference response, and the reader for a user's own file of them."""
+"""A prompt with its reference response, and the reader for files of a user's own examples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Example:
     task: str
     prompt: str
     response: str
-    where: str = field(default="", compare=False, repr=False)  # file and line, if of a file
+    where: str = field(default="", compare=False, repr=False)  # file and line, if read from a file
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A source of examples and the rule that scores an answer."""
+    """A generator of examples, and the rule that scores an answer."""
 
     name: str
     generate: Callable[[Random], Example]
@@ -41,7 +41,7 @@ def load_examples(path: str | Path) -> list[Example]:
         The examples in the file's order.
 
     Raises:
-        ValueError: a line is not such an object; names the file and the line.
+        ValueError: a line is not such an object; the message names the file and the line.
     """
     path = Path(path)
     examples = []
@@ -57,7 +57,7 @@ def load_examples(path: str | Path) -> list[Example]:
 def string_fields(line: bytes, keys: tuple[str, ...], where: str) -> dict[str, str]:
     """Parses one JSON line and returns the string values of `keys`."""
     try:
-        # The mark that Windows editors begin a file with is no part of the first line.
+        # Windows editors may start a file with a byte order mark, which is not part of the line.
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not a line of JSON in UTF-8 ({error})") from None

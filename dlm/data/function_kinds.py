@@ -1,7 +1,7 @@
 """The kinds of functions: names, docstrings and accepted bodies.
 
-Slots: x and y are arguments, k is a constant, name the function's name. A kind's docstrings belong
-to no other kind, so that a prompt names its kind.
+Slots: x and y are arguments, k is a constant, name is the function's name. No two kinds share a
+docstring, so that a prompt identifies its kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Kind:
     argument: str  # a key of ARGUMENTS
     names: tuple[str, ...]
     docs: tuple[str, ...]
-    bodies: tuple[str, ...]  # the first is the one generated
+    bodies: tuple[str, ...]  # generation uses the first
     constants: tuple[int, int] = (2, 20)  # inclusive
     slots: tuple[str, ...] = ("x",)
 

@@ -1,7 +1,8 @@
 """Small Python functions to complete from a signature and a docstring.
 
-Answers are never run. The docstring is read backwards into its kind and constants, the reference
-bodies of that kind are filled in, and the syntax trees are compared after a normalisation.
+Answers are never run. The docstring is parsed back into its kind and constants, which fill in the
+reference bodies of that kind. The syntax trees of answer and references are compared after
+normalisation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dlm.data.example import Example
 from dlm.data.function_kinds import ARGUMENTS, KINDS, NUMBER_WORDS, Kind
 from dlm.data.patterns import template_pattern
 
-_LONGEST_RESPONSE = 2000  # characters; bounds the parser's work on junk
+_LONGEST_RESPONSE = 2000  # characters; bounds the parser's work on invalid answers
 _INDENT = "    "
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.Gt,
@@ -35,7 +36,7 @@ def _prompt_template(kind: Kind, doc: str) -> str:
 
 
 def _fill_body(body: str, slots: dict[str, str]) -> str:
-    """Fills a reference body's slots and indents it."""
+    """Fills in a reference body's slots and indents it."""
     return "\n".join(_INDENT + line for line in body.format(**slots).split("\n"))
 
 
@@ -63,7 +64,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], Kind], ...]:
 
 
 def references(prompt: str) -> tuple[str, ...]:
-    """Returns the accepted bodies of a generated prompt, the preferred one first."""
+    """Returns the accepted bodies for a generated prompt, the preferred one first."""
     for pattern, kind in _patterns():
         match = pattern.fullmatch(prompt.strip())
         if match is not None:
@@ -72,7 +73,7 @@ def references(prompt: str) -> tuple[str, ...]:
 
 
 def is_correct(prompt: str, response: str) -> bool:
-    """Tells whether the completed function has the syntax tree of an accepted one."""
+    """Tells whether the completed function has the same syntax tree as an accepted one."""
     bodies = references(prompt)
     if not bodies or len(response) > _LONGEST_RESPONSE:
         return False
@@ -84,7 +85,7 @@ def is_correct(prompt: str, response: str) -> bool:
 
 
 def _normal_form(source: str) -> str | None:
-    """Returns a canonical dump of the one function in `source`, or None if it is not one."""
+    """Returns a canonical dump of `source`, or None if it is not exactly one function."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,9 +100,9 @@ def _normal_form(source: str) -> str | None:
 
 
 def _local_names(function: ast.FunctionDef) -> dict[str, str]:
-    """Maps the names that the function assigns, arguments excepted, to "0", "1", ..."""
+    """Maps the names that the function assigns, except arguments, to "0", "1", ..."""
     arguments = {argument.arg for argument in function.args.args}
-    names: dict[str, str] = {}  # the new names are no identifiers, so nothing else has them
+    names: dict[str, str] = {}  # the new names are no identifiers, so they cannot clash
     for node in ast.walk(function):
         stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
         if isinstance(node, ast.Name) and stored and node.id not in arguments:
@@ -110,7 +111,7 @@ def _local_names(function: ast.FunctionDef) -> dict[str, str]:
 
 
 class _Normaliser(ast.NodeTransformer):
-    """Renames local names and undoes choices of writing that do not change the meaning."""
+    """Renames local names and undoes spelling choices that do not change the meaning."""
 
     def __init__(self, names: dict[str, str]) -> None:
         self._names = names

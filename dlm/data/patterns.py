@@ -1,4 +1,4 @@
-"""Text templates that can be read backwards: from a filled-in text to its slots."""
+"""Text templates that can be inverted: recover the slots from a filled-in text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _WORD = "[A-Za-z_][A-Za-z_0-9]*"
 
 
 def template_pattern(template: str, numbers: frozenset[str]) -> re.Pattern[str]:
-    """Compiles a `str.format` template into the pattern that recovers its slots.
+    """Compiles a `str.format` template into a pattern that recovers its slots.
 
     Args:
-        template: text with named slots; a slot used twice must be filled alike.
+        template: text with named slots; a slot that occurs twice must have the same value.
         numbers: the slots that hold a natural number; every other slot holds a word.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The held-out split: a fixed function of the prompt, so that no list of items is kept."""
+"""The held-out split: a fixed function of the prompt, so that no list has to be stored."""
 
 from __future__ import annotations
 

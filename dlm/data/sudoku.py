@@ -1,8 +1,8 @@
 """4x4 sudokus: 16 digits row by row, 0 for an empty cell, and the 16 digits of a solution.
 
-Puzzles are drawn as in the published test file: a random grid with random cells emptied. A quarter
-of that file has more than one solution, so generation does not require a unique one and any valid
-completion of the givens is correct.
+Puzzles are generated like those of the published test file: a random grid with random cells
+emptied. A quarter of that file has more than one solution. So a generated puzzle need not have a
+unique solution, and any valid completion of the givens is correct.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _half_is_valid(half: str) -> bool:
 
 
 def generate(rng: Random) -> Example:
-    """Draws a grid and empties 8 of its cells (four times in five), else 4 to 10."""
+    """Draws a grid and empties 8 of its cells in four cases of five, otherwise 4 to 10."""
     solution = rng.choice(all_grids())
     empty = _USUAL_EMPTY if rng.random() < _USUAL_SHARE else rng.randint(*_EMPTY_RANGE)
     cells = list(solution)

@@ -1,7 +1,7 @@
 """The built-in model's tokenizer: a small byte-level BPE with LLaDA's special tokens.
 
-Every digit is a token of its own and any text decodes to itself. The chat template is LLaDA's
-without its line breaks, 8 tokens around a prompt, because the model's canvas is short.
+Every digit is a separate token, and any text decodes to itself. The chat template is LLaDA's
+without its line breaks, so that it adds only 8 tokens to a prompt: the model's canvas is short.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPECIAL_TOKENS = (
     MASK_TOKEN,
 )
 VOCABULARY_TASKS = ("sudoku", "countdown", "word_problems", "functions")
-"""What the shipped vocabulary was learned from. Tasks added later are written in it."""
+"""The tasks that the shipped vocabulary was learned from. Later tasks are written in it."""
 ROLES = ("user", "assistant", "system")
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -42,14 +42,14 @@ CHAT_TEMPLATE = (
 
 
 def corpus(seed: int, per_task: int = 3000) -> list[str]:
-    """Returns the texts of the shipped tokenizer: generated prompts and responses.
+    """Returns the texts that the shipped tokenizer was trained on: prompts and responses.
 
     Args:
         seed: of the generators.
         per_task: examples of each task.
 
     Returns:
-        Two texts per example, the prompt stripped as the chat template strips it.
+        Two texts per example, with the prompt stripped as the chat template strips it.
     """
     texts = []
     for task in VOCABULARY_TASKS:
@@ -63,10 +63,10 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
 
     Args:
         texts: what the merges are learned from.
-        vocab_size: largest number of tokens, special ones included.
+        vocab_size: most tokens, including special ones.
 
     Returns:
-        A tokenizer of at most `vocab_size` tokens, fewer where the texts offer no more merges.
+        A tokenizer of at most `vocab_size` tokens, fewer if the texts offer no more merges.
 
     Raises:
         ValueError: `vocab_size` has no room for the bytes, special tokens and role names.
@@ -89,7 +89,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The role names of the chat template come up often enough to be merged whatever the texts.
+    # Repeat the role names of the chat template so often that they are merged whatever the texts.
     roles = [role for role in ROLES for _ in range(len(texts) + 1)]
     tokenizer.train_from_iterator([*texts, *roles], trainer)
     if any(tokenizer.token_to_id(role) is None for role in ROLES):

@@ -1,7 +1,7 @@
-"""Grade-school word problems from our own templates, with worked steps ending in `#### N`.
+"""Grade-school word problems from this project's templates, with steps that end in `#### N`.
 
-The reference answer is recovered from the prompt: a template that fits is read backwards into its
-numbers and its steps are computed again. Every number stays within 0..99.
+The reference answer is recovered from the prompt: the matching template is inverted to get the
+numbers, and its steps are computed again. Every number stays within 0..99.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _operand(text: str, values: Mapping[str, int]) -> int:
 
 
 def _calculate(a: int, operation: str, b: int) -> int | None:
-    """Returns the result of one step, or None where it leaves 0..99 or does not divide."""
+    """Returns the result of one step, or None if it leaves 0..99 or does not divide evenly."""
     if operation == "/":
         return a // b if b and a >= b and a % b == 0 else None
     result = {"+": a + b, "-": a - b, "*": a * b}[operation]
@@ -35,7 +35,7 @@ def _calculate(a: int, operation: str, b: int) -> int | None:
 
 
 def work_out(template: Template, numbers: Mapping[str, int]) -> str | None:
-    """Writes the template's steps for these numbers, or None where a step is not possible."""
+    """Writes the template's steps for these numbers; None if a step has no valid result."""
     values = dict(numbers)
     steps = []
     for index, step in enumerate(template.steps.split(), start=1):
@@ -51,7 +51,7 @@ def work_out(template: Template, numbers: Mapping[str, int]) -> str | None:
 
 
 def generate(rng: Random) -> Example:
-    """Draws a template, its names and objects, and numbers for which every step is possible."""
+    """Draws a template, its names and objects, and numbers that make every step valid."""
     template = rng.choice(TEMPLATES)
     names, things = rng.sample(NAMES, 2), rng.sample(THINGS, 2)
     words = {"n": names[0], "m": names[1], "t": things[0], "u": things[1]}
@@ -79,7 +79,7 @@ def reference(prompt: str) -> str | None:
 
 
 def final_answer(text: str) -> int | None:
-    """Returns the integer after the last `####`, or None where there is none."""
+    """Returns the integer after the last `####`, or None if there is none."""
     _, marker, tail = text.rpartition("####")
     match = _ANSWER.match(tail) if marker else None
     return None if match is None else int(match[1])

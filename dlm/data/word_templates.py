@@ -1,7 +1,7 @@
 """The texts, steps and number ranges of the word problems.
 
-Slots: n and m are two names, t and u two kinds of objects, a to d numbers of at least 2. A step
-names its operands: a slot, the result of an earlier step (r1, r2) or a literal number.
+Slots: n and m are two names, t and u two kinds of objects, a to d numbers of at least 2. An operand
+of a step is a slot, the result of an earlier step (r1, r2) or a literal number.
 """
 
 from __future__ import annotations

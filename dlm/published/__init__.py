@@ -1,7 +1,7 @@
-"""What papers report of decoders: their settings, task by task, and what they measured.
+"""Published decoder settings by task, with the results that their papers report.
 
-The one table behind `dlm decoders --verbose` and the presets of `dlm eval`. It is read before
-there is a model, and so needs the standard library alone.
+This table is the source of `dlm decoders --verbose` and of the presets of `dlm eval`. It is read
+before a model is loaded, so it needs only the standard library.
 """
 
 from dlm.published.adaptive import ADAPTIVE
@@ -11,4 +11,4 @@ from dlm.published.setting import Published
 __all__ = ["PUBLISHED", "Published"]
 
 PUBLISHED: tuple[Published, ...] = (*FIXED, *ADAPTIVE)
-"""All of them; the first one of a task is what it runs unless told otherwise."""
+"""All settings; the first one of a task is that task's default."""

@@ -1,4 +1,4 @@
-"""Settings that commit as much as the model is sure of."""
+"""Settings in which the certainty of the model decides how many tokens are committed."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ ITERATIONS: Final = {"iterations": 2}
 BLOCKS: Final = {"threshold": 0.5, "block_add_threshold": 0.1, "sub_block_length": 32}
 AHEAD: Final = {"score": "entropy", "alpha": 0.0, "share": 1.0}
 SPREAD: Final = {"threshold": 0.9, "low_threshold": 0.4}
-RETEST = "arXiv:2602.06953"  # DAWN, whose authors ran other decoders as well
+RETEST = "arXiv:2602.06953"  # DAWN, whose authors also ran other decoders
 
 FAST = Paper("fast-dllm", "threshold", f"Wu et al. 2025, arXiv:2505.22618, {INSTRUCT}")
 SWEEP = Paper(None, "threshold", f"Wu et al. 2025, arXiv:2505.22618, {INSTRUCT}")
@@ -48,7 +48,7 @@ ADAPTIVE: tuple[Published, ...] = (
         "79.2; 79.3 at 256 forwards with low_confidence",
         3.25,
         note="5-shot",
-        template="base_5shot",  # their scripts have lm-eval's prompts, without a chat template
+        template="base_5shot",  # the scripts use lm-eval's prompts, without a chat template
     ),
     FAST.on(
         "math500",

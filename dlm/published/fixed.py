@@ -1,4 +1,4 @@
-"""Settings that commit one token a forward, or on a schedule that no model output changes."""
+"""Settings that commit one token per forward pass, or by a schedule independent of the model."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ LLADA_1_5 = "LLaDA 1.5, EVAL.md"
 PC_SAMPLER = "Huang et al. 2025, arXiv:2508.13021"
 
 LAST: Final = {"confidence_eos_eot_inf": True}
-NO_EOS: Final = {"suppress_tokens": (126081,)}  # the end of text in LLaDA's vocabulary
+NO_EOS: Final = {"suppress_tokens": (126081,)}  # the end-of-text token of LLaDA
 USUAL: Final = {"lambda_": 0.25, "alpha": 10}  # of PC-Sampler
 LOOPS: Final = {"init_unmask_ratio": 0.875, "unmask_k": 1, "loop_steps": 32}  # of its ReMDM
 NO_LOOPS: Final = {"init_unmask_ratio": 1.0, "unmask_k": 1, "loop_steps": 0}
@@ -79,7 +79,7 @@ FIXED: tuple[Published, ...] = (
         "82.2 at 256 forwards with the authors' token frequencies",
         1.0,
         note="4-shot",
-        template="base_4shot",  # their script has lm-eval's gsm8k with 4 examples
+        template="base_4shot",  # the script uses lm-eval's gsm8k with 4 examples
     ),
     PC.on("math500", USUAL, lengths(1024), rate=1.0),
     PC.on("humaneval", USUAL, lengths(256), rate=1.0),

@@ -1,6 +1,6 @@
-"""How the authors of checkpoints decode them: the settings of their cards and quick starts.
+"""Recommended settings of checkpoints, from their authors' model cards and quick starts.
 
-Like the rest of this package it needs the standard library alone.
+Like the rest of this package, this module needs only the standard library.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from dlm.published.setting import lengths
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """Settings of one or more checkpoints."""
+    """The recommended settings of one or more checkpoints."""
 
-    checkpoints: tuple[str, ...]  # by their names on the Hub
-    options: Mapping[str, Any]  # of `dlm.generate`, the decoder included
+    checkpoints: tuple[str, ...]  # names on the Hub
+    options: Mapping[str, Any]  # of `dlm.generate`, including the decoder
     source: str
     note: str = ""  # what else the source says
 
 
 GREEDY: Final = {"decoder": "low_confidence", "temperature": 0.0}
-"""One token a forward; without a budget `steps` is the tokens of the generation."""
+"""One token per forward pass: without `steps`, the budget is the number of generated tokens."""
 EXACT: Final = {"cache": "prefix"}
-"""Where attention is in blocks it changes nothing but the time: the authors keep one, too."""
+"""Exact for block attention, so it only saves time; the authors also use a cache."""
 
 
 def _dream(gen_length: int, temperature: float) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _dream(gen_length: int, temperature: float) -> dict[str, Any]:
 
 
 def _refined(threshold: float, **more: Any) -> dict[str, Any]:
-    """Options of a decoder that commits above a threshold, block by block of the attention."""
+    """Options of a decoder that commits above a threshold, one attention block after another."""
     options = {"decoder_options": {"threshold": threshold}, **EXACT, **more}
     return {"decoder": "block_refinement", **options}
 

@@ -1,4 +1,4 @@
-"""What a published setting is."""
+"""The type of a published setting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,20 +9,21 @@ INSTRUCT = "LLaDA-8B-Instruct"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A setting of a paper or its code, and what it was measured to give.
+    """A decoder setting from a paper or its code, and the results reported for it.
 
-    Tokens per forward are those reported, or the generation length over the forwards reported.
+    Tokens per forward pass are as reported, or the generation length divided by the reported
+    number of forward passes.
     """
 
-    task: str  # of `dlm.eval`; in words what is none of them
-    preset: str | None  # its name there; None where its lengths are not known
+    task: str  # of `dlm.eval`; other tasks are described in words
+    preset: str | None  # name in `dlm eval`; None if its lengths are unknown
     decoder: str
     decoder_options: Mapping[str, Any]
-    options: Mapping[str, Any]  # of `dlm.generate` or `dlm.infill`, beside the decoder
+    options: Mapping[str, Any]  # of `dlm.generate` or `dlm.infill`, besides the decoder
     source: str  # paper, weights, solved examples in the prompt
-    reported: str = ""  # accuracy in percent and forwards of this setting, then of others
-    tokens_per_forward: float | None = None  # None: not reported
-    template: str | None = None  # of the task, where the paper's prompt is one of them
+    reported: str = ""  # accuracy in percent and forward passes of this setting, then of others
+    tokens_per_forward: float | None = None  # None if not reported
+    template: str | None = None  # of the task, if the paper's prompt is one of them
 
 
 class Paper(NamedTuple):
@@ -43,7 +44,7 @@ class Paper(NamedTuple):
         note: str = "",
         template: str | None = None,
     ) -> Published:
-        """Its setting for a task; `rate` are tokens per forward, `note` goes with the source."""
+        """The setting for a task; `rate` is tokens per forward pass, `note` extends the source."""
         source = f"{self.source}, {note}" if note else self.source
         return Published(
             task,
@@ -59,5 +60,5 @@ class Paper(NamedTuple):
 
 
 def lengths(gen_length: int, block_length: int | None = None) -> dict[str, int | None]:
-    """Tokens to decode and tokens of a block, one block over all if None."""
+    """Options for the generation length and the block length; None for a single block."""
     return {"gen_length": gen_length, "block_length": block_length}
