@@ -49,7 +49,7 @@ class Joint:
     """Samples all masked positions of a window jointly, and measures each under the constraint.
 
     Texts are drawn from prod_i p_i(x_i), restricted to those that the language accepts as a whole.
-    Sampling goes left to right from p_i(v) b_{i+1}(d(q_i, v)), after top-k, top-p and min-p, by
+    Sampling goes left to right from p_i(v) b_{i+1}(d(q_i, v)), cut by top-k, top-p and min-p, with
     the exact race of `token_statistics`. Temperature 0 takes the most likely text. The decoder may
     commit any of the sampled tokens without the others: together they form a text of the language,
     so the tokens committed so far can always be completed.

@@ -1,4 +1,4 @@
-"""Reductions over groups of numbers, in a fixed order: bitwise the same on every device and batch.
+"""Sums and maxima over groups of numbers, in a fixed order: the same bits everywhere.
 
 Shapes: K partitions into groups, R rows, W columns, n numbers, G groups.
 """
@@ -20,11 +20,11 @@ class Segments:
 
     A scatter on a GPU would add in the order in which threads arrive. The width of the tables is
     chosen by the caller, not derived from the numbers. So partitions can be stacked, and each gives
-    the same bits stacked as alone.
+    the same bits stacked as alone. An index equal to the size of the level before is padding.
     """
 
     size: int  # n
-    tables: tuple[Tensor, ...]  # int64 [K, lines, width], indices into the level before, pads last
+    tables: tuple[Tensor, ...]  # int64 [K, lines, width], indices into the level before
 
     @classmethod
     def of(cls, groups: Tensor, count: int, width: int) -> "Segments":
