@@ -1,1 +1,1 @@
-"""Serving a model over HTTP: one engine whose batch rows join and leave, and an API in front."""
+"""Serves a model over HTTP: an engine with continuous batching, and OpenAI's API in front of it."""

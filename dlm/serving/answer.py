@@ -1,4 +1,4 @@
-"""The choices of an answer, as the engine tells of them."""
+"""The choices of an answer, built from the engine's events."""
 
 from dataclasses import dataclass, field
 
@@ -12,20 +12,20 @@ from dlm.serving.work import Ended, Grown, News, Reused
 
 @dataclass(slots=True)
 class Choice:
-    """One row of a request, as far as it is known."""
+    """One row of a request, as far as it has been reported."""
 
     reader: Reader
-    listing: Listing | None  # None where no log-probabilities are asked for
-    caller: CallReader | None  # None where nothing may be called
+    listing: Listing | None  # None if no log-probabilities are asked for
+    caller: CallReader | None  # None if no function may be called
     tokens: list[Listed] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     calls: list[Called] = field(default_factory=list)
-    finish_reason: str | None = None  # "stop", "tool_calls" or "length", once nothing follows
-    reused: int = 0  # tokens of its prompt that another row had left
-    forwards: int | None = None  # None where a stop text ended it, and its row was given up
+    finish_reason: str | None = None  # "stop", "tool_calls" or "length", once it is over
+    reused: int = 0  # tokens of its prompt taken from the prompt cache
+    forwards: int | None = None  # None if a stop text ended it and its row was cancelled
 
     def take(self, text: str) -> tuple[str, list[Called]]:
-        """Add text, the last where it is over; what of it is text, and calls in it."""
+        """Add text, the last if the choice is over; returns its plain text, and the calls in it."""
         calls: list[Called] = []
         if self.caller is not None:
             text, calls = self.caller.push(text, over=self.finish_reason is not None)
@@ -37,18 +37,18 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """All of its text, but for calls."""
+        """Its whole text, without calls."""
         return "".join(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What an event adds to the answer."""
+    """What one event adds to the answer."""
 
     index: int  # of the choice
     text: str
-    tokens: list[Listed]  # that begin in the text so far, and in no piece before
-    calls: list[Called]  # that ended
+    tokens: list[Listed]  # those that begin in the text so far, and in no earlier piece
+    calls: list[Called]  # those that ended
     choice: Choice
 
 
@@ -69,7 +69,10 @@ class Answer:
         ]
 
     def take(self, event: News) -> Piece | None:
-        """What an event adds; None for one told before the engine listener that the row is over."""
+        """Apply an event; returns what it adds to the answer.
+
+        None for reused tokens, and for an event sent before the engine heard that the row is over.
+        """
         choice = self.choices[event.row]
         if isinstance(event, Reused):
             choice.reused = event.tokens
@@ -85,7 +88,7 @@ class Answer:
         if reader.stopped:
             choice.finish_reason = "stop"
         elif isinstance(event, Ended):
-            # Under a constraint a text is whole, also one that fills its row.
+            # Under a constraint a text is complete even if it fills its row.
             whole = reader.ended or event.closed or self.asked.request.settings.constraint
             choice.finish_reason = "stop" if whole else "length"
         text, calls = choice.take(text)
@@ -95,24 +98,24 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing follows."""
+        """Whether all choices are over."""
         return all(choice.finish_reason is not None for choice in self.choices)
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices; of one that a stop token or text ends up to that and with it."""
+        """Tokens of all choices, each counted through the stop token or stop text that ends it."""
         return sum(choice.reader.count for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompts, each prompt once, that no choice had to compute."""
+        """Prompt tokens that no choice had to compute, counting each prompt once."""
         n = self.asked.n
         each = [choice.reused for choice in self.choices]
         return sum(min(each[first : first + n]) for first in range(0, len(each), n))
 
     @property
     def forwards(self) -> int | None:
-        """Forwards of the choices where they are known; None if nowhere."""
+        """Forward passes of those choices that report them; None if none does."""
         known = [choice.forwards for choice in self.choices if choice.forwards is not None]
         return sum(known) if known else None
 
@@ -120,8 +123,8 @@ class Answer:
 def at_stop_token(asked: Asked) -> AtStopToken:
     """What the first stop token of a choice does.
 
-    Where rows go on behind it all their tokens were decoded, and are counted. Their text is what
-    `dlm.generate` makes of them, and in front of a suffix, as in `dlm.infill`, all of it.
+    If rows continue after it, all their tokens were decoded and are counted. Their text is that of
+    `dlm.generate`; before a suffix it is the whole text, as in `dlm.infill`.
     """
     if asked.request.settings.stop_at_eos:
         return "end"

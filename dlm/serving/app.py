@@ -32,18 +32,18 @@ __all__ = ["Served", "create_app"]
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HEALTH = "/health"
-PING = "/ping"  # by which SageMaker asks
+PING = "/ping"  # SageMaker's health check
 METRICS = "/metrics"
 CORS: Mapping[str, Any] = {
     "allow_methods": ["GET", "POST"],
     "allow_headers": ["*"],
     "expose_headers": [HEADER, "retry-after"],
 }
-"""What web pages may send and read."""
+"""What web pages may send, and which headers they may read."""
 
 
 def untold(served: Served) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 def create_app(
@@ -55,21 +55,20 @@ def create_app(
     cors_origins: Sequence[str] = (),
     served: Callable[[Served], None] = untold,
 ) -> Starlette:
-    """The application that serves an engine's model.
+    """Create the application that serves an engine's model.
 
     Args:
-        engine: who decodes; it stays the caller's to close.
-        name: of the model, as requests give it.
-        defaults: options of `dlm.generate`, without those that speak of rows or of what is
-            returned; a request's override them.
-        api_key: what requests have to bring, all but those for `/health` and `/ping`; None for
-            nothing.
-        cors_origins: of web pages that may ask and read answers, "*" for all.
-        served: told once of each request for a completion, when it is over.
+        engine: decodes the requests; the caller has to close it.
+        name: the model's name, as requests give it.
+        defaults: options of `dlm.generate`, except those about rows or about what is returned; a
+            request overrides them.
+        api_key: key that requests have to send, except to `/health` and `/ping`; None for no key.
+        cors_origins: origins of web pages that may send requests and read answers; "*" for all.
+        served: called once for each request for a completion, when it is finished.
 
     Raises:
-        ValueError: a default that is none or does not fit the model, a model without a tokenizer,
-            or an empty key or name.
+        ValueError: a default is unknown or does not fit the model, the model has no tokenizer, or
+            the key or name is empty.
     """
     if api_key is not None and not api_key:
         raise ValueError("api_key must not be empty")
@@ -78,7 +77,7 @@ def create_app(
     if engine.model.tokenizer is None:
         raise ValueError("a model must have a tokenizer to be served, and this one has none")
     check_defaults(defaults, engine.model)
-    # The first call sets the tokenizer up, which must not happen while another thread uses it.
+    # The first call sets up the tokenizer, which must not happen while another thread uses it.
     engine.model.tokenizer("a")
     vocabulary_of(engine.model.tokenizer)
     metrics = Metrics()
@@ -89,7 +88,7 @@ def create_app(
 
     endpoints = Endpoints(Service(engine, name, dict(defaults), told), metrics)
     between = [Middleware(Named)]
-    if cors_origins:  # in front of the guard: browsers ask whether they may without a key
+    if cors_origins:  # before the guard: browsers send preflight requests without a key
         between.append(Middleware(CORSMiddleware, allow_origins=cors_origins, **CORS))
     if api_key is not None:
         between.append(Middleware(Guard, key=api_key))
@@ -109,12 +108,12 @@ def create_app(
         middleware=between,
         exception_handlers={HTTPException: refused},
     )
-    app.router.redirect_slashes = False  # there is nothing at such a path
+    app.router.redirect_slashes = False  # no endpoint has such a path
     return app
 
 
 class Endpoints:
-    """What there is to ask for."""
+    """The handlers of all endpoints."""
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service = service
@@ -130,12 +129,12 @@ class Endpoints:
         return await Exchange(self.service, request, CHAT, chat=True).respond()
 
     async def models(self, request: Request) -> Response:
-        """The one model there is."""
+        """List the one model."""
         listed = [self.told()]
         return reply({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        """The model of a name."""
+        """Describe the model of a name."""
         asked, name = request.path_params["name"], self.service.name
         if asked != name:
             message = f"model must be {name!r}, which is served here, got {asked!r}"
@@ -143,7 +142,7 @@ class Endpoints:
         return reply(self.told())
 
     def told(self) -> dict[str, Any]:
-        """The model, as both tell of it."""
+        """The description of the model."""
         most = self.service.engine.model.spec.max_length
         return replies.model_object(self.service.name, self.created, most)
 
@@ -158,7 +157,7 @@ class Endpoints:
     async def told_of(
         self, request: Request, tell: Callable[[bytes, Model, str], dict[str, Any]]
     ) -> Response:
-        """What the tokenizer says of a body."""
+        """Respond with what `tell` makes of the body."""
         service = self.service
         try:
             data = await read_body(request)
@@ -168,11 +167,11 @@ class Endpoints:
         return reply(found)
 
     async def version(self, request: Request) -> Response:
-        """That of this package."""
+        """The version of this package."""
         return reply({"version": __version__})
 
     async def ping(self, request: Request) -> Response:
-        """Whether requests are answered, without a word."""
+        """Whether requests are answered, as a status alone."""
         return Response(status_code=200 if self.service.engine.running else 503)
 
     async def health(self, request: Request) -> Response:
@@ -185,7 +184,7 @@ class Endpoints:
         return reply({"status": "ok", **found})
 
     async def measure(self, request: Request) -> Response:
-        """What was asked so far, for Prometheus."""
+        """The metrics, for Prometheus."""
         engine = self.service.engine
         decoding, waiting = engine.load()
         text = self.metrics.text(alive=engine.alive, decoding=decoding, waiting=waiting)
@@ -193,7 +192,7 @@ class Endpoints:
 
 
 class Guard:
-    """Lets only those in who bring the key."""
+    """Lets only requests with the API key pass."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app = app
@@ -211,14 +210,14 @@ class Guard:
         await response(scope, receive, send)
 
     def fits(self, header: str) -> bool:
-        """Whether a header has the key; takes as long for any key of that length."""
+        """Whether a header has the key; takes equally long for all keys of one length."""
         scheme, _, key = header.partition(" ")
-        given = key.strip().encode("latin-1")  # as the bytes came
+        given = key.strip().encode("latin-1")  # the bytes as sent
         return hmac.compare_digest(given, self.key) and scheme.lower() == "bearer"
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """The answer where no endpoint is."""
+    """The response if no endpoint has the path, or it does not take the method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     messages = {

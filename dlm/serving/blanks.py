@@ -1,4 +1,4 @@
-"""Completions in front of a suffix whose blanks become more and fewer, as the network asks."""
+"""Completions before a suffix, whose number of blanks grows and shrinks as the network asks."""
 
 from typing import Final
 
@@ -8,24 +8,24 @@ from dlm.options import integer
 from dlm.serving.fields import Body
 
 FIRST: Final = 4
-"""Blanks to begin with, as DreamOn's authors do."""
+"""Initial number of blanks, as used by DreamOn's authors."""
 
 
 def read_blanks(
     body: Body, spec: ModelSpec, gen_length: int, *, fills: bool, lists: bool
 ) -> tuple[int, Growth | None]:
-    """Blanks to begin with, and how far they may grow; None where they keep their number.
+    """The initial number of blanks, and how far they may grow; None if their number is fixed.
 
     Args:
-        body: its field `blanks` says how many, at most `gen_length`.
-        spec: of the model.
-        gen_length: tokens that the blanks may come to, or have from the beginning.
-        fills: whether a suffix stands behind them.
+        body: its field `blanks` gives the initial number, at most `gen_length`.
+        spec: facts of the model.
+        gen_length: tokens that the blanks may grow to, or have from the beginning.
+        fills: whether a suffix follows them.
         lists: whether log-probabilities are asked for.
 
     Raises:
-        ValueError: the field is no such number, stands where no blank may grow, or beside
-            log-probabilities, which are told by position.
+        ValueError: the field is no such number or is given where no blank may grow, or
+            log-probabilities, which belong to positions, are asked for where blanks may grow.
     """
     asked = body.get("blanks")
     if spec.expand_id is None or not fills:

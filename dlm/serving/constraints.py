@@ -1,4 +1,4 @@
-"""Constraints of requests, compiled once and kept for those that ask for the same."""
+"""Constraints of requests, compiled once and kept for requests that ask for the same."""
 
 import json
 from collections import OrderedDict
@@ -13,10 +13,10 @@ from dlm.serving.rules import Rule
 from dlm.serving.tools import calls_of
 from dlm.serving.work import Busy
 
-MOST: Final = 32  # that are kept
-ENTRIES: Final = 1 << 27  # of the tables of those that are kept: a gigabyte
-AT_ONCE: Final = 2  # that are made: reading one may take gigabytes
-WAITING: Final = 16  # requests, so that their threads are not all that the server reads bodies with
+MOST: Final = 32  # constraints that are kept
+ENTRIES: Final = 1 << 27  # numbers in the tables of all that are kept: a gigabyte
+AT_ONCE: Final = 2  # compiled at a time: compiling one may take gigabytes
+WAITING: Final = 16  # requests, so that threads are left to read other bodies
 
 MADE: Final[Mapping[str, Callable[[Model, str], Constraint]]] = {
     "regex": Constraint.regex,
@@ -28,7 +28,7 @@ MADE: Final[Mapping[str, Callable[[Model, str], Constraint]]] = {
 
 
 class Constraints:
-    """What rules of requests come to for one model; those used last are kept."""
+    """The compiled constraints of one model, by rule; keeps those used last."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -37,11 +37,11 @@ class Constraints:
         self.waiting = Semaphore(WAITING)
 
     def of(self, model: Model, rule: Rule) -> Constraint:
-        """That of a rule. Requests that ask for the same at a time make it `AT_ONCE` times at most.
+        """The constraint of a rule. Concurrent requests for it compile it at most `AT_ONCE` times.
 
         Raises:
-            ValueError: there is none, under the name of the rule's field.
-            Busy: too many wait for theirs.
+            ValueError: there is none; the message names the rule's field.
+            Busy: too many requests are waiting for theirs.
         """
         found = self.find(rule)
         if found is None:
@@ -51,18 +51,18 @@ class Constraints:
         return found
 
     def make(self, rule: Rule, model: Model) -> Constraint | str:
-        """That of a rule, or why there is none, which may have taken as long to learn."""
+        """Compile the constraint of a rule; returns it, or why there is none. Keeps either."""
         if not self.waiting.acquire(blocking=False):
             raise Busy("too many requests wait for what they hold answers to: ask again later")
         try:
             with self.making:
-                found = self.find(rule)  # another may have made it meanwhile
+                found = self.find(rule)  # another request may have compiled it meanwhile
                 return found or self.keep(rule, made(model, rule))
         finally:
             self.waiting.release()
 
     def find(self, rule: Rule) -> Constraint | str | None:
-        """That of a rule, if it is kept."""
+        """The constraint of a rule, or why there is none, if that is kept."""
         key = rule.kind, rule.text
         with self.lock:
             if key in self.kept:
@@ -70,7 +70,7 @@ class Constraints:
             return self.kept.get(key)
 
     def keep(self, rule: Rule, made: Constraint | str) -> Constraint | str:
-        """Keep one, and give up those used longest ago that there is no room for."""
+        """Keep a result, and drop those used longest ago that there is no room for."""
         with self.lock:
             self.kept[rule.kind, rule.text] = made
             while len(self.kept) > MOST or (
@@ -81,9 +81,10 @@ class Constraints:
 
 
 def made(model: Model, rule: Rule) -> Constraint | str:
-    """That of a rule, or why there is none.
+    """Compile the constraint of a rule; returns it, or why there is none.
 
-    Not the error: that holds the frames it went through, and what was made of the rule in them.
+    The reason is returned as text: the error itself would keep the frames it went through alive,
+    and what they hold.
     """
     try:
         return MADE[rule.kind](model, rule.text)
@@ -92,7 +93,7 @@ def made(model: Model, rule: Rule) -> Constraint | str:
 
 
 def entries(kept: Constraint | str) -> int:
-    """Numbers that one holds, nearly: a table, and edges in four ways, padded."""
+    """Approximate size in numbers: a table, and edges stored in four ways, padded."""
     if isinstance(kept, str):
         return 0
     return kept.automaton.following.numel() + 8 * len(kept.automaton.pair)

@@ -1,4 +1,4 @@
-"""What stands around the blanks of a request, as token ids: prompts, chats and suffixes."""
+"""Encodes what surrounds the blanks of a request: prompts, chats and suffixes."""
 
 import inspect
 import json
@@ -29,14 +29,14 @@ MOST_ROWS = 1024  # of a request
 
 FROM_TEMPLATES = (
     *(TemplateError, TypeError, ArithmeticError, LookupError, ValueError),
-    RecursionError,  # of what is nested deep
+    RecursionError,  # from deeply nested values
 )
-"""What rendering raises: templates refuse roles, and compute with what they are given."""
+"""Errors of rendering: templates refuse roles, and compute with what they are given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """Token ids around what is decoded, but for what closes every row of the family."""
+    """Token ids around what is decoded, without those that close every row of the family."""
 
     before: list[int]
     behind: list[int]
@@ -49,12 +49,12 @@ def read_prompts(body: fields.Body, model: Model, n: int) -> list[Any]:
     """Texts or lists of token ids, each to be answered `n` times.
 
     Raises:
-        ValueError: they are something else, or too many or too long.
+        ValueError: they are something else, too many or too long.
     """
     if "prompt" not in body:
         raise ValueError("prompt must be there")
     value = body["prompt"]
-    # How much there is first: to look at each takes long.
+    # The amount is checked first, because reading every prompt takes long.
     several = isinstance(value, list) and value and isinstance(value[0], str | list)
     listed = value if several else [value]
     if len(listed) * n > MOST_ROWS:
@@ -83,10 +83,10 @@ def read_messages(body: fields.Body, model: Model) -> list[dict[str, Any]]:
 
 
 def refuse_long(model: Model, name: str, length: int) -> None:
-    """Refuse texts that are too long for any tokens, before these are sought.
+    """Refuse texts that are too long however they are tokenized, before they are.
 
     Raises:
-        TooLong: they are.
+        TooLong: a text is.
     """
     most = model.spec.max_length
     if length > most * vocabulary_of(tokenizer_of(model, name)).longest:
@@ -96,10 +96,10 @@ def refuse_long(model: Model, name: str, length: int) -> None:
 def encode_chat(
     body: fields.Body, model: Model, given: Sequence[Mapping[str, Any]], tools: Tools | None
 ) -> Around:
-    """Token ids of messages; what comes next goes on with the last one, or answers it.
+    """Token ids of a chat, whose last message is answered or continued.
 
     Raises:
-        ValueError: the template has no variable of such a name, does not take the messages, or has
+        ValueError: the template does not have such a variable, does not take the messages, or has
             no calls.
     """
     chat_options = body.get("chat_template_kwargs", {})
@@ -125,7 +125,7 @@ def encode_chat(
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether it is a check of this package that an error comes from."""
+    """Whether an error comes from a check of this package."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -134,7 +134,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def encode_completions(model: Model, prompts: Sequence[Any], suffix: str) -> list[Around]:
-    """What is around the blanks of completions; with a suffix as `dlm.infill` lays a text out.
+    """What surrounds the blanks of completions; with a suffix, as `dlm.infill` lays out a text.
 
     Raises:
         ValueError: a text holds the mask, or the model has no tokenizer for it.
@@ -149,7 +149,7 @@ def encode_completions(model: Model, prompts: Sequence[Any], suffix: str) -> lis
 
 
 def encode_front(model: Model, prompt: Any) -> list[int]:
-    """Token ids of a prompt with a suffix, which may be empty: a blank may be the first token.
+    """Token ids of a prompt before a suffix. It may be empty: a blank may be the first token.
 
     Raises:
         ValueError: it is empty, and the model predicts a token from the one before it.
@@ -167,7 +167,7 @@ def encode_front(model: Model, prompt: Any) -> list[int]:
 
 
 def encode_suffix(model: Model, text: str) -> list[int]:
-    """Token ids of what stands behind a completion.
+    """Token ids of the text that follows a completion.
 
     Raises:
         ValueError: they hold the mask, or the model has no tokenizer.
@@ -181,7 +181,7 @@ def encode_suffix(model: Model, text: str) -> list[int]:
 
 
 def masked(model: Model, what: str) -> str:
-    """What is said where a text or token ids have the mask in them."""
+    """The error message if a text or token ids hold the mask."""
     mask, tokenizer = model.spec.mask_id, model.tokenizer
     name = "" if tokenizer is None else f" {tokenizer.convert_ids_to_tokens(mask)!r}"
     return (
@@ -191,12 +191,12 @@ def masked(model: Model, what: str) -> str:
 
 
 def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
-    """Refuse variables of a chat template that the tokenizer would take for its own options.
+    """Refuse template variables that the tokenizer would take for its own options.
 
-    And those that the template does not read.
+    Variables that the template does not read are refused, too.
 
     Raises:
-        ValueError: one is, such as a template of the client's own.
+        ValueError: there is such a variable, for example a template of the client's own.
     """
     if not chat_options:
         return
@@ -204,7 +204,7 @@ def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
     render = tokenizer.apply_chat_template
     own = inspect.signature(render).parameters.keys() - {"tools", "documents"}
     for name in chat_options:
-        cut = name[: fields.LONGEST_NAME]  # a longer one takes long to look for
+        cut = name[: fields.LONGEST_NAME]  # close matches of longer names take long to find
         if name in own or name != cut:
             raise ValueError(f"chat_template_kwargs must be variables of the template, got {cut!r}")
     if tokenizer.chat_template is not None:
@@ -212,5 +212,5 @@ def refuse_arguments(model: Model, chat_options: Mapping[str, Any]) -> None:
 
 
 def text_of(model: Model, prompt: Any) -> str:
-    """A prompt as it was given, of token ids the text without special tokens."""
+    """The text of a prompt; for token ids, their text without special tokens."""
     return prompt if isinstance(prompt, str) else whole_text(model, prompt)

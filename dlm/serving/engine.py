@@ -1,4 +1,4 @@
-"""One model and one thread that decodes what is asked of it, rows joining and leaving."""
+"""The serving engine: one model, and one thread that decodes requests with continuous batching."""
 
 import logging
 import threading
@@ -19,30 +19,30 @@ from dlm.serving.work import Busy, Event, Failed, Request, Tell
 
 LOG: Final = logging.getLogger("dlm.serving")
 GROUPS: Final = 16
-"""That take turns, at most: each has recordings of its own, and torch few streams to make them."""
+"""Most groups that take turns: each has its own recordings, and torch has few streams for them."""
 OVERTAKING: Final = 64
-"""Rows that go before one that no group takes, at most, and as many are looked at behind it."""
+"""Most rows that overtake a row waiting for a group, and most rows considered behind it."""
 
 
 class Engine:
-    """Decodes requests in a thread of its own, until it is closed.
+    """Decodes requests in a thread of its own until it is closed.
 
-    Rows wait in the order of the requests and are decoded as soon as there is room. Those that
-    agree on how to be decoded share their forwards, whenever they came; the forwards of others
-    take turns. A row that would need one turn too many waits until there is one less, and lets some
-    of those behind it go first that share the forwards of others. What a row yields is what
-    `dlm.generate` gives for it alone. A GPU, or a process of a model that is cut, that does no more
-    after an error ends the engine.
+    Rows wait in the order of their requests and are decoded as soon as there is room. Rows that
+    agree on how they are decoded form a group and share forward passes, whenever they arrived.
+    Groups take turns. A row that would need one group too many waits until a group ends; meanwhile,
+    some of the rows behind it may join existing groups. A row's result is what `dlm.generate` gives
+    for it alone. The engine ends if an error leaves the GPU, or a process that has a part of the
+    model, unusable.
 
     Args:
-        model: what `dlm.load` gave.
-        batch_size: rows decoded at a time, at most.
-        queue_size: rows that wait, at most.
-        prompt_cache: of the model; what rows that are decoded with a cache and without guidance
-            take from and leave to others.
+        model: the model, from `dlm.load`.
+        batch_size: most rows decoded at a time.
+        queue_size: most rows that wait.
+        prompt_cache: a prompt cache of the model. Rows that are decoded with a KV cache and without
+            guidance reuse what it has, and store their own in it.
 
     Raises:
-        ValueError: a size is no int, or below 1, or the prompts are those of another model.
+        ValueError: a size is not an int or below 1, or the prompt cache is of another model.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class Engine:
         self.queue_size = integer("queue_size", queue_size, least=1)
         self.waiting: deque[Waiter] = deque()
         self.groups: list[Group] = []
-        self.begun = 0  # groups so far
+        self.begun = 0  # groups started so far
         self.given_up: list[tuple[int, int | None]] = []  # tickets and rows
         self.numbers = count(1)
-        self.news = threading.Condition()  # guards all but the groups
+        self.news = threading.Condition()  # guards everything but the groups
         self.running = True
         self.thread = threading.Thread(target=self.run, name="dlm engine", daemon=True)
         self.thread.start()
 
     def submit(self, request: Request, tell: Tell) -> int:
-        """Ask for the rows of a request, and be told of them; a ticket to give them up with.
+        """Queue the rows of a request; returns a ticket to cancel them with.
 
         Args:
             request: what to decode.
-            tell: called in the engine's thread, and not to wait.
+            tell: called with each event, in the engine's thread; must not block.
 
         Raises:
-            Busy: other rows wait, and there is no room for these.
+            Busy: the queue has no room for the rows.
             RuntimeError: the engine is closed.
-            ValueError: they are more than may ever wait.
+            ValueError: there are more rows than may ever wait.
         """
         rows = len(request.rows)
         if rows > self.queue_size:
@@ -101,18 +101,18 @@ class Engine:
             return ticket
 
     def cancel(self, ticket: int, row: int | None = None) -> None:
-        """Give up a row of a request, or all of them: this forward is the last to tell of them."""
+        """Cancel one row of a request or all rows: this forward pass is the last to report them."""
         with self.news:
             self.given_up.append((ticket, row))
             self.news.notify()
 
     @property
     def alive(self) -> int:
-        """How many engines decode: this one, or none."""
+        """Number of engines that run: 1 or 0."""
         return int(self.running)
 
     def kept(self, prompt: Sequence[int]) -> int:
-        """Tokens of a prompt that need not be computed, as of now."""
+        """Tokens of a prompt that the prompt cache holds at present."""
         return 0 if self.prompt_cache is None else self.prompt_cache.known(prompt)
 
     def load(self) -> tuple[int, int]:
@@ -121,21 +121,21 @@ class Engine:
             return sum(len(group.lines) for group in list(self.groups)), len(self.waiting)
 
     def stop(self) -> None:
-        """Fail what is not done, after this forward, and end."""
+        """Fail unfinished requests after the current forward pass, and end."""
         with self.news:
             self.running = False
             self.news.notify()
 
     def close(self) -> None:
-        """Stop, and wait for the end."""
+        """Stop, and wait for the thread to end."""
         self.stop()
         self.thread.join()
 
     def run(self) -> None:
-        """Decode whatever comes."""
+        """Decode requests until the engine is stopped."""
         error: Exception = RuntimeError("the engine is closed")
         if self.model.device.type == "cuda":
-            torch.cuda.set_device(self.model.device)  # of this thread
+            torch.cuda.set_device(self.model.device)  # for this thread
         try:
             with torch.inference_mode():
                 while self.busy():
@@ -143,23 +143,23 @@ class Engine:
                     self.admit()
                     for group in list(self.groups):
                         self.advance(group)
-                        self.leave()  # a request that failed may have rows in others
+                        self.leave()  # a failed request may have rows in other groups
         except BaseException as broken:
             error = RuntimeError(f"the engine broke down: {broken!r}")
             raise
         finally:
-            with torch.inference_mode():  # rows leave what they have to a prompt cache
+            with torch.inference_mode():  # rows store what they have in the prompt cache
                 self.end(error)
 
     def busy(self) -> bool:
-        """Wait for something to do; whether to go on."""
+        """Wait for something to do; returns whether to continue."""
         with self.news:
             while self.running and not (self.waiting or self.groups or self.given_up):
                 self.news.wait()
             return self.running
 
     def leave(self) -> None:
-        """Let go of what was given up."""
+        """Drop the rows that were cancelled."""
         with self.news:
             given_up, self.given_up = self.given_up, []
             for ticket, row in given_up:
@@ -173,12 +173,12 @@ class Engine:
                     self.remove(group)
 
     def admit(self) -> None:
-        """Let those join that waited longest, as far as there is room.
+        """Let rows join while there is room, those first that have waited longest.
 
-        Where one of them has to wait for a group of its own, those behind it may join the groups
-        that there are. It is the first to get the next one, as no other can begin before.
+        If a row has to wait for a new group, rows behind it may join existing groups. It still gets
+        the next new group, because no row behind it can start one before.
         """
-        place = 0  # in the queue; those in front of it wait for groups
+        place = 0  # in the queue; the rows before it wait for groups
         while sum(len(group.lines) for group in self.groups) < self.batch_size:
             waiter = self.next(place)
             if waiter is None:
@@ -189,7 +189,7 @@ class Engine:
                 self.fail([waiter.line], error.with_traceback(None))
                 self.leave()
                 self.check()
-                place = 0  # others may have left, and a group with them
+                place = 0  # other rows may have left, and a group with them
                 continue
             if placed:
                 self.passed(place)
@@ -197,7 +197,7 @@ class Engine:
                 place += 1
 
     def next(self, place: int) -> Waiter | None:
-        """Who waits at a place, if the first in the queue lets it go."""
+        """The row that waits at a place; None if there is none, or it may not overtake."""
         with self.news:
             if place >= len(self.waiting):
                 return None
@@ -205,16 +205,16 @@ class Engine:
             return None if stays or place > OVERTAKING else self.waiting[place]
 
     def passed(self, place: int) -> None:
-        """Take the one at a place out of the queue, past those in front of it."""
+        """Take the row at a place out of the queue; it overtakes those before it."""
         with self.news:
             for number in range(place):
                 self.waiting[number].passed += 1
             del self.waiting[place]
 
     def place(self, waiter: Waiter) -> bool:
-        """Find others to decode a line with, or begin with it; whether there was room."""
+        """Add a row to a group, or start a group with it; returns whether there was room."""
         laid = waiter.laid = waiter.laid or Laid.of(self.model, waiter.line)
-        new = self.begun - waiter.met  # the others have refused it
+        new = self.begun - waiter.met  # the older groups have refused it
         for group in self.groups[max(0, len(self.groups) - new) :]:
             if group.accepts(laid):
                 group.add(laid)
@@ -227,14 +227,14 @@ class Engine:
         return True
 
     def advance(self, group: Group) -> None:
-        """One forward of a group, which is over when it fails or has no lines left."""
+        """Run one forward pass of a group; a group that fails or has no rows left is removed."""
         if group not in self.groups:
             return
         try:
             group.advance()
         except Exception as error:
             LOG.exception("a forward failed")
-            # Nobody's fault who asked, whatever it is; and no frame that holds a cache is kept.
+            # No request is to blame, whatever the type. A new error holds no frame with a cache.
             told = RuntimeError(f"{type(error).__name__}: {error}")
             self.fail([*group.lines.values(), *group.moved], told)
             group.lines.clear()
@@ -246,7 +246,7 @@ class Engine:
             self.remove(group)
 
     def go_on(self, waiter: Waiter) -> None:
-        """Decode a line further that had room, before all that wait."""
+        """Continue a row whose length has changed, ahead of all rows that wait."""
         try:
             placed = self.place(waiter)
         except Exception as error:
@@ -258,40 +258,40 @@ class Engine:
                 self.waiting.appendleft(waiter)
 
     def remove(self, group: Group) -> None:
-        """Forget a group."""
+        """Remove a group."""
         self.groups.remove(group)
         try:
             group.close()
-        except Exception:  # as it leaves what it has to others
+        except Exception:  # while it stores what it has in the prompt cache
             LOG.exception("a group was not ended well")
             self.check()
 
     def check(self) -> None:
-        """Find out whether forwards can still be made, after one that failed.
+        """Find out, after a failed forward pass, whether more can be run.
 
         Raises:
-            RuntimeError: the device does no more.
-            ChildProcessError: a process that has a part of the model does no more.
+            RuntimeError: the device no longer works.
+            ChildProcessError: a process that has a part of the model no longer works.
         """
         check(self.model.device)
         if self.model.leader is not None:
             self.model.leader.check()
 
     def say(self, line: Line, event: Event) -> None:
-        """Tell of a line; where nobody listens its request is given up."""
+        """Report an event of a row; if nobody listens, its request is cancelled."""
         try:
             line.tell(event)
-        except Exception:  # such as an event loop that is closed
+        except Exception:  # such as a closed event loop
             self.cancel(line.ticket)
 
     def fail(self, lines: Sequence[Line], error: Exception) -> None:
-        """Tell the requests of some lines that there is no answer, once each, and give them up."""
+        """Report an error to the requests of some rows, once each, and cancel them."""
         for line in {line.ticket: line for line in lines}.values():
             self.say(line, Failed(error))
             self.cancel(line.ticket)
 
     def end(self, error: Exception) -> None:
-        """Fail what is left."""
+        """Fail all requests that are left."""
         with self.news:
             self.running = False
             groups, self.groups = self.groups, []
@@ -300,5 +300,5 @@ class Engine:
             self.waiting.clear()
         self.fail(left, error)
         for group in groups:
-            with suppress(Exception):  # of a device that does no more
+            with suppress(Exception):  # the device may no longer work
                 group.close()

@@ -24,39 +24,39 @@ from dlm.serving.refusals import AWAY, CUT, LEFT, Closed, Gone, Wrong, wrong_of
 from dlm.serving.work import Event, Failed, Grown, News, Tell
 
 MOST_BYTES = 4 << 20  # of a body
-BODY_TIME = 60.0  # seconds in which it has to be there
-PULSE = 0.5  # seconds between looks whether both sides are still there
-QUIET = 15.0  # seconds without a word after which a stream says that it goes on
+BODY_TIME = 60.0  # seconds within which it has to arrive
+PULSE = 0.5  # seconds between checks that client and engine are still there
+QUIET = 15.0  # seconds of silence after which a stream sends a comment
 WAITING = b": waiting\n\n"
-"""A comment, which clients skip: proxies give up connections that bring nothing."""
+"""A comment, which clients skip: proxies close connections that are silent."""
 
 LOG = logging.getLogger("dlm.serving")
 
 
 class Engine(Protocol):
-    """What decodes."""
+    """What decodes requests."""
 
     @property
     def model(self) -> Model:
-        """What it decodes with."""
+        """The model it decodes with."""
         ...
 
     @property
     def running(self) -> bool:
-        """Whether it decodes."""
+        """Whether it runs."""
         ...
 
     @property
     def alive(self) -> int:
-        """How many engines do."""
+        """Number of engines that run."""
         ...
 
     def submit(self, request: work.Request, tell: Tell) -> int:
-        """A ticket for rows to decode."""
+        """Queue rows to decode; returns a ticket."""
         ...
 
     def cancel(self, ticket: int, row: int | None = None) -> None:
-        """Give a row up, or all rows of a request."""
+        """Cancel one row, or all rows of a request."""
         ...
 
     def load(self) -> tuple[int, int]:
@@ -66,24 +66,24 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request that is over."""
+    """A finished request."""
 
     endpoint: str  # path
-    status: int  # of HTTP; 499 where the client went away
-    seconds: float  # since its head came
-    choices: int  # 0 where it was refused before that was known
+    status: int  # of HTTP; 499 if the client went away
+    seconds: float  # since its head arrived
+    choices: int  # 0 if it was refused before that was known
     prompt_tokens: int
-    cached_tokens: int  # of those, taken over from earlier rows
-    completion_tokens: int  # of what the engine told; unstreamed and cut short, it tells of none
-    forwards: int | None  # NFE, of the rows whose end the engine told; None if it told of none
+    cached_tokens: int  # of those, reused from earlier rows
+    completion_tokens: int  # that the engine reported: none for rows cut short unstreamed
+    forwards: int | None  # NFE of the rows that ended in the engine; None if none did
     error: str | None  # what went wrong
-    request_id: str  # which the answer has as a header
-    first_seconds: float | None = None  # to the first text of a stream; None where there was none
+    request_id: str  # also a header of the answer
+    first_seconds: float | None = None  # to the first text of a stream; None if there was none
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What every request needs."""
+    """What all requests share."""
 
     engine: Engine
     name: str  # of the model
@@ -93,16 +93,16 @@ class Service:
 
 
 def reply(value: Any, status: int = 200) -> Response:
-    """An answer in JSON."""
+    """A JSON response."""
     return Response(replies.dumped(value), status, media_type="application/json")
 
 
 def refusal(wrong: Wrong) -> Response:
-    """The answer that there is none."""
+    """The response that reports an error."""
     response = reply(wrong.body(), wrong.status)
     if wrong.status == 429:
         response.headers["retry-after"] = "1"
-    if wrong.status == 408:  # what is still to come of the body would be waited for
+    if wrong.status == 408:  # else the server would wait for the rest of the body
         response.headers["connection"] = "close"
     return response
 
@@ -117,28 +117,28 @@ class Exchange:
         self.endpoint = endpoint
         self.chat = chat
         self.start = self.looked = time.monotonic()
-        self.first: float | None = None  # when a stream had text
+        self.first: float | None = None  # when a stream first had text
         self.asked: Asked | None = None
         self.answer: Answer | None = None
         self.ticket: int | None = None
         self.events: asyncio.Queue[Event] = asyncio.Queue()
-        # Until it is known better: whoever does not end it in another way has gone.
+        # The outcome unless another is recorded: the client went away.
         self.status = LEFT
         self.error: str | None = AWAY
 
     async def respond(self) -> Response:
-        """The answer, or why there is none."""
+        """The response: the answer, or an error."""
         streams = False
         try:
             await self.begin()
             assert self.asked is not None
             if not self.asked.stream:
                 return await self.whole()
-            # Before a status is sent: the engine may refuse what could not be checked in front.
+            # Before a status is sent: the engine may refuse what could not be checked earlier.
             first = await self.next(within=QUIET)
             streams = True
             return EventStream(self, self.stream(first))
-        except asyncio.CancelledError:  # which nobody does to a request but a server that ends
+        except asyncio.CancelledError:  # only a server that ends cancels a request
             self.cut()
             return refusal(Wrong(503, CUT, code="closed"))
         except Exception as error:
@@ -166,7 +166,7 @@ class Exchange:
             raise Closed from error
 
     def read(self, data: bytes) -> tuple[Asked, Answer]:
-        """What a body asks for, and the answer without a word yet."""
+        """Parse a body; returns what it asks for, and an empty answer."""
         service, model = self.service, self.engine.model
         asked = read_request(
             data,
@@ -179,15 +179,15 @@ class Exchange:
         return asked, Answer(model, asked)
 
     async def next(self, *, look: bool = True, within: float = math.inf) -> News | None:
-        """What the engine tells next.
+        """Wait for the engine's next event.
 
         Args:
-            look: for the client; a stream that has begun learns of its leaving by itself.
-            within: seconds; None where nothing comes in them.
+            look: whether to check for the client; a stream that has begun notices when it leaves.
+            within: seconds to wait; after that, None is returned.
 
         Raises:
             Closed: the engine has ended.
-            Gone: the client has.
+            Gone: the client has left.
             Exception: the engine failed at the request.
         """
         late = time.monotonic() + within
@@ -212,7 +212,7 @@ class Exchange:
             raise event.error
 
     def take(self, event: News | None) -> Piece | None:
-        """Add an event to the answer; the engine need not go on with a row that is over."""
+        """Add an event to the answer; a row whose choice is over is cancelled in the engine."""
         if event is None:
             return None
         assert self.answer is not None
@@ -223,7 +223,7 @@ class Exchange:
         return piece
 
     async def whole(self) -> Response:
-        """The answer in one piece."""
+        """The response with the whole answer."""
         assert self.answer is not None
         while not self.answer.complete:
             self.take(await self.next())
@@ -232,7 +232,7 @@ class Exchange:
         return response
 
     async def stream(self, event: News | None) -> AsyncIterator[bytes]:
-        """The answer in events, from the engine's first one on; None if that is late."""
+        """The answer as events, from the engine's first event on; that is None if it is late."""
         assert self.answer is not None
         assert self.asked is not None
         writer = replies.Writer(self.answer, self.service.name)
@@ -247,7 +247,7 @@ class Exchange:
                     yield replies.event(chunk)
                 if self.answer.complete:
                     break
-                if time.monotonic() - spoke >= QUIET:  # also where forwards settle no text
+                if time.monotonic() - spoke >= QUIET:  # also if forward passes make no text final
                     spoke = time.monotonic()
                     yield WAITING
                 left = QUIET - (time.monotonic() - spoke)
@@ -261,20 +261,20 @@ class Exchange:
         self.status, self.error = 200, None
 
     def cut(self) -> None:
-        """Note that the server ended first, unless it is known already how this ended."""
+        """Record that the server ended first, unless another outcome is known."""
         if self.status == LEFT:
             self.status, self.error = 503, CUT
 
     def fail(self, error: Exception) -> Wrong:
-        """Note an error: what the client is told of it."""
+        """Record an error; returns what the client is told."""
         wrong = wrong_of(error)
-        ours = wrong.status == 500  # which the client is not told
+        ours = wrong.status == 500  # the client is told no details
         found = f"{type(error).__name__}: {error}" if ours else wrong.message
         self.status, self.error = wrong.status, replies.shortened(found)
         return wrong
 
     def close(self) -> None:
-        """Give up what is still decoded, and tell of the request."""
+        """Cancel what is still being decoded, and report the finished request."""
         if self.ticket is not None:
             self.engine.cancel(self.ticket)
         asked, answer = self.asked, self.answer
@@ -293,12 +293,12 @@ class Exchange:
         )
         try:
             self.service.served(told)
-        except Exception:  # which must not change the answer
+        except Exception:  # a callback must not change the answer
             LOG.exception("%s was answered with %s, but not told of", told.endpoint, told.status)
 
 
 class EventStream(StreamingResponse):
-    """Events as a client reads them; the exchange is closed however that ends."""
+    """A stream of events, which closes its exchange however it ends."""
 
     def __init__(self, exchange: Exchange, events: AsyncIterator[bytes]) -> None:
         super().__init__(
@@ -307,10 +307,10 @@ class EventStream(StreamingResponse):
         self.exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
-        except asyncio.CancelledError:  # not by a client that leaves: that is caught inside
+        except asyncio.CancelledError:  # not from a client that leaves: that is caught inside
             self.exchange.cut()
             raise
         finally:
@@ -318,10 +318,10 @@ class EventStream(StreamingResponse):
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, if it is not too long, and does not take too long to come.
+    """The body, within limits of size and time.
 
     Raises:
-        Wrong: it is, or does.
+        Wrong: it is too long, or takes too long to arrive.
         Gone: the client left in the middle of it.
     """
     stated = request.headers.get("content-length", "")
@@ -342,5 +342,5 @@ async def read_body(request: Request) -> bytes:
 
 
 def too_long() -> Wrong:
-    """What a client is told of a body that is."""
+    """The error for a body that is too long."""
     return Wrong(413, f"a body must be at most {MOST_BYTES >> 20} MiB")

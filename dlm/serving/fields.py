@@ -1,4 +1,4 @@
-"""Fields of a body, read and checked one by one."""
+"""Reads and checks the fields of a body."""
 
 import json
 import re
@@ -19,31 +19,31 @@ from dlm.serving.work import MOST_ALTERNATIVES
 
 Body = Mapping[str, Any]
 
-MOST_CHOICES = 128  # of a prompt
+MOST_CHOICES = 128  # per prompt
 MOST_STOPS = 16
-LONGEST_STOP = 1024  # characters: they are looked for in every piece of text
+LONGEST_STOP = 1024  # characters: every piece of text is searched for them
 MOST_LOGPROBS = 5
-MOST_BIASES = 300  # tokens: every position looks at each
+MOST_BIASES = 300  # tokens: each is applied at every position
 LARGEST_BIAS = 100.0
-OF_STREAMS = ("include_obfuscation", "continuous_usage_stats")  # that nothing here does
+OF_STREAMS = ("include_obfuscation", "continuous_usage_stats")  # not supported here
 MAYBE_OFF = (*UNSUPPORTED, *NOT_OF_CHATS, *NOT_OF_COMPLETIONS)
-"""Fields that an endpoint without them takes where they ask for nothing."""
+"""Fields that endpoints without them accept as long as they ask for nothing."""
 OF_CONSTRAINTS = re.compile(r"(?:regex|json_schema|choice|a constraint|constraints) (must|need)s? ")
 """How messages of `dlm.Constraint` begin."""
-LONGEST_NAME = 100  # characters: a close match of a longer one takes long to find
+LONGEST_NAME = 100  # characters: close matches of longer names take long to find
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """The JSON object of a body.
+    """Parse the JSON object of a body.
 
     Raises:
-        ValueError: it is none, has a key twice, or a number that JSON has not.
+        ValueError: it is no JSON object, has a key twice, or has a number that JSON lacks.
     """
     try:
         body = json.loads(data, object_pairs_hook=once, parse_constant=finite)
     except RecursionError:
         raise ValueError("the body must be a JSON object, got one nested too deep") from None
-    except ValueError as error:  # no UTF-8 too
+    except ValueError as error:  # also if it is not UTF-8
         raise ValueError(f"the body must be a JSON object: {error}") from error
     if not isinstance(body, dict):
         raise ValueError(f"the body must be a JSON object, got {type(body).__name__}")
@@ -51,7 +51,7 @@ def read_json(data: bytes) -> dict[str, Any]:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, each of whose keys is there once."""
+    """Build a JSON object, refusing duplicate keys."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -66,12 +66,14 @@ def finite(text: str) -> float:
 
 
 def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
-    """What a body says; null says nothing but for `block_length` and `steps`.
+    """The fields that a body states; null states only `block_length` and `steps`.
 
-    There it is what it is to `dlm.generate`: one block over all, and as many forwards as it takes.
+    For these two it means what None means to `dlm.generate`: one block over the whole answer, and
+    as many forward passes as it takes.
 
     Raises:
-        ValueError: a field is unknown, with what to give instead or the close match.
+        ValueError: a field is unknown; the message says what to use instead, or names the closest
+            match.
     """
     told = {k: v for k, v in body.items() if v is not None or k in TOLD_BY_NULL}
     for name in told:
@@ -83,16 +85,16 @@ def stated(body: Body, names: Sequence[str]) -> dict[str, Any]:
 def known_name(
     kind: str, name: Any, names: Iterable[str], instead: Mapping[str, str] = NOTHING
 ) -> str:
-    """As `dlm.options.known`, of a name that a client may have made long."""
+    """Check a name as `dlm.options.known` does, but cut: a client may send a long one."""
     cut = name[:LONGEST_NAME] if isinstance(name, str) else name
     return known(kind, cut, names, instead)
 
 
 def refuse_unsupported(body: Body, names: Sequence[str], n: int) -> None:
-    """Refuse fields beside these `names` that would be ignored, where they ask for something.
+    """Refuse fields other than `names` that ask for something but would be ignored.
 
     Raises:
-        ValueError: one does.
+        ValueError: a field does.
     """
     for name in MAYBE_OFF:
         if name in body and name not in names and not asks_nothing(name, body[name], n):
@@ -100,13 +102,13 @@ def refuse_unsupported(body: Body, names: Sequence[str], n: int) -> None:
 
 
 def unsupported(name: str, value: Any, where: str) -> ValueError:
-    """The error of a field that asks for what there is not."""
+    """The error for a field that asks for something unsupported."""
     reason = REASONS.get(name, "leave it out")
     return ValueError(f"{where} is not supported, got {value!r}: {reason}")
 
 
 def under(field: str, message: str) -> ValueError:
-    """The error of a constraint, of its message, under the name of the field that asks for it."""
+    """The error of a constraint, from its message, under the name of the field that asks for it."""
     own = OF_CONSTRAINTS.match(message)
     if own is None:
         return ValueError(message)
@@ -115,12 +117,12 @@ def under(field: str, message: str) -> ValueError:
 
 
 def asks_nothing(name: str, value: Any, n: int) -> bool:
-    """Whether an unsupported field says that it is off."""
+    """Whether an unsupported field is turned off."""
     if value is None or value in OFF.get(name, ()):
         return True
-    if name == "skip_special_tokens":  # False would have them in the text
+    if name == "skip_special_tokens":  # False would keep them in the text
         return False
-    if name == "best_of":  # every choice is handed back
+    if name == "best_of":  # every choice is returned
         return bool(value == n)
     return value in (False, "", 0, [], {})
 
@@ -149,10 +151,10 @@ def read_prompts(value: Any) -> list[Any]:
 
 
 def read_suffix(value: Any) -> str:
-    """What stands behind a completion.
+    """The text that follows a completion.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not a text.
     """
     if not isinstance(value, str):
         raise ValueError(f"suffix must be a text, got {value!r}")
@@ -163,7 +165,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
     """The texts that end a choice.
 
     Raises:
-        ValueError: they are no texts, or too many or too long.
+        ValueError: they are not texts, are empty, too many or too long.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
@@ -177,10 +179,11 @@ def read_stop(value: Any) -> tuple[str, ...]:
 
 
 def read_stream(body: Body) -> tuple[bool, bool]:
-    """Whether the answer is streamed, and whether with its usage at the end.
+    """Whether to stream the answer, and whether to end the stream with the usage.
 
     Raises:
-        ValueError: an option of streams for an answer that is none.
+        ValueError: a stream option is unknown or unsupported, or usage is asked for without
+            `stream`.
     """
     stream = boolean("stream", body.get("stream", False))
     options = body.get("stream_options", {})
@@ -198,11 +201,11 @@ def read_stream(body: Body) -> tuple[bool, bool]:
 
 
 def read_logprobs(body: Body, *, chat: bool) -> int | None:
-    """How many of the likeliest tokens to list beside each of the text; None for not even that.
+    """How many of the likeliest tokens to list for each token; None for no log-probabilities.
 
     Raises:
-        ValueError: it is no bool in a chat, no such int in a completion, or `top_logprobs` stands
-            without it or beside it.
+        ValueError: `logprobs` is not a bool (in a chat) or an int in range (in a completion), or
+            `top_logprobs` is out of range, without `logprobs`, or in a completion.
     """
     value, top = body.get("logprobs", False), body.get("top_logprobs", 0)
     integer("top_logprobs", top, least=0, most=MOST_ALTERNATIVES)
@@ -218,10 +221,10 @@ def read_logprobs(body: Body, *, chat: bool) -> int | None:
 
 
 def read_bias(value: Any) -> dict[int, float]:
-    """What is added to the logits of tokens, given by id.
+    """The values added to the logits of tokens, by token id.
 
     Raises:
-        ValueError: no object of ids and numbers, or too many or too large ones.
+        ValueError: not an object of ids and numbers, or too many or too large ones.
     """
     if isinstance(value, dict) and len(value) > MOST_BIASES:
         raise ValueError(f"logit_bias must be of at most {MOST_BIASES} tokens, got {len(value)}")
@@ -232,7 +235,7 @@ def read_echo(body: Body, logprobs: int | None) -> bool:
     """Whether the text of a completion begins with its prompt.
 
     Raises:
-        ValueError: it is no bool, or the prompt would need log-probabilities.
+        ValueError: it is not a bool, or the prompt would need log-probabilities.
     """
     echo = boolean("echo", body.get("echo", False))
     if echo and logprobs is not None:
@@ -244,10 +247,10 @@ def read_echo(body: Body, logprobs: int | None) -> bool:
 
 
 def read_length(body: Body) -> int | None:
-    """Tokens to decode, if they are stated.
+    """Number of tokens to decode, if stated.
 
     Raises:
-        ValueError: no int of at least 1, or two that differ.
+        ValueError: not an int of at least 1, or two fields that differ.
     """
     names = ("max_tokens", "max_completion_tokens")
     lengths = {name: integer(name, body[name], least=1) for name in names if name in body}

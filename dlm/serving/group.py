@@ -23,26 +23,26 @@ from dlm.trajectory import Likeliest, Written
 from dlm.tree import equal
 
 LARGE = 1 << 16
-"""Edges of an automaton that shares forwards with others, at most."""
+"""Most edges of an automaton whose rows share forward passes with those of others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
     """One row of a request."""
 
-    name: int  # no other has
+    name: int  # unique
     ticket: int  # of the request
     row: int  # of the request
     request: Request
     tell: Tell
-    part: Part | None = None  # where blanks grow: the row as it is now
-    told: int | None = None  # likewise: up to where it was told before its length changed
+    part: Part | None = None  # if blanks may grow: the row as it is now
+    told: int | None = None  # likewise: the end of what was reported before its length changed
 
     @classmethod
     def of(
         cls, model: Model, name: int, ticket: int, row: int, request: Request, tell: Tell
     ) -> "Line":
-        """A row of a request before its first forward."""
+        """Create a row before its first forward pass."""
         line = cls(name, ticket, row, request, tell)
         if request.growth is None:
             return line
@@ -50,46 +50,46 @@ class Line:
         return replace(line, part=part)
 
     def is_of(self, ticket: int, row: int | None) -> bool:
-        """Whether it is that row of that request, or any row where none is named."""
+        """Whether it is this row of this request, or any of its rows if `row` is None."""
         return self.ticket == ticket and row in (None, self.row)
 
     @property
     def key(self) -> int:
-        """Of its noise."""
+        """Key of its noise."""
         keys = self.request.settings.row_keys
         return self.row if keys is None else keys[self.row]
 
     @property
     def tokens(self) -> list[int]:
-        """To be decoded, with masks."""
+        """The tokens to decode, with masks."""
         return self.request.rows[self.row] if self.part is None else self.part.tokens
 
     @property
     def span(self) -> tuple[int, int]:
-        """What is handed back."""
+        """The part that is returned."""
         begin, end = self.request.spans[self.row]
         return begin, end + len(self.tokens) - len(self.request.rows[self.row])
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A line laid out, and what it is to be decoded with."""
+    """A row that is laid out, and what it is decoded with."""
 
     line: Line
     canvas: Canvas
-    reach: int | None  # positions that blocks of it may come to; None where it keeps its length
+    reach: int | None  # most positions of its blocks; None if its length is fixed
     terms: Terms  # with a decoder that is not bound yet
-    agreement: tuple[Any, ...]  # what lines decoded together have in common
+    agreement: tuple[Any, ...]  # what rows decoded together have in common
 
     @classmethod
     def of(cls, model: Model, line: Line) -> "Laid":
-        """Lay a line out.
+        """Lay a row out.
 
-        Windows are as wide as their blocks, also for a row that ends before, as far as `one_block`
-        goes for one: it shares them with others.
+        Windows are as wide as their blocks, even if the row ends before, because other rows share
+        them. `one_block` bounds the width.
 
         Raises:
-            ValueError: it does not fit the model, or an option does not fit it.
+            ValueError: the row does not fit the model, or an option does not fit it.
         """
         settings = line.request.measured
         execution, key, grows = Execution.of(model), line.key, False
@@ -106,7 +106,7 @@ class Laid:
         ahead = traits.ahead if block_length < whole else 0
         width = span if traits.cross_block else block_length * (1 + ahead)
         terms = Terms(model, settings, decoder, execution, block_length, width)
-        bound_to: tuple[int, ...] = ()  # what binding it would look at
+        bound_to: tuple[int, ...] = ()  # what binding the decoder depends on
         if binds(decoder):
             bound_to = *extent(canvas, block_length, reach), reach is not None
         shapes = (block_length, width, grows, alike(settings), *bound_to)
@@ -114,10 +114,10 @@ class Laid:
 
 
 def alike(settings: Settings) -> object:
-    """What rows agree on that are held to languages, or to none.
+    """What rows have to agree on with regard to constraints.
 
-    A row takes as much memory as that of the largest language of its batch would: those that are
-    held to one which is large are decoded apart.
+    Each row takes as much memory as the largest constraint of its batch needs. Rows with a large
+    constraint are therefore decoded apart.
     """
     given = settings.constraint
     if isinstance(given, Constraint) and len(given.automaton.edges.label) > LARGE:
@@ -126,30 +126,31 @@ def alike(settings: Settings) -> object:
 
 
 def one_block(span: int, spec: ModelSpec) -> int:
-    """Positions of a block that holds all of a row: any longer one comes to the same.
+    """Width of a block that holds a whole row: any longer block comes to the same.
 
-    One of few lengths, so that rows which are one block each share forwards, and never much more
-    than the row has: a request may name a block of any length, and windows take memory.
+    Only few widths occur, so that rows of one block each share forward passes. The width is never
+    much more than the row needs: a request may ask for a block of any length, and windows take
+    memory.
 
     Args:
         span: positions from the first block to the last blank.
-        spec: of the model, whose rows are no longer than it can place.
+        spec: facts of the model, whose positions bound the length of rows.
     """
     return min(max(power(span), STRIDE), spec.max_length)
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A line that waits for its turn."""
+    """A row that waits for its turn."""
 
     line: Line
-    laid: Laid | None = None  # once it was laid out
-    met: int = 0  # groups begun so far when none would take it
-    passed: int = 0  # lines behind it that went first
+    laid: Laid | None = None  # once it is laid out
+    met: int = 0  # groups started by the time that all had refused it
+    passed: int = 0  # rows that overtook it
 
 
 class Group:
-    """Lines that share their forwards: some from the beginning, others join."""
+    """Rows that share their forward passes: some from the beginning, others join."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class Group:
         say: Callable[[Line, Event], None],
         prompt_cache: PromptCache | None = None,
     ) -> None:
-        """Take a line to begin with, how to tell of lines, and what they leave to others.
+        """Start with one row; `say` reports events, `prompt_cache` keeps what rows leave.
 
         Raises:
             ValueError: the decoder was made for another model.
@@ -165,7 +166,7 @@ class Group:
         terms = first.terms
         self.agreement = first.agreement
         model = terms.model
-        if first.line.part is not None:  # as `Growing` does, also for a row that is full by now
+        if first.line.part is not None:  # as in `Growing`, even if the row is full by now
             model = replace(model, spec=model.spec.growing)
         decoder = bind(terms.decoder, model, first.canvas, terms.block_length, first.reach)
         terms.settings.check_ranking(Traits.of(decoder))
@@ -175,28 +176,28 @@ class Group:
         self.prompt_cache = prompt_cache if usable else None
         self.say = say
         self.lines: dict[int, Line] = {}
-        self.told: dict[int, int] = {}  # of lines that are followed, up to where
-        # In lines of which log-probabilities are told.
+        self.told: dict[int, int] = {}  # of followed rows: the end of what was reported
+        # Of rows whose log-probabilities are reported.
         self.written = Written(terms.settings.return_top_tokens)
         self.joining: list[Laid] = []
         self.leaving: set[int] = set()
-        self.moved: list[Line] = []  # of the last forward: have changed their length
+        self.moved: list[Line] = []  # rows whose length the last forward pass changed
         self.steps: Generator[Step, None, None] | None = None
         self.add(first)
 
     def accepts(self, laid: Laid) -> bool:
-        """Whether a line may join."""
+        """Whether a row may join."""
         return equal(self.agreement, laid.agreement)
 
     def add(self, laid: Laid) -> None:
-        """Let a line join at the next forward."""
+        """Let a row join at the next forward pass."""
         self.lines[laid.line.name] = laid.line
         if laid.line.told is not None:
             self.told[laid.line.name] = laid.line.told
         self.joining.append(laid)
 
     def drop(self, line: Line) -> None:
-        """Give a line up."""
+        """Remove a row."""
         self.forget(line.name)
         before = len(self.joining)
         self.joining = [laid for laid in self.joining if laid.line is not line]
@@ -204,13 +205,13 @@ class Group:
             self.leaving.add(line.name)
 
     def forget(self, name: int) -> Line | None:
-        """A line that nothing is told of any more, if there is one of that name."""
+        """Stop reporting a row; returns it, if there is one of that name."""
         self.told.pop(name, None)
         self.written.forget(name)
         return self.lines.pop(name, None)
 
     def arrivals(self) -> Rows | None:
-        """Those that join now."""
+        """The rows that join now."""
         joining, self.joining = self.joining, []
         if not joining:
             return None
@@ -221,18 +222,17 @@ class Group:
         return Rows(canvas, lengths, names, [one for (one,) in languages])
 
     def change(self) -> Change:
-        """What happens between two forwards."""
+        """What changes between two forward passes."""
         leaving, self.leaving = frozenset(self.leaving), set()
         return Change(leaving, self.arrivals())
 
     def advance(self) -> None:
-        """Make a forward and tell of it.
+        """Run a forward pass and report it.
 
-        `moved` are lines that have changed their length then, and wait for others to be decoded
-        with.
+        Afterwards, `moved` holds the rows whose length it changed. They wait to be placed again.
 
         Raises:
-            Exception: whatever a forward raises; no line is decoded any further then.
+            Exception: whatever the forward pass raises; no row can be decoded further then.
         """
         self.moved = []
         if self.steps is None:
@@ -254,7 +254,7 @@ class Group:
                 self.say(line, Ended(line.row, tokens, end.decoded, end.forwards, *sure))
 
     def move(self, step: Step) -> None:
-        """Let lines go that have changed their length, those that end with it told."""
+        """Release rows whose length has changed, and report those that are complete."""
         growing = {name: line.part for name, line in self.lines.items() if line.part}
         if not growing:
             return
@@ -276,14 +276,14 @@ class Group:
         self.leaving |= gone
 
     def tell_reused(self, step: Step) -> None:
-        """Tell of lines at their first forward that took over what others had left."""
+        """Report reused tokens, for rows at their first forward pass."""
         for name, made, reused in zip(step.names, step.made, step.reused, strict=True):
             if made == 1 and reused and name in self.lines:
                 line = self.lines[name]
                 self.say(line, Reused(line.row, reused))
 
     def follow(self, step: Step) -> None:
-        """Tell of what became final in lines that go on."""
+        """Report what became final in rows that continue."""
         followed = {name for name, line in self.lines.items() if line.request.follow}
         for name, block_start, tokens in ongoing(step, followed):
             line = self.lines[name]
@@ -299,9 +299,9 @@ class Group:
     def told_of(
         self, line: Line, begin: int, tokens: list[int]
     ) -> tuple[list[float] | None, list[Likeliest] | None]:
-        """Log-probabilities of tokens of a line that stand from `begin` on, and the likeliest.
+        """Log-probabilities of the tokens of a row from `begin` on, and the likeliest tokens there.
 
-        Each where its request asks for them.
+        Either is None if the request does not ask for it.
         """
         place = (line.name, begin, tokens)
         asked, count = line.request.log_probabilities, line.request.alternatives
@@ -310,6 +310,6 @@ class Group:
         return sure, None if tops is None else [top[:count] for top in tops]
 
     def close(self) -> None:
-        """Make no more forwards."""
+        """Run no more forward passes."""
         if self.steps is not None:
             self.steps.close()

@@ -1,4 +1,4 @@
-"""Tokens of a choice with their log-probabilities, in OpenAI's two forms."""
+"""Tokens of a choice with their log-probabilities, in OpenAI's two formats."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dlm.spelling import Spelled, Speller
 from dlm.trajectory import Likeliest
 
 NEVER: Final = -9999.0
-"""What OpenAI's API has for a token of hardly any probability: JSON has no infinity."""
+"""OpenAI's value for a token of hardly any probability: JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Listed:
     """A token of a choice's text."""
 
     spelled: Spelled
-    value: float | None  # ln of its confidence, nats; None where no forward wrote it
-    top: list[tuple[Spelled, float]] = field(default_factory=list)  # the likeliest, with theirs
+    value: float | None  # ln of its confidence, nats; None if no forward pass wrote it
+    top: list[tuple[Spelled, float]] = field(default_factory=list)  # the likeliest, with values
 
 
 class Listing:
-    """Lists the tokens that the text of a choice is made of, each once, as that is given.
+    """Lists the tokens of a choice's text, each once, as the text is given.
 
-    Those that begin in front of a stop text, or of the stop token that ends the text.
+    They are those that begin before a stop text, or before the stop token that ends the text.
     """
 
     def __init__(self, model: Model) -> None:
@@ -35,10 +35,10 @@ class Listing:
         self.values: list[float] = []
         self.tops: list[Likeliest] = []
         self.spelled: list[Spelled] = []
-        self.count = 0  # tokens that were listed
+        self.count = 0  # tokens listed so far
 
     def take(self, event: Grown | Ended, reader: Reader) -> list[Listed]:
-        """Those that begin in what was given, which a reader that took this event knows."""
+        """List the tokens that begin in the text given now; `reader` has taken the event before."""
         values = event.log_probabilities
         assert values is not None
         self.values += values if isinstance(event, Grown) else values[len(self.values) :]
@@ -57,7 +57,7 @@ class Listing:
         ]
 
     def likeliest(self, place: int, tokens: Sequence[int]) -> list[tuple[Spelled, float]]:
-        """How the likeliest tokens at a place of these would read there, with their values."""
+        """The likeliest tokens at a place, as they would read there, with their values."""
         top = self.tops[place]
         spelled = self.speller.instead(tokens[:place], [token for token, _ in top])
         values = (max(value, NEVER) for _, value in top)
@@ -65,12 +65,12 @@ class Listing:
 
 
 def finite(value: float) -> float | None:
-    """A log-probability as JSON can say it."""
+    """A log-probability as JSON can hold it."""
     return None if math.isnan(value) else max(value, NEVER)
 
 
 def chat_logprobs(tokens: Sequence[Listed]) -> dict[str, Any]:
-    """As an answer of a chat has them."""
+    """The `logprobs` of a choice in a chat."""
     content = [
         {
             **chat_logprob(each.spelled, each.value),
@@ -82,13 +82,16 @@ def chat_logprobs(tokens: Sequence[Listed]) -> dict[str, Any]:
 
 
 def chat_logprob(spelled: Spelled, value: float | None) -> dict[str, Any]:
-    """One token as an answer of a chat has it."""
+    """One token in the format of chats."""
     data = None if spelled.spelled is None else list(spelled.spelled)
     return {"token": spelled.name, "logprob": value, "bytes": data}
 
 
 def completion_logprobs(tokens: Sequence[Listed], alternatives: int) -> dict[str, Any]:
-    """As a completion has them; likeliest tokens where some are asked for, and the token itself."""
+    """The `logprobs` of a choice in a completion.
+
+    With `alternatives`, they list the likeliest tokens at each position, and the token itself.
+    """
     return {
         "tokens": [legacy_name(each.spelled) for each in tokens],
         "token_logprobs": [each.value for each in tokens],
@@ -98,7 +101,10 @@ def completion_logprobs(tokens: Sequence[Listed], alternatives: int) -> dict[str
 
 
 def legacy_top(listed: Listed) -> dict[str, float | None]:
-    """The likeliest tokens by name; of those of one name the token itself, else the likeliest."""
+    """The likeliest tokens by name, and the token itself.
+
+    Of tokens with the same name, the token itself counts, otherwise the likeliest.
+    """
     found: dict[str, float | None] = {}
     for spelled, value in listed.top:
         found.setdefault(legacy_name(spelled), value)
@@ -106,7 +112,7 @@ def legacy_top(listed: Listed) -> dict[str, float | None]:
 
 
 def legacy_name(spelled: Spelled) -> str:
-    """The name of a token, marked where it holds part of a character."""
+    """The name of a token, marked if it holds part of a character."""
     data = spelled.spelled
     whole = data is None or data.decode(errors="ignore").encode() == data
     return spelled.name if whole else f"bytes:{spelled.name}"

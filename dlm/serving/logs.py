@@ -1,4 +1,4 @@
-"""What asyncio and uvicorn log, without the lines that help nobody."""
+"""Filters lines that help nobody out of what asyncio and uvicorn log."""
 
 import asyncio
 import logging
@@ -10,29 +10,29 @@ from typing import Final
 
 LOGGERS: Final = ("asyncio", "uvicorn.error")
 SELDOM: Final = 60.0
-"""Seconds between lines that there is no room for connections."""
+"""Seconds between messages that connections cannot be accepted."""
 
 
 class Useful(logging.Filter):
-    """Passes what somebody can do something about."""
+    """Passes only what somebody can act on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is of use."""
+        """Whether a record is useful."""
         message, error = record.getMessage(), record.exc_info and record.exc_info[1]
-        if message.startswith("socket.send() raised exception"):  # of a client that has gone
+        if message.startswith("socket.send() raised exception"):  # a client has gone
             return False
-        if isinstance(error, asyncio.CancelledError):  # of a request that the end cut short
+        if isinstance(error, asyncio.CancelledError):  # a request was cut short by the end
             return False
         return not message.startswith("socket.accept() out of") or self.takes(record, error)
 
     def takes(self, record: logging.LogRecord, error: BaseException | None) -> bool:
-        """Whether to say now that connections cannot be taken, on one line.
+        """Whether to log now, on one line, that connections cannot be accepted.
 
-        asyncio says it of each of them, with a traceback, and tries again every second.
+        asyncio logs it for each of them, with a traceback, and tries again every second.
         """
         now = time.monotonic()
         if now - self.told < SELDOM:
@@ -45,7 +45,7 @@ class Useful(logging.Filter):
 
 @contextmanager
 def told_usefully() -> Iterator[None]:
-    """Let no other lines through."""
+    """Filter the logs while the context is open."""
     useful = Useful()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:

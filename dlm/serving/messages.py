@@ -1,4 +1,4 @@
-"""Messages of a chat, read and checked one by one."""
+"""Reads and checks the messages of a chat."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,11 +13,11 @@ OF_ROLES: Final[Mapping[str, Sequence[str]]] = {
     "assistant": ("tool_calls",),
     "tool": ("tool_call_id", "name"),
 }
-"""Fields of messages beside role and content."""
+"""Fields that messages of a role may have besides role and content."""
 
 
 def read_messages(value: Any) -> list[dict[str, Any]]:
-    """The messages of a chat, each with its content as one text, and calls if it has any.
+    """The messages of a chat, each with its content as one text, and its calls if it has any.
 
     Raises:
         ValueError: they are something else.
@@ -30,10 +30,11 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
 
 
 def read_continues(body: fields.Body, messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message of a chat is gone on with, instead of answered.
+    """Whether to continue the last message of a chat instead of answering it.
 
     Raises:
-        ValueError: that is not said of the assistant's, or two fields contradict each other.
+        ValueError: the last message is the assistant's and the body does not say to continue it,
+            or two fields contradict each other.
     """
     continues = boolean(CONTINUE, body.get(CONTINUE, False))
     begins = boolean("add_generation_prompt", body.get("add_generation_prompt", not continues))
@@ -51,7 +52,7 @@ def read_continues(body: fields.Body, messages: Sequence[Mapping[str, Any]]) -> 
 
 
 def read_message(message: Any, where: str) -> dict[str, Any]:
-    """A message without the fields that say nothing."""
+    """Read one message, without fields that say nothing."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"{where} must be an object with texts role and content, got {message!r}")
     own = OF_ROLES.get(message["role"], ())
@@ -73,10 +74,10 @@ def read_message(message: Any, where: str) -> dict[str, Any]:
 
 
 def text_of(value: Any, where: str) -> str:
-    """A text.
+    """Check that a value is a text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not isinstance(value, str):
         raise ValueError(f"{where} must be a text, got {value!r}")

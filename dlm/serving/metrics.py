@@ -1,4 +1,4 @@
-"""What a server was asked so far, in the text format of Prometheus."""
+"""Counters and histograms of a server, in the text format of Prometheus."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -11,25 +11,25 @@ from dlm.serving.exchange import Served
 
 TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
-"""Seconds, of the buckets that requests are counted in; there is one more."""
+"""Upper bounds of the histogram buckets, seconds; one more bucket has no bound."""
 
-Sample = tuple[str, float]  # what stands behind the name, and the value
+Sample = tuple[str, float]  # what follows the metric's name, and the value
 
 
 @dataclass(slots=True)
 class Times:
-    """How long requests took."""
+    """Histogram of how long requests took."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))  # of each bucket
     total: float = 0.0  # seconds
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
     def samples(self, label: str) -> Iterator[Sample]:
-        """Of a histogram, whose buckets hold those before."""
+        """Samples of the histogram; each bucket includes those before it."""
         for bound, count in zip((*BOUNDS, "+Inf"), accumulate(self.counts), strict=True):
             yield f'_bucket{{{label},le="{bound}"}}', count
         yield f"_sum{{{label}}}", self.total
@@ -38,20 +38,20 @@ class Times:
 
 @dataclass(slots=True)
 class Metrics:
-    """Sums over the completions and chats that are over."""
+    """Totals over all finished completions and chats."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by endpoint and status
     times: dict[str, Times] = field(default_factory=dict)  # by endpoint
     firsts: dict[str, Times] = field(
         default_factory=dict
-    )  # likewise, to the first text of a stream
+    )  # by endpoint, to the first text of a stream
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     forwards: int = 0
 
     def add(self, served: Served) -> None:
-        """Count a request."""
+        """Count a finished request."""
         self.requests[served.endpoint, served.status] += 1
         self.times.setdefault(served.endpoint, Times()).add(served.seconds)
         if served.first_seconds is not None:
@@ -62,7 +62,7 @@ class Metrics:
         self.forwards += served.forwards or 0
 
     def text(self, *, alive: int, decoding: int, waiting: int) -> str:
-        """All of them, and how the engine is now."""
+        """All metrics, and the engine's current state."""
         parts = [
             gauge("engine_running", "Engines that decode requests.", alive),
             gauge("rows_decoding", "Rows being decoded.", decoding),
@@ -102,7 +102,7 @@ def metric(name: str, kind: str, about: str, samples: Iterable[Sample]) -> str:
 
 
 def histogram(name: str, about: str, each: Mapping[str, Times]) -> str:
-    """Lines of times by endpoint."""
+    """Lines of a histogram, by endpoint."""
     samples = (
         sample
         for endpoint, times in sorted(each.items())
@@ -112,10 +112,10 @@ def histogram(name: str, about: str, each: Mapping[str, Times]) -> str:
 
 
 def gauge(name: str, about: str, value: int) -> str:
-    """Lines of a number as it is now."""
+    """Lines of a current value."""
     return metric(name, "gauge", about, [("", int(value))])
 
 
 def counter(name: str, about: str, value: int) -> str:
-    """Lines of a sum."""
+    """Lines of a total."""
     return metric(name, "counter", about, [("", value)])

@@ -1,4 +1,4 @@
-"""Names of requests, by which clients, proxies and logs tell them apart."""
+"""Request ids, by which clients, proxies and logs tell requests apart."""
 
 import re
 import uuid
@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER: Final = "x-request-id"
 SANE: Final = re.compile("[A-Za-z0-9._:+/=-]{1,128}")
-"""What a client may call its request: nothing that a log or a header could be broken by."""
+"""Ids that a client may choose: they cannot break a log line or a header."""
 
 
 class Named:
-    """Gives every request a name, its own if it has one that is sane, and every answer the same."""
+    """Gives every request an id, the client's own if it is sane, and every answer the same id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,5 +35,5 @@ class Named:
 
 
 def name_of(scope: Scope) -> str:
-    """The name of a request."""
+    """The id of a request."""
     return str(scope.get(HEADER, ""))

@@ -1,4 +1,4 @@
-"""Names of fields: those that are taken, and what to say of others."""
+"""Names of request fields: those that are accepted, and what to say about others."""
 
 import json
 import re
@@ -38,7 +38,7 @@ OPTIONS = (
 """Options of `dlm.generate` that are fields under their own names."""
 
 TOLD_BY_NULL = ("block_length", "steps")
-"""Those to which null is a value."""
+"""Options for which null is a value."""
 
 LABELS: Mapping[str, tuple[type, str]] = {
     "user": (str, "a text"),
@@ -48,13 +48,13 @@ LABELS: Mapping[str, tuple[type, str]] = {
     "prompt_cache_key": (str, "a text"),
     "request_id": (str, "a text"),
 }
-"""Fields that change no text, and what they must be."""
+"""Fields that do not affect the text, and what they must be."""
 
 NOT_OF_CHATS = ("echo",)
-"""Fields of completions alone, which chats take where they are off."""
+"""Fields of completions only; chats accept them if they are off."""
 
 NOT_OF_COMPLETIONS = ("tools", "tool_choice", "parallel_tool_calls")
-"""Likewise, the other way round."""
+"""Fields of chats only; completions accept them if they are off."""
 
 SHARED = (
     *("model", "max_tokens", "n", "stop", "stream", "stream_options"),
@@ -104,17 +104,17 @@ UNSUPPORTED = (
     "verbosity",
     "web_search_options",
 )
-"""Fields that other servers of these endpoints take, and that nothing here could honour."""
+"""Fields that other servers of these endpoints accept, but that cannot be honoured here."""
 
 OFF: Mapping[str, Sequence[Any]] = {
     "function_call": ["none"],
-    "include_reasoning": [True],  # what a model thinks is text of its answer
+    "include_reasoning": [True],  # thinking is part of the answer's text
     "length_penalty": [1],
     "modalities": [["text"]],
-    "parallel_tool_calls": [True],  # of completions, which have no tools
+    "parallel_tool_calls": [True],  # in completions, which have no tools
     "reasoning_effort": ["none"],
     "repetition_penalty": [1],
-    "separate_reasoning": [True],  # no parser of it is set
+    "separate_reasoning": [True],  # reasoning is not parsed
     "service_tier": ["auto", "default"],
     "skip_special_tokens": [True],
     "spaces_between_special_tokens": [True],
@@ -122,10 +122,10 @@ OFF: Mapping[str, Sequence[Any]] = {
     "tool_choice": ["none", "auto"],
     "verbosity": ["medium"],
 }
-"""Values by which some of them are switched off, beside being empty."""
+"""Values that turn some of these fields off, besides empty ones."""
 
 GRAMMARS = ("grammar", "guided_grammar", "structural_tag")
-"""What says how texts are made in ways that no automaton follows."""
+"""Fields that describe texts in ways that no automaton can follow."""
 
 REASONS: Mapping[str, str] = {
     "bad_words": "suppress_tokens keeps single tokens away",
@@ -139,14 +139,14 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(GRAMMARS, "regular expressions and JSON schemas are what there is"),
     "stop_token_ids": "dlm serve has --stop-ids, for all requests",
 }
-"""Why some of them are not taken, or what takes their place."""
+"""Why some fields are not accepted, or what replaces them."""
 
 GIVEN = re.compile(r"\b(\w+)=('[^']*'|\{[^}]*\}|[0-9]+(?:\.[0-9]+)?|True|False|None)")
-"""An option with its value, as Python writes it."""
+"""An option with its value, in Python's notation."""
 
 
 def in_json(told: str) -> str:
-    """What is said of options, with their values as a body of a request has them."""
+    """Rewrite what is said about options: their values in JSON, as in a request body."""
     return GIVEN.sub(lambda found: f"{found[1]}: {json.dumps(literal_eval(found[2]))}", told)
 
 
@@ -174,4 +174,4 @@ FOREIGN: Mapping[str, str] = {
     "logits_eos_inf": "suppress_tokens has ids of tokens, such as that of end of text",
     "block_size": "block_length is what is decoded at a time",
 }
-"""What to say of fields that are none: what a request can have, not what a program could call."""
+"""What to say about unknown fields: what a request can have, not what a program could call."""

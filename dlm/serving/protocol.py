@@ -1,6 +1,6 @@
-"""Bodies of OpenAI's endpoints for completions and chat, as requests to the engine.
+"""Parses the bodies of OpenAI's completion and chat endpoints into requests for the engine.
 
-All that can be refused without the network is refused here.
+Whatever can be refused without running the network is refused here.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from dlm.serving.work import Request
 from dlm.settings import REFRESHES, Settings
 from dlm.traits import CACHES
 
-SEED_BITS = 53  # numbers that JSON's readers keep, whatever they are written in
+SEED_BITS = 53  # integers that JSON parsers of all languages keep exactly
 MOST_TOKENS = 1 << 22  # of all rows of a request together
-MOST_STEPS = 1 << 14  # some decoders make all the forwards that they are given
-MOST_OF_DECODER = 256  # some decoders hold so much for each token, or add so many forwards
+MOST_STEPS = 1 << 14  # some decoders use all forward passes of their budget
+MOST_OF_DECODER = 256  # some decoders store this much per token, or add as many passes
 
 APART = ("suffix_window", "refresh_answer_every")
-"""Options of which a request has one at most."""
-# The decoder of a body that names none.
+"""Options that a request may not combine: stating one drops the server's default for the other."""
+# The decoder for bodies that name none.
 USUAL = next(each.default for each in dataclasses.fields(Settings) if each.name == "decoder")
 
 DEFAULTS = ("gen_length", *names.OPTIONS)
@@ -43,24 +43,24 @@ DEFAULTS = ("gen_length", *names.OPTIONS)
 
 
 class UnknownModel(ValueError):
-    """A body names a model that is not served."""
+    """The body names a model that is not served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request with what its answer needs beside."""
+    """A request for the engine, and what else its answer needs."""
 
     request: Request  # choices in the order of the answer: n of the first prompt, n of the next
     chat: bool
-    n: int  # choices of each prompt
-    prompt_tokens: int  # each prompt once
-    fills: bool  # whether a suffix stands behind what is decoded
+    n: int  # choices per prompt
+    prompt_tokens: int  # counting each prompt once
+    fills: bool  # whether a suffix follows what is decoded
     stop: tuple[str, ...]  # texts that end a choice
     stream: bool
     include_usage: bool  # at the end of a stream
-    logprobs: int | None = None  # likeliest tokens to list beside those of the text; None for none
-    echoes: tuple[str, ...] = ()  # texts of the prompts in front of the choices, if they are to be
-    tools: Tools | None = None  # what the choices may call
+    logprobs: int | None = None  # likeliest tokens to list per token; None: no log-probabilities
+    echoes: tuple[str, ...] = ()  # texts of the prompts, to put before the choices
+    tools: Tools | None = None  # functions that the choices may call
 
 
 def read_request(
@@ -72,19 +72,19 @@ def read_request(
     defaults: Mapping[str, Any],
     constraints: Constraints | None = None,
 ) -> Asked:
-    """What a body asks for.
+    """Parse the body of a request.
 
     Args:
         data: the body.
-        chat: whether it is for /v1/chat/completions, else for /v1/completions.
-        model: who answers.
-        name: of the model, as it is served.
-        defaults: options of `dlm.generate` that fields of the body override.
-        constraints: those of the model that are kept; None to make what is asked for.
+        chat: whether it was sent to /v1/chat/completions; otherwise to /v1/completions.
+        model: the model that answers.
+        name: the name under which the model is served.
+        defaults: options of `dlm.generate`; fields of the body override them.
+        constraints: the cache of the model's constraints; None compiles what is asked for.
 
     Raises:
-        ValueError: a field breaks its rule, or cannot be honoured; `UnknownModel` for the name.
-        Busy: too many requests wait for their constraints.
+        ValueError: a field breaks its rule or cannot be honoured; `UnknownModel` for the name.
+        Busy: too many requests are waiting for their constraints.
     """
     taken = names.CHAT if chat else names.COMPLETION
     body = fields.stated(fields.read_json(data), taken)
@@ -107,7 +107,7 @@ def read_request(
         )
     if suffix:  # as in `dlm.infill`: what follows is given
         body.setdefault("stop_at_eos", False)
-    if body.get("stop_at_eos") is False:  # then there is no end that the server's own could go with
+    if body.get("stop_at_eos") is False:  # the server's pad_after_eos needs rows that end
         body.setdefault("pad_after_eos", False)
     settings = read_settings(body, defaults, model.spec, (1 if chat else len(prompts)) * n)
     if chat:
@@ -144,13 +144,13 @@ def read_request(
 def fitted(
     body: fields.Body, model: Model, settings: Settings, around: Sequence[Around]
 ) -> Settings:
-    """The settings, no more decoded than there is room for where the body does not say how many.
+    """Shorten the server's default length to the room that is left; other lengths have to fit.
 
     Raises:
-        TooLong: there is not so much room, or none.
+        TooLong: there is not enough room.
     """
     closed = max(map(len, around)) + len(model.spec.suffix)
-    if fields.read_length(body) is None:  # as long as the server says, where that much is left
+    if fields.read_length(body) is None:  # the server's default, if that much is left
         room = max(1, model.spec.max_length - closed)
         if room < settings.gen_length:
             settings = replace(settings, gen_length=room)
@@ -159,7 +159,7 @@ def fitted(
         "suffix": max(len(each.behind) for each in around),
     }
     given = sorted(filter(parts.__getitem__, parts), key=parts.__getitem__, reverse=True)
-    what = f"{', '.join(given)} and max_tokens"  # the longest first, which is to blame
+    what = f"{', '.join(given)} and max_tokens"  # the longest first, as it is to blame
     check_length(model, closed + settings.gen_length, what)
     return settings
 
@@ -167,11 +167,11 @@ def fitted(
 def held(
     body: fields.Body, model: Model, settings: Settings, rule: Rule, constraints: Constraints
 ) -> Settings:
-    """The settings, by which texts are held to a rule.
+    """The settings, with the constraint of a rule.
 
     Raises:
-        ValueError: the rule allows none that fits.
-        Busy: too many requests wait for their constraints.
+        ValueError: the rule allows no text that fits.
+        Busy: too many requests are waiting for their constraints.
     """
     made = constraints.of(model, rule)
     never, first = settings.suppress_tokens, settings.begin_suppress_tokens
@@ -185,10 +185,10 @@ def held(
 
 
 def check_defaults(defaults: Mapping[str, Any], model: Model) -> None:
-    """Refuse options that no request could be answered with.
+    """Refuse server options with which no request could be answered.
 
     Raises:
-        ValueError: one is unknown, breaks its rule or does not fit the model.
+        ValueError: an option is unknown, breaks its rule or does not fit the model.
     """
     for name in defaults:
         known("option of a server", name, DEFAULTS)
@@ -196,7 +196,7 @@ def check_defaults(defaults: Mapping[str, Any], model: Model) -> None:
 
 
 def check_labels(body: fields.Body, name: str) -> None:
-    """Refuse another model's name, and labels that are not what they should be."""
+    """Refuse another model's name, and labels of the wrong type."""
     asked = body.get("model", name)
     if asked != name:
         raise UnknownModel(f"model must be {name!r}, which is served here, got {asked!r}")
@@ -208,12 +208,12 @@ def check_labels(body: fields.Body, name: str) -> None:
 def read_settings(
     body: fields.Body, defaults: Mapping[str, Any], spec: ModelSpec, rows: int
 ) -> Settings:
-    """The options of a body over those of the server."""
+    """Merge the options of a body with the server's defaults."""
     given = {name: body[name] for name in names.OPTIONS if name in body}
     length = fields.read_length(body)
     if length is not None:
         given["gen_length"] = length
-    if type(given.get("top_k")) is int and given["top_k"] in (-1, 0):  # off, as elsewhere
+    if type(given.get("top_k")) is int and given["top_k"] in (-1, 0):  # off, as on other servers
         given["top_k"] = None
     if "logit_bias" in given:
         given["logit_bias"] = fields.read_bias(given["logit_bias"])
@@ -224,25 +224,25 @@ def read_settings(
     refuse_work(given, spec)
     gone = set()
     if given.get("decoder", used) != used:
-        gone |= {"decoder_options", "refresh_decoded_every"}  # not every decoder takes it
+        gone |= {"decoder_options", "refresh_decoded_every"}  # not every decoder takes the latter
     if given.get("cache", kept_cache) != kept_cache:
-        gone |= {*REFRESHES}  # they speak of the other cache
+        gone |= {*REFRESHES}  # they are for the other cache
     for one, other in (APART, APART[::-1]):
         if given.get(one) is not None and other not in given:
             gone.add(other)
     kept = {name: value for name, value in defaults.items() if name not in gone}
     if "seed" not in {*kept, *given}:
-        given["seed"] = secrets.randbits(SEED_BITS)  # which the answer tells
+        given["seed"] = secrets.randbits(SEED_BITS)  # the answer reports it
     settings = Settings.of({**kept, **given, "row_keys": list(range(rows))})
     settings.check_model(spec)
     return settings
 
 
 def refuse_names(given: Mapping[str, Any]) -> None:
-    """Refuse unknown names here, where long ones are cut.
+    """Refuse unknown names here, where long ones are cut before they are compared.
 
     Raises:
-        ValueError: one is unknown, or the name of an option is long.
+        ValueError: a name is unknown, or the name of a decoder option is too long.
     """
     for kind, there, instead in (
         ("decoder", DECODERS, foreign.DECODERS),
@@ -260,13 +260,13 @@ def refuse_names(given: Mapping[str, Any]) -> None:
 
 
 def refuse_files(decoder: Any, options: Any) -> None:
-    """Refuse options of a decoder that would have the server read a file.
+    """Refuse decoder options that would make the server read a file.
 
     Raises:
-        ValueError: one names a file.
+        ValueError: an option names a file.
     """
     if not isinstance(decoder, str) or decoder not in DECODERS or not isinstance(options, Mapping):
-        return  # `Settings` says what is wrong
+        return  # `Settings` reports what is wrong
     hints = get_type_hints(DECODERS[decoder])
     for field in dataclasses.fields(DECODERS[decoder]):  # type: ignore[arg-type]
         value = options.get(field.name)
@@ -279,10 +279,10 @@ def refuse_files(decoder: Any, options: Any) -> None:
 
 
 def refuse_work(given: Mapping[str, Any], spec: ModelSpec) -> None:
-    """Refuse options that ask for more memory or forwards than a request should take.
+    """Refuse options that need more memory or forward passes than a request may take.
 
     Raises:
-        ValueError: one does.
+        ValueError: an option does.
     """
     if given.get("steps") is not None:
         integer("steps", given["steps"], least=1, most=MOST_STEPS)
@@ -299,7 +299,7 @@ def refuse_work(given: Mapping[str, Any], spec: ModelSpec) -> None:
 
 
 def refuse_list(name: str, value: Any, spec: ModelSpec) -> None:
-    """Refuse lists that are longer than the vocabulary, before all of one is looked at."""
+    """Refuse lists longer than the vocabulary, before their entries are read."""
     if isinstance(value, list) and len(value) > spec.vocab_size:
         raise ValueError(
             f"{name} must hold at most one entry for each of the {spec.vocab_size} ids of the "
@@ -310,9 +310,9 @@ def refuse_list(name: str, value: Any, spec: ModelSpec) -> None:
 def rows_of(
     model: Model, around: Sequence[Around], begun: int, most: int, n: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Rows of each prompt `n` times, with what is to be decoded inside, and where that lies.
+    """Lay out `n` rows for each prompt; returns them, and the span to decode in each.
 
-    They begin with `begun` blanks each, and grow to `most` of them.
+    A row begins with `begun` blanks and may grow to `most`.
     """
     total = n * sum(len(each) + most for each in around)
     if total > MOST_TOKENS:

@@ -1,4 +1,4 @@
-"""Why a request is not answered, in the shape of OpenAI's errors."""
+"""Errors that clients are told, in OpenAI's format."""
 
 import re
 from dataclasses import fields as fields_of
@@ -10,12 +10,12 @@ from dlm.serving import names, replies
 from dlm.serving.protocol import UnknownModel
 from dlm.serving.work import Busy
 
-LEFT = 499  # what servers write for a client that went away
+LEFT = 499  # the status servers log for a client that went away
 AWAY = "the client went away"
 CUT = "the server ended"
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-SUBJECT: Final = 4  # words of a message that its field is among: "unknown decoder", "texts of stop"
+SUBJECT: Final = 4  # first words of a message, which name its field: "texts of stop"
 OPTIONS: Final = frozenset(
     option.name
     for decoder in DECODERS.values()
@@ -26,7 +26,7 @@ FIELDS = frozenset({*names.COMPLETION, *names.CHAT, *names.UNSUPPORTED, *OF_TOKE
 
 
 class Wrong(Exception):
-    """A request that is not answered."""
+    """An error that a client is told."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -38,22 +38,22 @@ class Wrong(Exception):
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """What the client is told."""
+        """The body of the error response."""
         usual = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = KINDS.get(self.status, usual)
         return replies.error_object(self.message, kind, self.param, self.code)
 
 
 class Gone(Exception):
-    """The client does not wait for the answer any more."""
+    """The client no longer waits for the answer."""
 
 
 class Closed(Exception):
-    """The engine does not run any more."""
+    """The engine no longer runs."""
 
 
 def wrong_of(error: Exception) -> Wrong:
-    """What a client is told of an error: of those of its own what is wrong, of ours that it is."""
+    """What a client is told of an error; errors of the server itself are told without details."""
     if isinstance(error, Wrong):
         return error
     if isinstance(error, UnknownModel):
@@ -71,13 +71,13 @@ def wrong_of(error: Exception) -> Wrong:
 
 
 def field_of(message: str) -> str | None:
-    """The field that a message is of: the first that its rule names, or whose options it names."""
+    """The field that a message is about: the first that it names, or whose option it names."""
     subject = re.findall(r"\w+", message.partition(" must ")[0])[:SUBJECT]
-    if subject[:2] == ["unknown", "field"]:  # which is none
+    if subject[:2] == ["unknown", "field"]:  # not a field that exists
         return None
     if subject[1:3] == ["of", "decoder_options"]:
         return "decoder_options"
-    if subject[:2] == ["token", "ids"]:  # of the one field that holds any
+    if subject[:2] == ["token", "ids"]:  # only one field holds token ids
         return "prompt"
     named = next((word for word in subject if word in FIELDS), None)
     first = subject[1:2] if subject[:1] == ["unknown"] else subject[:1]

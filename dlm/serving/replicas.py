@@ -1,4 +1,4 @@
-"""Several engines behind the face of one: copies of a model, each on a device of its own."""
+"""Several engines that act as one: copies of a model, each on a device of its own."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from dlm.serving.work import Busy, Request, Tell
 
 
 class Replicas:
-    """Hands each request to one of several engines: to the one that has the fewest rows.
+    """Hands each request to the engine that has the fewest rows.
 
-    Among those that have as few it goes to the one whose prompt cache holds most of its first
-    prompt, then to the first. What a row yields does not depend on where it was decoded. An engine
-    that has ended is passed over: the others answer on.
+    Among engines with equally few rows, it goes to the one whose prompt cache holds most of its
+    first prompt, then to the first. A row's result does not depend on the engine that decodes it.
+    Engines that have ended are skipped; the others continue.
 
     Args:
-        engines: of one model, loaded once for each.
+        engines: engines of one model, which is loaded once for each.
 
     Raises:
         ValueError: there are none, or two share a network, which would decode them in turns.
@@ -30,31 +30,31 @@ class Replicas:
 
     @property
     def model(self) -> Model:
-        """That of the first: the others are like it."""
+        """The model of the first engine; the others are like it."""
         return self.engines[0].model
 
     @property
     def running(self) -> bool:
-        """Whether any of them decodes."""
+        """Whether any engine runs."""
         return self.alive > 0
 
     @property
     def alive(self) -> int:
-        """How many of them decode."""
+        """Number of engines that run."""
         return sum(engine.alive for engine in self.engines)
 
     @property
     def batch_size(self) -> int:
-        """Rows that all of them decode at a time, at most."""
+        """Most rows that all engines together decode at a time."""
         return sum(engine.batch_size for engine in self.engines)
 
     def submit(self, request: Request, tell: Tell) -> int:
-        """As of an engine: the first that takes it, of those that have the fewest rows.
+        """Submit to the first engine that takes the request; those with the fewest rows come first.
 
         Raises:
             Busy: no engine has room.
-            RuntimeError: all of them are closed.
-            ValueError: it has more rows than may ever wait.
+            RuntimeError: all engines are closed.
+            ValueError: the request has more rows than may ever wait.
         """
         refusal: Exception = RuntimeError("the engine is closed")
         for number in self.ranked(request):
@@ -69,7 +69,7 @@ class Replicas:
         raise refusal
 
     def ranked(self, request: Request) -> list[int]:
-        """All engines, those first that a request had better go to."""
+        """Indices of all engines, the best one for a request first."""
         begin, _ = request.spans[0]
         prompt = request.rows[0][:begin]
 
@@ -80,22 +80,22 @@ class Replicas:
         return sorted(range(len(self.engines)), key=cost)
 
     def cancel(self, ticket: int, row: int | None = None) -> None:
-        """As of an engine: of the one that gave the ticket."""
+        """As `Engine.cancel`, at the engine that gave the ticket."""
         ticket, number = divmod(ticket, len(self.engines))
         self.engines[number].cancel(ticket, row)
 
     def load(self) -> tuple[int, int]:
-        """Rows being decoded, and rows that wait, in all."""
+        """Rows being decoded and rows that wait, over all engines."""
         decoding, waiting = zip(*(engine.load() for engine in self.engines), strict=True)
         return sum(decoding), sum(waiting)
 
     def stop(self) -> None:
-        """Fail what is not done, after this forward of each, and end."""
+        """Fail unfinished requests after the current forward pass of each engine, and end."""
         for engine in self.engines:
             engine.stop()
 
     def close(self) -> None:
-        """Stop, and wait for the end."""
+        """Stop, and wait for all engines to end."""
         self.stop()
         for engine in self.engines:
             engine.close()

@@ -11,23 +11,23 @@ from dlm.serving.logprobs import Listed, chat_logprobs, completion_logprobs
 from dlm.serving.tools import Called
 
 OWNER = "dlm"
-LONGEST = 600  # characters of a message: it may quote what a body held
-LISTED = " Known: "  # begins what ends a message: a list of ours, of names
-LONGEST_LIST = 3000  # characters of it: what a body held may have that word, too
+LONGEST = 600  # characters of a message, which may quote a body
+LISTED = " Known: "  # begins the list of known names that ends a message
+LONGEST_LIST = 3000  # characters of it, as a quoted body may have that word, too
 
 
 def dumped(value: Any) -> bytes:
-    """JSON in ASCII, which holds broken text of a body too."""
+    """Encode as JSON in ASCII, which can hold broken text of a body, too."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def error_object(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """An error."""
+    """An error in OpenAI's format."""
     return {"error": {"message": shortened(message), "type": kind, "param": param, "code": code}}
 
 
 def shortened(message: str) -> str:
-    """A message without what lies between its beginning and its end, if it is long.
+    """A message with its middle cut out if it is long.
 
     A list of names at its end is left as it is.
     """
@@ -40,22 +40,22 @@ def shortened(message: str) -> str:
 
 
 def model_object(name: str, created: int, most: int) -> dict[str, Any]:
-    """The model that is served; `max_model_len`, as vLLM has it, is prompt and answer in tokens."""
+    """The served model. `max_model_len` is as in vLLM: prompt and answer together, tokens."""
     told = {"id": name, "object": "model", "created": created, "owned_by": OWNER}
     return {**told, "max_model_len": most}
 
 
 class Writer:
-    """Writes one answer, as a whole or in chunks.
+    """Writes one answer, whole or in chunks.
 
-    Beside what OpenAI's have, it has its `seed`, and each choice its `forwards`: null where a stop
-    text cut it short.
+    Besides OpenAI's fields, an answer has its `seed`, and each choice its `forwards`: null if a
+    stop text cut it short.
     """
 
     def __init__(self, answer: Answer, name: str) -> None:
         self.answer = answer
         self.chat = answer.asked.chat
-        self.begun: set[int] = set()  # choices with a chunk
+        self.begun: set[int] = set()  # choices that have had a chunk
         prefix = "chatcmpl" if self.chat else "cmpl"
         self.head = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
@@ -66,24 +66,24 @@ class Writer:
         }
 
     def whole(self) -> dict[str, Any]:
-        """The answer, once it is complete."""
+        """The whole answer, once it is complete."""
         choices = [self.choice(*numbered) for numbered in enumerate(self.answer.choices)]
         return {**self.head, "choices": choices, "usage": self.usage()}
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        """A choice of an answer as a whole."""
+        """A choice of a whole answer."""
         said: dict[str, Any] = {"text": self.echo(index) + choice.text}
         if self.chat:
             said = {"message": {"role": "assistant", **content(choice.text, choice.calls)}}
         return {"index": index, **said, **self.logprobs(choice.tokens), **ending(choice)}
 
     def echo(self, index: int) -> str:
-        """What stands in front of the text of a choice."""
+        """The prompt's text in front of a choice, if it is asked for."""
         echoes = self.answer.asked.echoes
         return echoes[index] if echoes else ""
 
     def logprobs(self, tokens: Sequence[Listed]) -> dict[str, Any]:
-        """The log-probabilities of tokens, null where they are not asked for."""
+        """The log-probabilities of tokens; null if they are not asked for."""
         alternatives = self.answer.asked.logprobs
         if alternatives is None:
             return {"logprobs": None}
@@ -92,7 +92,7 @@ class Writer:
         return {"logprobs": completion_logprobs(tokens, alternatives)}
 
     def usage(self) -> dict[str, Any]:
-        """Tokens of the prompts and of what was decoded."""
+        """Number of tokens in the prompts, and of decoded tokens."""
         prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
         return {
             "prompt_tokens": prompt,
@@ -102,7 +102,7 @@ class Writer:
         }
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """What to send for a piece: its text, and how the choice ended if it did."""
+        """The chunks of a piece: its text, and how its choice ended if it did."""
         begins = piece.index not in self.begun
         first = self.chat and begins
         over = piece.choice.finish_reason is not None
@@ -122,7 +122,7 @@ class Writer:
             )
 
     def last_chunk(self) -> dict[str, Any]:
-        """The usage of the whole, behind all choices."""
+        """The usage of the whole answer, sent after all choices."""
         return {**self.chunk([]), "usage": self.usage()}
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Writer:
 
 
 def content(text: str, calls: Sequence[Called], *, streams: bool = False) -> dict[str, Any]:
-    """Text and calls of a message, or of a part of one; no text beside calls is null."""
+    """Text and calls of a message or of part of one; next to calls, empty text is null."""
     if not calls:
         return {"content": text}
     told = [

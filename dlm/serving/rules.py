@@ -1,4 +1,4 @@
-"""What a body holds its answers to, in the fields that OpenAI's and vLLM's clients have for it."""
+"""Reads the rule that constrains an answer, from the fields of OpenAI's and vLLM's clients."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,18 +17,18 @@ OF_SCHEMAS: Final = ("name", "description", "schema", "strict")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an answer is held to."""
+    """What constrains an answer."""
 
     kind: str  # "regex", "choice", "json_schema", "json_object" or "calls"
-    text: str  # the expression; JSON for others
-    field: str  # that says so
+    text: str  # the expression; JSON for other kinds
+    field: str  # that states the rule
 
 
 def read_rule(body: fields.Body, tools: Tools | None) -> Rule | None:
-    """What the answers are held to; None for nothing.
+    """The rule that constrains the answers; None if there is none.
 
     Raises:
-        ValueError: a field breaks its rule, or two of them say it.
+        ValueError: a field breaks its rule, or two fields constrain the answers.
     """
     found = {name: read(body[name], name) for name, read in READERS.items() if name in body}
     if tools is not None and tools.held:
@@ -42,7 +42,7 @@ def read_rule(body: fields.Body, tools: Tools | None) -> Rule | None:
 
 
 def read_format(value: Any, name: str) -> Rule | None:
-    """That of `response_format`."""
+    """Read `response_format`."""
     told = stated(value, name)
     kind = told.get("type")
     if kind == "structural_tag":
@@ -59,7 +59,7 @@ def read_format(value: Any, name: str) -> Rule | None:
 
 
 def read_named(value: Any, name: str) -> Rule:
-    """That of a schema with a name, of which it says nothing more."""
+    """Read a named schema; only the schema itself has an effect."""
     told = stated(value, name)
     for key in told:
         fields.known_name(f"option of {name}", key, OF_SCHEMAS)
@@ -73,7 +73,7 @@ def read_named(value: Any, name: str) -> Rule:
 
 
 def read_structured(value: Any, name: str) -> Rule:
-    """That of vLLM's `structured_outputs`."""
+    """Read vLLM's `structured_outputs`."""
     told = stated(value, name)
     for key in told:
         if key in ("grammar", "structural_tag"):
@@ -87,7 +87,7 @@ def read_structured(value: Any, name: str) -> Rule:
 
 
 def read_schema(value: Any, name: str) -> Rule:
-    """That of a schema, which may be a text of JSON."""
+    """Read a schema, which may be given as JSON text."""
     if not isinstance(value, str | dict):
         raise ValueError(f"{name} must be a JSON schema or the text of one, got {value!r}")
     try:
@@ -98,14 +98,14 @@ def read_schema(value: Any, name: str) -> Rule:
 
 
 def read_regex(value: Any, name: str) -> Rule:
-    """That of a regular expression."""
+    """Read a regular expression."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a regular expression, got {value!r}")
     return Rule("regex", bounded(value, name), name)
 
 
 def read_choice(value: Any, name: str) -> Rule:
-    """That of some texts."""
+    """Read a choice of texts."""
     listed = isinstance(value, list) and 0 < len(value) <= MOST_TEXTS
     if not listed or not all(isinstance(text, str) for text in value):
         got = f"{len(value)} of them" if isinstance(value, list) and value else repr(value)
@@ -115,14 +115,14 @@ def read_choice(value: Any, name: str) -> Rule:
 
 
 def stated(value: Any, name: str) -> dict[str, Any]:
-    """An object without what is null in it."""
+    """An object without entries that are null."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {value!r}")
     return {key: told for key, told in value.items() if told is not None}
 
 
 def bounded(text: str, name: str) -> str:
-    """A text that is not too long."""
+    """Check that a text is not too long."""
     if len(text) > LONGEST:
         raise ValueError(f"{name} must be at most {LONGEST} characters, got {len(text)}")
     return text
@@ -138,4 +138,4 @@ READERS: Final[Mapping[str, Callable[[Any, str], Rule | None]]] = {
     "structured_outputs": read_structured,
     **{f"guided_{name}": read for name, read in STRUCTURED.items()},
 }
-"""Fields that say what an answer is held to."""
+"""Fields that constrain an answer, and how to read them."""

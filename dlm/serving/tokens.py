@@ -1,4 +1,4 @@
-"""Token ids of texts and chats, and texts of token ids: vLLM's /tokenize and /detokenize."""
+"""vLLM's /tokenize and /detokenize: token ids of texts and chats, and texts of token ids."""
 
 from typing import Any, Final
 
@@ -19,12 +19,12 @@ CHAT: Final = (
 
 
 def tokenize(data: bytes, model: Model, name: str) -> dict[str, Any]:
-    """Token ids that a completion of a prompt begins with, or an answer to messages.
+    """Token ids that the completion of a prompt, or the answer to a chat, starts from.
 
     Args:
         data: the body.
-        model: who answers.
-        name: of the model, as it is served.
+        model: the model that answers.
+        name: the name under which the model is served.
 
     Raises:
         ValueError: a field breaks its rule; `UnknownModel` for the name.
@@ -42,7 +42,7 @@ def tokenize(data: bytes, model: Model, name: str) -> dict[str, Any]:
 
 
 def text_ids(body: fields.Body, model: Model, *, special: bool) -> list[int]:
-    """Token ids of a prompt, with or without those that the tokenizer puts around it."""
+    """Token ids of a prompt, with or without the special tokens that the tokenizer adds."""
     (prompt,) = encoding.read_prompts(body, model, 1)[:1]
     if not isinstance(prompt, str) or not isinstance(body["prompt"], str):
         raise ValueError(f"prompt must be a text, got {body['prompt']!r}")
@@ -52,7 +52,7 @@ def text_ids(body: fields.Body, model: Model, *, special: bool) -> list[int]:
 
 
 def chat_ids(body: fields.Body, model: Model, *, special: bool) -> list[int]:
-    """Token ids of messages, of which the chat template has all."""
+    """Token ids of messages; their special tokens all come from the chat template."""
     if special:
         raise ValueError("add_special_tokens must be False for messages: the template has them")
     messages = encoding.read_messages(body, model)
@@ -60,7 +60,7 @@ def chat_ids(body: fields.Body, model: Model, *, special: bool) -> list[int]:
 
 
 def detokenize(data: bytes, model: Model, name: str) -> dict[str, Any]:
-    """The text of token ids, special tokens included.
+    """The text of token ids, including special tokens.
 
     Raises:
         ValueError: a field breaks its rule; `UnknownModel` for the name.

@@ -1,9 +1,9 @@
 """Functions that the answer to a chat may call.
 
-They go to the chat template, which tells the model how a call is written. Read is the form of
-Qwen's templates, named after Hermes: a JSON object with a name and arguments between `<tool_call>`
-and `</tool_call>`, or the next `<tool_call>` where the former was forgotten. Where a call is asked
-for, the answer is held to that form.
+They are passed to the chat template, which tells the model how to write a call. The format is that
+of Qwen's templates, named after Hermes: a JSON object with a name and arguments between
+`<tool_call>` and `</tool_call>`, or before the next `<tool_call>` if the closing mark was
+forgotten. If a call is required, the answer is constrained to that format.
 """
 
 import json
@@ -31,7 +31,7 @@ from dlm.serving import fields
 BEGIN: Final = "<tool_call>"
 END: Final = "</tool_call>"
 OTHER: Final = "<function="
-"""In templates whose calls stand between the same two, and are no JSON."""
+"""In templates whose calls stand between the same two marks but are not JSON."""
 MOST: Final = 128  # functions of a request
 LAST: Final = re.compile(rf"{END}|(?={BEGIN})")
 NAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -39,18 +39,18 @@ NAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a chat says of functions."""
+    """The functions of a chat, and which calls it asks for."""
 
     listed: list[Any]  # as the template takes them
     several: bool  # whether an answer may hold more than one call
-    held: tuple[int, ...] = ()  # places of those of which it must be calls; none where it is free
+    held: tuple[int, ...] = ()  # indices of those that it must call; empty if it is free
 
 
 def read_tools(body: fields.Body) -> Tools | None:
-    """The functions that an answer may call; None for none.
+    """The functions that an answer may call; None if there are none.
 
     Raises:
-        ValueError: one is none, or calls are asked for that nothing here could enforce.
+        ValueError: one is not a function, or calls are asked for that cannot be enforced.
     """
     listed, choice = body.get("tools", []), body.get("tool_choice", "auto")
     several = boolean("parallel_tool_calls", body.get("parallel_tool_calls", True))
@@ -72,10 +72,10 @@ def read_tools(body: fields.Body) -> Tools | None:
 
 
 def read_choice(choice: Any, listed: list[Any]) -> tuple[int, ...]:
-    """Places of the functions of which an answer must be calls; none where it may be anything.
+    """Indices of the functions that an answer must call; empty if it may be anything.
 
     Raises:
-        ValueError: it is no choice, or none of these functions.
+        ValueError: it is not a choice, or names none of these functions.
     """
     if choice in ("auto", "none"):
         return ()
@@ -95,10 +95,10 @@ def read_choice(choice: Any, listed: list[Any]) -> tuple[int, ...]:
 
 
 def refuse_strict(listed: list[Any]) -> None:
-    """Refuse functions whose arguments would have to be of their schema in a free answer.
+    """Refuse functions whose arguments would have to follow their schema in a free answer.
 
     Raises:
-        ValueError: one is strict.
+        ValueError: a function is strict.
     """
     for number, tool in enumerate(listed):
         if tool["function"].get("strict"):
@@ -106,10 +106,10 @@ def refuse_strict(listed: list[Any]) -> None:
 
 
 def check_tool(tool: Any, where: str) -> None:
-    """Refuse what is no function.
+    """Refuse what is not a function.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise ValueError(f'{where} must be {{"type": "function", "function": ...}}, got {tool!r}')
@@ -129,7 +129,7 @@ def check_tool(tool: Any, where: str) -> None:
 
 
 def told_of_calls(tools: Tools) -> str:
-    """The calls that an answer is held to, as `calls_of` reads them.
+    """The calls that an answer is constrained to, serialised for `calls_of`.
 
     Raises:
         ValueError: parameters are nested too deep.
@@ -143,10 +143,10 @@ def told_of_calls(tools: Tools) -> str:
 
 
 def calls_of(told: str) -> ByteAutomaton:
-    """Calls as templates have them, each with arguments of its schema.
+    """An automaton for calls as templates write them, with arguments of each function's schema.
 
     Raises:
-        ValueError: a schema cannot be followed, or all of them have too many parts.
+        ValueError: a schema cannot be followed, or all of them together have too many parts.
     """
     several, functions = json.loads(told)
     ways, nodes = [], 0
@@ -158,7 +158,7 @@ def calls_of(told: str) -> ByteAutomaton:
             arguments = expression_of({"type": "object", **parameters})
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{where} must be one that can be followed ({error})") from None
-        nodes += nodes_of(arguments)  # before others are read: each has a bound of its own
+        nodes += nodes_of(arguments)  # before others are read: each is bounded only by itself
         if nodes > NODES:
             raise ValueError(f"tools must be of fewer parts: they come to more than {NODES} nodes")
         ways.append(series(text(f'"{name}", "arguments": '), arguments))
@@ -171,7 +171,7 @@ def calls_of(told: str) -> ByteAutomaton:
 
 
 def check_template(model: Model) -> None:
-    """Refuse functions where the chat template has no such calls.
+    """Refuse functions if the chat template has no such calls.
 
     Raises:
         ValueError: it has none.
@@ -185,10 +185,10 @@ def check_template(model: Model) -> None:
 
 
 def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Calls of an earlier message, their arguments as templates take them.
+    """Calls of an earlier message, with arguments as templates take them.
 
     Raises:
-        ValueError: they are no calls.
+        ValueError: they are not calls.
     """
     if not isinstance(value, list):
         raise ValueError(f"{where} must be a list of calls, got {value!r}")
@@ -196,7 +196,7 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def read_call(call: Any, where: str) -> dict[str, Any]:
-    """One call, which has its arguments as a text of JSON."""
+    """Read one call; arguments that are JSON text are parsed."""
     told = call.get("function") if isinstance(call, dict) else None
     if not isinstance(told, dict) or not isinstance(told.get("name"), str):
         raise ValueError(f"{where} must have a function with a name and arguments, got {call!r}")
@@ -219,27 +219,30 @@ def read_call(call: Any, where: str) -> dict[str, Any]:
 class Called:
     """A call in an answer."""
 
-    number: int  # of the choice
+    number: int  # index in the choice
     name: str
     arguments: str  # JSON
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
 
 
 class CallReader:
-    """Takes calls out of the text of a choice, which comes in pieces.
+    """Extracts calls from the text of a choice, which arrives in pieces.
 
-    What is no call is text, the marks of one included. Space in front of calls and behind the last
-    one is left out, and so is all behind the first where one is enough.
+    What is not a call stays text, including the marks around it. Space before calls and after the
+    last one is dropped. So is everything after the first call, unless there may be several.
     """
 
     def __init__(self, *, several: bool) -> None:
         self.several = several
         self.calls: list[Called] = []
-        self.held = ""  # what may be part of a call
-        self.searched = 0  # characters of it in which no end of a call begins
+        self.held = ""  # text that may be part of a call
+        self.searched = 0  # characters of it in which no call ends
 
     def push(self, text: str, *, over: bool) -> tuple[str, list[Called]]:
-        """Text that is no part of a call, and calls that have ended; all, where it is over."""
+        """Add text; returns what is not part of a call, and the calls that have ended.
+
+        Nothing is held back once the choice is `over`.
+        """
         self.held += text
         said, made = [], len(self.calls)
         while not self.full and (begin := self.held.find(BEGIN)) >= 0:
@@ -257,11 +260,11 @@ class CallReader:
 
     @property
     def full(self) -> bool:
-        """Whether nothing behind what was read counts."""
+        """Whether everything after what was read is dropped."""
         return bool(self.calls) and not self.several
 
     def last(self, *, over: bool) -> str:
-        """Of what holds no whole call, the text that surely is none."""
+        """Of text without a complete call, the part that certainly belongs to none."""
         held, begin = self.held, self.held.find(BEGIN)
         if self.full:
             sure, self.held = "", ""
@@ -274,7 +277,7 @@ class CallReader:
         return sure
 
     def read(self, inside: str) -> bool:
-        """Note a call, if it is one."""
+        """Record a call; returns whether the text is one."""
         try:
             told = json.loads(inside)
             name, arguments = told["name"], told.get("arguments", {})
@@ -288,7 +291,7 @@ class CallReader:
 
 
 def surely(text: str) -> int:
-    """Characters in front of what may be space, and then the beginning of a call."""
+    """Number of characters before what may be the beginning of a call and space in front of it."""
     for length in range(min(len(text), len(BEGIN) - 1), 0, -1):
         if BEGIN.startswith(text[-length:]):
             return len(text[:-length].rstrip())

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it tells."""
+"""Requests to an engine, and the events that it reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from dlm.trajectory import Likeliest
 from dlm.types import AnyDecoder
 
 MOST_ALTERNATIVES: Final = 20
-"""That a request may ask for, and what is measured for any: so they share forwards."""
+"""Most that a request may ask for. All that ask for any measure this many, to share passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,20 @@ class Request:
     """Rows to decode with the same options, checked and laid out.
 
     Raises:
-        ValueError: alternatives are no int from 0 to 20, or go without log-probabilities.
+        ValueError: `alternatives` is not an int from 0 to 20, or is set without
+            `log_probabilities`.
     """
 
     rows: list[list[int]]  # token ids, the mask id wherever a token is to be decoded
-    spans: list[tuple[int, int]]  # of each row, what is handed back
+    spans: list[tuple[int, int]]  # of each row, the part that is returned
     settings: Settings  # `row_keys` has one for each row
-    follow: bool = False  # whether tokens are told as they become final
-    log_probabilities: bool = False  # whether those are told with them
-    alternatives: int = 0  # likeliest tokens that are told with each
-    growth: Growth | None = None  # how far blanks may grow; None where they keep their length
+    follow: bool = False  # whether tokens are reported as they become final
+    log_probabilities: bool = False  # whether those are reported with the tokens
+    alternatives: int = 0  # likeliest tokens reported with each
+    growth: Growth | None = None  # how far blanks may grow; None if their number is fixed
     measured: Settings = field(init=False, repr=False, compare=False)
-    """`settings`, and what is told is measured. Made once, as it makes a decoder, which rows that
-    share forwards are compared by."""
+    """`settings`, extended to measure what is reported. Built once, because that creates a decoder,
+    and rows that share forward passes are compared by their decoders."""
 
     def __post_init__(self) -> None:
         integer("alternatives", self.alternatives, least=0, most=MOST_ALTERNATIVES)
@@ -48,14 +49,14 @@ class Request:
 
 
 def binds(decoder: AnyDecoder) -> bool:
-    """Whether binding it to a model makes another of it."""
+    """Whether binding the decoder to a model creates another one."""
     return getattr(type(decoder), "bind", Policy.bind) is not Policy.bind
 
 
 def measuring(settings: Settings) -> Settings:
-    """Settings by which the confidence of what is written is measured.
+    """Settings under which the confidence of written tokens is measured.
 
-    They are the same ones for a decoder that looks at it anyway, whose rows share forwards with
+    They are unchanged for a decoder that uses confidence anyway: its rows share forward passes with
     those of requests that do not ask for it.
     """
     looks = "confidence" in Traits.of(settings.policy).needs and not binds(settings.policy)
@@ -64,48 +65,48 @@ def measuring(settings: Settings) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """Told once, at the beginning, of a row that begins as one before it did."""
+    """Reported once, at the start, for a row whose prompt begins like one in the prompt cache."""
 
-    row: int  # of the request
-    tokens: int  # of its prompt, whose keys and values were taken over
+    row: int  # index in the request
+    tokens: int  # of its prompt, whose keys and values were reused
 
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """Tokens of a row that no later forward changes."""
+    """Tokens of a row that no later forward pass changes."""
 
-    row: int  # of the request
-    tokens: list[int]  # of the span, those that follow what was told before
-    log_probabilities: list[float] | None = None  # as of `dlm.generate`; None if not asked for
+    row: int  # index in the request
+    tokens: list[int]  # of the span, following those reported before
+    log_probabilities: list[float] | None = None  # as in `dlm.generate`; None if not asked for
     top_tokens: list[Likeliest] | None = None  # likewise
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A row after its last forward; nothing is told of it any more."""
+    """A row after its last forward pass; nothing more is reported for it."""
 
     row: int
     tokens: list[int]  # the whole span
-    decoded: int  # positions that forwards committed
+    decoded: int  # positions that forward passes committed
     forwards: int
     log_probabilities: list[float] | None = None  # of the whole span
     top_tokens: list[Likeliest] | None = None  # likewise
-    closed: bool = False  # whether the network wanted no more blanks, where it may ask for some
+    closed: bool = False  # whether blanks that may grow ended short of their limit
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request cannot be answered; nothing is told of it any more."""
+    """The request cannot be answered; nothing more is reported for it."""
 
-    error: Exception  # a ValueError where the request is to blame
+    error: Exception  # a ValueError if the request is to blame
 
 
 News = Reused | Grown | Ended
-"""What is told of a row."""
+"""An event of a row."""
 Event = News | Failed
 Tell = Callable[[Event], None]
-"""Called in the engine's thread, and not to wait for anything."""
+"""Called in the engine's thread; must not block."""
 
 
 class Busy(Exception):
-    """More rows wait than the engine has room for."""
+    """More rows or requests are waiting than there is room for."""
