@@ -228,7 +228,7 @@ def pickled(folder: Path) -> None:
         (None, {"head_dim": 32}, "head_dim must be 16 in this LLaDA, got 32"),
         (None, {"qk_norm": True}, "qk_norm must be False in this LLaDA, got True"),
         (None, {"model_type": "gpt2"}, "not a masked-diffusion family"),
-        (None, {"model_type": "no_listener-of"}, "not a masked-diffusion family"),
+        (None, {"model_type": "unheard-of"}, "not a masked-diffusion family"),
         (None, {"architectures": ["Other"]}, r"architectures\[0\] .* got 'Other'"),
         (None, {"clip_qkv": 0.1}, "clip_qkv must be None"),
         (None, {"eos_token_id": 9999}, "stop ids must be ids below"),
@@ -328,8 +328,8 @@ def test_stop_ids_of_both_configurations(golden_folder: Path, tmp_path: Path) ->
 
 
 def test_foreign_code_is_never_offered(golden_folder: Path, tmp_path: Path) -> None:
-    folder = edited(golden_folder, tmp_path / "foreign", model_type="no_listener-of")
-    with pytest.raises(ValueError, match="no_listener-of") as caught:
+    folder = edited(golden_folder, tmp_path / "foreign", model_type="unheard-of")
+    with pytest.raises(ValueError, match="unheard-of") as caught:
         dlm.load(folder)
     assert "trust_remote_code" not in str(caught.value)
 

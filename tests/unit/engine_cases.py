@@ -34,7 +34,7 @@ class Client:
         self.wrongs: list[AssertionError] = []
         self.over = threading.Event()
         self.first = threading.Event()
-        self.listener: Callable[[], None] = lambda: None
+        self.heard: Callable[[], None] = lambda: None
 
     def tell(self, event: Event) -> None:
         try:
@@ -60,7 +60,7 @@ class Client:
             self.error = event.error
         if isinstance(event, Failed) or len(self.ends) == len(self.prompts):
             self.over.set()
-        self.listener()
+        self.heard()
 
     def ask(self, engine: Engine) -> "Client":
         self.ticket = engine.submit(self.request, self.tell)

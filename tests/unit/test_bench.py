@@ -57,10 +57,10 @@ def test_calls_take_turns_in_changing_order(
 def test_every_call_is_told_before_it_is_made() -> None:
     made: list[str] = []
     calls = {name: lambda name=name: made.append(name) for name in "ab"}
-    listener: list[tuple[str, int, int, int]] = []
-    take_turns(calls, 2, CPU, told=lambda *what: listener.append((*what, len(made))))
-    assert [name for name, *_ in listener] == made
-    assert [rest for _, *rest in listener] == [[number, 6, number] for number in range(6)]
+    heard: list[tuple[str, int, int, int]] = []
+    take_turns(calls, 2, CPU, told=lambda *what: heard.append((*what, len(made))))
+    assert [name for name, *_ in heard] == made
+    assert [rest for _, *rest in heard] == [[number, 6, number] for number in range(6)]
 
 
 # Counting

@@ -87,9 +87,9 @@ def test_a_terminal_sees_what_is_timed(command: list[str], monkeypatch: pytest.M
     assert not bench(*args).stderr
     monkeypatch.setattr("dlm.cli.bench.on_terminal", lambda: True)
     found = bench(*args)
-    listener = found.stderr.split("\r")  # the runner takes colours and the like away
+    heard = found.stderr.split("\r")  # the runner takes colours and the like away
     last = {"batch": "one by one, 4 of 4", "sampling": "maximum and log-sum-exp, 8 of 8"}
-    assert (listener[-3], *listener[-2:]) == (last[command[0]], "", "")
+    assert (heard[-3], *heard[-2:]) == (last[command[0]], "", "")
     assert json.loads(found.stdout)["bench"] == command[0]
 
 

@@ -132,7 +132,7 @@ def test_rows_that_do_not_agree_take_turns(
     assert gated.reached.wait(PATIENCE)
     short = Client(golden, [[2]], gen_length=4, temperature=1.0).ask(engine)
     waited: list[bool] = []
-    short.listener = lambda: waited.append(long.over.is_set())
+    short.heard = lambda: waited.append(long.over.is_set())
     gated.gate.set()
     short.check()
     long.check()
@@ -154,8 +154,8 @@ def test_no_more_rows_than_asked_for(
     with pytest.raises(ValueError, match="a request must hold at most 8 rows, got 9"):
         Client(golden, [[1]] * 9).ask(engine)
     order: list[int] = []
-    first.listener = lambda: order.append(1)
-    second.listener = lambda: order.append(2)
+    first.heard = lambda: order.append(1)
+    second.heard = lambda: order.append(2)
     gated.gate.set()
     first.check()
     second.check()
@@ -210,7 +210,7 @@ def test_nothing_is_kept_of_rows_that_are_over(golden: Model, gated: Any, engine
     assert gated.reached.wait(PATIENCE)
     clients = [Client(golden, [[2]], gen_length=4, **options).ask(engine) for _ in range(5)]
     seen: list[int] = []
-    clients[-1].listener = lambda: seen.append(max(len(group.told) for group in engine.groups))
+    clients[-1].heard = lambda: seen.append(max(len(group.told) for group in engine.groups))
     gated.gate.set()
     for client in (*clients, long):
         client.check()

@@ -153,7 +153,7 @@ def test_who_does_not_listen_is_given_up(golden: Model, gated: Any, engine: Engi
     def refuse() -> None:
         raise RuntimeError("the event loop is closed")
 
-    deaf.listener = refuse
+    deaf.heard = refuse
     deaf.ask(engine)
     gated.gate.set()
     Client(golden, [[2]], gen_length=40).ask(engine).check()

@@ -168,7 +168,7 @@ def test_nobody_waits_for_a_group_for_ever(golden: Model, monkeypatch: pytest.Mo
     def ask() -> None:
         if len(asked) < 50 and not waits.over.is_set():
             asked.append(Client(golden, [[2]], gen_length=3 + len(asked) % 2))
-            asked[-1].listener = ask
+            asked[-1].heard = ask
             asked[-1].ask(engine)
 
     with engine.news:
@@ -190,7 +190,7 @@ def test_who_waits_for_a_group_gets_the_next_one(
     with engine.news:
         clients = [Client(golden, [[1]], top_k=kind).ask(engine) for kind in (1, 2, 3, 1)]
     for number, client in enumerate(clients):
-        client.listener = partial(order.append, number)
+        client.heard = partial(order.append, number)
     gated.gate.set()
     for client in clients:
         client.check()

@@ -60,7 +60,7 @@ def test_a_row_given_up_alone_leaves_what_it_has(model: Model) -> None:
             if len(first.grown[0]) > 60:
                 engine.cancel(first.ticket)
 
-        first.listener = hear
+        first.heard = hear
         first.ask(engine)
         row = [*TALK[:40], *dlm.generate(model, first.prompts, **first.options).tokens[0]]
         while sum(engine.load()):
@@ -85,7 +85,7 @@ def test_rows_leave_what_they_have_when_the_engine_ends(model: Model) -> None:
         if len(first.grown[0]) > 60:
             closing.set()
 
-    first.listener = hear
+    first.heard = hear
     first.ask(engine)
     assert closing.wait(60)
     engine.close()

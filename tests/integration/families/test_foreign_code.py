@@ -90,9 +90,9 @@ def test_the_bait_is_taken_where_a_model_is_unknown(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
     monkeypatch.setattr("sys.path", [*sys.path])
     (tmp_path / "bait.py").write_text(CODE.format(sentinel=str(sentinel)))
-    files = {"model_type": "no_listener-of", "auto_map": {"AutoConfig": "bait.Config"}}
+    files = {"model_type": "unheard-of", "auto_map": {"AutoConfig": "bait.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(files))
-    with pytest.raises(ValueError, match="no_listener-of"):
+    with pytest.raises(ValueError, match="unheard-of"):
         dlm.load(tmp_path)
     assert not sentinel.exists()
     with pytest.raises(AttributeError):
