@@ -1,9 +1,10 @@
-"""The command line: decoding, chat, serving, training, benchmarks, lists, and what others add.
+"""The command line: decoding, chat, serving, training, benchmarks, lists, and plug-in commands.
 
 Nothing here imports torch or transformers before a command runs, so that `--help` is instant.
 
-Packages add commands of their own through the entry point group `dlm.commands`: a function that
-takes the typer app. `dlm eval` comes that way, as the evaluation lies above this package.
+Packages can add commands through the entry point group `dlm.commands`: each entry point is a
+function that takes the typer app. `dlm eval` is added that way, because the evaluation is built on
+top of this package.
 """
 
 from importlib.metadata import entry_points
@@ -27,7 +28,7 @@ app = typer.Typer(
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and stop, if asked for it."""
+    """Print the version and exit, if the option was given."""
     if wanted:
         typer.echo(f"dlm {__version__}")
         raise typer.Exit
@@ -55,7 +56,7 @@ app.command("models")(lists.models)
 
 
 def main() -> None:
-    """The `dlm` command."""
+    """Run the `dlm` command."""
     for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
         point.load()(app)
     app(prog_name="dlm")

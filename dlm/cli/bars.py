@@ -1,4 +1,4 @@
-"""A bar on stderr for long work, where that is a terminal."""
+"""A progress bar on stderr for long work, if stderr is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 Show = Callable[[str, int, int], None]
-"""Called with what is under way, how much of it is done, and of how much."""
+"""Called with a description of the current work, the amount done, and the total."""
 
 
 def on_terminal() -> bool:
-    """Whether a bar would be seen."""
+    """Whether stderr is a terminal that can show a progress bar."""
     console = Console(stderr=True)
     return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextmanager
 def bar(*more: ProgressColumn) -> Iterator[Show]:
-    """A bar with a text behind it, and more columns behind that."""
+    """Show a progress bar followed by a text and by any `more` columns."""
     with Progress(
         BarColumn(bar_width=30),
         TextColumn("{task.description}", markup=False),

@@ -1,4 +1,4 @@
-"""`dlm bench`: speed on this machine, against plain baselines of the same run."""
+"""`dlm bench`: measure speed on this machine, with plain baselines timed in the same run."""
 
 import json as json_format
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,30 +50,28 @@ if TYPE_CHECKING:
 
 HEAD = ["quantity", "median", "least .. most"]
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, help="Measure speed, against plain baselines."
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Measure speed against plain baselines.")
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Where results go."""
+    """Where results are written: stdout, and a file if `out` is set."""
 
     machine: bool
     out: Path | None
-    told: "Told"  # is told of a result with nothing left to do
+    told: "Told"  # progress callback; an empty text clears its line
 
     def __post_init__(self) -> None:
-        """Try the file before there are results to lose.
+        """Check that the file can be written before any result could be lost.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: the file cannot be written.
         """
         if self.out is not None:
             try_file("--out", self.out)
 
     def write(self, results: "Iterable[Result]", device: str | None) -> None:
-        """Print each result as it comes."""
+        """Print each result as soon as it is measured."""
         from dlm.bench.machine import describe
         from dlm.models.placement import check_device
 
@@ -82,11 +80,11 @@ class Sink:
             for result in results:
                 self.told("", 0, 0)
                 self.keep(result, surroundings)
-        finally:  # what went wrong is told on a line of its own
+        finally:  # clear the progress line, so that an error is printed on a line of its own
             self.told("", 0, 0)
 
     def keep(self, result: "Result", surroundings: Mapping[str, Any]) -> None:
-        """Print one result, and append it to the file."""
+        """Print one result and append it to the file."""
         record = result.record(surroundings)
         if self.out is not None:
             with self.out.open("a") as stream:
@@ -98,7 +96,7 @@ class Sink:
 
 
 def show(result: "Result", surroundings: Mapping[str, Any]) -> None:
-    """A result for people."""
+    """Print a result as a table."""
     machine = surroundings["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     typer.echo(f"{result.title()} ({where})")
@@ -107,7 +105,7 @@ def show(result: "Result", surroundings: Mapping[str, Any]) -> None:
 
 
 def ticker() -> "Told":
-    """A line on stderr, where that is a terminal, of what is timed: no thread beside it draws."""
+    """A callback that shows on stderr, if it is a terminal, what is timed; without a thread."""
     seen = on_terminal()
 
     def told(what: str, done: int, total: int) -> None:
@@ -120,7 +118,7 @@ def ticker() -> "Told":
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Run with so many threads, then as before."""
+    """Run with this number of CPU threads, then restore the previous number."""
     import torch
 
     before = torch.get_num_threads()
@@ -132,7 +130,7 @@ def threads_set(threads: int | None) -> Iterator[None]:
 
 
 def decode_with(name: str, options: dict[str, Any]) -> None:
-    """Run the benchmark `name` of whole decodings with the options of its command."""
+    """Run the whole-decoding benchmark `name` with the options of its command."""
     from importlib import import_module
 
     from dlm.bench.work import Work
@@ -154,8 +152,8 @@ def decode_with(name: str, options: dict[str, Any]) -> None:
 
 
 def beside(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What `cache` and `serve` are given beside `Work`, taken out of the options."""
-    if "refresh_around" in options:  # of `cache`, which tries them beside the others
+    """Take out of `options` the arguments of `cache` and `serve` that `Work` does not have."""
+    if "refresh_around" in options:  # of `cache`, which measures each of them
         from dlm.bench.cache import LABELS
 
         return ({name: options.pop(name) for name in LABELS},)
@@ -167,7 +165,7 @@ def beside(options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def show_profile(work: Any, *, machine: bool) -> None:
-    """Where the time of a decoding goes."""
+    """Print which functions take the time of a decoding."""
     from dlm.bench.profile import profile
 
     rows = profile(work)
@@ -187,21 +185,22 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
     rows: Annotated[
         list[int] | None,
         run(
-            help="Rows to sample; repeatable.",
-            show_default="32, on a GPU 256 and 1024 as well",
+            help="Rows sampled at once; repeatable.",
+            show_default="32; on a GPU also 256 and 1024",
             **COUNT,
         ),
     ] = None,
     positions: Annotated[
-        int, run(help="Rows that published loops sample at each step.", **COUNT)
+        int, run(help="Rows that a published loop samples at each step.", **COUNT)
     ] = 256,
-    vocabulary: Annotated[int, run(help="Logits of a row.", **COUNT)] = 126464,
+    vocabulary: Annotated[int, run(help="Number of logits in a row.", **COUNT)] = 126464,
     dtype: Annotated[
         list[str] | None,
-        run(help="Of the logits; repeatable.", show_default="bfloat16 and float32"),
+        run(help="Data type of the logits; repeatable.", show_default="bfloat16 and float32"),
     ] = None,
     temperature: Annotated[
-        list[float] | None, run(help="Repeatable.", show_default="0 and 1", **REAL)
+        list[float] | None,
+        run(help="Sampling temperature; repeatable.", show_default="0 and 1", **REAL),
     ] = None,
     device: Device = None,
     repeats: Repeats = 7,
@@ -209,7 +208,7 @@ def sampling(  # noqa: PLR0913 (the parameters are the command line)
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Statistics and a sample of each row, against float64 copies of the vocabulary."""
+    """Statistics and a sample of each row of logits, against float64 copies of the vocabulary."""
     from dlm.bench.sampling import SamplingOptions, measure
 
     given: dict[str, Any] = {}
@@ -239,7 +238,7 @@ def step(  # noqa: PLR0913
     option: DecoderOptions = None,
     steps: Steps = None,
     profile: Annotated[
-        bool, output("--profile", help="List the functions that take the time, instead.")
+        bool, output("--profile", help="List the functions that take most time instead.")
     ] = False,
     device: Device = None,
     repeats: Repeats = 5,
@@ -247,7 +246,7 @@ def step(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Time outside the network, against its forwards alone."""
+    """Time spent outside the network, compared with the network's forward passes alone."""
     decode_with("step", locals() | {"batch_size": batch_size or [1, 8]})
 
 
@@ -273,7 +272,7 @@ def decode(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Tokens a second, against a plain loop and the network alone."""
+    """Tokens per second, compared with a plain loop and with the network alone."""
     decode_with("decode", locals() | {"batch_size": batch_size or [1]})
 
 
@@ -299,9 +298,9 @@ def cache(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """What prefix and dual caches save behind a long prompt, and what they change.
+    """What prefix and dual caches save with a long prompt, and what they change.
 
-    A dual cache is tried with each refresh that is given, too, and with all of them.
+    The dual cache is also measured with each refresh option that is given, and with all of them.
     """
     decode_with("cache", locals() | {"batch_size": batch_size or [1]})
 
@@ -325,7 +324,7 @@ def quantize(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Weights and activations in 8-bit integers (w8a8) against those of --dtype."""
+    """Weights and activations as 8-bit integers (w8a8), compared with the data type of --dtype."""
     decode_with("quantize", locals() | {"batch_size": batch_size or [1, 8]})
 
 
@@ -351,7 +350,7 @@ def batch(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Ragged batches, prompts of 16 tokens to the length given, against one at a time."""
+    """Ragged batches (prompts of 16 to --prompt-length tokens), compared with one at a time."""
     decode_with("batch", locals() | {"batch_size": batch_size or ragged_sizes(device)})
 
 
@@ -371,9 +370,9 @@ def serve(  # noqa: PLR0913
     refresh_answer_every: AnswerEvery = None,
     refresh_prompt_every: PromptEvery = None,
     refresh_decoded_every: DecodedEvery = None,
-    requests: Annotated[int, decoding(help="How many come.", **COUNT)] = 24,
+    requests: Annotated[int, decoding(help="Number of requests.", **COUNT)] = 24,
     load: Annotated[
-        float, decoding(help="How many come while one is answered alone.", **REAL)
+        float, decoding(help="Requests that arrive in the time one takes alone.", **REAL)
     ] = 1.5,
     device: Device = None,
     repeats: Repeats = 3,
@@ -381,20 +380,20 @@ def serve(  # noqa: PLR0913
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Requests that come one after the other: rows that join, against batches and one at a time."""
+    """Continuous batching of arriving requests, compared with fixed batches and one at a time."""
     decode_with("serve", locals() | {"batch_size": batch_size or [8]})
 
 
 def ragged_sizes(device: str | None) -> list[int]:
-    """Batches that are worth a look: a GPU takes larger ones in its stride."""
+    """Default batch sizes: one on a CPU; on a GPU also larger ones."""
     return [8] if on_cpu(device) else [1, 4, 16, 32]
 
 
 def row_counts(device: str | None) -> list[int]:
-    """Rows that are worth a look: a GPU is busy with the blocks of a whole batch only."""
+    """Default numbers of rows: one on a CPU; on a GPU also those of a whole batch of blocks."""
     return [32] if on_cpu(device) else [32, 256, 1024]
 
 
 def on_cpu(device: str | None) -> bool:
-    """Whether the option names the CPU, as it does by default."""
+    """Whether the option selects the CPU, as it does by default."""
     return device is None or device.startswith("cpu")

@@ -1,46 +1,66 @@
-"""Options of `dlm bench`, each of which several of its commands have."""
+"""Options that several commands of `dlm bench` share."""
 
 from pathlib import Path
 from typing import Annotated
 
 from dlm.cli.options import COUNT, JSON, WHOLE, decoding, network, output, run
 
-Device = Annotated[str | None, run(help="Such as cuda.", show_default="cpu")]
+Device = Annotated[str | None, run(help="Device, such as cuda.", show_default="cpu")]
 Threads = Annotated[int | None, run(help="CPU threads.", show_default="torch's own", **COUNT)]
-Repeats = Annotated[int, run(help="Rounds; contenders take turns in each.", **COUNT)]
+Repeats = Annotated[int, run(help="Timing rounds; in each, all contenders take turns.", **COUNT)]
 Out = Annotated[
-    Path | None, output(metavar="FILE", help="Append the JSON lines to this file, too.")
+    Path | None, output(metavar="FILE", help="Also append the results to this file as JSON lines.")
 ]
 Json = Annotated[bool, JSON]
 ShapeName = Annotated[
-    str, network("--shape", help="Random weights: llada-8b, dream-7b, 25m or tiny.")
+    str,
+    network(
+        "--shape",
+        help="Shape of the network, whose weights are random: llada-8b, dream-7b, 25m or tiny.",
+    ),
 ]
-Layers = Annotated[int | None, network(help="Another depth.", show_default="the shape's", **COUNT)]
+Layers = Annotated[
+    int | None, network(help="Number of layers.", show_default="the shape's", **COUNT)
+]
 Dtype = Annotated[
     str,
-    network(help="float32, bfloat16 or float16; auto is float32 on a CPU, else bfloat16."),
+    network(help="float32, bfloat16 or float16; auto: float32 on a CPU, else bfloat16."),
 ]
 BatchSizes = Annotated[
     list[int] | None,
-    decoding("--batch-size", help="Prompts at a time; repeatable.", **COUNT),
+    decoding("--batch-size", help="Prompts decoded at once; repeatable.", **COUNT),
 ]
-PromptLength = Annotated[int, decoding(help="Tokens of a prompt.", **COUNT)]
+PromptLength = Annotated[int, decoding(help="Tokens in a prompt.", **COUNT)]
 GenLength = Annotated[int, decoding(help="Tokens to decode.", **COUNT)]
-BlockLength = Annotated[int, decoding(help="Tokens of a block.", **COUNT)]
-Policy = Annotated[str, decoding("--decoder", help="Which tokens to commit: see dlm decoders.")]
-Steps = Annotated[
-    int | None, decoding(help="Forwards budget.", show_default="as many as it needs", **WHOLE)
+BlockLength = Annotated[int, decoding(help="Tokens in a block.", **COUNT)]
+Policy = Annotated[
+    str,
+    decoding("--decoder", help="Decoder, which chooses the tokens to commit: see dlm decoders."),
 ]
-# In `dlm.cli.options` these two are among the options of sampling, of which there are none here.
+Steps = Annotated[
+    int | None,
+    decoding(help="Budget of forward passes.", show_default="as many as it needs", **WHOLE),
+]
+# `dlm.cli.options` lists these two under Sampling, a group that `dlm bench` does not have.
 AnswerEvery = Annotated[
     int | None,
     decoding(
-        help="Forwards until a whole answer is made anew.", show_default="each block", **WHOLE
+        help="Fewest passes between recomputations of the whole answer.",
+        show_default="each block",
+        **WHOLE,
     ),
 ]
 PromptEvery = Annotated[
     int | None,
-    decoding(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
+    decoding(
+        help="Fewest passes between recomputations of the prompt.",
+        show_default="with the answer",
+        **WHOLE,
+    ),
 ]
-DecodedEvery = Annotated[int | None, decoding(help="Likewise of what is decoded.", **WHOLE)]
-CacheName = Annotated[str, decoding("--cache", help="none, prefix or dual.")]
+DecodedEvery = Annotated[
+    int | None, decoding(help="Passes between recomputations of a block's decoded tokens.", **WHOLE)
+]
+CacheName = Annotated[
+    str, decoding("--cache", help="Keys and values to reuse: none, prefix or dual.")
+]

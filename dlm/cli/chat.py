@@ -95,7 +95,7 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     steps: Steps = None,
     stop_at_eos: Annotated[
         bool,
-        decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
+        decoding("--stop-at-eos/--no-stop-at-eos", help="End the answer at the first stop token."),
     ] = True,
     cache: CacheName = "none",
     refresh_every: RefreshEvery = None,
@@ -116,13 +116,13 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     min_p: MinP = None,
     cfg_scale: CfgScale = 0.0,
     seed: Annotated[
-        int, sampling(help="Of the first answer; each next one takes one more.", **WHOLE)
+        int, sampling(help="Seed of the first answer; each further answer adds 1.", **WHOLE)
     ] = 0,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Talk to a model: a line, an answer, and so on; from a pipe too.
+    """Chat with a model, one line a turn; also reads questions from a pipe.
 
-    /clear begins anew; /exit, Ctrl-D, or Ctrl-C at the prompt ends.
+    Type /clear to start a new conversation. /exit, Ctrl-D, or Ctrl-C at the prompt ends the chat.
     """
     given, facts = decoding_options(locals()), model_options(locals())
     refuse_company("dlm chat")
@@ -140,11 +140,11 @@ def chat(  # noqa: PLR0913 (the parameters are the command line)
     if live:
         note(HELP if model is not None else f"{PUZZLE}. {HELP}")
     if not talk(conversation, live=live, machine=json) and not live:
-        raise typer.Exit(WRONG)  # nobody was there to see it
+        raise typer.Exit(WRONG)  # the user was not there to see the errors
 
 
 def talk(conversation: "Conversation", *, live: bool, machine: bool) -> bool:
-    """Answer until there are no more questions; whether none was refused."""
+    """Answer questions until there are none left; returns whether none was refused."""
     well = True
     for line in lines(live=live):
         if line == EXIT:
@@ -167,10 +167,10 @@ def talk(conversation: "Conversation", *, live: bool, machine: bool) -> bool:
 
 
 def answer(conversation: "Conversation", question: str, *, live: bool, machine: bool) -> None:
-    """Show the answer to a question, and what it took.
+    """Show the answer to a question, and its cost.
 
     Raises:
-        KeyboardInterrupt: it was stopped, and nobody is there to ask another one.
+        KeyboardInterrupt: the answer was stopped, and no user is there to ask another question.
     """
     result = conversation.ask(question, show=not machine)
     if result is not None and machine:
@@ -186,9 +186,9 @@ def answer(conversation: "Conversation", question: str, *, live: bool, machine: 
 
 
 def lines(*, live: bool) -> Iterator[str | ValueError]:
-    """What the user types, or what comes from the pipe, without empty lines.
+    """Yield the lines that the user types or that the pipe holds, without empty lines.
 
-    An error stands for a line that is no text.
+    A line that is not valid text is yielded as a ValueError.
     """
     if not live:
         for number, data in enumerate(sys.stdin.buffer, start=1):
@@ -204,7 +204,7 @@ def lines(*, live: bool) -> Iterator[str | ValueError]:
         import readline  # noqa: F401 (input() has a history and can be edited with it)
     prompt = "> " if sys.stdout.isatty() else ""
     while True:
-        if not prompt:  # stdout is a file of answers
+        if not prompt:  # stdout holds only answers
             typer.echo("> ", nl=False, err=True)
         try:
             text = input(prompt).strip()

@@ -1,4 +1,4 @@
-"""Options that hold the texts of `dlm generate` to a language."""
+"""Options of `dlm generate` that constrain its answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 Regex = Annotated[
     str | None,
-    decoding(metavar="PATTERN", help="Regular expression that each answer is a whole match of."),
+    decoding(metavar="PATTERN", help="Regular expression that each answer must match as a whole."),
 ]
 Choice = Annotated[
     list[str] | None,
-    decoding(metavar="TEXT", help="One of the texts that an answer may be; repeatable."),
+    decoding(metavar="TEXT", help="A text that an answer may be; repeatable."),
 ]
 JsonSchema = Annotated[
     Path | None,
-    decoding(metavar="FILE", help="JSON schema that each answer keeps to."),
+    decoding(metavar="FILE", help="JSON schema that each answer must follow."),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What answers are held to, as a command line says it.
+    """The constraint on answers, as given on the command line.
 
     Raises:
-        ValueError: more than one way is given, or a file is not there.
+        ValueError: more than one kind of constraint is given, or a file does not exist.
     """
 
     regex: str | None
@@ -51,10 +51,10 @@ class Language:
             file("--json-schema", self.json_schema)
 
     def constraint(self, model: "Model") -> "Constraint | None":
-        """The constraint, for a model; None where there is none.
+        """Compile the constraint for a model; None if there is none.
 
         Raises:
-            ValueError: it is no such language, or the model has no text in it.
+            ValueError: the constraint is invalid, or no text of the model's tokens matches it.
         """
         from dlm.constraints.constraint import Constraint
 

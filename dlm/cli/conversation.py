@@ -25,7 +25,7 @@ from dlm.settings import Settings
 
 @dataclass(slots=True)
 class Conversation:
-    """Questions and answers so far, all of which the model sees.
+    """The questions and answers so far; the model sees all of them.
 
     Raises:
         ValueError: the model has no chat template.
@@ -34,12 +34,12 @@ class Conversation:
     model: Model
     options: dict[str, Any]  # of `dlm.stream`
     system: str | None = None
-    messages: Messages = field(default_factory=list)  # without the system's
+    messages: Messages = field(default_factory=list)  # without the system message
     turn: int = 0
-    """Questions answered since the session began: each has a seed of its own, so that one that is
-    asked again is answered anew, and the same session gives the same answers."""
+    """Questions answered since the session began. Each turn has its own seed, so that a repeated
+    question gets a new answer, and a repeated session gets the same answers."""
     prompt_cache: PromptCache | None = field(init=False, default=None)
-    """What earlier turns left to later ones, where the family and the options allow it."""
+    """Keys and values kept between turns, if the family and the options allow a prompt cache."""
 
     def __post_init__(self) -> None:
         if tokenizer_of(self.model, "dlm chat").chat_template is None:
@@ -50,21 +50,22 @@ class Conversation:
             self.prompt_cache = PromptCache(self.model)
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Forget all messages."""
         self.messages = []
 
     def ask(self, question: str, *, show: bool) -> Result | None:
-        """Answer a question; None if Ctrl-C stopped that.
+        """Answer a question; None if Ctrl-C stopped the answer.
 
-        What was final by then is kept as the answer. If nothing was, or the question is refused,
-        the conversation is what it was.
+        The tokens that were final by then are kept as the answer. If there were none, or if the
+        question is refused, the conversation stays as it was.
 
         Args:
-            question: of the user.
+            question: the user's question.
             show: print the answer as it becomes final.
 
         Raises:
-            ValueError: the model has no positions for it, or an option does not fit the model.
+            ValueError: the conversation does not fit the model's positions, or an option does not
+                suit the model.
         """
         asked = [*self.messages, {"role": "user", "content": question}]
         prompt = with_system(asked, self.system)
@@ -94,7 +95,7 @@ class Conversation:
         )
 
     def check_length(self, prompt: Any, gen_length: int) -> None:
-        """Refuse a conversation that has outgrown the model: none of it is left out unsaid."""
+        """Refuse a conversation too long for the model: no part of it is dropped silently."""
         spec = self.model.spec
         length = len(encode_prompts(self.model, prompt)[0]) + gen_length + len(spec.suffix)
         if length > spec.max_length:
@@ -106,7 +107,7 @@ class Conversation:
 
 
 def decode(job: Job, printer: "Printer") -> Generation | None:
-    """Decode an answer and show it; None if Ctrl-C stopped it between two forwards."""
+    """Decode an answer and show it; None if Ctrl-C stopped it between two forward passes."""
     follow = Follower(printer, job, job.model.spec.stop_ids)
     try:
         with stop_after_step(None) as check:
@@ -118,17 +119,17 @@ def decode(job: Job, printer: "Printer") -> Generation | None:
 
 
 def tell(follow: Follower, check: Callable[[], None], step: Step) -> None:
-    """Show what a forward made, and stop there if that was asked for before the last one."""
+    """Show what a forward pass changed, and stop on Ctrl-C unless it was the last one."""
     follow(step)
     if not step.done[0]:
         check()
 
 
 class Printer:
-    """Shows an answer as it becomes final, up to the stop token where its text ends."""
+    """Shows an answer as it becomes final, up to the stop token that ends its text."""
 
     def __init__(self, model: Model, *, show: bool) -> None:
-        """Take whose tokens they are, and whether they are printed at all."""
+        """Take the model whose tokens these are, and whether to print anything."""
         self.stop_ids = model.spec.stop_ids
         self.final: list[int] = []
         self.ended = False
@@ -143,7 +144,7 @@ class Printer:
             )
 
     def put(self, value: torch.Tensor) -> None:
-        """Print tokens that stay."""
+        """Print tokens that are final."""
         tokens = [] if self.ended else self.cut(value)
         self.ended |= len(tokens) < len(value)
         self.final += tokens
@@ -156,12 +157,12 @@ class Printer:
             self.streamer.put_draft(torch.tensor([self.cut(value[0])], dtype=torch.int64))
 
     def end(self) -> None:
-        """Print what was held back, and end the line."""
+        """Print what is still held back, and end the line."""
         if self.streamer is not None:
             self.streamer.end()
 
     def cut(self, value: torch.Tensor) -> list[int]:
-        """Tokens in front of the first stop token."""
+        """The tokens before the first stop token."""
         tokens: list[int] = value.tolist()
         stop = next((n for n, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
         return tokens[:stop]

@@ -1,18 +1,19 @@
-"""What `dlm train` draws its batches from."""
+"""The training data of `dlm train` and `dlm distill certainty`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlm.data import TASKS, Example, load_examples, make_task
 
-FILE = "file"  # the task whose examples are the user's
+FILE = "file"  # name of the task whose examples come from the user's file
 
 
 def choose_tasks(shares: Mapping[str, float], data: Path | None) -> dict[str, float]:
-    """Share of each task: as given, else of the user's file, else all alike.
+    """The share of each task: as given, else the user's file alone, else all tasks equally.
 
     Raises:
-        ValueError: an unknown task, or a file and the task "file" without each other.
+        ValueError: a task is unknown, the task "file" has no data file, or a data file has no
+            share.
     """
     for name in shares:
         if name != FILE:
@@ -27,15 +28,15 @@ def choose_tasks(shares: Mapping[str, float], data: Path | None) -> dict[str, fl
 
 
 def read_user_examples(data: Path | None, held_out: frozenset[str]) -> Sequence[Example]:
-    """The user's own examples.
+    """Read the user's own examples.
 
     Raises:
-        ValueError: a bad line, or no example but held-out ones.
+        ValueError: a line is invalid, or all examples are held out.
     """
     if data is None:
         return ()
     examples = load_examples(data)
-    held = {prompt.strip() for prompt in held_out}  # chat templates trim prompts
+    held = {prompt.strip() for prompt in held_out}  # stripped, as by chat templates
     if all(example.prompt.strip() in held for example in examples):
         raise ValueError(f"--data {str(data)!r} holds no example to train on")
     return examples

@@ -1,4 +1,4 @@
-"""`dlm distill`: models and schedules that need fewer forwards."""
+"""`dlm distill`: train models and schedules that need fewer forward passes."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -43,16 +43,18 @@ if TYPE_CHECKING:
     from dlm.distill.schedule import Distiller, Recipe
     from dlm.models.model import Model
 
-CACHE = "trajectories"  # folder below --out
+CACHE = "trajectories"  # folder inside --out
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="Learn to decode in fewer forwards.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Learn to decode in fewer forward passes."
+)
 
 
 def budgets(text: str) -> list[int]:
-    """Distinct ints with commas between.
+    """Parse distinct ints separated by commas.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: the text is anything else.
     """
     try:
         found = [int(each) for each in text.split(",")]
@@ -66,11 +68,17 @@ def budgets(text: str) -> list[int]:
 def schedule(  # noqa: PLR0913 (the parameters are the command line)
     budget: Annotated[
         str,
-        decoding(metavar="N[,N...]", help="Forwards of a generation; one schedule for each."),
+        decoding(
+            metavar="N[,N...]",
+            help="Forward passes per generation; learns one schedule for each N.",
+        ),
     ],
     out: Annotated[
         Path,
-        output(metavar="DIR", help="Folder for schedules; the same command goes on with it."),
+        output(
+            metavar="DIR",
+            help="Folder for the schedules; the same command resumes an interrupted run.",
+        ),
     ],
     prompts: Prompts = None,
     file: PromptFile = None,
@@ -82,38 +90,43 @@ def schedule(  # noqa: PLR0913 (the parameters are the command line)
     block_size: BlockSize = None,
     mask_id: MaskId = None,
     adapter: Adapter = None,
-    batch_size: Annotated[int, source(help="Prompts decoded at a time.", **COUNT)] = 16,
+    batch_size: Annotated[int, source(help="Prompts decoded at once.", **COUNT)] = 16,
     base_policy: Annotated[
         str,
-        decoding(help="Ranks positions: low_confidence, entropy, margin or left_to_right."),
+        decoding(help="Ranking of positions: low_confidence, entropy, margin or left_to_right."),
     ] = "low_confidence",
     gen_length: Annotated[int, decoding(help="Tokens to decode.", **WHOLE)] = 256,
     block_length: Annotated[
         int,
-        decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
+        decoding(help='Tokens in a block, or "none" for a single block.', **BLOCKS),
     ] = 32,
     refreshes: Annotated[
-        int, optimiser(help="Error tables made again at the student's states, 0 to 3.", **WHOLE)
+        int,
+        optimiser(
+            help="Times to rebuild the error table at the student's states, 0 to 3.", **WHOLE
+        ),
     ] = 2,
     scale: Annotated[bool, optimiser("--scale/--no-scale", help="Learn logit scales.")] = True,
     scale_confidence: Annotated[
         bool,
-        optimiser("--scale-confidence/--no-scale-confidence", help="Rank by scaled logits."),
+        optimiser(
+            "--scale-confidence/--no-scale-confidence", help="Rank positions by scaled logits."
+        ),
     ] = True,
     relax: Annotated[
         float,
-        optimiser(help="Share of a block in which the teacher's states may differ.", **REAL),
+        optimiser(help="Share of a block in which states may differ from the teacher's.", **REAL),
     ] = 0.0,
     seed: Annotated[
         int | None,
-        optimiser(help="Of the states that --relax tries.", show_default="0", **WHOLE),
+        optimiser(help="Seed of the states that --relax tries.", show_default="0", **WHOLE),
     ] = None,
     plot: Annotated[
-        bool, output("--plot", help="Draw each schedule beside it; needs the extra plot.")
+        bool, output("--plot", help="Also draw each schedule as an SVG; needs the extra plot.")
     ] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Learn how many tokens each forward should reveal, and how sharply."""
+    """Learn how many tokens each forward pass should reveal, and how sharply."""
     wanted = budgets(budget)
     rows = read_prompts(prompts or [], file)
     from dlm.distill.schedule import Recipe
@@ -170,7 +183,7 @@ def prepare(
     name: str,
     chat: bool,
 ) -> "Distiller":
-    """What learns: the model, its prompts and where trajectories go."""
+    """Build the distiller from the model, its prompts and the folder for trajectories."""
     from dlm.distill.schedule import Distiller, Origin
     from dlm.prompts import encode_prompts
 
@@ -180,7 +193,7 @@ def prepare(
 
 
 def learn_until_stopped(distiller: "Distiller", budget: int) -> "ScheduleArtefact":
-    """Learn to the end, or to the user's Ctrl-C, which ends the command."""
+    """Learn until done, or until Ctrl-C, which ends the command."""
     try:
         with stop_after_step() as check, bar() as update:
 
@@ -197,7 +210,7 @@ def learn_until_stopped(distiller: "Distiller", budget: int) -> "ScheduleArtefac
 
 
 def show(made: "ScheduleArtefact", path: Path, *, machine: bool) -> None:
-    """JSON for machines; for people a few lines."""
+    """Print a schedule as JSON or as a few lines of text."""
     training = json_format.loads(made.training)
     error = training["error"]
     if machine:

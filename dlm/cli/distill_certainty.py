@@ -42,18 +42,20 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
     from dlm.training.loop import Progress
 
-MERGED = "merged"  # folder of the whole model
-DRAWS = 20  # of a task for a prompt, at most: some have few prompts
+MERGED = "merged"  # folder for the merged model
+DRAWS = 20  # draws of a task per wanted prompt, at most: some tasks have few different prompts
 
 
 def certainty(  # noqa: PLR0913 (the parameters are the command line)
-    out: Annotated[Path, run(metavar="DIR", help="Folder for targets, checkpoints and adapter.")],
-    resume: Annotated[bool, run("--resume", help="Go on with the run in --out.")] = False,
+    out: Annotated[
+        Path, run(metavar="DIR", help="Folder for targets, checkpoints and the adapter.")
+    ],
+    resume: Annotated[bool, run("--resume", help="Resume the run in --out.")] = False,
     merge: Annotated[
-        bool, run("--merge", help="Write the whole model with the adapter in it to DIR/merged.")
+        bool, run("--merge", help="Also write the model with the adapter merged in to DIR/merged.")
     ] = False,
     log_every: Annotated[
-        int, run(help="Steps between lines, with --json or without a terminal.", **COUNT)
+        int, run(help="Steps between progress lines (with --json or without a terminal).", **COUNT)
     ] = 50,
     json: Annotated[bool, JSON] = False,
     model: ModelName = None,
@@ -68,71 +70,87 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
             metavar="NAME=SHARE",
             help="Share of the prompts: sudoku, countdown, word_problems, functions, arithmetic, "
             "or file for --data; repeatable.",
-            show_default="all alike, or file alone with --data",
+            show_default="equal shares, or file alone with --data",
         ),
     ] = None,
     data_file: Annotated[
         Path | None,
-        data("--data", metavar="FILE", help='JSONL with "prompt" and "response", not looked at.'),
+        data(
+            "--data",
+            metavar="FILE",
+            help='JSONL with "prompt" and "response"; the response is ignored.',
+        ),
     ] = None,
     held_out: Annotated[
         list[Path] | None,
         data(
-            metavar="FILE", help="Published sudoku or countdown file never to train on; repeatable."
+            metavar="FILE",
+            help="Published sudoku or countdown file to exclude from training; repeatable.",
         ),
     ] = None,
-    prompts: Annotated[int, data(help="Different prompts, at most.", **COUNT)] = 2000,
+    prompts: Annotated[int, data(help="Most distinct prompts.", **COUNT)] = 2000,
     chat: Annotated[
-        bool, data("--chat/--raw", help="Put prompts through the chat template, or not.")
+        bool, data("--chat/--raw", help="Apply the chat template to prompts, or not.")
     ] = True,
-    gen_length: Annotated[int, data(help="Tokens of a target.", **WHOLE)] = 256,
+    gen_length: Annotated[int, data(help="Tokens in a target.", **WHOLE)] = 256,
     teacher_block_length: Annotated[
-        int, data(help='Tokens of a block when targets are decoded, or "none".', **BLOCKS)
+        int, data(help='Tokens in a block when targets are decoded, or "none".', **BLOCKS)
     ] = 32,
     decode_batch: Annotated[
-        int, data(help="Prompts decoded at a time; changes no target.", **COUNT)
+        int, data(help="Prompts decoded at once; does not change the targets.", **COUNT)
     ] = 16,
     only_right: Annotated[
         bool,
         data(
             "--only-right",
-            help="Leave out targets that do not solve their task; those of --data cannot be told.",
+            help="Drop targets that do not solve their task; targets of --data are not checked.",
         ),
     ] = False,
     block_length: Annotated[
-        int, data(help='Tokens of a block to be masked, or "none" for all.', **BLOCKS)
+        int,
+        data(help='Tokens in the block that is masked, or "none" for the whole target.', **BLOCKS),
     ] = 32,
-    ratio: Annotated[float, data(help="Of the block, masked in the first view.", **REAL)] = 0.5,
-    temperature: Annotated[float, optimiser(help="Of the entropy.", **REAL)] = 0.5,
-    weight: Annotated[float, optimiser(help="Of the entropy.", **REAL)] = 2.0,
-    steps: Annotated[int, optimiser(help="Updates.", **WHOLE)] = 1000,
-    batch_size: Annotated[int, optimiser(help="Rows of a forward.", **WHOLE)] = 1,
-    accumulate: Annotated[int, optimiser(help="Forwards of an update.", **WHOLE)] = 8,
-    learning_rate: Annotated[float, optimiser(help="Its peak.", **REAL)] = 2e-5,
-    schedule: Annotated[str, optimiser(help="constant, or cosine.")] = "constant",
+    ratio: Annotated[
+        float, data(help="Share of the block that is masked in the first view.", **REAL)
+    ] = 0.5,
+    temperature: Annotated[float, optimiser(help="Temperature of the entropy term.", **REAL)] = 0.5,
+    weight: Annotated[float, optimiser(help="Weight of the entropy term.", **REAL)] = 2.0,
+    steps: Annotated[int, optimiser(help="Optimiser steps.", **WHOLE)] = 1000,
+    batch_size: Annotated[int, optimiser(help="Rows in a forward pass.", **WHOLE)] = 1,
+    accumulate: Annotated[int, optimiser(help="Forward passes per optimiser step.", **WHOLE)] = 8,
+    learning_rate: Annotated[float, optimiser(help="Peak learning rate.", **REAL)] = 2e-5,
+    schedule: Annotated[
+        str, optimiser(help="Learning rate schedule: constant or cosine.")
+    ] = "constant",
     warmup: Annotated[
-        float, optimiser(help="Share of the steps with a rising learning rate.", **REAL)
+        float, optimiser(help="Share of the steps in which the learning rate rises.", **REAL)
     ] = 0.0,
-    weight_decay: Annotated[float, optimiser(help="Of the adapter.", **REAL)] = 0.01,
-    clip: Annotated[float, optimiser(help="Largest norm of the gradient.", **REAL)] = 1.0,
-    precision: Annotated[str, optimiser(help="float32, or bfloat16: autocast.")] = "float32",
+    weight_decay: Annotated[float, optimiser(help="Weight decay of the adapter.", **REAL)] = 0.01,
+    clip: Annotated[
+        float, optimiser(help="Gradient norm above which the gradient is clipped.", **REAL)
+    ] = 1.0,
+    precision: Annotated[str, optimiser(help="float32, or bfloat16 (autocast).")] = "float32",
     checkpointing: Annotated[
         bool,
-        optimiser("--checkpointing", help="Compute activations again instead of keeping them."),
+        optimiser(
+            "--checkpointing", help="Recompute activations in the backward pass to save memory."
+        ),
     ] = False,
-    seed: Annotated[int, optimiser(help="Decides prompts, masks and first weights.", **WHOLE)] = 0,
-    rank: Annotated[int, network(help="Of the adapter.", **WHOLE)] = 128,
+    seed: Annotated[
+        int, optimiser(help="Seed of prompts, masks and initial weights.", **WHOLE)
+    ] = 0,
+    rank: Annotated[int, network(help="Rank of the adapter.", **WHOLE)] = 128,
     alpha: Annotated[float, network(help="The adapter is scaled by alpha / rank.", **REAL)] = 128.0,
     layer: Annotated[
         list[str] | None,
         network(
             metavar="NAME",
-            help="Last name of the modules to adapt; repeatable.",
-            show_default="projections of attention and MLP",
+            help="Last part of the name of modules to adapt; repeatable.",
+            show_default="attention and MLP projections",
         ),
     ] = None,
 ) -> None:
-    """Make a model certain early: train an adapter on its own outputs (dParallel)."""
+    """Train an adapter on the model's own outputs, so that it is certain earlier (dParallel)."""
     tasks = choose_tasks(parse_shares(task or []), data_file)
     if only_right and not set(tasks) - {FILE}:
         raise ValueError("--only-right is for tasks that tell what is right: give a --task, too")
@@ -175,10 +193,10 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
 
 
 def first_process(base: "Model") -> bool:
-    """Whether this is the one of several processes that writes."""
+    """Whether this process is the one that writes, out of possibly several."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    # The first call decides where all processes talk to each other.
+    # The first call sets up how all processes communicate.
     return bool(PartialState(cpu=base.device.type == "cpu").is_main_process)
 
 
@@ -189,21 +207,21 @@ def choose_prompts(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Different prompts of every task by its share, `count` in all; fewer if a task has fewer.
+    """Choose distinct prompts of every task by its share, `count` in all; fewer if a task runs out.
 
-    The user's own examples get the task "file": theirs is the name of their file, which may be that
-    of a built-in task, whose rule is not for them.
+    The user's own examples get the task name "file". Their own task name is that of their file,
+    which may be the name of a built-in task, whose rule for correct answers does not apply to them.
 
     Args:
-        tasks: share of each; "file" stands for the user's own.
-        own: the user's own.
-        held_out: prompts never to come out.
-        count: prompts in all, at most.
-        seed: of generated prompts.
+        tasks: share of each task; "file" stands for the user's own examples.
+        own: the user's own examples.
+        held_out: prompts that must not be chosen.
+        count: most prompts in all.
+        seed: seed of generated prompts.
     """
     whole = sum(tasks.values())
-    held = {prompt.strip() for prompt in held_out}  # chat templates trim prompts
-    seen, due = 0.0, 0  # shares so far, and prompts for them
+    held = {prompt.strip() for prompt in held_out}  # stripped, as by chat templates
+    seen, due = 0.0, 0  # shares so far, and the prompts due for them
     found: dict[str, Example] = {}
     for name, share in tasks.items():
         seen += share
@@ -224,7 +242,7 @@ def choose_prompts(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the command does once its options are read."""
+    """What the command does once its options are parsed."""
 
     base: "Model"
     examples: Sequence[Example]
@@ -236,11 +254,12 @@ class Work:
     only_right: bool
 
     def run(self, resume: bool, display: Display, *, merge: bool = False) -> Any:
-        """Decode targets, train and merge; the trained network, None after the user's Ctrl-C.
+        """Decode targets, train and merge; returns the trained network, or None after Ctrl-C.
 
         Raises:
-            ValueError: a run is there and `resume` is not set, or the other way round; another run
-                is on; the network cannot be trained so. Then nothing has been written.
+            ValueError: a run exists although `resume` is not set, or the other way round; another
+                run is active; or the network cannot be trained this way. Nothing has been written
+                then.
         """
         from dlm.distill.certainty_run import check_network
         from dlm.distill.certainty_targets import encode
@@ -258,10 +277,10 @@ class Work:
 
     @contextmanager
     def alone(self, resume: bool) -> Iterator[None]:
-        """Keep other runs off the folder.
+        """Lock the folder against other runs.
 
         Raises:
-            ValueError: one is on, or has changed the folder since it was checked.
+            ValueError: another run is active, or has changed the folder since it was checked.
         """
         from dlm.exclusive import alone
 
@@ -270,7 +289,7 @@ class Work:
             yield
 
     def check_folder(self, resume: bool) -> None:
-        """Refuse a folder with a run that is not to be resumed, and one without a run that is."""
+        """Refuse a folder that has a run unless it is resumed, and one without a run if it is."""
         from dlm.distill.certainty_run import STATE, refuse_model
         from dlm.distill.certainty_targets import FILE as TARGETS
 
@@ -280,7 +299,7 @@ class Work:
             raise ValueError(f"--out {str(self.out)!r} holds {rule}")
 
     def train(self, display: Display) -> Any:
-        """Decode targets and train, from where an earlier run was left."""
+        """Decode targets and train, resuming where an earlier run stopped."""
         from dlm.distill.certainty_run import STATE, train
 
         try:
@@ -328,7 +347,7 @@ class Work:
         return kept
 
     def write_merged(self, wrapped: Any) -> None:
-        """Write the model with the adapter in its weights, as `dlm.load` reads it."""
+        """Write the model with the adapter merged into its weights, for `dlm.load` to read."""
         whole = wrapped.merge_and_unload(safe_merge=True)
         whole.save_pretrained(self.out / MERGED)
         if self.base.tokenizer is not None:

@@ -1,4 +1,4 @@
-"""How commands end when something is wrong."""
+"""How commands report errors and end."""
 
 import errno
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
-    """The commands. Bad input ends one in a line on stderr, not in a traceback."""
+    """The commands of `dlm`; bad input ends one with a line on stderr, without a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Read the options before the command."""
+        """Parse the options that precede the command."""
         with one_line_each():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the options of the command and run it."""
+        """Parse the options of the command and run it."""
         with one_line_each():
             return super().invoke(ctx)
 
 
 @contextmanager
 def one_line_each() -> Iterator[None]:
-    """Print an error on one line and end the command: 2 for bad input, 130 for Ctrl-C."""
+    """Print an error on one line and end the command: exit code 2 for bad input, 130 for Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -43,9 +43,9 @@ def one_line_each() -> Iterator[None]:
 
 
 def message_of(error: Exception) -> str | None:
-    """What to tell the user on one line; None for what is our fault, or no fault at all."""
+    """The error as one line for the user; None for a bug in `dlm`, and for what is no error."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        return None  # `dlm` alone: its help has been printed
+        return None  # `dlm` without arguments: its help has been printed
     if isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer hides
         text = uncapitalized(error.format_message())  # type: ignore[attr-defined]
     elif isinstance(error, OSError):
@@ -54,7 +54,7 @@ def message_of(error: Exception) -> str | None:
         named = error.strerror is not None and error.filename is not None
         text = f"{error.strerror}: {str(error.filename)!r}" if named else str(error)
         text = uncapitalized(text)
-    elif any(kind.__name__ == "TemplateError" for kind in type(error).__mro__):  # of jinja2
+    elif any(kind.__name__ == "TemplateError" for kind in type(error).__mro__):  # from jinja2
         text = f"messages must fit the model's chat template: {error}"
     elif isinstance(error, ValueError | FloatingPointError):
         text = str(error)
@@ -65,5 +65,5 @@ def message_of(error: Exception) -> str | None:
 
 
 def uncapitalized(text: str) -> str:
-    """The text as it goes on behind "error: "."""
+    """The text with a lower-case first letter, to follow "error: "."""
     return text[:1].lower() + text[1:]

@@ -20,29 +20,30 @@ from dlm.models.catalog import BUILT_IN_NAME
 if TYPE_CHECKING:
     from dlm.frequencies import Corpus, TokenCounts
 
-MOST = 10  # tokens to list
+MOST = 10  # tokens listed
 
 
 def frequencies(
     corpus: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CORPUS", help="Documents: one a line, or .jsonl with a text in each object."
+            metavar="CORPUS",
+            help="Files of documents: one per line, or .jsonl with one text in each object.",
         ),
     ],
     out: Annotated[
-        Path, output(metavar="FILE", help="JSON to write, and to go on from if it is there.")
+        Path, output(metavar="FILE", help="JSON file to write; an existing one is resumed.")
     ],
     model: Annotated[
         str | None,
         data(
-            help="Folder or Hugging Face id whose tokenizer to use.",
+            help="Folder or Hugging Face id of the model whose tokenizer to use.",
             show_default="the built-in tiny model",
         ),
     ] = None,
-    field: Annotated[str, data(metavar="KEY", help="Where .jsonl objects keep the text.")] = "text",
+    field: Annotated[str, data(metavar="KEY", help="Key of the text in .jsonl objects.")] = "text",
     limit: Annotated[
-        int | None, data(help="Documents to count.", show_default="all", **COUNT)
+        int | None, data(help="Most documents to count.", show_default="all", **COUNT)
     ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -64,11 +65,11 @@ def frequencies(
 
 
 def read_tokenizer(name: str | None) -> Any:
-    """The tokenizer of a model, without its weights.
+    """Load the tokenizer of a model, without its weights.
 
     Raises:
-        FileNotFoundError: a path that is not there.
-        ValueError: the model has none, or it is corrupt.
+        FileNotFoundError: the path does not exist.
+        ValueError: the model has no tokenizer, or a corrupt one.
     """
     if name is None:
         return load_tokenizer(None)
@@ -80,7 +81,7 @@ def read_tokenizer(name: str | None) -> Any:
     tokenizer = tokenizers.read_tokenizer(source)
     if tokenizer is None:
         if not Path(source).is_dir():
-            read_config(source)  # which says so where there is no such model either
+            read_config(source)  # raises the error if no such model exists at all
         raise ValueError(f"--model must have a tokenizer, got {name!r}, where none was found")
     return tokenizer
 
@@ -88,7 +89,7 @@ def read_tokenizer(name: str | None) -> Any:
 def count_until_stopped(
     tokenizer: Any, documents: "Corpus", options: dict[str, Any]
 ) -> "TokenCounts":
-    """Count to the end, or to the user's Ctrl-C, which ends the command."""
+    """Count until done, or until Ctrl-C, which ends the command."""
     from dlm.frequencies import count_tokens
 
     try:
@@ -107,8 +108,8 @@ def count_until_stopped(
 
 
 def summary(total: "TokenCounts", tokenizer: Any, out: Path) -> dict[str, Any]:
-    """The result: the object of `--json`."""
-    # Equal counts in the order of their ids: the order of a Counter is that of its first texts.
+    """The result as the object that `--json` prints."""
+    # Equal counts are sorted by id: the order of a Counter depends on which texts came first.
     most = sorted(total.counts.items(), key=lambda item: (-item[1], item[0]))[:MOST]
     return {
         "out": str(out),
@@ -129,7 +130,7 @@ def summary(total: "TokenCounts", tokenizer: Any, out: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], *, machine: bool) -> None:
-    """JSON for machines; for people a line and a table."""
+    """Print the result as JSON, or as a line and a table."""
     if machine:
         print_json(result)
         return

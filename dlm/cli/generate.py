@@ -78,27 +78,29 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     system: System = None,
     infill: Annotated[
         bool,
-        source("--infill", help="Fill the blanks of texts: [MASK] is one token, [MASK:8] eight."),
+        source(
+            "--infill", help="Fill the blanks in texts: [MASK] is one token, [MASK:8] is eight."
+        ),
     ] = False,
     max_gen_length: Annotated[
         int | None,
         source(
-            help="Tokens that the blanks of a text may come to, with --infill: for networks that "
-            "ask for blanks and give them up, such as DreamOn.",
+            help="With --infill: most tokens that the blanks of a text may grow to. For models "
+            "that add and delete blanks, such as DreamOn.",
             **COUNT,
         ),
     ] = None,
     expand_budget: Annotated[
         int | None,
         source(
-            help="Times that a blank of a text may become two.",
+            help="How often a blank of a text may become two.",
             show_default="twice --max-gen-length",
             **WHOLE,
         ),
     ] = None,
     broadcast_deletion: Annotated[
         bool,
-        source("--broadcast-deletion", help="Masks right behind a blank that goes do so, too."),
+        source("--broadcast-deletion", help="Delete the masks right after a deleted blank, too."),
     ] = False,
     model: ModelName = None,
     device: Device = None,
@@ -114,7 +116,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     stop_ids: StopIds = None,
     adapter: Adapter = None,
     batch_size: Annotated[
-        int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
+        int, source(help="Prompts decoded at once; does not change results.", **COUNT)
     ] = 16,
     decoder: DecoderName = "low_confidence",
     option: DecoderOptions = None,
@@ -127,13 +129,13 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         bool | None,
         decoding(
             "--stop-at-eos/--no-stop-at-eos",
-            help="End at the first stop token.",
-            show_default="on, off with --infill",
+            help="End an answer at the first stop token.",
+            show_default="on; off with --infill",
         ),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        decoding(metavar="TEXT", help="Text that ends an answer, itself left out; repeatable."),
+        decoding(metavar="TEXT", help="Text that ends an answer and is cut off; repeatable."),
     ] = None,
     pad_after_eos: PadAfterEos = False,
     confidence_eos_eot_inf: StopsLast = False,
@@ -157,15 +159,17 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     cfg_scale: CfgScale = 0.0,
     seed: Seed = 0,
     watch: Annotated[
-        bool, output("--watch", help="Draw the canvas of one prompt, forward by forward.")
+        bool, output("--watch", help="Show the canvas of one prompt after each forward pass.")
     ] = False,
     html: Annotated[
         Path | None,
-        output(metavar="FILE", help="Write a page that plays all canvases, forward by forward."),
+        output(
+            metavar="FILE", help="Write an HTML page that plays back all canvases, pass by pass."
+        ),
     ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Continue prompts, or fill the blanks of texts."""
+    """Continue prompts, or fill the blanks in texts."""
     given, facts = decoding_options(locals()), model_options(locals())
     refuse_company("dlm generate")
     language = Language(regex, choice, json_schema)
@@ -175,7 +179,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
         refuse_page(html, watch=watch, grows=max_gen_length is not None)
         given["return_trajectory"] = True
     if infill and gen_length is None:
-        given.pop("gen_length", None)  # that the authors of the model recommend
+        given.pop("gen_length", None)  # so that the authors' recommended length does not apply
     elif not infill:
         given.setdefault("gen_length", BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH)
     wrap = not infill and (model is None if chat is None else chat)
@@ -200,7 +204,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
 def write_playback(
     model: "Model", made: "dict[int, Generation]", prompts: list[Any], path: Path
 ) -> None:
-    """A page of what came of each prompt."""
+    """Write the page that plays back the generation of each prompt."""
     from dlm.generation import together
     from dlm.player import playback
 
@@ -212,7 +216,7 @@ def refuse_page(path: Path, *, watch: bool, grows: bool) -> None:
     """Refuse a page that cannot be written, before anything is decoded for it.
 
     Raises:
-        ValueError: it cannot, --watch draws already, or blanks may grow.
+        ValueError: the page cannot be written, --watch is given too, or blanks may grow.
     """
     if grows:
         raise ValueError("--html plays canvases that keep their length: leave --max-gen-length out")
@@ -222,7 +226,7 @@ def refuse_page(path: Path, *, watch: bool, grows: bool) -> None:
 
 
 def refuse(rows: list[Row], *, watch: bool, json: bool, infill: bool, chatty: bool) -> None:
-    """Refuse options that cannot work together.
+    """Refuse options that cannot be combined.
 
     Raises:
         ValueError: with the reason.

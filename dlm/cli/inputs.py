@@ -1,4 +1,4 @@
-"""What users type, as what the library takes."""
+"""Parsing of prompts and options that users type."""
 
 import json
 import math
@@ -13,17 +13,17 @@ from dlm.given import message_text
 from dlm.options import integer, known, writable
 
 Messages = list[dict[str, str]]
-KEYS = ("prompt", "messages", "id", "gen_length")  # of a record
+KEYS = ("prompt", "messages", "id", "gen_length")  # keys of a JSONL record
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt, and what `--json` tells again beside its result."""
+    """A prompt, and labels that `--json` repeats beside its result."""
 
     prompt: str | Messages
     labels: Mapping[str, Any] = field(default_factory=dict)
-    gen_length: int | None = None  # of its own, tokens
+    gen_length: int | None = None  # the row's own length in tokens
 
 
 def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages]:
@@ -32,10 +32,11 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str | Messages
 
 
 def read_rows(given: Sequence[str], file: Path | None) -> list[Row]:
-    """Prompts of the command line, else of the file, else of a piped stdin.
+    """Read prompts from the command line, else from the file, else from a pipe on stdin.
 
     Raises:
-        ValueError: none, both, a line that is not a prompt, or text that UTF-8 cannot hold.
+        ValueError: there is no prompt, both sources are given, a line is not a prompt, or a text
+            cannot be encoded as UTF-8.
     """
     if given and file is not None:
         raise ValueError(f"give prompts or --file, not both: got {given[0]!r} and {str(file)!r}")
@@ -57,7 +58,7 @@ def read_rows(given: Sequence[str], file: Path | None) -> list[Row]:
 
 
 def decode(data: bytes, where: str) -> str:
-    """Text of UTF-8 bytes."""
+    """Decode UTF-8 bytes."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -65,7 +66,10 @@ def decode(data: bytes, where: str) -> str:
 
 
 def parse_prompts(text: str, where: str) -> list[Row]:
-    """One prompt a line: JSON objects in a .jsonl or if the first line is one, else the lines."""
+    """Parse one prompt per line.
+
+    Lines are JSON objects if the name ends in .jsonl or the first line is one.
+    """
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1)]
     filled = [(n, line) for n, line in numbered if line.strip()]
     if filled and (where.endswith(".jsonl") or is_object(filled[0][1])):
@@ -82,7 +86,7 @@ def is_object(line: str) -> bool:
 
 
 def finite(text: str) -> float:
-    """A number, but for NaN and the infinities: JSON has none, and an id would repeat them."""
+    """Parse a float, but refuse NaN and infinities: JSON has none, and an id would repeat them."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"numbers must be finite, got {text}")
@@ -90,9 +94,9 @@ def finite(text: str) -> float:
 
 
 def parse_record(line: str, where: str) -> Row:
-    """A JSONL line: a text under "prompt", or chat messages under "messages".
+    """Parse a JSONL line: a text under "prompt", or chat messages under "messages".
 
-    Perhaps with an "id", and a "gen_length" of its own.
+    It may also have an "id", and its own "gen_length".
     """
     try:
         record = json.loads(line, parse_constant=finite, parse_float=finite)
@@ -145,10 +149,10 @@ def as_chat(prompt: str | Messages) -> Messages:
 
 
 def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
-    """Messages with what `--system` says in front, if anything.
+    """Put the message of `--system` before other messages, if it is given.
 
     Raises:
-        ValueError: a text, or messages with a system message of their own.
+        ValueError: the prompt is a text, or its messages already have a system message.
     """
     if system is None:
         return prompt
@@ -160,10 +164,10 @@ def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
 
 
 def refuse_company(command: str) -> None:
-    """Refuse to be one of the processes that a launcher such as torchrun started.
+    """Refuse to run as one of several processes that a launcher such as torchrun started.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there are several processes.
     """
     size = os.environ.get("WORLD_SIZE", "")
     if size.isdecimal() and int(size) > 1:
@@ -174,10 +178,10 @@ def refuse_company(command: str) -> None:
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """`key=value` texts as a dict.
+    """Parse `key=value` texts into a dict.
 
     Raises:
-        ValueError: a text without "=", or a key given twice.
+        ValueError: a text has no "=", or a key is given twice.
     """
     parsed: dict[str, str] = {}
     for pair in pairs:
@@ -192,17 +196,17 @@ def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """The options of a decoder, of every `--option key=value`."""
+    """Parse the decoder options given as `--option key=value`."""
     return {key: parse_value(text) for key, text in parse_pairs("--option", pairs or []).items()}
 
 
 def parse_bias(pairs: Sequence[str]) -> dict[str, Any]:
-    """What is added to logits, of every `--logit-bias id=value`, which the library looks at."""
+    """Parse the logit biases given as `--logit-bias id=value`; the library checks their values."""
     return {key: parse_value(text) for key, text in parse_pairs("--logit-bias", pairs).items()}
 
 
 def parse_value(text: str) -> Any:
-    """An int, a float, a bool, None or JSON if the text reads as one, else the text."""
+    """An int, a float, a bool, None or JSON if the text reads as one; else the text itself."""
     if text.strip().lower() in WORDS:
         return WORDS[text.strip().lower()]
     for read in (int, float, json.loads):
@@ -214,7 +218,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_shares(pairs: Sequence[str]) -> dict[str, float]:
-    """`task=share` texts as a dict of positive shares.
+    """Parse `task=share` texts into a dict of positive shares.
 
     Raises:
         ValueError: a share is not a positive number.

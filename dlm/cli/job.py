@@ -1,4 +1,4 @@
-"""Prompts to decode."""
+"""The decoding job of `dlm generate`."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to decode, and how."""
+    """The prompts to decode, and the options."""
 
     rows: list[Row]
     options: dict[str, Any]  # of `dlm.generate`, or of `dlm.infill`
-    chat: bool  # texts are user messages
-    infill: bool  # texts have blanks
-    system: str | None = None  # message in front of the others
-    growth: dict[str, Any] = field(default_factory=dict)  # options of `dlm.infill` alone
+    chat: bool  # wrap texts as user messages
+    infill: bool  # texts have blanks to fill
+    system: str | None = None  # system message put before the others
+    growth: dict[str, Any] = field(default_factory=dict)  # options that only `dlm.infill` has
 
     def check(self) -> None:
         """Refuse bad options before a model is loaded."""
@@ -46,12 +46,12 @@ class Job:
         check_options({**self.options, **self.growth})
 
     def prompts(self, rows: list[Row]) -> list[str | Messages]:
-        """Rows as the library takes them."""
+        """The rows in the form that the library takes."""
         given = [as_chat(row.prompt) if self.chat else row.prompt for row in rows]
         return [with_system(prompt, self.system) for prompt in given]
 
     def watch(self, model: "Model") -> None:
-        """Draw the one prompt's canvas."""
+        """Draw the canvas of the single prompt."""
         from dlm.cli.watch import watch
 
         (row,) = self.rows
@@ -61,13 +61,13 @@ class Job:
     def run(
         self, model: "Model", batch_size: int, *, machine: bool, keep: "Keep | None" = None
     ) -> None:
-        """Print the result of every prompt, in their order, as soon as it is known.
+        """Print the result of every prompt, in the order of the prompts, as soon as it is known.
 
         Args:
-            model: what decodes.
-            batch_size: prompts decoded at a time.
-            machine: JSON instead of texts.
-            keep: told of what came of each prompt, by its number.
+            model: the model that decodes.
+            batch_size: prompts decoded at once.
+            machine: print JSON instead of texts.
+            keep: called with the index of each prompt and its generation.
         """
         what = "texts" if self.infill else "prompts"
         with Pace(lambda: self.lengths(model), what) as pace:
@@ -77,7 +77,7 @@ class Job:
                 print_result(result, machine=machine)
 
     def lengths(self, model: "Model") -> list[int]:
-        """Tokens to decode of each row, at most."""
+        """The most tokens to decode for each row."""
         from dlm.prompts import encode_texts
 
         if not self.infill:
@@ -90,7 +90,7 @@ class Job:
     def results(
         self, made: "Iterable[tuple[int, Generation]]", keep: "Keep | None"
     ) -> Iterator[tuple[int, Result]]:
-        """What came of each prompt, as it is done; its number keys its noise."""
+        """Yield the result of each prompt as it is done, with the index of the prompt."""
         began = time.perf_counter()
         for number, out in made:
             assert out.texts is not None
@@ -115,7 +115,7 @@ class Job:
     def generations(
         self, model: "Model", batch_size: int, **more: Any
     ) -> "Iterator[tuple[int, Generation]]":
-        """The rows, each decoded as it would be alone; `more` is for the call of the library."""
+        """Decode each row as if it were alone; `more` is passed on to the library call."""
         from dlm import generation, infilling
 
         prompts: Any = self.prompts(self.rows)
@@ -124,7 +124,7 @@ class Job:
         return each(model, prompts, batch_size=batch_size, **own)
 
     def own_lengths(self) -> dict[str, Any]:
-        """The options, with a length for each prompt where some have their own."""
+        """The options, with a list of lengths if some prompts have their own."""
         if all(row.gen_length is None for row in self.rows):
             return self.options
         lengths = [row.gen_length or self.options["gen_length"] for row in self.rows]
@@ -132,7 +132,7 @@ class Job:
 
 
 def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
-    """Results by their numbers, each once those in front of it are there."""
+    """Yield results in the order of their indices, each as soon as all before it are there."""
     held: dict[int, Result] = {}
     count = 0
     for number, result in numbered:

@@ -22,20 +22,21 @@ from dlm.cli.results import print_json
 from dlm.models.catalog import BUILT_IN_NAME
 from dlm.options import known
 
-WIDE = 250  # cells where no terminal sets them
-NARROW = 140  # cells that a table needs
+WIDE = 250  # width in cells if stdout is not a terminal
+NARROW = 140  # least width in cells for a full table
 
 
 def decoders(
     name: Annotated[
-        str | None, typer.Argument(help="One to tell all about.", show_default="all, a row each")
+        str | None,
+        typer.Argument(help="Decoder to describe in full.", show_default="a table of all"),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="With published settings, caches and needs.")
+        bool, typer.Option("--verbose", help="Also show published settings, caches and needs.")
     ] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """List the unmasking policies, or tell all about one."""
+    """List the decoders (unmasking policies), or describe one in full."""
     from dlm.decoders import DECODERS
 
     chosen = DECODERS if name is None else {known("decoder", name, DECODERS): DECODERS[name]}
@@ -54,7 +55,7 @@ def decoders(
 
 
 def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
-    """What there is to say about a policy, with its default options."""
+    """The facts about a decoder, with its default options."""
     from dlm.published import PUBLISHED
     from dlm.traits import Traits
 
@@ -72,17 +73,17 @@ def describe_decoder(name: str, decoder: Any) -> dict[str, Any]:
 
 
 def decoder_cells(row: dict[str, Any]) -> list[str]:
-    """A policy for people, column by column."""
+    """A decoder as the cells of a table row."""
     return [row["name"], row["summary"], ", ".join(option_lines(row)), row["paper"]]
 
 
 def option_lines(row: dict[str, Any]) -> list[str]:
-    """The options of a policy with their defaults."""
+    """The options of a decoder with their defaults."""
     return [f"{name}={value}" for name, value in row["options"].items()]
 
 
 def in_full(row: dict[str, Any], rule: str, width: int) -> Iterator[str]:
-    """All about a policy, in lines of at most `width` cells: each setting begins one."""
+    """Describe a decoder in full, in lines of at most `width` cells."""
     yield row["name"]
     yield from (indented(text, 2, width) if text else "" for text in paragraphs(rule))
     published = list(map(setting_line, row["published"]))
@@ -98,17 +99,17 @@ def in_full(row: dict[str, Any], rule: str, width: int) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring, its arguments and the gaps, each on one line."""
+    """The paragraphs of a docstring, its arguments and the blank lines, each on one line."""
     for number, block in enumerate(text.split("\n\n")):
         if number:
             yield ""
-        # An argument is indented by four; what it takes more lines for, by more.
+        # Arguments are indented by four spaces, and their continuation lines by more.
         for entry in re.split(r"\n(?= {4}\w)", block):
             yield re.sub(r"\s*\n\s*", " ", entry)
 
 
 def indented(text: str, by: int, width: int) -> str:
-    """A text behind so many spaces, what follows its first line behind four more."""
+    """Wrap a text indented by `by` spaces; continuation lines are indented by four more."""
     own = len(text) - len(text.lstrip())
     return fill(
         text.lstrip(),
@@ -134,7 +135,7 @@ def pairs(options: Mapping[str, Any]) -> str:
 
 
 def default(field: "Field[Any]") -> Any:
-    """The default of an option as JSON can hold it."""
+    """The default of an option, as a JSON value."""
     if field.default_factory is not MISSING:
         value = field.default_factory()
     elif field.default is not MISSING:
@@ -149,11 +150,14 @@ def default(field: "Field[Any]") -> Any:
 def models(
     text: Annotated[
         str | None,
-        typer.Argument(help="In a family or a checkpoint, such as sdar.", show_default="all"),
+        typer.Argument(
+            help="Show only families and checkpoints whose name contains this, such as sdar.",
+            show_default="all",
+        ),
     ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """List the checkpoints that load, with the facts of their families."""
+    """List the supported checkpoints, with the facts of their families."""
     from dlm.models.catalog import CHECKPOINTS
     from dlm.models.families import FAMILIES
 
@@ -180,10 +184,10 @@ def models(
 
 
 def choose_models(text: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose family or checkpoint contains a text, in whatever case.
+    """The rows whose family or checkpoint name contains a text, ignoring case.
 
     Raises:
-        ValueError: none does, and it is no family either.
+        ValueError: none does, and the text is not a family either.
     """
     from dlm.models.families import FAMILIES
 
@@ -199,7 +203,7 @@ def choose_models(text: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, A
 
 
 def describe_model(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the catalog with what its family adds."""
+    """A row of the catalog, extended with the facts of its family."""
     from dlm.models.families import FAMILIES
 
     family = FAMILIES[row["family"]]
@@ -216,7 +220,7 @@ def describe_model(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def advice(name: str) -> dict[str, Any] | None:
-    """How the authors of a checkpoint decode it, and who says so; None where it is not known."""
+    """The options that a checkpoint's authors recommend, and their source; None if unknown."""
     from dlm.recommendation import lookup, options_of
 
     found = lookup(name)
@@ -226,7 +230,7 @@ def advice(name: str) -> dict[str, Any] | None:
 
 
 def advice_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What `--recommended` does, a checkpoint after the other, those that agree together."""
+    """Describe what `--recommended` sets, once for all checkpoints that share the same options."""
     width = console().width
     together: dict[str, list[str]] = {}
     for row in rows:
@@ -242,7 +246,7 @@ def advice_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def model_cells(row: dict[str, Any]) -> list[str]:
-    """A checkpoint for people, column by column."""
+    """A checkpoint as the cells of a table row."""
     attention = "both ways" if row["block_size"] is None else f"blocks of {row['block_size']}"
     if row["reordered"]:
         attention = "causal, masks last"
@@ -261,7 +265,7 @@ def model_cells(row: dict[str, Any]) -> list[str]:
 
 
 def built_in() -> dict[str, Any]:
-    """The model that comes with the package, in the fields of the catalog."""
+    """The built-in model, with the fields of the catalog."""
     weights = files("dlm") / "assets" / "tiny" / "model.safetensors"
     return {
         "name": BUILT_IN_NAME,
@@ -274,7 +278,7 @@ def built_in() -> dict[str, Any]:
 
 
 def count_parameters(weights: Traversable) -> int:
-    """Parameters of a safetensors file, out of its header."""
+    """Count the parameters of a safetensors file from its header."""
     with weights.open("rb") as stream:
         header = json_format.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     tensors = (entry for name, entry in header.items() if name != "__metadata__")
@@ -282,7 +286,7 @@ def count_parameters(weights: Traversable) -> int:
 
 
 def size(parameters: int | None) -> str:
-    """A number of parameters for people."""
+    """A number of parameters as text."""
     if parameters is None:
         return "unknown"
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -292,13 +296,13 @@ def size(parameters: int | None) -> str:
 
 
 def console() -> Console:
-    """Standard output, wide where it is no terminal."""
+    """A console on stdout; wide if stdout is not a terminal."""
     screen = Console(highlight=False)
     return screen if screen.is_terminal else Console(highlight=False, width=WIDE)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a column for each of `head`, or two on a terminal too narrow for them."""
+    """Print a table with a column for each of `head`, or with two on a narrow terminal."""
     screen = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     narrow = screen.width < NARROW
@@ -310,6 +314,6 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def stacked(head: Sequence[str], row: Sequence[str]) -> tuple[Text, Text]:
-    """A row in two columns: the others below the second, each behind its name."""
+    """A row in two columns: further cells go below the second, each after its column name."""
     rest = (f"{name}: {cell}" for name, cell in zip(head[2:], row[2:], strict=True) if cell)
     return Text(row[0]), Text.assemble(row[1], "\n", ("   ".join(rest), "dim"))

@@ -1,4 +1,4 @@
-"""Loading a model for a command, with no more noise than it is worth."""
+"""Model loading for commands, with little noise."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
 
 
-WIDTHS: Final = ("w8a8", "8bit", "4bit")  # of quantized weights; those in bits by bitsandbytes
+WIDTHS: Final = ("w8a8", "8bit", "4bit")  # of quantized weights; bitsandbytes for those in bits
 
 
 def model_name(name: str | None, adapter: str | None, revision: str | None = None) -> str:
-    """What results call a model."""
+    """The name of the model in results."""
     base = BUILT_IN_NAME if name is None else name
     base = base if revision is None else f"{base}@{revision}"
     return base if adapter is None else f"{base} + {adapter}"
@@ -33,12 +33,13 @@ def load_model(
     quantize: str | None = None,
     **facts: Any,
 ) -> "Model":
-    """The model, with the bar of transformers for one that takes its time.
+    """Load the model, with transformers' progress bar if loading may take long.
 
-    The built-in model loads in a moment and needs none; nor does a stderr that is no terminal.
-    An adapter is added to the weights, so that a forward costs what it does without one, unless
-    bitsandbytes has rounded those. `facts` are others of `dlm.load`: revision, family, block_size,
-    mask_id, stop_ids, device_map, tensor_parallel_size, attn_implementation.
+    The built-in model loads quickly, so it shows no bar; nor is one shown if stderr is not a
+    terminal. An adapter is merged into the weights, so that a forward pass costs the same as
+    without it, unless bitsandbytes has quantized the weights. `facts` are further options of
+    `dlm.load`: revision, family, block_size, mask_id, stop_ids, device_map, tensor_parallel_size
+    and attn_implementation.
     """
     if quantize is not None:
         check_quantize(quantize, facts.get("tensor_parallel_size") or 1)
@@ -50,7 +51,7 @@ def load_model(
     if quantize is not None:
         facts["quantization_config"] = quantization(quantize)
         if device == "cpu" and quantize != "w8a8" and facts.get("device_map") is None:
-            # transformers puts weights of bitsandbytes on a GPU unless a map says otherwise.
+            # transformers puts bitsandbytes weights on a GPU unless a device map says otherwise.
             device, facts["device_map"] = None, {"": "cpu"}
     elif name is not None and device is None and facts.get("device_map") is None:
         tell_of_gpu()
@@ -61,15 +62,16 @@ def load_model(
 
 
 def devices_of(device: str | None, copies: int, facts: Mapping[str, Any]) -> list[str | None]:
-    """Where copies of a model go: to a GPU each, or all to the CPU.
+    """The devices of several copies of a model: one GPU for each copy, or the CPU for all.
 
     Args:
-        device: as it was named.
-        copies: how many.
+        device: the device as the user named it.
+        copies: number of copies.
         facts: other options of `load_model`.
 
     Raises:
-        ValueError: one GPU is named for several copies, or there are fewer GPUs.
+        ValueError: one GPU is named for several copies, there are too few GPUs, or an option
+            spreads a single copy over several devices.
     """
     if copies == 1:
         return [device]
@@ -100,7 +102,8 @@ def check_quantize(width: str, parts: int = 1) -> None:
     """Refuse weights that cannot be quantized, before anything is loaded.
 
     Raises:
-        ValueError: an unknown width, weights in several `parts`, or bitsandbytes is not installed.
+        ValueError: the format is unknown, the weights are split into several `parts`, or
+            bitsandbytes is not installed.
     """
     known("quantize", width, WIDTHS)
     if parts != 1:
@@ -113,7 +116,7 @@ def check_quantize(width: str, parts: int = 1) -> None:
 
 
 def quantization(width: str) -> Any:
-    """What transformers calls such weights."""
+    """The transformers configuration of a format."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -129,7 +132,7 @@ def quantization(width: str) -> Any:
 
 
 def tell_of_gpu() -> None:
-    """Say that a GPU is there and not taken."""
+    """Note that this machine has a GPU which is not used."""
     import torch
 
     if torch.cuda.is_available():

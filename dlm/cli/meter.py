@@ -1,4 +1,4 @@
-"""What a training run reports while it goes."""
+"""Progress reports of a training run."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -13,18 +13,18 @@ from dlm.cli.results import print_json
 if TYPE_CHECKING:
     from dlm.training.loop import Progress as Step
 
-HALF_LIFE = 50  # steps after which a value counts half
+HALF_LIFE = 50  # steps after which a value has half its weight
 
 
 class Average:
-    """Exponential moving average without a bias to its start."""
+    """Exponential moving average, without bias towards its start."""
 
     def __init__(self) -> None:
         self.total = 0.0
         self.weight = 0.0
 
     def add(self, value: float) -> None:
-        """Take a value in."""
+        """Add a value."""
         keep = 0.5 ** (1 / HALF_LIFE)
         self.total = keep * self.total + (1 - keep) * value
         self.weight = keep * self.weight + (1 - keep)
@@ -37,7 +37,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A step among the ones before it: a line of `--json`."""
+    """One step and the averages up to it: a line of `--json`."""
 
     step: int  # steps done
     steps: int  # of the run
@@ -50,7 +50,7 @@ class Reading:
     seconds_left: float
 
     def line(self) -> str:
-        """The reading for people."""
+        """The reading as one line of text."""
         return (
             f"step {self.step}/{self.steps}  loss {self.smoothed_loss:.3f}  "
             f"{self.tokens_per_second:,.0f} tokens/s  {duration(self.seconds_left)} left"
@@ -66,7 +66,7 @@ class Meter:
         self.loss, self.rate, self.pace = Average(), Average(), Average()
 
     def read(self, step: "Step") -> Reading:
-        """Take a step in."""
+        """Add a step."""
         now = time.perf_counter()
         self.loss.add(step.loss)
         self.rate.add(step.tokens_per_second)
@@ -86,7 +86,7 @@ class Meter:
 
 
 class Display:
-    """A bar on a terminal; else a plain line on stderr, or JSON on stdout, every so often."""
+    """A bar on a terminal; otherwise, every few steps, a line on stderr or JSON on stdout."""
 
     def __init__(self, steps: int, *, every: int, machine: bool) -> None:
         self.meter = Meter(steps)
@@ -114,7 +114,7 @@ class Display:
             self.bar.stop()
 
     def show(self, step: "Step") -> None:
-        """Take a step in, and show it if it is its turn."""
+        """Add a step, and show it if it is due."""
         reading = self.meter.read(step)
         if self.bar is not None:
             self.bar.update(
@@ -132,7 +132,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """A time as h:mm:ss, without hours where there are none."""
+    """A time as h:mm:ss, or as m:ss below one hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

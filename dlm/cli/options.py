@@ -1,7 +1,7 @@
-"""Kinds of options: where `--help` lists them, and how their texts are read.
+"""Option types of the commands: their groups in `--help`, and how their texts are parsed.
 
-What a value may be is the library's to say. Here a text only becomes a number, with the library's
-wording where it does not: the option, the rule, the value.
+The library decides which values are valid. This module only converts a text to a number; if that
+fails, it words the error as the library does: the option, the rule, the value.
 """
 
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ def count(text: str) -> int:
 
 
 def named_model(text: str) -> str | None:
-    """A folder or a Hugging Face id; None for the built-in model, under its name too."""
+    """A folder or a Hugging Face id; None for the built-in model, also if it is named."""
     return None if text == BUILT_IN_NAME else text
 
 
-NO_BLOCKS = -1  # what stands for --block-length none until it is one
+NO_BLOCKS = -1  # stands for `--block-length none` until `unless_none`
 
 
 def blocks(text: str | int) -> int:
-    """An int, or "none"; typer passes defaults through too."""
+    """Parse an int or "none"; typer also passes defaults through this parser."""
     if str(text).strip().lower() == "none":
         return NO_BLOCKS
     value = whole(str(text))
@@ -50,7 +50,7 @@ def blocks(text: str | int) -> int:
 
 
 def unless_none(length: int) -> int | None:
-    """What `blocks` read."""
+    """The block length that `blocks` parsed."""
     return None if length == NO_BLOCKS else length
 
 
@@ -77,46 +77,47 @@ run = partial(typer.Option, rich_help_panel="Run")
 server = partial(typer.Option, rich_help_panel="Server")
 output = partial(typer.Option, rich_help_panel="Output")
 
-JSON = output("--json", help="One JSON object a line, for machines.")
+JSON = output("--json", help="Print one JSON object per line instead.")
 
-# What several commands take by the same name.
+# Options that several commands have under the same name.
 Prompts = Annotated[
-    list[str] | None, typer.Argument(help="Prompts; if none, one a line from --file or a pipe.")
+    list[str] | None,
+    typer.Argument(help="Prompts; if none is given, read from --file or a pipe, one per line."),
 ]
 PromptFile = Annotated[
     Path | None,
     source(
         metavar="FILE",
-        help='Prompts one a line, or JSONL with "prompt" or "messages"; - for stdin.',
+        help='Prompts, one per line, or JSONL with "prompt" or "messages"; - for stdin.',
     ),
 ]
 Chat = Annotated[
     bool | None,
     source(
         "--chat/--no-chat",
-        help="Make each prompt a user message.",
+        help="Wrap each prompt as a user message of a chat.",
         show_default="on for the built-in model",
     ),
 ]
-System = Annotated[str | None, source(metavar="TEXT", help="System message in front of a chat.")]
+System = Annotated[str | None, source(metavar="TEXT", help="System message before the chat.")]
 ModelName = Annotated[
     str | None,
     source(
-        help="Folder or Hugging Face id.",
+        help="Model: a folder or a Hugging Face id.",
         parser=named_model,
         metavar="<str>",
         show_default="the built-in tiny model",
     ),
 ]
-Device = Annotated[str | None, source(help="Such as cuda.", show_default="cpu")]
+Device = Annotated[str | None, source(help="Device, such as cuda.", show_default="cpu")]
 DeviceMap = Annotated[
-    str | None, source(help="Spread over devices, such as auto; excludes --device.")
+    str | None, source(help="Spread the model over devices, such as auto; not with --device.")
 ]
 TensorParallel = Annotated[
     int,
     source(
         "--tensor-parallel-size",
-        help="Cut every layer over so many GPUs, 0 to N - 1.",
+        help="Number N of GPUs over which to split every layer, 0 to N - 1.",
         **COUNT,
     ),
 ]
@@ -124,141 +125,173 @@ Attention = Annotated[
     str | None,
     source(
         "--attn-implementation",
-        help="sdpa, eager, flash_attention_2, flex_attention.",
-        show_default="sdpa where the network has it",
+        help="Attention: sdpa, eager, flash_attention_2 or flex_attention.",
+        show_default="sdpa if the network supports it",
     ),
 ]
 Quantize = Annotated[
     str | None,
     source(
         metavar="w8a8|8bit|4bit",
-        help="Smaller weights: w8a8 by dlm, the others by bitsandbytes.",
+        help="Quantize the weights: w8a8 by dlm, 8bit and 4bit by bitsandbytes.",
     ),
 ]
 Dtype = Annotated[
-    str, source(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
+    str, source(help="float32, bfloat16, float16, float64, or auto (the checkpoint's).")
 ]
 Revision = Annotated[
-    str | None, source(metavar="REV", help="Branch, tag or commit of a Hugging Face id.")
+    str | None, source(metavar="REV", help="Branch, tag or commit of the Hugging Face model.")
 ]
 FamilyName = Annotated[
     str | None,
-    source(help="For files of another network: see dlm models.", show_default="as declared"),
+    source(
+        help="Model family, if the files belong to another one than declared: see dlm models.",
+        show_default="as declared",
+    ),
 ]
 BlockSize = Annotated[
     int | None,
     source(
-        help="Tokens of a block of attention; with D2F's adapters, from the prompt's end on.",
+        help="Tokens in an attention block; with D2F adapters, counted from the end of the prompt.",
         show_default="the checkpoint's",
         **COUNT,
     ),
 ]
 MaskId = Annotated[
-    int | None, source(help="Of the mask.", show_default="the checkpoint's", **WHOLE)
+    int | None, source(help="Id of the mask token.", show_default="the checkpoint's", **WHOLE)
 ]
 StopIds = Annotated[
     list[int] | None,
     source(
         metavar="ID",
-        help="Token that ends a text; repeatable.",
+        help="Id of a token that ends a text; repeatable.",
         show_default="the checkpoint's",
         parser=whole,
     ),
 ]
 Adapter = Annotated[
     str | None,
-    source(metavar="DIR", help="LoRA of peft, a folder or id, added to the weights."),
+    source(metavar="DIR", help="PEFT LoRA adapter to add to the weights: a folder or an id."),
 ]
 
 # How to decode.
-DecoderName = Annotated[str, decoding(help="Which tokens to commit: see dlm decoders.")]
+DecoderName = Annotated[
+    str, decoding(help="Decoder, which chooses the tokens to commit: see dlm decoders.")
+]
 DecoderOptions = Annotated[
     list[str] | None,
     decoding(metavar="KEY=VALUE", help="Option of the decoder; repeatable."),
 ]
 BlockLength = Annotated[
     int,
-    decoding(help="Tokens of a block, or none; blocks are decoded left to right.", **BLOCKS),
+    decoding(
+        help="Tokens in a block, or none for a single block; blocks are decoded left to right.",
+        **BLOCKS,
+    ),
 ]
 Steps = Annotated[
     int | None,
-    decoding(help="Forwards budget.", show_default="as many as the decoder needs", **WHOLE),
+    decoding(
+        help="Budget of forward passes per row.",
+        show_default="as many as the decoder needs",
+        **WHOLE,
+    ),
 ]
 PositionTemperature = Annotated[
-    float, sampling(help="Draw positions from softmax(score / this); 0 takes the best.", **REAL)
+    float,
+    sampling(help="Draw positions from softmax(score / this); 0 takes the best ones.", **REAL),
 ]
 CacheName = Annotated[
-    str, decoding(help="What later forwards of a block reuse: none, prefix or dual.")
+    str, decoding(help="Keys and values that later passes of a block reuse: none, prefix or dual.")
 ]
 RefreshEvery = Annotated[
     int | None,
-    decoding(help="Forwards until a cache is made anew.", show_default="each block", **WHOLE),
+    decoding(
+        help="Recompute the whole row every N forward passes of a block.",
+        show_default="only at the first",
+        **WHOLE,
+    ),
 ]
 RefreshAround = Annotated[
-    int, decoding(help="Tokens on either side of a block to compute with it.", **WHOLE)
+    int, decoding(help="Tokens on either side of a block to recompute with it.", **WHOLE)
 ]
-# Among the options of sampling, where their names have room in 80 columns.
+# These are listed under Sampling, where their names fit in 80 columns.
 PadAfterEos = Annotated[
-    bool, decoding("--pad-after-eos", help="Do not decode what is behind a stop token.")
+    bool,
+    decoding("--pad-after-eos", help="Fill masks after a stop token instead of decoding them."),
 ]
 RefreshAnswerEvery = Annotated[
     int | None,
     sampling(
-        help="Forwards until a whole answer is made anew.", show_default="each block", **WHOLE
+        help="Fewest passes between recomputations of the whole answer.",
+        show_default="at every refresh",
+        **WHOLE,
     ),
 ]
 RefreshPromptEvery = Annotated[
     int | None,
-    sampling(help="Forwards until a prompt is made anew.", show_default="the answer", **WHOLE),
+    sampling(
+        help="Fewest passes between recomputations of the prompt.",
+        show_default="with the answer",
+        **WHOLE,
+    ),
 ]
 RefreshDecodedEvery = Annotated[
-    int | None, sampling(help="Forwards until what is decoded of a block is made anew.", **WHOLE)
+    int | None, sampling(help="Passes between recomputations of a block's decoded tokens.", **WHOLE)
 ]
 SuffixWindow = Annotated[
     int | None,
-    sampling(help="Masks behind a block that a forward sees.", show_default="all", **WHOLE),
+    sampling(help="Masks after the block that a forward pass sees.", show_default="all", **WHOLE),
 ]
 StopsLast = Annotated[bool, sampling("--confidence-eos-eot-inf", help="Commit stop tokens last.")]
 SuppressTokens = Annotated[
     list[int] | None,
-    sampling(metavar="ID", help="Token never sampled; repeatable.", parser=whole),
+    sampling(metavar="ID", help="Id of a token that is never sampled; repeatable.", parser=whole),
 ]
 BeginSuppressTokens = Annotated[
     list[int] | None,
-    sampling(metavar="ID", help="Token never sampled first; repeatable.", parser=whole),
+    sampling(
+        metavar="ID", help="Id of a token that is never sampled first; repeatable.", parser=whole
+    ),
 ]
 LogitBias = Annotated[
     list[str] | None,
-    sampling(metavar="ID=VALUE", help="Added to the logit of a token; repeatable."),
+    sampling(metavar="ID=VALUE", help="Value added to the logit of a token; repeatable."),
 ]
-Temperature = Annotated[float, sampling(help="0 takes the likeliest token.", **REAL)]
-TopK = Annotated[int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)]
+Temperature = Annotated[
+    float, sampling(help="Sampling temperature; 0 takes the most likely token.", **REAL)
+]
+TopK = Annotated[int | None, sampling(help="Sample from the k most likely tokens.", **WHOLE)]
 TopP = Annotated[
     float | None,
-    sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
+    sampling(
+        help="Sample from the most likely tokens that together hold this probability.", **REAL
+    ),
 ]
 MinP = Annotated[
     float | None,
-    sampling(help="Sample among tokens of this times the likeliest one's probability.", **REAL),
+    sampling(
+        help="Sample from tokens with at least this fraction of the largest probability.", **REAL
+    ),
 ]
-CfgScale = Annotated[float, sampling(help="Classifier-free guidance; 0 for none.", **REAL)]
+CfgScale = Annotated[float, sampling(help="Classifier-free guidance scale; 0 disables it.", **REAL)]
 GEN_LENGTH = 256
 BUILT_IN_GEN_LENGTH = 64
 GenLength = Annotated[
     int | None,
     decoding(
-        help="Tokens to decode.",
+        help="Tokens to decode per prompt.",
         show_default=f"{BUILT_IN_GEN_LENGTH} for the built-in model, else {GEN_LENGTH}",
         **WHOLE,
     ),
 ]
-Seed = Annotated[int, sampling(help="Decides all noise.", **WHOLE)]
+Seed = Annotated[int, sampling(help="Seed of all noise.", **WHOLE)]
 AsAuthors = Annotated[
     bool,
     decoding(
         "--recommended",
-        help="In what is not said here decode as the authors of the checkpoint do: see dlm models "
-        "NAME.",
+        help="Use the decoding options that the checkpoint's authors recommend, except for those "
+        "given here: see dlm models NAME.",
     ),
 ]
 
@@ -291,12 +324,13 @@ DECODING: Final = (
 
 
 def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `dlm.generate` among a command's arguments, without those that were not given.
+    """Collect the options of `dlm.generate` that a command was given.
 
-    With `recommended` those of the model's authors, where the command line does not say others.
+    With `recommended`, the options that the model's authors recommend apply as well, unless the
+    command line sets them.
 
     Raises:
-        ValueError: of the model none are known.
+        ValueError: no recommended options are known for the model.
     """
     options = {name: given[name] for name in DECODING if given.get(name) is not None}
     options["decoder_options"] = parse_options(given["option"])
@@ -311,9 +345,10 @@ def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def as_authors(
     options: Mapping[str, Any], model: str | None, context: typer.Context
 ) -> dict[str, Any]:
-    """Those options that the command line says, over those that the model's authors recommend.
+    """The options given on the command line, merged over those that the authors recommend.
 
-    Options of a decoder are put over theirs; with another decoder they stand alone.
+    Decoder options are merged too if the decoder is the recommended one; otherwise only the given
+    ones apply.
     """
     source = context.get_parameter_source
     said = {name: value for name, value in options.items() if not is_default(source(name))}
@@ -322,9 +357,9 @@ def as_authors(
 
 
 def advised(said: Mapping[str, Any], model: str | None, *, infills: bool = False) -> dict[str, Any]:
-    """Options that were said, over those that the model's authors recommend.
+    """The given options, merged over those that the model's authors recommend.
 
-    With `infills` without the length of an answer, as blanks are there.
+    With `infills`, the recommended answer length is left out, because the blanks determine it.
     """
     from dlm.recommendation import recommended
 
@@ -338,7 +373,7 @@ def advised(said: Mapping[str, Any], model: str | None, *, infills: bool = False
 
 
 def is_default(source: Any) -> bool:
-    """Whether an argument is there because none was given: by name, as typer brings its own."""
+    """Whether an argument has its default value; compared by name, as typer has its own enum."""
     return source is None or source.name in ("DEFAULT", "DEFAULT_MAP")
 
 
@@ -354,9 +389,9 @@ FACTS: Final = (
     "stop_ids",
     "adapter",
 )
-"""Options of `load_model` that commands have under the same names, beside device and dtype."""
+"""Options of `load_model` that commands have under the same names, besides device and dtype."""
 
 
 def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `load_model` among a command's arguments."""
+    """Collect the options of `load_model` that a command was given."""
     return {name: given[name] for name in FACTS}

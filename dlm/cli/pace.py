@@ -1,4 +1,4 @@
-"""How much of what is to be decoded is there, for people who wait for it."""
+"""Progress of decoding, for users who wait for it."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE: Final = 0.5  # seconds before a bar is drawn
-LOOK: Final = 0.25  # seconds between two looks at the tokens, each of which waits for the device
+LOOK: Final = 0.25  # seconds between reads of the token counts, which wait for the device
 
 
 class Pace:
-    """A bar on stderr, where that is a terminal, which makes way for what is printed.
+    """A bar on stderr, if it is a terminal, that is hidden while results are printed.
 
     Args:
-        lengths: gives the tokens to decode of each row, at most; asked where a bar would be seen.
-        what: what the rows are, such as "prompts".
+        lengths: returns the most tokens to decode for each row; called only if a bar would be seen.
+        what: what to call the rows, such as "prompts".
     """
 
     def __init__(self, lengths: Callable[[], Sequence[int]], what: str) -> None:
@@ -30,8 +30,8 @@ class Pace:
         self.lengths = lengths() if self.shown else ()
         self.what = what
         self.ended = 0  # rows
-        self.tokens = 0  # of those
-        self.most = 0  # tokens that were shown
+        self.tokens = 0  # tokens in those rows
+        self.most = 0  # tokens shown at most
         self.next = time.monotonic() + PATIENCE
         self.progress = Progress(
             BarColumn(bar_width=30),
@@ -50,12 +50,12 @@ class Pace:
         self.hide()
 
     def hide(self) -> None:
-        """Make way until the next look."""
+        """Hide the bar until the next update."""
         if self.progress.live.is_started:  # else it ends a line that was never begun
             self.progress.stop()
 
     def tell(self, step: "Step") -> None:
-        """Look at the tokens of rows that are being decoded, now and then."""
+        """Count the tokens of rows that are being decoded, at most every `LOOK` seconds."""
         now = time.monotonic()
         if now < self.next:
             return
@@ -70,7 +70,7 @@ class Pace:
         self.progress.start()
 
     def seen(self, rows: Iterable[tuple[int, T]]) -> Iterator[tuple[int, T]]:
-        """The same rows, by their numbers, each of which has ended."""
+        """Yield the same numbered rows, counting each as done."""
         for number, row in rows:
             if self.shown:
                 self.ended += 1
@@ -79,5 +79,5 @@ class Pace:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of `dlm.generate_each`: none where nobody looks."""
+        """Options for `dlm.generate_each`: none if no bar would be seen."""
         return {"tell": self.tell} if self.shown else {}

@@ -1,4 +1,4 @@
-"""What `dlm generate` prints."""
+"""The output of `dlm generate`."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from rich.console import Console
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One prompt and what came of it: a line of `--json`."""
+    """One prompt and its result: a line of `--json`."""
 
     prompt: Any  # text, or chat messages
     text: str
@@ -20,22 +20,22 @@ class Result:
     forwards: int
     query_tokens: int
     tokens_per_forward: float
-    seconds: float  # from the first forward of all prompts to the last of this one
+    seconds: float  # from the first forward pass for any prompt to the last for this one
     seed: int
     decoder: str
-    labels: Mapping[str, Any] = field(default_factory=dict)  # of the prompt, told again
+    labels: Mapping[str, Any] = field(default_factory=dict)  # of the prompt, repeated
 
     def record(self) -> dict[str, Any]:
-        """The object of `--json`."""
+        """The object that `--json` prints."""
         told = asdict(self)
         return {**told.pop("labels"), **told}
 
 
 def try_file(option: str, path: Path) -> None:
-    """Find out whether a file can be written, before there is anything to lose.
+    """Check that a file can be written, before there is any result to lose.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot be written.
     """
     is_new = not path.exists()
     try:
@@ -45,16 +45,16 @@ def try_file(option: str, path: Path) -> None:
             f"{option} must be a file that can be written, got {str(path)!r}: {error.strerror}"
         ) from None
     if is_new:
-        path.unlink()  # nothing is left where nothing comes of it
+        path.unlink()  # leave no empty file behind if the command fails
 
 
 def print_json(record: Any) -> None:
-    """One object on one line."""
+    """Print one object on one line."""
     typer.echo(json.dumps(record))
 
 
 def print_result(result: Result, *, machine: bool) -> None:
-    """JSON for machines; for people the text, and on stderr what it took."""
+    """Print a result as JSON; or the text, with its cost on stderr."""
     if machine:
         print_json(result.record())
         return
@@ -63,23 +63,23 @@ def print_result(result: Result, *, machine: bool) -> None:
 
 
 def summary(forwards: int, tokens_per_forward: float, seconds: float) -> str:
-    """What a generation took."""
+    """The cost of a generation as one line."""
     many = "" if forwards == 1 else "s"
     return f"{forwards} forward{many}, {tokens_per_forward:.2f} tokens per forward, {seconds:.2f} s"
 
 
 class Notes(Console):
-    """A console on stderr. Where nobody reads it that is an error as any other."""
+    """A console on stderr, where a closed pipe is an error like any other."""
 
     def on_broken_pipe(self) -> None:
-        """Raise what rich has caught: its own way ends the process, and closes stdout as well."""
+        """Raise what rich has caught: rich would end the process and close stdout as well."""
         raise
 
 
 def note(text: str) -> None:
-    """A dim line on stderr.
+    """Print a dim line on stderr.
 
     Raises:
-        OSError: nobody reads it.
+        OSError: stderr is a closed pipe.
     """
     Notes(stderr=True, highlight=False).print(text, style="dim", markup=False, soft_wrap=True)

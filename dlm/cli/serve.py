@@ -66,7 +66,7 @@ from dlm.cli.options import (
 from dlm.cli.results import note, print_json
 from dlm.options import number
 
-KEY: Final = "DLM_API_KEY"  # a variable of the environment
+KEY: Final = "DLM_API_KEY"  # environment variable
 
 if TYPE_CHECKING:
     from dlm.models.model import Model
@@ -89,41 +89,43 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     mask_id: MaskId = None,
     stop_ids: StopIds = None,
     adapter: Adapter = None,
-    host: Annotated[str, server(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, server(help="0 takes one that is free.", **WHOLE)] = 8000,
+    host: Annotated[
+        str, server(help="Address to listen on; 0.0.0.0 for all interfaces.")
+    ] = "127.0.0.1",
+    port: Annotated[int, server(help="Port to listen on; 0 chooses a free one.", **WHOLE)] = 8000,
     name: Annotated[
         str | None,
-        server(help="What requests call the model.", show_default="as --model"),
+        server(help="Name of the model in requests.", show_default="as --model"),
     ] = None,
     api_key: Annotated[
         str | None,
-        server(help="What requests have to bring.", envvar=KEY, show_default="nothing"),
+        server(help="API key that requests must send.", envvar=KEY, show_default="none required"),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
         server(
-            help="Origin of web pages that may ask, such as https://example.org, or * for all; "
-            "repeatable.",
+            help="Origin of web pages that may send requests, such as https://example.org, or * "
+            "for all; repeatable.",
             show_default="none",
         ),
     ] = None,
     data_parallel_size: Annotated[
         int,
-        server(help="Copies of the model, each on a GPU of its own, that share requests.", **COUNT),
+        server(help="Copies of the model, each on its own GPU, that share the requests.", **COUNT),
     ] = 1,
     batch_size: Annotated[
-        int, server(help="Rows decoded at a time, at most, by each copy.", **COUNT)
+        int, server(help="Most rows that each copy decodes at once.", **COUNT)
     ] = 16,
     queue_size: Annotated[
-        int, server(help="Rows that wait, at most, for each copy.", **COUNT)
+        int, server(help="Most rows that may wait for each copy.", **COUNT)
     ] = 256,
     prompt_cache: Annotated[
         float | None,
         server(
-            help="GiB of each copy that keep keys and values of prompts and answers, for requests "
-            "that begin alike: for families with blocks of attention, with a --cache; 0 for none.",
+            help="Prompt cache of each copy in GiB: keeps keys and values for requests that "
+            "begin alike. For block-attention families, with a --cache; 0 disables it.",
             metavar="GIB",
-            show_default="a sixteenth of a GPU's memory, or 1",
+            show_default="1/16 of a GPU's memory, or 1",
         ),
     ] = None,
     decoder: DecoderName = "low_confidence",
@@ -135,7 +137,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     position_temperature: PositionTemperature = 0.0,
     stop_at_eos: Annotated[
         bool,
-        decoding("--stop-at-eos/--no-stop-at-eos", help="End at the first stop token."),
+        decoding("--stop-at-eos/--no-stop-at-eos", help="End an answer at the first stop token."),
     ] = True,
     pad_after_eos: PadAfterEos = False,
     confidence_eos_eot_inf: StopsLast = False,
@@ -156,13 +158,13 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     cfg_scale: CfgScale = 0.0,
     seed: Annotated[
         int | None,
-        sampling(help="Decides all noise.", show_default="drawn for each request", **WHOLE),
+        sampling(help="Seed of all noise.", show_default="drawn for each request", **WHOLE),
     ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Answer OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
+    """Serve OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
 
-    How to decode is said here for requests that do not say it themselves.
+    The decoding options given here are defaults for requests that do not set them.
     """
     defaults, facts = decoding_options(locals()), model_options(locals())
     defaults.setdefault("gen_length", BUILT_IN_GEN_LENGTH if model is None else GEN_LENGTH)
@@ -172,7 +174,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
     access = {"api_key": api_key, "cors_origins": cors_origin or []}
     from dlm.settings import Settings
 
-    Settings.of(defaults)  # like the port, before a model is loaded
+    Settings.of(defaults)  # checked, like the port, before a model is loaded
     if prompt_cache is not None:
         number("--prompt-cache", prompt_cache, least=0.0)
     called = model_name(model, adapter, revision) if name is None else name
@@ -184,7 +186,7 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
 
 
 def make_prompt_cache(model: "Model", gib: float | None) -> "PromptCache | None":
-    """One of so many GiB, 0 for none; by default where the family allows it."""
+    """Create a prompt cache of this size, none for 0; by default if the family supports one."""
     from dlm.prompt_cache import PromptCache
 
     if gib == 0 or (gib is None and not PromptCache.suits(model)):
@@ -226,7 +228,7 @@ def run(
 def announce(
     listener: socket.socket, name: str, batch_size: int, *, guarded: bool, machine: bool
 ) -> None:
-    """Say where requests go."""
+    """Print the address of the server."""
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
     if machine:
@@ -239,12 +241,12 @@ def announce(
     ]
     if not (guarded or ip_address(host).is_loopback):
         lines.append("Whoever reaches this address may ask: --api-key says who may")
-    with suppress(OSError):  # nobody has to read them, or all of them
+    with suppress(OSError):  # the user may not read these lines, or not all of them
         note("\n".join(lines))
 
 
 def tell(served: "Served", *, machine: bool) -> None:
-    """A line for each request; nobody has to read it."""
+    """Print a line for each request; ignored if stderr or stdout is closed."""
     with suppress(OSError):
         if machine:
             print_json(asdict(served))
@@ -253,7 +255,7 @@ def tell(served: "Served", *, machine: bool) -> None:
 
 
 def line_of(served: "Served") -> str:
-    """A request for people: on one line, whatever a client made an error say."""
+    """Describe a request on one line, without control characters that an error may contain."""
     said = served.error
     if said is None:
         told = "" if served.forwards is None else f" in {served.forwards} forwards"
@@ -269,22 +271,22 @@ def line_of(served: "Served") -> str:
 
 
 def check_extra() -> None:
-    """Refuse to begin without what the extra `serve` installs.
+    """Refuse to start without the packages of the extra `serve`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: they are not installed.
     """
     if not all(map(find_spec, ("starlette", "uvicorn"))):
         raise ValueError('dlm serve needs starlette and uvicorn: pip install -e ".[serve]"')
 
 
 def check_key(key: str | None) -> None:
-    """Refuse a key that lets nobody in, or everybody where one was meant to be.
+    """Refuse a key that would lock everybody out, or let everybody in by mistake.
 
     Raises:
-        ValueError: it is empty, or no header can hold it as it is.
+        ValueError: the key is empty, or an HTTP header cannot hold it unchanged.
     """
-    if key is None and os.environ.get(KEY) == "":  # as good as not set, to click
+    if key is None and os.environ.get(KEY) == "":  # click treats an empty variable as not set
         raise ValueError(f"{KEY} must not be empty: unset it to serve without a key")
     if key is not None and not re.fullmatch("[!-~]+( +[!-~]+)*", key):
         raise ValueError("--api-key must be printable ASCII, with no space around it")
@@ -294,7 +296,7 @@ def check_origins(origins: list[str]) -> None:
     """Refuse what no browser sends as the origin of a page.
 
     Raises:
-        ValueError: one is more or less than a scheme, a host and maybe a port.
+        ValueError: an origin is not exactly a scheme, a host and optionally a port.
     """
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+", origin):
@@ -305,11 +307,11 @@ def check_origins(origins: list[str]) -> None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a port in use shows before a model is loaded.
+    """Open a listening socket, so that a port in use is reported before a model is loaded.
 
     Raises:
-        ValueError: no host, or no port.
-        OSError: the address is in use, or another machine's.
+        ValueError: the host or the port is invalid.
+        OSError: the address is in use, or belongs to another machine.
     """
     if not host:
         raise ValueError("--host must not be empty: 0.0.0.0 stands for all addresses")

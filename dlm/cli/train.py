@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def train(  # noqa: PLR0913 (the parameters are the command line)
     out: Annotated[Path, run(metavar="DIR", help="Folder for checkpoints and the trained model.")],
-    resume: Annotated[bool, run("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[bool, run("--resume", help="Resume from the checkpoint in --out.")] = False,
     log_every: Annotated[
-        int, run(help="Steps between lines, with --json or without a terminal.", **COUNT)
+        int, run(help="Steps between progress lines (with --json or without a terminal).", **COUNT)
     ] = 50,
     json: Annotated[bool, JSON] = False,
     task: Annotated[
@@ -35,7 +35,7 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
             metavar="NAME=SHARE",
             help="Share of the batches: sudoku, countdown, word_problems, functions, arithmetic, "
             "or file for --data; repeatable.",
-            show_default="all alike, or file alone with --data",
+            show_default="equal shares, or file alone with --data",
         ),
     ] = None,
     data_file: Annotated[
@@ -45,46 +45,55 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
     held_out: Annotated[
         list[Path] | None,
         data(
-            metavar="FILE", help="Published sudoku or countdown file never to train on; repeatable."
+            metavar="FILE",
+            help="Published sudoku or countdown file to exclude from training; repeatable.",
         ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        data(metavar="DIR", help="Folder of a tokenizer.", show_default="the built-in one"),
+        data(metavar="DIR", help="Folder with a tokenizer.", show_default="the built-in one"),
     ] = None,
-    steps: Annotated[int, optimiser(help="Updates.", **WHOLE)] = 1000,
-    tokens_per_batch: Annotated[int, optimiser(help="Most rows times length.", **WHOLE)] = 8192,
+    steps: Annotated[int, optimiser(help="Optimiser steps.", **WHOLE)] = 1000,
+    tokens_per_batch: Annotated[
+        int, optimiser(help="Most tokens in a batch: rows times length.", **WHOLE)
+    ] = 8192,
     max_extra: Annotated[
-        int, optimiser(help="Most end-of-text tokens beyond the longest response.", **WHOLE)
+        int, optimiser(help="Most end-of-text tokens appended to the longest response.", **WHOLE)
     ] = 16,
     optimizer: Annotated[
-        str, optimiser(help="adamw, or muon for matrices within layers and adamw for the rest.")
+        str, optimiser(help="adamw, or muon (for the matrices in layers, with adamw for the rest).")
     ] = "adamw",
-    learning_rate: Annotated[float, optimiser(help="Its peak.", **REAL)] = 3e-3,
-    warmup: Annotated[int, optimiser(help="Steps of rising learning rate.", **WHOLE)] = 100,
-    weight_decay: Annotated[float, optimiser(help="Of matrices.", **REAL)] = 0.01,
-    clip: Annotated[float, optimiser(help="Largest norm of the gradient.", **REAL)] = 1.0,
-    seed: Annotated[int, optimiser(help="Decides weights, data and masks.", **WHOLE)] = 0,
-    device: Annotated[str | None, optimiser(help="Such as cuda.", show_default="cpu")] = None,
+    learning_rate: Annotated[float, optimiser(help="Peak learning rate.", **REAL)] = 3e-3,
+    warmup: Annotated[
+        int, optimiser(help="Steps in which the learning rate rises.", **WHOLE)
+    ] = 100,
+    weight_decay: Annotated[float, optimiser(help="Weight decay of matrices.", **REAL)] = 0.01,
+    clip: Annotated[
+        float, optimiser(help="Gradient norm above which the gradient is clipped.", **REAL)
+    ] = 1.0,
+    seed: Annotated[int, optimiser(help="Seed of weights, data and masks.", **WHOLE)] = 0,
+    device: Annotated[
+        str | None, optimiser(help="Device, such as cuda.", show_default="cpu")
+    ] = None,
     width: Annotated[
-        int | None, network(help="Of the hidden states.", show_default="128", **WHOLE)
+        int | None, network(help="Width of the hidden states.", show_default="128", **WHOLE)
     ] = None,
     layers: Annotated[
-        int | None, network(help="Transformer blocks.", show_default="4", **WHOLE)
+        int | None, network(help="Number of transformer layers.", show_default="4", **WHOLE)
     ] = None,
     heads: Annotated[
         int | None,
-        network(help="Attention heads; they divide the width.", show_default="4", **WHOLE),
+        network(help="Attention heads; must divide the width.", show_default="4", **WHOLE),
     ] = None,
     mlp_width: Annotated[
-        int | None, network(help="Hidden units of an MLP.", show_default="352", **WHOLE)
+        int | None, network(help="Hidden units in an MLP.", show_default="352", **WHOLE)
     ] = None,
     init: Annotated[
         Path | None,
-        network(metavar="DIR", help="Start from this model's weights, with its tokenizer."),
+        network(metavar="DIR", help="Start from the weights and tokenizer of this model."),
     ] = None,
 ) -> None:
-    """Train a LLaDA-shaped model from nothing, or further."""
+    """Train a LLaDA-shaped model from scratch, or continue training one."""
     tasks = choose_tasks(parse_shares(task or []), data_file)
     held = read_held_out(held_out or [])
     examples = read_user_examples(data_file, held)
@@ -130,7 +139,7 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
 
 
 def run_until_stopped(options: dict[str, Any], display: Display) -> bool:
-    """Train to the end, or to the user's Ctrl-C; returns whether it was the end."""
+    """Train until done, or until Ctrl-C; returns whether training was done."""
     from dlm.training.loop import STATE
     from dlm.training.run import train as train_model
 
@@ -154,13 +163,13 @@ def run_until_stopped(options: dict[str, Any], display: Display) -> bool:
 def stop_after_step(
     told: str | None = "stopping after this step",
 ) -> Iterator[Callable[[], None]]:
-    """Turn Ctrl-C into an interruption between two steps, where a checkpoint is whole.
+    """Delay Ctrl-C until the end of a step, when a checkpoint is consistent.
 
     Args:
-        told: to the user at once, if anything.
+        told: printed at once when Ctrl-C is pressed, if not None.
 
     Yields:
-        What to call after a step. A second Ctrl-C does not wait for it.
+        A function to call after each step. A second Ctrl-C interrupts at once.
     """
     asked = False
 
@@ -188,8 +197,8 @@ def starting_point(
     """The network to train and its tokenizer.
 
     Raises:
-        ValueError: weights to start from, and a shape or a tokenizer that is not theirs; or of a
-            model that the objective is not for.
+        ValueError: `init` is given along with a shape or a tokenizer, or its model does not suit
+            the training objective.
     """
     from dlm.models.int8 import refuse_quantized
     from dlm.models.loading import load
@@ -209,13 +218,13 @@ def starting_point(
 
 
 def check_start(spec: "ModelSpec") -> None:
-    """Refuse a model that reads or answers rows in another way than they are trained on.
+    """Refuse a model whose input or output format differs from that of training.
 
     Raises:
-        ValueError: its outputs are of the next token, its attention is in blocks, or its rows end
-            in tokens of their own.
+        ValueError: it predicts the next token, its attention is in blocks, or its rows end in
+            tokens of their own.
     """
-    # Training feeds bare rows in whole and takes the output at a mask for the token there.
+    # Training feeds whole rows as they are, and reads the token at a mask from the output there.
     odd = {"shift": spec.shift, "block_size": spec.block_size, "suffix": spec.suffix}
     found = ", ".join(f"{name}={value}" for name, value in odd.items() if value)
     if found:
@@ -226,7 +235,7 @@ def check_start(spec: "ModelSpec") -> None:
 
 
 def load_tokenizer(folder: Path | None) -> Any:
-    """The tokenizer of a folder, or the built-in model's."""
+    """Load the tokenizer of a folder, or the built-in one."""
     from dlm.models.loading import BUILT_IN
     from dlm.models.tokenizers import read_tokenizer
 

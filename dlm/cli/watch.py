@@ -1,4 +1,4 @@
-"""`dlm generate --watch`: the canvas as it fills."""
+"""`dlm generate --watch`: show the canvas as it fills."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dlm.models.model import Model
     from dlm.outputs import Snapshot
 
-FRAME = 0.08  # seconds that every forward stays on the screen, at least
+FRAME = 0.08  # least seconds that each forward pass stays on the screen
 AGES = (
     "bold black on bright_green",
     "bold color(120)",
@@ -29,7 +29,7 @@ AGES = (
     "color(151)",
     "color(151)",
 )
-"""Style of a token by the forwards since it was committed; older ones are plain."""
+"""Style of a token by the forward passes since it was committed; older tokens are plain."""
 EDITED = "bold black on bright_yellow"
 REMASKED = "bold bright_red strike"
 MASKED = "bright_black"
@@ -38,7 +38,7 @@ SPECIAL = "bright_black"
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """What stands for tokens without a text of their own."""
+    """Symbols for tokens that have no text of their own."""
 
     mask: str = "\u2591"
     special: str = "\u00b7"
@@ -46,7 +46,7 @@ class Symbols:
 
     @classmethod
     def of(cls, encoding: str) -> "Symbols":
-        """Those that an encoding can write."""
+        """The symbols that an encoding can write."""
         try:
             f"{cls().mask}{cls().special}{cls().newline}".encode(encoding)
         except (LookupError, UnicodeEncodeError):
@@ -56,25 +56,25 @@ class Symbols:
 
 @dataclass(slots=True)
 class Picture:
-    """The canvas of one row after the latest forward."""
+    """The canvas of one row after the latest forward pass."""
 
     tokenizer: Any
     mask_id: int
     tokens: list[int]
     special: frozenset[int]  # ids without a text
     symbols: Symbols
-    born: dict[int, int] = field(default_factory=dict)  # position -> forward of its commit
-    edited: list[int] = field(default_factory=list)  # by the latest forward
-    remasked: dict[int, int] = field(default_factory=dict)  # position -> the token taken back
+    born: dict[int, int] = field(default_factory=dict)  # position -> forward pass that committed it
+    edited: list[int] = field(default_factory=list)  # by the latest forward pass
+    remasked: dict[int, int] = field(default_factory=dict)  # position -> the remasked token
     forward: int = 0
-    decoded: int = 0  # positions that forwards committed, without those taken back
+    decoded: int = 0  # positions committed, less those remasked
 
     def update(self, snapshot: "Snapshot") -> None:
-        """Take the outcome of a forward in."""
+        """Apply the outcome of a forward pass."""
         self.forward = snapshot.forward
         self.decoded += len(snapshot.committed) - len(snapshot.remasked)
         self.remasked = {position: self.tokens[position] for position in snapshot.remasked}
-        # What is filled in behind a stop token stands where another token may have been committed.
+        # A token filled in after a stop token may replace one that was committed there.
         same = {n for n in self.born if self.tokens[n] == snapshot.tokens[n]}
         self.born = {n: self.born[n] for n in same}
         self.tokens = snapshot.tokens
@@ -83,9 +83,9 @@ class Picture:
         self.born |= dict.fromkeys(written, snapshot.forward)
 
     def piece(self, position: int) -> str:
-        """What to draw for a position; a line break stays one, behind its symbol.
+        """The text to draw at a position; a line break is kept, after its symbol.
 
-        A token that the latest forward took back is drawn once more, struck through.
+        A token that the latest forward pass remasked is drawn once more, struck through.
         """
         token = self.remasked.get(position, self.tokens[position])
         if token == self.mask_id:
@@ -98,7 +98,7 @@ class Picture:
         return shown.replace("\n", self.symbols.newline + "\n")
 
     def style(self, position: int) -> str:
-        """How to draw a position."""
+        """The style of a position."""
         token = self.tokens[position]
         if token == self.mask_id:
             return REMASKED if position in self.remasked else MASKED
@@ -110,7 +110,7 @@ class Picture:
         return SPECIAL if token in self.special else ""
 
     def lines(self, width: int) -> list[Text]:
-        """The canvas, cut at `width` cells wherever that falls: words would jump about."""
+        """The canvas as lines of `width` cells, split inside words: wrapped ones would jump."""
         lines = [Text()]
         column = 0
         for position in range(len(self.tokens)):
@@ -125,29 +125,29 @@ class Picture:
         return lines
 
     def plain(self) -> str:
-        """The canvas on one line, tokens taken back between tildes."""
+        """The canvas on one line, with remasked tokens between tildes."""
         pieces = map(self.piece, range(len(self.tokens)))
         struck = (f"~{p}~" if n in self.remasked else p for n, p in enumerate(pieces))
         return "".join(struck).replace("\n", "")
 
     @property
     def left(self) -> int:
-        """Masks on the canvas."""
+        """Masks left on the canvas."""
         return self.tokens.count(self.mask_id)
 
     @property
     def rate(self) -> float:
-        """Tokens per forward so far."""
+        """Tokens per forward pass so far."""
         return self.decoded / max(self.forward, 1)
 
     def caption(self) -> str:
-        """Where the decoding is."""
+        """The progress of decoding as one line."""
         back = f"   {len(self.remasked)} taken back" if self.remasked else ""
         rate = f"{self.rate:.2f} tokens per forward"
         return f"forward {self.forward}   {rate}   {self.left} left{back}"
 
     def frame(self, width: int, height: int) -> RenderableType:
-        """Canvas and caption; of a canvas taller than the screen, the part where masks are."""
+        """Canvas and caption; if the canvas is taller than the screen, the part that has masks."""
         lines = self.lines(width)
         room = max(height - 3, 1)
         masks = (n for n, line in enumerate(lines) if self.symbols.mask in line.plain)
@@ -156,7 +156,7 @@ class Picture:
 
 
 def watch(model: "Model", prompt: Any, options: Mapping[str, Any]) -> None:
-    """Decode one prompt before the user's eyes, then print as usual."""
+    """Show one prompt being decoded, then print as usual."""
     from dlm.generation import stream
     from dlm.prompts import tokenizer_of
     from dlm.settings import Settings
@@ -184,7 +184,7 @@ def watch(model: "Model", prompt: Any, options: Mapping[str, Any]) -> None:
 
 
 def draw(snapshots: Iterator["Snapshot"], picture: Picture, console: Console) -> str:
-    """Show every forward in place; returns the text in the end."""
+    """Show every forward pass in place; returns the final text."""
     text = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for snapshot in snapshots:
@@ -197,7 +197,7 @@ def draw(snapshots: Iterator["Snapshot"], picture: Picture, console: Console) ->
 
 
 def print_lines(snapshots: Iterator["Snapshot"], picture: Picture) -> str:
-    """Print every forward on a line of its own; returns the text in the end."""
+    """Print a line for every forward pass; returns the final text."""
     text = ""
     for snapshot in snapshots:
         picture.update(snapshot)
@@ -208,12 +208,12 @@ def print_lines(snapshots: Iterator["Snapshot"], picture: Picture) -> str:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent inside an iterator, without what its consumer does in between."""
+    """Seconds spent inside an iterator, without the time of its consumer."""
 
     seconds: float = 0.0
 
     def timed(self, steps: Iterator["Snapshot"]) -> Iterator["Snapshot"]:
-        """The same steps, with their time taken."""
+        """Yield the same steps, and time them."""
         while True:
             began = time.perf_counter()
             step = next(steps, None)
