@@ -1,1 +1,1 @@
-"""Speed: what was measured beside what was counted, and beside a plain baseline of the same run."""
+"""Speed benchmarks: measured times, counted work, and plain baselines timed in the same run."""

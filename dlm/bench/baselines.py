@@ -1,4 +1,4 @@
-"""What the engine is compared with, written plainly.
+"""Plain baselines that the engine is compared with.
 
 Shapes: B rows, L canvas, N positions, V vocabulary.
 """
@@ -10,10 +10,10 @@ from dlm.models.model import Model
 
 
 def float64_path(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sample and score with float64 copies of the vocabulary, as published loops do at each step.
+    """Sample and score with float64 copies of the logits, as published loops do at each step.
 
-    Gumbel-max in the form exp(l) / (-ln u)^T of Nie et al. 2025 (LLaDA, arXiv:2502.09992), then
-    p(sampled) from a full softmax.
+    Samples by Gumbel-max in the form exp(l) / (-ln u)^T of Nie et al. 2025 (LLaDA,
+    arXiv:2502.09992), then reads p(sampled) from a full softmax.
 
     Args:
         logits: [N, V].
@@ -33,12 +33,12 @@ def float64_path(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def plain_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The least that float32 torch does for a confidence: maximum and log-sum-exp."""
+    """The least work for a confidence in float32 PyTorch: the maximum and the log-sum-exp."""
     return logits.amax(-1), logits.float().logsumexp(-1)
 
 
 def quotas(masks: int, steps: int) -> list[int]:
-    """Tokens to commit at each step, the larger ones first."""
+    """Tokens to commit at each step, larger numbers first."""
     return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
@@ -46,17 +46,17 @@ def quotas(masks: int, steps: int) -> list[int]:
 def plain_loop(
     model: Model, prompts: list[list[int]], *, gen_length: int, block_length: int, steps: int
 ) -> list[list[int]]:
-    """Low-confidence decoding of prompts of one length at temperature 0, as LLaDA's `generate`.
+    """Low-confidence decoding at temperature 0, as in LLaDA's `generate`.
 
-    Every step takes a forward of all rows, logits at all of their positions and a float64 softmax
-    of them, and then the most confident masks of the block of each row by `topk`. The mask itself
-    is banned.
+    All prompts have the same length. Every step runs a forward pass over all rows, computes the
+    logits at all of their positions and a float64 softmax of them, and then commits the most
+    confident masks of each row's block, found by `topk`. The mask token itself is never sampled.
 
     Args:
         model: the network.
-        prompts: token ids, all of one length.
+        prompts: token ids, all of the same length.
         gen_length: a multiple of `block_length`.
-        block_length: tokens of a block.
+        block_length: tokens in a block.
         steps: a multiple of the number of blocks.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Throughput of ragged batches against one prompt at a time.
+"""Throughput of ragged batches, compared with one prompt at a time.
 
-What a batch can gain is what the network gains, which `step` tells: where one row keeps the
-machine busy, as on a CPU without a cache, that is nothing.
+A batch gains as much as the network gains from it, which `step` measures: nothing, where one row
+already keeps the machine busy, as on a CPU without a cache.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ SHORTEST = 16  # tokens of the shortest prompt
 
 
 def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size. The longest prompt has `prompt_length` tokens."""
+    """Yield a result for each batch size; the longest prompt has `prompt_length` tokens."""
     model = work.model()
     for batch in work.batch_sizes:
         yield compare(work, model, batch)
 
 
 def lengths(batch: int, longest: int) -> list[int]:
-    """Evenly from `SHORTEST` to the longest; a single prompt has half of that."""
+    """Prompt lengths, evenly from `SHORTEST` to the longest; half of that for one prompt."""
     if batch == 1:
         return [max(1, longest // 2)]
     shortest = min(SHORTEST, longest)
@@ -32,7 +32,7 @@ def lengths(batch: int, longest: int) -> list[int]:
 
 
 def compare(work: Work, model: Model, batch: int) -> Result:
-    """All at once and one by one, in turns."""
+    """Time decoding all prompts at once and one by one, in turns."""
     sizes = lengths(batch, work.prompt_length)
     prompts = random_prompts(model, sizes)
     keys = list(range(batch))
@@ -64,7 +64,7 @@ def compare(work: Work, model: Model, batch: int) -> Result:
 
 
 def counts(work: Work, sizes: list[int]) -> dict[str, int | float]:
-    """Flops of a whole forward without its projection: what padding costs without a cache."""
+    """Flops of a whole forward pass without the projection: the cost of padding without a cache."""
 
     def flops(batch: int, length: int, tokens: int) -> int:
         rows = length + work.gen_length

@@ -1,4 +1,4 @@
-"""What reusing keys and values saves, and how much of the result it leaves."""
+"""How much reusing keys and values saves, and how far it changes the result."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,14 +22,15 @@ LABELS = {
 
 
 def measure(work: Work, beside: Mapping[str, int | None]) -> Iterator[Result]:
-    """One result for each batch size.
+    """Yield a result for each batch size.
 
     Args:
         work: what to decode.
-        beside: options of `LABELS`; each that is given is tried with a dual cache, and all of them.
+        beside: values of the options in `LABELS`; each given one is measured with a dual cache, and
+            then all of them together.
 
     Raises:
-        ValueError: one of these is no such number.
+        ValueError: a value is invalid.
     """
     given = {name: value for name, value in beside.items() if value not in (None, 0)}
     Settings(cache="dual", **given)  # type: ignore[arg-type]
@@ -44,7 +45,7 @@ def measure(work: Work, beside: Mapping[str, int | None]) -> Iterator[Result]:
 
 
 def compare(work: Work, model: Model, batch: int, options: dict[str, dict[str, Any]]) -> Result:
-    """All caches in turns."""
+    """Time all caches in turns."""
     prompts = random_prompts(model, [work.prompt_length] * batch)
     outs: dict[str, Generation] = {}
 

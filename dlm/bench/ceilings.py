@@ -1,4 +1,4 @@
-"""The most this machine does at all, measured in the run that is compared with it."""
+"""The peak speed of this machine, measured in the run that is compared with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor
 from dlm.bench.events import Gpu, Timed
 from dlm.bench.timing import WALL, seconds, wait
 
-CPU_COPY, CUDA_COPY = 1 << 27, 1 << 30  # bytes, beyond every cache
-CPU_SIDE, CUDA_SIDE = 1024, 8192  # of the matrices
+CPU_COPY, CUDA_COPY = 1 << 27, 1 << 30  # bytes, larger than every cache
+CPU_SIDE, CUDA_SIDE = 1024, 8192  # side of the matrices
 TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Best of a few tries."""
+    """The best of a few measurements."""
 
-    bandwidth: float  # bytes a second of a copy, read and written
-    matmul: float  # flops a second of a square product
+    bandwidth: float  # bytes per second of a copy, read and written
+    matmul: float  # flops per second of a square product
     by: str  # how both were timed
 
     def record(self) -> dict[str, float | str]:
-        """What a result says of them."""
+        """The entries of a result."""
         return {
             "copy bytes per second": self.bandwidth,
             "matmul flops per second": self.matmul,
@@ -32,10 +32,10 @@ class Ceilings:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, gpu: Gpu | None) -> Ceilings:
-    """Measure them, by device time on a GPU."""
+    """Measure the ceilings; on a GPU by device time."""
     cpu = device.type == "cpu"
     size = CPU_COPY if cpu else CUDA_COPY
-    source = torch.randn(size // 4, device=device)  # zeros may move faster than what is real
+    source = torch.randn(size // 4, device=device)  # zeros may move faster than real data
     target = torch.empty_like(source)
     copied, copy_by = best(lambda: move(source, target), device, gpu)
     side = CPU_SIDE if cpu else CUDA_SIDE
@@ -47,9 +47,9 @@ def ceilings(device: torch.device, dtype: torch.dtype, gpu: Gpu | None) -> Ceili
 
 
 def move(source: Tensor, target: Tensor) -> None:
-    """Read a tensor and write as much, as fast as the device can.
+    """Read a tensor and write as many bytes, as fast as the device can.
 
-    By a kernel on a GPU: what a CUDA graph records of a plain copy is far slower there.
+    On a GPU this uses a kernel, because a plain copy recorded in a CUDA graph is far slower.
     """
     if source.is_cuda:
         torch.neg(source, out=target)
@@ -58,7 +58,7 @@ def move(source: Tensor, target: Tensor) -> None:
 
 
 def best(call: Callable[[], object], device: torch.device, gpu: Gpu | None) -> tuple[float, str]:
-    """Least time, and how it was taken: a ceiling is what nothing disturbed."""
+    """The least time of a call, as the one least disturbed, and how it was measured."""
     if gpu is not None:
         timed = Timed.of(gpu, [call])
         return min(timed.seconds() for _ in range(TRIES)), timed.by

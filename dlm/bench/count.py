@@ -1,4 +1,4 @@
-"""The least that a forward and a read of logits take, counted from shapes.
+"""The least work of a forward pass and of a read of the logits, counted from shapes.
 
 Shapes: B rows, L tokens, N positions projected, D width, V vocabulary.
 """
@@ -7,7 +7,7 @@ from dlm.bench.shapes import Shape
 
 
 def layer_weights(shape: Shape) -> int:
-    """Weights of the matrices of one layer: q, k, v, o and the three of SwiGLU."""
+    """Weights in the matrices of one layer: q, k, v, o and the three of SwiGLU."""
     width, head = shape.width, shape.width // shape.heads
     narrow = shape.key_value_heads * head
     return 2 * width * width + 2 * width * narrow + 3 * width * shape.mlp_width
@@ -21,21 +21,22 @@ def parameters(shape: Shape) -> int:
 
 
 def read_weights(shape: Shape) -> int:
-    """Weights that a forward reads whole: all but an embedding that is only looked up in."""
+    """Weights that a forward pass reads completely: all but an embedding, which is only indexed."""
     return shape.layers * layer_weights(shape) + shape.vocabulary * shape.width
 
 
 def forward_flops(
     shape: Shape, batch: int, length: int, projected: int, *, tokens: int | None = None
 ) -> int:
-    """Two a weight and token, and the two products of attention.
+    """Flops of a forward pass: two per weight and token, and the two products of attention.
 
     Args:
-        shape: of the network.
+        shape: the shape of the network.
         batch: B.
         length: L, real tokens or padding.
         projected: positions of all rows whose logits are computed.
-        tokens: how many the layers compute, if not all B L: packed rows leave their padding out.
+        tokens: number of tokens that the layers compute, if not all B L; packed rows have no
+            padding.
     """
     tokens = batch * length if tokens is None else tokens
     matrices = 2 * tokens * shape.layers * layer_weights(shape)
@@ -44,5 +45,5 @@ def forward_flops(
 
 
 def logits_bytes(rows: int, vocabulary: int, item_size: int) -> int:
-    """One read of logits [N, V]."""
+    """Bytes of one read of logits [N, V]."""
     return rows * vocabulary * item_size

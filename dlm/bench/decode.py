@@ -1,4 +1,4 @@
-"""Tokens a second of `generate`, against a plain loop and against the network alone."""
+"""Tokens per second of `generate`, compared with a plain loop and with the network alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,14 +16,14 @@ from dlm.bench.work import Work, agreement, random_prompts
 from dlm.execution import release
 from dlm.models.model import Model
 
-SAME_POLICY = "low_confidence"  # what the plain loop does
+SAME_POLICY = "low_confidence"  # the decoder of the plain loop
 
 
 def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size.
+    """Yield a result for each batch size.
 
     Raises:
-        ValueError: lengths that the plain loop cannot divide.
+        ValueError: the plain loop cannot divide the lengths evenly.
     """
     check(work)
     model = work.model()
@@ -34,7 +34,7 @@ def measure(work: Work) -> Iterator[Result]:
 
 
 def check(work: Work) -> None:
-    """Refuse what published loops refuse."""
+    """Refuse lengths and steps that published loops refuse."""
     blocks, rest = divmod(work.gen_length, work.block)
     if rest:
         raise ValueError(
@@ -49,12 +49,12 @@ def check(work: Work) -> None:
 
 
 def compare(work: Work, model: Model, batch: int, most: Ceilings, gpu: Gpu | None) -> Result:
-    """The engine, the loop and, without a cache, the bare calls in turns."""
+    """Time the engine, the plain loop and, without a cache, the network calls alone, in turns."""
     recorder = Recorder.of(model)
     prompts = random_prompts(model, [work.prompt_length] * batch)
     generated: list[list[int]] = []
     looped: list[list[int]] = []
-    bare = work.cache == "none"  # calls against a cache cannot be made again without it
+    bare = work.cache == "none"  # calls that use a cache cannot be repeated without it
     same = work.decoder == SAME_POLICY and bare
     recorded = work.decode(recorder if bare else model, prompts)
     steps = work.gen_length if work.steps is None else work.steps
@@ -93,7 +93,7 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings, gpu: Gpu | Non
 
 
 def quotients(times: Times) -> dict[str, Spread]:
-    """The loop over the engine, and the engine over the network where that was timed."""
+    """The loop over the engine, and the engine over the network if that was timed."""
     made = {"plain loop / dlm": ratio(times["plain loop"], times["dlm"])}
     if "network" in times:
         made["dlm / network"] = ratio(times["dlm"], times["network"])
@@ -101,7 +101,7 @@ def quotients(times: Times) -> dict[str, Spread]:
 
 
 def reading(work: Work, model: Model, most: Ceilings) -> float:
-    """Seconds to read the weights once, which no forward beats."""
+    """Seconds to read the weights once, a lower bound for a forward pass."""
     size: int = model.network.dtype.itemsize
     return read_weights(work.sizes) * size / most.bandwidth
 
@@ -109,7 +109,7 @@ def reading(work: Work, model: Model, most: Ceilings) -> float:
 def pace(
     work: Work, model: Model, times: Times, forwards: int, most: Ceilings
 ) -> dict[str, int | float]:
-    """What a forward takes in all, beside the reading of the weights."""
+    """The total time per forward pass, also relative to reading the weights once."""
     seconds = Spread.of(times["dlm"]).median / forwards
     return {
         "forwards": forwards,
@@ -121,7 +121,7 @@ def pace(
 def apart(
     work: Work, model: Model, prompts: list[list[int]], most: Ceilings, gpu: Gpu
 ) -> dict[str, int | float]:
-    """Steps that were replayed, recorded and plain, of a decoding that finds nothing recorded."""
+    """Times of replayed, recorded and plain steps in a decoding that starts without recordings."""
     release(model)
     with watched(gpu) as spans:
         work.decode(model, prompts)
@@ -129,7 +129,7 @@ def apart(
 
 
 def speeds(times: Times, tokens: int) -> dict[str, Any]:
-    """Tokens a second of each."""
+    """Tokens per second of each contender."""
     return {
         f"tokens per second, {name}": tokens / Spread.of(values).median
         for name, values in times.items()

@@ -1,7 +1,7 @@
-"""Device time of calls: recorded once, played between two events.
+"""Device time of calls, which are recorded once and replayed between two events.
 
-On a GPU a call of a few microseconds is lost in the time that the host takes to ask for it. A CUDA
-graph asks for many at once, and events are read off the device's own clock.
+On a GPU, a call of a few microseconds takes less time than the host needs to launch it. A CUDA
+graph launches many calls at once, and events are timed by the device's own clock.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 
 from dlm.recording import capture
 
-LASTING = 0.02  # seconds that a measurement should take, so that its ends do not matter
+LASTING = 0.02  # least seconds of a measurement, so that its ends do not matter
 GRAPH = "events around replays of a CUDA graph"
 PLAIN = "events around plain calls, as recording failed"
 
@@ -21,26 +21,26 @@ Call = Callable[[], object]
 
 
 class UnrecordableError(Exception):
-    """A call ran plainly, and could not be recorded."""
+    """A call succeeded when run plainly, but could not be recorded."""
 
 
 class Gpu(Protocol):
-    """What timing asks of a device that works on while the host goes on."""
+    """The operations that timing needs from a device that runs asynchronously to the host."""
 
     def record(self, call: Call) -> Call:
-        """What does again what a call asks of the device, after one plain call.
+        """Make one plain call, then return a function that repeats the call's work on the device.
 
         Raises:
-            UnrecordableError: that is impossible.
+            UnrecordableError: the call cannot be recorded.
         """
         ...
 
     def mark(self) -> Any:
-        """A point in the work of the device."""
+        """Mark a point in the device's work queue."""
         ...
 
     def between(self, begin: Any, end: Any) -> float:
-        """Seconds from one point to another, once the device is past both."""
+        """Seconds between two marks, once the device has passed both."""
         ...
 
 
@@ -53,7 +53,7 @@ class Cuda:
             self.stream = torch.cuda.Stream()
 
     def record(self, call: Call) -> Call:
-        """A graph. Both calls are made on one stream, as libraries keep memory by stream."""
+        """Record a CUDA graph; both calls use one stream, as libraries keep memory by stream."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             caller = torch.cuda.current_stream()
@@ -69,20 +69,20 @@ class Cuda:
         return graph.replay
 
     def mark(self) -> Any:
-        """An event on the current stream."""
+        """Record an event on the current stream."""
         with torch.cuda.device(self.device):
             event = torch.cuda.Event(enable_timing=True)
             event.record()
         return event
 
     def between(self, begin: Any, end: Any) -> float:
-        """By the events' clock, which ticks in half microseconds."""
+        """Seconds between two events, whose clock has a resolution of half a microsecond."""
         end.synchronize()
         return 1e-3 * float(begin.elapsed_time(end))
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """What times a device; None where the wall clock does."""
+    """The timer of a device; None if the wall clock is used."""
     return Cuda(device) if device.type == "cuda" else None
 
 
@@ -91,14 +91,14 @@ class Timed:
     """Calls that are timed together."""
 
     gpu: Gpu
-    play: Call  # all of them
+    play: Call  # runs all of them
     calls: int
-    plays: int  # in one measurement
+    plays: int  # plays in one measurement
     by: str
 
     @classmethod
     def of(cls, gpu: Gpu, calls: Sequence[Call]) -> "Timed":
-        """Record the calls in their order, as one; without a recording they are made plainly."""
+        """Record all calls in order as one graph; if that fails, they are made plainly."""
 
         def every() -> None:
             for call in calls:
@@ -110,12 +110,12 @@ class Timed:
         return cls(gpu, play, len(calls), max(1, math.ceil(LASTING / max(once, 1e-6))), by)
 
     def seconds(self) -> float:
-        """Device time of one call, the mean of one measurement."""
+        """Device time of one call, averaged over one measurement."""
         return took(self.gpu, self.play, self.plays) / (self.plays * self.calls)
 
 
 def recorded(gpu: Gpu, call: Call) -> tuple[Call, str]:
-    """A call as it is to be timed, and how that is."""
+    """A call in the form to be timed, and a description of how it is timed."""
     try:
         return gpu.record(call), GRAPH
     except UnrecordableError as error:
@@ -123,7 +123,7 @@ def recorded(gpu: Gpu, call: Call) -> tuple[Call, str]:
 
 
 def took(gpu: Gpu, play: Call, plays: int) -> float:
-    """Seconds of the device from the first of some plays to the end of the last."""
+    """Device seconds from the start of the first play to the end of the last."""
     begin = gpu.mark()
     for _ in range(plays):
         play()

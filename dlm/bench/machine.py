@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran."""
+"""The machine and the software versions of a benchmark run."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from dlm._version import __version__
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Machine, versions, commit and date, as JSON holds them."""
+    """Machine, versions, commit and date, as JSON values."""
     return {
         "machine": machine(device),
         "versions": {
@@ -30,7 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores and threads, and the GPU if that is where it ran."""
+    """Processor, cores and threads, and the GPU if the benchmark ran on it."""
     found: dict[str, Any] = {
         "cpu": processor(Path("/proc/cpuinfo")),
         "cores": os.cpu_count(),
@@ -44,7 +44,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor(table: Path) -> str:
-    """Model name of the CPU; the architecture where Linux does not tell."""
+    """Model name of the CPU; the architecture if Linux does not report it."""
     if table.is_file():
         for line in table.read_text().splitlines():
             key, _, value = line.partition(":")
@@ -54,7 +54,7 @@ def processor(table: Path) -> str:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, None without it."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -62,9 +62,9 @@ def installed(package: str) -> str | None:
 
 
 def commit(root: Path) -> str | None:
-    """HEAD of a checkout, None outside of one. Changes that are not committed do not show."""
+    """HEAD of a checkout; None outside of one. Uncommitted changes are not detected."""
     folder = root / ".git"
-    if folder.is_file():  # a worktree: the file names its folder
+    if folder.is_file():  # a worktree: the file names its git folder
         folder = root / folder.read_text().removeprefix("gitdir:").strip()
     if not (folder / "HEAD").is_file():
         return None

@@ -1,4 +1,4 @@
-"""Memory that a call takes beyond what was there before, at its peak."""
+"""Peak memory that a call uses beyond what was in use before."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +12,12 @@ CPU = "torch.profiler, running sum of every allocation and release"
 
 
 def method(device: torch.device) -> str:
-    """How it is measured."""
+    """How memory is measured on a device."""
     return CUDA if device.type == "cuda" else CPU
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes of the allocator in use at the peak of a call, less those in use before."""
+    """Allocated bytes at the peak of a call, less those allocated before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -46,7 +46,7 @@ def peak(changes: Iterable[tuple[int, int]]) -> int:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without the two lines that the profiler's C++ code writes to stderr."""
+    """Suppress the two lines that the profiler's C++ code writes to stderr."""
     shown = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

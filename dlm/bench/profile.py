@@ -7,18 +7,18 @@ from typing import Any
 
 from dlm.bench.work import Work, random_prompts
 
-TOP = 15  # functions to list
+TOP = 15  # functions listed
 NETWORK = ("/dlm/models/", "/transformers/", "/torch/nn/", "/einops/")
-"""Files whose functions, and whatever C code they call, are the network's."""
+"""Functions in these files, and any C code they call, count as the network."""
 
-Function = tuple[str, int, str]  # file, line, name, as cProfile has them
+Function = tuple[str, int, str]  # file, line and name, as in cProfile
 
 
 def profile(work: Work) -> list[dict[str, Any]]:
-    """The network as a whole, then the functions of the engine that take most.
+    """The network as a whole, then the engine functions that take the most time.
 
-    The time of a function is its own and that of the C code it calls: of the kernels it runs. The
-    profiler slows Python down and leaves kernels alone, so that shares lean towards Python. The
+    The time of a function is its own and that of the C code it calls, and so of the kernels it
+    runs. The profiler slows down Python but not kernels, so the shares of Python are too large. The
     first batch size is decoded twice, once to warm up.
     """
     model = work.model()
@@ -44,7 +44,7 @@ def row(name: str, calls: int, seconds: float, total: float) -> dict[str, Any]:
 
 
 def by_function(stats: dict[Function, Any]) -> tuple[Counter[Function], Counter[Function]]:
-    """Seconds and calls of each Python function, with the C functions that it calls itself."""
+    """Seconds and calls of each Python function, including the C functions it calls directly."""
     seconds: Counter[Function] = Counter()
     calls: Counter[Function] = Counter()
     for function, (_, count, own, _, callers) in stats.items():
@@ -58,17 +58,17 @@ def by_function(stats: dict[Function, Any]) -> tuple[Counter[Function], Counter[
 
 
 def in_c(function: Function) -> bool:
-    """Whether it has no Python source."""
+    """Whether a function has no Python source."""
     return function[0] == "~"
 
 
 def in_network(function: Function) -> bool:
-    """Whether it belongs to a forward."""
+    """Whether a function belongs to the network."""
     return any(part in function[0] for part in NETWORK)
 
 
 def name_of(function: Function) -> str:
-    """Module and name, with the line: short and yet unique."""
+    """Module, line and name: short, but unique."""
     file, line, name = function
     if in_c(function):
         return name

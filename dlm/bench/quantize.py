@@ -1,6 +1,6 @@
 """What 8-bit integers save.
 
-How much of a result they leave is for `dlm eval` to say: of random weights it says nothing.
+How they change results is for `dlm eval` to measure; random weights tell nothing about it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ ROUNDED = "w8a8"
 
 
 def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size."""
+    """Yield a result for each batch size."""
     plain, rounded = work.model(), work.model()
     quantize(rounded.network, W8A8Config())
     for batch in work.batch_sizes:
@@ -26,7 +26,7 @@ def measure(work: Work) -> Iterator[Result]:
 
 
 def compare(work: Work, plain: Model, rounded: Model, batch: int) -> Result:
-    """A network and the same in integers, in turns."""
+    """Time a network and its quantized copy in turns."""
     name = str(plain.network.dtype).removeprefix("torch.")
     models = {name: plain, ROUNDED: rounded}
     prompts = random_prompts(plain, [work.prompt_length] * batch)
@@ -51,7 +51,7 @@ def compare(work: Work, plain: Model, rounded: Model, batch: int) -> Result:
 
 
 def size(model: Model) -> int:
-    """Bytes of all weights; transformers counts what are parameters and buffers of modules."""
+    """Bytes of all weights; transformers counts only parameters and buffers of modules."""
     layers = [each for each in layers_of(model.network).values() if each.matrices]
     whole = sum(shape.numel() for layer in layers for shape in layer.shapes.values())
     return int(model.network.get_memory_footprint()) + whole

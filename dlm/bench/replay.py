@@ -1,4 +1,4 @@
-"""The network calls of a decoding: recorded, timed where they happen, and made again alone.
+"""The network calls of a decoding: recorded, timed in place, and repeated alone.
 
 Shapes: B rows, L tokens, N positions, D model width.
 """
@@ -21,14 +21,14 @@ PLAIN = "plain calls"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the network: of `hidden` with its arguments, or of `logits` at N positions."""
+    """One network call: `hidden` with its arguments, or `logits` at N positions."""
 
     arguments: tuple[Any, ...]  # of `hidden`; empty for `logits`
     rows: int  # tokens computed, or N
 
     @property
     def size(self) -> tuple[int, int]:
-        """B and L of the rows that attend to each other."""
+        """B and L of the rows in attention."""
         tokens, *_, cache = self.arguments
         shape = tokens.shape if cache is None else cache.packing.place.shape
         return shape[0], shape[1]
@@ -36,18 +36,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Recorder(Model):
-    """A model that notes its calls and how long they took on this thread."""
+    """A model that records its calls, and how long they took on this thread."""
 
     calls: list[Call] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: Model) -> "Recorder":
-        """A recorder around a model."""
+        """Wrap a model in a recorder."""
         return cls(model.network, model.tokenizer, model.spec)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all calls."""
         self.calls.clear()
         self.seconds.clear()
 
@@ -60,7 +60,7 @@ class Recorder(Model):
         *,
         attend: Tensor | None = None,
     ) -> Tensor:
-        """As `Model.hidden`."""
+        """Run `Model.hidden` and record the call."""
         if cache is not None and not (isinstance(cache, Packed) and cache.keep is None):
             raise ValueError("a decoding with a cache cannot be made again without it")
         self.calls.append(Call((tokens, positions, valid, attend, cache), tokens.numel()))
@@ -70,7 +70,7 @@ class Recorder(Model):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """As `Model.logits`."""
+        """Run `Model.logits` and record the call."""
         self.calls.append(Call((), hidden.shape[0]))
         began = time.perf_counter()
         out = Model.logits(self, hidden)
@@ -80,7 +80,7 @@ class Recorder(Model):
 
 @torch.inference_mode()
 def replay(model: Model, calls: list[Call]) -> None:
-    """The same calls, back to back: the same tokens, and as many positions projected."""
+    """Repeat the calls back to back, with the same tokens and as many projected positions."""
     states: Tensor | None = None
     for call in calls:
         if call.arguments:
@@ -93,16 +93,17 @@ def replay(model: Model, calls: list[Call]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """The network calls of a decoding, ready to be made again."""
+    """The network calls of a decoding, ready to be repeated."""
 
-    run: Callable[[], object] | None  # None where that would say nothing of the network
-    by: str  # how they are made
+    run: Callable[[], object] | None  # None if it would not measure the network
+    by: str  # how the calls are made
 
     @classmethod
     def of(cls, model: Model, calls: list[Call], gpu: Gpu | None) -> "Alone":
-        """Plain calls; on a GPU recorded ones, as plain ones would time the host.
+        """Prepare plain calls; on a GPU recorded ones, as plain ones would time the host.
 
-        Forwards of the same shapes are recorded once: they see the tokens of the first of them.
+        Forward passes of the same shapes share one recording, which uses the tokens of the first of
+        them.
         """
         if gpu is None:
             return cls(partial(replay, model, calls), PLAIN)
@@ -125,7 +126,7 @@ class Alone:
 
 
 def forwards(calls: list[Call]) -> list[list[Call]]:
-    """Each call of `hidden` with those of `logits` behind it."""
+    """Group each call of `hidden` with the calls of `logits` that follow it."""
     groups: list[list[Call]] = []
     for call in calls:
         if call.arguments:
@@ -135,7 +136,7 @@ def forwards(calls: list[Call]) -> list[list[Call]]:
 
 
 def shapes(forward: list[Call]) -> tuple[Any, ...]:
-    """What forwards share that can be recorded as one. A packed one stands alone."""
+    """The key of forward passes that can share a recording; a packed one shares with no other."""
     first, *others = forward
     *given, cache = first.arguments
     sizes = (None if each is None else each.shape for each in given)

@@ -1,4 +1,4 @@
-"""One result: a JSON line for machines, rows of a table for people."""
+"""One benchmark result: a JSON line, or rows of a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one case of a benchmark gave."""
+    """The outcome of one case of a benchmark."""
 
     bench: str
-    case: Mapping[str, Any]  # what was asked for: shape, dtype, batch, lengths, ...
+    case: Mapping[str, Any]  # the options of the case: shape, dtype, batch, lengths, ...
     seconds: Mapping[str, Spread]  # wall time of each contender
-    ratios: Mapping[str, Spread] = field(default_factory=dict)  # "a / b", round by round
-    found: Mapping[str, Value] = field(default_factory=dict)  # what else was measured
-    counted: Mapping[str, Value] = field(default_factory=dict)  # from shapes alone
+    ratios: Mapping[str, Spread] = field(default_factory=dict)  # "a / b", computed in each round
+    found: Mapping[str, Value] = field(default_factory=dict)  # other measurements
+    counted: Mapping[str, Value] = field(default_factory=dict)  # computed from shapes alone
 
     def record(self, surroundings: Mapping[str, Any]) -> dict[str, Any]:
-        """The line of `--json`."""
+        """The object that `--json` prints."""
         return {
             "bench": self.bench,
             "case": dict(self.case),
@@ -35,7 +35,7 @@ class Result:
         }
 
     def rows(self) -> list[list[str]]:
-        """Quantity, value, least and most."""
+        """Rows of quantity, value, and least and most."""
         times = (
             [name, f"{1e3 * s.median:.4g} ms", f"{1e3 * s.least:.4g} .. {1e3 * s.most:.4g}"]
             for name, s in self.seconds.items()
@@ -51,13 +51,13 @@ class Result:
         return [*times, *quotients, *found, *counted]
 
     def title(self) -> str:
-        """The case on one line."""
+        """The case as one line."""
         facts = ", ".join(f"{name} {value}" for name, value in self.case.items())
         return f"{self.bench}: {facts}"
 
 
 def shown(name: str, value: Value) -> str:
-    """A value for people: shares in percent, large numbers with a prefix."""
+    """A value as text: shares in percent, large numbers with a unit prefix."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""Statistics and a sample of every row, against float64 copies of the vocabulary.
+"""Statistics and a sample of every row, compared with float64 copies of the vocabulary.
 
-On a CPU the wall clock times single calls, with the caches filled by something else ahead of each.
-On a GPU the device is timed: a recording holds calls on different rows, more than caches hold, and
-is played over and over.
+On a CPU, the wall clock times single calls, and the caches are filled with other data before each.
+On a GPU, device time is measured: a recording contains calls on different rows, more of them than
+the caches can hold, and is replayed many times.
 
 Shapes: N rows, P rows of the pool that they are taken from, V vocabulary.
 """
@@ -28,9 +28,9 @@ from dlm.models.loading import check_dtype
 from dlm.models.placement import check_device
 from dlm.options import integer, number
 
-EVICTED = 1 << 28  # bytes met between two reads of the same logits, so that no cache holds them
+EVICTED = 1 << 28  # bytes read between two reads of the same logits, to evict them from all caches
 
-Part = Callable[[Tensor], object]  # what is done with some of the rows
+Part = Callable[[Tensor], object]  # what a contender does with some rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class SamplingOptions:
     """What to sample from.
 
     Raises:
-        ValueError: an option breaks its rule.
+        ValueError: an option is out of range.
     """
 
-    rows: tuple[int, ...] = (32,)  # masks of a block, or of the blocks of a batch
+    rows: tuple[int, ...] = (32,)  # masks of one block, or of the blocks of a batch
     positions: int = 256  # of a whole generation, which published loops sample at each step
     vocabulary: int = 126464
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     temperatures: tuple[float, ...] = (0.0, 1.0)
     device: str | None = None
     repeats: int = 7
-    told: Told = silent  # hears of every call that is timed
+    told: Told = silent  # called before every timed call
 
     def __post_init__(self) -> None:
         for rows in self.rows:
@@ -61,12 +61,12 @@ class SamplingOptions:
 
     @property
     def most(self) -> int:
-        """Rows that any contender needs."""
+        """Rows that the largest contender needs."""
         return max(*self.rows, self.positions)
 
 
 def measure(options: SamplingOptions) -> Iterator[Result]:
-    """One result for each dtype, temperature and number of rows."""
+    """Yield a result for each dtype, temperature and number of rows."""
     device = check_device(options.device)
     gpu = gpu_of(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -84,7 +84,7 @@ def measure(options: SamplingOptions) -> Iterator[Result]:
 
 
 def pooled(options: SamplingOptions, dtype: torch.dtype) -> int:
-    """Rows of a pool that no cache holds."""
+    """Number of rows in a pool too large for any cache."""
     return max(options.most, math.ceil(EVICTED / (options.vocabulary * dtype.itemsize)))
 
 
@@ -97,7 +97,7 @@ def compare(
     most: Ceilings,
     gpu: Gpu | None,
 ) -> Result:
-    """Time and memory of both paths on the same rows."""
+    """Compare time and memory of all contenders."""
     device, few = pool.device, pool[:rows]
     key = noise(rows, device)
 
@@ -147,7 +147,7 @@ def compare(
 def contenders(
     ours: Part, rows: int, temperature: float, positions: int
 ) -> dict[str, tuple[int, Part]]:
-    """How many rows each takes, and what it does with them."""
+    """The number of rows that each contender processes, and its function."""
     wide = partial(float64_path, temperature=temperature)
     made: dict[str, tuple[int, Part]] = {"dlm": (rows, ours), "float64": (rows, wide)}
     if rows <= positions:
@@ -158,7 +158,7 @@ def contenders(
 def clocked(
     parts: dict[str, tuple[int, Part]], pool: Tensor, options: SamplingOptions, gpu: Gpu | None
 ) -> tuple[Times, dict[str, str]]:
-    """Seconds of one call of each contender, and how they were taken."""
+    """Seconds of one call of each contender, and how they were measured."""
     if gpu is None:
         calls = {name: partial(part, pool[:count]) for name, (count, part) in parts.items()}
         other = torch.empty(EVICTED, dtype=torch.uint8, device=pool.device)
@@ -180,25 +180,25 @@ def clocked(
 
 
 def slices(pool: Tensor, rows: int) -> list[Tensor]:
-    """All that is in the pool, [N, V] each of [P, V]."""
+    """Split the pool [P, V] into parts [N, V]."""
     return [pool[begin : begin + rows] for begin in range(0, len(pool) - rows + 1, rows)]
 
 
 def copy_half(source: Tensor, target: Tensor) -> None:
-    """Read half of the bytes of [N, V] and write as many."""
+    """Read half the bytes of [N, V] and write as many."""
     half = source.numel() // 2
     move(source.view(-1)[:half], target.view(-1)[:half])
 
 
 def noise(rows: int, device: torch.device) -> NoiseKey:
-    """The noise of some rows."""
+    """The noise key of some rows."""
     index = torch.arange(rows, device=device)
     none = torch.zeros_like(index)
-    return NoiseKey(none, index, index, none)  # a seed for each row, as the engine has them
+    return NoiseKey(none, index, index, none)  # with one seed for each row, as in the engine
 
 
 def check(logits: Tensor, temperature: float, ours: TokenStatistics) -> dict[str, Any]:
-    """Whether both paths do the same work: their arg max, and what is said of the sample.
+    """Check that both paths do the same work: the arg max, and the confidence of the sample.
 
     Raises:
         ValueError: the arg max differs.

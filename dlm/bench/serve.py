@@ -1,7 +1,7 @@
-"""Requests that come one after the other: rows that join, against batches that wait for each other.
+"""Continuous batching of arriving requests, compared with fixed batches and single requests.
 
-All contenders meet the same requests at the same times. What counts is how long one waits for its
-answer, from when it came.
+All contenders receive the same requests at the same times. The measure is how long a request waits
+for its answer, from its arrival.
 """
 
 import random
@@ -24,21 +24,21 @@ from dlm.serving.engine import Engine
 from dlm.serving.work import Ended, Event, Request
 from dlm.settings import Settings
 
-SHORTEST = 4  # parts of `gen_length`: what the shortest request decodes is one of them
-LEAST_LOAD: Final = 1e-6  # a request for every million that fit in one after another
-WARM: Final = 3  # rounds before those that are timed, on a GPU
+SHORTEST = 4  # the shortest request decodes this fraction (1 / SHORTEST) of `gen_length`
+LEAST_LOAD: Final = 1e-6  # one request in the time that a million take one after another
+WARM: Final = 3  # warm-up rounds on a GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What comes, and how fast.
+    """How many requests arrive, and how fast.
 
     Raises:
-        ValueError: an option breaks its rule.
+        ValueError: an option is out of range.
     """
 
     requests: int
-    load: float  # requests that come while one would be answered alone
+    load: float  # requests that arrive in the time that one takes alone
 
     def __post_init__(self) -> None:
         integer("requests", self.requests, least=1)
@@ -46,12 +46,12 @@ class Traffic:
 
 
 def measure(work: Work, traffic: Traffic) -> Iterator[Result]:
-    """One result for each batch size."""
+    """Yield a result for each batch size."""
     model = work.model()
     requests = requests_of(work, model, traffic.requests)
     alone = []
     for request in requests:
-        answer(model, [request])  # what is met for the first time is no measure
+        answer(model, [request])  # warm up
         alone.append(seconds(partial(answer, model, [request]), model.device))
     gap = sum(alone) / len(alone) / traffic.load
     for batch in work.batch_sizes:
@@ -59,7 +59,7 @@ def measure(work: Work, traffic: Traffic) -> Iterator[Result]:
 
 
 def requests_of(work: Work, model: Model, count: int) -> list[Request]:
-    """Prompts and spans of unlike lengths, in no order."""
+    """Requests with prompts and answers of different lengths, in random order."""
     shuffled = random.Random(0)
     prompts = random_prompts(model, lengths(count, work.prompt_length))
     least = max(1, work.gen_length // SHORTEST)
@@ -82,7 +82,7 @@ def compare(
     traffic: Traffic,
     gap: float,
 ) -> Result:
-    """Mean waits of each contender, round by round."""
+    """Mean waiting times of each contender, round by round."""
     ends: dict[str, list[float]] = {}
 
     def timed(name: str, serve: Callable[..., list[float]]) -> float:
@@ -101,7 +101,8 @@ def compare(
     }
     timers = {name: partial(timed, name, serve) for name, serve in contenders.items()}
     try:
-        # Warms up. What is recorded on a GPU was met before, and no two rounds join rows alike.
+        # Warm up. A GPU needs several rounds to record steps, as rows join differently in each
+        # round.
         rounds(timers, WARM if model.device.type == "cuda" else 1, work.told)
         ends.clear()
         times = rounds(timers, work.repeats, work.told)
@@ -125,7 +126,7 @@ def compare(
 
 
 def joined(engine: Engine, requests: Sequence[Request], comes: Sequence[float]) -> list[float]:
-    """When an engine has answered each request, of those that come at these times."""
+    """Submit requests to an engine at these times; returns when each was answered."""
     over = [0.0] * len(requests)
     done: SimpleQueue[Event] = SimpleQueue()
 
@@ -145,7 +146,7 @@ def joined(engine: Engine, requests: Sequence[Request], comes: Sequence[float]) 
 def batched(
     model: Model, batch: int, requests: Sequence[Request], comes: Sequence[float]
 ) -> list[float]:
-    """The same where all that wait are decoded at once, and others wait until all are done."""
+    """As `joined`, but decode all waiting requests as one batch, which later ones wait for."""
     over: list[float] = []
     while len(over) < len(requests):
         first = len(over)
@@ -158,7 +159,7 @@ def batched(
 
 
 def answer(model: Model, requests: Sequence[Request]) -> None:
-    """Decode some requests in one batch that nothing joins."""
+    """Decode requests as one batch that no further row joins."""
     rows = [row for request in requests for row in request.rows]
     spans = [span for request in requests for span in request.spans]
     settings = replace(requests[0].settings, row_keys=[0] * len(rows))

@@ -1,7 +1,7 @@
-"""Networks by shape, with random weights made on the spot.
+"""Networks of given shapes, with random weights created in memory.
 
-All of them are in the LLaDA layout. `dream-7b` is a LLaDA network of that size: Dream's own has
-biases on query, key and value and shifts its logits, neither of which weighs anything in time.
+All of them have the LLaDA layout. `dream-7b` is a LLaDA network of that size: Dream's own network
+has biases on query, key and value and shifts its logits, neither of which matters for time.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ SHAPES = {
 
 
 def shape_of(name: str, layers: int | None = None) -> Shape:
-    """A shape by name, with another depth if given.
+    """A shape by name, optionally with another number of layers.
 
     Raises:
-        ValueError: there is none of that name, or the depth is no int >= 1.
+        ValueError: the name is unknown, or the number of layers is not an int >= 1.
     """
     shape = SHAPES[known("shape", name, SHAPES)]
     if layers is None:
@@ -56,14 +56,14 @@ def shape_of(name: str, layers: int | None = None) -> Shape:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """What is fast: bfloat16, but float32 on a CPU, where most have no unit for less."""
+    """The fast dtype: bfloat16, but float32 on a CPU, as most CPUs have no unit for less."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def build(shape: Shape, device: str | None = None, dtype: str = "auto", seed: int = 0) -> Model:
-    """A network of random weights, without a tokenizer. Only the mask is banned.
+    """A network with random weights and no tokenizer; only the mask token is never sampled.
 
-    The meta device holds it until its dtype is known, so nothing is ever allocated twice.
+    The network is created on the meta device and allocated only once its dtype is known.
     """
     target = check_device(device)
     kind = check_dtype(dtype)
@@ -112,7 +112,7 @@ def empty_network(shape: Shape) -> "TransformerForMaskedLM":
 
 
 def fill(network: Any, seed: int) -> None:
-    """Matrices with variance 1 / columns, so that logits differ; norms with ones."""
+    """Fill matrices with variance 1 / columns, so that logits differ, and norms with ones."""
     from dlm.models.rotary import RotaryEmbedding
 
     device = network.model.embed_tokens.weight.device

@@ -1,7 +1,7 @@
-"""Time of the engine outside the network, forward by forward.
+"""Time that the engine spends outside the network, per forward pass.
 
-A decoding is recorded; its network calls are then made again, back to back. What the decoding takes
-beyond them is the engine: windows, statistics, the policy, writing, checks and the texts around.
+A decoding is recorded, and then its network calls are repeated back to back. The rest of the
+decoding's time is the engine: windows, statistics, the decoder, writing tokens, checks and text.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from dlm.models.model import Model
 
 
 def measure(work: Work) -> Iterator[Result]:
-    """One result for each batch size."""
+    """Yield a result for each batch size."""
     model = work.model()
     most = ceilings(model.device, model.network.dtype, gpu_of(model.device))
     for batch in work.batch_sizes:
@@ -29,7 +29,7 @@ def measure(work: Work) -> Iterator[Result]:
 
 
 def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
-    """A decoding and its network calls alone."""
+    """Time a decoding, and its network calls alone."""
     recorder = Recorder.of(model)
     prompts = random_prompts(model, [work.prompt_length] * batch)
     inside: list[float] = []
@@ -58,17 +58,17 @@ def compare(work: Work, model: Model, batch: int, most: Ceilings) -> Result:
 
 
 def engine_seconds(times: Times, inside: list[float], device: torch.device) -> list[float]:
-    """What each decoding took outside the network, by the finer clock that there is.
+    """Seconds that each decoding spent outside the network, by the more precise method available.
 
-    That is one around every call of the network; where such a call only asks for work, on a GPU,
-    the calls made alone have to do.
+    On a CPU that is a clock around every network call. On a GPU such a call only launches work, so
+    the calls repeated alone are subtracted instead.
     """
     network = inside if device.type == "cpu" else times["network"]
     return [a - b for a, b in zip(times["decode"], network, strict=True)]
 
 
 def shares(times: Times, inside: list[float], device: torch.device) -> dict[str, Spread]:
-    """The engine's time over the network's, by the calls made alone and by the clock."""
+    """Engine time over network time, by the calls repeated alone and, on a CPU, by the clock."""
     outside = [a - b for a, b in zip(times["decode"], times["network"], strict=True)]
     made = {"(decode - network) / network": ratio(outside, times["network"])}
     if device.type == "cpu":
@@ -80,7 +80,7 @@ def shares(times: Times, inside: list[float], device: torch.device) -> dict[str,
 def rates(
     shape: Shape, calls: list[Call], times: Times, model: Model, most: Ceilings
 ) -> dict[str, Any]:
-    """How near the network alone comes to the ceilings."""
+    """How close the network alone comes to the ceilings."""
     forwards = count_forwards(calls)
     network = Spread.of(times["network"]).median
     flops = count_flops(shape, calls) / network
@@ -96,7 +96,7 @@ def rates(
 
 
 def totals(shape: Shape, calls: list[Call], model: Model) -> dict[str, Any]:
-    """Counted from shapes."""
+    """Totals computed from shapes."""
     return {
         "flops of all forwards": count_flops(shape, calls),
         "bytes of the weights": read_weights(shape) * model.network.dtype.itemsize,
@@ -104,12 +104,12 @@ def totals(shape: Shape, calls: list[Call], model: Model) -> dict[str, Any]:
 
 
 def count_forwards(calls: list[Call]) -> int:
-    """Calls of `hidden`."""
+    """Number of calls of `hidden`."""
     return sum(bool(call.arguments) for call in calls)
 
 
 def count_flops(shape: Shape, calls: list[Call]) -> int:
-    """Of the network calls of a decoding."""
+    """Flops of the network calls of a decoding."""
     total = 0
     for call in calls:
         if call.arguments:

@@ -1,7 +1,8 @@
-"""Device time of the steps of a decoding, apart by how each was run.
+"""Device time of the steps of a decoding, by how each step was run.
 
-The engine runs the first step of a shape plainly, records the second and replays all later ones:
-`dlm.recording`. A mean over all of them says little of those that a long generation is made of.
+The engine runs the first step of a shape plainly, records the second and replays all later ones
+(`dlm.recording`). A mean over all of them would say little about the replayed steps, which are most
+of a long generation.
 """
 
 from collections.abc import Iterator
@@ -23,17 +24,17 @@ PARTS = ("whole rows", "window", "window and some whole rows", "answers", "windo
 class Span:
     """One step."""
 
-    kind: str  # of `KINDS`; the second step of a shape is recorded and then played
-    part: str  # of `PARTS`, what was computed
+    kind: str  # one of `KINDS`; the second step of a shape is recorded and then played
+    part: str  # one of `PARTS`: what was computed
     begin: Any  # marks of the device
     end: Any
 
 
 @contextmanager
 def watched(gpu: Gpu) -> Iterator[list[Span]]:
-    """The steps that are run meanwhile, in this process."""
+    """Collect the steps that this process runs inside the context."""
     spans: list[Span] = []
-    within: list[str] = []  # what befell the step that is being run
+    within: list[str] = []  # how the current step is run
     run, make, play = Steps.__call__, Recording.__init__, Recording.__call__
 
     def step(self: Steps, canvas: Any, progress: Any, plan: ForwardPlan) -> Any:
@@ -66,18 +67,18 @@ def watched(gpu: Gpu) -> Iterator[list[Span]]:
 
 
 def part_of(plan: ForwardPlan) -> str:
-    """What a forward computes."""
+    """What a forward pass computes, as one of `PARTS`."""
     named = {Scope.ROW: PARTS[0], Scope.WINDOW: PARTS[1], Scope.ANSWER: PARTS[3]}
     return PARTS[2 if Scope.ROW in plan.scopes else 4] if plan.scope is None else named[plan.scope]
 
 
 def told(spans: list[Span], gpu: Gpu, reading: float) -> dict[str, int | float]:
-    """What a result says of steps.
+    """The entries of a result about steps.
 
     Args:
-        spans: of one decoding, in order.
-        gpu: what marked them.
-        reading: seconds that the weights take to be read once.
+        spans: steps of one decoding, in order.
+        gpu: the device that marked them.
+        reading: seconds to read the weights once.
     """
     met = {*PARTS[:2], *(span.part for span in spans)}
     took: dict[tuple[str, str], list[float]] = {

@@ -1,4 +1,4 @@
-"""Times of several calls that take turns, and what to say of them."""
+"""Timing of several calls in turns, and statistics of the times."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ WALL = "wall clock"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Order statistics of repeats."""
+    """Order statistics of repeated measurements."""
 
     median: float
     least: float
@@ -23,26 +23,25 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Those of at least one value."""
+        """The statistics of one or more values."""
         points = list(values) if len(values) > 1 else 2 * list(values)
         lower, median, upper = statistics.quantiles(points, n=4, method="inclusive")
         return cls(median, min(values), lower, upper, max(values))
 
     def record(self) -> dict[str, float]:
-        """As JSON holds it."""
+        """The statistics as JSON values."""
         return asdict(self)
 
 
 Times = dict[str, list[float]]
-"""Seconds of each call, one a round."""
+"""Seconds of each call, one value per round."""
 
 Told = Callable[[str, int, int], None]
-"""Called off the clock: what is timed next, how many calls of a measurement are done, and of how
-many."""
+"""Called outside the timed parts with what is timed next, the calls done, and the total."""
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """Ignore progress."""
 
 
 def take_turns(
@@ -52,17 +51,17 @@ def take_turns(
     before: Callable[[], object] = lambda: None,
     told: Told = silent,
 ) -> Times:
-    """Time every call once a round, so that a busy machine slows all of them alike.
+    """Time every call once per round, so that other load on the machine slows all of them equally.
 
-    One round before the first warms up. Rounds start with one call after another, every second one
-    goes backwards: what a call leaves in the caches does not always meet the same successor.
+    A warm-up round comes first. Each round starts with the next call, and every second round runs
+    in reverse, so that each call meets different cache contents.
 
     Args:
-        calls: what to time, by name.
+        calls: the functions to time, by name.
         repeats: rounds, at least 1.
-        device: what to wait for.
-        before: what to do ahead of every timed call, off the clock.
-        told: hears of every call, of those that warm up, too.
+        device: the device to wait for.
+        before: called before every timed call, untimed.
+        told: called before every call, including those of the warm-up.
     """
     total = len(calls) * (repeats + 1)
     for number, (name, call) in enumerate(calls.items()):
@@ -78,7 +77,7 @@ def take_turns(
 
 
 def rounds(timers: Mapping[str, Callable[[], float]], repeats: int, told: Told = silent) -> Times:
-    """The seconds that each timer tells, once a round, in the order of `take_turns`."""
+    """The seconds that each timer returns, once per round, in the order of `take_turns`."""
     names = list(timers)
     times: Times = {name: [] for name in names}
     total = len(names) * repeats
@@ -92,7 +91,7 @@ def rounds(timers: Mapping[str, Callable[[], float]], repeats: int, told: Told =
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, the device's share included."""
+    """Wall time of one call, including its work on the device."""
     wait(device)
     began = time.perf_counter()
     call()
@@ -101,11 +100,11 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Wait for all that was asked of a device."""
+    """Wait for all work of a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Quotients round by round: what disturbs a round disturbs both of its parts."""
+    """Quotients per round: what disturbs a round affects both of its parts."""
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])

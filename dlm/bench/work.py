@@ -1,4 +1,4 @@
-"""What the benchmarks of whole decodings are given."""
+"""The input of the benchmarks that run whole decodings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from dlm.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A network and what to decode with it. Prompts are random tokens.
+    """A network and what to decode with it; prompts are random tokens.
 
     Raises:
-        ValueError: an option breaks its rule.
+        ValueError: an option is out of range.
     """
 
     shape: str
@@ -39,7 +39,7 @@ class Work:
     refresh_prompt_every: int | None = None
     refresh_decoded_every: int | None = None
     repeats: int = 5
-    told: Told = silent  # hears of every call that is timed
+    told: Told = silent  # called before every timed call
 
     def __post_init__(self) -> None:
         for name in ("prompt_length", "repeats"):
@@ -51,12 +51,12 @@ class Work:
 
     @property
     def block(self) -> int:
-        """Tokens of a block: it may be longer than what is decoded."""
+        """Tokens in a block; at most the tokens to decode."""
         return min(self.block_length, self.gen_length)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of a generation. It decodes to the last position: a random network stops by chance."""
+        """Options of a generation, which never stops early: a random network would by chance."""
         return {
             "decoder": self.decoder,
             "decoder_options": {**self.decoder_options},
@@ -70,21 +70,21 @@ class Work:
 
     @property
     def intervals(self) -> dict[str, int | None]:
-        """When a cache makes anew what it could keep."""
+        """Intervals at which cached keys and values are recomputed."""
         names = ("refresh_answer_every", "refresh_prompt_every", "refresh_decoded_every")
         return {name: getattr(self, name) for name in names}
 
     @property
     def sizes(self) -> Shape:
-        """Of the network."""
+        """The shape of the network."""
         return shape_of(self.shape, self.layers)
 
     def model(self) -> Model:
-        """The network."""
+        """Create the network."""
         return build(self.sizes, self.device, self.dtype)
 
     def case(self, model: Model, **more: Any) -> dict[str, Any]:
-        """What a result is about."""
+        """The case that a result describes."""
         return {
             "shape": self.shape,
             "layers": self.sizes.layers,
@@ -103,18 +103,18 @@ class Work:
         }
 
     def decode(self, model: Model, prompts: list[list[int]], **more: Any) -> Generation:
-        """Decode them, with other options than its own where they are given."""
+        """Decode prompts; `more` overrides the options."""
         return generate(model, prompts, **{**self.options, **more})
 
 
 def random_prompts(model: Model, lengths: list[int]) -> list[list[int]]:
-    """Token ids, none of them a stop token or the mask, which are the last of the vocabulary."""
+    """Random token ids below the stop tokens and the mask, which end the vocabulary."""
     generator = torch.Generator().manual_seed(0)
     least = min(model.spec.stop_ids)
     return [torch.randint(least, (n,), generator=generator).tolist() for n in lengths]
 
 
 def agreement(one: list[list[int]], other: list[list[int]]) -> float:
-    """Share of positions with the same token."""
+    """Share of positions with equal tokens."""
     pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
