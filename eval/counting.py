@@ -1,4 +1,4 @@
-"""What is counted, defined once: every table of the evaluation prints `DEFINITIONS`."""
+"""The definitions of what is counted; every table of the evaluation prints `DEFINITIONS`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,43 +6,47 @@ from dataclasses import dataclass
 from dlm.eval.sample import Sample
 
 DEFINITIONS = (
-    ("forwards", "network evaluations a row took part in (NFE), mean over rows"),
+    (
+        "forwards",
+        "forward passes that a row took part in (number of function evaluations, NFE), mean over "
+        "rows",
+    ),
     (
         "query tokens",
-        "positions the network was evaluated at, in all forwards of a row: prompt and shadow "
-        "positions included, guidance twice, padding not at all; mean over rows",
+        "positions that the network computed in all forward passes of a row: prompt and shadow "
+        "positions included, each counted twice with guidance, padding excluded; mean over rows",
     ),
     (
         "response / forward",
-        "response tokens (in front of the first end of text, and in filled blanks all but ends of "
-        "text) over forwards, both summed over rows",
+        "response tokens per forward pass, both summed over rows; response tokens are those "
+        "before the first end of text, and in filled blanks all but ends of text",
     ),
     (
         "tokens / forward",
-        "the same with every position that a forward committed, end of text included, as "
-        "`dlm generate` counts; what is filled in behind an end of text without a forward is not "
-        "counted",
+        "the same for every position that a forward pass committed, end of text included, as `dlm"
+        " generate` counts; positions filled in after an end of text without a forward pass are "
+        "not counted",
     ),
     (
         "response / s",
-        "response tokens over seconds of decoding of one process, both summed over rows; the "
-        "seconds between two batches of samples that are done are shared by the latter in "
-        "proportion to their query tokens; loading, "
-        "a warm-up of two forwards, extraction and scoring are not timed",
+        "response tokens per second of decoding by one process, both summed over rows; the time "
+        "from one batch of finished samples to the next is divided among the samples of the "
+        "latter in proportion to their query tokens; loading, a warm-up of two forward passes, "
+        "extraction and scoring are not timed",
     ),
-    ("tokens / s", "the same with every position that a forward committed"),
+    ("tokens / s", "the same for every position that a forward pass committed"),
     (
         "prompt tokens",
-        "never counted as tokens; a prompt too long for the model counts as failed in the score "
-        "and nowhere else",
+        "never counted as tokens; a prompt that is too long for the model counts as failed in the"
+        " score, and does not count in the other columns",
     ),
 )
-"""What each column means."""
+"""The meaning of each column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Sums over samples that were decoded."""
+    """Sums over the decoded samples."""
 
     samples: int
     forwards: int
@@ -53,7 +57,7 @@ class Counts:
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> "Counts":
-        """Add them up."""
+        """Add up samples."""
         rows = [row for row in samples if row.forwards]
         return cls(
             samples=len(rows),
@@ -66,40 +70,40 @@ class Counts:
 
     @property
     def forwards_per_row(self) -> float:
-        """Mean NFE."""
+        """Mean forward passes (NFE) per row."""
         return ratio(self.forwards, self.samples)
 
     @property
     def query_tokens_per_row(self) -> float:
-        """Mean positions evaluated."""
+        """Mean positions evaluated per row."""
         return ratio(self.query_tokens, self.samples)
 
     @property
     def seconds_per_row(self) -> float:
-        """Mean share of the time."""
+        """Mean seconds per row."""
         return ratio(self.seconds, self.samples)
 
     @property
     def response_tokens_per_forward(self) -> float:
-        """In front of the first end of text."""
+        """Response tokens per forward pass."""
         return ratio(self.response_tokens, self.forwards)
 
     @property
     def tokens_per_forward(self) -> float:
-        """Of every committed position."""
+        """Committed positions per forward pass."""
         return ratio(self.decoded_tokens, self.forwards)
 
     @property
     def response_tokens_per_second(self) -> float:
-        """In front of the first end of text, by one process."""
+        """Response tokens per second of one process."""
         return ratio(self.response_tokens, self.seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of every committed position, by one process."""
+        """Committed positions per second of one process."""
         return ratio(self.decoded_tokens, self.seconds)
 
 
 def ratio(amount: float, over: float) -> float:
-    """A share; 0 where nothing was decoded."""
+    """A ratio; 0 if nothing was decoded."""
     return amount / over if over else 0.0

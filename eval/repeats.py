@@ -1,4 +1,4 @@
-"""What several samples of a problem tell that one does not: pass@k and majority votes.
+"""Measures of several samples per problem: pass@k and majority votes.
 
 A group is all samples of one prompt: of one problem under one template.
 """
@@ -26,29 +26,29 @@ from dlm.options import integer
 PASS, MAJORITY = "pass", "maj"
 
 DEFINITIONS = (
-    ("n", "samples; in comparisons pairs, each with the means of its samples"),
+    ("n", "number of samples; in comparisons, number of pairs, each with the means of its samples"),
     ("score", "share of a problem's samples that are right, mean over problems: pass@1"),
     (
         "pass@k",
-        "chance that of k samples of a problem at least one is right: 1 - C(n - c, k) / C(n, k) "
-        "where c of its n samples are, without bias (Chen et al. 2021, arXiv:2107.03374); mean "
-        "over the problems that have k samples",
+        "probability that at least one of k samples of a problem is right: the unbiased estimate "
+        "1 - C(n - c, k) / C(n, k) if c of its n samples are right (Chen et al. 2021, "
+        "arXiv:2107.03374); mean over the problems that have k samples",
     ),
     (
         "maj@n",
-        "chance that what most of a problem's n samples answer is right (self-consistency, Wang "
-        "et al. 2022, arXiv:2203.11171): where nothing is read there is no vote, what is spelled "
-        "alike is one answer, the lot decides between answers with as many votes; mean over the "
-        "problems that have all samples",
+        "probability that the most frequent answer among a problem's n samples is right "
+        "(self-consistency, Wang et al. 2022, arXiv:2203.11171): samples without an extracted "
+        "answer do not vote, answers with the same spelling are the same answer, and ties are "
+        "broken at random; mean over the problems that have all samples",
     ),
     (
         "95%",
-        "of a score, pass@k and maj@n: BCa bootstrap (Efron 1987) of 10,000 resamples of the "
-        "problems that count, a problem with all its samples at a time; Wilson's interval (1927) "
-        "for as many problems where each has one sample, or where resampling changes nothing",
+        "interval of a score, pass@k or maj@n: BCa bootstrap (Efron 1987) of 10,000 resamples of "
+        "the problems that count, each problem with all its samples; Wilson's interval (1927) for"
+        " as many problems if each has one sample, or if resampling changes nothing",
     ),
 )
-"""What columns mean where problems have several samples; see `definitions`."""
+"""Meanings of columns if problems have several samples; see `definitions`."""
 
 HEAD = ("decoder", "template", "measure", "problems", "value", "95%")
 """Columns of the table of measures."""
@@ -61,12 +61,12 @@ class Measure:
     """A figure of a group, such as pass@4."""
 
     kind: str  # `PASS` or `MAJORITY`
-    k: int  # samples
-    of: Callable[[Group], float | None]  # None of a group with fewer samples
+    k: int  # number of samples
+    of: Callable[[Group], float | None]  # None for a group with fewer samples
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return f"{self.kind}@{self.k}"
 
 
@@ -76,30 +76,30 @@ class Figure:
 
     measure: Measure
     problems: int
-    value: float | None  # None without a problem
+    value: float | None  # None if there is no such problem
     interval: tuple[float, float] | None  # 95%
 
 
 def definitions(measures: Iterable[Measure], *, compared: bool = False) -> list[tuple[str, str]]:
-    """What is to be said of tables with several samples, beside the columns of all tables.
+    """The definitions that tables with several samples need, besides those of all tables.
 
     Args:
-        measures: those that have a row.
-        compared: whether there are but differences of them, whose intervals are other ones.
+        measures: the measures with a row.
+        compared: whether the tables only have differences, whose intervals are defined elsewhere.
     """
     shown = {"n", "score", *(() if compared else ("95%",)), *(each.kind for each in measures)}
     return [(term, told) for term, told in DEFINITIONS if term.partition("@")[0] in shown]
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that k of some samples, drawn without replacement, have a right one among them.
+    """Chance that k samples, drawn without replacement, include a right one.
 
-    1 - C(n - c, k) / C(n, k): an unbiased estimate of 1 - (1 - p)^k, unlike 1 - (1 - c / n)^k
-    (Chen et al. 2021, arXiv:2107.03374, Eq. 1). In whole numbers up to one division, so that it
-    is the nearest float for any n.
+    1 - C(n - c, k) / C(n, k): an unbiased estimate of 1 - (1 - p)^k, unlike 1 - (1 - c / n)^k (Chen
+    et al. 2021, arXiv:2107.03374, Eq. 1). Computed in integers up to a single division, so that the
+    result is the nearest float for any n.
 
     Args:
-        samples: n, how many there are.
+        samples: n, the number of samples.
         right: c, how many of them are right.
         k: how many are drawn.
 
@@ -121,7 +121,7 @@ def passed(group: Group, k: int) -> float | None:
 
 
 def majority(group: Group, n: int) -> float | None:
-    """Chance that the answer with most of n votes is right, with a draw between equals."""
+    """Chance that the answer with the most of n votes is right; ties are broken at random."""
     if len(group) < n:
         return None
     scores: defaultdict[str, list[float]] = defaultdict(list)
@@ -133,25 +133,25 @@ def majority(group: Group, n: int) -> float | None:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of one or more."""
+    """The mean of one or more values."""
     return sum(values) / len(values)
 
 
 def usual(samples: int) -> list[int]:
-    """The k of pass@k for so many samples: powers of two, and all of them."""
+    """The usual k of pass@k: powers of two up to the number of samples, and that number."""
     return sorted({1 << power for power in range(samples.bit_length())} | {samples})
 
 
 def chosen(pass_at: Sequence[int], samples: int) -> list[int]:
-    """The k of pass@k: 1 and those given, or the usual ones; no more than there are samples."""
+    """The k of pass@k: 1 and those given, else the usual ones; none above the number of samples."""
     return sorted(k for k in {1, *(pass_at or usual(samples))} if k <= samples)
 
 
 def check_pass_at(pass_at: Sequence[int], samples: int) -> None:
-    """Refuse a k that no run has samples for.
+    """Refuse a k above the number of samples.
 
     Raises:
-        ValueError: it is no int from 1, or above `samples`.
+        ValueError: a k is not an int >= 1, or above `samples`.
     """
     for k in pass_at:
         if integer("--pass-at", k, least=1) > samples:
@@ -161,7 +161,7 @@ def check_pass_at(pass_at: Sequence[int], samples: int) -> None:
 
 
 def measures_of(run: Run, pass_at: Sequence[int] = ()) -> list[Measure]:
-    """What can be said of a run: pass@k, and majority votes where answers are read out."""
+    """The measures of a run: pass@k, and majority votes if answers are extracted."""
     found = [Measure(PASS, k, partial(passed, k=k)) for k in chosen(pass_at, run.repeats)]
     if run.repeats > 1 and "execution" not in run.settings:
         found.append(Measure(MAJORITY, run.repeats, partial(majority, n=run.repeats)))
@@ -171,8 +171,8 @@ def measures_of(run: Run, pass_at: Sequence[int] = ()) -> list[Measure]:
 def figures(groups: Sequence[Group], measures: Sequence[Measure]) -> list[Figure]:
     """Measures over groups, resampled by problem.
 
-    Wilson's intervals where each group has one sample, for as many samples as there are problems:
-    right if templates of a problem change nothing, else too wide.
+    If each group has one sample, Wilson's interval for as many samples as there are problems is
+    used. It is exact if the templates of a problem give the same results, else too wide.
     """
     single = all(len(group) == 1 for group in groups)
     draw = partial(resample, resamples=RESAMPLES, seed=0)
@@ -195,7 +195,7 @@ def figures(groups: Sequence[Group], measures: Sequence[Measure]) -> list[Figure
 
 
 def measure_sums(groups: Sequence[Group], measures: Sequence[Measure]) -> Floats:
-    """What the groups of each problem add up to, [problems, 2 x measures]: how many, and value."""
+    """Sums over the groups of each problem, [problems, 2 x measures]: number and value."""
     rows: defaultdict[int, list[list[float]]] = defaultdict(list)
     for group in groups:
         values = [measure.of(group) for measure in measures]
@@ -206,5 +206,5 @@ def measure_sums(groups: Sequence[Group], measures: Sequence[Measure]) -> Floats
 
 
 def share(totals: Floats) -> Floats:
-    """Mean value, over totals [..., 2]."""
+    """The mean value, from totals [..., 2]."""
     return totals[..., 1] / totals[..., 0]
