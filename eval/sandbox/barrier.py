@@ -1,9 +1,9 @@
-"""A seccomp filter: system calls that no solution needs and that past holes in kernels were in.
+"""A seccomp filter for system calls that no solution needs and that kernel exploits have used.
 
-They fail with EPERM, for this process and all that it starts, for ever. Namespaces are the first
-wall; this one keeps a program from digging: no namespaces, mounts or debugging of its own, no
-sockets but local ones (AF_VSOCK leads out of a network namespace), no memory that belongs to no
-process and so escapes the watch over it.
+They fail with EPERM, permanently, for this process and all processes that it starts. Namespaces are
+the first barrier. This one removes ways around them: no namespaces, mounts or debugging of the
+program's own; no sockets except local ones (AF_VSOCK leads out of a network namespace); and no
+memory outside any process, which the memory watch would miss.
 """
 
 import ctypes
@@ -11,15 +11,15 @@ import os
 import struct
 
 LOAD, JUMP_EQUAL, JUMP_LEAST, JUMP_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-ALLOW, REFUSE, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM; ENOSYS, to fall back from
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets into what a filter is shown
+ALLOW, REFUSE, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM; ENOSYS, to force a fallback
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets into the data that a filter sees
 NO_NEW_PRIVILEGES, SECCOMP, FILTER = 38, 22, 2  # of prctl
 NEW_NAMESPACES = 0x7E020080  # CLONE_NEW*
 LOCAL = 1  # AF_UNIX
 X32 = 0x40000000  # another numbering of the same calls
 
 REFUSED = {
-    # name: number on x86_64, on aarch64; -1 where it is not
+    # name: number on x86_64, on aarch64; -1 if it does not exist there
     "unshare": (272, 97),
     "setns": (308, 268),
     "mount": (165, 40),
@@ -80,7 +80,7 @@ REFUSED = {
     "modify_ldt": (154, -1),
 }
 MACHINES = {
-    # name: its column above, its number, those of socket, clone and clone3
+    # name: its column above, its number, and the numbers of socket, clone and clone3
     "x86_64": (0, 0xC000003E, 41, 56, 435),
     "aarch64": (1, 0xC00000B7, 198, 220, 435),
 }
@@ -92,7 +92,7 @@ def known() -> bool:
 
 
 def program(machine: str) -> bytes:
-    """The filter of a machine."""
+    """The filter program of a machine."""
     column, architecture, socket, clone, clone3 = MACHINES[machine]
     steps = [
         (LOAD, 0, 0, ARCHITECTURE),
@@ -105,7 +105,8 @@ def program(machine: str) -> bytes:
     for numbers in REFUSED.values():
         if numbers[column] >= 0:
             steps += [(JUMP_EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, REFUSE)]
-    # The flags of clone3 are in memory, where a filter cannot look: callers fall back to clone.
+    # The flags of clone3 are in memory, where a filter cannot look, so callers must fall back to
+    # clone.
     steps += [(JUMP_EQUAL, 0, 1, clone3), (RETURN, 0, 0, ABSENT)]
     steps += [(JUMP_EQUAL, 0, 4, socket), (LOAD, 0, 0, FIRST_ARGUMENT)]
     steps += [(JUMP_EQUAL, 1, 0, LOCAL), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
@@ -125,14 +126,14 @@ def raise_barrier() -> None:
     text = program(os.uname().machine)
     held = ctypes.create_string_buffer(text, len(text))
     header = struct.pack("@HP", len(text) // 8, ctypes.addressof(held))
-    named = ctypes.create_string_buffer(header, len(header))  # both live until the call is over
+    named = ctypes.create_string_buffer(header, len(header))  # both must outlive the call
     call = ctypes.CDLL(None, use_errno=True).prctl
     ask(call, NO_NEW_PRIVILEGES, 1)
     ask(call, SECCOMP, FILTER, ctypes.addressof(named))
 
 
 def ask(call: "ctypes._NamedFuncPointer", option: int, *arguments: int) -> None:
-    """One prctl.
+    """Make one prctl call.
 
     Raises:
         OSError: the kernel refuses it.

@@ -1,4 +1,4 @@
-"""The sandbox that a machine offers, and running checks in it."""
+"""Choice of the sandbox that a machine supports, and running of checks in it."""
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,12 +27,12 @@ STOPPED = {
 
 
 class DidNotStart(RuntimeError):
-    """The sandbox itself failed, which says nothing about a solution."""
+    """The sandbox itself failed, which tells nothing about a solution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Runs programs that nobody has read. What it covers is said in the package's docstring."""
+    """Runs untrusted programs; the docstring of the package describes the protection."""
 
     limits: Limits
     _rung: Rung
@@ -40,7 +40,7 @@ class Sandbox:
 
     @classmethod
     def find(cls, unsafe: bool = False, limits: Limits | None = None) -> "Sandbox":
-        """The best protection that works here, found by running a small program in each.
+        """Find the best protection that works here, by running a small program in each.
 
         Raises:
             ValueError: none works and `unsafe` is not set; the message says what to install.
@@ -64,11 +64,11 @@ class Sandbox:
     def each(
         cls, limits: Limits | None = None, failures: list[str] | None = None
     ) -> Iterator["Sandbox"]:
-        """Every protection that works here, best first, one interpreter for each.
+        """Yield every protection that works here, best first, with one interpreter for each.
 
         Args:
-            limits: what a check may use.
-            failures: gets a line for every one that does not work.
+            limits: the limits of a check.
+            failures: a line is appended for every protection that does not work.
         """
         done = set()
         if failures is not None and not pythons():
@@ -90,23 +90,23 @@ class Sandbox:
 
     @property
     def rung(self) -> str:
-        """Which protection this is: bubblewrap, unshare or unprotected."""
+        """The name of the protection: bubblewrap, unshare or unprotected."""
         return self._rung.name
 
     def statement(self) -> str:
-        """What is protected here and what is not, in a few lines for people."""
+        """What is and is not protected here, in a few lines of text."""
         return stated(self._rung, self.limits)
 
     def facts(self) -> dict[str, Any]:
-        """What decides how a check ends: the protection, the interpreter, the limits."""
+        """What determines the outcome of a check: the protection, the interpreter, the limits."""
         python = self._rung.python.version()
         return {"sandbox": self.rung, "python": python, **asdict(self.limits)}
 
     def run(self, check: Check) -> Outcome:
-        """Run a check. Whatever the solution does, an outcome comes back.
+        """Run a check; there is an outcome whatever the solution does.
 
         Raises:
-            RuntimeError: the sandbox itself did not start; says nothing about the solution.
+            RuntimeError: the sandbox itself did not start, which tells nothing about the solution.
         """
         nonce = secrets.token_hex(16)
         ran = run(
@@ -124,13 +124,13 @@ class Sandbox:
         return Outcome(kind == judging.PASSED, kind, detail, ran.seconds)
 
     def run_all(self, checks: Iterable[Check], workers: int = 2) -> list[Outcome]:
-        """Run checks, several at a time; outcomes in the order of the checks.
+        """Run checks in parallel; returns outcomes in the order of the checks.
 
-        A check that the wall clock stops beside others, with CPU time left, is run again alone, so
-        that `workers` changes no outcome.
+        A check that the wall clock stops while others run, with CPU time left, is run again alone,
+        so that `workers` does not change outcomes.
 
         Raises:
-            ValueError: `workers` is no positive int.
+            ValueError: `workers` is not a positive int.
             RuntimeError: the sandbox itself did not start.
         """
         integer("workers", workers, least=1)
@@ -148,7 +148,7 @@ class Sandbox:
         ]
 
     def _feed(self, check: Check, nonce: str) -> bytes:
-        """What a judge reads: its own program, then its task."""
+        """The input of a judge: its own program, then its task."""
         limits = self.limits
         task = encode(
             {
@@ -161,14 +161,14 @@ class Sandbox:
                 "wall_seconds": float(limits.wall_seconds),
                 "memory_bytes": limits.memory_bytes,
                 "file_bytes": limits.file_bytes,
-                # Counted by user, and without a sandbox that is the one who runs us.
+                # Counted per user, and without a sandbox that is the user who runs us.
                 "processes": 0 if self.rung == UNPROTECTED else limits.processes,
             }
         )
         return b"".join(b"%08x" % len(part) + part for part in (self._programs[0], task))
 
     def _tried(self) -> str:
-        """Why a small program does not work in it; nothing if it does."""
+        """Why a small program does not work in this sandbox; "" if it does."""
         try:
             outcome = self.run(PROBE)
         except (OSError, DidNotStart) as error:
@@ -177,7 +177,7 @@ class Sandbox:
 
 
 def verdict(ran: Run, nonce: str) -> tuple[str, str]:
-    """What became of a check: what the judge said under its nonce, or why it said nothing."""
+    """The outcome of a check: the judge's line with the nonce, or why there is none."""
     if ran.stopped:
         return STOPPED[ran.stopped]
     for line in ran.output.decode("ascii", "replace").split("\n")[:-1]:
@@ -189,17 +189,17 @@ def verdict(ran: Run, nonce: str) -> tuple[str, str]:
 
 
 def starved(outcome: Outcome) -> bool:
-    """Whether the wall clock ended a check: others may have had the CPU time that it had left."""
+    """Whether the wall clock ended a check that had CPU time left, which others may have used."""
     return outcome.kind == judging.TIMED_OUT and outcome.detail == judging.NO_TIME
 
 
 def shown(text: str) -> str:
-    """Text that does nothing to a terminal."""
+    """Text without characters that could control a terminal."""
     return "".join(each if " " <= each <= "~" else f"\\x{ord(each):02x}" for each in text)
 
 
 def program(name: str) -> bytes:
-    """The source of a process: its modules, loaded in turn, and a call of the last one's `main`."""
+    """The source of a process: its modules in order, and a call of the last one's `main`."""
     package = __package__
     lines = [
         "import sys",
@@ -216,7 +216,7 @@ def program(name: str) -> bytes:
 
 
 def stated(rung: Rung, limits: Limits) -> str:
-    """What a rung protects with these limits."""
+    """Describe the protection of a rung with these limits."""
     if rung.name == UNPROTECTED:
         return (
             "generated code runs UNPROTECTED, as you: it can read and delete your files, use the"

@@ -1,8 +1,8 @@
-"""The process that runs the tests and says how they ended. It starts inside the sandbox.
+"""The process that runs the tests and reports how they ended; it starts inside the sandbox.
 
-It reads a nonce, the tests and the solution from its standard input, hides its memory from the
-processes of its own user, starts the subject and executes the tests with the subject's functions
-in their place. The nonce stands in front of whatever it says, and the subject never has it.
+It reads a nonce, the tests and the solution from stdin, hides its memory from other processes of
+its own user, starts the subject and executes the tests with functions that call the subject.
+Everything it reports begins with the nonce, which the subject never has.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, ERROR = "passed", "failed", "error"
 TIMED_OUT, MEMORY, KILLED, UNREADABLE = "timed out", "out of memory", "killed", "unreadable"
-NO_TIME = "no time left"  # detail of what the wall clock stopped, with CPU time left
+NO_TIME = "no time left"  # detail of a check that the wall clock stopped with CPU time left
 DETAIL = 300  # characters
 NO_DUMP, DEATH_SIGNAL = 4, 1  # PR_SET_DUMPABLE, PR_SET_PDEATHSIG
-FILES = 128  # open at a time
+FILES = 128  # open at once
 
 
 class Verdict(BaseException):
-    """How it ended."""
+    """How a check ended."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
-        """Of one of the kinds above, with a line that says more."""
+        """Take one of the kinds above, and a line with details."""
         super().__init__(kind, detail)
         self.kind = kind
         self.detail = detail
 
 
 def main() -> None:
-    """Judge one check and say how it went."""
+    """Judge one check and report how it ended."""
     task = decode(read(int(read(8), 16)))
     hide()
     raise_barrier()
@@ -52,7 +52,7 @@ def main() -> None:
     say = speaker(os.dup(1), task["nonce"])
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(null, standard)  # what the tests print is not ours to say
+        os.dup2(null, standard)  # the output of the tests is discarded
     os.close(null)
     signal.signal(signal.SIGXCPU, lambda *_: say(TIMED_OUT, "the tests used up the CPU time"))
     signal.signal(signal.SIGALRM, lambda *_: say(TIMED_OUT, NO_TIME))
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def read(size: int) -> bytes:
-    """That many bytes of the standard input; ends the process where they do not come."""
+    """Read this many bytes from stdin; exit if they do not arrive."""
     text = b""
     while len(text) < size:
         part = os.read(0, size - len(text))
@@ -77,7 +77,7 @@ def read(size: int) -> bytes:
 
 
 def speaker(output: int, nonce: str) -> Callable[[str, str], NoReturn]:
-    """Says that this process has started, and gives what says how it ended and ends it.
+    """Report that this process has started; return a function that reports the outcome and exits.
 
     Both lines begin with the nonce.
     """
@@ -92,9 +92,9 @@ def speaker(output: int, nonce: str) -> Callable[[str, str], NoReturn]:
 
 
 def hide() -> None:
-    """Closes memory, files and environment of this process to all others of its user.
+    """Close memory, files and environment of this process to other processes of its user.
 
-    And has it killed with its parent, which a change of the user before it may have undone.
+    Also have it killed with its parent again, which an earlier change of user may have undone.
 
     Raises:
         OSError: the kernel refuses it.
@@ -105,7 +105,7 @@ def hide() -> None:
 
 
 def limit(task: dict[str, Any]) -> None:
-    """Bounds this process and all that it starts; none can raise them again."""
+    """Limit this process and all processes that it starts; none can raise the limits again."""
     cpu = int(task["cpu_seconds"])
     bounds = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
@@ -121,17 +121,17 @@ def limit(task: dict[str, Any]) -> None:
 
 
 def judge(task: dict[str, Any]) -> NoReturn:
-    """Executes the tests against the solution.
+    """Execute the tests against the solution.
 
     Raises:
-        Verdict: always: how it ended.
+        Verdict: always; how the check ended.
     """
     tests = compile(task["tests"], "<tests>", "exec", dont_inherit=True)
     pid, link = start(task["subject"])
     try:
         examine(tests, task, link)
     except Broken:
-        pass  # `link.broken` says why, and a test cannot swallow that
+        pass  # `link.broken` has the reason, and a test cannot suppress that
     except Exception as error:
         raise Verdict(kind_of(error), where(error, task["tests"])) from None
     if link.broken:
@@ -140,12 +140,12 @@ def judge(task: dict[str, Any]) -> NoReturn:
 
 
 def examine(tests: CodeType, task: dict[str, Any], link: Link) -> None:
-    """Loads the solution in the subject and executes the tests here.
+    """Load the solution in the subject and execute the tests here.
 
     Raises:
-        Verdict: the solution does not even load.
-        Broken: the subject is gone or speaks nonsense.
-        Exception: what the tests raised.
+        Verdict: the solution cannot be loaded.
+        Broken: the subject is gone, or breaks the protocol.
+        Exception: as raised by the tests.
     """
     try:
         Function(link, 0, "load")(task["solution"])
@@ -157,12 +157,12 @@ def examine(tests: CodeType, task: dict[str, Any], link: Link) -> None:
     if "random" in task["tests"]:
         import random
 
-        random.seed(0)  # the same program scores the same
+        random.seed(0)  # makes scores reproducible
     exec(tests, space)
 
 
 def fetched(link: Link, wanted: list[str]) -> dict[str, Any]:
-    """Those of these globals that the solution has, and no others that it may offer."""
+    """The requested globals that the solution has, and no others that it may send."""
     found = Function(link, 1, "fetch")(wanted)
     space: dict[str, Any] = {}
     for name in wanted if type(found) is dict else ():
@@ -170,7 +170,7 @@ def fetched(link: Link, wanted: list[str]) -> dict[str, Any]:
             case ("value", value):
                 space[name] = value
             case ("module", str(module)) if module == name in sys.stdlib_module_names:
-                space[name] = __import__(name)  # ours, not what the solution made of it
+                space[name] = __import__(name)  # ours, not the solution's changed one
     return space
 
 
@@ -181,7 +181,7 @@ def mentioned(code: CodeType) -> set[str]:
 
 
 def start(program: bytes) -> tuple[int, Link]:
-    """Starts the subject, which gets two pipes and nothing else of this process."""
+    """Start the subject, which inherits two pipes and nothing else from this process."""
     there, to = os.pipe()
     back, here = os.pipe()
     flags = ["-s", "-S", "-B", "-c", BOOT]
@@ -205,11 +205,11 @@ def read(size):
         text += part
     return text
 exec(read(int(read(8), 16)))"""
-"""Python that executes Python from its standard input: keeps programs out of command lines."""
+"""Python code that executes Python from stdin, which keeps programs out of command lines."""
 
 
 def ended(pid: int, why: str, cpu_seconds: int) -> Verdict:
-    """What became of a subject that no longer answers."""
+    """The verdict on a subject that no longer answers."""
     for _ in range(50):
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
@@ -229,14 +229,14 @@ def ended(pid: int, why: str, cpu_seconds: int) -> Verdict:
 
 
 def kind_of(error: Exception) -> str:
-    """Whether a test did not hold, or the solution raised."""
+    """The kind of an error: whether a test failed, or the solution raised it."""
     if not getattr(error, REMOTE, False):
         return FAILED
     return MEMORY if isinstance(error, MemoryError) else ERROR
 
 
 def line_of(error: BaseException) -> str:
-    """An error on one line of plain text."""
+    """An error as one line of plain text."""
     try:
         text = " ".join(str(error).split())
     except Exception:
@@ -245,7 +245,7 @@ def line_of(error: BaseException) -> str:
 
 
 def where(error: Exception, tests: str) -> str:
-    """An error on one line; one without words with the line of the tests that raised it."""
+    """An error as one line; if it has no message, with the line of the tests that raised it."""
     text = line_of(error)
     number = 0
     trace = error.__traceback__

@@ -1,4 +1,4 @@
-"""Which protections a machine offers, best first, and the command lines that give them."""
+"""The protections that a machine offers, best first, and their command lines."""
 
 import os
 import secrets
@@ -18,12 +18,12 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",  # the same program scores the same
+    "PYTHONHASHSEED": "0",  # makes scores reproducible
     "PYTHONSAFEPATH": "1",
 }
 PYTHON_FLAGS = ("-s", "-S", "-B", "-c", BOOT)
-FIRST_USER, USERS = 61184, 4336  # ids that no account has: systemd's own for services
-SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # of the root folder, beside /usr
+FIRST_USER, USERS = 61184, 4336  # ids without accounts: systemd's own for services
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # in the root folder, besides /usr
 DEVICES = ("null", "zero", "full", "random", "urandom")
 TOOLS = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -33,10 +33,10 @@ class Python:
     """An interpreter for the sandbox."""
 
     path: str
-    folder: str = ""  # its installation, if that is not below /usr
+    folder: str = ""  # its installation, if not in /usr
 
     def version(self) -> str:
-        """Implementation and version, in words."""
+        """Implementation and version as text."""
         code = "import platform as p; print(p.python_implementation(), p.python_version())"
         command = [self.path, "-I", "-S", "-B", "-c", code]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -52,7 +52,7 @@ class Rung:
     root: bool  # whether this process may change its user
 
     def command(self, limits: Limits) -> list[str]:
-        """The command line of one sandbox; as root under a user of its own."""
+        """The command line of one sandbox; for root, under its own user id."""
         inner = [self.python.path, *PYTHON_FLAGS]
         if self.name == UNPROTECTED:
             return inner
@@ -62,7 +62,7 @@ class Rung:
         return [*self._unshared(), self._script(limits), "sh", *self._dropped(user), *inner]
 
     def _dropped(self, user: int) -> list[str]:
-        """Become a user without rights, for good."""
+        """Switch permanently to a user without privileges."""
         rights = ["--no-new-privs", "--pdeathsig", "SIGKILL"]
         if self.root and self.name == UNSHARE:
             rights += ["--bounding-set=-all", "--inh-caps=-all"]
@@ -71,11 +71,11 @@ class Rung:
         elif self.name == BUBBLEWRAP:
             return []
         line = [self.tools["setpriv"], *rights]
-        # Root of a namespace owns the /proc of what hides in it, so its programs must not be root.
+        # Root of a namespace owns /proc of a hidden process, so the programs must not be root.
         return line if self.root else ["unshare", f"--map-user={user}", *line]
 
     def _bubblewrap(self, limits: Limits) -> list[str]:
-        """Namespaces and a file system of its own."""
+        """Create namespaces and a separate file system."""
         size = str(limits.file_bytes)
         line = [self.tools["bwrap"], "--unshare-user", "--unshare-all", "--disable-userns"]
         line += ["--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL"]
@@ -93,7 +93,7 @@ class Rung:
         return [*line, "--remount-ro", "/", "--chdir", "/tmp"]
 
     def _unshared(self) -> list[str]:
-        """Namespaces; the script behind this line makes the file system."""
+        """Create namespaces; the script after this command line creates the file system."""
         line = [self.tools["setpriv"], "--pdeathsig", "SIGKILL", self.tools["unshare"]]
         if not self.root:
             line += ["--user", "--map-root-user"]
@@ -101,7 +101,7 @@ class Rung:
         return [*line, "--mount", "--propagation", "private", self.tools["sh"], "-euc"]
 
     def _script(self, limits: Limits) -> str:
-        """A shell script: an empty root with what a program needs, then the rest of the line."""
+        """A shell script that builds a minimal root and then runs its arguments."""
         size = limits.file_bytes
         lines = [
             f"PATH={TOOLS}",
@@ -137,13 +137,13 @@ class Rung:
 
 
 def bound(folder: str) -> str:
-    """Shell: a folder of the machine, to be read only."""
+    """Shell command: mount a folder of the machine read-only."""
     there, here = shlex.quote(folder), shlex.quote("." + folder)
     return f"mount --bind {there} {here}; mount -o remount,bind,ro,nosuid,nodev {here}"
 
 
 def system() -> list[tuple[str, str]]:
-    """The folders of the root that programs are in, and where they point if they are links."""
+    """The folders of the root that contain programs, and their targets if they are links."""
     found = [(name, Path("/", name)) for name in SYSTEM]
     return [
         (name, os.readlink(path).lstrip("/") if path.is_symlink() else "")
@@ -157,7 +157,7 @@ def pythons() -> list[Python]:
     found = [Python(f"{folder}/python3") for folder in ("/usr/bin", "/usr/local/bin")]
     folder = Path(sys.base_prefix).resolve()
     near = (Path.home(), Path.cwd())
-    # A folder that holds the user's own would show it to the program.
+    # A folder that contains the user's own would expose it to the program.
     if not folder.is_relative_to("/usr") and not any(p.is_relative_to(folder) for p in near):
         own = folder / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
         found.append(Python(str(own), str(folder)))
@@ -165,7 +165,7 @@ def pythons() -> list[Python]:
 
 
 def rungs() -> Iterator[Rung]:
-    """What may work here, best first; whether it does, only trying can tell."""
+    """The protections that may work here, best first; only trying shows whether they do."""
     root = os.geteuid() == 0
     needed = {BUBBLEWRAP: ["bwrap"], UNSHARE: ["unshare", "setpriv", "sh"]}
     if root:
@@ -177,5 +177,5 @@ def rungs() -> Iterator[Rung]:
 
 
 def unprotected() -> Rung:
-    """The interpreter of this process and nothing around it."""
+    """The interpreter of this process without any protection."""
     return Rung(UNPROTECTED, Python(sys.executable), {}, root=False)

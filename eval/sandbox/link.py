@@ -1,7 +1,8 @@
 """Calls between two processes that do not trust each other, over a pair of pipes.
 
-Either side calls what the other has exported, and answers calls while it waits for an answer:
-a test may pass a function to the solution. Exceptions cross as the builtin one of that name.
+Each side calls what the other has exported, and answers calls while it waits for an answer, because
+a test may pass a function to the solution. An exception crosses as the builtin exception of the
+same name.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ REMOTE = "_raised_on_the_other_side"
 
 
 class Broken(BaseException):
-    """The other side is gone, or does not keep to the protocol. Never an `Exception`."""
+    """The other side is gone, or breaks the protocol; never an `Exception`."""
 
 
 class Opaque:
-    """Something that stays on the other side; it equals nothing, not even itself."""
+    """An object that stays on the other side; it equals nothing, not even itself."""
 
     def __init__(self, link: Link, handle: int, kind: str) -> None:
-        """Name what the other side has under a number."""
+        """Refer to an object of the other side by its number."""
         self._link = link
         self._handle = handle
         self._kind = kind
@@ -50,12 +51,12 @@ class Function(Opaque):
     """A function or class of the other side."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it there."""
+        """Call it on the other side."""
         return self._link.call(self, args, kwargs)
 
     @property
     def __name__(self) -> str:
-        """As the other side names it."""
+        """Its name on the other side."""
         return self._kind
 
 
@@ -63,25 +64,25 @@ class Link:
     """One end of the two pipes."""
 
     def __init__(self, reader: int, writer: int) -> None:
-        """Speak over two file descriptors."""
+        """Communicate over two file descriptors."""
         self.reader = reader
         self.writer = writer
         self.exports: list[object] = []
         self.handles: dict[int, int] = {}  # by `id`; the list keeps them alive
-        self.broken = ""  # why nothing that came over it counts any more
+        self.broken = ""  # why nothing received counts any more
 
     def export(self, value: object) -> int:
-        """The number under which the other side may name a value of this side."""
+        """The number by which the other side may refer to a value of this side."""
         handle = self.handles.setdefault(id(value), len(self.exports))
         if handle == len(self.exports):
             self.exports.append(value)
         return handle
 
     def call(self, target: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call something of the other side; arguments that it changes change here too.
+        """Call an object of the other side; arguments that it changes are changed here too.
 
         Raises:
-            Exception: what it raised.
+            Exception: as raised by the call.
             Broken: there will be no answer.
         """
         self._send(("call", target, args, kwargs))
@@ -97,13 +98,13 @@ class Link:
         """Answer calls until the other side closes.
 
         Raises:
-            Broken: always, in the end.
+            Broken: always, at the end.
         """
         verb, *_ = self._answer()
         raise self._broke(f"{verb} without a call")
 
     def _answer(self) -> tuple[Any, ...]:
-        """The next message that is no call; calls are answered on the way."""
+        """The next message that is not a call; calls are answered on the way."""
         while True:
             message = self._receive()
             if message[0] != "call":
@@ -124,14 +125,14 @@ class Link:
         self._write(reply)
 
     def _snapshot(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """What arguments are worth now; empty if that cannot be said."""
+        """The current values of arguments; empty if they cannot be encoded."""
         try:
             return encode((args, kwargs), self._number, snapshot=True)
         except WireError:
             return b""
 
     def _absorb(self, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: bytes) -> None:
-        """Change arguments here as the other side says that they changed there."""
+        """Change arguments here as they were changed on the other side."""
         changed = self._decoded(snapshot)
         for old, new in zip((args, kwargs), changed, strict=True):
             if type(old) is not type(new) or len(old) != len(new):
@@ -141,7 +142,7 @@ class Link:
             absorb(kwargs[name], changed[1].get(name, KEEP))
 
     def _number(self, value: object) -> bytes:
-        """How a value that stays on its side is written."""
+        """Encode a reference to a value that stays on its side."""
         if isinstance(value, Opaque) and value._link is self:
             text = b"%d" % value._handle
             return b"h%d:" % len(text) + text
@@ -156,7 +157,7 @@ class Link:
         return b"o%d:" % len(text) + text
 
     def _named(self, tag: bytes, payload: bytes) -> Any:
-        """What such bytes name: something of this side, or something of the other."""
+        """The object that a reference names, of this side or of the other."""
         if tag == b"h":
             return self.exports[int(payload)]
         if tag != b"o":
@@ -189,7 +190,7 @@ class Link:
         return message
 
     def _decoded(self, text: bytes) -> tuple[Any, ...]:
-        """The tuple of such bytes; the objects that they name among it."""
+        """Decode a tuple, with the objects that it refers to."""
         try:
             value = decode(text, self._named)
         except (WireError, MemoryError, RecursionError) as error:
@@ -214,7 +215,7 @@ class Link:
 
 
 def well_formed(message: tuple[Any, ...]) -> bool:
-    """Whether this is a call, a return or a raise, with what each has."""
+    """Whether a message is a valid call, return or raise."""
     verb, *rest = message
     kinds = [type(each) for each in rest]
     if verb == "call":
@@ -235,9 +236,9 @@ def told(error: BaseException) -> tuple[Any, ...]:
 
 
 def revived(names: tuple[Any, ...], args: tuple[Any, ...]) -> Exception:
-    """The builtin exception of the first name that has one, else a RuntimeError.
+    """The first named class that is a builtin exception, else a RuntimeError.
 
-    None that is no `Exception` comes out, and none that would end a loop.
+    It is always an `Exception`, and never one that would end a loop.
     """
     error: Exception | None = None
     for name in names:
@@ -248,7 +249,7 @@ def revived(names: tuple[Any, ...], args: tuple[Any, ...]) -> Exception:
             continue
         try:
             error = found(*args)
-        except TypeError:  # a UnicodeDecodeError is made of five
+        except TypeError:  # a UnicodeDecodeError, for one, needs five arguments
             continue
         break
     if error is None:

@@ -1,4 +1,4 @@
-"""What a check may use, and how it ended."""
+"""The limits of a check, and how it ended."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ from dlm.options import integer, number
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one check may use.
+    """The limits of one check.
 
-    CPU time is the first to run out for a program that computes; the wall clock stops one that
-    waits, or that gets less than a third of a core.
+    A program that computes runs out of CPU time first. The wall clock stops a program that waits,
+    or that gets less than a third of a core.
     """
 
-    cpu_seconds: int = 5  # of every process
-    wall_seconds: float = 15.0  # of all together
-    memory_bytes: int = 2**30  # address space of every process; twice that in use by all
-    processes: int = 64  # at a time, threads included
+    cpu_seconds: int = 5  # per process
+    wall_seconds: float = 15.0  # for all processes together
+    memory_bytes: int = 2**30  # address space per process; all together may use twice that
+    processes: int = 64  # at once, including threads
     output_bytes: int = 2**16  # read from a sandbox
-    file_bytes: int = 2**24  # of a file, and of each of the temporary folders
+    file_bytes: int = 2**24  # of a file, and of each temporary folder
 
     def __post_init__(self) -> None:
         """Check the numbers.
 
         Raises:
-            ValueError: one is out of range; the message names it.
+            ValueError: a number is out of range; the message names it.
         """
         integer("cpu_seconds", self.cpu_seconds, least=1, most=3600)
         number("wall_seconds", self.wall_seconds, least=1.0, most=86400.0)
@@ -44,5 +44,5 @@ class Outcome:
 
     passed: bool
     kind: str  # passed, failed, error, timed out, out of memory, killed, unreadable
-    detail: str  # one line, "" if there is nothing to say
+    detail: str  # one line; "" if there are no details
     seconds: float  # wall clock

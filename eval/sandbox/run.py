@@ -1,4 +1,4 @@
-"""One sandbox from start to end: feed it, read it with a cap, watch it, take it down."""
+"""One sandbox from start to end: feed it, read limited output, watch it, and stop it."""
 
 import os
 import select
@@ -13,24 +13,24 @@ from pathlib import Path
 from dlm.eval.sandbox.ladder import ENVIRONMENT
 from dlm.eval.sandbox.outcome import Limits
 
-TICK = 0.1  # seconds between looks at the memory
-START_SECONDS = 60.0  # for a sandbox to start on a busy machine
-DEATH_SECONDS = 10.0  # for the kernel to take down what was killed
+TICK = 0.1  # seconds between checks of the memory
+START_SECONDS = 60.0  # time for a sandbox to start on a busy machine
+DEATH_SECONDS = 10.0  # time for the kernel to remove what was killed
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TIME, SPACE, WORDS = "time", "memory", "output"
 
 
 @dataclass(slots=True)
 class Run:
-    """A sandbox while it runs, and what it left."""
+    """A running sandbox, and what it has produced."""
 
     process: subprocess.Popen[bytes]
     limits: Limits
-    ready: bytes  # what it says once it has started
-    unread: memoryview  # what it has not been given yet
+    ready: bytes  # its output once it has started
+    unread: memoryview  # input not sent yet
     output: bytes = b""
     errors: bytes = b""
-    stopped: str = ""  # by which limit
+    stopped: str = ""  # the limit that stopped it
     started: float = field(default_factory=time.monotonic)
     deadline: float = field(default_factory=lambda: time.monotonic() + START_SECONDS)
     is_ready: bool = False
@@ -66,13 +66,13 @@ class Run:
                     self._look()
 
     def _feed(self) -> bool:
-        """Write some more; whether there is more to write."""
+        """Write more input; returns whether there is more to write."""
         assert self.process.stdin is not None
         try:
             self.unread = self.unread[os.write(self.process.stdin.fileno(), self.unread) :]
         except BlockingIOError:
             return True
-        except OSError:  # it has closed its input, and will be found to have said nothing
+        except OSError:  # it has closed its input, and will have reported nothing
             self.unread = self.unread[:0]
         if not self.unread:
             with suppress(OSError):
@@ -80,7 +80,7 @@ class Run:
         return bool(self.unread)
 
     def _read(self, pipe: int) -> bool:
-        """Read some more; whether there may be more to read."""
+        """Read more output; returns whether there may be more to read."""
         text = os.read(pipe, 2**16)
         most = self.limits.output_bytes
         assert self.process.stdout is not None
@@ -96,13 +96,13 @@ class Run:
         return bool(text)
 
     def _look(self) -> None:
-        """Stop it if all its processes together use too much memory."""
+        """Stop the sandbox if all its processes together use too much memory."""
         used = sum(map(resident, descendants(self.process.pid)))
         if used > 2 * self.limits.memory_bytes:
             self.stopped = SPACE
 
     def end(self) -> None:
-        """Return when the whole tree is gone: killed, unless it has ended on its own."""
+        """Return once all processes are gone; kill them unless they have ended by themselves."""
         process = self.process
         if not self.stopped:
             with suppress(subprocess.TimeoutExpired):
@@ -118,10 +118,10 @@ class Run:
 
 
 def run(command: list[str], feed: bytes, ready: bytes, limits: Limits) -> Run:
-    """Start a command, give it its input, and return when nothing of it is left.
+    """Start a command, feed it, and return when nothing of it is left.
 
     Raises:
-        OSError: the command cannot be started at all.
+        OSError: the command cannot be started.
     """
     process = subprocess.Popen(
         command,
@@ -136,7 +136,7 @@ def run(command: list[str], feed: bytes, ready: bytes, limits: Limits) -> Run:
     try:
         running.watch()
     except BaseException:
-        running.stopped = TIME  # an interrupt takes the sandbox down too
+        running.stopped = TIME  # an interrupt stops the sandbox too
         raise
     finally:
         running.end()
@@ -144,7 +144,7 @@ def run(command: list[str], feed: bytes, ready: bytes, limits: Limits) -> Run:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started and not waited for."""
+    """The processes that a process has started and not waited for."""
     found: list[int] = []
     with suppress(OSError, ValueError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -153,15 +153,15 @@ def children(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process's children and theirs; in a process namespace none can leave this tree."""
+    """All descendants of a process; in a process namespace, none can leave this tree."""
     found = children(pid)
-    for each in found:  # grows on the way
+    for each in found:  # grows during the loop
         found += children(each)
     return found
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process uses; 0 when it is gone."""
+    """Bytes of memory that a process uses; 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
     except (OSError, ValueError, IndexError):
@@ -169,9 +169,9 @@ def resident(pid: int) -> int:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all below it, and wait until the kernel has done so.
+    """Kill a process and all its descendants, and wait until the kernel has removed them.
 
-    A sandbox with a process namespace is gone when its first process, a child of `pid`, is.
+    A sandbox with a process namespace is gone as soon as its first process is, a child of `pid`.
     """
     watched = []
     for each in descendants(pid):
@@ -190,7 +190,7 @@ def kill_tree(pid: int) -> None:
 
 
 def wait_for(processes: list[int], seconds: float) -> None:
-    """Until all these process descriptors have ended, or that long."""
+    """Wait until all these process descriptors have ended, or until the time is over."""
     until = time.monotonic() + seconds
     for each in processes:
         left = max(0.0, until - time.monotonic())

@@ -1,7 +1,7 @@
-"""The process that executes a solution. Nothing that happens in it is believed.
+"""The process that executes a solution; nothing that happens in it is trusted.
 
-It holds no secret and no way out but two pipes to the judge, which asks it for names and calls
-functions. What the solution does to this process, it does to itself: it can only answer wrongly.
+It holds no secret, and its only way out is two pipes to the judge, which asks it for names and
+calls functions. Whatever the solution does to this process, it can only make its own answers wrong.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NAME = "solution"  # not __main__: a solution is imported, not run
 
 
 def main() -> None:
-    """Answer the judge until it closes."""
+    """Answer the judge until it closes the link."""
     reader, writer = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(null, standard)  # what a solution prints or asks for is nothing to anyone
+        os.dup2(null, standard)  # the input and output of a solution are discarded
     os.close(null)
     link = Link(reader, writer)
     module = ModuleType(NAME)
@@ -35,11 +35,11 @@ def main() -> None:
         if "random" in source:
             import random
 
-            random.seed(0)  # the same program scores the same
+            random.seed(0)  # makes scores reproducible
         exec(compile(source, "<solution>", "exec", dont_inherit=True), module.__dict__)
 
     def fetch(names: list[str]) -> dict[str, Any]:
-        """Those of its globals that these names name: a copy of data, of a module its name."""
+        """The globals with these names: copies of data, and the names of modules."""
         found = {name: module.__dict__[name] for name in names if name in module.__dict__}
         return {
             name: ("module", value.__name__) if isinstance(value, ModuleType) else ("value", value)

@@ -1,11 +1,12 @@
-"""How values cross between the judge and the subject: tagged bytes that carry no code.
+"""Encoding of values between the judge and the subject: tagged bytes that carry no code.
 
 A value is a one-letter tag, a decimal length and a colon, and then that many bytes or items::
 
     i2:1f  s3:abc  l2:i1:1i1:2  m1:s1:ai1:1  E5:ranges3:...
 
-Decoding builds plain data and nothing else: no class of the other side, no import by name, no
-call of anything it sends. Whatever is not plain data stays where it is and crosses as a number.
+Decoding builds plain data and nothing else: no class of the other side, no import by name, and no
+call of anything received. Anything that is not plain data stays on its side and crosses as a
+number.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 DEPTH = 100  # levels of nesting
 NODES = 1_000_000  # values in one message
-ITEMS = 100_000  # taken from an iterator, which may have no end
+ITEMS = 100_000  # taken from an iterator, which may be infinite
 
 
 class WireError(Exception):
-    """Bytes that are no message, or a value that fits into none."""
+    """Bytes that are not a message, or a value that cannot be encoded."""
 
 
 class Keep:
@@ -33,30 +34,30 @@ KEEP = Keep()
 
 
 def offset_of(value: Any) -> float | None:
-    """Seconds that a date is ahead of UTC, if it says so."""
+    """Seconds that a date is ahead of UTC, if it has an offset."""
     ahead = value.utcoffset()
     return None if ahead is None else float(ahead.total_seconds())
 
 
 def zone(seconds: float | None) -> Any:
-    """The fixed zone so far ahead of UTC."""
+    """The fixed time zone with this offset."""
     import datetime
 
     return None if seconds is None else datetime.timezone(datetime.timedelta(seconds=seconds))
 
 
 def library(module: str, name: str) -> Any:
-    """A class of the standard library; imported only when a message has one of its values."""
+    """A class of the standard library, imported only when a message has one of its values."""
     return getattr(__import__(module), name)
 
 
 def day_parts(value: Any) -> tuple[int, ...]:
-    """What a date is made of."""
+    """The parts of a date."""
     return (value.year, value.month, value.day)
 
 
 def clock_parts(value: Any) -> tuple[int, ...]:
-    """What a time of day is made of."""
+    """The parts of a time of day."""
     return (value.hour, value.minute, value.second, value.microsecond)
 
 
@@ -88,7 +89,7 @@ TAKE: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("datetime", "date"): day_parts,
     ("datetime", "time"): lambda v: (*clock_parts(v), v.fold, offset_of(v)),
 }
-"""The parts that a value of a class is rebuilt from."""
+"""The parts from which a value of a class is rebuilt."""
 
 MAKE: dict[str, Callable[..., Any]] = {
     "range": range,
@@ -113,7 +114,7 @@ MAKE: dict[str, Callable[..., Any]] = {
     "iterator": lambda items: iter(items),
     "keep": lambda: KEEP,
 }
-"""How to rebuild it."""
+"""The functions that rebuild it from its parts."""
 
 SINGLES = {None: b"n0:", True: b"t0:", False: b"f0:"}
 ATOMS: dict[type, tuple[bytes, Callable[[Any], bytes]]] = {
@@ -132,14 +133,14 @@ LISTED: dict[type, tuple[bytes, Callable[[Any], Iterator[Any]]]] = {
 
 
 class Encoder:
-    """Writes values; those that are no plain data become numbers that `number` gives them."""
+    """Encodes values; `number` encodes those that are not plain data as references."""
 
     def __init__(self, number: Callable[[object], bytes], *, snapshot: bool = False) -> None:
         """Start a message.
 
         Args:
-            number: how to write a value that stays on this side.
-            snapshot: leave iterators as they are, to see later whether anything changed.
+            number: encodes a value that stays on this side.
+            snapshot: do not consume iterators; used to detect changes later.
         """
         self.number = number
         self.snapshot = snapshot
@@ -150,7 +151,7 @@ class Encoder:
         """Append a value.
 
         Raises:
-            WireError: it is too deep or too large.
+            WireError: it is nested too deeply, or too large.
         """
         self.nodes += 1
         if depth > DEPTH or self.nodes > NODES:
@@ -207,10 +208,10 @@ class Encoder:
 
 
 def bounded(values: Iterator[Any]) -> list[Any]:
-    """All that an iterator gives.
+    """All values of an iterator.
 
     Raises:
-        WireError: more than `ITEMS`.
+        WireError: there are more than `ITEMS`.
     """
     taken = []
     for item in values:
@@ -221,14 +222,14 @@ def bounded(values: Iterator[Any]) -> list[Any]:
 
 
 class Decoder:
-    """Reads values; `named` says what a number of either side stands for."""
+    """Decodes values; `named` resolves references to objects of either side."""
 
     def __init__(self, text: bytes, named: Callable[[bytes, bytes], Any]) -> None:
         """Start at the first byte.
 
         Args:
             text: a whole message.
-            named: the object of a tag, `h` or `o`, and what follows it.
+            named: returns the object for a tag, `h` or `o`, and its payload.
         """
         self.text = text
         self.named = named
@@ -236,10 +237,10 @@ class Decoder:
         self.nodes = 0
 
     def take(self, depth: int = 0) -> Any:
-        """The next value.
+        """Decode the next value.
 
         Raises:
-            WireError: there is none; the text of the error says why.
+            WireError: there is no valid one; the message says why.
         """
         self.nodes += 1
         if depth > DEPTH or self.nodes > NODES:
@@ -276,7 +277,7 @@ class Decoder:
 
 
 def pairs(items: list[Any]) -> dict[Any, Any]:
-    """A dict of keys and values in turn."""
+    """A dict from alternating keys and values."""
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -300,22 +301,23 @@ READ: dict[bytes, Callable[[bytes], Any]] = {
 
 
 def refuse(value: object) -> bytes:
-    """Write what is no plain data: not at all."""
+    """Refuse to encode what is not plain data."""
     raise WireError(f"{type(value).__name__} is no plain data")
 
 
 def unknown(tag: bytes, payload: bytes) -> Any:
-    """Read a tag that stands for no plain data: not at all."""
+    """Refuse to decode a tag that is not of plain data."""
     raise WireError(f"unknown tag {tag!r}")
 
 
 def encode(
     value: Any, number: Callable[[object], bytes] = refuse, *, snapshot: bool = False
 ) -> bytes:
-    """A value as bytes.
+    """Encode a value.
 
     Raises:
-        WireError: it is too deep or too large, or no plain data and `number` was not given.
+        WireError: it is nested too deeply or too large, or is not plain data and `number` was not
+            given.
     """
     encoder = Encoder(number, snapshot=snapshot)
     encoder.put(value)
@@ -323,10 +325,10 @@ def encode(
 
 
 def decode(text: bytes, named: Callable[[bytes, bytes], Any] = unknown) -> Any:
-    """The value of such bytes.
+    """Decode a value.
 
     Raises:
-        WireError: they are no value, whatever they are.
+        WireError: the bytes are not a valid value.
     """
     decoder = Decoder(text, named)
     try:
@@ -341,7 +343,7 @@ def decode(text: bytes, named: Callable[[bytes, bytes], Any] = unknown) -> Any:
 
 
 def absorb(old: Any, new: Any) -> Any:
-    """`old`, changed in place to what it became on the other side; `new` where that cannot be."""
+    """`old`, changed in place to its value on the other side; `new` if that is not possible."""
     if new is KEEP:
         return old
     if type(old) is not type(new):
