@@ -1,4 +1,4 @@
-"""Axes of the charts: where a value lies, and which values to write beside it."""
+"""Axes of the charts: positions of values, and the values to label."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from itertools import count, takewhile
 
 from dlm.eval.report.html import Content, Markup, element, several
 
-FONT = 13  # pixels of a picture, which is about as wide as on the page
-LEAST_WIDE = 10  # times the lowest value that the highest one is for a logarithmic axis
+FONT = 13  # pixels in a picture, about the same as on the page
+LEAST_WIDE = 10  # ratio of the highest to the lowest value from which an axis is logarithmic
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """The pixel of a value."""
+        """The pixel position of a value."""
         low, high, here = self.low, self.high, value
         if self.log:
             low, high, here = math.log(low), math.log(high), math.log(value)
@@ -29,7 +29,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """Round values on it."""
+        """Round values along the axis."""
         if self.log:
             return log_ticks(self.low, self.high)
         step = round_step(self.high - self.low)
@@ -39,13 +39,13 @@ class Axis:
 
 
 def round_step(span: float) -> float:
-    """The 1, 2 or 5 times a power of ten that parts a span in three to six or so."""
+    """The step, 1, 2 or 5 times a power of ten, that divides a span into three to six or so."""
     power: float = 10.0 ** math.floor(math.log10(span))
     return next(part * power for part in (0.2, 0.5, 1.0, 2.0) if span <= 6 * part * power)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with their double and fivefold where there are few."""
+    """Powers of ten, with their doubles and fivefolds if there are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
         found = [factor * 10.0**power for power in powers for factor in factors]
@@ -56,7 +56,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def cost_axis(values: list[float], start: float, end: float) -> Axis:
-    """An axis for costs: from nothing, or logarithmic where they differ tenfold."""
+    """An axis for costs: from zero, or logarithmic if they differ tenfold."""
     low, high = min(values), max(values)
     if low > 0 and high >= LEAST_WIDE * low:
         return Axis(low / 1.5, high * 1.5, start, end, log=True)
@@ -64,7 +64,7 @@ def cost_axis(values: list[float], start: float, end: float) -> Axis:
 
 
 def share_axis(low: float, high: float, start: float, end: float) -> Axis:
-    """An axis for shares, no more of it than is needed, from tick to tick."""
+    """An axis for shares, limited to the needed range and rounded to ticks."""
     step = max(round_step(max(high - low, 0.05)), 0.01)
     below = math.floor(low / step + 1e-9) * step
     above = math.ceil(high / step - 1e-9) * step
@@ -72,12 +72,12 @@ def share_axis(low: float, high: float, start: float, end: float) -> Axis:
 
 
 def number(value: float) -> str:
-    """A tick's value."""
+    """The value of a tick as text."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"
 
 
 def share(value: float) -> str:
-    """A tick's share in percent."""
+    """The share of a tick in percent."""
     return f"{100 * value:.4g}%"
 
 
@@ -92,7 +92,7 @@ def rule(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
 
 
 def vertical_lines(axis: Axis, top: float, bottom: float, *, shares: bool = False) -> Markup:
-    """The grid of a horizontal axis, with the values below."""
+    """The grid of a horizontal axis, with the values below it."""
     return several(
         rule(axis.at(value), top, axis.at(value), bottom, "grid")
         + label(axis.at(value), bottom + 18, share(value) if shares else number(value))
@@ -101,7 +101,7 @@ def vertical_lines(axis: Axis, top: float, bottom: float, *, shares: bool = Fals
 
 
 def horizontal_lines(axis: Axis, left: float, right: float) -> Markup:
-    """The grid of a vertical axis of shares, with the values at its left."""
+    """The grid of a vertical axis of shares, with the values to the left."""
     return several(
         rule(left, axis.at(value), right, axis.at(value), "grid")
         + label(left - 6, axis.at(value) + 4.5, share(value), "end")

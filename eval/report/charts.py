@@ -1,4 +1,4 @@
-"""Charts of a report as SVG: accuracy against cost, and accuracy by template."""
+"""SVG charts of a report: accuracy against cost, and accuracy by template."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -25,7 +25,7 @@ SHAPES = (
     "M-2 -5.6H2V-2H5.6V2H2V5.6H-2V2H-5.6V-2H-2Z",
     "M0 -6L5.7 -1.9L3.5 4.9H-3.5L-5.7 -1.9Z",
 )
-"""Markers; seven, so that with eight colours 56 runs look different."""
+"""Markers; with seven shapes and eight colours, 56 runs look different."""
 
 WIDTH, HEIGHT = 460.0, 330.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 446.0, 12.0, 280.0
@@ -34,17 +34,17 @@ Cost = Callable[[Row], float]
 
 
 def forwards(row: Row) -> float:
-    """Network evaluations a row."""
+    """Forward passes per row."""
     return row.counts.forwards_per_row
 
 
 def seconds(row: Row) -> float:
-    """Seconds of decoding a sample."""
+    """Seconds of decoding per sample."""
     return row.counts.seconds_per_row
 
 
 def marker(entry: Entry, x: float, y: float, title: str = "") -> Markup:
-    """The marker of a run, with a text that shows under the pointer."""
+    """The marker of a run, with a tooltip."""
     hover = [element("title", title)] if title else []
     shape = SHAPES[entry.number % len(SHAPES)]
     place = f"translate({x:.2f} {y:.2f})"
@@ -52,7 +52,7 @@ def marker(entry: Entry, x: float, y: float, title: str = "") -> Markup:
 
 
 def legend(shown: View) -> Markup:
-    """Markers with the names of their runs."""
+    """The markers with the names of their runs."""
     items = (
         element("li", element("svg", marker(each, 9, 9), viewBox="0 0 18 18"), each.label)
         for each in shown.entries
@@ -61,7 +61,7 @@ def legend(shown: View) -> Markup:
 
 
 def told(entry: Entry, row: Row) -> str:
-    """The figures of a point in words."""
+    """The figures of a point as text."""
     low, high = row.interval
     return (
         f"{entry.label}, {row.template}: {percent(row.score)} ({percent(low)} to {percent(high)}), "
@@ -70,7 +70,7 @@ def told(entry: Entry, row: Row) -> str:
 
 
 def scatter(shown: View, cost: Cost, name: str) -> Markup:
-    """Accuracy against a cost: a run is a marker with its 95% interval, a template a dot."""
+    """Accuracy against a cost: runs as markers with 95% intervals, templates as dots."""
     rows = [row for entry in shown.entries for row in entry.figures]
     x = cost_axis([cost(row) for row in rows], LEFT, RIGHT)
     y = accuracy_axis(shown, rows)
@@ -99,21 +99,21 @@ def scatter(shown: View, cost: Cost, name: str) -> Markup:
 
 
 def accuracy_axis(shown: View, rows: Sequence[Row]) -> Axis:
-    """A vertical axis that holds every dot, and the whole interval of every marker."""
+    """A vertical axis that covers every dot and the whole interval of every marker."""
     ends = [end for entry in shown.entries for end in entry.overall.interval]
     values = [*ends, *(row.score for row in rows)]
     return share_axis(min(values), max(values), BOTTOM, TOP)
 
 
 def bar(entry: Entry, x: float, y: Axis, row: Row) -> Markup:
-    """The interval of a score, upright."""
+    """The interval of a score as a vertical bar."""
     low, high = map(y.at, row.interval)
     path = f"M{x:.2f} {low:.2f}V{high:.2f}M{x - 4:.2f} {low:.2f}h8M{x - 4:.2f} {high:.2f}h8"
     return element("path", d=path, class_=f"bar {entry.series}")
 
 
 def dot(entry: Entry, row: Row, x: float, y: float) -> Markup:
-    """A template of a run, small."""
+    """A template of a run as a small dot."""
     title = element("title", told(entry, row))
     return element("circle", title, cx=x, cy=y, r=3, class_=f"dot {entry.series}")
 
@@ -122,7 +122,7 @@ STEP, HEAD = 15.0, 26.0  # pixels of a run in a template's row, and above the ru
 
 
 def templates(shown: View) -> Markup:
-    """Accuracy by template: a line a run, a marker a template. Lines that cross change ranks."""
+    """Accuracy by template: a line for each run; where lines cross, ranks change."""
     row_height = HEAD + STEP * len(shown.entries) + 6
     bottom = TOP + row_height * len(shown.templates)
     ends = [end for entry in shown.entries for row in entry.rows for end in row.interval]
@@ -150,6 +150,6 @@ def templates(shown: View) -> Markup:
 
 
 def flat_bar(entry: Entry, x: Axis, y: float, row: Row) -> Markup:
-    """The interval of a score, lying."""
+    """The interval of a score as a horizontal bar."""
     low, high = map(x.at, row.interval)
     return element("path", d=f"M{low:.2f} {y:.2f}H{high:.2f}", class_=f"bar {entry.series}")

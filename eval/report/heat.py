@@ -1,4 +1,4 @@
-"""When each position was committed, as a map of samples by positions."""
+"""Heat maps of when each position was committed, samples by positions."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -9,32 +9,32 @@ from dlm.eval.report.image import png
 from dlm.eval.report.view import Entry
 from dlm.eval.sample import Sample
 
-SHOWN = 40  # samples of a map
+SHOWN = 40  # samples in a map
 WIDTH, LEFT, RIGHT, TOP = 460.0, 48.0, 450.0, 8.0
-CELLS = 6.0, 18.0  # pixels of a row: of many rows, and at most
-LEAST = 120.0  # pixels of a map of fewer rows than that
+CELLS = 6.0, 18.0  # pixels of a row: with many rows, and at most
+LEAST = 120.0  # least pixels of a map with few rows
 MEAN = 16.0  # pixels of the row of means
 GAP = 10.0
 GROWN = "No order to show: positions move where blanks may become more (max_gen_length)."
 
 
 def when(sample: Sample) -> list[float | None]:
-    """Share of a row's forwards that were over at each commit: k / (forwards - 1), k from 0.
+    """When each position was committed, from 0 to 1: k / (forwards - 1) for forward pass k from 0.
 
-    None where no forward committed: what is filled in behind an end of text.
+    None where no forward pass committed: positions filled in after an end of text.
     """
     last = max(1, sample.forwards - 1)
     return [None if k < 0 else min(1.0, k / last) for k in sample.order]
 
 
 def means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Means by position over the rows that committed it."""
+    """Means by position, over the rows that committed it."""
     columns = [[x for x in column if x is not None] for column in zip_longest(*rows)]
     return [sum(column) / len(column) if column else None for column in columns]
 
 
 def heat_map(entry: Entry, template: str) -> Markup:
-    """The first samples of a template, and the mean over all of them; a note without any."""
+    """The first samples of a template and the mean over all of them; a note if there are none."""
     made = [each for each in entry.run.samples if each.template == template]
     samples = [each for each in made if each.order]
     if not samples:
@@ -61,14 +61,14 @@ def heat_map(entry: Entry, template: str) -> Markup:
 
 
 def pattern(name: str) -> Markup:
-    """What shows through where nothing was committed."""
+    """The hatching that shows through where nothing was committed."""
     stripe = element("path", d="M-1 5L5 -1M3 9L9 3", class_="stripe")
     tile = element("pattern", stripe, id=name, width=8, height=8, patternUnits="userSpaceOnUse")
     return element("defs", tile)
 
 
 def image(rows: Sequence[Sequence[float | None]], top: float, height: float, hatch: str) -> Markup:
-    """Cells, stretched to the width of the map."""
+    """A row of cells, stretched to the width of the map."""
     place = {"x": LEFT, "y": top, "width": RIGHT - LEFT, "height": height}
     below = element("rect", fill=f"url(#{hatch})", class_="never", **place)
     cells = element("image", href=png(rows), preserveAspectRatio="none", class_="cells", **place)
@@ -101,7 +101,7 @@ def position_axis(width: int, bottom: float) -> Markup:
 
 
 def titles(shown: Sequence[Sample], size: float) -> list[Markup]:
-    """What shows under the pointer, row by row."""
+    """The tooltips, row by row."""
     place = {"x": LEFT, "width": RIGHT - LEFT, "height": size}
     return [
         element("rect", element("title", told(each)), y=TOP + number * size, class_="over", **place)
@@ -110,7 +110,7 @@ def titles(shown: Sequence[Sample], size: float) -> list[Markup]:
 
 
 def told(sample: Sample) -> str:
-    """A sample in words."""
+    """A sample as text."""
     verdict = "right" if sample.score == 1 else "wrong"
     again = f", sample {sample.repeat + 1}" if sample.repeat else ""
     committed = sum(k >= 0 for k in sample.order)
@@ -121,7 +121,7 @@ def told(sample: Sample) -> str:
 
 
 def colour_bar() -> Markup:
-    """What the colours mean."""
+    """The legend of the colours."""
     steps = [number / 63 for number in range(64)]
     bar = element(
         "image", href=png([steps]), x=0, y=0, width=120, height=12, preserveAspectRatio="none"

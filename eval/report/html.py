@@ -1,6 +1,6 @@
 """Elements of HTML and SVG.
 
-Text is escaped unless it is `Markup`: names, prompts and outputs of models may be hostile.
+Text is escaped unless it is `Markup`, because names, prompts and model outputs may be hostile.
 """
 
 import re
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 VOID = {"meta", "wbr"}
-BREAKS = re.compile(r"(?<=[(,_/=\-])")  # a long name may go on in the next line behind these
+BREAKS = re.compile(r"(?<=[(,_/=\-])")  # places where a long name may be broken
 SVG = "svg"
 
 
 class Markup(str):
-    """Text that is HTML already. What is added to it is escaped unless it is, too."""
+    """Text that is already HTML; anything added to it is escaped unless it is `Markup` too."""
 
     __slots__ = ()
 
@@ -22,23 +22,23 @@ class Markup(str):
 
 
 Content = str | int | float
-"""What an element holds: markup, or anything to be written as text."""
+"""The content of an element: markup, or values to be written as text."""
 
 
 def text(content: Content) -> str:
-    """Content as HTML: markup as it stands, all else escaped."""
+    """Content as HTML: markup as it is, everything else escaped."""
     return content if isinstance(content, Markup) else escape(written(content))
 
 
 def written(value: Content) -> str:
-    """A value as text, coordinates to a hundredth."""
+    """A value as text, with coordinates to a hundredth."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def element(name: str, /, *content: Content, **attributes: Content | None) -> Markup:
-    """An element with its content and attributes; None leaves an attribute out.
+    """An element with its content and attributes; attributes that are None are left out.
 
-    `class_` is class, `stroke_width` is stroke-width.
+    `class_` becomes class, and `stroke_width` becomes stroke-width.
     """
     told = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(written(value))}"'
@@ -51,7 +51,7 @@ def element(name: str, /, *content: Content, **attributes: Content | None) -> Ma
 
 
 def several(parts: Iterable[Content], between: str = "") -> Markup:
-    """Parts behind one another."""
+    """Concatenate parts."""
     return Markup(between.join(map(text, parts)))
 
 
@@ -61,7 +61,7 @@ def breakable(name: str) -> Markup:
 
 
 def picture(width: float, height: float, label: str, *content: Content) -> Markup:
-    """An SVG image that grows with the page and tells its label to those who cannot see it."""
+    """An SVG image that scales with the page, with a label for screen readers."""
     return element(
         SVG,
         *content,
@@ -72,14 +72,14 @@ def picture(width: float, height: float, label: str, *content: Content) -> Marku
 
 
 def scrolling(label: str, *content: Content, **attributes: Content) -> Markup:
-    """A box that scrolls sideways by itself, by keyboard too."""
+    """A box that scrolls sideways on its own, also by keyboard."""
     return element(
         "div", *content, class_="scroll", tabindex=0, role="region", aria_label=label, **attributes
     )
 
 
 def definitions(pairs: Sequence[tuple[str, Content]], class_: str) -> Markup:
-    """Terms and what they mean."""
+    """A list of terms with their meanings."""
     return element(
         "dl",
         *(element("div", element("dt", term), element("dd", told)) for term, told in pairs),

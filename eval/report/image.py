@@ -1,4 +1,4 @@
-"""Small images of shares, as PNG within the page: a byte a cell where SVG would need fifty."""
+"""Small PNG images of shares within the page: one byte per cell, where SVG would need fifty."""
 
 import base64
 import struct
@@ -17,7 +17,7 @@ STOPS = (
     (180, 222, 44),
     (253, 231, 37),
 )
-"""Viridis (van der Walt and Smith 2015) at tenths: even steps, also without colour vision."""
+"""Viridis (van der Walt and Smith 2015) at tenths: even steps, also for colour-blind readers."""
 
 LEVELS = 64
 EMPTY = LEVELS
@@ -25,12 +25,12 @@ EMPTY = LEVELS
 
 
 def level(share: float) -> int:
-    """The palette's entry of a share, 0 to 1."""
+    """The palette entry of a share from 0 to 1."""
     return min(int(share * LEVELS), LEVELS - 1)
 
 
 def colour(share: float) -> tuple[int, ...]:
-    """Red, green and blue of a share, between the stops in proportion."""
+    """Red, green and blue of a share, interpolated between the stops."""
     place = share * (len(STOPS) - 1)
     before = min(int(place), len(STOPS) - 2)
     part = place - before
@@ -40,19 +40,19 @@ def colour(share: float) -> tuple[int, ...]:
 
 
 PALETTE = [colour(number / (LEVELS - 1)) for number in range(LEVELS)]
-"""Colours of all levels."""
+"""The colours of all levels."""
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A part of a PNG: length, kind, content and CRC-32 (RFC 2083, section 3.2)."""
+    """A chunk of a PNG: length, kind, content and CRC-32 (RFC 2083, section 3.2)."""
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def png(rows: Sequence[Sequence[float | None]]) -> str:
-    """An image with a pixel for each share as a data URI; None is transparent.
+    """An image with one pixel per share, as a data URI; None is transparent.
 
-    Shorter rows end transparent.
+    Shorter rows are filled with transparent pixels.
     """
     width = max(map(len, rows))
     lines = [

@@ -1,4 +1,4 @@
-"""The page: one file that needs no network and lets no script run but its own."""
+"""The report page: one file that needs no network, and in which only its own script can run."""
 
 import base64
 import hashlib
@@ -41,20 +41,20 @@ def write_report(
     """Write a page about runs of one task and the same data.
 
     Args:
-        runs: the baseline and the others.
-        out: the file; its folder is made.
-        limit: prompts whose outputs the page holds, each of all runs; those on which runs differ
+        runs: the baseline and the other runs.
+        out: the file to write; its folder is created.
+        limit: most prompts whose outputs of all runs are included; prompts on which the runs differ
             come first.
-        pass_at: k of each pass@k; powers of two if none.
+        pass_at: k of each pass@k; powers of two if empty.
 
     Raises:
-        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
-            run has samples for.
+        ValueError: there is no run, a run has no sample, the runs do not belong together, or no run
+            has enough samples for a k.
     """
     integer("limit", limit, least=0)
     text = page(view(runs, pass_at), limit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # ASCII alone: no encoding of the system, and no lone surrogate of an output, stands in its way.
+    # ASCII only, so that neither the system's encoding nor a lone surrogate can cause an error.
     replace_file(out, text.encode("ascii", "xmlcharrefreplace").decode())
 
 
@@ -90,12 +90,12 @@ def page(shown: View, limit: int = LIMIT) -> Markup:
 
 
 def asset(name: str) -> Markup:
-    """A style sheet or a script of ours."""
+    """A style sheet or a script of the report."""
     return Markup((files("dlm.eval.report") / "assets" / name).read_text(encoding="ascii"))
 
 
 def policy(style: str, script: str) -> str:
-    """What a browser may do with the page: apply this style, run this script, and no more."""
+    """The content security policy: apply this style, run this script, and nothing else."""
     return (
         f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -103,12 +103,12 @@ def policy(style: str, script: str) -> str:
 
 
 def digest(content: str) -> str:
-    """A source of a content security policy: the SHA-256 of what stands in an element."""
+    """A source for the policy: the SHA-256 of an element's content."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def header(shown: View) -> Markup:
-    """Title, size and a way to every section."""
+    """Title, size, and links to all sections."""
     runs, many = len(shown.entries), len(shown.templates)
     samples = sum(len(entry.run.samples) for entry in shown.entries)
     size = (
@@ -128,12 +128,12 @@ def header(shown: View) -> Markup:
 
 
 def figure(content: Markup, caption: str) -> Markup:
-    """A chart with what it shows above it."""
+    """A chart with its caption above it."""
     return element("figure", element("figcaption", caption), content)
 
 
 def cost(shown: View) -> Markup:
-    """Accuracy against forwards and against seconds."""
+    """Accuracy against forward passes and against seconds."""
     charts = [
         figure(scatter(shown, forwards, "forwards a sample"), "Accuracy against forwards"),
         figure(scatter(shown, seconds, "seconds a sample"), "Accuracy against seconds"),
@@ -159,7 +159,7 @@ def spread(shown: View) -> Markup:
 
 
 def order(shown: View) -> Markup:
-    """A map for each run, of one template."""
+    """A commit-order map for each run, all of one template."""
     template = next(
         (name for name in shown.templates if all(entry.row(name) for entry in shown.entries)),
         shown.templates[0],
@@ -175,7 +175,7 @@ def order(shown: View) -> Markup:
 
 
 def browser(shown: View, limit: int) -> Markup:
-    """The samples; the script fills it in."""
+    """The samples, which the script renders."""
     data = browser_data(shown, limit)
     kept, total = len(data["items"]), data["total"]
     told = f"All {total:,} prompts are in this page."

@@ -5,11 +5,11 @@ from itertools import combinations
 
 from dlm.eval.report.view import Entry, View
 
-SHOWN = 4  # changes that are told one by one
+SHOWN = 4  # changes that are listed individually
 
 
 def ranking(shown: View) -> str:
-    """One or two sentences on it. A tie under one template changes no rank."""
+    """Describe the ranking in one or two sentences; a tie under a template changes no rank."""
     common = [
         name
         for name in shown.templates
@@ -38,7 +38,7 @@ def ranking(shown: View) -> str:
 
 
 def changes(entries: Sequence[Entry], templates: Sequence[str]) -> list[str]:
-    """Pairs of runs of which now one, now the other is ahead, with where each leads most."""
+    """Pairs of runs whose order differs between templates, with where each leads most."""
     found = []
     for one, other in combinations(entries, 2):
         leads = {name: lead(one, other, name) for name in templates}
@@ -52,13 +52,13 @@ def changes(entries: Sequence[Entry], templates: Sequence[str]) -> list[str]:
 
 
 def ties(entries: Sequence[Entry], templates: Sequence[str]) -> bool:
-    """Whether two runs are equally good somewhere."""
+    """Whether two runs have equal scores under some template."""
     pairs = combinations(entries, 2)
     return any(lead(one, other, name) == 0 for one, other in pairs for name in templates)
 
 
 def lead(one: Entry, other: Entry, template: str) -> float:
-    """How much better a run is than another one."""
+    """By how much one run scores better than another."""
     first, second = one.row(template), other.row(template)
     assert first is not None
     assert second is not None
@@ -66,5 +66,5 @@ def lead(one: Entry, other: Entry, template: str) -> float:
 
 
 def mean(entry: Entry, templates: Sequence[str]) -> float:
-    """Its score over some templates."""
+    """The mean score over some templates."""
     return sum(row.score for row in entry.rows if row.template in templates) / len(templates)

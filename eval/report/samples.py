@@ -1,4 +1,4 @@
-"""The samples that a page holds, as data of its browser."""
+"""The samples that a page contains, as data for its browser."""
 
 import json
 from collections import defaultdict
@@ -12,10 +12,10 @@ from dlm.eval.report.image import PALETTE
 from dlm.eval.report.view import View
 from dlm.eval.sample import Prompt, Sample
 
-LIMIT = 200  # prompts that a page holds, each with the outputs of all runs
-PREFIX = 200  # characters that prompts of one template must share to be written once
+LIMIT = 200  # prompts on a page, each with the outputs of all runs
+PREFIX = 200  # characters that prompts of a template must share to be stored once
 
-EACH = 8  # samples of a prompt that a page holds, of each run
+EACH = 8  # samples of a prompt and run on a page
 
 Row = list[list[Sample]]
 """The samples of each run for one prompt."""
@@ -32,36 +32,36 @@ def rows_of(shown: View) -> dict[Prompt, Row]:
 
 
 def differs(row: Row) -> bool:
-    """Whether some runs are right and others wrong, or more often."""
+    """Whether runs differ in how often they are right."""
     return len({mean([each.score for each in group]) for group in row if group}) > 1
 
 
 def chosen(rows: dict[Prompt, Row], limit: int) -> dict[Prompt, Row]:
-    """At most so many prompts: first those on which runs differ, then those of lowest index."""
+    """Choose up to `limit` prompts: first those on which runs differ, then by lowest index."""
     urgent = sorted(rows, key=lambda key: (not differs(rows[key]), key[1], key[0]))
     kept = set(urgent[:limit])
     return {key: row for key, row in rows.items() if key in kept}
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as text, chat messages with who says them."""
+    """A prompt as text; chat messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{each['role']}:\n{each['content']}" for each in prompt)
 
 
 def shared(prompts: Sequence[str]) -> str:
-    """Whole lines that prompts begin with: solved examples; "" where that is not worth it."""
+    """The whole lines that prompts begin with, such as solved examples; "" if too short."""
     if len(prompts) < 2:
         return ""
-    ends = zip(min(prompts), max(prompts), strict=False)  # what these share, all share
+    ends = zip(min(prompts), max(prompts), strict=False)  # a prefix of these two is a prefix of all
     common = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], ends))
     lines = common[: common.rfind("\n") + 1]
     return lines if len(lines) >= PREFIX else ""
 
 
 def record(sample: Sample) -> dict[str, Any]:
-    """What the browser shows of a sample."""
+    """The data of a sample that the browser shows."""
     return {
         "repeat": sample.repeat,
         "output": sample.output,
@@ -78,7 +78,7 @@ def record(sample: Sample) -> dict[str, Any]:
 
 
 def item(key: Prompt, row: Row, prefix: str) -> dict[str, Any]:
-    """What it shows of a prompt."""
+    """The data of a prompt that the browser shows."""
     first = next(each for group in row for each in group)
     return {
         "id": first.id,
@@ -93,7 +93,7 @@ def item(key: Prompt, row: Row, prefix: str) -> dict[str, Any]:
 
 
 def browser_data(shown: View, limit: int) -> dict[str, Any]:
-    """All that the browser needs."""
+    """All data of the browser."""
     rows = rows_of(shown)
     kept = chosen(rows, limit)
     prompts: defaultdict[str, list[str]] = defaultdict(list)
@@ -110,10 +110,10 @@ def browser_data(shown: View, limit: int) -> dict[str, Any]:
 
 
 def embedded(data: Any) -> Markup:
-    """JSON that nothing within can end, wherever in a page it stands.
+    """JSON that can be put into a page without any of its content ending the script element.
 
-    ASCII alone, so U+2028 and U+2029 are escapes, and neither < nor > nor &, so that no
-    `</script>` and no `<!--` is seen.
+    It is ASCII, so U+2028 and U+2029 are escaped, and <, > and & are escaped too, so that it
+    contains no `</script>` and no `<!--`.
     """
     told = json.dumps(data, separators=(",", ":"))
     for sign in "<>&":

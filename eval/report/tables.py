@@ -1,4 +1,4 @@
-"""Tables of a report: the summary, what is counted, and what the runs were made with."""
+"""Tables of a report: the summary, the definitions, and the settings of the runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from dlm.eval.summary import HEAD
 
 FACTS = ("model", "device", "dtype", "dlm")
 STARTS = ("torch", "python", "commit", "started")
-"""Facts of settings and of starts that stand at the top; the full table has all."""
+"""Facts of settings and of starts that are shown first; the full table has all of them."""
 
 
 def summary(shown: View) -> Markup:
@@ -34,12 +34,12 @@ def summary(shown: View) -> Markup:
 
 
 def width(shown: View) -> int:
-    """Columns of the summary without the comparison, which has a table of its own."""
+    """Columns of the summary without the comparison, which has its own table."""
     return len(HEAD) + len(shown.metrics) - 1
 
 
 def repeated(shown: View) -> Markup:
-    """pass@k and majority votes; nothing where no problem has several samples."""
+    """pass@k and majority votes; empty if no problem has several samples."""
     if not shown.repeated:
         return several([])
     groups = [(entry, measured_cells(shown, entry)) for entry in shown.entries]
@@ -48,13 +48,13 @@ def repeated(shown: View) -> Markup:
 
 
 def compared(shown: View) -> Markup:
-    """The other runs against the first one; nothing where there is none."""
+    """The other runs compared with the first; empty if there are none."""
     found = [(entry, [*entry.comparisons.values()]) for entry in shown.entries]
     tables = [(entry, *table(rows)) for entry, rows in found if rows]
     if not tables:
         return several([])
     head = ["decoder", *tables[0][1][1:]]
-    scores = head.index("score")  # they stand in the summary
+    scores = head.index("score")  # these are in the summary
     groups = [(entry, [without(row, scores) for row in rows]) for entry, _, rows in tables]
     return several(
         [
@@ -65,14 +65,14 @@ def compared(shown: View) -> Markup:
 
 
 def without(row: list[str], place: int) -> list[str]:
-    """A row that lacks a cell."""
+    """A row without one cell."""
     return row[:place] + row[place + 1 :]
 
 
 def grouped(
     label: str, head: Sequence[str], groups: Sequence[tuple[Entry, list[list[str]]]]
 ) -> Markup:
-    """A table with rows for each run, whose name stands beside all of them."""
+    """A table with the rows of each run next to the run's name."""
     columns = (element("th", name.replace("/ ", "/\xa0"), scope="col") for name in head)
     bodies = (group(entry, rows) for entry, rows in groups)
     body = [element("thead", element("tr", *columns)), *bodies]
@@ -94,7 +94,7 @@ def group(entry: Entry, rows: list[list[str]]) -> Markup:
 
 
 def notes(shown: View) -> Markup:
-    """What a reader of the summary has to know."""
+    """Notes that a reader of the summary needs."""
     how = "Wilson interval" if not shown.repeated else "see what is counted"
     told = [f"score: {shown.metrics[0]}; 95%: {how}."]
     if shown.several:
@@ -117,7 +117,7 @@ def notes(shown: View) -> Markup:
 
 
 def counted(shown: View) -> Markup:
-    """The definitions behind the columns."""
+    """The definitions of the columns."""
     told = [
         *shown.definitions,
         *DEFINITIONS,
@@ -127,7 +127,7 @@ def counted(shown: View) -> Markup:
 
 
 def facts(shown: View) -> Markup:
-    """The facts that matter most."""
+    """The most important facts."""
     seeds = unique(entry.run.settings["generation"].get("seed") for entry in shown.entries)
     found = [
         *((name, shown.setting(name)) for name in FACTS),
@@ -138,7 +138,7 @@ def facts(shown: View) -> Markup:
 
 
 def settings(shown: View) -> Markup:
-    """Everything that decided the results: a column a run, one for all where they agree."""
+    """All settings that determined the results: a column per run, or one if they agree."""
     listed = [flat(entry) for entry in shown.entries]
     names = list(dict.fromkeys(name for facts in listed for name in facts))
     head = [element("th", "setting", scope="col")]
@@ -158,12 +158,12 @@ def setting_row(name: str, values: Sequence[str]) -> Markup:
 
 
 def map_cells(values: Sequence[str]) -> list[Markup]:
-    """A cell a value."""
+    """A cell for each value."""
     return [element("td", value) for value in values]
 
 
 def flat(entry: Entry) -> dict[str, str]:
-    """Settings and facts of the starts of a run, as text."""
+    """The settings and start facts of a run, as text."""
     found = {"folder": str(entry.run.folder), "settings": entry.run.hash}
     for name, value in entry.run.settings.items():
         if isinstance(value, dict) and name in ("generation", "data", "execution"):
@@ -186,7 +186,7 @@ def told(value: Any) -> str:
 
 
 def unfinished(shown: View) -> Markup:
-    """A warning for each run that is not complete."""
+    """A warning for each incomplete run."""
     some = [entry for entry in shown.entries if not entry.run.complete]
     return several(
         element(

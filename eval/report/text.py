@@ -15,15 +15,15 @@ from dlm.eval.summary import HEAD, Row, facts, figure_cells
 def markdown(runs: Sequence[Run], *, pass_at: Sequence[int] = ()) -> str:
     """A table of runs: figures, other metrics and the difference to the first run.
 
-    A second table has pass@k and majority votes, where problems have several samples.
+    A second table has pass@k and majority votes if problems have several samples.
 
     Args:
-        runs: the baseline and the others.
-        pass_at: k of each pass@k; powers of two if none.
+        runs: the baseline and the other runs.
+        pass_at: k of each pass@k; powers of two if empty.
 
     Raises:
-        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
-            run has samples for.
+        ValueError: there is no run, a run has no sample, the runs do not belong together, or no run
+            has enough samples for a k.
     """
     shown = view(runs, pass_at)
     head = summary_head(shown)
@@ -55,7 +55,7 @@ def measured(shown: View) -> tuple[list[str], list[list[str]]]:
 
 
 def measured_cells(shown: View, entry: Entry) -> list[list[str]]:
-    """The rows of one run; pass@1 alone where it has one sample of each problem."""
+    """The rows of one run; pass@1 alone if it has one sample per problem."""
     found = []
     for row in entry.figures:
         differences = differences_of(entry, row.template)
@@ -71,7 +71,7 @@ def measured_cells(shown: View, entry: Entry) -> list[list[str]]:
 
 
 def differences_of(entry: Entry, template: str) -> dict[str, Estimate]:
-    """What the first run's measures differ by, by their names."""
+    """The differences to the measures of the first run, by name."""
     found = entry.comparisons.get(template)
     if found is None:
         return {}
@@ -85,7 +85,7 @@ def line(cells: Iterable[str]) -> str:
 
 
 def cell(content: str) -> str:
-    """Text that means itself in a Markdown table."""
+    """Escape text for a Markdown table."""
     flat = " ".join(content.split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{sign}" if sign in "\\`*_[]|" else sign for sign in flat)
 

@@ -1,4 +1,4 @@
-"""What a report is about: runs with their names, figures and comparisons."""
+"""The content of a report: runs with their names, figures and comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from dlm.eval.summary import Row, cells, row_of, summarise
 class Entry:
     """A run of the report."""
 
-    number: int  # its place, which decides colour and marker
+    number: int  # its index, which determines colour and marker
     label: str
     run: Run
-    rows: list[Row]  # a template each
+    rows: list[Row]  # one per template
     together: list[str]  # templates of `overall`
-    overall: Row  # over the templates that all runs have, the only one's if there is one
+    overall: Row  # over the templates that all runs have; if there is one, its row
     comparisons: dict[str, Comparison]  # with the first run, by template
 
     @property
     def series(self) -> str:
-        """Class of its colour in the style sheet."""
+        """The style sheet class of its colour."""
         return f"s{self.number % 8}"
 
     @property
     def figures(self) -> list[Row]:
-        """The rows of the summary: templates, and several together."""
+        """The rows of the summary: single templates, and several together."""
         return self.rows if self.overall in self.rows else [*self.rows, self.overall]
 
     @property
     def wanted(self) -> int:
-        """Samples of the run once it is complete."""
+        """The number of samples of the complete run."""
         return self.run.wanted
 
     def row(self, template: str) -> Row | None:
@@ -44,19 +44,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All of them."""
+    """All runs of a report."""
 
     entries: list[Entry]
-    templates: list[str]  # that have samples, in the order of the settings
+    templates: list[str]  # templates that have samples, in the order of the settings
 
     @property
     def task(self) -> str:
-        """What the runs solve."""
+        """The task of the runs."""
         return str(self.entries[0].run.settings["task"])
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the scores; the first one is the score."""
+        """Names of the metrics; the first one is the score."""
         return list(self.entries[0].overall.scores)
 
     @property
@@ -66,36 +66,36 @@ class View:
 
     @property
     def definitions(self) -> list[tuple[str, str]]:
-        """What is to be said of several samples; nothing where there are none."""
+        """The definitions for several samples; empty if there are none."""
         rows = [row for entry in self.entries for row in entry.figures]
         return definitions(x.measure for row in rows for x in row.figures) if self.repeated else []
 
     @property
     def several(self) -> bool:
-        """Whether any run has a row of templates together."""
+        """Whether any run has a row for several templates together."""
         return any(len(entry.together) > 1 for entry in self.entries)
 
     def setting(self, name: str) -> list[str]:
-        """What the runs were made with, each value once."""
+        """The values of a setting over all runs, each distinct value once."""
         return unique(entry.run.settings.get(name) for entry in self.entries)
 
     def launch(self, name: str) -> list[str]:
-        """The same of a fact of their starts."""
+        """The values of a fact over all starts, each distinct value once."""
         facts = [start.get(name) for entry in self.entries for start in entry.run.launches]
         return unique(facts)
 
 
 def unique(values: Any) -> list[str]:
-    """Values as text, each once, without those that nobody knows."""
+    """Distinct values as text, without None."""
     return list(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def view(runs: Sequence[Run], pass_at: Sequence[int] = ()) -> View:
-    """Names, figures and comparisons of runs.
+    """Collect names, figures and comparisons of runs.
 
     Raises:
-        ValueError: no run, one without a sample, runs that do not belong together, or a k that no
-            run has samples for.
+        ValueError: there is no run, a run has no sample, the runs do not belong together, or no run
+            has enough samples for a k.
     """
     if not runs:
         raise ValueError("report needs at least one run, got none")
@@ -124,7 +124,7 @@ def overall(rows: Sequence[Row], templates: Sequence[str], pass_at: Sequence[int
 
 
 def row_cells(entry: Entry, row: Row) -> list[str]:
-    """The columns of the summary, with the name of the entry, and the size of what is not done."""
+    """The cells of the summary, with the run's label and the missing part of an unfinished run."""
     found = cells(row)
     each = len(entry.together) if row.template == ALL else 1
     wanted = entry.run.problems * entry.run.repeats * each
