@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks, runs that survive a kill, comparisons and reports.
+"""Evaluation: benchmarks, resumable runs, comparisons and reports.
 
     from dlm.eval import TASKS, choose_options, choose_templates, evaluate, make_plan, summarise
 
@@ -8,8 +8,8 @@
     run = evaluate(dlm.load(), plan, Path("runs/threshold"), name="built-in")
     print(summarise(run)[0].score)
 
-The shell's way is `dlm eval sudoku --limit 100 --decoder threshold`. Importing this package needs
-neither torch nor a network.
+On the command line, this is `dlm eval sudoku --limit 100 --decoder threshold`. Importing this
+package needs neither torch nor a network connection.
 """
 
 from importlib import import_module

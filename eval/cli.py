@@ -1,4 +1,4 @@
-"""`dlm eval`: one command a task, and those that read what runs have left; `dlm lm-eval`."""
+"""`dlm eval`: a command for each task, and commands that read finished runs; `dlm lm-eval`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,23 +52,23 @@ from dlm.eval.tasks import TASKS
 OPTIONS = (
     *DECODING, "block_length", "max_gen_length", "expand_budget", "broadcast_deletion"
 )  # fmt: skip
-"""Options of decoding that commands have under the same names."""
+"""Decoding options that commands have under the same names."""
 WORKERS = 2
-BUILT_IN_GEN_LENGTH = 128  # at most: the built-in model has 512 positions
+BUILT_IN_GEN_LENGTH = 128  # upper limit, because the built-in model has 512 positions
 
 PassAt = Annotated[
     list[int] | None,
     output(
         metavar="K",
-        help="Print pass@K, of K samples of a problem; repeatable.",
-        show_default="powers of two, up to the samples",
+        help="Print pass@K, for K samples of a problem; repeatable.",
+        show_default="powers of two up to the number of samples",
         parser=count,
     ),
 ]
 
 
 def task_command(name: str) -> Callable[..., None]:
-    """The command that runs one task."""
+    """Create the command that runs one task."""
 
     def command(  # noqa: PLR0913 (the parameters are the command line)
         model: ModelName = None,
@@ -84,39 +84,39 @@ def task_command(name: str) -> Callable[..., None]:
         stop_ids: StopIds = None,
         adapter: Adapter = None,
         batch_size: Annotated[
-            int, source(help="Prompts decoded at a time; changes no result.", **COUNT)
+            int, source(help="Prompts decoded at once; does not change results.", **COUNT)
         ] = 16,
         template: Annotated[
             list[str] | None,
             source(
                 metavar="NAME",
-                help='How problems are put; repeatable, or "all".',
-                show_default="the preset's, else the first that fits the model",
+                help='Prompt template; repeatable, or "all".',
+                show_default="from the preset, else the first that fits the model",
             ),
         ] = None,
         data: Annotated[
             Path | None,
-            source(metavar="FILE", help="Problems.", show_default="what comes along, or the hub"),
+            source(metavar="FILE", help="Problem file.", show_default="bundled, or the hub"),
         ] = None,
         shots: Annotated[
             Path | None, source(metavar="FILE", help="Solved examples for few-shot templates.")
         ] = None,
         limit: Annotated[
-            int | None, source(help="Problems, the first ones.", show_default="all", **COUNT)
+            int | None, source(help="Score only the first N problems.", show_default="all", **COUNT)
         ] = None,
         samples: Annotated[
             int | None,
             source(
-                help="Samples of each problem, for pass@k; may grow from start to start.",
-                show_default="as many as the folder has, else 1",
+                help="Samples per problem, for pass@k; a resumed run may increase it.",
+                show_default="as in the folder, else 1",
                 **COUNT,
             ),
         ] = None,
         decoder: Annotated[
             str | None,
             decoding(
-                help="Which tokens to commit: see dlm decoders.",
-                show_default="the preset's, else low_confidence",
+                help="Decoder, which chooses the tokens to commit: see dlm decoders.",
+                show_default="from the preset, else low_confidence",
             ),
         ] = None,
         option: Annotated[
@@ -124,31 +124,31 @@ def task_command(name: str) -> Callable[..., None]:
             decoding(
                 metavar="KEY=VALUE",
                 help="Option of the decoder; repeatable.",
-                show_default="the preset's, where it has this decoder",
+                show_default="from the preset, if it has this decoder",
             ),
         ] = None,
         preset: Annotated[
             str | None,
             decoding(
                 metavar="NAME",
-                help="Published settings of the task, decoder and template included, for what is "
+                help="Published settings of the task, with decoder and template, for options "
                 "not given here: see --list.",
                 show_default="the first",
             ),
         ] = None,
         recommended: AsAuthors = False,
         gen_length: Annotated[
-            int | None, decoding(help="Tokens to decode behind a prompt.", **WHOLE)
+            int | None, decoding(help="Tokens to decode after a prompt.", **WHOLE)
         ] = None,
         max_gen_length: Annotated[
             int | None,
-            decoding(help="Tokens that blanks to fill may become, for DreamOn.", **WHOLE),
+            decoding(help="Most tokens that blanks may grow to, for DreamOn.", **WHOLE),
         ] = None,
         expand_budget: Annotated[
             int | None,
             decoding(
-                help="Times that a blank may become two.",
-                show_default="2 --max-gen-length",
+                help="How often a blank may become two.",
+                show_default="twice --max-gen-length",
                 **WHOLE,
             ),
         ] = None,
@@ -156,15 +156,15 @@ def task_command(name: str) -> Callable[..., None]:
             bool | None,
             decoding(
                 "--broadcast-deletion/--no-broadcast-deletion",
-                help="Masks right behind a blank that goes do so, too.",
-                show_default="the preset's",
+                help="Delete the masks right after a deleted blank, too.",
+                show_default="from the preset",
             ),
         ] = None,
         block_length: Annotated[
             int | None,
-            decoding(help='Tokens of a block, or "none" for one block.', **BLOCKS),
+            decoding(help='Tokens in a block, or "none" for a single block.', **BLOCKS),
         ] = None,
-        steps: Annotated[int | None, decoding(help="Forwards budget.", **WHOLE)] = None,
+        steps: Annotated[int | None, decoding(help="Budget of forward passes.", **WHOLE)] = None,
         position_temperature: Annotated[
             float | None, decoding(help="Draw positions from softmax(score / this).", **REAL)
         ] = None,
@@ -176,7 +176,7 @@ def task_command(name: str) -> Callable[..., None]:
             bool | None,
             decoding(
                 "--pad-after-eos/--no-pad-after-eos",
-                help="Do not decode what is behind a stop token.",
+                help="Fill masks after a stop token instead of decoding them.",
             ),
         ] = None,
         confidence_eos_eot_inf: Annotated[
@@ -188,62 +188,62 @@ def task_command(name: str) -> Callable[..., None]:
         ] = None,
         cache: Annotated[
             str | None,
-            decoding(help="What later forwards of a block reuse: none, prefix or dual."),
+            decoding(help="Keys and values that later passes reuse: none, prefix or dual."),
         ] = None,
         refresh_every: Annotated[
-            int | None, decoding(help="Forwards until a cache is made anew.", **WHOLE)
+            int | None, decoding(help="Recompute the whole row every N passes of a block.", **WHOLE)
         ] = None,
         refresh_around: Annotated[
             int | None,
-            decoding(help="Tokens on either side of a block to compute with it.", **WHOLE),
+            decoding(help="Tokens on either side of a block to recompute with it.", **WHOLE),
         ] = None,
         refresh_answer_every: RefreshAnswerEvery = None,
         refresh_prompt_every: RefreshPromptEvery = None,
         refresh_decoded_every: RefreshDecodedEvery = None,
         suffix_window: SuffixWindow = None,
         temperature: Annotated[
-            float | None, sampling(help="0 takes the likeliest token.", **REAL)
+            float | None, sampling(help="Temperature; 0 takes the most likely token.", **REAL)
         ] = None,
         top_k: Annotated[
-            int | None, sampling(help="Sample among the k likeliest tokens.", **WHOLE)
+            int | None, sampling(help="Sample from the k most likely tokens.", **WHOLE)
         ] = None,
         top_p: Annotated[
             float | None,
-            sampling(help="Sample among the likeliest tokens that hold this probability.", **REAL),
+            sampling(help="Sample from the most likely tokens that hold this probability.", **REAL),
         ] = None,
         min_p: Annotated[
             float | None,
             sampling(
-                help="Sample among tokens of this times the likeliest one's probability.", **REAL
+                help="Sample from tokens with at least this share of the top probability.", **REAL
             ),
         ] = None,
         suppress_tokens: SuppressTokens = None,
         begin_suppress_tokens: BeginSuppressTokens = None,
         logit_bias: LogitBias = None,
         cfg_scale: Annotated[
-            float | None, sampling(help="Classifier-free guidance; 0 for none.", **REAL)
+            float | None, sampling(help="Classifier-free guidance scale; 0 disables it.", **REAL)
         ] = None,
-        seed: Annotated[int | None, sampling(help="Decides all noise.", **WHOLE)] = None,
+        seed: Annotated[int | None, sampling(help="Seed of all noise.", **WHOLE)] = None,
         folder: Annotated[
             Path | None,
             output(
                 "--output",
                 metavar="DIR",
-                help="Folder of the run; the same command goes on with it.",
+                help="Folder of the run; the same command resumes it.",
                 show_default="runs/eval/TASK-DECODER-HASH",
             ),
         ] = None,
         workers: Annotated[
             int | None,
             output(
-                help="Programs run side by side, for tasks that run code.",
+                help="Programs to run in parallel, for tasks that run code.",
                 show_default="2",
                 **COUNT,
             ),
         ] = None,
         pass_at: PassAt = None,
         unsafe: Annotated[
-            bool, output("--unsafe", help="Run generated code even where nothing contains it.")
+            bool, output("--unsafe", help="Run generated code even without a sandbox.")
         ] = False,
         list_only: Annotated[
             bool, output("--list", help="Print the task's templates and presets; run nothing.")
@@ -356,7 +356,7 @@ def report(
     pass_at: PassAt = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write a page about runs: figures, charts, and every sample to browse."""
+    """Write an HTML page about runs: figures, charts, and all samples to browse."""
     from dlm.eval.folder import read_run
     from dlm.eval.job import record
     from dlm.eval.report import markdown as markdown_table
@@ -384,7 +384,7 @@ def report(
 
 
 def attach(app: typer.Typer) -> None:
-    """Add the commands to those of `dlm`."""
+    """Add the evaluation commands to those of `dlm`."""
     group = typer.Typer(
         cls=Tasks, no_args_is_help=True, help="Score a model and a decoder on benchmarks."
     )

@@ -1,9 +1,9 @@
-"""Runs against a baseline, problem by problem: how much better, how sure, and at what cost.
+"""Comparison of runs with a baseline, problem by problem: differences, uncertainty and cost.
 
-Both runs decoded the same problems, so the samples of one template and one problem make a pair,
-and only pairs are compared: where there are several samples, by their means. Templates of one
-problem are not independent of each other: what is resampled, and what changes sign, is the problem
-with all its pairs.
+Both runs have decoded the same problems, so their samples of one problem under one template form a
+pair. Only pairs are compared; several samples count by their mean. The pairs of one problem under
+different templates are not independent. The bootstrap therefore resamples whole problems, and the
+sign-flip test flips whole problems, each with all its pairs.
 """
 
 import re
@@ -31,7 +31,7 @@ from dlm.eval.sample import Prompt, Sample, by_prompt
 from dlm.options import integer
 
 ALL = "all"
-"""The template of a comparison over all templates; no template is called so."""
+"""Stands for all templates together; no template has this name."""
 
 METHODS = (
     (
@@ -67,12 +67,12 @@ METHODS = (
         "samples, where a larger share is",
     ),
 )
-"""How runs are compared; every page that compares prints it."""
+"""How runs are compared; printed with every comparison."""
 
 NAME_LENGTH = 60  # characters of a run's name in tables
 
 Pair = tuple[list[Sample], list[Sample]]
-"""All samples of a prompt, of the baseline and of the other run."""
+"""All samples of one prompt, from the baseline and from the other run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +81,28 @@ class Contrast:
 
     measure: Measure
     pairs: int
-    scores: tuple[float, float]  # of the baseline and of the other one, over the pairs
+    scores: tuple[float, float]  # of the baseline and the other run, over the pairs
     difference: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run against the baseline, under one template or over all of them."""
+    """A run compared with the baseline, under one template or over all of them."""
 
     baseline: str
     other: str
     template: str
     pairs: int
     problems: int
-    left_out: tuple[int, int]  # samples that only the baseline has, and only the other one
-    scores: tuple[float, float]  # of the baseline and of the other one, over the pairs
-    discordant: tuple[int, int]  # pairs where the baseline is right more often, and the other one
+    left_out: tuple[int, int]  # samples that only the baseline has, and only the other run
+    scores: tuple[float, float]  # of the baseline and the other run, over the pairs
+    discordant: tuple[int, int]  # pairs where the baseline is right more often, and the other run
     p: float | None
     difference: Estimate  # of the scores
-    forwards: Estimate  # ratio of forwards per row
+    forwards: Estimate  # ratio of forward passes per row
     response_tokens_per_forward: Estimate  # ratio
     seconds: Estimate  # ratio
-    contrasts: tuple[Contrast, ...] = ()  # where both runs have several samples of a problem
+    contrasts: tuple[Contrast, ...] = ()  # only if both runs have several samples per problem
 
 
 def compare(
@@ -112,18 +112,18 @@ def compare(
     seed: int = 0,
     pass_at: Sequence[int] = (),
 ) -> list[Comparison]:
-    """Compare every run with the first one: under each template that both have, and over all.
+    """Compare every run with the first: under each template that both have, and over all of them.
 
     Args:
-        runs: the baseline and the others, of one task and the same data.
-        resamples: bootstrap resamples of every interval.
-        seed: decides the resamples; each comparison draws its own from the start.
-        pass_at: k of each pass@k; powers of two if none. Those above the samples of a problem in
-            one of two runs are left out.
+        runs: the baseline and the other runs, of one task and the same data.
+        resamples: bootstrap resamples for every interval.
+        seed: seed of the resamples; every comparison starts from this seed.
+        pass_at: k of each pass@k; powers of two if empty. A k above the number of samples in either
+            run is left out.
 
     Raises:
-        ValueError: fewer than two runs, runs that do not belong together, no common sample,
-            another prompt for one problem, or a k that no two runs have samples for.
+        ValueError: fewer than two runs, runs of different tasks or data, no common sample,
+            different prompts for one problem, or a k for which no two runs have enough samples.
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs at least two runs, got {len(runs)}")
@@ -143,10 +143,10 @@ def compare(
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What to call runs of one task and the same data: the decoder, and the folder if need be.
+    """Names for runs of one task and the same data: the decoder, and the folder where needed.
 
     Raises:
-        ValueError: a folder given twice; runs of other tasks, task versions or data.
+        ValueError: a folder is given twice, or the runs differ in task, task version or data.
     """
     require_same("task", {str(run.folder): run.settings["task"] for run in runs})
     require_same("task version", {str(run.folder): run.settings["task_version"] for run in runs})
@@ -163,10 +163,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def require_same(what: str, values: Mapping[str, Any]) -> None:
-    """Refuse runs that differ in something.
+    """Refuse runs that differ in a setting.
 
     Raises:
-        ValueError: they do.
+        ValueError: the values differ.
     """
     first, *others = values.items()
     for folder, value in others:
@@ -178,7 +178,7 @@ def require_same(what: str, values: Mapping[str, Any]) -> None:
 
 
 def short(name: str) -> str:
-    """A name on one line, cut where it is long."""
+    """A name on one line, shortened if it is long."""
     flat = " ".join(name.split())
     return flat if len(flat) <= NAME_LENGTH else flat[: NAME_LENGTH - 3] + "..."
 
@@ -192,9 +192,9 @@ def compare_pair(
     seed: int = 0,
     pass_at: Sequence[int] = (),
 ) -> list[Comparison]:
-    """A comparison for each template with pairs, and one over all where a run has several.
+    """Compare two runs under each template with pairs, and over all if a run has several.
 
-    Empty without a pair. `names` are those of the two runs.
+    The result is empty if there is no pair. `names` are the names of the two runs.
     """
     left, right = by_prompt(baseline.samples), by_prompt(other.samples)
     measures = shared_measures(baseline, other, pass_at)
@@ -220,18 +220,18 @@ def compare_pair(
 
 
 def asked(prompt: Any) -> Any:
-    """A prompt; a text without the number of its blanks, which depends on the tokenizer."""
+    """A prompt; in texts, without the number of blanks, which depends on the tokenizer."""
     return re.sub(r"\[MASK:[0-9]+\]", "[MASK]", prompt) if isinstance(prompt, str) else prompt
 
 
 def shared_measures(baseline: Run, other: Run, pass_at: Sequence[int]) -> list[Measure]:
-    """What can be said of several samples of both runs, beside pass@1."""
+    """The measures of several samples that both runs have, besides pass@1."""
     names = {each.name for each in measures_of(other, pass_at)}
     return [each for each in measures_of(baseline, pass_at) if each.k > 1 and each.name in names]
 
 
 def pace(run: Run) -> list[Any]:
-    """What seconds depend on besides the decoder."""
+    """What decoding time depends on besides the decoder."""
     names = ("batch_size", "processes", "threads", "machine")
     starts = [[start.get(name) for name in names] for start in run.launches]
     one = [each for n, each in enumerate(starts) if each not in starts[:n]]
@@ -241,7 +241,7 @@ def pace(run: Run) -> list[Any]:
 def only(
     some: Mapping[Prompt, list[Sample]], others: Collection[Prompt], templates: Sequence[str]
 ) -> int:
-    """How many samples of some templates are of prompts in `some` alone."""
+    """Count the samples of some templates whose prompts only `some` has."""
     return sum(len(some[key]) for key in some if key[0] in templates and key not in others)
 
 
@@ -254,7 +254,7 @@ def comparison(
     *,
     timed: bool,
 ) -> Comparison:
-    """The figures of some pairs; no ratio of seconds unless they can be compared."""
+    """Compute the figures of some pairs; the ratio of seconds only if `timed`."""
     sums = problem_sums(pairs, measures)
     count, left, right = sums.sum(0)[:3]
     ahead = [score_of(two) - score_of(one) for one, two in pairs]
@@ -277,15 +277,16 @@ def comparison(
 
 
 def score_of(group: Sequence[Sample]) -> float:
-    """Mean score of samples."""
+    """The mean score of samples."""
     return mean([each.score for each in group])
 
 
 def p_of(pairs: Sequence[Pair], sums: Floats, discordant: tuple[int, int]) -> float | None:
-    """How surprising the difference is if neither run is better; None where that has no test.
+    """The p-value of the difference if neither run is better; None if no test applies.
 
-    Which run the samples of a problem belong to is a toss only if both have as many; if all
-    problems do, differences are whole numbers of samples.
+    The sign-flip test assumes that the samples of a problem could be swapped between the runs, so
+    every problem must have the same number of samples in both. If all problems have equally many,
+    differences are whole numbers of samples.
     """
     sizes = {len(group) for pair in pairs for group in pair}
     if len(sizes) > 1:
@@ -299,7 +300,7 @@ def p_of(pairs: Sequence[Pair], sums: Floats, discordant: tuple[int, int]) -> fl
 def contrasts(
     measures: Sequence[Measure], sums: Floats, drawn: Floats, draw: Callable[[Floats], Floats]
 ) -> Iterator[Contrast]:
-    """Measures that some pair has, out of the columns behind the first nine."""
+    """Yield the measures that some pair has, from the columns after the first nine."""
     for number, measure in enumerate(measures):
         part = slice(9 + 3 * number, 12 + 3 * number)
         count, left, right = sums[:, part].sum(0)
@@ -310,11 +311,12 @@ def contrasts(
 
 
 def problem_sums(pairs: Iterable[Pair], measures: Sequence[Measure] = ()) -> Floats:
-    """What the pairs of each problem add up to, [problems, 9 + 3 x measures].
+    """Sums over the pairs of each problem, [problems, 9 + 3 x measures].
 
-    Pairs, then of the baseline and of the other run: score, forwards, response tokens, seconds;
-    then of each measure: pairs that have it, and its values. Several samples count by their mean.
-    A prompt that was too long for one of the models failed, but tells nothing about cost.
+    The columns are the number of pairs; then score, forward passes, response tokens and seconds,
+    each for the baseline and the other run; then for each measure the pairs that have it, and its
+    two values. Several samples count by their mean. A prompt that was too long for one of the
+    models counts as failed, but is left out of the costs.
     """
     rows: defaultdict[int, list[list[float]]] = defaultdict(list)
     for pair in pairs:
@@ -336,20 +338,20 @@ def problem_sums(pairs: Iterable[Pair], measures: Sequence[Measure] = ()) -> Flo
 
 
 def score_difference(totals: Floats) -> Floats:
-    """Mean score of the other run less that of the baseline, over totals [..., 9]."""
+    """Mean score of the other run less that of the baseline, from totals [..., 9]."""
     return (totals[..., 2] - totals[..., 1]) / totals[..., 0]
 
 
 def forwards_ratio(totals: Floats) -> Floats:
-    """Forwards per row of the other run over those of the baseline, over totals [..., 9]."""
+    """Forward passes per row, other over baseline, from totals [..., 9]."""
     return totals[..., 4] / totals[..., 3]
 
 
 def response_tokens_per_forward_ratio(totals: Floats) -> Floats:
-    """Response tokens per forward, other over baseline, over totals [..., 9]."""
+    """Response tokens per forward pass, other over baseline, from totals [..., 9]."""
     return totals[..., 6] * totals[..., 3] / (totals[..., 5] * totals[..., 4])
 
 
 def seconds_ratio(totals: Floats) -> Floats:
-    """Seconds of decoding, other over baseline, over totals [..., 9]."""
+    """Seconds of decoding, other over baseline, from totals [..., 9]."""
     return totals[..., 8] / totals[..., 7]

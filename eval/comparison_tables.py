@@ -1,4 +1,4 @@
-"""Comparisons of runs as tables for people and as JSON for machines."""
+"""Comparisons of runs as text tables and as JSON."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from dlm.eval.repeats import MAJORITY, PASS
 
 
 def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the comparisons as text."""
+    """Head and rows of the table of comparisons."""
     head = [
         f"against {comparisons[0].baseline}",
         "template",
@@ -28,7 +28,7 @@ def table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]
 
 
 def cells(each: Comparison) -> list[str]:
-    """A comparison as text, column by column of `table`."""
+    """A comparison as text, in the columns of `table`."""
     return [
         each.other,
         each.template,
@@ -46,7 +46,7 @@ def cells(each: Comparison) -> list[str]:
 
 
 def contrast_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the measures of several samples as text; no row where there are none."""
+    """Head and rows of the table of measures; without rows if there are no measures."""
     head = [
         *(f"against {comparisons[0].baseline}", "template", "measure", "n"),
         *("value", "points", "95%"),
@@ -73,14 +73,14 @@ def points(difference: Estimate) -> str:
 
 
 def points_interval(difference: Estimate) -> str:
-    """Its interval."""
+    """The interval of a difference."""
     if difference.interval is None:
         return "-"
     return " to ".join(f"{100 * end:+.1f}" for end in difference.interval)
 
 
 def p_value(p: float | None) -> str:
-    """A p value, to three digits behind the point."""
+    """A p-value with three decimals."""
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -96,7 +96,7 @@ def ratio(estimate: Estimate) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison for machines: scores and differences are shares, not percent."""
+    """A comparison as JSON; scores and differences are fractions, not percent."""
     estimates = {
         name: {
             "value": getattr(comparison, name).value,
@@ -120,7 +120,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def contrasts_as_json(comparison: Comparison, kind: str) -> dict[str, Any]:
-    """Measures of one kind by their k, for machines."""
+    """The measures of one kind as JSON, by their k."""
     return {
         str(each.measure.k): {
             "pairs": each.pairs,

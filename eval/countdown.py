@@ -1,19 +1,20 @@
-"""Countdown: reach a number from three others, each used exactly once.
+"""Countdown: reach a target number from three others, each used exactly once.
 
-Gandhi et al. 2024, "Stream of Search", arXiv:2404.03683, in the format of the benchmark of Huang
-et al. 2025 (PC-Sampler, arXiv:2508.13021): 1,000 problems with `--data countdown.jsonl`, else 500
+Gandhi et al. 2024, "Stream of Search", arXiv:2404.03683, in the format of the benchmark of Huang et
+al. 2025 (PC-Sampler, arXiv:2508.13021): 1,000 problems with `--data countdown.jsonl`, else 500
 generated ones that the built-in model never saw.
 
     {"input": "15,44,79,50", "output": "44-15=29,79-29=50"}
 
 Checked against the original:
-- the 1,000 reference answers are valid, and exact;
-- `valid` is the score: it takes any equations that reach the target, where `exact`, the authors'
-  comparison with the reference string, takes one way out of many;
-- differs: the prompts are ours, and so is how equations are found in a longer text: signs of
-  print and of LaTeX count as those of a keyboard, as does an x between numbers; parentheses around
-  a left side or a number beside a sign add nothing, but no product is read out of 2(5) + 3 = 8;
-  Markdown's emphasis is no operator; a result with a decimal part that is not zero is no equation.
+- The 1,000 reference answers are valid and exact.
+- The score is `valid`: it accepts any equations that reach the target. `exact`, the authors'
+  comparison with the reference string, accepts only one of many solutions.
+- Different from the original: the prompts, and how equations are found in a longer text.
+  Typographic and LaTeX signs count as those of a keyboard, as does an x between numbers.
+  Parentheses around a left side or around a number next to a sign are ignored, but 2(5) + 3 = 8 is
+  not read as a product. Markdown emphasis is not an operator. A result with a non-zero decimal part
+  is not an equation.
 """
 
 import re
@@ -34,47 +35,47 @@ _SIGNS = str.maketrans("\u00d7\u22c5\u00b7\u2217\u00f7\u2212", "****/-")
 _WORDS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
 _NAMED = re.compile(r"\\(?:times|cdot|div)(?![a-zA-Z])")
 _LETTER = re.compile(r"(?<=[0-9)])([^\S\n]{0,2})[xX]([^\S\n]{0,2})(?=[-(0-9])")
-_MARKS = re.compile(  # an operator, with blanks on both sides or on none, or Markdown
+_MARKS = re.compile(  # an operator, with spaces on both sides or on none, or Markdown
     r"([0-9)](?:[^\S\n]*\*[^\S\n]*|\*+|[^\S\n]+\*+[^\S\n]+)(?=[-(0-9]))|[*_`]+"
 )
 _OPERAND = r"-?[0-9]{1,9}"
-_ALONE = re.compile(  # a number in parentheses, behind a sign or in front of it
+_ALONE = re.compile(  # a number in parentheses, after a sign or before one
     rf"([-+*/=]\s{{0,2}})\(\s{{0,2}}({_OPERAND})\s{{0,2}}\)(?![0-9])"
     r"|\(\s{0,2}(-[0-9]{1,9})\s{0,2}\)(?=\s{0,2}[-+*/=])"
-    # A positive one may count steps, as in (1) -29+79=50: it must begin a left side, and be no
-    # argument or factor.
+    # A positive number in parentheses may be a step number, as in (1) -29+79=50: it must begin a
+    # left side, and not be an argument or a factor.
     r"|(?<![0-9a-zA-Z)])(?<![0-9][^\S\n])(?<![0-9][^\S\n]{2})"
     r"\(\s{0,2}([0-9]{1,9})\s{0,2}\)"
     rf"(?=[^\S\n]{{0,2}}[-+*/]\s{{0,2}}\(?\s{{0,2}}{_OPERAND}[\s)]{{0,4}}=)"
 )
-_SIDE = re.compile(  # a left side in parentheses; behind an operand it is a part of a longer one
+_SIDE = re.compile(  # a left side in parentheses; after an operand it is part of a longer one
     r"([0-9)](?:[^\S\n]{0,2}[-+*/][^\S\n]{0,2})?)?"
     rf"\((\s{{0,2}}{_OPERAND}\s{{0,2}}[-+*/]\s{{0,2}}{_OPERAND}\s{{0,2}})\)(?=\s{{0,2}}=)"
 )
 
 
 def problem(number: int, example: Example) -> Problem:
-    """An example as a problem; its id is its place."""
+    """An example as a problem; its id is its index."""
     *numbers, target = example.prompt.removeprefix(countdown.PREFIX).split(",")
     fields = {"prompt": example.prompt, "numbers": ", ".join(numbers), "target": target}
     return Problem(str(number), fields, example.response)
 
 
 def read(path: Path) -> list[Problem]:
-    """The problems of a file in the published format."""
+    """Read the problems of a file in the published format."""
     return [problem(number, each) for number, each in enumerate(countdown.read_jsonl(path))]
 
 
 def local() -> list[Problem]:
-    """Generated problems, none of them shown to the built-in model."""
+    """Generated problems that the built-in model has never seen."""
     found = drawn("countdown", COUNT, held_out=True)
     return [problem(number, each) for number, each in enumerate(found)]
 
 
 def equations(problem: Problem, output: str) -> str | None:
-    """The last equations, as many as it takes: one fewer than there are numbers.
+    """The last equations, as many as a solution needs: one fewer than there are numbers.
 
-    Where there are more, one that says the last again, as a check does, counts once.
+    If there are more, an equation that repeats the previous one, as a check does, counts once.
     """
     needed = len(problem.fields["numbers"].split(",")) - 1
     text = _NAMED.sub(lambda found: _WORDS[found[0]], output.translate(_SIGNS))
@@ -93,7 +94,7 @@ def valid(problem: Problem, extracted: str) -> bool:
 
 
 def exact(problem: Problem, extracted: str) -> bool:
-    """Whether they are those of the reference, string for string."""
+    """Whether the equations equal those of the reference as a string."""
     return extracted == problem.answer
 
 
@@ -105,9 +106,10 @@ Answer with the steps alone, as equations with a comma between them, like 3*4=12
 
 TASK = Task(
     name="countdown",
-    # 5: parentheses around a positive number in front of a sign hid equations. 4: thoughts were
-    # read. 3: parentheses around other numbers or a left side hid equations. 2: so did \\times and
-    # x. 1: so did emphasis and signs of print; 50.5 was 50
+    # What earlier versions did wrong. 5: parentheses around a positive number before a sign hid
+    # equations. 4: thoughts were read. 3: parentheses around other numbers or a left side hid
+    # equations. 2: \\times and x hid equations. 1: emphasis and typographic signs hid equations;
+    # 50.5 was read as 50
     version=6,
     summary="Reach a number from three others.",
     paper="Gandhi et al. 2024, arXiv:2404.03683",

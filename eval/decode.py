@@ -1,4 +1,4 @@
-"""Decoding problems, with a clock."""
+"""Decoding of problems, with time measurement."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,34 +13,34 @@ from dlm.eval.sample import Key
 from dlm.eval.task import AnyTemplate, Messages, Problem
 
 T = TypeVar("T")
-WARM_UP = 2  # forwards before the clock starts
-REPEAT = 1 << 32  # between the noise keys of two samples of a problem
+WARM_UP = 2  # forward passes before timing starts
+REPEAT = 1 << 32  # step between the noise keys of two samples of a problem
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem to decode, once."""
+    """One sample of a problem to decode."""
 
     template: AnyTemplate
     problem: Problem
     index: int  # of the problem
     prompt: str | Messages
     tokens: list[int]  # of the prompt
-    repeat: int = 0  # which of the problem's samples
-    blanks: range | None = None  # among the tokens; None: what is decoded goes behind them
+    repeat: int = 0  # index of the sample among those of the problem
+    blanks: range | None = None  # positions to fill; None: decode after the tokens
 
     @property
     def key(self) -> Key:
-        """Of its sample."""
+        """The key of the sample."""
         return self.template.name, self.index, self.repeat
 
     @property
     def given(self) -> int:
-        """Tokens that are not decoded."""
+        """Number of tokens that are not decoded."""
         return len(self.tokens) - len(self.blanks or ())
 
     def most(self, options: Mapping[str, Any]) -> int:
-        """Tokens that are decoded, at most."""
+        """The most tokens to decode."""
         if self.blanks is None:
             return int(options["gen_length"])
         grown: int | None = options["max_gen_length"]
@@ -48,18 +48,18 @@ class Item:
 
     @property
     def noise(self) -> int:
-        """Key of the row's noise: of problem and sample alone, so that batches change nothing."""
+        """The row's noise key, from problem and sample only, so that batching does not matter."""
         return self.index + REPEAT * self.repeat
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came of an item."""
+    """The decoded output of an item."""
 
     item: Item
-    text: str  # up to the first stop token; what came of blanks without special tokens
+    text: str  # up to the first stop token; for blanks, their text without special tokens
     tokens: list[int]
-    order: list[int]  # empty where blanks may grow
+    order: list[int]  # empty if blanks may grow
     response_tokens: int
     decoded_tokens: int
     forwards: int
@@ -68,7 +68,7 @@ class Output:
 
 
 def warm_up(model: dlm.Model, item: Item, options: Mapping[str, Any]) -> None:
-    """Make a few forwards of one prompt that nobody counts."""
+    """Run a few untimed forward passes on one prompt."""
     if item.blanks is not None:
         warm_up_blanks(model, item.tokens, item.blanks, options)
         return
@@ -80,7 +80,7 @@ def warm_up(model: dlm.Model, item: Item, options: Mapping[str, Any]) -> None:
 def warm_up_blanks(
     model: dlm.Model, tokens: Sequence[int], blanks: range, options: Mapping[str, Any]
 ) -> None:
-    """Fill the first blanks of a row, as if tokens stood in all others."""
+    """Fill the first blanks of a row, with all others replaced by tokens."""
     left, some = blanks[:WARM_UP], int(model.spec.mask_id == 0)
     filled = [some if at in blanks and at not in left else token for at, token in enumerate(tokens)]
     if options["max_gen_length"] is not None:
@@ -91,16 +91,16 @@ def warm_up_blanks(
 def decode(
     model: dlm.Model, items: Sequence[Item], options: Mapping[str, Any], batch_size: int
 ) -> Iterator[list[Output]]:
-    """Decode items, as many at a time as a batch has, and tell of as many as are done.
+    """Decode items in batches, and yield outputs in groups as they are done.
 
-    What is done is told of before an error is raised.
+    Outputs that are done are yielded before an error is raised.
 
     Raises:
-        ValueError: a bad option, or a model without a tokenizer.
+        ValueError: an option is invalid, or the model has no tokenizer.
     """
     rows, keys = [item.tokens for item in items], [item.noise for item in items]
     infills = any(item.blanks is not None for item in items)
-    ordered = options.get("max_gen_length") is None  # else positions move
+    ordered = options.get("max_gen_length") is None  # otherwise positions move
     options = {"return_order": ordered, **options}
     made = decode_rows(model, rows, keys, batch_size, options, infills=infills)
     failed: list[BaseException] = []
@@ -113,7 +113,7 @@ def decode(
 
 
 def until(made: Iterator[T], failed: list[BaseException]) -> Iterator[T]:
-    """All that an iterator gives before an error, Ctrl-C too, which is noted."""
+    """Yield what an iterator gives until an error, also Ctrl-C, which is added to `failed`."""
     while not failed:
         try:
             one = next(made)
@@ -134,9 +134,10 @@ def decode_rows(
     *,
     infills: bool = False,
 ) -> Iterator[tuple[int, dlm.Generation]]:
-    """`dlm.generate_each`, the longest first: what does not fit memory fails at once so.
+    """Decode rows with `dlm.generate_each`, longest first.
 
-    `dlm.infill_each` for rows with blanks. From then on half as many rows are decoded at a time.
+    Running out of memory thus shows early. Rows with blanks use `dlm.infill_each`. After running
+    out of memory, half as many rows are decoded at once.
     """
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
     left = {number: (rows[number], keys[number]) for number in order}
@@ -159,7 +160,7 @@ def decode_rows(
 def outputs(
     model: dlm.Model, some: Sequence[tuple[Item, dlm.Generation]], seconds: float
 ) -> list[Output]:
-    """Items and what came of each, which share the time by the positions computed for them.
+    """Outputs of items that were decoded together; they share the time by their query tokens.
 
     Raises:
         ValueError: the model has no tokenizer.
@@ -187,7 +188,10 @@ def outputs(
 def read(
     model: dlm.Model, item: Item, one: dlm.Generation
 ) -> tuple[list[int], list[int], str, int]:
-    """What was decoded of an item: tokens, their order, text, and how many tokens are an answer.
+    """Read what was decoded of an item.
+
+    Returns:
+        The tokens, their order, the text, and the number of response tokens.
 
     Raises:
         ValueError: the model has no tokenizer.
@@ -198,7 +202,7 @@ def read(
     stops = set(model.spec.stop_ids)
     if item.blanks is None:
         return row, order, one.texts[0], response_length(row, stops)
-    behind = len(row) - len(item.tokens) + item.blanks.stop  # the row may have changed its length
+    behind = len(row) - len(item.tokens) + item.blanks.stop  # the row's length may have changed
     inside = slice(item.blanks.start, behind)
     tokens = row[inside]
     assert model.tokenizer is not None, "which has made the texts"
@@ -209,10 +213,10 @@ def read(
 
 
 def response_length(tokens: Sequence[int], stops: set[int]) -> int:
-    """Tokens in front of the first stop token."""
+    """Number of tokens before the first stop token."""
     return next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
 
 
 def undecoded(item: Item) -> Output:
-    """The output of a prompt that is too long for the model: nothing."""
+    """The empty output of a prompt that is too long for the model."""
     return Output(item, "", [], [], 0, 0, 0, 0, 0.0)

@@ -1,6 +1,6 @@
-r"""Reading answers out of text: what every task shares.
+r"""Reading of answers from text, as shared by all tasks.
 
-Every reader is total (any text gives an answer or None) and takes time linear in the text.
+Every reader accepts any text, returns an answer or None, and takes time linear in the text.
 """
 
 import ast
@@ -31,18 +31,18 @@ _STARTS_CODE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a Markdown text."""
+    """A fenced code block of a Markdown text."""
 
-    language: str  # lower case; "" where the fence names none
-    text: str  # without the indentation that all of its lines share
+    language: str  # lower case; "" if the fence names none
+    text: str  # without the indentation that all lines share
     closed: bool
 
 
 def without_thoughts(text: str) -> str:
-    """What a model answers: not what is between `<think>` and `</think>`.
+    """The text without the thoughts between `<think>` and `</think>`.
 
-    Of one that a prompt has opened the beginning is not in the text; one that nothing closes stays,
-    as it may hold all that there is.
+    A thought that the prompt has opened lacks its opening tag in the text. A thought that is never
+    closed stays, because it may be all there is.
     """
     *closed, answer = text.split(THOUGHT)
     starts = (each.partition(THINKS) for each in closed)
@@ -50,8 +50,8 @@ def without_thoughts(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds, closed and not empty; of nested ones the innermost."""
-    open_: list[tuple[bool, int, int]] = []  # of each brace: whether of a box, where, content
+    r"""The content of the last closed, non-empty `\boxed{...}`; of nested ones, the innermost."""
+    open_: list[tuple[bool, int, int]] = []  # of each brace: whether of a box, start, content
     best: tuple[int, str] | None = None
     for token in _BOX.finditer(text):
         if token.group().endswith("{") and token.group() != r"\{":
@@ -65,25 +65,25 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number, with signs for money and for thousands.
+    """The last number, including signs for money and thousands.
 
-    lm-eval 0.4.13, gsm8k.yaml, filter `flexible-extract`: a run of two or more out of `$0-9.,`
-    is one, digits or not.
+    As the filter `flexible-extract` of lm-eval 0.4.13, gsm8k.yaml: a run of two or more characters
+    of `$0-9.,` is a number, whether it has digits or not.
     """
     found = last_match(_NUMBER, text)
     return None if found is None else found.group()
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last of the matches that do not overlap."""
+    """The last of the non-overlapping matches."""
     last = deque(pattern.finditer(text), maxlen=1)
     return last[0] if last else None
 
 
 def code_blocks(text: str) -> list[Block]:
-    """The fenced blocks in their order; one that nothing closes ends with the text.
+    """The fenced blocks in order; an unclosed one ends with the text.
 
-    A fence may stand behind words of its line, as in `Here it is: ```python`.
+    A fence may follow other words on its line, as in `Here it is: ```python`.
     """
     blocks: list[Block] = []
     fence, language, lines = "", "", list[str]()
@@ -103,12 +103,12 @@ def code_blocks(text: str) -> list[Block]:
 
 
 def _opening(line: str) -> tuple[str, str]:
-    """The fence and the language of a line that opens a block; "" and "" of another one.
+    """The fence and the language of a line that opens a block; "" and "" for any other line.
 
-    Backticks are a fence where they are the only ones of their line. Tildes are one at the
-    beginning of their line, else the last ones of it.
+    Backticks are a fence if they are the only ones on their line. Tildes are a fence at the
+    beginning of the line; otherwise the last ones are.
     """
-    # One search over the line: a pattern of all of it would try every pair of fences.
+    # This searches the line once: a pattern for the whole line would try every pair of fences.
     runs = list(_FENCE.finditer(line))
     ticks = [each for each in runs if each[0][0] == "`"]
     if not runs or len(ticks) > 1:
@@ -119,7 +119,7 @@ def _opening(line: str) -> tuple[str, str]:
     if len(fence[0]) < 3 or line[: fence.start()].endswith("~"):
         return "", ""
     language = _LANGUAGE.match(line, fence.end())
-    assert language is not None  # it matches nothing too
+    assert language is not None  # it also matches the empty text
     return fence[0], language[1].lower()
 
 
@@ -128,14 +128,14 @@ def _block(language: str, lines: list[str], *, closed: bool) -> Block:
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether a function of this name begins in the first column."""
+    """Whether a function of this name starts in the first column."""
     return (
         re.search(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b", code, re.MULTILINE) is not None
     )
 
 
 def binds(code: str, name: str) -> bool:
-    """Whether code is a module that gives this name a value, as `f = g` and `if x: def f` do."""
+    """Whether code is a module that binds this name, as `f = g` and `if x: def f` do."""
     if name not in code:
         return False
     tree = parsed(code)
@@ -152,7 +152,7 @@ def binds(code: str, name: str) -> bool:
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """Names that a statement of a module gives a value, those of its own statements left out."""
+    """The names that a top-level statement binds, not counting the statements inside it."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -166,9 +166,9 @@ def _bound(statement: ast.stmt) -> set[str]:
 
 
 def block_defining(text: str, names: tuple[str, ...], but: str = "") -> str | None:
-    """The first block that defines one of `names`, Python before other languages.
+    """The first block that defines one of `names`, with Python blocks before other languages.
 
-    Else the first that binds one. One that only repeats `but` does not count.
+    If none does, the first block that binds one. A block that only repeats `but` does not count.
     """
     blocks = code_blocks(text)
     ranked = [each.text for each in blocks if each.language in PYTHON]
@@ -182,17 +182,17 @@ def block_defining(text: str, names: tuple[str, ...], but: str = "") -> str | No
 
 
 def first_block(text: str) -> str | None:
-    """The first block that is not empty, Python before other languages."""
+    """The first non-empty block, with Python blocks before other languages."""
     blocks = [each for each in code_blocks(text) if each.text.strip()]
     ranked = [each for each in blocks if each.language in PYTHON]
     return next((each.text for each in (*ranked, *blocks)), None)
 
 
 def bare_code(text: str, names: tuple[str, ...]) -> str | None:
-    """Code that stands unfenced in prose and defines one of `names`, with what leads up to it.
+    """Unfenced code in prose that defines one of `names`, with the code lines around it.
 
-    Lines of code are those that are blank, indented, or begin as statements of a module do; the
-    run of them around the definition is taken.
+    A line counts as code if it is blank, indented, or begins like a module statement. The result is
+    the run of such lines around the definition.
     """
     lines = textwrap.dedent(text).split("\n")
     at = next(
@@ -209,14 +209,14 @@ def bare_code(text: str, names: tuple[str, ...]) -> str | None:
 
 
 def _is_code(line: str) -> bool:
-    """Whether a line can belong to a module, by its first characters."""
+    """Whether a line may belong to a module, by its first characters."""
     return not line.strip() or line[0] in " \t)]}" or _STARTS_CODE.match(line) is not None
 
 
 def parsed(code: str) -> ast.Module | None:
-    """The syntax tree, if it is Python."""
+    """The syntax tree, or None if the code is not Python."""
     try:
-        with warnings.catch_warnings():  # of escapes such as a "\\d" that is not raw
+        with warnings.catch_warnings():  # about escapes such as a "\\d" that is not raw
             warnings.simplefilter("ignore")
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -224,7 +224,7 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def whole_module(text: str) -> str | None:
-    """All of a text, if it is a module, without its prose: words such as `Sure` parse as names."""
+    """The whole text if it is a module, less its prose: words such as `Sure` parse as names."""
     code = textwrap.dedent(text)
     tree = parsed(code)
     if tree is None or not _compiles(code):
@@ -234,7 +234,7 @@ def whole_module(text: str) -> str | None:
 
 
 def without_tail(code: str) -> str:
-    """A module without the statements at its end that bind nothing: calls and tests of its own."""
+    """A module without the trailing statements that bind nothing: its calls and tests."""
     tree = parsed(code)
     assert tree is not None
     last = max((n for n, each in enumerate(tree.body, start=1) if _binds(each)), default=0)
@@ -242,12 +242,12 @@ def without_tail(code: str) -> str:
 
 
 def without(code: str, tree: ast.Module, dropped: set[ast.stmt]) -> str:
-    """A module without the lines of some of its statements, as far as no other has a part in them.
+    """A module without the lines of some statements, except lines shared with other statements.
 
     Args:
         code: the module.
-        tree: it, parsed.
-        dropped: out of the body of the tree.
+        tree: the parsed module.
+        dropped: the statements to drop, from the body of the tree.
     """
     kept = {line for each in tree.body if each not in dropped for line in _lines(each)}
     gone = {line for each in dropped for line in _lines(each)} - kept
@@ -256,18 +256,18 @@ def without(code: str, tree: ast.Module, dropped: set[ast.stmt]) -> str:
 
 
 def _lines(statement: ast.stmt) -> range:
-    """Numbers of its lines, decorators included."""
+    """The line numbers of a statement, including its decorators."""
     first = [each.lineno for each in getattr(statement, "decorator_list", [])]
     return range(min([statement.lineno, *first]), (statement.end_lineno or statement.lineno) + 1)
 
 
 def _binds(statement: ast.stmt) -> bool:
-    """Whether a statement, or one inside, gives something a name or a value."""
+    """Whether a statement, or one inside it, binds or assigns something."""
     return any(isinstance(each, _BINDING) for each in ast.walk(statement))
 
 
 def _compiles(code: str) -> bool:
-    """Whether it is a module to Python's compiler too: `return` outside of functions parses."""
+    """Whether Python also compiles the module: `return` outside a function parses, but does not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -280,7 +280,7 @@ def _compiles(code: str) -> bool:
 def _is_prose(statement: ast.stmt) -> bool:
     """Whether a statement does nothing that a module needs, as `Sure, here` and `Note: short` do.
 
-    A text alone may be a docstring.
+    A bare string may be a docstring, so it is kept.
     """
     if isinstance(statement, ast.AnnAssign):
         return statement.value is None
@@ -290,19 +290,19 @@ def _is_prose(statement: ast.stmt) -> bool:
 
 
 def as_body(code: str) -> str:
-    """Statements as the body of a function: indented by four, as they stand if they are."""
+    """Statements as a function body: indented by four spaces, unless they are already indented."""
     first = next((line for line in code.split("\n") if line.strip()), "")
     return code if first[:1] in (" ", "\t") else textwrap.indent(code, INDENT)
 
 
 def begins_indented(text: str) -> bool:
-    """Whether the first line that is not blank goes on a function."""
+    """Whether the first non-blank line is indented, and so continues a function."""
     first = next((line for line in text.split("\n") if line.strip()), "")
     return first[:1] in (" ", "\t")
 
 
 def joined(*parts: str) -> str:
-    """Pieces of a module as one, imports from `__future__` first, where Python wants them."""
+    """Join parts of a module, with imports from `__future__` first, as Python requires."""
     whole = "\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
     future = list(dict.fromkeys(line.rstrip("\n") for line in _FUTURE.findall(whole)))
     return "".join(line + "\n" for line in future) + _FUTURE.sub("", whole) if future else whole

@@ -1,4 +1,4 @@
-"""Whether what a file holds is of the types that are written down for it."""
+"""Type checks of values read from a file."""
 
 import math
 import reprlib
@@ -10,15 +10,15 @@ from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 def misfit(
     name: str, value: object, hint: Any, least: float = 0, most: float = math.inf
 ) -> str | None:
-    """What is wrong with a value; None where nothing is.
+    """What is wrong with a value; None if nothing is.
 
     Args:
         name: what messages call the value.
-        value: out of JSON.
-        hint: None, str, int, float, lists, dicts and unions of these, typed dicts of them, or Any,
-            which is not looked at. No bool is a number, and numbers are finite.
-        least: of the numbers in it.
-        most: likewise; those of a typed dict have bounds of their own, 0 and none.
+        value: the value, from JSON.
+        hint: the type: None, str, int, float, a list, dict or union of these, a typed dict of them,
+            or Any, which accepts everything. A bool is not a number, and numbers must be finite.
+        least: lower bound of the numbers in it.
+        most: upper bound of them; numbers in a typed dict are bounded by 0 and have no upper bound.
     """
     if is_typeddict(hint):
         if isinstance(value, dict):
@@ -33,7 +33,7 @@ def misfit(
 
 
 def misfits(name: str, value: dict[str, Any], kind: Any) -> str | None:
-    """What is wrong with the object of a typed dict."""
+    """What is wrong with an object that should be of a typed dict."""
     for key, hint in get_type_hints(kind).items():
         if key in value:
             told = misfit(f"{key!r} of {name}", value[key], hint)
@@ -45,7 +45,7 @@ def misfits(name: str, value: dict[str, Any], kind: Any) -> str | None:
 
 
 def fits(value: object, hint: Any, least: float, most: float) -> bool:
-    """Whether a value is of a type, see `misfit`; keys of what JSON held are texts."""
+    """Whether a value has a type, as in `misfit`; keys from JSON are always texts."""
     if hint is Any:
         return True
     kinds = get_args(hint)
@@ -63,7 +63,7 @@ def fits(value: object, hint: Any, least: float, most: float) -> bool:
 
 
 def all_fit(values: list[Any], hint: Any, least: float, most: float) -> bool:
-    """Whether all values are of a type; of ids, which are many, all types are told at once."""
+    """Whether all values have a type; many ids are checked at once."""
     if hint is int and set(map(type, values)) == {int}:
         return bool(least <= min(values) and max(values) <= most)
     return all(fits(each, hint, least, most) for each in values)

@@ -1,8 +1,8 @@
-"""The folder of a run: settings, samples, and what makes both survive a kill.
+"""The folder of a run: settings and samples, in a form that survives a kill.
 
 DIR/run.json              settings, their hash, and where the run was made
-DIR/samples.jsonl         a line for each finished sample
-DIR/samples.rank1.jsonl   the same of other processes, merged when they are done
+DIR/samples.jsonl         one line for each finished sample
+DIR/samples.rank1.jsonl   the same from other processes, merged when they are done
 DIR/lock                  held by the process that writes
 """
 
@@ -25,55 +25,55 @@ FORMAT = "dlm-eval"
 VERSION = 1
 SETTINGS = "run.json"
 SAMPLES = "samples.jsonl"
-GENERATION = "generation"  # the setting that holds options of `dlm.generate`
+GENERATION = "generation"  # the setting that contains the options of `dlm.generate`
 
 
 def digest(value: Any) -> str:
-    """Twelve hex digits over anything JSON can hold."""
+    """A hash of any JSON value, as twelve hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a folder holds: settings and samples, by template, problem and number."""
+    """The content of a folder: settings and samples, sorted by template, problem and sample."""
 
     folder: Path
-    settings: dict[str, Any]  # what decides the results
+    settings: dict[str, Any]  # everything that determines the results
     hash: str  # of the settings
-    problems: int  # of each template
+    problems: int  # per template
     launches: list[dict[str, Any]]  # device, versions, batch size, ... of every start
     samples: list[Sample]
-    repeats: int = 1  # samples of each problem under each template
+    repeats: int = 1  # samples per problem and template
 
     @property
     def templates(self) -> list[str]:
-        """In the order of the settings."""
+        """Template names, in the order of the settings."""
         return list(self.settings["templates"])
 
     @property
     def name(self) -> str:
-        """What tables call it: the decoder with its options."""
+        """The name of the run in tables: the decoder with its options."""
         options = self.settings["decoder_options"]
         told = ", ".join(f"{key}={value}" for key, value in options.items())
         return f"{self.settings['decoder']}({told})" if told else str(self.settings["decoder"])
 
     @property
     def complete(self) -> bool:
-        """Whether every problem of every template has its samples."""
+        """Whether every problem has all its samples under every template."""
         return len(self.samples) == self.wanted
 
     @property
     def wanted(self) -> int:
-        """Samples once it is complete."""
+        """The number of samples of a complete run."""
         return self.problems * len(self.templates) * self.repeats
 
 
 def read_run(folder: Path) -> Run:
-    """Settings and samples of a folder, of a run that ended or not.
+    """Read the settings and samples of a folder, whether or not the run is complete.
 
     Raises:
-        ValueError: it holds no run, or a damaged one.
+        ValueError: the folder has no run, or a damaged one.
     """
     record = read_settings(folder)
     if record is None:
@@ -100,10 +100,10 @@ def read_run(folder: Path) -> Run:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The object of `run.json`, or None where there is none.
+    """Read the object in `run.json`; None if there is none.
 
     Raises:
-        ValueError: it is not one of ours.
+        ValueError: the file is not a valid run file.
     """
     path = folder / SETTINGS
     if not path.exists():
@@ -115,7 +115,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     known = isinstance(record, dict) and record.get("format") == FORMAT
     if not known or record.get("version") != VERSION:
         raise ValueError(f'{path} must have "format": "{FORMAT}" and "version": {VERSION}')
-    record.setdefault("samples", 1)  # before there were several, none told how many
+    record.setdefault("samples", 1)  # older files have no such key
     told = misfit("a run", record, Record)
     if told is None and not (record["problems"] and record["samples"]):
         told = "a run must have problems, and samples of them"
@@ -127,10 +127,10 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def samples_in(folder: Path) -> int:
-    """Samples of each problem that the run of a folder has, or is to have; 1 without a run.
+    """Samples per problem of the run in a folder; 1 without a run.
 
     Raises:
-        ValueError: it holds another thing.
+        ValueError: the folder contains something else.
     """
     record = read_settings(folder)
     return 1 if record is None else int(record["samples"])
@@ -142,12 +142,12 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
-    """Samples of several files; of those that stand in two, the first.
+    """Read the samples of several files; a sample that occurs twice is taken from the first.
 
-    A line that a kill cut off in the middle, at the end of a file, does not count.
+    A line at the end of a file that a kill cut off is ignored.
 
     Raises:
-        ValueError: another line is damaged, or of other settings.
+        ValueError: another line is damaged, or belongs to other settings.
     """
     found: dict[Key, Sample] = {}
     for path in paths:
@@ -171,7 +171,7 @@ def merged(paths: Iterable[Path], settings: str) -> dict[Key, Sample]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file in one step: after a kill it is the old one or the new one."""
+    """Write a file atomically: after a kill, it is either the old or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w") as file:
@@ -193,7 +193,7 @@ class Appender:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def trim(self) -> None:
-        """Cut a line off that a kill left unfinished."""
+        """Cut off an unfinished last line that a kill has left."""
         if not self.path.exists():
             return
         data = self.path.read_bytes()
@@ -202,7 +202,7 @@ class Appender:
             os.truncate(self.path, whole)
 
     def add(self, samples: Iterable[Sample]) -> None:
-        """Append samples and wait until the disk has them."""
+        """Append samples, and wait until they are on the disk."""
         for sample in samples:
             line = sample.line().encode()
             if os.write(self.file, line) != len(line):
@@ -215,10 +215,10 @@ class Appender:
 
 
 class Folder:
-    """A folder that this process writes to, alone.
+    """A folder that only this process writes to.
 
     Raises:
-        ValueError: another process writes to it, or it holds a run of other settings.
+        ValueError: another process writes to it, or it contains a run with other settings.
     """
 
     def __init__(self, path: Path) -> None:
@@ -251,11 +251,11 @@ class Folder:
         samples: int = 1,
         vote: Callable[[str | None], str | None] | None = None,
     ) -> None:
-        """Write the settings, or go on with a run of the same ones.
+        """Write the settings, or resume a run with the same settings.
 
-        The number of problems, and of samples of each, may grow from one start to the next. All
-        samples there are then vote as `vote` makes of what was read: those of another time would
-        be spelled apart from those to come.
+        The number of problems, and of samples per problem, may increase from one start to the next.
+        If `vote` is given, the votes of all existing samples are recomputed with it from what was
+        read, because an older version might have spelled them differently from those to come.
 
         Raises:
             ValueError: the settings differ, or there would be fewer problems or samples.
@@ -274,7 +274,7 @@ class Folder:
                         f"{str(self.path)!r}, got {given}: or give another --output"
                     )
         launches = [] if record is None else record["launches"]
-        for name in (SETTINGS, SAMPLES):  # what a kill left in the middle of `replace_file`
+        for name in (SETTINGS, SAMPLES):  # left if `replace_file` was killed
             for draft in self.path.glob(f".{name}.*"):
                 draft.unlink()
         merge(self.path, digest(settings), vote)
@@ -296,7 +296,7 @@ class Folder:
 def merge(
     folder: Path, settings: str, vote: Callable[[str | None], str | None] | None = None
 ) -> None:
-    """Bring the samples of all processes into one file, in the order of their problems."""
+    """Merge the samples of all processes into one file, in the order of their problems."""
     files = sample_files(folder)
     samples = merged(files, settings)
     order = sorted(samples.values(), key=lambda each: each.key)
@@ -310,7 +310,7 @@ def merge(
 
 
 class Unset:
-    """What a setting is that a run does not have: not the same as None."""
+    """The value of a setting that a run does not have; distinct from None."""
 
     def __repr__(self) -> str:
         return "unset"
@@ -320,12 +320,12 @@ UNSET = Unset()
 
 
 def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings, naming what differs.
+    """Refuse to resume a run with other settings, naming what differs.
 
     Raises:
-        ValueError: anything differs.
+        ValueError: the settings differ.
     """
-    names = dict.fromkeys([*new, *old])  # the broad ones come first
+    names = dict.fromkeys([*new, *old])  # the general ones come first
     pairs = {name: (old.get(name, UNSET), new.get(name, UNSET)) for name in names}
     others = [name for name, (before, now) in pairs.items() if before != now]
     if others:
@@ -338,9 +338,9 @@ def refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, An
 
 
 def differences(name: str, old: Any, new: Any) -> list[str]:
-    """What differs in a setting, entry by entry where it has entries."""
+    """The differences in a setting, entry by entry if it has entries."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [f"{name} {old!r}, got {new!r}"]
-    prefix = "" if name == GENERATION else f"{name} "  # the names of its entries are options
+    prefix = "" if name == GENERATION else f"{name} "  # its entries are named like options
     pairs = {key: (old.get(key, UNSET), new.get(key, UNSET)) for key in [*new, *old]}
     return [f"{prefix}{key} {a!r}, got {b!r}" for key, (a, b) in pairs.items() if a != b]

@@ -1,21 +1,22 @@
 r"""GSM8K: grade-school word problems whose answer is a whole number.
 
-Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168. 1,319 test
-problems; solved examples are the first ones of the 7,473 for training.
+Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168. There are
+1,319 test problems; solved examples are the first of the 7,473 training problems.
 
     {"question": "Ann has 3 boxes of 4 pens. How many pens?",
      "answer": "She has 3 * 4 = <<3*4=12>>12 pens.\n#### 12"}
 
-The score is `flexible`, the last number of the output: it is the only reading that every template
-allows, and the one usual for models that were never told of `####`. It takes a stray "$." or "..."
-for a number, as lm-eval does; `boxed_or_flexible` looks into the last `\boxed{}` first, compares
-values (18.00 is 18) and is ours.
+The score is `flexible`, the last number of the output. It is the only reading that works with every
+template, and the usual one for models that were never told of `####`. It takes a stray "$." or
+"..." for a number, as lm-eval does. `boxed_or_flexible`, which is not from lm-eval, looks into the
+last `\boxed{}` first and compares values (18.00 is 18).
 
 Checked against lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml (version 3):
-- `strict` and `flexible` read and compare as its filters `strict-match` and `flexible-extract` with
-  its `exact_match` do, string for string;
-- `base_5shot` has its prompt, target and stop texts;
-- differs: its examples are drawn anew for every problem, ours are the first of the training split.
+- `strict` and `flexible` read and compare exactly as its filters `strict-match` and
+  `flexible-extract` with its `exact_match`.
+- `base_5shot` has its prompt, target and stop texts.
+- Different from lm-eval: it draws new examples for every problem, while here they are the first of
+  the training split.
 """
 
 import re
@@ -42,14 +43,14 @@ _LATEX = re.compile(
 
 
 def problems(records: Iterable[Record]) -> list[Problem]:
-    """Records as problems; their ids are their places.
+    """Records as problems; their ids are their indices.
 
     Raises:
         ValueError: a record lacks a text, or its answer does not end in `#### N`.
     """
     found = []
     for number, record in enumerate(records):
-        answer = record.text("answer").rstrip()  # what is compared ends in its number
+        answer = record.text("answer").rstrip()  # the part compared is the number at its end
         if _GOLD.search(answer) is None:
             raise record.refuse("'answer' must end in '#### ' and a number", answer[-40:])
         found.append(Problem(str(number), {"question": record.text("question")}, answer))
@@ -57,12 +58,12 @@ def problems(records: Iterable[Record]) -> list[Problem]:
 
 
 def read(path: Path) -> list[Problem]:
-    """The problems of a file in the published format."""
+    """Read the problems of a file in the published format."""
     return problems(read_records(path))
 
 
 def examples(data: Path | None) -> list[Problem]:
-    """Training problems: the file beside that of the user, else the hub's."""
+    """Training problems, from the file next to the user's file, else from the hub."""
     beside = None if data is None else data.with_name(TRAIN)
     if beside is not None and beside.is_file():
         return read(beside)
@@ -77,24 +78,24 @@ def normalised(text: str) -> str:
 
 
 def is_correct(problem: Problem, extracted: str) -> bool:
-    """Whether a number is that of the reference, up to commas, dollars and a full stop."""
+    """Whether a number equals the reference, ignoring commas, dollar signs and a full stop."""
     return normalised(extracted) == normalised(problem.answer)
 
 
 def is_equal(problem: Problem, extracted: str) -> bool:
-    """The same of two numbers: 18.00 is 18."""
+    """Whether the values are equal, even if written differently: 18.00 is 18."""
     told, wanted = _number(extracted), _number(problem.answer)
     return is_correct(problem, extracted) or (told is not None and told == wanted)
 
 
 def _number(text: str) -> Decimal | None:
-    """The value of an answer, if it is one number."""
+    """The value of an answer; None if it is not a number."""
     plain = normalised(text)
     return Decimal(plain) if _DECIMAL.fullmatch(plain) else None
 
 
 def strict(problem: Problem, output: str) -> str | None:
-    """The number behind the first `#### `."""
+    """The number after the first `#### `."""
     found = _STRICT.search(output)
     return None if found is None else found[1]
 
@@ -105,7 +106,7 @@ def flexible(problem: Problem, output: str) -> str | None:
 
 
 def boxed_or_flexible(problem: Problem, output: str) -> str | None:
-    r"""The last number in the last `\boxed{}`, else the last one of all."""
+    r"""The last number in the last `\boxed{}`, else the last number of the output."""
     boxed = last_boxed(output)
     inside = None if boxed is None else last_number(_LATEX.sub("", boxed))
     return last_number(output) if inside is None else inside
@@ -127,8 +128,8 @@ def _base(shots: int) -> Template:
 
 TASK = Task(
     name="gsm8k",
-    # 3: thoughts were read. 2: boxed_or_flexible took the power of a unit for the answer. 1: it
-    # compared texts, and a reference with a newline matched nothing.
+    # What earlier versions did wrong. 3: thoughts were read. 2: boxed_or_flexible took the power of
+    # a unit for the answer. 1: it compared texts, and a reference with a newline matched nothing.
     version=4,
     summary="Grade-school maths word problems.",
     paper="Cobbe et al. 2021, arXiv:2110.14168",

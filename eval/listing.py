@@ -1,4 +1,4 @@
-"""`dlm eval TASK --list`: what there is to choose from in a task."""
+"""`dlm eval TASK --list`: the templates, presets and metrics of a task."""
 
 import typer
 
@@ -9,7 +9,7 @@ from dlm.eval.tasks import TASKS
 
 
 def describe(name: str, *, machine: bool) -> None:
-    """Print what there is to choose from in a task."""
+    """Print the templates, presets and metrics of a task."""
     task = TASKS[name]
     if machine:
         print_json(
@@ -61,7 +61,7 @@ def describe(name: str, *, machine: bool) -> None:
 
 
 def kind(template: AnyTemplate) -> str:
-    """What a template makes of a problem, in a word."""
+    """The kind of a template in one word."""
     if isinstance(template, InfillTemplate):
         return "blanks"
     return "chat" if template.chat else "text"

@@ -1,4 +1,4 @@
-"""What lm-eval hands over as texts and dicts, as options of `dlm`."""
+"""Conversion of lm-eval's texts and dicts to options of `dlm`."""
 
 import inspect
 import logging
@@ -19,18 +19,18 @@ LOAD = (
     "adapter", "attn_implementation", "block_size", "device_map", "dtype", "family", "mask_id",
     "merge", "revision", "tensor_parallel_size",
 )  # fmt: skip
-QUANTIZE = "quantize"  # what commands call a `quantization_config`
+QUANTIZE = "quantize"  # the name that commands use for a `quantization_config`
 SCORE = ("estimator", "order", "samples", "mc_batch_size", "greedy")
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GEN_KWARGS = ("until", "do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams", *LENGTHS)
-HARNESS_DEVICE = "cuda:0"  # what lm-eval passes when nobody named a device
+HARNESS_DEVICE = "cuda:0"  # passed by lm-eval if the user named no device
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What model_args say, by the function that takes it."""
+    """The model_args, grouped by the function that takes them."""
 
     load: dict[str, Any]
     generate: dict[str, Any]
@@ -38,10 +38,10 @@ class Arguments:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Sort arguments as lm-eval parsed them.
+        """Group arguments as lm-eval parsed them.
 
         Raises:
-            ValueError: one is unknown, or given twice under two names.
+            ValueError: an argument is unknown, or given under two names.
         """
         values = {name: plain(value) for name, value in given.items()}
         dotted = [name for name in values if name.startswith(OPTION)]
@@ -52,7 +52,7 @@ class Arguments:
             values["decoder_options"] = options
         elif isinstance(values.get("decoder_options"), str):
             values["decoder_options"] = parse_value(values["decoder_options"])
-        if "mc_num" in values:  # LLaDA's name
+        if "mc_num" in values:  # the name in LLaDA's code
             if "samples" in values:
                 raise ValueError("give samples or mc_num, not both: they are the same")
             values["samples"] = values.pop("mc_num")
@@ -70,7 +70,7 @@ class Arguments:
 
 
 def plain(value: Any) -> Any:
-    """A value where lm-eval's parsers leave "none" a text and make -1 the float -1.0."""
+    """Undo what lm-eval's parsers do: "none" stays a text, and -1 becomes the float -1.0."""
     if isinstance(value, str) and value.lower() in ("none", "null"):
         return None
     if isinstance(value, float) and value < 0 and value.is_integer():
@@ -79,10 +79,10 @@ def plain(value: Any) -> Any:
 
 
 def from_harness(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What lm-eval passes beside model_args: `--batch_size`, `--max_batch_size`, `--device`.
+    """The options that lm-eval passes besides model_args: `--batch_size` and `--device`.
 
     Raises:
-        ValueError: `--max_batch_size`, which goes with the batch size "auto".
+        ValueError: `--max_batch_size` is given, which belongs to the batch size "auto".
     """
     values = {name: value for name, value in (given or {}).items() if value is not None}
     if "max_batch_size" in values:
@@ -98,13 +98,13 @@ def from_harness(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Stop strings and the options of `dlm.generate` that a request asks for.
+    """The stop strings and the options of `dlm.generate` that a request asks for.
 
-    `do_sample=False` is temperature 0 whatever else is said; `do_sample=True` without a
-    temperature is temperature 1.
+    `do_sample=False` means temperature 0, whatever else is given. `do_sample=True` without a
+    temperature means temperature 1.
 
     Raises:
-        ValueError: an unknown name, a value out of its rule, or two different lengths.
+        ValueError: a name is unknown, a value is out of range, or two lengths differ.
     """
     for name in given:
         known("generation argument", name, GEN_KWARGS)
@@ -123,7 +123,7 @@ def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
         sampled = boolean("do_sample", values["do_sample"])
         asked["temperature"] = asked.get("temperature", 1.0) if sampled else 0.0
     if "top_k" in values:
-        asked["top_k"] = integer("top_k", values["top_k"], least=0) or None  # 0 is off
+        asked["top_k"] = integer("top_k", values["top_k"], least=0) or None  # 0 turns it off
     for name in ("top_p", "min_p"):
         if name in values:
             asked[name] = number(name, values[name], least=0.0, most=1.0)
@@ -131,10 +131,10 @@ def read_gen_kwargs(given: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
 
 
 def read_until(until: Any) -> tuple[str, ...]:
-    """Stop strings of one or several; an empty one ends nothing, as in lm-eval.
+    """Parse one or several stop strings; an empty one is ignored, as in lm-eval.
 
     Raises:
-        ValueError: something else.
+        ValueError: the value is something else.
     """
     texts = [until] if isinstance(until, str) else until
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -143,6 +143,6 @@ def read_until(until: Any) -> tuple[str, ...]:
 
 
 def cut(text: str, until: Iterable[str]) -> str:
-    """The text in front of the first stop string."""
+    """The text before the first stop string."""
     found = [place for place in map(text.find, until) if place >= 0]
     return text[: min(found, default=len(text))]

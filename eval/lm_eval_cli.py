@@ -1,4 +1,4 @@
-"""`dlm lm-eval`: lm-eval's own command with the model "dlm" in it."""
+"""`dlm lm-eval`: lm-eval's own command with the model "dlm" registered."""
 
 import argparse
 import sys
@@ -12,17 +12,18 @@ HELP = ("-h", "--help")
 USAGE = """\
 Usage: dlm lm-eval [run] --tasks TASK... [--model_args NAME=VALUE,...] [lm-eval's options]
 
-Score a model and a decoder on lm-eval's tasks. All arguments go to lm-eval as they are; --model is
-dlm where none is given. What --model_args take:
+Score a model and a decoder on lm-eval's tasks. All arguments are passed on to lm-eval; --model is
+dlm by default. --model_args accept:
 
-  pretrained       folder or Hugging Face id; the built-in model without it
+  pretrained       folder or Hugging Face id; by default the built-in model
   decoder, option.NAME, gen_length, block_length, steps, temperature, seed, ...
-                   of dlm.generate; option.NAME is one of the decoder; all win over the task's own
+                   options of dlm.generate; option.NAME is an option of the decoder. They override
+                   those of the task
   samples, estimator, order, mc_batch_size
-                   of dlm.log_likelihood, for tasks that score given answers
-  greedy           for those tasks: false leaves out whether greedy decoding writes an answer
+                   options of dlm.log_likelihood, for tasks that score given answers
+  greedy           for those tasks: false skips the check whether greedy decoding gives an answer
   dtype, device, batch_size
-                   a batch size changes no result
+                   a batch size does not change results
 
 Several processes: torchrun --nproc-per-node N -m dlm lm-eval ...
 
@@ -53,7 +54,7 @@ def lm_eval(context: typer.Context) -> None:
 
 
 def complete(given: Sequence[str]) -> list[str]:
-    """Arguments with lm-eval's command, `run` without one, and with a model to run."""
+    """Complete arguments with lm-eval's command, `run` by default, and with a model to run."""
     command, rest = (given[0], list(given[1:])) if given[0] in COMMANDS else ("run", list(given))
     if command == "run" and not names_model(rest):
         rest = ["--model", "dlm", *rest]
@@ -61,7 +62,7 @@ def complete(given: Sequence[str]) -> list[str]:
 
 
 def names_model(arguments: Sequence[str]) -> bool:
-    """Whether arguments of `run`, or the file that they take arguments from, name a model."""
+    """Whether the arguments of `run`, or the configuration file that they name, set a model."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", "-M")
     parser.add_argument("--config", "-C")

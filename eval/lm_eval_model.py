@@ -1,9 +1,9 @@
-"""lm-eval's model "dlm": its tasks, answered by `dlm.generate` and scored by `dlm.log_likelihoods`.
+"""lm-eval's model "dlm", which uses `dlm.generate` and `dlm.log_likelihoods` for its tasks.
 
-Importing this module registers it. `--model_args` take the options of those two functions and of
-`dlm.load` by their own names; those of the decoder are written `option.<name>`. What `--model_args`
-fix, tasks do not change; what they leave open, a task's `generation_kwargs` decide, or
-`--gen_kwargs`.
+Importing this module registers the model. `--model_args` take the options of those two functions
+and of `dlm.load` by their own names; options of the decoder are written `option.<name>`. A task
+cannot change what `--model_args` set. What they leave open is set by the task's
+`generation_kwargs`, or by `--gen_kwargs`.
 """
 
 import atexit
@@ -36,7 +36,7 @@ from dlm.eval.world import World
 from dlm.options import boolean, integer
 
 BUILT_IN = (None, "", "built-in")
-GEN_LENGTH = 256  # where neither model_args nor the task tell, as in lm-eval
+GEN_LENGTH = 256  # if neither model_args nor the task sets it, as in lm-eval
 SAMPLES = 128
 MC_BATCH_SIZE = 16
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @register_model("dlm")
 class DLM(TemplateLM):  # type: ignore[misc]
-    """A masked-diffusion model and a decoder, as lm-eval takes them."""
+    """A masked-diffusion model and a decoder, with lm-eval's model interface."""
 
     def __init__(
         self,
@@ -58,20 +58,20 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
         Args:
             pretrained: folder or Hugging Face id; "built-in" or nothing for the built-in model.
-            batch_size: prompts decoded at a time, and rows of a forward that scores answers where
-                `mc_batch_size` is less; changes no result.
-            device: such as "cuda"; the CPU if absent.
+            batch_size: prompts decoded at once, and also rows of a forward pass that scores
+                answers, if larger than `mc_batch_size`; does not change results.
+            device: such as "cuda"; the CPU by default.
             **arguments: `adapter`, `attn_implementation`, `block_size`, `device_map`, `dtype`,
-                `family`, `mask_id`, `merge`, `revision` and `tensor_parallel_size` of `dlm.load`,
+                `family`, `mask_id`, `merge`, `revision` and `tensor_parallel_size` of `dlm.load`;
                 `quantize` ("w8a8", "8bit" or "4bit") in place of its `quantization_config`; the
-                options of `dlm.generate`, the decoder's as `option.<name>` or together as
-                `decoder_options`; `estimator`, `order` and `samples` (or `mc_num`) of
-                `dlm.log_likelihood`, its batch size as `mc_batch_size`, which is part of the
-                estimate, and `greedy`: False leaves out whether greedy decoding writes an answer,
-                which is False then.
+                options of `dlm.generate`, with those of the decoder as `option.<name>` or together
+                as `decoder_options`; `estimator`, `order` and `samples` (or `mc_num`) of
+                `dlm.log_likelihood`, whose batch size is `mc_batch_size` and part of the estimate;
+                and `greedy`: False skips the check whether greedy decoding gives an answer, and
+                reports False.
 
         Raises:
-            ValueError: an argument is unknown, or breaks its rule.
+            ValueError: an argument is unknown, or out of range.
         """
         super().__init__()
         size = int(batch_size) if str(batch_size).isdecimal() else batch_size
@@ -102,7 +102,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
             atexit.register(self.world.leave)
 
     def check(self) -> None:
-        """Have the options refused now, not behind hours of work."""
+        """Check all options now, instead of after hours of work."""
         spec = self.model.spec
         token = [next(i for i in range(spec.vocab_size) if i not in spec.banned)]
         dlm.stream(self.model, token, **{"gen_length": 1, **self.fixed})
@@ -112,23 +112,23 @@ class DLM(TemplateLM):  # type: ignore[misc]
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> Self:
-        """Make one of model_args as a mapping; they win over lm-eval's own flags."""
+        """Create the model from model_args as a mapping; they override lm-eval's own flags."""
         harness = from_harness(additional_config)
         if arg_dict.get("device_map") and (additional_config or {}).get("device") == HARNESS_DEVICE:
-            del harness["device"]  # that nobody asked for
+            del harness["device"]  # the user did not ask for it
         return cls(**{**harness, **arg_dict})
 
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
     ) -> Self:
-        """Make one of model_args as a text, "name=value,name=value"."""
+        """Create the model from model_args as a text, "name=value,name=value"."""
         return cls.create_from_arg_obj(
             utils.simple_parse_args_string(arg_string), additional_config
         )
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, in one behind the other."""
+        """Concatenate the tensors of all processes."""
         if self.world_size == 1:
             return tensor
         mine = torch.atleast_1d(tensor.cpu())
@@ -137,7 +137,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         return torch.cat(parts)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes, at process `dst`."""
+        """Collect the objects of all processes at process `dst`."""
         if self.world_size == 1:
             return [obj]
         found = [None] * self.world_size if self.rank == dst else None
@@ -150,32 +150,32 @@ class DLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """Tokens of a context and what follows it, but for what closes every row."""
+        """Most tokens of a context and its continuation, without those that close every row."""
         return places(self.model)
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens to decode where a task does not tell."""
+        """Tokens to decode if a task does not say."""
         return int(self.fixed.get("gen_length", GEN_LENGTH))
 
     @property
     def eot_token_id(self) -> int:
-        """End of text."""
+        """The end-of-text token."""
         return self.model.spec.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in for an empty context: start of text where there is one, else its end."""
+        """The token used for an empty context: start of text if there is one, else end of text."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval files its cached requests under."""
+        """The name under which lm-eval caches requests."""
         return (self.name or "dlm-built-in").replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What to keep beside results."""
+        """Facts to store beside the results."""
         return {
             "dlm_version": dlm.__version__,
             "model_family": self.model.spec.family,
@@ -187,7 +187,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids of a text; None adds no second start of text to one that has it."""
+        """Token ids of a text; None adds a start of text unless the text has one."""
         if add_special_tokens is None:
             start = self.tokenizer.bos_token
             add_special_tokens = not (start and string.startswith(start))
@@ -198,7 +198,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Chat messages as the text of a prompt."""
+        """Render chat messages as the text of a prompt."""
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -209,10 +209,10 @@ class DLM(TemplateLM):  # type: ignore[misc]
         )
 
     def fit(self, context: list[int], length: int, what: str) -> list[int]:
-        """The end of a context that leaves room for `length` tokens.
+        """The end of a context, cut to leave room for `length` tokens.
 
         Raises:
-            ValueError: there is room for no token of it.
+            ValueError: there is no room for any token of it.
         """
         room = self.max_length - length
         if room < 1:
@@ -239,7 +239,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         return [texts[row] for row in rows]
 
     def rows(self, requests: Sequence[Instance]) -> list[Row]:
-        """Requests as the decoder takes them, every one checked before the first is decoded."""
+        """Convert requests to rows; all are checked before the first is decoded."""
         rows = []
         shortened = 0
         refused: dict[str, Any] = {}
@@ -260,7 +260,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         return rows
 
     def decode(self, group: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-        """Rows with the same options and stop strings as they are done, and their texts."""
+        """Decode rows that share options and stop strings; yields each with its text."""
         options = {**dict(group[0].options), **self.fixed}
         if group[0].until:
             options["stop"] = group[0].until
@@ -269,10 +269,10 @@ class DLM(TemplateLM):  # type: ignore[misc]
             yield group[number], self.text(group[number], one.tokens[0])
 
     def text(self, row: Row, tokens: Sequence[int]) -> str:
-        """A row's text up to a stop token or stop string, without special tokens.
+        """The text of a row up to a stop token or stop string, without special tokens.
 
-        A stop string that is a token of its own is looked for among tokens: special ones leave no
-        text behind.
+        A stop string that is a single added token is also searched for among the tokens, because
+        special tokens leave no text.
         """
         ends = {*self.model.spec.stop_ids, *(self.added[s] for s in row.until if s in self.added)}
         kept = list(takewhile(lambda token: token not in ends, tokens))
@@ -287,7 +287,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
-        """Score continuations: (estimate of ln p, nats; whether greedy decoding writes it)."""
+        """Score continuations: (estimate of ln p in nats, whether greedy decoding gives it)."""
         pairs = []
         for texts, context, target in requests:
             if not target:
@@ -307,14 +307,14 @@ class DLM(TemplateLM):  # type: ignore[misc]
     def scores(
         self, pairs: Sequence[tuple[list[int], list[int]]], *, greedy: bool = False
     ) -> Iterator[dlm.Likelihood]:
-        """Estimate ln p(target | context), nats, of contexts and targets, as they are done."""
+        """Estimate ln p(target | context) in nats for each pair; yields results once done."""
         rows = max(self.batch_size, self.scoring["batch_size"])
         return dlm.log_likelihoods(self.model, pairs, rows=rows, greedy=greedy, **self.scoring)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Estimate ln p(text), nats: the sum over windows of the text, each given one token."""
+        """Estimate ln p(text) in nats: a sum over windows, each with a token of context."""
         totals = []
         hidden = disable_tqdm or self.rank != 0
         for request in tqdm(requests, desc="dlm loglikelihood_rolling", disable=hidden):
@@ -325,7 +325,7 @@ class DLM(TemplateLM):  # type: ignore[misc]
                 context_len=1,
             )
             pairs = [utils.make_disjoint_window(one) for one in windows]
-            # The sum of floats depends on their order, and that of what is done on batch_size.
+            # A sum of floats depends on its order, and the order of results depends on batch_size.
             scores = sorted(self.scores(pairs), key=lambda one: one.pair)
             total = sum((one.log_likelihood for one in scores), 0.0)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)

@@ -1,4 +1,4 @@
-"""lm-eval's requests, as they are worked on: keyed, ordered and put together."""
+"""lm-eval's requests as rows: keyed, grouped and reported on."""
 
 import logging
 from collections import Counter, defaultdict
@@ -14,19 +14,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A request to generate, as the decoder takes it."""
+    """A generation request, as the decoder takes it."""
 
     tokens: tuple[int, ...]
     key: int  # of its noise
     until: tuple[str, ...]
-    options: tuple[tuple[str, Any], ...]  # of `dlm.generate`, beside those that model_args fix
+    options: tuple[tuple[str, Any], ...]  # of `dlm.generate`, besides those that model_args set
 
 
 def keys(requests: Sequence[Instance]) -> Iterator[int]:
-    """A row key for each request, int64: what it yields depends on nothing that runs beside it.
+    """An int64 row key for each request, so that its result does not depend on the other requests.
 
-    The key hashes the document's number, the context, and which of the `repeats` copies it is.
-    The copies that lm-eval adds to make processes even get the keys of the first ones.
+    The key hashes the document's number, the context, and the index of the copy among `repeats`.
+    Copies that lm-eval adds to give all processes equal work get the keys of the first ones.
     """
     seen: Counter[int] = Counter()
     for request in requests:
@@ -37,7 +37,7 @@ def keys(requests: Sequence[Instance]) -> Iterator[int]:
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows with the same options and stop strings together."""
+    """Group rows that have the same options and stop strings."""
     found: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         found[row.options, row.until].append(row)
@@ -45,7 +45,7 @@ def groups(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def report_shortened(count: int, total: int, positions: int) -> None:
-    """Say that contexts lost their beginning."""
+    """Warn that contexts lost their beginning."""
     if count:
         log.warning(
             "%d of %d contexts lost their beginning to fit the model's %d positions",

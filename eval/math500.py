@@ -10,11 +10,11 @@ The score is `verified`: math-verify finds the answers equal, or `exact` does, w
 last `\boxed{}` with the reference as strings.
 
 Checked against the original:
-- all 500 references, in a box, are verified against themselves, also by math-verify alone;
-- so they are without one, as `The answer is $X$.` and the words in which minerva_math wants them;
-- differs from lm-eval 0.4.13, tasks/minerva_math: what is compared is the last box, or what the
-  last line states where there is none (`dlm.eval.stated`), with the reference answer, not whole
-  outputs with whole solutions; the four solved examples are problems of our own.
+- All 500 references, in a box, are verified against themselves, also by math-verify alone.
+- So are they without a box, as `The answer is $X$.` and in the wording of minerva_math.
+- Different from lm-eval 0.4.13, tasks/minerva_math: the last box, or what the last line states if
+  there is none (`dlm.eval.stated`), is compared with the reference answer, while lm-eval compares
+  whole outputs with whole solutions. The four solved examples are our own.
 """
 
 import re
@@ -29,7 +29,7 @@ from dlm.eval.task import Metric, Problem, Source, Task, Template
 from dlm.eval.verify import verifier
 
 HUB = "HuggingFaceH4/MATH-500"
-LONGEST = 1000  # characters that are read as mathematics
+LONGEST = 1000  # characters that are parsed as mathematics
 
 _SPACES = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![A-Za-z])|\s|~|\$|\\\$")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
@@ -54,7 +54,7 @@ def problems(records: Iterable[Record]) -> list[Problem]:
 
 
 def read(path: Path) -> list[Problem]:
-    """The problems of a file in the published format."""
+    """Read the problems of a file in the published format."""
     return problems(read_records(path))
 
 
@@ -95,7 +95,7 @@ def examples(data: Path | None) -> list[Problem]:
 
 
 def boxed(problem: Problem, output: str) -> str | None:
-    r"""What the last `\boxed{}` holds."""
+    r"""The content of the last `\boxed{}`."""
     return last_boxed(output)
 
 
@@ -106,24 +106,24 @@ def final(problem: Problem, output: str) -> str | None:
 
 
 def normalised(text: str) -> str:
-    r"""An answer without spaces, `\left`, `\text{}`, a full stop and the sizes of fractions."""
+    r"""An answer without spaces, `\left`, `\text{}`, a full stop and sizes of fractions."""
     text = _FRACTION.sub(r"\\frac", _WORDS.sub(r"\1", text))
     return _SPACES.sub("", text).rstrip(".")
 
 
 def exact(problem: Problem, extracted: str) -> bool:
-    """Whether it is the reference, string for string but for how it is set."""
+    """Whether an answer equals the reference as a string, ignoring typesetting."""
     return normalised(extracted) == normalised(problem.answer)
 
 
 def other_base(one: str, other: str) -> bool:
-    """Whether both are numbers written with a base, and it is another: math_verify reads none."""
+    """Whether both are numbers in different written bases, which math_verify does not read."""
     found = [_BASE.fullmatch(normalised(each)) for each in (one, other)]
     return all(found) and len({match[1] for match in found if match}) > 1
 
 
 def verified(problem: Problem, extracted: str) -> bool:
-    """Whether it equals the reference as mathematics; giving up counts as no."""
+    """Whether an answer equals the reference mathematically; no if math-verify gives up."""
     inside = last_boxed(extracted)
     if exact(problem, extracted if inside is None else inside):
         return True
@@ -136,8 +136,9 @@ CHAT = "{problem}\n\nReason step by step and put the final answer into \\boxed{{
 
 TASK = Task(
     name="math500",
-    # 4: thoughts were read. 3: the first number of a bare expression was the answer. 2: any base
-    # would do. 1: an empty box hid the answer in front of it
+    # What earlier versions did wrong. 4: thoughts were read. 3: the first number of a bare
+    # expression was the answer. 2: bases of numbers were ignored. 1: an empty box hid the answer
+    # before it
     version=5,
     summary="Competition mathematics.",
     paper="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",

@@ -1,19 +1,19 @@
 r"""MBPP, sanitized: small Python functions from one sentence and some asserts.
 
-Austin et al. 2021, "Program Synthesis with Large Language Models", arXiv:2108.07732. 427 problems,
-of which the task ids 2, 3 and 4 are the solved examples of few-shot templates: they are never
-scored, by no template, so that all score the same 424.
+Austin et al. 2021, "Program Synthesis with Large Language Models", arXiv:2108.07732. There are 427
+problems. Task ids 2, 3 and 4 are the solved examples of few-shot templates: no template scores
+them, so that all score the same 424.
 
     {"task_id": 900, "prompt": "Write a function to double a number.",
      "code": "def twice(x):\n  return 2 * x", "test_imports": [], "test_list": ["assert ..."]}
 
 Checked against the original and lm-eval 0.4.13, tasks/mbpp/mbpp.yaml:
-- prompts show the first three asserts, and all of them are run, behind `test_imports`;
-- `[BEGIN]` and `[DONE]` enclose code, and task ids 2, 3, 4 are the examples;
-- all 427 reference solutions pass;
-- differs: lm-eval scores the 500 test problems of the full set (257 of them are in this one); the
-  words of the prompt are ours; fenced code is read; and tests that rely on an import of the
-  reference (596, `sys`) have it themselves.
+- Prompts show the first three asserts, and all of them are run, after `test_imports`.
+- `[BEGIN]` and `[DONE]` enclose code, and task ids 2, 3 and 4 are the examples.
+- All 427 reference solutions pass.
+- Different from lm-eval: it scores the 500 test problems of the full set (257 of them are in this
+  one). The wording of the prompt is our own. Fenced code is read. Tests that rely on an import of
+  the reference (596, `sys`) import it themselves.
 """
 
 import ast
@@ -30,16 +30,16 @@ from dlm.eval.task import Check, Metric, Problem, Source, Task, Template
 HUB = "google-research-datasets/mbpp"
 SPLITS = ("prompt", "test", "validation", "train")
 HELD_IN = frozenset({"2", "3", "4"})
-SHOWN = 3  # asserts in a prompt
+SHOWN = 3  # asserts shown in a prompt
 BEGIN, DONE = "[BEGIN]", "[DONE]"
 
 
 def problems(records: Iterable[Record]) -> list[Problem]:
-    """Records as problems, by task id.
+    """Records as problems, sorted by task id.
 
     Raises:
-        ValueError: a record lacks a value, repeats an id, or its tests are not Python that calls
-            something.
+        ValueError: a record lacks a value, repeats an id, or has tests that are not Python or call
+            nothing.
     """
     found = [_problem(each) for each in unique(records, "task_id")]
     return sorted(found, key=lambda each: int(each.id))
@@ -65,9 +65,9 @@ def _problem(record: Record) -> Problem:
 
 
 def called(tests: ast.AST, code: ast.AST) -> list[str]:
-    """Names that tests read and do not bind: not those of Python, unless the solution has its own.
+    """Names that tests read and do not bind, without builtins that the solution does not define.
 
-    Problem 126 calls a `sum` that is to be written.
+    Problem 126 calls a `sum` that the solution has to define.
     """
     read, bound = _names(tests)
     _, defined = _names(code)
@@ -82,7 +82,7 @@ def imported(code: ast.AST, names: Iterable[str]) -> list[str]:
 
 
 def _imports(code: ast.AST) -> dict[str, str]:
-    """Import statements by the names they bind."""
+    """Import statements by the names that they bind."""
     return {
         (alias.asname or alias.name).partition(".")[0]: ast.unparse(node)
         for node in ast.walk(code)
@@ -92,7 +92,7 @@ def _imports(code: ast.AST) -> dict[str, str]:
 
 
 def _names(tree: ast.AST) -> tuple[dict[str, None], set[str]]:
-    """Names that a program reads, in their order, and those it binds."""
+    """The names that a program reads, in order, and those that it binds."""
     read, bound = dict[str, None](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
@@ -109,23 +109,23 @@ def _names(tree: ast.AST) -> tuple[dict[str, None], set[str]]:
 
 
 def read(path: Path) -> list[Problem]:
-    """The problems of a file in the published format."""
+    """Read the problems of a file in the published format."""
     return problems(read_records(path))
 
 
 def hub() -> list[Problem]:
-    """All splits of the hub together, which are the published file."""
+    """All splits on the hub together, which are the published file."""
     rows = [hub_records(HUB, "sanitized", split) for split in SPLITS]
     return problems(record for split in rows for record in split)
 
 
 def examples(data: Path | None) -> list[Problem]:
-    """Where the solved examples are: among the problems."""
+    """The problems that include the solved examples."""
     return hub() if data is None else read(data)
 
 
 def program(problem: Problem, output: str) -> str | None:
-    """The code of an output: fenced, or all of it if it is Python, or what stands in prose."""
+    """The code of an output: fenced, else all of it if it is Python, else the code within prose."""
     text = output.partition(DONE)[0].rpartition(BEGIN)[2]
     names = tuple(problem.data["names"])
     found = block_defining(text, names)
@@ -140,7 +140,7 @@ def program(problem: Problem, output: str) -> str | None:
 
 
 def _speaks_of(names: tuple[str, ...], text: str) -> bool:
-    """Whether one of the names occurs."""
+    """Whether one of the names occurs in a text."""
     return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
 
 
@@ -155,8 +155,9 @@ BASE = "Task: {prompt} The Python code must pass:\n\n{tests}\n" + BEGIN + "\n"
 
 TASK = Task(
     name="mbpp",
-    # 3: code of a thought was run. 2: a block without what another one binds by an assignment. 1: a
-    # word in front of code was code, checks timed out by others.
+    # What earlier versions did wrong. 3: code in a thought was run. 2: a block was used without
+    # what another block binds by an assignment. 1: a word before code counted as code, and other
+    # checks made checks time out.
     version=4,
     summary="Write small Python functions; outputs are executed.",
     paper="Austin et al. 2021, arXiv:2108.07732",

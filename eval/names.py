@@ -1,4 +1,4 @@
-"""`dlm eval NAME`, where there is no such task."""
+"""The command group of `dlm eval`, with help for unknown task names."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from dlm.options import known
 
 
 class Tasks(TyperGroup):
-    """The tasks by name; an unknown one may be of lm-eval, which has hundreds."""
+    """The tasks by name; an unknown name may be one of lm-eval's hundreds of tasks."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of a name.
 
         Raises:
-            ValueError: there is none; the message has the close match, the list and `dlm lm-eval`.
+            ValueError: there is none; the message has the closest match, the list and `dlm
+                lm-eval`.
         """
         name = args[0]
         if not name.startswith("-"):

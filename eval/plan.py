@@ -1,4 +1,4 @@
-"""What a run is to do: its problems and prompts, and the settings that decide its results."""
+"""The plan of a run: its problems and prompts, and the settings that determine its results."""
 
 import hashlib
 import inspect
@@ -24,46 +24,46 @@ NOT_OPTIONS = (
 """Parameters of `dlm.generate` that a run sets itself."""
 
 GROWTH = {"max_gen_length": None, "expand_budget": None, "broadcast_deletion": False}
-"""Options that `dlm.infill` has beside those of `dlm.generate`, and their defaults."""
+"""Options that `dlm.infill` has besides those of `dlm.generate`, and their defaults."""
 
 NEUTRAL = {"top_p": 1, "min_p": 0}
-"""Values by which filters are as good as not given."""
+"""Values at which a filter has no effect, as if it were not given."""
 LATER = (
     "logit_bias", "refresh_around", "refresh_answer_every", "refresh_prompt_every",
     "refresh_decoded_every", "suffix_window", "min_p", "pad_after_eos",
 )  # fmt: skip
-"""Options that a run does not name where they are off."""
+"""Options that a run does not record while they are off."""
 
 NOISES = frozenset({"uniform", "branch_noise"})  # needs of decoders that draw positions
-ALL = "all"  # what stands for every template
-SHOWN = 200  # characters of an option that is no number or text
+ALL = "all"  # stands for every template
+SHOWN = 200  # characters of an option that is neither a number nor a text
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Problems, templates and options, before a model is there."""
+    """Problems, templates and options, before a model is loaded."""
 
     task: Task
     templates: tuple[AnyTemplate, ...]
     problems: list[Problem]
-    data: dict[str, Any]  # where they came from
+    data: dict[str, Any]  # the origin of the problems
     shots: dict[str, list[Problem]]  # by template
-    options: dict[str, Any]  # of `dlm.generate`, or of `dlm.infill`; defaults included
-    samples: int = 1  # of each problem
+    options: dict[str, Any]  # of `dlm.generate` or `dlm.infill`, defaults included
+    samples: int = 1  # per problem
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Options beside the decoder, as JSON holds them."""
+        """All options except the decoder's, as JSON values."""
         rest = {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
         if rest.get("logit_bias"):
             rest["logit_bias"] = {str(token): x for token, x in rest["logit_bias"].items()}
         rest |= {name: None for name, none in NEUTRAL.items() if rest[name] == none}
-        # Folders of before there were such options go on.
+        # Runs from before these options existed can then be resumed.
         kept = {name: x for name, x in rest.items() if x or name not in LATER}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     def items(self, model: dlm.Model) -> list[Item]:
-        """Every prompt of every template, tokenized, as often as there are samples of it."""
+        """Every prompt of every template, tokenized, once for each of its samples."""
         found = []
         for template in self.templates:
             rows = template.rows(model, self.problems, self.shots[template.name])
@@ -76,10 +76,10 @@ class Plan:
 
 
 def named_templates(task: Task, names: Sequence[str]) -> tuple[AnyTemplate, ...]:
-    """The templates of these names, or all of them for "all".
+    """The templates with these names, or all of them for "all".
 
     Raises:
-        ValueError: an unknown name, one given twice, or "all" beside others.
+        ValueError: a name is unknown or given twice, or "all" is given with others.
     """
     if ALL in names:
         if len(names) > 1:
@@ -94,11 +94,11 @@ def named_templates(task: Task, names: Sequence[str]) -> tuple[AnyTemplate, ...]
 def choose_templates(
     task: Task, names: Sequence[str], *, chat: bool, preset: str | None = None
 ) -> tuple[AnyTemplate, ...]:
-    """The templates of these names; all for "all", the preset's for none, else the model's default.
+    """The templates by name; all for "all"; without names that of the preset, else the default.
 
     Raises:
-        ValueError: an unknown name, one given twice, "all" beside others, or a chat template for a
-            model without one.
+        ValueError: a name is unknown or given twice, "all" is given with others, or a chat template
+            is given for a model without one.
     """
     usual = task.preset(preset).template
     wanted = names if names or usual is None else [usual]
@@ -117,13 +117,15 @@ def choose_templates(
 
 
 def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `dlm.generate`, or of `dlm.infill`: those given, else the preset's, else defaults.
+    """Decoding options: those given, else those of the preset, else the defaults.
 
-    Decoder options given are put over the preset's; with another decoder than the preset's, which
-    has other options, they stand alone.
+    They are options of `dlm.generate` or `dlm.infill`. Given decoder options are merged over those
+    of the preset. If the decoder differs from the preset's, and so has other options, only the
+    given ones apply.
 
     Raises:
-        ValueError: an unknown option, one of another kind of task, or one that a run sets itself.
+        ValueError: an option is unknown, belongs to another kind of task, or is set by the run
+            itself.
     """
     allowed = allowed_options(task)
     chosen = task.preset(preset)
@@ -133,14 +135,14 @@ def choose_options(task: Task, preset: str | None, options: Mapping[str, Any]) -
     found = allowed | dict(chosen.options) | dict(options)
     own = options.get("decoder_options") or {}
     if not isinstance(own, Mapping):
-        return found  # which `Settings` refuses
+        return found  # refused later by `Settings`
     same = isinstance(found["decoder"], str) and found["decoder"] == chosen.decoder
     merged = (chosen.decoder_options if same else {}) | dict(own)
     return found | {"decoder_options": merged or None}
 
 
 def allowed_options(task: Task) -> dict[str, Any]:
-    """Options that a task takes, and their defaults."""
+    """The options that a task takes, and their defaults."""
     parameters = inspect.signature(dlm.generate).parameters.items()
     found = {name: each.default for name, each in parameters if name not in NOT_OPTIONS}
     if task.infills:
@@ -150,10 +152,10 @@ def allowed_options(task: Task) -> dict[str, Any]:
 
 
 def refuse_other_kind(task: Task, name: str) -> None:
-    """Refuse an option of tasks that decode otherwise.
+    """Refuse an option for another kind of task.
 
     Raises:
-        ValueError: it is one.
+        ValueError: the option is for the other kind.
     """
     if task.infills and name == "gen_length":
         raise ValueError(
@@ -167,10 +169,10 @@ def refuse_other_kind(task: Task, name: str) -> None:
 def check_preset(
     task: Task, preset: str | None, given: Mapping[str, Any], model: dlm.Model
 ) -> None:
-    """Refuse a preset that names tokens of another vocabulary, unless they were given anew.
+    """Refuse a preset that names tokens outside the vocabulary, unless they were overridden.
 
     Raises:
-        ValueError: it does.
+        ValueError: it names such a token.
     """
     chosen = task.preset(preset)
     size = model.spec.vocab_size
@@ -197,8 +199,9 @@ def make_plan(
     """Read the problems and the solved examples that the templates need.
 
     Raises:
-        ValueError: a bad file, data that cannot be had, `shots` where no template takes any, a
-            solved example that is scored as well, or several samples where nothing is drawn.
+        ValueError: a file is invalid, data is not available, `shots` is given although no template
+            uses it, a solved example is also scored, or several samples are asked for although
+            nothing is random.
     """
     check_samples(samples, options)
     if shots is not None and not any(each.shots for each in templates):
@@ -213,11 +216,11 @@ def make_plan(
 
 
 def check_samples(samples: int, options: Mapping[str, Any]) -> None:
-    """Refuse several samples of a problem where they would be one and the same.
+    """Refuse several samples of a problem if they would all be the same.
 
     Raises:
-        ValueError: `samples` is no int from 1, or above 1 where neither tokens nor positions are
-            drawn.
+        ValueError: `samples` is not an int >= 1, or is above 1 although neither tokens nor
+            positions are random.
     """
     integer("--samples", samples, least=1)
     if samples > 1 and not draws(options):
@@ -231,23 +234,23 @@ def check_samples(samples: int, options: Mapping[str, Any]) -> None:
 
 
 def draws(options: Mapping[str, Any]) -> bool:
-    """Whether tokens or positions are drawn, so that noise changes what is decoded."""
+    """Whether tokens or positions are drawn at random."""
     if options["position_temperature"] or (options["temperature"] and options["top_k"] != 1):
         return True
     decoder, own = options["decoder"], options["decoder_options"] or {}
     if not isinstance(own, Mapping):
-        return True  # which `Settings` refuses
+        return True  # refused later by `Settings`
     if isinstance(decoder, str):
         decoder = dlm.decoders.make(decoder, **own)
-    needs = getattr(decoder, "needs", NOISES)  # one that declares none is given noise like all else
+    needs = getattr(decoder, "needs", NOISES)  # a decoder that declares no needs also gets noise
     return bool(getattr(decoder, "draws", NOISES.intersection(needs)))
 
 
 def check_shots(template: Template, problems: Sequence[Problem], shots: Sequence[Problem]) -> None:
-    """Refuse solved examples that are problems as well: their prompts would hold the answer.
+    """Refuse solved examples that are also scored: their prompts would contain the answer.
 
     Raises:
-        ValueError: there is one; names the template and the problem.
+        ValueError: there is such an example; the message names the template and the problem.
     """
     scored = {question(template, each): each.id for each in problems}
     for each in shots:
@@ -261,23 +264,26 @@ def check_shots(template: Template, problems: Sequence[Problem], shots: Sequence
 
 
 def question(template: Template, problem: Problem) -> str:
-    """What a template asks of a problem, up to blanks around it: solutions may be worded apart."""
+    """What a template asks, ignoring surrounding whitespace.
+
+    Solutions are ignored, because they may be worded differently.
+    """
     return template.prompt.format(**{name: each.strip() for name, each in problem.fields.items()})
 
 
 def settings_of(
     plan: Plan, model: dlm.Model, name: str, execution: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that decides the results of a run, as JSON holds it.
+    """Everything that determines the results of a run, as JSON values.
 
-    `execution` is what `Sandbox.facts` tells, of a task that runs code.
+    `execution` comes from `Sandbox.facts`, for tasks that run code.
     """
     decoder, options = describe_decoder(plan.options["decoder"], plan.options["decoder_options"])
     return {
         "task": plan.task.name,
         "task_version": plan.task.version,
         "metrics": [metric.name for metric in plan.task.metrics],
-        # What the problems are; where from, and how many of them, may change from start to start.
+        # What the problems are. Their origin and number may change between starts.
         "data": {name: value for name, value in plan.data.items() if name != "origin"},
         "templates": [each.name for each in plan.templates],
         "template_texts": digest([asdict(each) for each in plan.templates]),
@@ -298,10 +304,10 @@ def settings_of(
 
 
 def describe_decoder(decoder: Any, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Name and options of a decoder that is a name or an instance.
+    """The name and options of a decoder given by name or as an instance.
 
     Raises:
-        ValueError: an instance that does not tell its options, as it is no dataclass.
+        ValueError: the instance is not a dataclass, so its options are unknown.
     """
     if isinstance(decoder, str):
         return decoder, {key: plain(value) for key, value in (options or {}).items()}
@@ -312,7 +318,7 @@ def describe_decoder(decoder: Any, options: Mapping[str, Any] | None) -> tuple[s
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it; of a tensor what tells it from others."""
+    """A value as JSON; of a tensor, its dtype, shape and hash."""
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {list(value.shape)} {hashlib.sha256(data).hexdigest()[:12]}"
@@ -323,12 +329,12 @@ def plain(value: Any) -> Any:
 
 
 def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in the files that options name."""
+    """Hashes of the files that options name."""
     found = {}
     for key, value in options.items():
         if type(value) is not str:
             continue
-        with suppress(OSError, RuntimeError, ValueError):  # a text that is no path
+        with suppress(OSError, RuntimeError, ValueError):  # a text that is not a path
             path = Path(value).expanduser()
             if path.is_file():
                 found[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -336,13 +342,13 @@ def file_digests(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tokenization(model: dlm.Model) -> str:
-    """A digest of what turns prompts into ids, and of the ids that mean something."""
+    """A hash of everything that turns prompts into ids, and of the special ids."""
     template = None if model.tokenizer is None else model.tokenizer.chat_template
     return digest([model.identity()["tokenizer"], template, asdict(model.spec)])
 
 
 def device_name(model: dlm.Model) -> str:
-    """The device in words."""
+    """The name of the device."""
     if model.device.type != "cuda":
         return model.device.type
     return torch.cuda.get_device_name(model.device)

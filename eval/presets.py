@@ -1,11 +1,11 @@
-"""The presets that papers report, out of the table of `dlm.published`."""
+"""The presets that papers report, from the table of `dlm.published`."""
 
 from dlm.eval.task import Preset
 from dlm.published import PUBLISHED
 
 
 def published(task: str) -> tuple[Preset, ...]:
-    """The published settings of a task, its default first."""
+    """The published settings of a task, the default first."""
     return tuple(
         Preset(
             each.preset,

@@ -1,4 +1,4 @@
-"""What `run.json` holds, as far as it is read again."""
+"""The parts of `run.json` that are read again."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -16,14 +16,14 @@ class Generation(TypedDict):
 
 
 class Execution(TypedDict):
-    """What ran generated code."""
+    """What executed generated code."""
 
     python: Any
     sandbox: Any
 
 
 class Settings(TypedDict):
-    """What decides the results, as far as it is read again."""
+    """What determines the results, as far as it is read again."""
 
     task: str
     task_version: int
@@ -40,7 +40,7 @@ class Settings(TypedDict):
 
 
 class Record(TypedDict):
-    """What `run.json` holds beside its format."""
+    """The content of `run.json` besides its format."""
 
     settings: Settings
     hash: str

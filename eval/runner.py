@@ -1,8 +1,8 @@
-"""Running a task: decode, score, write down, and go on where a killed run stopped.
+"""Running of a task: decode, score, write samples, and resume where a killed run stopped.
 
-Finished samples are written a batch at a time, while others are decoded. A row depends on its
-prompt, its key and the options alone, so neither the batch size, nor the number of processes, nor a
-kill in between changes a sample.
+Finished samples are written in batches while others are decoded. A row depends only on its prompt,
+its key and the options, so neither the batch size, the number of processes nor a kill in between
+changes a sample.
 """
 
 import platform
@@ -30,22 +30,22 @@ from dlm.options import integer
 
 
 class Executor(Protocol):
-    """Runs generated code: `dlm.eval.Sandbox`, or what stands in for it."""
+    """Runs generated code: `dlm.eval.Sandbox`, or a replacement for it."""
 
     def run_all(self, checks: list[Check]) -> Sequence[Any]:
-        """One outcome for each check, in their order."""
+        """Run all checks; returns one outcome for each, in their order."""
 
     def facts(self) -> dict[str, Any]:
-        """What decides how a check ends, as JSON holds it; `sandbox` and `python` name them."""
+        """What determines the outcome of a check, as JSON, including `sandbox` and `python`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where this process stands after a batch."""
+    """The state of this process after a batch."""
 
-    done: int  # samples of this process, those of earlier starts left out
+    done: int  # samples of this process in this start
     total: int
-    score: float  # mean over them
+    score: float  # mean over the samples done
     response_tokens_per_second: float
     seconds_left: float
 
@@ -61,20 +61,20 @@ def evaluate(
     world: World | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
-    """Decode and score what the folder lacks of a plan's samples.
+    """Decode and score the samples of a plan that the folder does not have yet.
 
     Args:
-        model: what `dlm.load` gave.
-        plan: what to do.
-        output: folder to write to, and to go on from.
-        name: what the model is called.
-        batch_size: prompts decoded at a time; changes no result.
-        sandbox: runs generated code; for the tasks that do.
-        world: this process among others, which it has joined.
+        model: a model from `dlm.load`.
+        plan: what to decode.
+        output: the folder to write to, or to resume from.
+        name: the name of the model.
+        batch_size: prompts decoded at once; does not change results.
+        sandbox: runs generated code; for tasks that need it.
+        world: the processes of the run, which this process has joined.
         report: called after every batch.
 
     Raises:
-        ValueError: a bad option; a folder that holds another run, or is in use.
+        ValueError: an option is invalid, or the folder contains another run or is in use.
     """
     integer("batch_size", batch_size, least=1)
     if plan.task.runs_code and sandbox is None:
@@ -103,10 +103,10 @@ def evaluate(
 
 
 def check_items(model: dlm.Model, plan: Plan, items: Sequence[Item]) -> None:
-    """Refuse options that do not fit the model, or the problems.
+    """Refuse options that do not fit the model or the problems.
 
     Raises:
-        ValueError: one of these.
+        ValueError: an option does not fit.
     """
     options, positions = plan.options, places(model, infills=plan.task.infills)
     name = "max_gen_length" if plan.task.infills else "gen_length"
@@ -123,11 +123,11 @@ def check_items(model: dlm.Model, plan: Plan, items: Sequence[Item]) -> None:
             )
     fitting = (each.tokens for each in items if each.given + each.most(options) <= positions)
     for tokens in islice(fitting, 1):
-        dlm.infill_each(model, [tokens], **options)  # which decodes nothing yet
+        dlm.infill_each(model, [tokens], **options)  # checks the options, and decodes nothing yet
 
 
 class Worker:
-    """The part of one process."""
+    """The share of the work that one process does."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class Worker:
         self.report = report
 
     def work(self, output: Path, world: World, batch_size: int) -> None:
-        """Do what is left, and wait for the others."""
+        """Do the remaining work, and wait for the other processes."""
         known = merged([output / SAMPLES], self.settings)
-        world.wait()  # nobody appends while others still read
+        world.wait()  # no process appends while others still read
         left = [item for item in self.items if item.key not in known]
         longest_first = sorted(left, key=lambda each: -len(each.tokens))
         path = output / (f"samples.rank{world.rank}.jsonl" if world.rank else SAMPLES)
@@ -160,7 +160,7 @@ class Worker:
         world.wait()
 
     def run(self, items: list[Item], appender: Appender, batch_size: int) -> None:
-        """Decode, and score and write as many as a batch has once they are done."""
+        """Decode items; score and write each group of outputs as it is done."""
         sizes = {item.key: item.given + item.most(self.plan.options) for item in items}
         room = places(self.model, infills=self.plan.task.infills)
         fitting = [item for item in items if sizes[item.key] <= room]
@@ -175,7 +175,7 @@ class Worker:
             self.finish(outputs, appender, pace)
 
     def finish(self, outputs: list[Output], appender: Appender, pace: "Pace") -> None:
-        """Score some outputs, write them down and tell."""
+        """Score some outputs, write them and report progress."""
         samples = self.score(outputs)
         appender.add(samples)
         pace.add(samples)
@@ -183,7 +183,7 @@ class Worker:
             self.report(pace.progress())
 
     def score(self, outputs: list[Output]) -> list[Sample]:
-        """Outputs as samples, in their order."""
+        """Outputs as scored samples, in their order."""
         texts = [each.item.template.cut(each.text) for each in outputs]
         verdicts = self.verdicts(outputs, texts)
         return [
@@ -216,14 +216,14 @@ class Worker:
         ]
 
     def verdicts(self, outputs: Sequence[Output], texts: Sequence[str]) -> list[Verdict]:
-        """What texts of outputs are worth: nothing where nothing was decoded."""
+        """Score the texts of outputs; what was not decoded gets an empty verdict."""
         task = self.plan.task
         pairs = [(a.item.problem, b) for a, b in zip(outputs, texts, strict=True) if a.forwards]
         found = iter(score(task, [a for a, _ in pairs], [b for _, b in pairs], self.run_all))
         return [next(found) if each.forwards else nothing(task) for each in outputs]
 
     def too_long(self, item: Item) -> str:
-        """Why an item was not decoded."""
+        """The reason why an item was not decoded."""
         return (
             f"{item.given} prompt tokens and {item.most(self.plan.options)} to decode exceed the "
             f"model's {places(self.model, infills=self.plan.task.infills)} positions"
@@ -231,21 +231,21 @@ class Worker:
 
 
 def places(model: dlm.Model, *, infills: bool = False) -> int:
-    """Positions for a prompt and its answer: some families close every row with an id more.
+    """Positions for a prompt and its answer; some families close every row with further ids.
 
-    That id is among the tokens of a row whose blanks are filled.
+    With `infills`, those ids are part of a row's tokens, so they are not subtracted.
     """
     return model.spec.max_length - (0 if infills else len(model.spec.suffix))
 
 
 def refuse_code(checks: list[Check]) -> list[Any]:
-    """For tasks that run nothing: there is nothing to run."""
+    """The executor of tasks that run no code."""
     assert not checks
     return []
 
 
 class Pace:
-    """How fast this process goes, and how long it still takes."""
+    """The speed of this process, and its remaining time."""
 
     def __init__(self, total: int, sizes: Mapping[Key, int]) -> None:
         self.total = total
@@ -256,11 +256,11 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """Set the clock."""
+        """Start the clock."""
         self.began = time.perf_counter()
 
     def add(self, samples: Sequence[Sample]) -> None:
-        """Take samples in."""
+        """Add samples."""
         self.done += len(samples)
         self.score += sum(each.score for each in samples)
         self.tokens += sum(each.response_tokens for each in samples)
@@ -268,7 +268,7 @@ class Pace:
         self.worked += sum(self.sizes[each.key] for each in samples if each.forwards)
 
     def progress(self) -> Progress:
-        """The figures."""
+        """The current progress."""
         seconds = time.perf_counter() - self.began
         left = seconds * (self.work - self.worked) / self.worked if self.worked else 0.0
         return Progress(
@@ -281,7 +281,7 @@ class Pace:
 
 
 def launch_facts(plan: Plan, batch_size: int, world: World) -> dict[str, Any]:
-    """Where and when a run was started."""
+    """Where and when a run was started, and with which versions."""
     return {
         "data": plan.data["origin"],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -296,7 +296,7 @@ def launch_facts(plan: Plan, batch_size: int, world: World) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, marked where files differ; None outside of one."""
+    """The commit of this checkout, marked if files differ; None outside of one."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

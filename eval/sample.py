@@ -1,4 +1,4 @@
-"""One line of a run: what was asked, what came, what it took and how it scored."""
+"""One line of a run: prompt, output, cost and score."""
 
 import json
 from collections import defaultdict
@@ -10,15 +10,15 @@ from typing import Any, get_type_hints
 from dlm.eval.fields import misfit
 
 Key = tuple[str, int, int]
-"""Template, index of the problem, and number of its sample: what tells samples of a run apart."""
+"""Template, problem index and sample number: identifies a sample within its run."""
 
 Prompt = tuple[str, int]
-"""Template and index of the problem: what the samples of one prompt share."""
+"""Template and problem index: shared by all samples of one prompt."""
 
 BOUNDS: dict[str, tuple[float, ...]] = {
     "order": (-1,), "seed": (-(1 << 63),), "scores": (0, 1), "score": (0, 1)
 }  # fmt: skip
-"""Least number of a field, and most, where it is not 0 and none."""
+"""Bounds of the numbers in a field, where they are not 0 and none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +32,31 @@ class Sample:
     repeat: int = field(default=0, kw_only=True)  # which of the problem's samples, from 0
     prompt: str | list[dict[str, str]]  # text or chat messages
     prompt_tokens: int
-    output: str  # up to the first stop token, and the template's stop texts; all that fills blanks
+    output: str  # up to the first stop token or stop text; for blanks, all of it
     tokens: list[int]  # the generated span
-    order: list[int]  # forward that committed each, -1 where none did; empty if blanks may grow
-    response_tokens: int  # in front of the first stop token; of blanks all but stop tokens
-    decoded_tokens: int  # committed by forwards, stop tokens included
+    order: list[int]  # pass that committed each, -1 if none did; empty if blanks may grow
+    response_tokens: int  # before the first stop token; in blanks, all but stop tokens
+    decoded_tokens: int  # committed by forward passes, stop tokens included
     forwards: int
     query_tokens: int
-    seconds: float  # the row's share of the time its batch took to decode
+    seconds: float  # the row's share of the decoding time of its batch
     answer: str  # reference
     extracted: dict[str, str | None]  # what each metric read
     vote: str | None = field(default=None, kw_only=True)  # what the first read, as votes count it
-    scores: dict[str, float]  # 0 to 1 by metric
+    scores: dict[str, float]  # 0 to 1, by metric
     score: float  # of the first metric
-    detail: str  # how running the code ended; "" where none is run
+    detail: str  # how running the code ended; "" if none is run
     seed: int
     settings: str  # hash of the run's settings
 
     @property
     def key(self) -> Key:
-        """What tells it from the others of its run."""
+        """The key that identifies the sample within its run."""
         return self.template, self.index, self.repeat
 
     @property
     def asked(self) -> Prompt:
-        """What it shares with the other samples of its prompt."""
+        """The key that all samples of its prompt share."""
         return self.template, self.index
 
     @property
@@ -70,13 +70,14 @@ class Sample:
 
     @classmethod
     def of(cls, record: Any) -> "Sample":
-        """The sample of a line.
+        """Parse the sample of a line.
 
-        Lines once had no `repeat` and no `vote`: they are the first samples of their problems, and
-        vote once a run goes on, which knows how its task spells answers: see `Folder.open`.
+        Old lines have no `repeat` and no `vote`. They are the first samples of their problems, and
+        get a vote once the run is resumed, which knows how its task spells answers: see
+        `Folder.open`.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the line is not a valid sample.
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(record, dict):
@@ -106,7 +107,7 @@ def kinds() -> dict[str, Any]:
 
 
 def by_prompt(samples: Iterable[Sample]) -> dict[Prompt, list[Sample]]:
-    """The samples of each prompt."""
+    """Group samples by prompt."""
     found: defaultdict[Prompt, list[Sample]] = defaultdict(list)
     for each in samples:
         found[each.asked].append(each)

@@ -1,4 +1,4 @@
-"""Scoring: what each metric reads in an output, and what that is worth."""
+"""Scoring: what each metric reads in an output, and its score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,23 +23,23 @@ class Outcome(Protocol):
 
     @property
     def detail(self) -> str:
-        """What it said."""
+        """The message, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An output as the metrics of its task see it."""
+    """The result of all metrics of a task for one output."""
 
     extracted: dict[str, str | None]  # by metric
     scores: dict[str, float]  # by metric, 0 to 1
     score: float  # of the first metric
     vote: str | None  # of the first metric
-    detail: str  # how running the code of the first metric that has some ended; else ""
+    detail: str  # how the first metric's code ended; "" without code
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One metric's view of one output, before code has run."""
+    """The reading of one output by one metric, before code has run."""
 
     metric: Metric
     extracted: str | None
@@ -55,18 +55,19 @@ def score(
 ) -> list[Verdict]:
     """Score an output for each problem; all code runs in one call of `run_all`.
 
-    No output raises, but a metric whose score is none does. One in which a metric finds nothing
-    scores 0, and nothing of it is run. What a model thought is no part of its answer; of what fills
-    blanks nothing is left out.
+    No output raises an error; only a metric that gives an invalid score does. An output in which a
+    metric finds nothing scores 0, and nothing of it is run. The thoughts of a model are not part of
+    its answer; texts that fill blanks are read whole.
 
     Args:
-        task: what the problems are of.
+        task: the task of the problems.
         problems: one for each output.
         outputs: texts of a model, cut at stop texts.
-        run_all: runs checks in a sandbox, one outcome each, in order.
+        run_all: runs checks in a sandbox; returns one outcome each, in order.
 
     Raises:
-        ValueError: a metric gives a score out of [0, 1], or `run_all` another number of outcomes.
+        ValueError: a metric gives a score outside [0, 1], or `run_all` returns a wrong number of
+            outcomes.
     """
     answers = outputs if task.infills else [without_thoughts(each) for each in outputs]
     table = [
@@ -84,13 +85,13 @@ def score(
 
 
 def nothing(task: Task) -> Verdict:
-    """The verdict on a prompt that was not decoded: failed, whatever an empty output would be."""
+    """The verdict on a prompt that was not decoded: failed, unlike an empty output may be."""
     names = [metric.name for metric in task.metrics]
     return Verdict(dict.fromkeys(names), dict.fromkeys(names, 0.0), 0.0, None, "")
 
 
 def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
-    """What a metric finds, what that is worth, or what must be run to know."""
+    """What a metric finds, with its score or the check that must be run to know it."""
     extracted = metric.extract(problem, output)
     if extracted is None:
         return _Reading(metric, None, 0.0, None)
@@ -98,7 +99,7 @@ def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
         return _Reading(metric, extracted, 0.0, metric.check(problem, extracted))
     assert metric.is_correct is not None, f"{metric.name} has no rule"
     worth = float(metric.is_correct(problem, extracted))
-    if not 0 <= worth <= 1:  # NaN neither; a file with it would be called damaged once it is read
+    if not 0 <= worth <= 1:  # NaN is refused too; a file with it would count as damaged
         raise ValueError(
             f"is_correct of the metric {metric.name!r} must give a score in [0, 1], got {worth} "
             f"for problem {problem.id!r}"
@@ -107,7 +108,7 @@ def _read(metric: Metric, problem: Problem, output: str) -> _Reading:
 
 
 def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Verdict:
-    """A row of readings with what running them gave."""
+    """The verdict from a row of readings and the outcomes of their checks."""
     scores = {
         each.metric.name: each.score if outcome is None else float(outcome.passed)
         for each, outcome in zip(row, outcomes, strict=True)
@@ -128,7 +129,7 @@ def _verdict(row: Sequence[_Reading], outcomes: Sequence[Outcome | None]) -> Ver
 
 
 def _detail(outcome: Outcome | None) -> str:
-    """How running code ended."""
+    """How running code ended, as text."""
     if outcome is None:
         return NOTHING
     return f"{outcome.kind}: {outcome.detail}" if outcome.detail else outcome.kind

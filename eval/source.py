@@ -1,4 +1,4 @@
-"""Where problems come from: a file of the user, what comes along, the Hugging Face hub."""
+"""Sources of problems: the user's file, bundled or generated data, and the Hugging Face hub."""
 
 import gzip
 import hashlib
@@ -14,15 +14,15 @@ from dlm.eval.task import AnyTemplate, Problem, Task
 from dlm.options import file, integer, writable
 
 GZIP = b"\x1f\x8b"
-TRIES = 20  # draws for each example that is wanted, before giving up on more distinct ones
-HELD_OUT_SEED = 1  # that of the README's table
+TRIES = 20  # draws per wanted example before giving up on more distinct ones
+HELD_OUT_SEED = 1  # as in the README's table
 HELD_IN_SEED = 0
 HELD_IN = 8  # solved examples that generators offer
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An object of a data set, and where it stands."""
+    """An object of a data set, and its place."""
 
     where: str  # for messages: file and line
     values: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Record:
         """The value of a key.
 
         Raises:
-            ValueError: the object does not have it.
+            ValueError: the object does not have the key.
         """
         if key not in self.values:
             raise ValueError(f"{self.where}: must have {key!r}, got {sorted(self.values)}")
@@ -41,7 +41,7 @@ class Record:
         """A value that must be text.
 
         Raises:
-            ValueError: it is missing, or something else.
+            ValueError: it is missing, or not text.
         """
         value = self.get(key)
         if not isinstance(value, str):
@@ -52,7 +52,7 @@ class Record:
         """A value that must be a list of texts.
 
         Raises:
-            ValueError: it is missing, or something else.
+            ValueError: it is missing, or not a list of texts.
         """
         value = self.get(key)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -60,20 +60,20 @@ class Record:
         return [writable(each, f"{self.where}: {key!r}") for each in value]
 
     def refuse(self, rule: str, value: object) -> ValueError:
-        """The error to raise where a value breaks a rule."""
+        """The error to raise if a value breaks a rule."""
         return ValueError(f"{self.where}: {rule}, got {value!r}")
 
 
 def load_problems(
     task: Task, data: Path | None, limit: int | None
 ) -> tuple[list[Problem], dict[str, Any]]:
-    """The problems to score, and what they are: origin, number and SHA-256 of all there are.
+    """The problems to score, and the facts about all of them: origin, number and SHA-256.
 
-    They come from `data`, else from what comes along, else from the hub. Solved examples of the
-    data set are left out. `limit` takes the first ones and changes nothing in what is told.
+    They come from `data`, else from bundled or generated data, else from the hub. Solved examples
+    in the data set are left out. `limit` takes the first problems; the facts do not depend on it.
 
     Raises:
-        ValueError: a malformed file, two problems of one id, or data that cannot be had.
+        ValueError: a file is malformed, two problems have one id, or data is not available.
     """
     if limit is not None:
         integer("limit", limit, least=1)
@@ -85,14 +85,14 @@ def load_problems(
 
 
 def _read(task: Task, data: Path | None) -> tuple[list[Problem], str]:
-    """All problems of the best source there is, and its name."""
+    """All problems of the best available source, and its name."""
     source = task.source
     if data is not None:
         return source.read(_file("data", data)), f"file {data.name}"
     if source.local is not None:
         try:
             return source.local(), "built in"
-        except ModuleNotFoundError:  # a package that brings them is not installed
+        except ModuleNotFoundError:  # the package with the problems is not installed
             if source.hub is None:
                 raise
     if source.hub is None:
@@ -105,7 +105,7 @@ def _file(name: str, path: Path) -> Path:
 
 
 def _require_distinct(task: Task, problems: list[Problem], origin: str) -> None:
-    """Refuse no problems at all, and two of one id."""
+    """Refuse an empty set of problems, and repeated ids."""
     if not problems:
         raise ValueError(f"{task.name}: {origin} must have at least one problem, got none")
     seen: set[str] = set()
@@ -120,12 +120,12 @@ def _require_distinct(task: Task, problems: list[Problem], origin: str) -> None:
 def load_shots(
     task: Task, template: AnyTemplate, shots: Path | None, data: Path | None
 ) -> list[Problem]:
-    """The solved examples of a template: always the first of a source, the same for every problem.
+    """The solved examples of a template: the first of a source, the same for every problem.
 
-    They come from `shots`, else from where the task has its own: beside `data`, or the hub.
+    They come from `shots`, else from the task's own source: next to `data`, or the hub.
 
     Raises:
-        ValueError: too few, a malformed file, or `shots` is the file of the problems.
+        ValueError: there are too few, a file is malformed, or `shots` is the file of the problems.
     """
     if not template.shots:
         return []
@@ -151,17 +151,17 @@ def load_shots(
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:
-    """SHA-256 over all that makes the problems, wherever they came from."""
+    """SHA-256 of everything in the problems, independent of their origin."""
     rows = [[each.id, dict(each.fields), each.answer, dict(each.data)] for each in problems]
     text = json.dumps(rows, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8, unpacked where it is gzip.
+    """Read a UTF-8 file, decompressed if it is gzip.
 
     Raises:
-        ValueError: it is not what it should be, or empty.
+        ValueError: the file is invalid or empty.
     """
     raw = path.read_bytes()
     if path.suffix == ".gz" or raw.startswith(GZIP):
@@ -180,10 +180,10 @@ def read_text(path: Path) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The objects of a JSON array, or of JSON lines; blank lines are skipped.
+    """Read the objects of a JSON array, or of JSON lines; blank lines are skipped.
 
     Raises:
-        ValueError: the file is neither; names the line, or the place in the array.
+        ValueError: the file is neither; names the line, or the index in the array.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -215,10 +215,10 @@ def _record(where: str, value: Any) -> Record:
 
 
 def unique(records: Iterable[Record], key: str) -> list[Record]:
-    """The records, if each has its own `key`.
+    """The records, checked to have distinct values of `key`.
 
     Raises:
-        ValueError: two have the same; names both places.
+        ValueError: two records have the same value; names both places.
     """
     seen: dict[str, str] = {}
     found = list(records)
@@ -231,10 +231,10 @@ def unique(records: Iterable[Record], key: str) -> list[Record]:
 
 
 def hub_records(name: str, config: str | None, split: str, option: str = "--data") -> list[Record]:
-    """The rows of a data set of the Hugging Face hub.
+    """Read the rows of a data set on the Hugging Face hub.
 
     Raises:
-        ValueError: `datasets` is not installed, or the rows cannot be had.
+        ValueError: `datasets` is not installed, or the rows are not available.
     """
     wanted = f"{name} (split {split})" if config is None else f"{name} ({config}, split {split})"
     instead = f"download it once and give {option} FILE"
@@ -247,7 +247,7 @@ def hub_records(name: str, config: str | None, split: str, option: str = "--data
         ) from None
     try:
         rows = load_dataset(name, config, split=split)
-    except Exception as error:  # offline, renamed, gated: each of its layers has its own errors
+    except Exception as error:  # offline, renamed, gated: each layer has its own errors
         raise ValueError(
             f"{wanted} cannot be had from the Hugging Face hub "
             f"({type(error).__name__}: {str(error)[:200]}): go online, or {instead}"
@@ -258,7 +258,7 @@ def hub_records(name: str, config: str | None, split: str, option: str = "--data
 def drawn(
     name: str, count: int, *, held_out: bool, but: frozenset[str] = frozenset()
 ) -> list[Example]:
-    """Distinct examples of a generator of `dlm.data`, of one side of its split."""
+    """Draw distinct examples from one side of the split of a generator of `dlm.data`."""
     found: dict[str, Example] = {}
     seed = HELD_OUT_SEED if held_out else HELD_IN_SEED
     for example in generate_examples(
@@ -273,7 +273,7 @@ def drawn(
 def held_in(
     name: str, make: Callable[[int, Example], Problem], read: Callable[[Path], list[Example]]
 ) -> Callable[[Path | None], list[Problem]]:
-    """The solved examples of a generator, none of them a problem of the user's file."""
+    """The solved examples of a generator, none of them a problem in the user's file."""
 
     def examples(data: Path | None) -> list[Problem]:
         but = frozenset(each.prompt for each in read(data)) if data else frozenset[str]()

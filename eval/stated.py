@@ -1,7 +1,8 @@
-r"""Answers that stand in no box, as in `The answer is 3\sqrt{2}.`.
+r"""Answers that are stated without a box, as in `The answer is 3\sqrt{2}.`.
 
-math-verify finds mathematics between its signs, and where there are none the first number: of
-`3\sqrt{2}` the 3. So what is an expression by itself is put into a box, and all else left to it.
+math-verify finds mathematics between its delimiters. If there are none, it reads the first number:
+the 3 of `3\sqrt{2}`. Therefore a bare expression is put into a box here, and everything else is
+left to math-verify.
 """
 
 import re
@@ -13,13 +14,13 @@ _TEXT = re.compile(
     r"\\(?:text\w*|mbox|math\w+|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\{\w+\*?\}"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sqrt|pi|sin|cos|tan|log|ln|or)(?![A-Za-z]))[A-Za-z]{2,}")
-_MORE = re.compile(  # a number that is a part of something; single letters may be units
+_MORE = re.compile(  # a number that is part of something; single letters may be units
     r"\\[A-Za-z]|[0-9}]\s*(?:[*^!:]|sqrt|pi|or\b|[abcikntxyz](?![A-Za-z]))|[A-Za-z*^]\s*[0-9]"
 )
 
 
 def stated(output: str) -> str | None:
-    r"""The last line that is not blank, or a box with the expression that it states."""
+    r"""The last non-blank line, or a box with the expression that it states."""
     line = output.rstrip().rpartition("\n")[2].strip()
     plain = line.replace(r"\$", "")  # a dollar of money
     if not line or any(sign in plain for sign in SIGNS):

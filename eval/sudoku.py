@@ -1,17 +1,18 @@
 """4x4 sudokus: fill every row, column and 2x2 box with 1 to 4.
 
-Puzzles in the format of the benchmark of Huang et al. 2025 (PC-Sampler, arXiv:2508.13021): 500 of
+Puzzles have the format of the benchmark of Huang et al. 2025 (PC-Sampler, arXiv:2508.13021): 500 of
 them with `--data sudoku_4x4.csv`, else 500 generated ones that the built-in model never saw.
 
     Puzzle,Solution
     3102200002100320,3142243142131324
 
-A quarter of the published puzzles has several solutions: `solved` takes each of them. `cells` is
-the share of empty cells that are as in the reference, which then is too strict.
+A quarter of the published puzzles have several solutions, and `solved` accepts each of them.
+`cells` is the share of empty cells that match the reference, and so is too strict for these
+puzzles.
 
 Checked against the original:
-- the 500 reference solutions are solved;
-- differs: the prompts are ours, and so is how an answer is found in a longer text.
+- The 500 reference solutions are solved.
+- Different from the original: the prompts, and how an answer is found in a longer text.
 """
 
 import csv
@@ -28,7 +29,7 @@ COUNT = 500
 
 _ROW = r"[0-9](?:[ \t|,]*[0-9]){3}"
 _BETWEEN = r"[\s|,;+\[\]-]+"
-_BEGIN = r"(?:(?<![0-9][ \t])|(?![0-9][ \t]))"  # a row with blanks is not cut out of a longer one
+_BEGIN = r"(?:(?<![0-9][ \t])|(?![0-9][ \t]))"  # a row with spaces is not cut out of a longer one
 _END = r"(?!(?<=[ \t][0-9])[ \t]+[0-9])"
 _GRID = re.compile(
     rf"(?<![0-9])(?:[0-9]{{16}}|{_BEGIN}{_ROW}(?:{_BETWEEN}{_ROW}){{3,}}{_END})(?![0-9])"
@@ -36,7 +37,7 @@ _GRID = re.compile(
 
 
 def problem(number: int, example: Example) -> Problem:
-    """An example as a problem; its id is its place."""
+    """An example as a problem; its id is its index."""
     puzzle = example.prompt.removeprefix(sudoku.PREFIX)
     rows = "\n".join(puzzle[at : at + 4] for at in range(0, 16, 4))
     fields = {"prompt": example.prompt, "puzzle": puzzle, "rows": rows}
@@ -44,10 +45,10 @@ def problem(number: int, example: Example) -> Problem:
 
 
 def read(path: Path) -> list[Problem]:
-    """The puzzles of a file in the published format.
+    """Read the puzzles of a file in the published format.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is invalid.
     """
     try:
         found = sudoku.read_csv(path)
@@ -57,16 +58,16 @@ def read(path: Path) -> list[Problem]:
 
 
 def local() -> list[Problem]:
-    """Generated puzzles, none of them shown to the built-in model."""
+    """Generated puzzles that the built-in model has never seen."""
     found = drawn("sudoku", COUNT, held_out=True)
     return [problem(number, each) for number, each in enumerate(found)]
 
 
 def grid(problem: Problem, output: str) -> str | None:
-    """The last 16 digits that stand together, or four of rows of four, one after the other.
+    """The last 16 adjacent digits, or the last four consecutive rows of four.
 
-    More rows may stand around these: the puzzle, the numbers of columns over a table, a year. The
-    last four that are a valid grid are taken, else the last four.
+    Other rows of digits may be around these, such as the puzzle, column numbers or a year. Of all
+    runs of four rows, the last valid grid is taken, else the last run.
     """
     found = last_match(_GRID, output)
     if found is None:
@@ -77,12 +78,12 @@ def grid(problem: Problem, output: str) -> str | None:
 
 
 def solved(problem: Problem, extracted: str) -> bool:
-    """Whether it is a valid grid that keeps the givens."""
+    """Whether the answer is a valid grid that keeps the givens."""
     return sudoku.is_correct(problem.fields["prompt"], extracted)
 
 
 def cells(problem: Problem, extracted: str) -> float:
-    """The share of empty cells that are as in the reference."""
+    """The share of empty cells that match the reference."""
     triples = zip(problem.fields["puzzle"], problem.answer, extracted, strict=True)
     right = [told == wanted for given, wanted, told in triples if given == "0"]
     return sum(right) / len(right) if right else 1.0
@@ -98,8 +99,8 @@ Answer with the 16 digits of the completed grid, row by row, and nothing else.""
 
 TASK = Task(
     name="sudoku",
-    # 3: a row of digits under the grid was its last one. 2: thoughts were read. 1: a row of digits
-    # over the grid was its first one
+    # What earlier versions did wrong. 3: a row of digits under the grid was read as its last one.
+    # 2: thoughts were read. 1: a row of digits over the grid was read as its first one
     version=4,
     summary="Complete 4x4 sudokus.",
     paper="Huang et al. 2025, arXiv:2508.13021",

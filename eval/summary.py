@@ -1,4 +1,4 @@
-"""The figures of a run: accuracy with its uncertainty, and what it cost."""
+"""The figures of a run: accuracy with its uncertainty, and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ class Row:
     run: Run
     template: str
     count: int  # samples
-    problems: int  # they are of
-    too_long: int  # of the prompts, not decoded
+    problems: int  # number of different problems
+    too_long: int  # prompts that were too long to decode
     scores: dict[str, float]  # mean over prompts by metric; the first one is the score
-    interval: tuple[float, float]  # 95%, of the score
-    counts: Counts  # of those decoded
+    interval: tuple[float, float]  # 95% interval of the score
+    counts: Counts  # over the decoded samples
     figures: list[Figure]  # pass@1 first
 
     @property
     def score(self) -> float:
-        """Mean of the headline metric, 0 to 1."""
+        """Mean of the first metric, 0 to 1."""
         return next(iter(self.scores.values()))
 
 
 def row_of(run: Run, template: str, samples: Sequence[Sample], pass_at: Sequence[int] = ()) -> Row:
-    """The figures of some samples."""
+    """Compute the figures of some samples."""
     groups = list(by_prompt(samples).values())
     found = figures(groups, measures_of(run, pass_at))
     assert found[0].interval is not None  # every group has a sample
@@ -54,9 +54,9 @@ def summarise(run: Run, *, pass_at: Sequence[int] = ()) -> list[Row]:
     """A row for each template that has samples, in the order of the settings.
 
     Args:
-        run: with its samples.
-        pass_at: k of each pass@k beside pass@1; those above the samples of a problem are left out.
-            Powers of two if none.
+        run: the run with its samples.
+        pass_at: k of each pass@k besides pass@1; powers of two if empty. A k above the number of
+            samples is left out.
 
     Raises:
         ValueError: the run has no sample.
@@ -89,11 +89,11 @@ HEAD = (
     "response / s",
     "tokens / s",
 )
-"""Columns of every table; `dlm.eval.counting.DEFINITIONS` says what they count."""
+"""Columns of every table; `dlm.eval.counting.DEFINITIONS` defines them."""
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text, column by column of `HEAD`."""
+    """A row as text, in the columns of `HEAD`."""
     counts = row.counts
     low, high = row.interval
     measured = [
@@ -115,7 +115,7 @@ def cells(row: Row) -> list[str]:
 
 
 def figure_cells(row: Row) -> list[list[str]]:
-    """The measures of a row as text, column by column of `dlm.eval.repeats.HEAD`."""
+    """The measures of a row as text, in the columns of `dlm.eval.repeats.HEAD`."""
     return [
         [
             row.run.name,
@@ -130,18 +130,18 @@ def figure_cells(row: Row) -> list[list[str]]:
 
 
 def launched(run: Run, name: str) -> list[object]:
-    """A fact of every start of a run, each value once."""
+    """A fact of the starts of a run, each distinct value once."""
     return list(dict.fromkeys(start.get(name) for start in run.launches))
 
 
 def executed(run: Run) -> list[str]:
-    """What ran generated code, where a run did."""
+    """What executed generated code, if the run has any."""
     found = run.settings.get("execution")
     return [] if found is None else [f"code run by {found['python']} in {found['sandbox']}"]
 
 
 def execution_note(runs: Sequence[Run]) -> str | None:
-    """A warning where generated code was not run in one way; None where it was."""
+    """A warning if the runs executed generated code differently; None otherwise."""
     ways = [run.settings.get("execution") for run in runs]
     if all(way == ways[0] for way in ways):
         return None
@@ -155,7 +155,7 @@ def execution_note(runs: Sequence[Run]) -> str | None:
 
 
 def partial_notes(runs: Sequence[Run]) -> list[str]:
-    """A warning for each run that is not complete."""
+    """A warning for each incomplete run."""
     return [
         f"{run.folder} has {len(run.samples):,} of {run.wanted:,} samples: its figures will move"
         for run in runs
@@ -164,7 +164,7 @@ def partial_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def facts(run: Run) -> str:
-    """Where the figures of a run are from, on one line; of every start if there were several."""
+    """The settings of a run and of all its starts, on one line."""
     settings = run.settings
     told = {
         label: ", ".join(str(value) for value in launched(run, name) if value is not None)

@@ -1,4 +1,4 @@
-"""What a task is: data and a few pure functions, with no loop of its own."""
+"""A task: data and a few pure functions, without an evaluation loop of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,43 +15,43 @@ Messages = list[dict[str, str]]
 class Problem:
     """One item of a data set."""
 
-    id: str  # as the data set names it, unique in it
-    fields: Mapping[str, str]  # what templates may name
-    answer: str  # reference, as the data set has it
+    id: str  # as in the data set, where it is unique
+    fields: Mapping[str, str]  # what templates may refer to
+    answer: str  # reference, as in the data set
     data: Mapping[str, Any] = field(default_factory=dict)  # what checks need besides
 
 
 class Row(NamedTuple):
-    """A problem as a model gets it."""
+    """A problem as the model receives it."""
 
-    prompt: str | Messages  # for people
+    prompt: str | Messages  # for people to read
     tokens: list[int]
-    blanks: range | None = None  # places to fill; None: what is decoded goes behind the tokens
+    blanks: range | None = None  # positions to fill; None: decode after the tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How a problem is put to a model.
+    """How a problem is presented to a model.
 
-    `prompt` and `shot` are `str.format` texts over the fields of a problem; `target` is one over
-    the fields and `answer`, what a solved example answers. A chat template makes a user message
-    of the prompt and turns of the examples; a base template puts all behind one another.
+    `prompt` is a `str.format` text over the fields of a problem. `target` is one over the fields
+    and `answer`; it is the reply of a solved example. A chat template makes the prompt a user
+    message, and the examples earlier turns. A base template concatenates everything.
     """
 
     name: str
     prompt: str
     chat: bool = False
-    shots: int = 0  # solved examples in front
+    shots: int = 0  # solved examples before the problem
     target: str = "{answer}"
     separator: str = "\n\n"
-    instruction: str = ""  # in front of everything
-    until: tuple[str, ...] = ()  # the output is read up to the first of these
+    instruction: str = ""  # put before everything else
+    until: tuple[str, ...] = ()  # the output is cut at the first of these
 
     def render(self, problem: Problem, shots: Sequence[Problem] = ()) -> str | Messages:
-        """The prompt of a problem behind solved examples: text, or chat messages.
+        """The prompt of a problem after solved examples: text, or chat messages.
 
         Raises:
-            ValueError: another number of examples than `shots`.
+            ValueError: the number of examples is not `shots`.
         """
         if len(shots) != self.shots:
             raise ValueError(
@@ -72,7 +72,7 @@ class Template:
     def rows(
         self, model: "dlm.Model", problems: Sequence[Problem], shots: Sequence[Problem]
     ) -> list[Row]:
-        """The prompts of problems, each behind the same solved examples."""
+        """The prompts of problems, each after the same solved examples."""
         prompts = [self.render(each, shots) for each in problems]
         return list(map(Row, prompts, dlm.encode_prompts(model, prompts)))
 
@@ -84,9 +84,9 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class InfillTemplate:
-    """How many blanks a model is given for what stands between `prefix` and `suffix` of a problem.
+    """How many blanks a model gets for the text between `prefix` and `suffix` of a problem.
 
-    The output is what comes to stand there.
+    The output is the text that fills the blanks.
     """
 
     name: str
@@ -96,10 +96,10 @@ class InfillTemplate:
     shots: ClassVar[int] = 0
 
     def length(self, problem: Problem, model: "dlm.Model") -> int:
-        """Blanks of a problem.
+        """The number of blanks of a problem.
 
         Raises:
-            ValueError: a model without a tokenizer.
+            ValueError: the model has no tokenizer.
         """
         if self.blanks is not None:
             return self.blanks
@@ -108,7 +108,7 @@ class InfillTemplate:
         return len(model.tokenizer(problem.answer, add_special_tokens=False)["input_ids"])
 
     def render(self, problem: Problem, model: "dlm.Model") -> list[int]:
-        """Token ids of a problem, the mask id for each blank."""
+        """The token ids of a problem, with the mask id for each blank."""
         prefix, suffix = problem.fields["prefix"], problem.fields["suffix"]
         return dlm.encode_infill(model, prefix, suffix, self.length(problem, model))
 
@@ -126,7 +126,7 @@ class InfillTemplate:
         return found
 
     def cut(self, output: str) -> str:
-        """The output as it is: what stands behind it is given."""
+        """The whole output: the text after it is given."""
         return output
 
 
@@ -138,22 +138,22 @@ class Check:
     """A program to run: whether `solution` passes `tests`."""
 
     solution: str  # Python source, untrusted
-    tests: str  # Python source, trusted; passes when it ends without an exception
-    names: tuple[str, ...] = ()  # of the solution's globals that the tests call; all if empty
+    tests: str  # Python source, trusted; passes if it ends without an exception
+    names: tuple[str, ...] = ()  # globals of the solution that the tests call; all if empty
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One way to read an output and to score what was read; exactly one of the last two is set."""
+    """A way to read and score an output; exactly one of `is_correct` and `check` is set."""
 
     name: str
-    extract: Callable[[Problem, str], str | None]  # the answer in an output without its thoughts
+    extract: Callable[[Problem, str], str | None]  # the answer in an output without thoughts
     is_correct: Callable[[Problem, str], float] | None = None  # of what was extracted; 0 to 1
-    check: Callable[[Problem, str], Check] | None = None  # of code that was extracted
-    spell: Callable[[str], str] | None = None  # one spelling of what is one answer, for votes
+    check: Callable[[Problem, str], Check] | None = None  # for extracted code
+    spell: Callable[[str], str] | None = None  # normalises equal answers, for votes
 
     def vote(self, extracted: str | None) -> str | None:
-        """What was extracted, as majority votes count it; None of nothing and of code."""
+        """The extracted answer as majority votes count it; None for nothing and for code."""
         if extracted is None or self.check is not None:
             return None
         return (self.spell or str.strip)(extracted)
@@ -161,36 +161,36 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Options of `dlm.generate` or `dlm.infill` that a paper reports, and what it got with them."""
+    """Decoding options that a paper reports, and the result it reports for them."""
 
     name: str
-    options: Mapping[str, Any]  # the decoder and its options included
+    options: Mapping[str, Any]  # including the decoder and its options
     source: str  # where it is from
-    reported: str = ""  # accuracy in percent, forwards, as published
+    reported: str = ""  # accuracy in percent and forward passes, as published
     template: str | None = None  # None: the first that fits the model
 
     @property
     def decoder(self) -> str:
-        """The decoder that runs, unless another one is asked for."""
+        """The decoder, unless the user gives another one."""
         return str(self.options.get("decoder", "low_confidence"))
 
     @property
     def decoder_options(self) -> dict[str, Any]:
-        """What is set of its options."""
+        """The options of the decoder that are set."""
         return dict(self.options.get("decoder_options") or {})
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Options beside the decoder."""
+        """All options except the decoder's."""
         return {k: v for k, v in self.options.items() if k not in ("decoder", "decoder_options")}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where problems come from, best first: a file of the user, the package, the hub."""
+    """Where problems come from, best first: the user's file, the package, the hub."""
 
     read: Callable[[Path], list[Problem]]  # a file in the published format
-    local: Callable[[], list[Problem]] | None = None  # without a file and without a network
+    local: Callable[[], list[Problem]] | None = None  # without a file or a network connection
     hub: Callable[[], list[Problem]] | None = None  # through `datasets`
     examples: Callable[[Path | None], list[Problem]] | None = None  # solved ones, held in
     where: str = ""  # for messages: what to download
@@ -199,10 +199,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A benchmark: problems, prompts, how outputs are read and scored."""
+    """A benchmark: problems, prompts, and how outputs are read and scored."""
 
     name: str
-    version: int  # raised whenever scores could change
+    version: int  # increased whenever scores could change
     summary: str
     paper: str  # authors, year, arXiv id
     licence: str  # of the data
@@ -223,23 +223,23 @@ class Task:
 
     @property
     def infills(self) -> bool:
-        """Whether blanks within a text are filled, by `dlm.infill`, not a prompt gone on with."""
+        """Whether the task fills blanks with `dlm.infill`, instead of continuing a prompt."""
         return isinstance(self.templates[0], InfillTemplate)
 
     def template(self, name: str) -> AnyTemplate:
-        """The template of this name.
+        """The template with this name.
 
         Raises:
-            ValueError: there is none; the message has the close match and the list.
+            ValueError: there is none; the message has the closest match and the list.
         """
         known(f"template of {self.name}", name, (each.name for each in self.templates))
         return next(each for each in self.templates if each.name == name)
 
     def preset(self, name: str | None) -> Preset:
-        """The preset of this name, the first for None.
+        """The preset with this name; the first for None.
 
         Raises:
-            ValueError: there is none; the message has the close match and the list.
+            ValueError: there is none; the message has the closest match and the list.
         """
         if name is None:
             return self.presets[0]

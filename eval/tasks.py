@@ -1,7 +1,7 @@
 """The evaluation tasks by name.
 
-Importing this needs only the standard library: what reads the hub, compares mathematics or runs
-code is imported where it is used.
+Importing this module needs only the standard library. Code that reads the hub, compares mathematics
+or runs programs is imported where it is used.
 """
 
 from dlm.eval import (

@@ -1,8 +1,8 @@
-r"""Whether two answers are the same mathematics: math-verify in a process of its own.
+r"""Mathematical equality of two answers: math-verify in a separate process.
 
-A look at `9^{9^{9}}` can take for ever inside one big-integer operation, where no signal handler
-runs; so the process has a limit of processor time and of memory, dies of it, and is started anew.
-This file is also the script of that process; it imports nothing of `dlm`.
+Evaluating `9^{9^{9}}` can take forever inside a single big-integer operation, where no signal
+handler runs. The process therefore has limits on CPU time and memory, dies when it reaches one, and
+is started again. This file is also the script of that process; it imports nothing from `dlm`.
 """
 
 import atexit
@@ -15,13 +15,13 @@ import sys
 import threading
 from collections.abc import Callable
 
-SECONDS = 5.0  # of processor time for one pair
+SECONDS = 5.0  # of CPU time for one pair
 START_SECONDS = 120.0  # for imports
 MEMORY = 4 << 30  # bytes of address space
 
 
 class Verifier:
-    """A process that compares pairs, started when the first one comes."""
+    """A process that compares pairs, started with the first one."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
@@ -33,7 +33,7 @@ class Verifier:
 
         Raises:
             ValueError: math-verify is not installed.
-            RuntimeError: it is, and does not work.
+            RuntimeError: math-verify is installed, but does not work.
         """
         with self._lock:
             process = self._started()
@@ -44,9 +44,9 @@ class Verifier:
                 line = ""
             if line.endswith("\n"):
                 return bool(json.loads(line))
-            status = process.wait()  # its output has ended, and so does it
+            status = process.wait()  # its output has ended, so it is about to exit
             self._stop()
-            if status >= 0:  # it ended by itself: the question is not to blame
+            if status >= 0:  # it exited by itself: the pair is not to blame
                 raise RuntimeError("math-verify cannot be used: see python -c 'import math_verify'")
             return None
 
@@ -57,7 +57,7 @@ class Verifier:
 
     def _started(self) -> "subprocess.Popen[str]":
         if self._process is not None and self._process.poll() is not None:
-            self._stop()  # something else killed it
+            self._stop()  # killed by something else
         if self._process is None:
             if importlib.util.find_spec("math_verify") is None:
                 raise ValueError('comparing answers needs math-verify: pip install -e ".[eval]"')
@@ -84,20 +84,20 @@ class Verifier:
 
 @functools.cache
 def verifier() -> Verifier:
-    """The one of this program, ended with it."""
+    """The verifier of this program, closed at exit."""
     found = Verifier()
     atexit.register(found.close)
     return found
 
 
 def serve(seconds: float) -> None:
-    """Answer the pairs on standard input, a line each."""
+    """Answer the pairs on stdin, one line each."""
     import os
     import resource
     import signal
 
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, START_SECONDS)  # its signal ends the process
@@ -110,7 +110,7 @@ def serve(seconds: float) -> None:
 
 
 def _comparison() -> Callable[[str, str], bool]:
-    """What compares a pair; imports math-verify."""
+    """The function that compares a pair; imports math-verify."""
     from math_verify import (  # type: ignore[import-untyped]
         ExprExtractionConfig,
         LatexExtractionConfig,

@@ -1,13 +1,13 @@
-"""What else the built-in model was trained on: word problems, functions and arithmetic.
+"""Other tasks that the built-in model was trained on: word problems, functions and arithmetic.
 
-Held-out examples of the generators of `dlm.data`, put as the model knows them. A file of the user
-has lines of a prompt and a response:
+The problems are held-out examples of the generators of `dlm.data`, in the form that the model
+knows. Each line of a user's file has a prompt and a response:
 
     {"prompt": "Compute: 3*4, 9-2, 8/4, 1+1", "response": "3*4=12. 9-2=7. 8/4=2. 1+1=2."}
 
 Checked against the generators:
-- every reference response is correct by the rule of `dlm.data` that scores it;
-- functions are compared by syntax tree with the accepted ones: no code runs.
+- Every reference response is correct by the rule of `dlm.data` that scores it.
+- Functions are compared with the accepted ones by syntax tree; no code runs.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,23 @@ OURS = "the generators of dlm"
 
 
 def problem(number: int, example: Example) -> Problem:
-    """An example as a problem; its id is its place."""
+    """An example as a problem; its id is its index."""
     return Problem(str(number), {"prompt": example.prompt}, example.response)
 
 
 def whole(problem: Problem, output: str) -> str | None:
-    """The output as it stands, if there is any."""
+    """The output as it is, unless it is blank."""
     return output if output.strip() else None
 
 
 def marked(problem: Problem, output: str) -> str | None:
-    """The whole number behind the last `####`."""
+    """The whole number after the last `####`."""
     answer = final_answer(output)
     return None if answer is None else str(answer)
 
 
 def _read(name: str) -> Callable[[Path], list[Problem]]:
-    """The reader of a file of prompts and responses, which the task's own rule must accept."""
+    """A reader of files of prompts and responses, which the task's own rule must accept."""
     rule = make_task(name).is_correct
 
     def read(path: Path) -> list[Problem]:
@@ -54,7 +54,7 @@ def _read(name: str) -> Callable[[Path], list[Problem]]:
 
 
 def _task(name: str, count: int, metric: Metric, length: int, reported: str) -> Task:
-    """The task around a generator."""
+    """Create the task of a generator."""
 
     def local() -> list[Problem]:
         return [problem(n, each) for n, each in enumerate(drawn(name, count, held_out=True))]
@@ -80,7 +80,7 @@ def _task(name: str, count: int, metric: Metric, length: int, reported: str) -> 
 
 
 def _rule(name: str, before: str = "") -> Callable[[Problem, str], bool]:
-    """The rule of a generator, over what was extracted."""
+    """The rule of a generator, applied to what was extracted."""
     rule = make_task(name).is_correct
     return lambda problem, extracted: rule(problem.fields["prompt"], before + extracted)
 

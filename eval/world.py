@@ -1,4 +1,4 @@
-"""The processes of one run: alone, or side by side under torchrun or `accelerate launch`."""
+"""The processes of one run: alone, or several under torchrun or `accelerate launch`."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
-PATIENCE = timedelta(days=7)  # a process waits this long for the slowest one
+PATIENCE = timedelta(days=7)  # how long a process waits for the slowest one
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Which process this is, of how many."""
+    """The index of this process, and the number of processes."""
 
     rank: int = 0
     size: int = 1
@@ -19,10 +19,10 @@ class World:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The world that a launcher describes in its variables; this process alone without one.
+        """The processes as a launcher describes them in the environment; one without a launcher.
 
         Raises:
-            ValueError: a variable is missing, or no number.
+            ValueError: a variable is missing, or not a number.
         """
         if "WORLD_SIZE" not in environment:
             return cls()
@@ -35,21 +35,21 @@ class World:
         return cls(*found)
 
     def join(self) -> None:
-        """Meet the other processes. Nothing but waiting goes over this link, so the CPU does."""
+        """Join the other processes; the link only synchronises them, so it uses the CPU (gloo)."""
         if self.size > 1:
             from torch import distributed
 
             distributed.init_process_group("gloo", timeout=PATIENCE)
 
     def leave(self) -> None:
-        """Say goodbye."""
+        """Leave the process group."""
         if self.size > 1:
             from torch import distributed
 
             distributed.destroy_process_group()
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             from torch import distributed
 
@@ -59,7 +59,7 @@ class World:
         """Make sure that every process runs with the same settings.
 
         Raises:
-            ValueError: some do not, in every process; names the first difference.
+            ValueError: the settings differ; raised in every process, naming the first difference.
         """
         if self.size == 1:
             return
@@ -76,10 +76,10 @@ class World:
                     )
 
     def first(self, act: Callable[[], object]) -> None:
-        """Let process 0 do something, and the others wait for it.
+        """Run `act` in process 0 while the others wait.
 
         Raises:
-            ValueError: it refused to, in every process.
+            ValueError: `act` raised one; raised again in every process.
         """
         told = None
         if not self.rank:
@@ -103,7 +103,7 @@ class World:
             facts: options of `dlm.load`.
 
         Raises:
-            ValueError: there are several.
+            ValueError: there are several processes.
         """
         for name, one in (("device_map", None), ("tensor_parallel_size", 1)):
             found = facts.get(name, one)
@@ -114,7 +114,7 @@ class World:
                 )
 
     def device(self, name: str | None) -> str | None:
-        """The device of this process: one of its own where it sees several."""
+        """The device of this process: its own GPU if it can see several."""
         if name != "cuda" or self.size == 1:
             return name
         import torch
