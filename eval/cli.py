@@ -142,7 +142,7 @@ def task_command(name: str) -> Callable[..., None]:
         ] = None,
         max_gen_length: Annotated[
             int | None,
-            decoding(help="Most tokens that blanks may grow to, for DreamOn.", **WHOLE),
+            decoding(help="Maximum tokens that blanks may grow to, for DreamOn.", **WHOLE),
         ] = None,
         expand_budget: Annotated[
             int | None,

@@ -45,7 +45,7 @@ Steps = Annotated[
 AnswerEvery = Annotated[
     int | None,
     decoding(
-        help="Fewest passes between recomputations of the whole answer.",
+        help="Minimum number of passes between recomputations of the whole answer.",
         show_default="each block",
         **WHOLE,
     ),
@@ -53,7 +53,7 @@ AnswerEvery = Annotated[
 PromptEvery = Annotated[
     int | None,
     decoding(
-        help="Fewest passes between recomputations of the prompt.",
+        help="Minimum number of passes between recomputations of the prompt.",
         show_default="with the answer",
         **WHOLE,
     ),

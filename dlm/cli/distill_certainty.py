@@ -88,7 +88,7 @@ def certainty(  # noqa: PLR0913 (the parameters are the command line)
             help="Published sudoku or countdown file to exclude from training; repeatable.",
         ),
     ] = None,
-    prompts: Annotated[int, data(help="Most distinct prompts.", **COUNT)] = 2000,
+    prompts: Annotated[int, data(help="Maximum number of distinct prompts.", **COUNT)] = 2000,
     chat: Annotated[
         bool, data("--chat/--raw", help="Apply the chat template to prompts, or not.")
     ] = True,

@@ -43,7 +43,7 @@ def frequencies(
     ] = None,
     field: Annotated[str, data(metavar="KEY", help="Key of the text in .jsonl objects.")] = "text",
     limit: Annotated[
-        int | None, data(help="Most documents to count.", show_default="all", **COUNT)
+        int | None, data(help="Maximum number of documents to count.", show_default="all", **COUNT)
     ] = None,
     json: Annotated[bool, JSON] = False,
 ) -> None:

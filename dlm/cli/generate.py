@@ -85,7 +85,7 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     max_gen_length: Annotated[
         int | None,
         source(
-            help="With --infill: most tokens that the blanks of a text may grow to. For models "
+            help="With --infill: maximum number of tokens in the blanks of a text. For models "
             "that add and delete blanks, such as DreamOn.",
             **COUNT,
         ),
@@ -135,7 +135,9 @@ def generate(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     stop: Annotated[
         list[str] | None,
-        decoding(metavar="TEXT", help="Text that ends an answer and is cut off; repeatable."),
+        decoding(
+            metavar="TEXT", help="Text that ends an answer and is left out of it; repeatable."
+        ),
     ] = None,
     pad_after_eos: PadAfterEos = False,
     confidence_eos_eot_inf: StopsLast = False,

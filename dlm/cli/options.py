@@ -223,7 +223,7 @@ PadAfterEos = Annotated[
 RefreshAnswerEvery = Annotated[
     int | None,
     sampling(
-        help="Fewest passes between recomputations of the whole answer.",
+        help="Minimum number of passes between recomputations of the whole answer.",
         show_default="at every refresh",
         **WHOLE,
     ),
@@ -231,7 +231,7 @@ RefreshAnswerEvery = Annotated[
 RefreshPromptEvery = Annotated[
     int | None,
     sampling(
-        help="Fewest passes between recomputations of the prompt.",
+        help="Minimum number of passes between recomputations of the prompt.",
         show_default="with the answer",
         **WHOLE,
     ),

@@ -114,10 +114,10 @@ def serve(  # noqa: PLR0913 (the parameters are the command line)
         server(help="Copies of the model, each on its own GPU, that share the requests.", **COUNT),
     ] = 1,
     batch_size: Annotated[
-        int, server(help="Most rows that each copy decodes at once.", **COUNT)
+        int, server(help="Maximum number of rows that each copy decodes at once.", **COUNT)
     ] = 16,
     queue_size: Annotated[
-        int, server(help="Most rows that may wait for each copy.", **COUNT)
+        int, server(help="Maximum number of rows that wait for each copy.", **COUNT)
     ] = 256,
     prompt_cache: Annotated[
         float | None,

@@ -55,10 +55,11 @@ def train(  # noqa: PLR0913 (the parameters are the command line)
     ] = None,
     steps: Annotated[int, optimiser(help="Optimiser steps.", **WHOLE)] = 1000,
     tokens_per_batch: Annotated[
-        int, optimiser(help="Most tokens in a batch: rows times length.", **WHOLE)
+        int, optimiser(help="Maximum tokens in a batch: rows times length.", **WHOLE)
     ] = 8192,
     max_extra: Annotated[
-        int, optimiser(help="Most end-of-text tokens appended to the longest response.", **WHOLE)
+        int,
+        optimiser(help="Maximum number of end-of-text tokens after the longest response.", **WHOLE),
     ] = 16,
     optimizer: Annotated[
         str, optimiser(help="adamw, or muon (for the matrices in layers, with adamw for the rest).")
