@@ -137,11 +137,11 @@ def generate(  # noqa: PLR0913 (the options that users know by these names)
             end of text; on by default. If the decoder may take tokens back, this waits for the end
             of the block; if it reaches back to earlier blocks, for the end of the row.
         pad_after_eos: fill masks after a stop token with end of text as soon as it is written,
-            before the text in front of it is decoded, so that forward passes are spent on the text
-            alone. The model then sees padding instead of masks, so the text differs; the more of
-            the passes commit a fixed number of tokens, the more it saves. Off by default. Deferred
-            commitment (arXiv:2601.02076) and d3LLM (arXiv:2601.07568) do this in their authors'
-            code. Not for decoders that take tokens back or look ahead.
+            before the text preceding it is decoded, so that forward passes are spent on the text
+            alone. The model then sees padding instead of masks, so the text differs. It saves most
+            where each pass commits a fixed number of tokens. Off by default. Deferred commitment
+            (arXiv:2601.02076) and d3LLM (arXiv:2601.07568) do this in their authors' code. Not for
+            decoders that take tokens back or look ahead.
         stop: a text or texts that end a row, as soon as no later forward pass can change one. The
             text is cut before the first of them; the tokens are cut after it and filled with end of
             text. Needs a tokenizer.

@@ -88,12 +88,13 @@ def log_likelihoods(  # noqa: PLR0913 (the estimator's own knobs)
 ) -> Iterator[Likelihood]:
     """Estimate ln p(answer | prompt), nats, of many pairs in shared forward passes.
 
-    Each pair gets the value that `log_likelihood` gives it alone, provided that the network's
-    logits of a row do not depend on the other rows; they may differ by rounding in float32. Rows
-    of similar length are batched together, the longest first, and equal rows are computed once: an
-    answer of n tokens takes at most 2**n - 1 rows whatever `samples` is, and answers of equal
-    length to one prompt share the row in which they are fully masked. Answers of one token thus
-    take one row per prompt.
+    Each pair gets the value that `log_likelihood` gives it alone, as far as the network's logits of
+    a row do not depend on the other rows: in float32, values differ by rounding at most.
+
+    Rows of similar length are batched together, the longest first, and equal rows are computed
+    once: an answer of n tokens takes at most 2**n - 1 rows whatever `samples` is, and answers of
+    equal length to one prompt share the row in which they are fully masked. Answers of one token
+    thus take one row per prompt.
 
     Args:
         model: the model, from `dlm.load`.
