@@ -36,35 +36,35 @@ ALL = "all"
 METHODS = (
     (
         "points",
-        "score less the score of the baseline, in percentage points, over the same pairs: problems "
-        "under a template, by the mean of their samples where they have several",
+        "score minus the baseline's score, in percentage points, over the same pairs: a problem "
+        "under a template, with the mean of its samples if it has several",
     ),
     (
         "95% of points and ratios",
-        "BCa bootstrap (Efron 1987) of 10,000 resamples of the problems, a problem with all its "
-        "templates and samples at a time; none is given where resampling changes nothing",
+        "BCa bootstrap interval (Efron 1987) from 10,000 resamples of the problems, each with all "
+        "its templates and samples; omitted if resampling changes nothing",
     ),
     (
         "p",
-        "exact McNemar test (1947), two-sided, of the pairs where just one run is right; over all "
-        "templates together, and of several samples, the exact sign-flip test of problems (Fisher "
-        "1935), which is the same for one of each; none where problems differ in their number of "
-        "samples, in one run or between runs; not corrected for the number of comparisons",
+        "two-sided exact McNemar test (1947) of the pairs that only one run gets right; over all "
+        "templates, and with several samples, the exact sign-flip test of problems (Fisher "
+        "1935), which is the same for one sample each; omitted if problems differ in their number "
+        "of samples, within a run or between runs; not corrected for the number of comparisons",
     ),
     (
         "ratio",
-        "of the run to the baseline, over the same pairs; those that both decoded. None of seconds "
-        "where device, dtype, batch size, processes or threads differ; their interval is over "
-        "problems, each timed once, and leaves out how a machine's speed varies",
+        "of the run to the baseline, over the pairs that both decoded; no ratio of seconds if "
+        "device, dtype, batch size, processes or threads differ; its interval is over problems, "
+        "each timed once, and does not cover how a machine's speed varies",
     ),
     (
         "left out",
-        "samples of problems that only the baseline has, and of those that only the other run has",
+        "samples of problems that only the baseline has, and of problems that only the run has",
     ),
     (
         "only one right",
-        "pairs where just the baseline is right, and where just the other run is; of several "
-        "samples, where a larger share is",
+        "pairs that only the baseline gets right, and pairs that only the run gets right; with "
+        "several samples, those with the larger share of right samples",
     ),
 )
 """How runs are compared; printed with every comparison."""
