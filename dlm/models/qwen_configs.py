@@ -164,6 +164,12 @@ class WeDLMConfig(QwenConfig):
         """Whether queries, keys and values have a bias."""
         return self.attention_bias
 
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """The tensor parallel plan of the one or the other."""
+        norms = QK_NORM_PLAN if self.qk_norm else {}
+        return DecoderConfig.base_model_tp_plan | norms
+
 
 class OpenDcoderConfig(QwenHalfBillionConfig):
     """Open-dCoder-0.5B, whose files look like those of an autoregressive Qwen2."""

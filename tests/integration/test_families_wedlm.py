@@ -276,3 +276,10 @@ def test_facts(written: Callable[[str], Path]) -> None:
     assert spec.block_size == spec.max_length == 128
     with pytest.raises(ValueError, match="blocks, and wedlm is causal, got 8"):
         dlm.load(written("wedlm"), block_size=8)
+
+
+def test_gradients_of_head_norms_are_summed_over_processes(model: Model) -> None:
+    """The heads are cut, and each process has a whole norm: of Qwen3, as Qwen2 has none."""
+    plan = model.network.tp_plan
+    styles = {plan.get(f"model.layers.*.self_attn.{norm}") for norm in ("q_norm", "k_norm")}
+    assert styles == {"replicated_with_grad_allreduce" if model.network.config.qk_norm else None}
