@@ -39,10 +39,20 @@ def mask_of(config: Any, x: Tensor, attention_mask: Tensor | None) -> Any:
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
 
 
-def causal_mask(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A causal mask without padding, bool [B, L, L]; a mask per query is returned as it is."""
+def causal_mask(config: Any, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """A causal mask without padding, bool [B, L, L]; a mask per query is returned as it is.
+
+    Raises:
+        ValueError: the attention backend takes no mask per query.
+    """
     if attention_mask is not None and attention_mask.dim() > 2:
         return attention_mask
+    backend = config._attn_implementation
+    if backend not in MASKED:
+        raise ValueError(
+            f"attn_implementation must be {' or '.join(map(repr, MASKED))} for {config.title}, "
+            f"whose queries have masks of their own, got {backend!r}"
+        )
     length = x.shape[1]
     sees = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None]
     return sees if attention_mask is None else sees & attention_mask.bool()[:, None]

@@ -200,7 +200,7 @@ class TransformerModel(Bidirectional):
         if position_ids is None:
             position_ids = self.places(x, attention_mask)
         if self.config.autoregressive:
-            attention_mask = causal_mask(x, attention_mask)
+            attention_mask = causal_mask(self.config, x, attention_mask)
         mask = mask_of(self.config, x, attention_mask)
         angles = self.rotary_emb(position_ids, x.dtype)
         if not output_hidden_states and fused.covers(self, x, (Layer, Attention)):

@@ -16,7 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForMaskedLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import dlm
 from dlm.distill.schedule_states import Layout
@@ -283,3 +289,14 @@ def test_gradients_of_head_norms_are_summed_over_processes(model: Model) -> None
     plan = model.network.tp_plan
     styles = {plan.get(f"model.layers.*.self_attn.{norm}") for norm in ("q_norm", "k_norm")}
     assert styles == {"replicated_with_grad_allreduce" if model.network.config.qk_norm else None}
+
+
+def test_a_call_needs_a_backend_with_masks(written: Callable[[str], Path]) -> None:
+    """The message says so, whether or not the caller has given a mask."""
+    network = AutoModelForMaskedLM.from_pretrained(
+        written("wedlm"), attn_implementation="flex_attention"
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    for mask in (None, torch.ones_like(ids)):
+        with pytest.raises(ValueError, match="attn_implementation must be 'sdpa' or 'eager' for "):
+            network(ids, attention_mask=mask)
