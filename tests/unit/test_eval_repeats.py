@@ -275,7 +275,7 @@ def test_problems_of_unlike_numbers_of_samples_have_no_test() -> None:
     a, b = [[1, 0, 0], [0, 0, 0], [1, 1]], [[1, 1, 1], [1, 1, 0], [1, 1]]
     (found,) = compare([run("a", a), run("b", b)])
     assert found.p is None
-    assert "none where problems differ in their number of samples" in dict(METHODS)["p"]
+    assert "omitted if problems differ in their number of samples" in dict(METHODS)["p"]
     (equal,) = compare([run("a", a[:2]), run("b", b[:2])])
     assert equal.p == 0.5
 
