@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from dlm.decoders.base import Stateless
+from dlm.decoders.base import MOST_BLOCKS, Stateless
 from dlm.decoders.select import NEVER, at_least
-from dlm.options import integer, number
+from dlm.options import boolean, integer, number
 from dlm.types import Decision, StepView
 
 
@@ -18,19 +19,23 @@ class WeDLM(Stateless):
     Streaming parallel decoding of Liu et al. 2025 (WeDLM, arXiv:2512.22737, and the authors'
     engine). The entropy H_i of a masked position i is raised by its distance from the first mask,
     and only the `window` positions from there on are decoded: all below the threshold, else the
-    lowest one. The rule works with every network. The authors' engine caches everything in front
-    of L; here a cache holds what is in front of the active block. Give `block_length=None` for a
-    window that crosses no border, as there; otherwise it ends with its block.
+    lowest one. The rule works with every network. The window ends with its block, unless it is
+    `sliding`. The authors' window slides, and their engine caches what is in front of L: so does
+    `sliding=True` with `block_length=1` and a cache, for networks that see masks last.
 
     Args:
         threshold: of entropy and penalty together, nats.
         penalty: for each position between the first mask and another, nats.
-        window: positions from the first mask on.
+        window: positions from the first mask on; at most 64 if sliding.
+        sliding: whether the window crosses the ends of blocks. What follows it is neither computed
+            with a cache nor seen by masks that are seen last. A `steps` budget applies to the
+            active block.
     """
 
     threshold: float = 0.4
     penalty: float = 0.02
     window: int = 16
+    sliding: bool = False
     paper: ClassVar[str] = "arXiv:2512.22737"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy", "position_noise"})
     blind: ClassVar[bool] = True
@@ -38,7 +43,20 @@ class WeDLM(Stateless):
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0.0)
         number("penalty", self.penalty, least=0.0)
+        boolean("sliding", self.sliding)
         integer("window", self.window, least=1)
+        if self.sliding:
+            integer("window, if sliding,", self.window, least=1, most=MOST_BLOCKS)
+
+    @property
+    def ahead(self) -> int:
+        """Blocks after the active one that a window may reach, as many as blocks of 1 take."""
+        return self.window - 1 if self.sliding else 0
+
+    def open(self, state: None, view: StepView) -> tuple[None, Tensor]:
+        """As many positions as the window holds, from the first mask on."""
+        first = view.masked.long().argmax(-1)
+        return None, torch.where(view.masked.any(-1), first + self.window, 0)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """All of the window that is below the threshold, and no fewer than the quota."""
@@ -46,6 +64,14 @@ class WeDLM(Stateless):
         first = torch.where(masked, view.positions, NEVER).amin(-1, keepdim=True)
         distance = view.positions - first
         cost = view.want("entropy") + self.penalty * distance
-        inside = masked & ((distance < self.window) | (masked.cumsum(-1) <= view.quota[:, None]))
-        sure = inside & (cost < self.threshold)
-        return None, Decision(at_least(sure, view.tempered(-cost), inside, view.quota))
+        scores, near = view.tempered(-cost), masked & (distance < self.window)
+        commit = near & (cost < self.threshold)
+        owed = view.quota
+        if self.sliding:  # one of any block, and what the active block owes
+            commit = at_least(commit, scores, near, torch.ones_like(owed))
+            owed = owed.where(view.limit > 0, 0)
+        column = torch.arange(masked.shape[1], device=masked.device)
+        front = (near | (masked & (masked.cumsum(-1) <= owed[:, None]))) & (
+            column < view.block_length
+        )
+        return None, Decision(commit | at_least(commit & front, scores, front, owed))

@@ -58,7 +58,7 @@ _LESS = (
 )
 _STREAM = (
     "in dlm it is decoder='wedlm' with decoder_options={'threshold': 0.4, 'penalty': 0.02, "
-    "'window': 16} and block_length=None"
+    "'window': 16, 'sliding': True} and block_length=1"
 )
 _SLOW_FAST = "the nearest is decoder='threshold' with suffix_window, the masks behind a block"
 _COPIES = "give the prompt that often: every row has noise of its own, at temperature=1.0 say"

@@ -328,7 +328,7 @@ class Settings:
                 f"suffix_window must be None for {spec.family}, where no block sees what is behind "
                 f"itself, got {self.suffix_window}"
             )
-        if spec.causal and traits.ahead:
+        if spec.causal and not spec.reordered and traits.ahead:
             raise ValueError(
                 f"decoder must decode one block at a time for {spec.family}, where one block of a "
                 f"row sees all of itself, got {self.decoder!r}, which decodes {1 + traits.ahead}"

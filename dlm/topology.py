@@ -26,6 +26,7 @@ class Topology:
     reordered: int | None  # the mask token's id, where only masks attend to masks
     anchored: bool  # whether attention blocks are counted from a row's first blank
     block_length: int | None  # tokens of a decoding block; None for the whole row
+    ahead: bool  # whether blocks after the active one may be open
     shadowed: bool  # whether every blank of the window has a shadow mask
 
     @classmethod
@@ -39,6 +40,7 @@ class Topology:
             reordered=spec.mask_id if spec.reordered else None,
             anchored=spec.anchored,
             block_length=active_length(settings.block_length, spec),
+            ahead=traits.ahead > 0,
             shadowed="leave_one_out" in traits.needs,
         )
 
@@ -61,10 +63,13 @@ class Topology:
     def block_end(self, canvas: Canvas, start: Tensor, stop: Tensor | None = None) -> Tensor:
         """One past the end of that attention block, at most the end of the row, [B].
 
-        With `stop`, [B], the attention block is the one that contains the position before it.
+        With `stop`, [B], the attention block is the one that contains the position before it; it
+        ends there if attention blocks are the decoding blocks.
         """
         size = self.size or self.block_length
         assert size is not None
+        if self.size is None and stop is not None:
+            return torch.minimum(stop, canvas.length)
         last = start if stop is None else stop - 1
         return torch.minimum(self.block_start(canvas, last) + size, canvas.length)
 
@@ -101,13 +106,17 @@ class Topology:
             origin = canvas.origin if self.anchored else None
             attend = block_causal(positions, keys, self.size, origin)
         else:  # the window may reach back to earlier blocks
-            end = self.block_end(canvas, view.block_start)
+            end = self.open_end(view) if self.ahead else self.block_end(canvas, view.block_start)
             attend = causal_context(positions, keys, view.positions[:, 0], end)
         if self.reordered is not None:
             masked = canvas.tokens == self.reordered
             asked = positions.expand(len(masked), -1).clamp(max=masked.shape[1] - 1)
             attend = attend & masks_last(positions, keys, masked.gather(1, asked), masked)
         return attend if valid is None else attend & valid[:, None]
+
+    def open_end(self, view: StepView) -> Tensor:
+        """One past the last open blank of each row, [B]: where what its masks see ends."""
+        return (view.positions + 1).where(view.masked | view.editable, 0).amax(-1)
 
     def with_shadows(
         self,

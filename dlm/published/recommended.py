@@ -189,10 +189,12 @@ RECOMMENDED: Final[tuple[Recommended, ...]] = (
     ),
     Recommended(
         ("tencent/WeDLM-7B-Instruct", "tencent/WeDLM-8B-Instruct"),
-        {"decoder": "wedlm", **lengths(512), "temperature": 0.0, **EXACT},
+        {
+            "decoder": "wedlm", "decoder_options": {"sliding": True}, **lengths(512, 1),
+            "temperature": 0.0, **EXACT,
+        },
         "README of Tencent/WeDLM, with what its engine does by default",
-        "there all that is decoded without a gap is cached, here the prompt; with block_length=64 "
-        "a cache holds earlier blocks too, and a window ends with its block",
+        "with blocks of 1 a cache holds all that is decoded without a gap, as there",
     ),
     Recommended(
         ("kuleshov-group/mdlm-owt",),

@@ -138,11 +138,19 @@ def streamed(
 
 @torch.no_grad()
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(("block_length", "sliding"), [(None, False), (1, True), (4, True)])
 @pytest.mark.parametrize(
     ("threshold", "penalty", "window"), [(3.6, 0.02, 16), (0.0, 0.3, 5), (3.8, 0.0, 8)]
 )
 def test_decodes_what_the_authors_engine_does(
-    model: Model, theirs: Any, cache: str, threshold: float, penalty: float, window: int
+    model: Model,
+    theirs: Any,
+    cache: str,
+    block_length: int | None,
+    sliding: bool,
+    threshold: float,
+    penalty: float,
+    window: int,
 ) -> None:
     """Prompts of unlike lengths in one batch; the canvas is longer than the window."""
     options: dict[str, Any] = {"threshold": threshold, "penalty": penalty, "window": window}
@@ -150,9 +158,9 @@ def test_decodes_what_the_authors_engine_does(
         model,
         PROMPTS,
         decoder="wedlm",
-        decoder_options=options,
+        decoder_options={**options, "sliding": sliding},
         gen_length=27,
-        block_length=None,
+        block_length=block_length,
         cache=cache,
         stop_at_eos=False,
         suppress_tokens=[],
@@ -260,7 +268,6 @@ def test_schedules_are_learned_from_what_decoding_sees(model: Model, theirs: Any
     [
         ({"cfg_scale": 0.5}, "cfg_scale must be 0 for wedlm, where a prompt of masks"),
         ({"decoder": "wino"}, "ask about a token with a mask in its place for wedlm, which has"),
-        ({"decoder": "d2f"}, "decoder must decode one block at a time for wedlm"),
         ({"suffix_window": 8}, "suffix_window must be None for wedlm"),
         ({"cache": "dual", "refresh_around": 2}, "refresh_around must be 0 for wedlm"),
     ],

@@ -88,7 +88,7 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "window": whole(1),
         "max_window": [(value, rule) for value, rule in whole(1) if value is not None],
     },
-    "wedlm": {"threshold": CHANCE, "penalty": CHANCE, "window": whole(1)},
+    "wedlm": {"threshold": CHANCE, "penalty": CHANCE, "window": whole(1), "sliding": FLAG},
     "adaptive_block": {
         "threshold": CHANCE,
         "sub_block_length": whole(1),
