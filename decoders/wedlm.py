@@ -27,9 +27,9 @@ class WeDLM(Stateless):
         threshold: of entropy and penalty together, nats.
         penalty: for each position between the first mask and another, nats.
         window: positions from the first mask on; at most 64 if sliding.
-        sliding: whether the window crosses the ends of blocks. What follows it is neither computed
-            with a cache nor seen by masks that are seen last. A `steps` budget applies to the
-            active block.
+        sliding: whether the window crosses the ends of blocks. With a cache, what follows it is not
+            computed, and networks that see masks last see nothing after its last blank. A `steps`
+            budget applies to the active block.
     """
 
     threshold: float = 0.4
