@@ -6,14 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.decoders.base import MOST_BLOCKS, Stateless
-from dlm.decoders.select import NEVER, at_least
+from dlm.decoders.base import MOST_BLOCKS
+from dlm.decoders.select import NEVER
+from dlm.decoders.sliding import Sliding
 from dlm.options import boolean, integer, number
 from dlm.types import Decision, StepView
 
 
 @dataclass(frozen=True, slots=True)
-class WeDLM(Stateless):
+class WeDLM(Sliding):
     """Commit H_i + `penalty` (i - L) < `threshold` from the first mask L on, one at least.
 
     Streaming parallel decoding of Liu et al. 2025 (WeDLM, arXiv:2512.22737, and the authors'
@@ -53,25 +54,18 @@ class WeDLM(Stateless):
         """Blocks after the active one that a window may reach, as many as blocks of 1 take."""
         return self.window - 1 if self.sliding else 0
 
-    def open(self, state: None, view: StepView) -> tuple[None, Tensor]:
-        """As many positions as the window holds, from the first mask on."""
-        first = view.masked.long().argmax(-1)
-        return None, torch.where(view.masked.any(-1), first + self.window, 0)
+    def near(self, view: StepView) -> Tensor:
+        """Masks less than `window` positions from the first one."""
+        return view.masked & (distance(view) < self.window)
 
     def step(self, state: None, view: StepView) -> tuple[None, Decision]:
         """All of the window that is below the threshold, and no fewer than the quota."""
-        masked = view.masked
-        first = torch.where(masked, view.positions, NEVER).amin(-1, keepdim=True)
-        distance = view.positions - first
-        cost = view.want("entropy") + self.penalty * distance
-        scores, near = view.tempered(-cost), masked & (distance < self.window)
-        commit = near & (cost < self.threshold)
-        owed = view.quota
-        if self.sliding:  # one of any block, and what the active block owes
-            commit = at_least(commit, scores, near, torch.ones_like(owed))
-            owed = owed.where(view.limit > 0, 0)
-        column = torch.arange(masked.shape[1], device=masked.device)
-        front = (near | (masked & (masked.cumsum(-1) <= owed[:, None]))) & (
-            column < view.block_length
-        )
-        return None, Decision(commit | at_least(commit & front, scores, front, owed))
+        cost, near = view.want("entropy") + self.penalty * distance(view), self.near(view)
+        sure = near & (cost < self.threshold)
+        return None, Decision(self.commits(view, near, sure, view.tempered(-cost)))
+
+
+def distance(view: StepView) -> Tensor:
+    """How far each position is from the row's first mask, int64 [B, W]."""
+    first = torch.where(view.masked, view.positions, NEVER).amin(-1, keepdim=True)
+    return view.positions - first

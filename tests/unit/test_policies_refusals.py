@@ -87,6 +87,7 @@ REFUSED: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "threshold": CHANCE,
         "window": whole(1),
         "max_window": [(value, rule) for value, rule in whole(1) if value is not None],
+        "sliding": FLAG,
     },
     "wedlm": {"threshold": CHANCE, "penalty": CHANCE, "window": whole(1), "sliding": FLAG},
     "adaptive_block": {
