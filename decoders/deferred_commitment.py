@@ -20,10 +20,10 @@ class DeferredCommitment(Sliding):
     networks. With blocks, the last positions of a block are decoded before anything after them.
     This decoder instead uses a window that moves with the first mask L:
         {i: i is mask, i < L + max_window, at most `window` masks are in [L, i]}.
-    The window holds at least as many masks as a `steps` budget requires. It ends with its block,
-    unless it is `sliding`: otherwise set `block_length=None`, or to several windows. The authors
-    refresh caches after a number of tokens; here a new active block and `refresh_every` do. Their
-    growing blocks, for block-causal networks, are not implemented.
+    The window holds at least as many masks as a `steps` budget requires. Unless it is `sliding`, it
+    ends with its block: then set `block_length=None`, or to several windows. The authors refresh
+    caches after a number of tokens; here a new active block and `refresh_every` do. Their growing
+    blocks, for block-causal networks, are not implemented.
 
     Args:
         threshold: minimum confidence to commit.
