@@ -73,6 +73,10 @@ def test_many_ask_at_once(golden: Model, gated: Any, engine: Engine) -> None:
         {"decoder": "threshold", "decoder_options": {"threshold": 0.01}}, {"cache": "prefix"},
         {"decoder": "saber"}, {"decoder": "saber", "gen_length": 4}, {"decoder": "pc_sampler"},
         {"cfg_scale": 0.5}, {"block_length": None}, {"cache": "dual", "seed": 9, "gen_length": 3},
+        {"decoder": "wedlm", "decoder_options": {"sliding": True, "threshold": 4.0},
+         "block_length": 1, "cache": "dual"},
+        {"decoder": "wedlm", "decoder_options": {"sliding": True, "threshold": 4.0},
+         "block_length": 1, "cache": "dual", "gen_length": 9},
     ]  # fmt: skip
     clients = [Client(golden, [[n + 1] * (n % 5 + 1)], n % 2 == 0, **each)
                for n, each in enumerate(options)]  # fmt: skip
