@@ -166,7 +166,7 @@ class WeDLMConfig(QwenConfig):
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
-        """The tensor parallel plan of the one or the other."""
+        """The tensor parallel plan, with the head norms if there are any."""
         norms = QK_NORM_PLAN if self.qk_norm else {}
         return DecoderConfig.base_model_tp_plan | norms
 
